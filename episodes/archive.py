@@ -1,0 +1,132 @@
+"""Safe reading of an episode's ``.tar.zst``: stream it, keep allow-listed members, count bytes.
+
+Nothing is ever extracted to disk. What the members mean is not decided here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import zstandard
+
+from episodes.format import READ_FILES
+
+if TYPE_CHECKING:
+    from typing import Any
+
+MAX_ARCHIVE_BYTES = 256 * 2**20
+MAX_MEMBER_BYTES = 256 * 2**20
+MAX_UNPACKED_BYTES = 1024 * 2**20
+MAX_MEMBERS = 1_000
+
+
+class ArchiveError(Exception):
+    """An archive that is not read; ``code`` is ``unsafe_archive`` or ``broken_archive``."""
+
+    def __init__(self, code: str, detail: str):
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+
+
+class _CountingReader(io.RawIOBase):
+    """Counts what comes out of the decompressor and stops it at a limit.
+
+    The library's own ``max_output_size`` does not hold back a decompression bomb.
+    """
+
+    def __init__(self, stream: zstandard.ZstdDecompressionReader, limit: int):
+        self._stream = stream
+        self._left = limit
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._stream.readinto(buffer)
+        self._left -= count
+        if self._left < 0:
+            raise ArchiveError(
+                "unsafe_archive", f"unpacks to more than {MAX_UNPACKED_BYTES:,} bytes"
+            )
+        return count
+
+
+def read_archive(path: Path, episode_id: str) -> tuple[str, dict[str, bytes]]:
+    """Read one archive whole, once.
+
+    Returns:
+        ``(sha256 of the file, {file name: content})`` with the allow-listed members only.
+
+    Raises:
+        OSError: the file cannot be read.
+        ArchiveError: it is broken, or holds something no episode has any business holding.
+    """
+    if path.is_symlink():
+        raise ArchiveError("unsafe_archive", f"{path.name} is a link")
+    size = path.stat().st_size
+    if size > MAX_ARCHIVE_BYTES:
+        raise ArchiveError(
+            "unsafe_archive", f"{path.name} has {size:,} bytes, over {MAX_ARCHIVE_BYTES:,}"
+        )
+    packed = path.read_bytes()
+    return hashlib.sha256(packed).hexdigest(), read_members(packed, episode_id)
+
+
+def read_members(packed: bytes, episode_id: str) -> dict[str, bytes]:
+    """Content of the allow-listed members of a ``.tar.zst`` held in memory.
+
+    Raises:
+        ArchiveError: see ``read_archive``.
+    """
+    members: dict[str, bytes] = {}
+    decompressor = zstandard.ZstdDecompressor(max_window_size=2**27)
+    try:
+        with (
+            decompressor.stream_reader(packed, read_across_frames=True) as stream,
+            io.BufferedReader(_CountingReader(stream, MAX_UNPACKED_BYTES), 2**20) as plain,
+            tarfile.open(fileobj=plain, mode="r|", bufsize=2**18) as tar,
+        ):
+            for count, member in enumerate(tar):
+                if count >= MAX_MEMBERS:
+                    raise ArchiveError("unsafe_archive", f"holds more than {MAX_MEMBERS} members")
+                name = _checked_name(member, episode_id)
+                if name not in READ_FILES:
+                    continue
+                if name in members:
+                    raise ArchiveError("unsafe_archive", f"holds {name} twice")
+                if member.size > MAX_MEMBER_BYTES:
+                    raise ArchiveError(
+                        "unsafe_archive",
+                        f"{name} has {member.size:,} bytes, over {MAX_MEMBER_BYTES:,}",
+                    )
+                content = tar.extractfile(member)
+                assert content is not None  # a regular file, by _checked_name
+                members[name] = content.read()
+            while plain.read(2**20):  # to the end: a cut-off last frame shows only there
+                pass
+    except (zstandard.ZstdError, tarfile.TarError, EOFError) as error:
+        raise ArchiveError("broken_archive", f"not a readable .tar.zst: {error}") from error
+    return members
+
+
+def _checked_name(member: tarfile.TarInfo, episode_id: str) -> str | None:
+    """File name of a regular member of the episode's folder; None for the folder itself."""
+    parts = member.name.rstrip("/").split("/")
+    if member.isdir() and parts in ([episode_id], ["."]):
+        return None
+    if not member.isreg():
+        raise ArchiveError(
+            "unsafe_archive", f"member {member.name!r} is neither a file nor the episode's folder"
+        )
+    if parts[0] == ".":
+        parts = parts[1:]
+    if len(parts) != 2 or parts[0] != episode_id or parts[1] in ("", ".", ".."):
+        raise ArchiveError(
+            "unsafe_archive", f"member {member.name!r} lies outside the folder {episode_id}/"
+        )
+    return parts[1]

@@ -1,0 +1,16 @@
+"""The one place where Numba is configured: compiled kernels are cached under ``artifacts/``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Set before numba's first import: nothing outside artifacts/ is written.
+os.environ.setdefault(
+    "NUMBA_CACHE_DIR", str(Path(__file__).resolve().parent.parent / "artifacts" / "cache" / "numba")
+)
+
+import numba  # noqa: E402  (the variable above must come first)
+
+jit = numba.njit(cache=True, nogil=True)
+"""Compile to machine code once; IEEE arithmetic is kept (no fastmath): results are exact."""

@@ -1,0 +1,487 @@
+"""Telemetry rows: JSON lines to columns.
+
+A compiled scanner reads the plain subset of JSON that collectors write (objects of numbers, short
+strings, booleans) at memory speed. A line with anything else in it (escapes, non-ASCII, numbers
+that need more than 53 bits to round) goes to the standard library's parser, so that the result
+is always that of ``json.loads``. What a column means is not known here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from episodes.jit import jit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+FieldPath = tuple[str, ...]
+
+WALL, MONO, TAG, DEPLOYABLE = 0, 1, 2, 3  # slots of the envelope; fields follow
+_FIRST_FIELD = 4
+_ENVELOPE: tuple[FieldPath, ...] = (
+    ("t_wall_ns",),
+    ("t_mono_ns",),
+    ("source",),
+    ("available_in_deployment",),
+)
+_INT64_LIMIT = 2**63
+
+ABSENT, NUMBER, UNUSABLE = 0, 1, 2  # what a field held in a row
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The well-formed rows of one source, in file order.
+
+    A row is well-formed when it is a JSON object with an integer ``t_wall_ns``.
+    """
+
+    t_wall_ns: NDArray[np.int64]  # (n_rows,)
+    t_mono_ns: NDArray[np.int64]  # (n_rows,), 0 where ``has_mono`` is False
+    has_mono: NDArray[np.bool_]  # (n_rows,)
+    values: NDArray[np.float64]  # (n_rows, n_fields), NaN = missing
+    unusable: NDArray[np.int64]  # (n_fields,) values that were there but were no finite number
+    absent: NDArray[np.int64]  # (n_fields,) rows without the field
+    problems: tuple[str, ...]  # malformed lines and rows with a faulty envelope, by line number
+    n_malformed: int
+
+    def __len__(self) -> int:
+        return len(self.t_wall_ns)
+
+    def take(self, order: NDArray[np.intp]) -> Rows:
+        """The same rows in another order."""
+        return Rows(
+            self.t_wall_ns[order],
+            self.t_mono_ns[order],
+            self.has_mono[order],
+            self.values[order],
+            self.unusable,
+            self.absent,
+            self.problems,
+            self.n_malformed,
+        )
+
+
+def parse_rows(content: bytes, fields: Sequence[FieldPath], tag: str, max_problems: int = 20) -> Rows:
+    """Parse one telemetry file.
+
+    Args:
+        content: the file; blank lines are skipped.
+        fields: path of each wanted value inside a row.
+        tag: what ``source`` has to say in every row.
+        max_problems: how many problems are described in words (all are counted).
+    """
+    buffer = np.frombuffer(content, dtype=np.uint8)
+    starts, ends = _line_bounds(buffer)
+    n_lines = len(starts)
+    times = np.zeros((n_lines, 2), dtype=np.int64)
+    values = np.full((n_lines, len(fields)), np.nan)
+    held = np.zeros((n_lines, len(fields) + _FIRST_FIELD), dtype=np.uint8)
+    slow = np.zeros(n_lines, dtype=np.bool_)
+    if n_lines:
+        _scan(buffer, starts, ends, *_key_table(fields), _ascii(tag), times, values, held, slow)
+
+    malformed: dict[int, str] = {}
+    good = np.ones(n_lines, dtype=np.bool_)
+    for i in np.flatnonzero(slow):
+        line = content[starts[i] : ends[i]]
+        if not line.strip():
+            good[i] = False
+            continue
+        why = _parse_line(line, fields, tag, times[i], values[i], held[i])
+        if why:
+            malformed[int(i)] = why
+    for i in np.flatnonzero((held[:, WALL] != NUMBER) & ~slow):
+        malformed[int(i)] = "no integer t_wall_ns"
+
+    good[list(malformed)] = False
+    problems = dict(malformed)
+    for slot, what in (
+        (MONO, "no integer t_mono_ns"),
+        (TAG, f"source is not {tag!r}"),
+        (DEPLOYABLE, "available_in_deployment is no boolean"),
+    ):
+        for i in np.flatnonzero(good & (held[:, slot] != NUMBER)):
+            problems.setdefault(int(i), what)
+    lines_before = np.cumsum(buffer == 10) if problems else None
+    described = []
+    for i in sorted(problems)[:max_problems]:
+        assert lines_before is not None
+        number = int(lines_before[starts[i] - 1]) + 1 if starts[i] else 1
+        described.append(f"line {number}: {problems[i]}")
+    if len(problems) > max_problems:
+        described.append(f"and {len(problems) - max_problems} more lines")
+
+    field_state = held[good, _FIRST_FIELD:]
+    return Rows(
+        t_wall_ns=times[good, WALL],
+        t_mono_ns=np.where(held[good, MONO] == NUMBER, times[good, MONO], 0),
+        has_mono=held[good, MONO] == NUMBER,
+        values=values[good],
+        unusable=(field_state == UNUSABLE).sum(axis=0),
+        absent=(field_state == ABSENT).sum(axis=0),
+        problems=tuple(described),
+        n_malformed=len(malformed),
+    )
+
+
+def parse_objects(content: bytes) -> tuple[list[dict[str, Any]], list[str]]:
+    """Parse a small JSON-lines file whole: ``(objects, problems by line number)``."""
+    objects, problems = [], []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        value = _loads(line)
+        if isinstance(value, dict):
+            objects.append(value)
+        else:
+            problems.append(f"line {number}: not a JSON object")
+    return objects, problems
+
+
+def _loads(line: bytes) -> object:
+    """``json.loads``, None where it fails; NaN and Infinity are read (they count as missing)."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def is_int64(value: object) -> bool:
+    """Whether ``value`` is an integer (no boolean, no 1.0) that fits 64 bits."""
+    return type(value) is int and -_INT64_LIMIT <= value < _INT64_LIMIT
+
+
+def _parse_line(
+    line: bytes,
+    fields: Sequence[FieldPath],
+    tag: str,
+    times: NDArray[np.int64],
+    values: NDArray[np.float64],
+    held: NDArray[np.uint8],
+) -> str | None:
+    """What ``_scan`` does, by the standard library; why the line is malformed, if it is."""
+    row = _loads(line)
+    if not isinstance(row, dict):
+        return "not a JSON object"
+    held[:] = ABSENT
+    for slot in (WALL, MONO):
+        value = row.get(_ENVELOPE[slot][0])
+        if is_int64(value):
+            times[slot], held[slot] = value, NUMBER
+    held[TAG] = NUMBER if row.get("source") == tag else UNUSABLE
+    held[DEPLOYABLE] = NUMBER if isinstance(row.get("available_in_deployment"), bool) else UNUSABLE
+    for i, path in enumerate(fields):
+        values[i], held[_FIRST_FIELD + i] = _number(row, path)
+    return None if held[WALL] == NUMBER else "no integer t_wall_ns"
+
+
+def _number(row: dict[str, Any], path: FieldPath) -> tuple[float, int]:
+    value: Any = row
+    for key in path:
+        if not isinstance(value, dict) or key not in value:
+            return math.nan, ABSENT
+        value = value[key]
+    if type(value) is int or type(value) is float:
+        try:
+            number = float(value)
+        except OverflowError:
+            return math.nan, UNUSABLE
+        if math.isfinite(number):
+            return number, NUMBER
+    return math.nan, UNUSABLE
+
+
+def _line_bounds(buffer: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Start and end (exclusive, without the newline) of every line that is not empty."""
+    newlines = np.flatnonzero(buffer == 10)
+    starts = np.concatenate([[0], newlines + 1])
+    ends = np.concatenate([newlines, [len(buffer)]])
+    filled = ends > starts
+    return starts[filled], ends[filled]
+
+
+def _ascii(text: str) -> NDArray[np.uint8]:
+    return np.frombuffer(text.encode(), dtype=np.uint8)
+
+
+def _key_table(fields: Sequence[FieldPath]) -> tuple[NDArray[Any], ...]:
+    """The wanted paths as a trie in flat arrays.
+
+    Entry ``k`` is the key ``key_bytes[key_ends[k-1]:key_ends[k]]`` inside the object ``parent[k]``
+    (0 = the row itself). ``target[k]`` is the slot it fills, or ``-1 - node`` where it opens the
+    object ``node``.
+    """
+    keys: list[bytes] = []
+    parent: list[int] = []
+    target: list[int] = []
+    nodes: dict[FieldPath, int] = {(): 0}
+    for slot, path in enumerate((*_ENVELOPE, *fields)):
+        for depth in range(1, len(path)):
+            prefix = path[:depth]
+            if prefix not in nodes:
+                nodes[prefix] = len(nodes)
+                keys.append(prefix[-1].encode())
+                parent.append(nodes[prefix[:-1]])
+                target.append(-1 - nodes[prefix])
+        keys.append(path[-1].encode())
+        parent.append(nodes[path[:-1]])
+        target.append(slot)
+    key_bytes = np.frombuffer(b"".join(keys), dtype=np.uint8)
+    key_ends = np.cumsum([len(key) for key in keys])
+    return key_bytes, key_ends, np.array(parent), np.array(target)
+
+
+@jit
+def _skip_space(buffer, i, end):
+    while i < end and (buffer[i] == 32 or buffer[i] == 9 or buffer[i] == 13):
+        i += 1
+    return i
+
+
+@jit
+def _string_end(buffer, i, end):
+    """Index of the closing quote of the string whose first character is at ``i``; -1: not plain."""
+    while i < end:
+        byte = buffer[i]
+        if byte == 34:
+            return i
+        if byte == 92 or byte < 32 or byte >= 128:
+            return -1
+        i += 1
+    return -1
+
+
+@jit
+def _is_word(buffer, i, end, word):
+    if i + len(word) > end:
+        return False
+    for j in range(len(word)):
+        if buffer[i + j] != word[j]:
+            return False
+    return True
+
+
+_TRUE, _FALSE, _NULL = _ascii("true"), _ascii("false"), _ascii("null")
+_POWERS = np.array([10.0**k for k in range(23)])  # exact in float64
+
+
+@jit
+def _scan_number(buffer, i, end):
+    """``(next index or -1, is an integer, int64, float64)``; -1: leave it to the slow path.
+
+    A decimal of at most 2^53 in digits times or over a power of ten up to 10^22 is rounded once,
+    hence correctly; so is a conversion from int64.
+    """
+    negative = i < end and buffer[i] == 45
+    if negative:
+        i += 1
+    first = i
+    mantissa = np.int64(0)
+    while i < end and 48 <= buffer[i] <= 57:
+        digit = np.int64(buffer[i]) - 48
+        if i - first >= 18 and mantissa > (9223372036854775807 - digit) // 10:
+            return -1, False, np.int64(0), 0.0
+        mantissa = mantissa * 10 + digit
+        i += 1
+    if i == first or (buffer[first] == 48 and i - first > 1):
+        return -1, False, np.int64(0), 0.0
+    whole = True
+    digits = i - first
+    exponent = 0
+    if i < end and buffer[i] == 46:
+        whole = False
+        i += 1
+        first = i
+        while i < end and 48 <= buffer[i] <= 57:
+            mantissa = mantissa * 10 + (np.int64(buffer[i]) - 48)
+            i += 1
+            digits += 1
+            if digits > 18:
+                return -1, False, np.int64(0), 0.0
+        if i == first:
+            return -1, False, np.int64(0), 0.0
+        exponent = first - i
+    if i < end and (buffer[i] == 69 or buffer[i] == 101):
+        whole = False
+        i += 1
+        down = False
+        if i < end and (buffer[i] == 43 or buffer[i] == 45):
+            down = buffer[i] == 45
+            i += 1
+        first = i
+        power = 0
+        while i < end and 48 <= buffer[i] <= 57:
+            power = power * 10 + (np.int64(buffer[i]) - 48)
+            i += 1
+            if i - first > 4:
+                return -1, False, np.int64(0), 0.0
+        if i == first:
+            return -1, False, np.int64(0), 0.0
+        exponent += -power if down else power
+    if negative:
+        mantissa = -mantissa
+    if whole:
+        return i, True, mantissa, float(mantissa)
+    if abs(mantissa) > 9007199254740992 or exponent < -22 or exponent > 22:
+        return -1, False, np.int64(0), 0.0
+    if exponent < 0:
+        number = mantissa / _POWERS[-exponent]
+    else:
+        number = mantissa * _POWERS[exponent]
+    if negative and mantissa == 0:
+        number = -0.0
+    return i, False, np.int64(0), number
+
+
+@jit
+def _scan(
+    buffer, starts, ends, key_bytes, key_ends, parent, target, tag, times, values, held, slow
+):
+    """Fill ``times``, ``values``, ``held`` line by line; set ``slow`` where a line is not plain.
+
+    Collectors write the keys of every row in one order: ``after`` remembers which key followed
+    which, so that a key is usually found by one comparison.
+    """
+    n_keys = len(parent)
+    after = np.full(n_keys + 1, -1, dtype=np.int64)
+    nodes = np.empty(8, dtype=np.int64)
+    opened = np.zeros(n_keys + 1, dtype=np.int64)  # line in which an object was last opened
+    for line in range(len(starts)):
+        i = _skip_space(buffer, starts[line], ends[line])
+        end = ends[line]
+        if i >= end or buffer[i] != 123:
+            slow[line] = True
+            continue
+        i = _skip_space(buffer, i + 1, end)
+        depth = 0
+        nodes[0] = 0
+        previous = -1
+        plain = True
+        closed = False
+        expects_key = True
+        if i < end and buffer[i] == 125:
+            closed = True
+            i += 1
+        while plain and not closed:
+            # one key
+            if not expects_key or i >= end or buffer[i] != 34:
+                plain = False
+                break
+            first = i + 1
+            quote = _string_end(buffer, first, end)
+            if quote < 0:
+                plain = False
+                break
+            length = quote - first
+            found = -1
+            guess = after[previous + 1]
+            for attempt in range(-1, n_keys):
+                k = guess if attempt < 0 else attempt
+                if k < 0 or parent[k] != nodes[depth]:
+                    continue
+                begin = key_ends[k - 1] if k > 0 else 0
+                if key_ends[k] - begin != length:
+                    continue
+                same = True
+                for j in range(length):
+                    if key_bytes[begin + j] != buffer[first + j]:
+                        same = False
+                        break
+                if same:
+                    found = k
+                    break
+            if found >= 0:
+                after[previous + 1] = found
+                previous = found
+            i = _skip_space(buffer, quote + 1, end)
+            if i >= end or buffer[i] != 58:
+                plain = False
+                break
+            i = _skip_space(buffer, i + 1, end)
+            if i >= end:
+                plain = False
+                break
+            # one value
+            byte = buffer[i]
+            slot = target[found] if found >= 0 else np.int64(-1)
+            opens = found >= 0 and slot < 0
+            state = 2
+            if byte == 123:
+                # only an object that holds wanted keys is plain, and only once a line
+                if not opens or opened[-1 - slot] == line + 1 or depth == 7:
+                    plain = False
+                    break
+                opened[-1 - slot] = line + 1
+                depth += 1
+                nodes[depth] = -1 - slot
+                i = _skip_space(buffer, i + 1, end)
+                if i >= end or buffer[i] == 125:  # an empty one: rare, slow
+                    plain = False
+                    break
+                continue
+            if opens:
+                plain = False
+                break
+            if byte == 34:
+                quote = _string_end(buffer, i + 1, end)
+                if quote < 0:
+                    plain = False
+                    break
+                if slot == TAG and quote - i - 1 == len(tag) and _is_word(buffer, i + 1, end, tag):
+                    state = 1
+                i = quote + 1
+            elif byte == 116 and _is_word(buffer, i, end, _TRUE):
+                i += 4
+                state = 1 if slot == DEPLOYABLE else 2
+            elif byte == 102 and _is_word(buffer, i, end, _FALSE):
+                i += 5
+                state = 1 if slot == DEPLOYABLE else 2
+            elif byte == 110 and _is_word(buffer, i, end, _NULL):
+                i += 4
+            else:
+                i, whole, integer, number = _scan_number(buffer, i, end)
+                if i < 0:
+                    plain = False
+                    break
+                if slot == WALL or slot == MONO:
+                    if whole:
+                        times[line, slot] = integer
+                        state = 1
+                elif slot >= _FIRST_FIELD:
+                    values[line, slot - _FIRST_FIELD] = number
+                    state = 1
+            if slot >= 0:
+                held[line, slot] = state
+                if slot >= _FIRST_FIELD and state != 1:
+                    values[line, slot - _FIRST_FIELD] = np.nan
+            # what follows a value
+            expects_key = False
+            while True:
+                i = _skip_space(buffer, i, end)
+                if i >= end:
+                    plain = False
+                    break
+                if buffer[i] == 44:
+                    i = _skip_space(buffer, i + 1, end)
+                    expects_key = True
+                    break
+                if buffer[i] != 125:
+                    plain = False
+                    break
+                i += 1
+                if depth == 0:
+                    closed = True
+                    break
+                depth -= 1
+        if plain and _skip_space(buffer, i, end) != end:
+            plain = False
+        slow[line] = not plain

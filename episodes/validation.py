@@ -1,0 +1,460 @@
+"""Verdicts on episodes: is one usable, and if not, why exactly.
+
+Every check adds a reason; none stops the others, so that one sweep tells all there is to mend.
+Nothing here touches the store, and nothing here knows what models are fed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from episodes.archive import ArchiveError
+from episodes.format import (
+    EVENTS_FILE,
+    FAILED,
+    JUSTIFYING_EVENT,
+    LABELS_FILE,
+    META_FILE,
+    NS_PER_S,
+    PHASES,
+    READ_FILES,
+    SOURCES,
+)
+from episodes.jsonl import is_int64
+from episodes.reading import Episode, read_episode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from episodes.jsonl import FieldPath
+    from episodes.store import StoredEpisode
+
+VERDICTS = ("accepted", "degraded", "rejected", "errored")
+USABLE = ("accepted", "degraded")
+
+REASONS = {
+    "tar_hash_mismatch": "rejected",
+    "file_hash_mismatch": "rejected",
+    "unsafe_archive": "rejected",
+    "broken_archive": "rejected",
+    "schema": "rejected",
+    "labels_out_of_order": "rejected",
+    "unknown_label": "rejected",
+    "failed_label": "rejected",
+    "infection_without_event": "rejected",
+    "too_short": "rejected",
+    "too_few_rows": "rejected",
+    "conflicting_contents": "rejected",
+    "listed_file_absent": "errored",
+    "io_error": "errored",
+    "unforeseen_error": "errored",
+    "source_absent": "degraded",
+    "rows_missing": "degraded",
+    "source_gap": "degraded",
+    "source_offset": "degraded",
+    "netflow_absent": "degraded",
+    "not_in_index": "degraded",
+}
+"""Reason -> the verdict it leads to. The worst one wins: rejected, errored, degraded."""
+
+_WORST_FIRST = ("rejected", "errored", "degraded")
+_POLLED = tuple(source for source in SOURCES.values() if source.expected_hz)
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationPolicy:
+    """The thresholds of every verdict."""
+
+    min_duration_s: float = 15.0
+    max_duration_s: float = 86_400.0  # a wall time years off would ask for a grid of terabytes
+    min_rows: int = 100
+    min_row_share: float = 0.8  # of the rows expected at the source's rate
+    max_gap_s: float = 2.0
+    max_source_offset_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+                raise ValueError(f"validation policy: {name} is {value!r}, not a number >= 0")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of the validation index."""
+
+    episode_id: str
+    host_id: str
+    batch: str
+    verdict: str
+    reasons: tuple[str, ...]
+    details: tuple[str, ...]  # one a reason, in the same order
+    flags: tuple[str, ...]  # worth knowing, no reason to degrade
+    sample_name: str | None
+    sample_sha256: str | None
+    profile: str | None
+    tier: int | None
+    synthetic: bool
+    producer_commit: str | None
+    producer_dirty: bool | None
+    schema_version: int | None
+    sha256: str | None  # of the archive as read
+    size_bytes: int | None
+    received_at_wall: str | None
+    started_at_wall_ns: int | None
+    ended_at_wall_ns: int | None
+    duration_s: float | None
+    rows: dict[str, int]  # by source
+    coverage: dict[str, float | None]  # by source: rows over rows expected; None: no expectation
+    largest_gap_s: dict[str, float | None]
+    unusable_values: dict[str, int]
+    seconds: dict[str, float]  # by phase
+
+    @property
+    def usable(self) -> bool:
+        return self.verdict in USABLE
+
+    def as_row(self) -> dict[str, Any]:
+        """Flat, for a table: one column a source or a phase."""
+        row = asdict(self)
+        for name in ("reasons", "details", "flags"):
+            row[name] = list(row[name])
+        for name in ("rows", "coverage", "largest_gap_s", "unusable_values", "seconds"):
+            row |= {f"{name}_{key}": value for key, value in row.pop(name).items()}
+        return row
+
+
+@dataclass
+class _Findings:
+    reasons: list[tuple[str, str]] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+
+    def add(self, code: str, detail: str) -> None:
+        assert code in REASONS, code
+        self.reasons.append((code, detail))
+
+    @property
+    def verdict(self) -> str:
+        found = {REASONS[code] for code, _ in self.reasons}
+        return next((verdict for verdict in _WORST_FIRST if verdict in found), "accepted")
+
+
+def validate(
+    stored: StoredEpisode,
+    policy: ValidationPolicy,
+    fields: Mapping[str, Sequence[FieldPath]],
+) -> tuple[Record, Episode | None]:
+    """Judge one episode; never raises for what is wrong with it.
+
+    Args:
+        fields: the values to parse on the way (see ``read_episode``), so that extraction needs
+            no second reading.
+
+    Returns:
+        The index row, and the episode where it could be read at all.
+    """
+    findings = _Findings()
+    episode: Episode | None = None
+    try:
+        _check_index(stored, findings)
+        if stored.size_bytes is not None:
+            episode = read_episode(stored.path, stored.episode_id, fields)
+            _check_episode(episode, stored, policy, findings)
+    except ArchiveError as error:
+        findings.add(error.code, error.detail)
+    except OSError as error:
+        findings.add("io_error", f"{stored.path.name}: {error.strerror or error}")
+    except Exception as error:  # the sweep goes on, whatever one episode holds
+        findings.add("unforeseen_error", _where(error))
+    return _record(stored, episode, findings), episode
+
+
+def _where(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}: {error}"
+
+
+def _check_index(stored: StoredEpisode, findings: _Findings) -> None:
+    hashes = sorted({row.sha256 for row in stored.index_rows})
+    if len(hashes) > 1:
+        findings.add(
+            "conflicting_contents",
+            f"the index has {len(hashes)} contents for this id: {', '.join(h[:12] for h in hashes)}",
+        )
+    if stored.other_hosts:
+        findings.add(
+            "conflicting_contents", f"hosts {', '.join(stored.other_hosts)} have this id as well"
+        )
+    if not stored.index_rows:
+        findings.add("not_in_index", "on disk without a row in index.jsonl")
+    if stored.size_bytes is None:
+        findings.add("listed_file_absent", f"in index.jsonl, but {stored.path.name} is not on disk")
+
+
+def _check_episode(
+    episode: Episode, stored: StoredEpisode, policy: ValidationPolicy, findings: _Findings
+) -> None:
+    indexed = {row.sha256 for row in stored.index_rows}
+    if indexed and episode.sha256 not in indexed:
+        findings.add(
+            "tar_hash_mismatch",
+            f"the archive's sha256 is {episode.sha256[:12]}…, the index says "
+            f"{sorted(indexed)[0][:12]}…",
+        )
+    _check_meta(episode, stored, findings)
+    _check_files(episode, findings)
+    _check_labels(episode, findings)
+    _check_rows(episode, policy, findings)
+
+
+def _check_meta(episode: Episode, stored: StoredEpisode, findings: _Findings) -> None:
+    if episode.meta_problem:
+        findings.add("schema", f"{META_FILE}: {episode.meta_problem}")
+        return
+    meta = episode.meta
+    wanted: dict[str, type | tuple[type, ...]] = {
+        "episode_id": str,
+        "host_id": str,
+        "schema_version": int,
+        "started_at_wall_ns": int,
+        "ended_at_wall_ns": int,
+        "sample.name": str,
+        "sample.profile": str,
+        "sample.sha256": str,
+        "experiment.tier": int,
+        "files": dict,
+    }
+    for name, kind in wanted.items():
+        value = _dig(meta, name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            findings.add("schema", f"{META_FILE}: {name} is absent or of the wrong type")
+    for name, expected in (("episode_id", stored.episode_id), ("host_id", stored.host_id)):
+        if isinstance(meta.get(name), str) and meta[name] != expected:
+            findings.add("schema", f"{META_FILE}: {name} is {meta[name]!r}, stored as {expected!r}")
+    for row in stored.index_rows[:1]:
+        if is_int64(meta.get("schema_version")) and meta["schema_version"] != row.schema_version:
+            findings.add(
+                "schema",
+                f"{META_FILE}: schema_version is {meta['schema_version']}, the index says "
+                f"{row.schema_version}",
+            )
+    if _dig(meta, "code_version.commit") in (None, "", "unknown"):
+        findings.flags.append("producer_commit_unknown")
+    if _dig(meta, "code_version.dirty") is not False:
+        findings.flags.append(
+            "producer_dirty" if _dig(meta, "code_version.dirty") else "producer_dirty_unknown"
+        )
+
+
+def _check_files(episode: Episode, findings: _Findings) -> None:
+    listed = episode.meta.get("files")
+    listed = listed if isinstance(listed, dict) else {}
+    for name, facts in sorted(listed.items()):
+        if name not in episode.members:
+            if name in READ_FILES:
+                findings.add("listed_file_absent", f"{META_FILE} lists {name}, the archive has none")
+            continue
+        content = episode.members[name]
+        if not isinstance(facts, dict) or not isinstance(facts.get("sha256"), str):
+            findings.add("schema", f"{META_FILE}: files.{name}.sha256 is absent or no string")
+        elif hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            findings.add("file_hash_mismatch", f"{name}: sha256 differs from {META_FILE}'s")
+        elif is_int64(facts.get("rows")) and facts["rows"] != sum(
+            1 for line in content.split(b"\n") if line.strip()
+        ):
+            findings.flags.append(f"row_count_differs:{name}")
+    for name in sorted(episode.members.keys() - listed.keys() - {META_FILE}):
+        findings.flags.append(f"file_not_listed:{name}")
+
+
+def _check_labels(episode: Episode, findings: _Findings) -> None:
+    for name, moments in ((LABELS_FILE, episode.labels), (EVENTS_FILE, episode.events)):
+        for problem in moments.problems:
+            findings.add("schema", f"{name}: {problem}")
+    labels = episode.labels
+    if LABELS_FILE not in episode.members:
+        if not any(code == "listed_file_absent" and LABELS_FILE in d for code, d in findings.reasons):
+            findings.add("schema", f"{LABELS_FILE}: absent")
+        return
+    if not labels.names:
+        findings.add("schema", f"{LABELS_FILE}: no label")
+        return
+    backwards = np.flatnonzero(np.diff(labels.t_wall_ns) < 0)
+    if len(backwards):
+        findings.add(
+            "labels_out_of_order",
+            f"{LABELS_FILE}: row {backwards[0] + 2} is earlier than the row before it",
+        )
+    for name in sorted(set(labels.names) - set(PHASES)):
+        if name == FAILED:
+            findings.add("failed_label", f"{LABELS_FILE}: phase 'failed'")
+        else:
+            findings.add("unknown_label", f"{LABELS_FILE}: phase {name!r} is not a known one")
+    for phase, event in JUSTIFYING_EVENT.items():
+        times = [t for t, name in zip(labels.t_wall_ns, labels.names, strict=True) if name == phase]
+        happened = [
+            t for t, name in zip(episode.events.t_wall_ns, episode.events.names, strict=True)
+            if name == event
+        ]
+        if times and (not happened or min(times) < min(happened)):
+            findings.add("infection_without_event", f"{phase} with no {event} at or before it")
+
+
+def _check_rows(episode: Episode, policy: ValidationPolicy, findings: _Findings) -> None:
+    for name, rows in episode.sources.items():
+        for problem in rows.problems:
+            findings.add("schema", f"{SOURCES[name].file}: {problem}")
+    total = sum(len(rows) for rows in episode.sources.values())
+    if total < policy.min_rows:
+        findings.add("too_few_rows", f"{total} telemetry rows, under {policy.min_rows}")
+    duration = _duration_s(episode.meta)
+    if duration is not None and duration < policy.min_duration_s:
+        findings.add("too_short", f"{duration:.1f} s, under {policy.min_duration_s:g} s")
+    if duration is not None and duration > policy.max_duration_s:
+        findings.add("schema", f"{META_FILE}: {duration:.0f} s, over {policy.max_duration_s:g} s")
+    span = _span_s(episode)
+    if span > policy.max_duration_s:
+        findings.add(
+            "schema", f"labels and telemetry span {span:.0f} s, over {policy.max_duration_s:g} s"
+        )
+
+    first, last = {}, {}
+    for source in _POLLED:
+        rows = episode.sources[source.name]
+        if not len(rows):
+            findings.add("source_absent", f"{source.name}: no rows")
+            continue
+        first[source.name] = int(rows.t_wall_ns.min())
+        last[source.name] = int(rows.t_wall_ns.max())
+        share = _coverage(source.name, episode)
+        if share is not None and share < policy.min_row_share:
+            findings.add(
+                "rows_missing",
+                f"{source.name}: {share:.0%} of the rows expected, under {policy.min_row_share:.0%}",
+            )
+        gap = _largest_gap_s(rows.t_wall_ns)
+        if gap is not None and gap > policy.max_gap_s:
+            findings.add(
+                "source_gap", f"{source.name}: {gap:.1f} s without a row, over {policy.max_gap_s:g} s"
+            )
+    for what, times in (("first", first), ("last", last)):
+        if times and max(times.values()) - min(times.values()) > policy.max_source_offset_s * NS_PER_S:
+            middle = float(np.median(list(times.values())))
+            name = max(times, key=lambda source: abs(times[source] - middle))
+            findings.add(
+                "source_offset",
+                f"{name}: its {what} row is over {policy.max_source_offset_s:g} s away from "
+                "the other sources'",
+            )
+    if not len(episode.sources["netflow"]):
+        findings.add("netflow_absent", "netflow: no rows")
+
+
+def _record(stored: StoredEpisode, episode: Episode | None, findings: _Findings) -> Record:
+    meta = episode.meta if episode else {}
+    duration = _duration_s(meta)
+    sources = episode.sources if episode else {}
+    row = stored.index_rows[0] if stored.index_rows else None
+    return Record(
+        episode_id=stored.episode_id,
+        host_id=stored.host_id,
+        batch=stored.batch,
+        verdict=findings.verdict,
+        reasons=tuple(code for code, _ in findings.reasons),
+        details=tuple(detail for _, detail in findings.reasons),
+        flags=tuple(findings.flags),
+        sample_name=_typed(meta, "sample.name", str),
+        sample_sha256=_typed(meta, "sample.sha256", str),
+        profile=_typed(meta, "sample.profile", str),
+        tier=_typed(meta, "experiment.tier", int),
+        synthetic=meta.get("synthetic") is True,
+        producer_commit=_typed(meta, "code_version.commit", str)
+        or (row.code_commit if row else None),
+        producer_dirty=_typed(meta, "code_version.dirty", bool),
+        schema_version=_typed(meta, "schema_version", int),
+        sha256=episode.sha256 if episode else None,
+        size_bytes=stored.size_bytes,
+        received_at_wall=row.received_at_wall if row else None,
+        started_at_wall_ns=_typed(meta, "started_at_wall_ns", int),
+        ended_at_wall_ns=_typed(meta, "ended_at_wall_ns", int),
+        duration_s=duration,
+        rows={name: len(sources[name]) if name in sources else 0 for name in SOURCES},
+        coverage={name: _coverage(name, episode) if episode else None for name in SOURCES},
+        largest_gap_s={
+            name: _largest_gap_s(sources[name].t_wall_ns) if name in sources else None
+            for name in SOURCES
+        },
+        unusable_values={
+            name: int(sources[name].unusable.sum()) if name in sources else 0 for name in SOURCES
+        },
+        seconds=_seconds_by_phase(episode),
+    )
+
+
+def _dig(meta: dict[str, Any], path: str) -> Any:
+    value: Any = meta
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _typed(meta: dict[str, Any], path: str, kind: type) -> Any:
+    value = _dig(meta, path)
+    if kind is int:
+        return value if is_int64(value) else None
+    return value if isinstance(value, kind) else None
+
+
+def _duration_s(meta: dict[str, Any]) -> float | None:
+    started, ended = meta.get("started_at_wall_ns"), meta.get("ended_at_wall_ns")
+    if not is_int64(started) or not is_int64(ended):
+        return None
+    return (ended - started) / NS_PER_S
+
+
+def _span_s(episode: Episode) -> float:
+    times = [episode.labels.t_wall_ns, *(rows.t_wall_ns for rows in episode.sources.values())]
+    filled = [t for t in times if len(t)]
+    if not filled:
+        return 0.0
+    return (max(int(t.max()) for t in filled) - min(int(t.min()) for t in filled)) / NS_PER_S
+
+
+def _coverage(name: str, episode: Episode) -> float | None:
+    rate, duration = SOURCES[name].expected_hz, _duration_s(episode.meta)
+    if rate is None or duration is None or duration <= 0:
+        return None
+    return len(episode.sources[name]) / (rate * duration)
+
+
+def _largest_gap_s(t_wall_ns: np.ndarray) -> float | None:
+    if len(t_wall_ns) < 2:
+        return None
+    return float(np.diff(np.sort(t_wall_ns)).max()) / NS_PER_S
+
+
+def _seconds_by_phase(episode: Episode | None) -> dict[str, float]:
+    seconds = dict.fromkeys(PHASES, 0.0)
+    if episode is None or not episode.labels.names:
+        return seconds
+    order = np.argsort(episode.labels.t_wall_ns, kind="stable")
+    starts = episode.labels.t_wall_ns[order]
+    ended = episode.meta.get("ended_at_wall_ns")
+    end = max(int(ended), int(starts[-1])) if is_int64(ended) else int(starts[-1])
+    for i, begin, finish in zip(order, starts, [*starts[1:], end], strict=True):
+        if episode.labels.names[i] in seconds:
+            seconds[episode.labels.names[i]] += (int(finish) - int(begin)) / NS_PER_S
+    return seconds
+
+
+def summary_line(verdicts: Sequence[str]) -> str:
+    """``accepted + degraded + rejected + errored = n``, the last line of every sweep."""
+    counts = Counter(verdicts)
+    parts = " + ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
+    return f"{parts} = {len(verdicts)}"

@@ -1,0 +1,179 @@
+"""Rows of four sources to one 10 Hz series on the wall clock.
+
+The rules (what is carried, interpolated, summed, missing) are those of docs/data-format.md.
+Everything is computed in float64 and integer nanoseconds; the series is stored as float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from episodes.format import NS_PER_S, SOURCES
+from episodes.jit import jit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from episodes.jsonl import Rows
+    from features.registry import Layout
+
+MAX_SPAN_S = 86_400
+
+
+class AlignmentError(ValueError):
+    """An episode that no series can be made of; the message says why."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """``n_bins`` bins of ``bin_ns``; bin ``j`` covers ``[origin + j bin, origin + (j+1) bin)``."""
+
+    origin_ns: int
+    bin_ns: int
+    n_bins: int
+
+
+def recover_coarse_clock(rows: Rows) -> NDArray[np.int64]:
+    """Instants of rows whose wall clock may have been written in whole seconds.
+
+    ``t_wall - t_mono`` is a constant less a truncation in [0, 1) s; its maximum over the episode
+    is closest to the constant. Rows with any finer wall time are returned as they are.
+    """
+    wall = rows.t_wall_ns
+    if not len(wall) or np.any(wall % NS_PER_S) or not np.any(rows.has_mono):
+        return wall
+    offset = (wall - rows.t_mono_ns)[rows.has_mono].max()
+    return np.where(rows.has_mono, rows.t_mono_ns + offset, wall)
+
+
+def instants(name: str, rows: Rows) -> NDArray[np.int64]:
+    """The Unix time in ns at which each row of a source holds."""
+    return recover_coarse_clock(rows) if SOURCES[name].clock_may_be_coarse else rows.t_wall_ns
+
+
+def make_grid(label_t_wall_ns: NDArray[np.int64], sources: Mapping[str, Rows], bin_ns: int) -> Grid:
+    """The bins from the earliest label to the last row of a polled source.
+
+    A source with rows only when something happens ends the grid only where it is alone.
+
+    Raises:
+        AlignmentError: there is no label, or the span is over a day (a wall clock gone astray).
+    """
+    if not len(label_t_wall_ns):
+        raise AlignmentError("no label: episode time starts at the earliest one")
+    origin = int(label_t_wall_ns.min())
+    polled = [r.t_wall_ns for n, r in sources.items() if SOURCES[n].expected_hz and len(r)]
+    ends = polled or [instants(n, rows) for n, rows in sources.items() if len(rows)]
+    span = max((int(t.max()) for t in ends), default=origin) - origin
+    if span > MAX_SPAN_S * NS_PER_S:
+        raise AlignmentError(
+            f"the telemetry ends {span / NS_PER_S:.0f} s after the first label, over {MAX_SPAN_S} s"
+        )
+    return Grid(origin, bin_ns, max(0, span // bin_ns))
+
+
+def align(sources: Mapping[str, Rows], grid: Grid, layout: Layout) -> NDArray[np.float32]:
+    """The series ``(n_bins, n_channels)``, NaN = missing.
+
+    Args:
+        sources: rows with the values of ``layout.fields``, in any order of time.
+    """
+    series = np.full((grid.n_bins, len(layout.channels)), np.nan)
+    max_age_ns = layout.window.max_age_ms * 1_000_000
+    for name, rows in sources.items():
+        columns = layout.columns(name)
+        if not len(rows) or not len(columns):
+            continue
+        times = instants(name, rows)
+        order = np.argsort(times, kind="stable")
+        times, values = times[order], rows.values[order]
+        for i, column in enumerate(columns):
+            out = series[:, column]
+            column_values = np.ascontiguousarray(values[:, i])
+            kind = layout.channels[column].kind
+            if kind == "level":
+                _hold(times, column_values, grid.origin_ns, grid.bin_ns, max_age_ns, out)
+            elif kind == "counter":
+                _rate(times, column_values, grid.origin_ns, grid.bin_ns, max_age_ns, out)
+            else:
+                _sum(times, column_values, grid.origin_ns, grid.bin_ns, out)
+    with np.errstate(over="ignore"):
+        stored = series.astype(np.float32)
+    stored[np.isinf(stored)] = np.nan  # too large for float32: no number a model could use
+    return stored
+
+
+@jit
+def _hold(times, values, origin, bin_ns, max_age_ns, out):
+    """Level: the last value before the bin's end while it is at most ``max_age_ns`` old."""
+    i = 0
+    value = np.nan
+    seen_at = np.int64(0)
+    for j in range(len(out)):
+        end = origin + (j + 1) * bin_ns
+        while i < len(times) and times[i] < end:
+            if not np.isnan(values[i]):
+                value = values[i]
+                seen_at = times[i]
+            i += 1
+        if not np.isnan(value) and end - seen_at <= max_age_ns:
+            out[j] = value
+
+
+@jit
+def _rate(times, values, origin, bin_ns, max_gap_ns, out):
+    """Counter: the increase over the bin, interpolated between rows, per second.
+
+    Increments are added stretch by stretch (never differences of large cumulative values), so a
+    bin depends on the rows around it alone and a counter that did not move gives exactly 0.
+    """
+    at = np.empty(len(times), dtype=np.int64)
+    held = np.empty(len(times))
+    n = 0
+    for i in range(len(times)):
+        if np.isnan(values[i]):
+            continue
+        if n > 0 and at[n - 1] == times[i]:
+            n -= 1  # equal instants: the last one wins
+        at[n] = times[i]
+        held[n] = values[i]
+        n += 1
+    if n < 2:
+        return
+    k = 0  # stretch k lies between rows k and k + 1
+    for j in range(len(out)):
+        begin = origin + j * bin_ns
+        end = begin + bin_ns
+        if begin < at[0]:
+            continue
+        if end > at[n - 1]:
+            break
+        while at[k + 1] <= begin:
+            k += 1
+        increase = 0.0
+        stretch = k
+        while stretch < n - 1 and at[stretch] < end:
+            length = at[stretch + 1] - at[stretch]
+            step = held[stretch + 1] - held[stretch]
+            if length > max_gap_ns or step < 0.0:
+                increase = np.nan
+                break
+            inside = min(end, at[stretch + 1]) - max(begin, at[stretch])
+            increase += step * (inside / length)
+            stretch += 1
+        out[j] = increase / (bin_ns / 1e9)
+
+
+@jit
+def _sum(times, values, origin, bin_ns, out):
+    """Bucket: the sum of the rows in the bin, 0 without any; a row without a value spoils it."""
+    out[:] = 0.0
+    for i in range(len(times)):
+        j = (times[i] - origin) // bin_ns
+        if 0 <= j < len(out):
+            out[j] += values[i]

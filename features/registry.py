@@ -1,0 +1,208 @@
+"""The feature registry: every channel, the grid, the windows, the statistics, in order.
+
+This is the one place to edit when an input changes. Whatever is changed here changes the contract
+(see ``contract``), and every checkpoint trained before refuses to load.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from episodes.format import PHASES, SOURCES
+
+if TYPE_CHECKING:
+    from episodes.jsonl import FieldPath
+
+Kind = Literal["level", "counter", "bucket"]
+Mode = Literal["realistic", "oracle"]
+InputKind = Literal["summary", "tensor"]
+
+MODES: tuple[Mode, ...] = ("realistic", "oracle")
+"""``realistic`` sees what a deployed device can see of itself; ``oracle`` sees every channel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One input signal: where its value stands in a row and how rows become a series."""
+
+    name: str
+    source: str
+    path: FieldPath
+    unit: str  # of the series' values
+    kind: Kind
+    deployable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSpec:
+    """The grid and the windows cut from it. Integers only: they are hashed."""
+
+    bin_ms: int = 100
+    length_ms: int = 10_000
+    stride_ms: int = 5_000
+    max_age_ms: int = 1_000
+    min_bins: int = 10  # fewer bins with a value: the statistic is missing
+
+    def __post_init__(self) -> None:
+        if min(self.bin_ms, self.length_ms, self.stride_ms, self.max_age_ms) <= 0:
+            raise ValueError("window: every duration must be positive")
+        if self.length_ms % self.bin_ms or self.stride_ms % self.bin_ms:
+            raise ValueError("window: length_ms and stride_ms must be multiples of bin_ms")
+
+    @property
+    def bin_ns(self) -> int:
+        return self.bin_ms * 1_000_000
+
+    @property
+    def n_bins(self) -> int:
+        return self.length_ms // self.bin_ms
+
+    @property
+    def stride_bins(self) -> int:
+        return self.stride_ms // self.bin_ms
+
+
+STATS = ("mean", "std", "p95", "slope", "zero_frac")
+"""Every statistic that ``summary`` can compute, in the order of its columns."""
+
+
+def _channels(source: str, kinds: dict[str, tuple[str, Kind]]) -> tuple[Channel, ...]:
+    return tuple(
+        Channel(f"{source}.{name}", source, (name,), unit, kind, SOURCES[source].deployable)
+        for name, (unit, kind) in kinds.items()
+    )
+
+
+CHANNELS: tuple[Channel, ...] = (
+    *_channels(
+        "proc",
+        {
+            "cpu_user_jiffies": ("jiffies/s", "counter"),
+            "cpu_sys_jiffies": ("jiffies/s", "counter"),
+            "vcpu_run_ns": ("ns/s", "counter"),
+            "vcpu_wait_ns": ("ns/s", "counter"),
+            "minor_faults": ("1/s", "counter"),
+            "voluntary_ctxt_switches": ("1/s", "counter"),
+            "involuntary_ctxt_switches": ("1/s", "counter"),
+            "io_rchar_bytes": ("B/s", "counter"),
+            "io_wchar_bytes": ("B/s", "counter"),
+            "rss_bytes": ("B", "level"),
+        },
+    ),
+    *_channels(
+        "qmp",
+        {
+            "rd_bytes": ("B/s", "counter"),
+            "wr_bytes": ("B/s", "counter"),
+            "rd_operations": ("1/s", "counter"),
+            "wr_operations": ("1/s", "counter"),
+            "rd_total_time_ns": ("ns/s", "counter"),
+            "wr_total_time_ns": ("ns/s", "counter"),
+            "balloon_free_bytes": ("B", "level"),
+        },
+    ),
+    *_channels(
+        "guest",
+        {
+            "cpu_user_jiffies": ("jiffies/s", "counter"),
+            "cpu_system_jiffies": ("jiffies/s", "counter"),
+            "cpu_idle_jiffies": ("jiffies/s", "counter"),
+            "cpu_iowait_jiffies": ("jiffies/s", "counter"),
+            "cpu_softirq_jiffies": ("jiffies/s", "counter"),
+            "ctxt_switches": ("1/s", "counter"),
+            "interrupts": ("1/s", "counter"),
+            "forks": ("1/s", "counter"),
+            "procs_running": ("1", "level"),
+            "procs_blocked": ("1", "level"),
+            "mem_available_bytes": ("B", "level"),
+            "anon_bytes": ("B", "level"),
+            "page_faults": ("1/s", "counter"),
+            "load_1m": ("1", "level"),
+            "net_rx_bytes": ("B/s", "counter"),
+            "net_tx_bytes": ("B/s", "counter"),
+            "disk_read_sectors": ("512 B/s", "counter"),
+            "disk_write_sectors": ("512 B/s", "counter"),
+            "tcp_active_opens": ("1/s", "counter"),
+        },
+    ),
+    *_channels(
+        "netflow",
+        {
+            "packets_out": ("1", "bucket"),
+            "packets_in": ("1", "bucket"),
+            "bytes_out": ("B", "bucket"),
+            "bytes_in": ("B", "bucket"),
+            "syn_out": ("1", "bucket"),
+            "rst_in": ("1", "bucket"),
+            "fin": ("1", "bucket"),
+            "distinct_dst_ips": ("1", "bucket"),
+            "distinct_dst_ports": ("1", "bucket"),
+            "new_flows": ("1", "bucket"),
+        },
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Everything that fixes what a model's input means. ``LAYOUT`` is the one in force."""
+
+    channels: tuple[Channel, ...] = CHANNELS
+    window: WindowSpec = field(default_factory=WindowSpec)
+    stats: tuple[str, ...] = STATS
+    phases: tuple[str, ...] = PHASES
+
+    def __post_init__(self) -> None:
+        names = [channel.name for channel in self.channels]
+        if len(set(names)) != len(names):
+            raise ValueError("registry: two channels share a name")
+        for channel in self.channels:
+            if channel.source not in SOURCES:
+                raise ValueError(f"registry: {channel.name} has no source {channel.source!r}")
+            if (channel.kind == "bucket") != (SOURCES[channel.source].expected_hz is None):
+                raise ValueError(f"registry: {channel.name}: {channel.kind} does not fit its source")
+        unknown = set(self.stats) - set(STATS)
+        if unknown:
+            raise ValueError(f"registry: no statistic {', '.join(sorted(unknown))}")
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        return tuple(channel.name for channel in self.channels)
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the summary inputs, channel-major."""
+        return tuple(f"{name}.{stat}" for name in self.channel_names for stat in self.stats)
+
+    @property
+    def fields(self) -> dict[str, tuple[FieldPath, ...]]:
+        """Per source the paths of its channels, in registry order: what reading has to parse."""
+        return {
+            source: tuple(c.path for c in self.channels if c.source == source) for source in SOURCES
+        }
+
+    def columns(self, source: str) -> np.ndarray:
+        """Positions of a source's channels in the series."""
+        return np.array([i for i, c in enumerate(self.channels) if c.source == source], dtype=int)
+
+    def input_names(self, input_kind: InputKind) -> tuple[str, ...]:
+        return self.feature_names if input_kind == "summary" else self.channel_names
+
+    def keep_mask(self, mode: Mode, input_kind: InputKind) -> np.ndarray:
+        """Which inputs a mode may see, as booleans over ``input_names``."""
+        if mode not in MODES:
+            raise ValueError(f"no mode {mode!r}; there is {' and '.join(MODES)}")
+        keep = np.array([mode == "oracle" or c.deployable for c in self.channels], dtype=bool)
+        return np.repeat(keep, len(self.stats)) if input_kind == "summary" else keep
+
+    def schema_hash(self, input_kind: InputKind) -> str:
+        """sha256 of the sorted input names: for inventories; ``contract`` is what is compared."""
+        names = "\n".join(sorted(self.input_names(input_kind)))
+        return hashlib.sha256(names.encode()).hexdigest()
+
+
+LAYOUT = Layout()
