@@ -1,0 +1,1 @@
+"""Splits, predictions, figures with intervals, and the report that shows them."""

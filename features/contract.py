@@ -1,0 +1,229 @@
+"""The input contract: what a model's input means, as ordered sections that can be hashed and read.
+
+A checkpoint carries the contract it was trained under; loading compares it with the one in force
+and, where they differ, says every difference in words. Files and models are not known here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from features.registry import InputKind, Layout
+
+PREPROCESSING_VERSION = 1
+"""Raised with every change of code that changes a series or a statistic under an equal layout."""
+
+GOLDEN_FILE = Path(__file__).parent / "golden" / "golden.npz"
+
+_RULES = {
+    "level": "last value, carried up to max_age_ms",
+    "counter": "linear interpolation, increase per second, no stretch over max_age_ms",
+    "bucket": "sum of rows, no row is 0",
+}
+_WRAPS = {"level": "none", "counter": "a decrease is missing", "bucket": "none"}
+
+
+def canonical_json(value: object) -> bytes:
+    """RFC 8785 for what contracts hold: sorted keys, no space, integers below 2^53, no floats.
+
+    Raises:
+        ValueError: ``value`` holds a float, a large integer or a key that is no ASCII string.
+    """
+    _check_canonical(value)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode()
+
+
+def _check_canonical(value: object) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str) or not key.isascii():
+                raise ValueError(f"key {key!r} is no ASCII string")
+            _check_canonical(item)
+    elif isinstance(value, list):
+        for item in value:
+            _check_canonical(item)
+    elif isinstance(value, int):
+        if abs(value) >= 2**53:
+            raise ValueError(f"{value} is 2^53 or more")
+    elif not isinstance(value, str | None):
+        raise ValueError(f"{value!r} cannot be part of a hashed section")
+
+
+def section_hash(name: str, value: object) -> str:
+    """sha256 of a section, separated by its name from every other use of the same bytes."""
+    return hashlib.sha256(f"phasewatch/{name}/v1\0".encode() + canonical_json(value)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Sections by name, in their order. Equal ``hash`` means equal meaning of the input."""
+
+    sections: dict[str, Any]
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        return {name: section_hash(name, value) for name, value in self.sections.items()}
+
+    @property
+    def hash(self) -> str:
+        return section_hash("contract", [[name, h] for name, h in self.hashes.items()])
+
+    def as_header(self) -> dict[str, Any]:
+        """How a checkpoint's header holds it."""
+        hashes = self.hashes
+        return {
+            name: {"hash": hashes[name], "value": value} for name, value in self.sections.items()
+        }
+
+
+@cache
+def _golden_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def contract_of(layout: Layout, input_kind: InputKind) -> Contract:
+    """The contract of an input kind under a layout."""
+    window = layout.window
+    sections: dict[str, Any] = {
+        "channels": [
+            {
+                "name": channel.name,
+                "source": channel.source,
+                "path": list(channel.path),
+                "unit": channel.unit,
+                "kind": channel.kind,
+                "wrap": _WRAPS[channel.kind],
+                "deployable": channel.deployable,
+            }
+            for channel in layout.channels
+        ],
+        "window": {
+            "length_ms": window.length_ms,
+            "stride_ms": window.stride_ms,
+            "bin_ms": window.bin_ms,
+            "max_age_ms": window.max_age_ms,
+            "resample": dict(_RULES),
+            "clock": "t_wall_ns since the earliest label",
+            "edge": "whole windows only",
+        },
+    }
+    if input_kind == "summary":
+        sections["stats"] = {"ordered": list(layout.stats), "min_bins": window.min_bins}
+    sections["labels"] = {
+        "classes": list(layout.phases),
+        "assignment": "phase of the latest label at or before the window's centre",
+    }
+    sections["preprocessing"] = {
+        "version": PREPROCESSING_VERSION,
+        "golden_sha256": _golden_digest(GOLDEN_FILE),
+    }
+    return Contract(sections)
+
+
+def contract_hashes(layout: Layout) -> dict[str, str]:
+    """Contract hash of every input kind: what stages record beside what they wrote."""
+    return {kind: contract_of(layout, kind).hash for kind in ("summary", "tensor")}
+
+
+def diff_contracts(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Every difference between two contracts' sections, one line each, in a person's words."""
+    lines: list[str] = []
+    for name in [*was, *(name for name in now if name not in was)]:
+        if name not in now:
+            lines.append(f"section {name} was there, is gone")
+        elif name not in was:
+            lines.append(f"section {name} is new")
+        elif name == "channels":
+            lines += _diff_channels(was[name], now[name])
+        elif name == "stats":
+            lines += _diff_ordered("statistic", was[name]["ordered"], now[name]["ordered"])
+            rest = ({k: v for k, v in side[name].items() if k != "ordered"} for side in (was, now))
+            lines += _diff_values("stats", *rest)
+        elif name == "labels":
+            lines += _diff_ordered("class", was[name]["classes"], now[name]["classes"])
+            rest = ({k: v for k, v in side[name].items() if k != "classes"} for side in (was, now))
+            lines += _diff_values("labels", *rest)
+        else:
+            lines += _diff_values(name, was[name], now[name])
+    return lines
+
+
+def _diff_channels(was: list[dict[str, Any]], now: list[dict[str, Any]]) -> Iterator[str]:
+    yield from _diff_ordered("channel", [c["name"] for c in was], [c["name"] for c in now])
+    after = {channel["name"]: channel for channel in now}
+    for before in was:
+        channel = after.get(before["name"])
+        if channel is None:
+            continue
+        for key in before.keys() | channel.keys():
+            old, new = before.get(key), channel.get(key)
+            if old != new:
+                yield f"{before['name']}: {key} was {_word(old)}, is now {_word(new)}"
+
+
+def _diff_ordered(what: str, was: list[str], now: list[str]) -> Iterator[str]:
+    """Position by position; entries that only moved along with their neighbours share a line."""
+    run: list[int] = []  # positions of entries shifted by one and the same distance
+
+    def shift(i: int) -> int | None:
+        return now.index(was[i]) - i if i < len(was) and was[i] in now else None
+
+    def flush() -> Iterator[str]:
+        if len(run) > 1:
+            first, last = run[0], run[-1]
+            by = shift(first)
+            yield (
+                f"{what}s {first}-{last} ({was[first]} … {was[last]}) moved by {by:+d} "
+                f"to {first + (by or 0)}-{last + (by or 0)}"
+            )
+        elif run:
+            yield f"{what} {run[0]} was {was[run[0]]}, has moved to {run[0] + (shift(run[0]) or 0)}"
+        run.clear()
+
+    for i in range(max(len(was), len(now))):
+        old = was[i] if i < len(was) else None
+        new = now[i] if i < len(now) else None
+        if old == new:
+            yield from flush()
+            continue
+        moved_in = new in was
+        if old is not None and old in now and (moved_in or new is None):
+            if run and shift(run[-1]) != shift(i):
+                yield from flush()
+            run.append(i)
+            continue
+        yield from flush()
+        if old is None:
+            if not moved_in:
+                yield f"{what} {i} is new: {new}"
+            continue
+        gone = f"moved to {now.index(old)}" if old in now else "gone"
+        line = f"{what} {i} was {old} ({gone})"
+        if new is not None:
+            came = f"was at {was.index(new)}" if moved_in else "new"
+            line += f", is now {new} ({came})"
+        yield line
+    yield from flush()
+
+
+def _diff_values(name: str, was: Any, now: Any) -> Iterator[str]:
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in [*was, *(key for key in now if key not in was)]:
+            yield from _diff_values(f"{name}.{key}", was.get(key), now.get(key))
+    elif was != now:
+        yield f"{name} was {_word(was)}, is now {_word(now)}"
+
+
+def _word(value: Any) -> str:
+    if value is None:
+        return "absent"
+    return value if isinstance(value, str) and value else json.dumps(value)

@@ -1,0 +1,233 @@
+"""Shards: what a batch's usable episodes give, on disk, and how to read it back.
+
+A tensor shard is the 10 Hz series of up to 256 episodes, end to end, time-major, memory-mapped,
+with a table of its windows; a window is a view into it. A feature shard is one table: the same
+windows with their statistics. Which windows go into which split is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.extraction import SOURCE_NAMES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from episodes.validation import Record
+    from features.extraction import Extracted
+    from features.manifest import Draft, Manifest
+    from features.registry import Layout
+
+EPISODES_PER_SHARD = 256
+
+_WINDOW_FIELDS = [
+    ("episode_id", pa.string()),
+    ("host_id", pa.string()),
+    ("sample_sha256", pa.string()),
+    ("sample_name", pa.string()),
+    ("profile", pa.string()),
+    ("verdict", pa.string()),
+    ("synthetic", pa.bool_()),
+    ("started_at_wall_ns", pa.int64()),
+    ("ended_at_wall_ns", pa.int64()),
+    ("window", pa.int32()),  # position in the episode
+    ("start_s", pa.float64()),
+    ("label", pa.string()),
+    ("purity", pa.float32()),
+    *((f"coverage_{source}", pa.float32()) for source in SOURCE_NAMES),
+    ("shard", pa.int32()),
+    ("first_bin", pa.int64()),  # row of the tensor shard at which the window begins
+    ("row", pa.int64()),  # row of the feature shard
+]
+WINDOW_COLUMNS = tuple(name for name, _ in _WINDOW_FIELDS)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Parquet with page checksums: a flipped bit is an error on reading, not a wrong number."""
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True, version="2.6")
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    with pq.ParquetFile(path, page_checksum_verification=True, memory_map=True) as file:
+        return file.read(columns=None if columns is None else list(columns))
+
+
+class ShardWriter:
+    """Writes both kinds of shard in one pass, holding at most one shard's features in memory."""
+
+    def __init__(self, layout: Layout, tensor: Draft | None, feature: Draft | None):
+        self._layout = layout
+        self._tensor = tensor
+        self._feature = feature
+        self._shard = -1
+        self._episodes = 0
+        self._series: SeriesFile | None = None
+        self._columns: dict[str, list[Any]] = {}
+        self._features: list[NDArray[np.float32]] = []
+        self.n_windows = 0
+        self.windows_by_phase = dict.fromkeys(layout.phases, 0)
+        self.finite_cells = np.zeros(len(layout.channels), dtype=np.int64)
+        self.n_bins = 0
+
+    def add(self, record: Record, extracted: Extracted) -> None:
+        """Append one usable episode."""
+        if self._shard < 0 or self._episodes == EPISODES_PER_SHARD:
+            self._finish_shard()
+            self._start_shard()
+        windows = extracted.windows
+        first_row = len(self._columns["row"])
+        first_bin = self._series.n_rows if self._series else self._bins
+        if self._series:
+            self._series.append(extracted.series)
+        self._bins += len(extracted.series)
+        per_episode = {
+            name: [getattr(record, name)] * len(windows)
+            for name in WINDOW_COLUMNS
+            if hasattr(record, name)
+        }
+        per_window = {
+            "window": range(len(windows)),
+            "start_s": windows.start_s.tolist(),
+            "label": windows.label.tolist(),
+            "purity": windows.purity.tolist(),
+            "shard": [self._shard] * len(windows),
+            "first_bin": (first_bin + windows.start_bin).tolist(),
+            "row": range(first_row, first_row + len(windows)),
+        } | {f"coverage_{s}": extracted.coverage[:, i] for i, s in enumerate(SOURCE_NAMES)}
+        for name, values in (per_episode | per_window).items():
+            self._columns[name].extend(values)
+        self._features.append(extracted.features)
+        self._episodes += 1
+        self.n_windows += len(windows)
+        self.n_bins += len(extracted.series)
+        self.finite_cells += np.count_nonzero(~np.isnan(extracted.series), axis=0)
+        for phase in windows.label:
+            self.windows_by_phase[str(phase)] += 1
+
+    def close(self) -> None:
+        """Finish the last shard."""
+        self._finish_shard()
+
+    def _start_shard(self) -> None:
+        self._shard += 1
+        self._episodes = 0
+        self._bins = 0
+        self._columns = {name: [] for name in WINDOW_COLUMNS}
+        self._features = []
+        if self._tensor:
+            path = self._tensor.new_file(f"series-{self._shard:05}", ".npy")
+            self._series = SeriesFile(path, len(self._layout.channels))
+
+    def _finish_shard(self) -> None:
+        if self._shard < 0 or not self._episodes:
+            return
+        windows = pa.table(
+            {name: pa.array(self._columns[name], kind) for name, kind in _WINDOW_FIELDS}
+        )
+        if self._tensor and self._series:
+            self._series.close()
+            write_table(windows, self._tensor.new_file(f"windows-{self._shard:05}", ".parquet"))
+        if self._feature:
+            features = np.concatenate(self._features)
+            table = windows
+            for i, name in enumerate(self._layout.feature_names):
+                table = table.append_column(name, pa.array(features[:, i]))
+            write_table(table, self._feature.new_file(f"features-{self._shard:05}", ".parquet"))
+        self._episodes = 0
+
+
+class SeriesFile:
+    """A ``.npy`` of float32 rows written as they come; its header is completed on closing."""
+
+    def __init__(self, path: Path, n_channels: int):
+        self._file = path.open("wb")
+        self._n_channels = n_channels
+        self.n_rows = 0
+        self._write_header()
+
+    def append(self, rows: NDArray[np.float32]) -> None:
+        self._file.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
+        self.n_rows += len(rows)
+
+    def close(self) -> None:
+        self._file.seek(0)
+        self._write_header()
+        self._file.close()
+
+    def _write_header(self) -> None:
+        # NumPy pads the header so that a growing first axis never changes its length.
+        header = {"descr": "<f4", "fortran_order": False, "shape": (self.n_rows, self._n_channels)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+def read_windows(manifest: Manifest) -> pa.Table:
+    """The table of a batch's windows (``WINDOW_COLUMNS``), from its tensor shards."""
+    tables = [
+        read_table(manifest.path(role)) for role in sorted(manifest.files) if "windows" in role
+    ]
+    return pa.concat_tables(tables) if tables else pa.schema(_WINDOW_FIELDS).empty_table()
+
+
+@dataclass(frozen=True)
+class TensorWindows:
+    """Windows of many tensor shards as one lazy array ``(n_windows, n_timepoints, n_channels)``."""
+
+    paths: tuple[Path, ...]
+    shard: NDArray[np.int64]  # (n_windows,) position in ``paths``
+    first_bin: NDArray[np.int64]  # (n_windows,)
+    keep: NDArray[np.bool_]  # channels kept
+    n_timepoints: int
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return len(self.shard), self.n_timepoints, int(self.keep.sum())
+
+    def __getitem__(self, index: Any) -> NDArray[np.float32]:
+        shard, first_bin = self.shard[index], self.first_bin[index]
+        kept = np.flatnonzero(self.keep)
+        out = np.empty((len(shard), self.n_timepoints, len(kept)), dtype=np.float32)
+        for number in np.unique(shard):
+            series = np.load(self.paths[number], mmap_mode="r", allow_pickle=False)
+            here = np.flatnonzero(shard == number)
+            bins = first_bin[here, None] + np.arange(self.n_timepoints)
+            out[here] = series[bins][:, :, kept]
+        return out
+
+
+@dataclass(frozen=True)
+class SummaryWindows:
+    """Rows of many feature shards as one lazy array ``(n_windows, n_features)``."""
+
+    paths: tuple[Path, ...]
+    shard: NDArray[np.int64]
+    row: NDArray[np.int64]
+    names: tuple[str, ...]  # features kept
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.shard), len(self.names)
+
+    def __getitem__(self, index: Any) -> NDArray[np.float32]:
+        shard, row = self.shard[index], self.row[index]
+        out = np.empty((len(shard), len(self.names)), dtype=np.float32)
+        for number in np.unique(shard):
+            table = read_table(self.paths[number], self.names)
+            here = np.flatnonzero(shard == number)
+            for i, name in enumerate(self.names):
+                out[here, i] = table.column(name).to_numpy()[row[here]]
+        return out

@@ -1,0 +1,184 @@
+"""What every classifier is: fit, predict_proba, a sidecar that restores it. No files, no splits."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+
+from models.metrics import macro_f1
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from features.registry import InputKind
+
+
+class NotFittedError(RuntimeError):
+    """A model was asked for something it can only do once fitted."""
+
+
+class Inputs(Protocol):
+    """An array, or anything that has its shape and is indexed like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any) -> NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs with their classes.
+
+    ``X`` is ``(n_windows, n_features)`` or ``(n_windows, n_timepoints, n_channels)``, float, NaN =
+    missing, in memory or lazy; ``y`` is ``(n_windows,)``, integers below ``n_classes``.
+    """
+
+    X: Inputs
+    y: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of a learning curve."""
+
+    step: int
+    train_loss: float
+    val_loss: float | None
+    val_macro_f1: float | None
+
+
+@dataclass
+class History:
+    """The learning curve, and where training stopped."""
+
+    epochs: list[Epoch] = field(default_factory=list)
+    best_step: int = 0
+
+
+def silent(step: int, total: int, what: str) -> None:
+    """A progress callback that says nothing."""
+
+
+class Classifier(ABC):
+    """A probabilistic classifier over a fixed number of classes.
+
+    Subclasses implement ``_fit``, ``_predict_proba``, ``to_sidecar`` and ``restore``. A class that
+    is absent from the training set keeps its column: nothing shifts.
+    """
+
+    input_kind: ClassVar[InputKind]
+    sidecar_suffix: ClassVar[str]
+
+    def __init__(self, config: Any, n_classes: int, *, seed: int = 0, device: str = "auto"):
+        self.config = config
+        self.n_classes = n_classes
+        self.seed = seed
+        self.device = device
+        self.n_inputs_: int | None = None
+        self.standardize_: dict[str, Any] | None = None
+        self.history_ = History()
+        self.val_macro_f1_: float | None = None
+
+    def fit(
+        self,
+        train: Examples,
+        val: Examples | None = None,
+        progress: Callable[[int, int, str], None] = silent,
+    ) -> Classifier:
+        """Train; ``val`` decides when to stop. Progress is called with (step, steps, text).
+
+        Raises:
+            ValueError: shapes, classes or lengths do not fit together.
+        """
+        for name, examples in (("train", train), ("val", val)):
+            if examples is not None:
+                self._check(name, examples)
+        if not len(train):
+            raise ValueError("train has no windows")
+        if val is not None and not len(val):
+            val = None
+        if val is not None and val.X.shape[1:] != train.X.shape[1:]:
+            raise ValueError(f"val has inputs {val.X.shape[1:]}, train {train.X.shape[1:]}")
+        self.n_inputs_ = train.X.shape[-1]
+        self._fit(train, val, progress)
+        if val is not None:
+            predicted = self.predict_proba(val.X).argmax(axis=1)
+            self.val_macro_f1_ = macro_f1(val.y, predicted, self.n_classes)
+        return self
+
+    def predict_proba(self, X: Inputs) -> NDArray[np.float32]:
+        """Probabilities ``(n_windows, n_classes)``; rows sum to 1.
+
+        Raises:
+            NotFittedError: the model was neither fitted nor restored.
+            ValueError: ``X`` has another number of inputs than the training set.
+        """
+        if self.n_inputs_ is None:
+            raise NotFittedError(f"{type(self).__name__} is not fitted")
+        if len(X.shape) != self._n_axes or X.shape[-1] != self.n_inputs_:
+            raise ValueError(
+                f"{type(self).__name__}: inputs {tuple(X.shape)}, trained on {self.n_inputs_} "
+                f"in the last of {self._n_axes} axes"
+            )
+        if not len(X):
+            return np.empty((0, self.n_classes), dtype=np.float32)
+        return self._predict_proba(X)
+
+    @property
+    def _n_axes(self) -> int:
+        return 2 if self.input_kind == "summary" else 3
+
+    def _check(self, name: str, examples: Examples) -> None:
+        if len(examples.X.shape) != self._n_axes:
+            raise ValueError(
+                f"{name}: {type(self).__name__} takes {self._n_axes} axes, X is {examples.X.shape}"
+            )
+        if len(examples.X) != len(examples.y):
+            raise ValueError(f"{name}: {len(examples.X)} windows, {len(examples.y)} labels")
+        if len(examples.y) and not 0 <= examples.y.min() <= examples.y.max() < self.n_classes:
+            raise ValueError(f"{name}: labels outside 0..{self.n_classes - 1}")
+
+    @abstractmethod
+    def _fit(
+        self,
+        train: Examples,
+        val: Examples | None,
+        progress: Callable[[int, int, str], None],
+    ) -> None: ...
+
+    @abstractmethod
+    def _predict_proba(self, X: Inputs) -> NDArray[np.float32]: ...
+
+    @abstractmethod
+    def to_sidecar(self) -> bytes:
+        """Everything learned, in a format whose loading runs no code."""
+
+    @abstractmethod
+    def restore(self, sidecar: bytes, n_inputs: int, standardize: dict[str, Any] | None) -> None:
+        """Become the fitted model that wrote ``sidecar``."""
+
+
+def class_weights(y: NDArray[np.int64], n_classes: int) -> NDArray[np.float32]:
+    """Weights that give every class present the same total; 0 for an absent one."""
+    counts = np.bincount(y, minlength=n_classes).astype(np.float64)
+    present = counts > 0
+    weights = np.zeros(n_classes)
+    weights[present] = len(y) / (present.sum() * counts[present])
+    return weights.astype(np.float32)
+
+
+def blocks(X: Inputs, size: int) -> Iterator[NDArray[np.float32]]:
+    """``X`` in consecutive pieces of at most ``size`` windows."""
+    for start in range(0, len(X), size):
+        yield np.asarray(X[start : start + size], dtype=np.float32)

@@ -1,0 +1,268 @@
+"""Checkpoints: a JSON header that says what the model eats, and a sidecar with what it learned.
+
+``load_checkpoint`` is the only way in. It refuses a model whose input contract is not the one in
+force, whatever the orchestrator let through, and it runs no code from disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from features.contract import Contract, contract_of, diff_contracts
+from features.manifest import fingerprint, write_atomically
+from models.base import Classifier, NotFittedError
+from models.registry import MODELS, Variant, model_config, variant
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from features.registry import Layout
+
+VERSION = 1
+SUFFIX = ".ckpt.json"
+MAX_HEADER_BYTES = 2**20
+MAX_SIDECAR_BYTES = 2**30
+MAX_DEPTH = 16
+_FIELDS = (
+    "version", "name", "mode", "input_kind", "schema_hash", "n_classes", "phases", "keep_mask",
+    "standardize", "sidecar", "sidecar_sha256", "sidecar_bytes", "pca_proj", "config",
+    "contract", "contract_hash", "train_meta", "artifact_id",
+)  # fmt: skip
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be used; the message names the file and says what to do."""
+
+
+class ContractMismatchError(CheckpointError):
+    """The live input contract is not the one a checkpoint was trained under."""
+
+    def __init__(self, what: str, differences: list[str], remedy: str):
+        self.differences = differences
+        listed = "\n".join(f"  - {line}" for line in differences)
+        super().__init__(f"{what} was made for another input layout:\n{listed}\n{remedy}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint: its header and the fitted model."""
+
+    header: dict[str, Any]
+    model: Classifier
+
+    @property
+    def variant(self) -> Variant:
+        return variant(self.header["name"], self.header["mode"])
+
+    @property
+    def artifact_id(self) -> str:
+        return self.header["artifact_id"]
+
+
+def checkpoint_path(folder: Path, which: Variant) -> Path:
+    return folder / f"{which.name}{SUFFIX}"
+
+
+def save_checkpoint(
+    folder: Path,
+    which: Variant,
+    model: Classifier,
+    layout: Layout,
+    *,
+    pca_proj: NDArray[np.float64],
+    train_meta: dict[str, Any],
+) -> dict[str, Any]:
+    """Write ``<model>_<mode>.ckpt.json`` and its sidecar to ``folder``; returns the header.
+
+    The sidecar carries its hash in its name and is written first, the header last, each by one
+    rename: a kill at any moment leaves the old checkpoint or the new one.
+
+    Raises:
+        NotFittedError: the model was never fitted.
+    """
+    if model.n_inputs_ is None:
+        raise NotFittedError(f"{which.name} is not fitted: nothing to save")
+    sidecar = model.to_sidecar()
+    digest = hashlib.sha256(sidecar).hexdigest()
+    sidecar_name = f"{which.name}.{digest[:12]}{model.sidecar_suffix}"
+    input_kind = which.spec.input_kind
+    contract = contract_of(layout, input_kind)
+    header: dict[str, Any] = {
+        "version": VERSION,
+        "name": which.model,
+        "mode": which.mode,
+        "input_kind": input_kind,
+        "schema_hash": layout.schema_hash(input_kind),
+        "n_classes": len(layout.phases),
+        "phases": list(layout.phases),
+        "keep_mask": layout.keep_mask(which.mode, input_kind).tolist(),
+        "standardize": model.standardize_,
+        "sidecar": sidecar_name,
+        "sidecar_sha256": digest,
+        "sidecar_bytes": len(sidecar),
+        "pca_proj": pca_proj.tolist(),
+        "config": asdict(model.config),
+        "contract": contract.as_header(),
+        "contract_hash": contract.hash,
+        "train_meta": train_meta,
+    }
+    header["artifact_id"] = artifact_id(header)
+    text = json.dumps(header, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+    if len(text) > MAX_HEADER_BYTES:
+        raise CheckpointError(f"{which.name}: the header has {len(text):,} bytes, over 1 MiB")
+    path = checkpoint_path(folder, which)
+    previous = _previous_sidecar(path)
+    write_atomically(folder / sidecar_name, sidecar)
+    write_atomically(path, text)
+    if previous and previous != sidecar_name:
+        (folder / previous).unlink(missing_ok=True)
+    return header
+
+
+def _previous_sidecar(path: Path) -> str | None:
+    try:
+        return read_header(path)["sidecar"]
+    except CheckpointError:
+        return None
+
+
+def artifact_id(header: dict[str, Any]) -> str:
+    """Hash of a whole header without itself; floats in their shortest round-trip form."""
+    rest = {key: value for key, value in header.items() if key != "artifact_id"}
+    return hashlib.sha256(b"phasewatch/header/v1\0" + fingerprint(rest).encode()).hexdigest()
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Read and check a header; the sidecar is not touched and contracts are not compared.
+
+    Raises:
+        CheckpointError: it is absent, a link, too large, no header, or was changed after writing.
+    """
+    text = _read_file(path, MAX_HEADER_BYTES)
+    try:
+        header = json.loads(text, object_pairs_hook=_no_duplicates)
+        _check_depth(header)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint header: {error}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: not a checkpoint header: no JSON object")
+    if header.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path}: header version {header.get('version')!r}; this phasewatch reads {VERSION}"
+        )
+    missing = [name for name in _FIELDS if name not in header]
+    if missing:
+        raise CheckpointError(f"{path}: the header lacks {', '.join(missing)}")
+    if artifact_id(header) != header["artifact_id"]:
+        raise CheckpointError(
+            f"{path}: the header was changed after it was written (its artifact_id does not fit); "
+            "restore the file or retrain"
+        )
+    return header
+
+
+def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
+    """Load a checkpoint for inputs of ``layout``.
+
+    In this order: header read and checked, sidecar read once and hashed, contracts compared
+    section by section, then the hashed bytes parsed and the model rebuilt.
+
+    Raises:
+        ContractMismatchError: the layout differs from the one trained on; lists every difference.
+        CheckpointError: a file is absent, changed, swapped or not parseable.
+    """
+    header = read_header(path)
+    name = header["sidecar"]
+    if not isinstance(name, str) or "/" in name or name.startswith("."):
+        raise CheckpointError(f"{path}: sidecar {name!r} is not a file beside the header")
+    sidecar = _read_file(path.parent / name, MAX_SIDECAR_BYTES)
+    if hashlib.sha256(sidecar).hexdigest() != header["sidecar_sha256"]:
+        raise CheckpointError(
+            f"{path.parent / name}: not the bytes that were trained (sha256 differs from the "
+            "header's); restore the file or retrain"
+        )
+    check_contract(header, layout, str(path))
+    try:
+        config = model_config(header["name"], header["config"])
+        model = MODELS[header["name"]].build(config, header["n_classes"], device="cpu")
+        model.restore(sidecar, sum(header["keep_mask"]), header["standardize"])
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: the sidecar has the right hash but cannot be rebuilt "
+            f"({type(error).__name__}: {error}); retrain"
+        ) from error
+    return Checkpoint(header, model)
+
+
+def check_contract(header: dict[str, Any], layout: Layout, what: str) -> None:
+    """Refuse a header whose contract is not the live one.
+
+    Raises:
+        ContractMismatchError: lists every difference and what to do.
+        CheckpointError: the header's sections do not have the hashes it states, or it names no
+            known model.
+    """
+    try:
+        which = variant(header["name"], header["mode"])
+        trained = Contract({n: section["value"] for n, section in header["contract"].items()})
+        stated = {name: section["hash"] for name, section in header["contract"].items()}
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{what}: the header's contract is malformed: {error}") from error
+    if trained.hashes != stated or trained.hash != header["contract_hash"]:
+        raise CheckpointError(f"{what}: the contract's sections do not have the hashes it states")
+    live = contract_of(layout, which.spec.input_kind)
+    differences = diff_contracts(trained.sections, live.sections)
+    if header["input_kind"] != which.spec.input_kind:
+        differences.append(f"input_kind was {header['input_kind']}, is {which.spec.input_kind}")
+    if header["phases"] != list(layout.phases):
+        differences.append(f"phases were {header['phases']}, are {list(layout.phases)}")
+    keep = layout.keep_mask(which.mode, which.spec.input_kind).tolist()
+    if not differences and header["keep_mask"] != keep:
+        differences.append("keep_mask is not the mode's")
+    if differences or live.hash != header["contract_hash"]:
+        commit = str(header["train_meta"].get("code_commit", "unknown"))[:7]
+        raise ContractMismatchError(
+            what,
+            differences or ["the contract hash differs"],
+            f"Retrain {which.name}, or check out the registry that wrote it (commit {commit}).",
+        )
+
+
+def _read_file(path: Path, limit: int) -> bytes:
+    """The content of a regular file, never through a link."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint file; train it first") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: not opened ({error.strerror}; links are refused)") from None
+    with os.fdopen(handle, "rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise CheckpointError(f"{path}: over {limit:,} bytes")
+    return content
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key stands twice")
+    return value
+
+
+def _check_depth(value: Any, depth: int = 0) -> None:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number is not finite")
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for item in items:
+        _check_depth(item, depth + 1)

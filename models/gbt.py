@@ -1,0 +1,159 @@
+"""Gradient-boosted trees on summary inputs (XGBoost's native interface)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xgboost as xgb
+
+from models.base import Classifier, Epoch, Examples, History, blocks, class_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from models.base import Inputs
+
+_BLOCK = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class GbtConfig:
+    """Hyper-parameters of ``Gbt``."""
+
+    n_rounds: int = 400
+    learning_rate: float = 0.05
+    max_depth: int = 5
+    min_child_weight: float = 2.0
+    subsample: float = 0.7
+    colsample_bynode: float = 0.3
+    reg_lambda: float = 2.0
+    max_bin: int = 256
+    early_stopping_rounds: int = 40
+    n_threads: int = 2
+
+
+class _BlockIter(xgb.DataIter):
+    """Feeds a quantile matrix block by block, so that X is never in memory whole."""
+
+    def __init__(self, examples: Examples, weights: NDArray[np.float32]):
+        super().__init__()
+        self._examples = examples
+        self._weights = weights
+        self._at = 0
+
+    def next(self, input_data: Callable) -> bool:
+        if self._at >= len(self._examples):
+            return False
+        here = slice(self._at, self._at + _BLOCK)
+        y = self._examples.y[here]
+        X = np.asarray(self._examples.X[here], dtype=np.float32)
+        input_data(data=X, label=y, weight=self._weights[y])
+        self._at += _BLOCK
+        return True
+
+    def reset(self) -> None:
+        self._at = 0
+
+
+class _Report(xgb.callback.TrainingCallback):
+    def __init__(self, n_rounds: int, progress: Callable[[int, int, str], None]):
+        self._n_rounds = n_rounds
+        self._progress = progress
+
+    def after_iteration(self, model: Any, epoch: int, evals_log: dict) -> bool:
+        if (epoch + 1) % 50 == 0:
+            last = {name: curve["mlogloss"][-1] for name, curve in evals_log.items()}
+            text = ", ".join(f"{name} log loss {value:.3f}" for name, value in last.items())
+            self._progress(epoch + 1, self._n_rounds, text)
+        return False
+
+
+class Gbt(Classifier):
+    """Multi-class boosted trees; a missing value takes the branch learned for missing values.
+
+    Chen and Guestrin, "XGBoost: A Scalable Tree Boosting System", KDD 2016.
+    """
+
+    input_kind = "summary"
+    sidecar_suffix = ".ubj"
+
+    def _fit(
+        self,
+        train: Examples,
+        val: Examples | None,
+        progress: Callable[[int, int, str], None],
+    ) -> None:
+        config: GbtConfig = self.config
+        weights = class_weights(train.y, self.n_classes)
+        matrix = xgb.QuantileDMatrix(_BlockIter(train, weights), max_bin=config.max_bin)
+        evals = [(matrix, "train")]
+        if val is not None:
+            # a class the training set lacks cannot be learned, and must not decide when to stop
+            val_matrix = xgb.QuantileDMatrix(
+                _BlockIter(val, weights), ref=matrix, max_bin=config.max_bin
+            )
+            evals.append((val_matrix, "val"))
+        curves: dict[str, dict[str, list[float]]] = {}
+        self.booster_ = xgb.train(
+            self._parameters(),
+            matrix,
+            config.n_rounds,
+            evals=evals,
+            evals_result=curves,
+            early_stopping_rounds=config.early_stopping_rounds if val is not None else None,
+            callbacks=[_Report(config.n_rounds, progress)],
+            verbose_eval=False,
+        )
+        best = self.booster_.best_iteration if val is not None else config.n_rounds - 1
+        self.booster_ = self.booster_[: best + 1]
+        losses = curves["train"]["mlogloss"]
+        val_losses = curves["val"]["mlogloss"] if val is not None else [None] * len(losses)
+        self.history_ = History(
+            [Epoch(i, t, v, None) for i, (t, v) in enumerate(zip(losses, val_losses, strict=True))],
+            best,
+        )
+
+    def _parameters(self) -> dict[str, Any]:
+        config: GbtConfig = self.config
+        return {
+            "objective": "multi:softprob",
+            "num_class": self.n_classes,
+            "eval_metric": "mlogloss",
+            "tree_method": "hist",
+            "device": "cuda" if self.device == "cuda" else "cpu",
+            "eta": config.learning_rate,
+            "max_depth": config.max_depth,
+            "min_child_weight": config.min_child_weight,
+            "subsample": config.subsample,
+            "colsample_bynode": config.colsample_bynode,
+            "lambda": config.reg_lambda,
+            "max_bin": config.max_bin,
+            "nthread": config.n_threads,
+            "seed": self.seed,
+            "verbosity": 0,
+        }
+
+    def _predict_proba(self, X: Inputs) -> NDArray[np.float32]:
+        return np.concatenate(
+            [
+                np.asarray(self.booster_.inplace_predict(block, missing=np.nan)).reshape(
+                    len(block), self.n_classes
+                )
+                for block in blocks(X, _BLOCK)
+            ]
+        )
+
+    def to_sidecar(self) -> bytes:
+        return bytes(self.booster_.save_raw("ubj"))
+
+    def restore(self, sidecar: bytes, n_inputs: int, standardize: dict[str, Any] | None) -> None:
+        self.booster_ = xgb.Booster({"nthread": self.config.n_threads})
+        self.booster_.load_model(bytearray(sidecar))
+        if self.booster_.num_features() != n_inputs:
+            raise ValueError(f"the trees take {self.booster_.num_features()} inputs, not {n_inputs}")
+        self.n_inputs_ = n_inputs
+        self.standardize_ = standardize

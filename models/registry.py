@@ -1,0 +1,101 @@
+"""Every kind of model, in one place: assets, configuration, commands and charts derive from it."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from features.registry import MODES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from features.registry import InputKind, Mode
+    from models.base import Classifier
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Where a model's classes are, and what it eats; imported only when used."""
+
+    module: str
+    classifier: str
+    config: str
+    input_kind: InputKind
+    description: str
+
+    def config_type(self) -> type:
+        return getattr(import_module(self.module), self.config)
+
+    def build(
+        self, config: Any, n_classes: int, *, seed: int = 0, device: str = "auto"
+    ) -> Classifier:
+        kind = getattr(import_module(self.module), self.classifier)
+        return kind(config, n_classes, seed=seed, device=device)
+
+
+MODELS = {
+    "gbt": ModelSpec(
+        "models.gbt", "Gbt", "GbtConfig", "summary", "gradient-boosted trees on window statistics"
+    ),
+    "cnn": ModelSpec(
+        "models.cnn", "Cnn", "CnnConfig", "tensor", "inception-style convolutions on windows"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A model in a mode: the unit that is trained, stored and reported."""
+
+    model: str
+    mode: Mode
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}_{self.mode}"
+
+    @property
+    def spec(self) -> ModelSpec:
+        return MODELS[self.model]
+
+
+VARIANTS = tuple(Variant(model, mode) for model in MODELS for mode in MODES)
+
+
+def variant(model: str, mode: str) -> Variant:
+    """The variant of these names.
+
+    Raises:
+        ValueError: there is none; the message names those there are.
+    """
+    for known in VARIANTS:
+        if (known.model, known.mode) == (model, mode):
+            return known
+    raise ValueError(
+        f"no model {model!r} in mode {mode!r}; models are {', '.join(MODELS)}, "
+        f"modes {', '.join(MODES)}"
+    )
+
+
+def model_config(model: str, values: Mapping[str, Any]) -> Any:
+    """Typed hyper-parameters of a model from plain values, defaults for what is not given.
+
+    Raises:
+        ValueError: an unknown name (the nearest known is named) or a value of another type.
+    """
+    kind = MODELS[model].config_type()
+    known = {field.name: field for field in fields(kind)}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there is {', '.join(known)}"
+            raise ValueError(f"{model}: no hyper-parameter {name!r}{hint}")
+        wanted = type(known[name].default)
+        if isinstance(value, bool) != (wanted is bool) or not isinstance(
+            value, (int, float) if wanted is float else wanted
+        ):
+            raise ValueError(f"{model}.{name} is {value!r}, no {wanted.__name__}")
+    return kind(**values)
