@@ -1,0 +1,1 @@
+"""Settings that ship with phasewatch: run configurations and the Dagster instance's."""

@@ -5,8 +5,8 @@ Which batches there are and which are stale is decided by the caller, from ``bat
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from features.manifest import Manifest, draft, fingerprint
 from features.shards import ShardWriter, write_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
     from episodes.store import StoredEpisode
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 STAGES = ("validation_index", "tensor_shards", "feature_shards")
 INGEST_VERSION = "1"
 """Raised when the code of this stage changes what it writes for equal inputs."""
-
-log = logging.getLogger("phasewatch")
 
 
 def batch_fingerprint(
@@ -55,21 +53,19 @@ def ingest_batch(
     policy: ValidationPolicy,
     layout: Layout,
     *,
+    stages: Collection[str] = STAGES,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> dict[str, Manifest]:
-    """Validate a batch and write its index and shards to ``folder/<stage>``.
+    """Validate a batch and write its index and shards, or only some, to ``folder/<stage>``.
 
     One episode is in memory at a time. Shards hold the accepted and the degraded episodes; the
     index holds all of them.
     """
     identity = batch_fingerprint(episodes, policy, layout)
     records: list[Record] = []
-    with (
-        draft(folder / "validation_index") as index,
-        draft(folder / "tensor_shards") as tensor,
-        draft(folder / "feature_shards") as feature,
-    ):
-        writer = ShardWriter(layout, tensor, feature)
+    with ExitStack() as stack:
+        drafts = {stage: stack.enter_context(draft(folder / stage)) for stage in stages}
+        writer = ShardWriter(layout, drafts.get("tensor_shards"), drafts.get("feature_shards"))
         for done, stored in enumerate(episodes):
             progress(done, len(episodes), stored.episode_id)
             record, episode = validate(stored, policy, layout.fields)
@@ -78,30 +74,32 @@ def ingest_batch(
                 writer.add(record, extract(episode, layout))
         writer.close()
         progress(len(episodes), len(episodes), summary_line([r.verdict for r in records]))
-        write_table(index_table(records), index.new_file("index", ".parquet"))
+        if "validation_index" in drafts:
+            path = drafts["validation_index"].new_file("index", ".parquet")
+            write_table(index_table(records), path)
+        facts = _shard_facts(records, writer, layout)
+        hashes = facts["contract_hashes"]
+        by_stage = {
+            "validation_index": index_facts(records),
+            "tensor_shards": facts | {"contract_hash": hashes["tensor"]},
+            "feature_shards": facts | {"contract_hash": hashes["summary"]},
+        }
+        return {stage: drafts[stage].commit(identity, by_stage[stage]) for stage in drafts}
 
-        hashes = contract_hashes(layout)
-        shard_facts = {
-            "episodes": sum(record.usable for record in records),
-            "windows": writer.n_windows,
-            "bins": writer.n_bins,
-            "windows_by_phase": writer.windows_by_phase,
-            "coverage": _coverage(writer, layout),
-            "missing_channels": _missing_channels(writer, layout),
-            "contracts": {
-                kind: contract_of(layout, kind).sections for kind in ("summary", "tensor")
-            },
-            "contract_hashes": hashes,
-        }
-        return {
-            "validation_index": index.commit(identity, index_facts(records)),
-            "tensor_shards": tensor.commit(
-                identity, shard_facts | {"contract_hash": hashes["tensor"]}
-            ),
-            "feature_shards": feature.commit(
-                identity, shard_facts | {"contract_hash": hashes["summary"]}
-            ),
-        }
+
+def _shard_facts(
+    records: Sequence[Record], writer: ShardWriter, layout: Layout
+) -> dict[str, Any]:
+    return {
+        "episodes": sum(record.usable for record in records),
+        "windows": writer.n_windows,
+        "bins": writer.n_bins,
+        "windows_by_phase": writer.windows_by_phase,
+        "coverage": _coverage(writer, layout),
+        "missing_channels": _missing_channels(writer, layout),
+        "contracts": {kind: contract_of(layout, kind).sections for kind in ("summary", "tensor")},
+        "contract_hashes": contract_hashes(layout),
+    }
 
 
 def _coverage(writer: ShardWriter, layout: Layout) -> dict[str, float]:

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from models.nets import NetClassifier
 
-
-@dataclass(frozen=True, slots=True)
-class CnnConfig:
-    """Hyper-parameters of ``Cnn``."""
-
-    width: int = 64
-    depth: int = 3
-    dropout: float = 0.3
-    epochs: int = 40
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    warmup_share: float = 0.1
-    clip_norm: float = 1.0
-    patience: int = 15
-    label_smoothing: float = 0.05
-    offset_noise: float = 0.2  # of a channel's standard deviation, one draw a window and channel
-    n_threads: int = 2
+if TYPE_CHECKING:
+    from models.hyperparameters import CnnConfig
 
 
 class _InceptionBlock(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,24 +15,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from models.base import Inputs
+    from models.hyperparameters import GbtConfig
 
 _BLOCK = 65_536
-
-
-@dataclass(frozen=True, slots=True)
-class GbtConfig:
-    """Hyper-parameters of ``Gbt``."""
-
-    n_rounds: int = 400
-    learning_rate: float = 0.05
-    max_depth: int = 5
-    min_child_weight: float = 2.0
-    subsample: float = 0.7
-    colsample_bynode: float = 0.3
-    reg_lambda: float = 2.0
-    max_bin: int = 256
-    early_stopping_rounds: int = 40
-    n_threads: int = 2
 
 
 class _BlockIter(xgb.DataIter):

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from features.registry import MODES
+from models.hyperparameters import CnnConfig, GbtConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,16 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Where a model's classes are, and what it eats; imported only when used."""
+    """Where a model's class is (imported only when built), its configuration, what it eats."""
 
     module: str
     classifier: str
-    config: str
+    config: type
     input_kind: InputKind
     description: str
-
-    def config_type(self) -> type:
-        return getattr(import_module(self.module), self.config)
 
     def build(
         self, config: Any, n_classes: int, *, seed: int = 0, device: str = "auto"
@@ -38,10 +36,10 @@ class ModelSpec:
 
 MODELS = {
     "gbt": ModelSpec(
-        "models.gbt", "Gbt", "GbtConfig", "summary", "gradient-boosted trees on window statistics"
+        "models.gbt", "Gbt", GbtConfig, "summary", "gradient-boosted trees on window statistics"
     ),
     "cnn": ModelSpec(
-        "models.cnn", "Cnn", "CnnConfig", "tensor", "inception-style convolutions on windows"
+        "models.cnn", "Cnn", CnnConfig, "tensor", "inception-style convolutions on windows"
     ),
 }
 
@@ -86,7 +84,7 @@ def model_config(model: str, values: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: an unknown name (the nearest known is named) or a value of another type.
     """
-    kind = MODELS[model].config_type()
+    kind = MODELS[model].config
     known = {field.name: field for field in fields(kind)}
     for name, value in values.items():
         if name not in known:

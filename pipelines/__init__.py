@@ -1,0 +1,1 @@
+"""The outermost room: definitions, jobs, sensors, schedules and the command line."""

@@ -1,0 +1,1 @@
+"""What assets share: the workspace (paths, settings), guards, progress."""

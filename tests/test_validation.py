@@ -73,6 +73,10 @@ def judge(store: StoreBuilder, added: Added, policy: ValidationPolicy | None = N
     return validate(stored, policy or ValidationPolicy(), LAYOUT.fields)[0]
 
 
+def judge_planted(store: StoreBuilder, plant: Plant) -> Record:
+    return judge(store, plant(store, pytest.MonkeyPatch()))
+
+
 def judge_members(
     store: StoreBuilder, members: Members, policy: ValidationPolicy | None = None, **add: Any
 ) -> Record:
@@ -355,13 +359,15 @@ DEFECTS: dict[str, dict[str, Plant | tuple[Plant, str]]] = {
         "fifo": archived(entry(f"{ID}/x", type=FIFO)),
         "character device": archived(entry(f"{ID}/x", type=CHR)),
         "block device": archived(entry(f"{ID}/x", type=BLK)),
-        "absolute name": (archived(entry("/etc/cron.d/x")), "/etc/cron.d/x"),
-        "dot-dot": (archived(entry(f"{ID}/../x")), r"\.\./x"),
-        "dot-dot first": archived(entry(f"../{ID}/{META}")),
-        "dot-dot last": archived(entry(f"{ID}/..")),
-        "no folder": archived(entry("x")),
-        "another folder": archived(entry(f"{ulid(1)}/{META}")),
-        "file in a folder within": archived(entry(f"{ID}/a/{META}")),
+        "absolute name": (archived(entry("/etc/x")), "'/etc/x' lies outside"),
+        "absolute name within": (archived(entry(f"/{ID}/x")), "lies outside"),
+        "dot-dot": (archived(entry("../x")), "lies outside"),
+        "dot-dot first": (archived(entry(f"../{ID}/x")), "lies outside"),
+        "dot-dot within": (archived(entry(f"{ID}/../x")), "lies outside"),
+        "dot-dot last": (archived(entry(f"{ID}/..")), "lies outside"),
+        "no folder": (archived(entry("x")), "lies outside"),
+        "another folder": (archived(entry(f"{ulid(1)}/x")), "lies outside"),
+        "file in a folder within": (archived(entry(f"{ID}/a/x")), "lies outside"),
         "folder within": archived(entry(f"{ID}/a", type=DIR)),
         "member twice": (archived(entry(f"{ID}/{META}", b"{}")), "meta.json twice"),
         "archive is a link": (link_to_archive, "link"),
@@ -414,6 +420,10 @@ DEFECTS: dict[str, dict[str, Plant | tuple[Plant, str]]] = {
         "no session_open": (
             seen(("exploit_fire", 7), ("session_open_timeout", 11)),
             "^infected_running with no session_open",
+        ),
+        "before a relapse": making(
+            phases=[("clean", 0), ("infecting", 5), ("clean", 9), ("infecting", 12)],
+            events=[("exploit_fire", 12)],
         ),
         "exploit_fire 1 ns late": seen(("exploit_fire", 8.000000001), ("session_open", 11)),
         "session_open 1 ns late": seen(("exploit_fire", 7), ("session_open", 12.000000001)),
@@ -683,7 +693,9 @@ SOUND: dict[str, Plant] = {
         lambda m: edit(m, FILE["qmp"], b"\n  \n" + m[FILE["qmp"]] + b"\r\n"),
         lambda m: edit(m, LABELS, m[LABELS].replace(b"\n", b"\n\n")),
     ),
-    "rows in another order": holding(lambda m: edit_rows(m, FILE["qmp"], lambda r: r[::-1])),
+    "rows in another order": holding(
+        lambda m: edit_rows(m, FILE["qmp"], lambda r: r[50:100] + r[150:] + r[:50] + r[100:150])
+    ),
     "other files": archived(
         *(entry(f"{ID}/{name}", b"\x00\xff") for name in ("network.pcap", "stderr.log", "x" * 200)),
         entry(f"{ID}/network.pcap", b"again"),
@@ -709,7 +721,7 @@ def test_what_is_allowed_is_accepted(
 
 def test_100_rows_are_enough(store: StoreBuilder) -> None:
     few = holding(drop_file(NETFLOW), thin(proc=34, qmp=33, guest=33))
-    assert "too_few_rows" not in judge(store, few(store, pytest.MonkeyPatch())).reasons
+    assert "too_few_rows" not in judge_planted(store, few).reasons
 
 
 # --- safe reading
@@ -833,12 +845,12 @@ def test_the_worst_verdict_wins_and_every_reason_is_kept(store: StoreBuilder) ->
 def test_the_worst_verdict_wins(
     verdict: str, reasons: str, changes: list[Callable], store: StoreBuilder
 ) -> None:
-    record = judge(store, holding(*changes)(store, pytest.MonkeyPatch()))
+    record = judge_planted(store, holding(*changes))
     assert (record.verdict, sorted(record.reasons)) == (verdict, reasons.split())
 
 
 def test_one_reason_is_kept_for_each_source_it_holds_for(store: StoreBuilder) -> None:
-    record = judge(store, making(without=("proc", "guest"))(store, pytest.MonkeyPatch()))
+    record = judge_planted(store, making(without=("proc", "guest")))
     assert record.reasons == ("source_absent", "source_absent")
     assert record.details == ("proc: no rows", "guest: no rows")
 
@@ -1014,7 +1026,7 @@ def test_the_index_tells_the_commit_where_the_episode_does_not(store: StoreBuild
 
 def test_records_are_flat_and_alike_whatever_became_of_the_episode(store: StoreBuilder) -> None:
     sound = judge(store, store.add(members=good()))
-    errored = judge(store, row_without_file(store, pytest.MonkeyPatch()))
+    errored = judge_planted(store, row_without_file)
     cut = judge(store, store.add(packed=b"", episode_id=ID))
     rows = [record.as_row() for record in (sound, errored, cut)]
     assert list(rows[0]) == list(rows[1]) == list(rows[2])

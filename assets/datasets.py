@@ -1,0 +1,159 @@
+"""Datasets: per recipe, which windows train, validate and test."""
+
+from dataclasses import asdict
+
+import dagster as dg
+import polars as pl
+
+from assets.partitions import EVERY_PARTITION, OWNERS, RECIPE_PARTITIONS
+from evaluation.datasets import SPLITS, DatasetError, build_table
+from features.ingest import STAGES
+from features.manifest import Manifest, draft, fingerprint, reusable
+from features.shards import read_table, read_windows, write_table
+from resources.guards import (
+    refuse,
+    refuse_throwaway_instance,
+    require_current_batches,
+    require_manifest,
+)
+from resources.reporting import Stopwatch, layout_metadata, say
+from resources.workspace import Workspace
+
+DATASET_VERSION = "1"
+
+
+@dg.asset(
+    partitions_def=RECIPE_PARTITIONS,
+    deps=[dg.AssetDep(stage, partition_mapping=EVERY_PARTITION) for stage in STAGES],
+    check_specs=[
+        dg.AssetCheckSpec(
+            "splits_disjoint",
+            asset="datasets",
+            description="No episode, held-out host or sample, or span of time is on two sides.",
+            blocking=True,
+            partitions_def=RECIPE_PARTITIONS,
+        )
+    ],
+    group_name="train",
+    kinds={"parquet"},
+    owners=OWNERS,
+    code_version=DATASET_VERSION,
+)
+def datasets(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """Windows of all batches with their split: a table over the shards, never a copy of data."""
+    refuse_throwaway_instance(context.instance)
+    watch = Stopwatch()
+    recipe = context.partition_key
+    shards = require_current_batches(workspace)
+    versions = {b: {s: m.version for s, m in found.items()} for b, found in shards.items()}
+    policy = workspace.split_policy
+    identity = fingerprint(
+        {
+            "stage": DATASET_VERSION,
+            "recipe": recipe,
+            "policy": asdict(policy),
+            "batches": versions,
+        }
+    )
+    folder = workspace.dataset_folder(recipe)
+    manifest = None if workspace.force else reusable(folder, identity)
+    reused = manifest is not None
+    if manifest is None:
+        windows = pl.concat(
+            pl.from_arrow(read_windows(found["tensor_shards"])).with_columns(batch=pl.lit(batch))
+            for batch, found in shards.items()
+        )
+        try:
+            table, facts = build_table(windows, recipe, policy)
+        except DatasetError as error:
+            refuse(str(error))
+        facts["batches"] = versions
+        facts["validation_index_digest"] = fingerprint(
+            {batch: found["validation_index"].version for batch, found in shards.items()}
+        )
+        with draft(folder) as staged:
+            write_table(table.to_arrow(), staged.new_file("windows", ".parquet"))
+            manifest = staged.commit(identity, facts)
+    say(context, f"dataset {recipe}: {'reused' if reused else f'done in {watch.seconds:.1f} s'}")
+    return dg.MaterializeResult(
+        metadata={
+            "reused": reused,
+            "fingerprint": identity,
+            "seconds": watch.seconds,
+            "bytes": manifest.n_bytes,
+            "path": str(manifest.folder),
+            **layout_metadata(workspace.layout),
+            **_describe(manifest),
+        },
+        data_version=dg.DataVersion(manifest.version),
+        check_results=[_check(manifest)],
+    )
+
+
+def _describe(manifest: Manifest) -> dict[str, object]:
+    facts = manifest.facts
+    profiles, untested = facts["profiles"], facts["untested_profiles"]
+    metadata: dict[str, object] = {
+        "profiles_tested": f"{len(profiles) - len(untested)} of {len(profiles)} profiles tested",
+        "untested_profiles": dg.MetadataValue.json(untested),
+        "excluded_episodes": dg.MetadataValue.json(facts["excluded"]),
+        "validation_index_digest": facts["validation_index_digest"],
+        "roster": dg.MetadataValue.json(
+            {split: facts["splits"][split]["windows_by_phase"] for split in SPLITS}
+        ),
+    }
+    for split in SPLITS:
+        metadata[f"{split}_windows"] = facts["splits"][split]["windows"]
+        metadata[f"{split}_episodes"] = facts["splits"][split]["episodes"]
+    return metadata
+
+
+def _check(manifest: Manifest) -> dg.AssetCheckResult:
+    """Evidence from the table as written: counts of what is on two sides."""
+    table = read_dataset(manifest)
+    sides = table.group_by("episode_id").agg(pl.col("split").n_unique())
+    on_two = sides.filter(pl.col("split") > 1)["episode_id"].to_list()
+    test = table.filter(pl.col("split") == "test")
+    training = table.filter(pl.col("split") != "test")
+    recipe = manifest.facts["recipe"]
+    column = {"host": "host_id", "sample": "sample_sha256"}.get(recipe)
+    shared = sorted(set(test[column]) & set(training[column])) if column else []
+    gap_s = (test["started_at_wall_ns"].min() - training["ended_at_wall_ns"].max()) / 1e9
+    overlap = recipe == "time" and gap_s < manifest.facts["policy"]["gap_s"]
+    return dg.AssetCheckResult(
+        check_name="splits_disjoint",
+        passed=not on_two and not shared and not overlap,
+        metadata={
+            "episodes_on_two_sides": dg.MetadataValue.json(on_two),
+            "shared": dg.MetadataValue.json(shared),
+            "seconds_between_training_and_test": gap_s,
+        },
+    )
+
+
+def read_dataset(manifest: Manifest) -> pl.DataFrame:
+    """The table of a dataset: the columns of ``shards.WINDOW_COLUMNS``, ``batch``, ``split``."""
+    table = pl.from_arrow(read_table(manifest.path("windows")))
+    assert isinstance(table, pl.DataFrame)
+    return table
+
+
+def require_dataset(
+    workspace: Workspace, recipe: str
+) -> tuple[Manifest, dict[str, dict[str, Manifest]]]:
+    """The dataset of a recipe and the shards it points into, by batch and stage.
+
+    Raises:
+        dg.Failure: it is absent or damaged, or the shards are not those it was built on.
+    """
+    remedy = f"phasewatch run --recipe {recipe}"
+    manifest = require_manifest(workspace.dataset_folder(recipe), f"Dataset {recipe}", remedy)
+    shards = require_current_batches(workspace, list(manifest.facts["batches"]))
+    for batch, versions in manifest.facts["batches"].items():
+        for stage, version in versions.items():
+            if shards[batch][stage].version != version:
+                refuse(
+                    f"Dataset {recipe} was built on other {stage} of {batch}. Build it anew: "
+                    f"{remedy}"
+                )
+    return manifest, shards

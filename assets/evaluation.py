@@ -1,0 +1,322 @@
+"""Evaluation: test predictions, a report a checkpoint, the page that shows them all."""
+
+import base64
+import json
+from collections import Counter
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import polars as pl
+
+from assets.checkpoints import code_commit
+from assets.datasets import read_dataset, require_dataset
+from assets.partitions import EVERY_PARTITION, OWNERS, RECIPE_PARTITIONS
+from evaluation.baselines import baseline_proba
+from evaluation.charts import confusion_png
+from evaluation.datasets import RECIPES, inputs
+from evaluation.report import render_report
+from evaluation.scores import SHORTCUTS, evaluate
+from features.ingest import STAGES
+from features.manifest import (
+    Manifest,
+    draft,
+    file_sha256,
+    fingerprint,
+    read_manifest,
+    reusable,
+    write_atomically,
+)
+from features.registry import MODES
+from features.shards import read_table, write_table
+from models.checkpoint import Checkpoint
+from models.registry import VARIANTS, Variant
+from resources.guards import (
+    checkpoint_key,
+    refuse,
+    refuse_throwaway_instance,
+    require_checkpoint,
+    require_manifest,
+)
+from resources.reporting import Stopwatch, layout_metadata, say
+from resources.workspace import Workspace
+
+EVALUATION_VERSION = "1"
+_ID_COLUMNS = ("episode_id", "host_id", "profile", "sample_name", "window", "start_s")
+
+
+def report_key(which: Variant) -> dg.AssetKey:
+    return dg.AssetKey(["eval_reports", which.name])
+
+
+@dg.asset(
+    partitions_def=RECIPE_PARTITIONS,
+    deps=["datasets", *(checkpoint_key(which) for which in VARIANTS)],
+    group_name="evaluate",
+    kinds={"parquet"},
+    owners=OWNERS,
+    code_version=EVALUATION_VERSION,
+)
+def test_predictions(
+    context: dg.AssetExecutionContext, workspace: Workspace
+) -> dg.MaterializeResult:
+    """Every checkpoint's probabilities for every test window, and the baselines' beside them."""
+    refuse_throwaway_instance(context.instance)
+    watch = Stopwatch()
+    recipe = context.partition_key
+    dataset, shards = require_dataset(workspace, recipe)
+    checkpoints = {
+        which: require_checkpoint(context.instance, workspace, recipe, which) for which in VARIANTS
+    }
+    for which, checkpoint in checkpoints.items():
+        if checkpoint.header["train_meta"]["dataset_version"] != dataset.version:
+            refuse(
+                f"{which.name} was trained on another version of dataset {recipe}. Retrain: "
+                f"phasewatch run --recipe {recipe}"
+            )
+    identity = fingerprint(
+        {
+            "stage": EVALUATION_VERSION,
+            "dataset": dataset.version,
+            "checkpoints": {w.name: c.artifact_id for w, c in checkpoints.items()},
+            "seed": workspace.seed,
+        }
+    )
+    folder = workspace.test_predictions_folder(recipe)
+    manifest = None if workspace.force else reusable(folder, identity)
+    reused = manifest is not None
+    if manifest is None:
+        table = read_dataset(dataset)
+        test = table.filter(pl.col("split") == "test")
+        classes = workspace.layout.phases
+        parts = [
+            _predictions(test, checkpoint, inputs(test, shards, which, workspace.layout), classes)
+            for which, checkpoint in checkpoints.items()
+        ]
+        for mode in MODES:
+            for name in SHORTCUTS:
+                proba = baseline_proba(table, name, mode, classes, workspace.seed)
+                parts.append(_rows(test, name, mode, f"baseline/{name}", proba, classes))
+        with draft(folder) as staged:
+            path = staged.new_file("predictions", ".parquet")
+            write_table(pl.concat(parts).to_arrow(), path)
+            facts = {
+                "recipe": recipe,
+                "test_windows": len(test),
+                "dataset_version": dataset.version,
+                "checkpoints": {w.name: c.artifact_id for w, c in checkpoints.items()},
+            }
+            manifest = staged.commit(identity, facts)
+    say(context, f"test predictions {recipe}: {'reused' if reused else 'done'}")
+    return dg.MaterializeResult(
+        metadata={
+            "reused": reused,
+            "fingerprint": identity,
+            "seconds": watch.seconds,
+            "bytes": manifest.n_bytes,
+            "path": str(manifest.folder),
+            "test_windows": manifest.facts["test_windows"],
+            "checkpoints": dg.MetadataValue.json(manifest.facts["checkpoints"]),
+            **layout_metadata(workspace.layout),
+        },
+        data_version=dg.DataVersion(manifest.version),
+    )
+
+
+def _predictions(
+    test: pl.DataFrame, checkpoint: Checkpoint, X: Any, classes: tuple[str, ...]
+) -> pl.DataFrame:
+    header = checkpoint.header
+    proba = checkpoint.model.predict_proba(X)
+    return _rows(test, header["name"], header["mode"], checkpoint.artifact_id, proba, classes)
+
+
+def _rows(
+    windows: pl.DataFrame,
+    model: str,
+    mode: str,
+    checkpoint_id: str,
+    proba: np.ndarray,
+    classes: tuple[str, ...],
+) -> pl.DataFrame:
+    return windows.select(
+        pl.lit(model).alias("model"),
+        pl.lit(mode).alias("mode"),
+        pl.lit(checkpoint_id).alias("checkpoint_id"),
+        *_ID_COLUMNS,
+        pl.col("label").alias("actual"),
+        *(pl.Series(f"p_{phase}", proba[:, i]) for i, phase in enumerate(classes)),
+    )
+
+
+def build_report_asset(which: Variant) -> dg.AssetsDefinition:
+    """The asset that evaluates one variant."""
+
+    @dg.asset(
+        key=report_key(which),
+        partitions_def=RECIPE_PARTITIONS,
+        deps=["datasets", "test_predictions"],
+        group_name="evaluate",
+        kinds={"json"},
+        owners=OWNERS,
+        code_version=EVALUATION_VERSION,
+        description=(
+            f"How good {which.model} ({which.mode}) is on the test split: macro F1 with a 95 % "
+            "interval over episodes, per class, profile and host, beside the baselines."
+        ),
+    )
+    def eval_report(
+        context: dg.AssetExecutionContext, workspace: Workspace
+    ) -> dg.MaterializeResult:
+        refuse_throwaway_instance(context.instance)
+        watch = Stopwatch()
+        recipe = context.partition_key
+        remedy = f"phasewatch run --recipe {recipe}"
+        dataset, _ = require_dataset(workspace, recipe)
+        checkpoint = require_checkpoint(context.instance, workspace, recipe, which)
+        predictions = require_manifest(
+            workspace.test_predictions_folder(recipe), f"Test predictions {recipe}", remedy
+        )
+        if predictions.facts["checkpoints"].get(which.name) != checkpoint.artifact_id:
+            refuse(f"Test predictions {recipe} are of another {which.name}. Make them: {remedy}")
+        identity = fingerprint(
+            {
+                "stage": EVALUATION_VERSION,
+                "variant": which.name,
+                "predictions": predictions.version,
+                "policy": workspace.settings()["report"],
+            }
+        )
+        folder = workspace.report_folder(recipe) / which.name
+        manifest = None if workspace.force else reusable(folder, identity)
+        reused = manifest is not None
+        if manifest is None:
+            header = checkpoint.header
+            report = evaluate(
+                read_predictions(predictions),
+                which.model,
+                which.mode,
+                workspace.layout.phases,
+                dataset.facts,
+                {
+                    "recipe": recipe,
+                    "dataset_version": dataset.version,
+                    "contract_hash": header["contract_hash"],
+                    "schema_hash": header["schema_hash"],
+                    "validation_index_digest": dataset.facts["validation_index_digest"],
+                    "code_commit": header["train_meta"]["code_commit"],
+                    "val_macro_f1": header["train_meta"]["val_macro_f1"],
+                },
+                workspace.report_policy,
+            )
+            with draft(folder) as staged:
+                text = json.dumps(report, indent=1, allow_nan=False)
+                staged.new_file("report", ".json").write_text(text + "\n")
+                manifest = staged.commit(identity, {"recipe": recipe, "variant": which.name})
+        report = read_report(manifest)
+        say(
+            context,
+            f"report {which.name} ({recipe}): macro F1 {report['macro_f1']['value']:.3f} "
+            f"[{report['macro_f1']['low']:.3f}, {report['macro_f1']['high']:.3f}]"
+            + (", reused" if reused else ""),
+        )
+        return dg.MaterializeResult(
+            metadata={
+                "reused": reused,
+                "fingerprint": identity,
+                "seconds": watch.seconds,
+                "bytes": manifest.n_bytes,
+                "path": str(manifest.path("report")),
+                **_figures(report, which, recipe),
+                **layout_metadata(workspace.layout, which.spec.input_kind),
+            },
+            data_version=dg.DataVersion(manifest.version),
+        )
+
+    return eval_report
+
+
+def _figures(report: dict[str, Any], which: Variant, recipe: str) -> dict[str, Any]:
+    picture = confusion_png(report["confusion"], f"{which.name}, {recipe}")
+    encoded = base64.b64encode(picture).decode()
+    return {
+        "macro_f1": report["macro_f1"]["value"],
+        "macro_f1_low": report["macro_f1"]["low"],
+        "macro_f1_high": report["macro_f1"]["high"],
+        "test_windows": report["n_windows"],
+        "test_episodes": report["n_episodes"],
+        "checkpoint_id": report["checkpoint_id"],
+        "confusion": dg.MetadataValue.md(f"![confusion](data:image/png;base64,{encoded})"),
+        "warnings": dg.MetadataValue.md("\n".join(f"- {w}" for w in report["warnings"]) or "none"),
+        **{f"f1_{row['class']}": row["f1"]["value"] for row in report["per_class"]},
+        **{
+            f"baseline_{row['name']}": row["macro_f1"]["value"] for row in report["baselines"]
+        },
+    }
+
+
+def read_predictions(manifest: Manifest) -> pl.DataFrame:
+    """The table of test predictions."""
+    table = pl.from_arrow(read_table(manifest.path("predictions")))
+    assert isinstance(table, pl.DataFrame)
+    return table
+
+
+def read_report(manifest: Manifest) -> dict[str, Any]:
+    """An evaluation report as written."""
+    return json.loads(manifest.path("report").read_text())
+
+
+REPORT_ASSETS = [build_report_asset(which) for which in VARIANTS]
+
+
+@dg.asset(
+    deps=[dg.AssetDep(report_key(w), partition_mapping=EVERY_PARTITION) for w in VARIANTS],
+    group_name="evaluate",
+    kinds={"html"},
+    owners=OWNERS,
+    code_version=EVALUATION_VERSION,
+)
+def report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """One page on every checkpoint and recipe evaluated so far, to be read by people."""
+    refuse_throwaway_instance(context.instance)
+    watch = Stopwatch()
+    manifests = [
+        manifest
+        for recipe in RECIPES
+        for which in VARIANTS
+        if (manifest := read_manifest(workspace.report_folder(recipe) / which.name))
+    ]
+    if not manifests:
+        refuse("No evaluation report yet. Make one: phasewatch run")
+    for manifest in manifests:
+        damage = manifest.damage()
+        if damage:
+            refuse(f"{damage}. Make it anew: phasewatch run --recipe {manifest.facts['recipe']}")
+    page = render_report([read_report(m) for m in manifests], _facts(workspace, manifests))
+    write_atomically(workspace.report_page, page.encode())
+    say(context, f"report page: {workspace.report_page}")
+    return dg.MaterializeResult(
+        metadata={
+            "path": dg.MetadataValue.path(str(workspace.report_page)),
+            "reports": len(manifests),
+            "bytes": len(page.encode()),
+            "seconds": watch.seconds,
+            **layout_metadata(workspace.layout),
+        },
+        data_version=dg.DataVersion(file_sha256(workspace.report_page)),
+    )
+
+
+def _facts(workspace: Workspace, manifests: list[Manifest]) -> dict[str, Any]:
+    verdicts: Counter[str] = Counter()
+    for batch in workspace.listing().batches:
+        index = workspace.batch_manifests(batch)[STAGES[0]]
+        verdicts.update(index.facts["verdicts"] if index else {})
+    return {
+        "store": workspace.store,
+        "episodes": verdicts.total(),
+        "verdicts": dict(verdicts),
+        "code_commit": code_commit(),
+        "generated_from": [manifest.version for manifest in manifests],
+    }

@@ -1,0 +1,134 @@
+"""Inference: score a batch's episodes with a checkpoint that fits the live layout."""
+
+import dagster as dg
+import numpy as np
+import polars as pl
+from pydantic import Field
+
+from assets.datasets import read_dataset
+from assets.partitions import BATCHES, EVERY_PARTITION, OWNERS
+from evaluation.datasets import RECIPES, inputs
+from features.manifest import draft, fingerprint, read_manifest, reusable
+from features.shards import read_windows, write_table
+from models.registry import VARIANTS, variant
+from resources.guards import (
+    checkpoint_key,
+    refuse,
+    refuse_throwaway_instance,
+    require_checkpoint,
+    require_current_batches,
+)
+from resources.reporting import Stopwatch, layout_metadata, say
+from resources.workspace import Workspace
+
+PREDICTIONS_VERSION = "1"
+
+
+class ScoreConfig(dg.Config):
+    """Which checkpoint scores."""
+
+    model: str = Field(default="gbt", description="A model of the registry.")
+    mode: str = Field(default="realistic", description="realistic or oracle.")
+    recipe: str = Field(default="host", description="Whose checkpoint: host, sample or time.")
+
+
+@dg.asset(
+    partitions_def=BATCHES,
+    deps=[
+        "tensor_shards",
+        "feature_shards",
+        *(dg.AssetDep(checkpoint_key(w), partition_mapping=EVERY_PARTITION) for w in VARIANTS),
+    ],
+    group_name="score",
+    kinds={"parquet"},
+    owners=OWNERS,
+    code_version=PREDICTIONS_VERSION,
+)
+def predictions(
+    context: dg.AssetExecutionContext, config: ScoreConfig, workspace: Workspace
+) -> dg.MaterializeResult:
+    """Phase probabilities of every window of a batch; episodes seen in training are marked.
+
+    Refuses, with the difference, where the live input contract is not the checkpoint's.
+    """
+    refuse_throwaway_instance(context.instance)
+    watch = Stopwatch()
+    batch = context.partition_key
+    try:
+        which = variant(config.model, config.mode)
+    except ValueError as error:
+        refuse(str(error))
+    if config.recipe not in RECIPES:
+        refuse(f"No recipe {config.recipe!r}; there is {', '.join(RECIPES)}.")
+    checkpoint = require_checkpoint(context.instance, workspace, config.recipe, which)
+    shards = require_current_batches(workspace, [batch])
+    identity = fingerprint(
+        {
+            "stage": PREDICTIONS_VERSION,
+            "checkpoint": checkpoint.artifact_id,
+            "shards": {stage: m.version for stage, m in shards[batch].items()},
+        }
+    )
+    folder = workspace.predictions_folder(batch, config.recipe, which)
+    manifest = None if workspace.force else reusable(folder, identity)
+    reused = manifest is not None
+    if manifest is None:
+        windows = pl.from_arrow(read_windows(shards[batch]["tensor_shards"]))
+        assert isinstance(windows, pl.DataFrame)
+        windows = windows.with_columns(batch=pl.lit(batch))
+        classes = np.array(workspace.layout.phases)
+        proba = checkpoint.model.predict_proba(inputs(windows, shards, which, workspace.layout))
+        seen = _episodes_trained_on(workspace, checkpoint.header["train_meta"])
+        table = windows.select(
+            "episode_id",
+            "host_id",
+            "window",
+            "start_s",
+            pl.col("label").alias("labelled"),
+            pl.Series("predicted", classes[proba.argmax(axis=1)] if len(proba) else []).cast(
+                pl.String
+            ),
+            *(pl.Series(f"p_{phase}", proba[:, i]) for i, phase in enumerate(classes)),
+            pl.col("episode_id").is_in(seen).alias("seen_in_training"),
+            pl.lit(checkpoint.artifact_id).alias("checkpoint_id"),
+        )
+        with draft(folder) as staged:
+            write_table(table.to_arrow(), staged.new_file("predictions", ".parquet"))
+            counts = dict(sorted(table["predicted"].value_counts().iter_rows()))
+            facts = {
+                "windows": len(table),
+                "predicted": counts,
+                "seen_in_training": int(table["seen_in_training"].sum()),
+            }
+            manifest = staged.commit(identity, facts)
+    say(context, f"score {batch} with {which.name} ({config.recipe}): "
+        f"{manifest.facts['windows']} windows{', reused' if reused else ''}")
+    return dg.MaterializeResult(
+        metadata={
+            "reused": reused,
+            "fingerprint": identity,
+            "seconds": watch.seconds,
+            "bytes": manifest.n_bytes,
+            "path": str(manifest.path("predictions")),
+            "checkpoint": f"{which.name} ({config.recipe})",
+            "checkpoint_id": checkpoint.artifact_id,
+            "dagster/partition_row_count": manifest.facts["windows"],
+            "windows_seen_in_training": manifest.facts["seen_in_training"],
+            "predicted": dg.MetadataValue.json(manifest.facts["predicted"]),
+            **layout_metadata(workspace.layout, which.spec.input_kind),
+        },
+        data_version=dg.DataVersion(manifest.version),
+    )
+
+
+def _episodes_trained_on(workspace: Workspace, train_meta: dict) -> list[str]:
+    """Episodes of the training and validation side of the dataset the checkpoint was trained on."""
+    dataset = read_manifest(workspace.dataset_folder(train_meta["recipe"]))
+    if dataset is None or dataset.version != train_meta["dataset_version"]:
+        refuse(
+            f"Dataset {train_meta['recipe']} is not the version the checkpoint was trained on, so "
+            "episodes seen in training cannot be marked. Retrain: "
+            f"phasewatch run --recipe {train_meta['recipe']}"
+        )
+    table = read_dataset(dataset).filter(pl.col("split") != "test")
+    return table["episode_id"].unique().sort().to_list()

@@ -1,0 +1,54 @@
+"""Baselines that see no behaviour: only when a window lies, or only which collectors ran.
+
+What they score is what a schedule or a gap in the recording gives away for free.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+from sklearn.ensemble import RandomForestClassifier
+
+from episodes.format import SOURCES
+from evaluation.scores import SHORTCUTS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+def baseline_columns(name: str, mode: str) -> list[str]:
+    """The columns of the window table that a baseline sees.
+
+    Raises:
+        ValueError: there is no baseline of that name.
+    """
+    if name == "position_only":
+        return ["start_s"]
+    if name == "missingness_only":
+        return [f"coverage_{s.name}" for s in SOURCES.values() if mode == "oracle" or s.deployable]
+    raise ValueError(f"no baseline {name!r}; there is {', '.join(SHORTCUTS)}")
+
+
+def baseline_proba(
+    table: pl.DataFrame, name: str, mode: str, classes: Sequence[str], seed: int
+) -> NDArray[np.float32]:
+    """Probabilities ``(n_test_windows, n_classes)`` of a balanced forest on a baseline's columns.
+
+    Fitted on the training windows of a dataset's table, for its test windows in their order.
+    """
+    columns = baseline_columns(name, mode)
+    train, test = (table.filter(pl.col("split") == side) for side in ("train", "test"))
+    forest = RandomForestClassifier(
+        200, class_weight="balanced", min_samples_leaf=5, random_state=seed, n_jobs=2
+    )
+    forest.fit(train.select(columns).to_numpy(), train["label"].to_list())
+    proba = np.zeros((len(test), len(classes)), dtype=np.float32)
+    for column, label in zip(
+        forest.predict_proba(test.select(columns).to_numpy()).T, forest.classes_, strict=True
+    ):
+        proba[:, list(classes).index(label)] = column
+    return proba

@@ -1,0 +1,310 @@
+"""The command line. Heavy libraries are imported by the commands that need them, not here.
+
+Exit codes: 0 ok, 1 failed, 2 usage, 3 data rejected, 4 contract mismatch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from episodes.validation import Record
+
+OK, FAILED, USAGE, REJECTED, MISMATCH = range(5)
+ROOT = Path(__file__).resolve().parent.parent
+
+app = typer.Typer(
+    name="phasewatch",
+    help="Tells in which phase of a compromise a virtual machine is, from its telemetry.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+StoreOption = Annotated[
+    Path, typer.Option(help="Folder of the episode store (index.jsonl and episodes/).")
+]
+ArtifactsOption = Annotated[Path, typer.Option(help="Folder of everything a run writes.")]
+DEFAULT_STORE = ROOT / "data" / "store"
+DEFAULT_ARTIFACTS = ROOT / "artifacts"
+
+
+def fail(message: str, code: int = FAILED) -> NoReturn:
+    """Say what is wrong on stderr and leave."""
+    typer.echo(message, err=True)
+    raise typer.Exit(code)
+
+
+@app.command()
+def run(
+    config: Annotated[
+        Path | None, typer.Option(help="Run configuration (YAML); see config/default.yaml.")
+    ] = None,
+    store: Annotated[Path | None, typer.Option(help="Episode store; overrides the config.")] = None,
+    artifacts: Annotated[Path | None, typer.Option(help="Where to write.")] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option(help="host, sample or time; repeat for several.")
+    ] = None,
+    ingest_only: Annotated[bool, typer.Option(help="Stop when every batch is ingested.")] = False,
+    force: Annotated[bool, typer.Option(help="Make everything anew, reuse nothing.")] = False,
+) -> None:
+    """Sync, ingest what is stale, retrain, evaluate, and print the path of the report."""
+    from pipelines.local import RunError, run_all
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("phasewatch").setLevel(logging.INFO)
+    overrides: dict[str, Any] = {}
+    if store is not None:
+        overrides["store"] = str(store.absolute())
+    if artifacts is not None:
+        overrides["artifacts"] = str(artifacts.absolute())
+    if force:
+        overrides["force"] = True
+    try:
+        page = run_all(config, overrides, recipe or None, ingest_only=ingest_only)
+    except RunError as error:
+        fail(str(error))
+    if page is not None:
+        typer.echo(str(page))
+
+
+@app.command()
+def sync(
+    config: Annotated[Path | None, typer.Option(help="Run configuration (YAML).")] = None,
+) -> None:
+    """Register the store's batches with Dagster; `make ui` does this first."""
+    from pipelines.local import RunError, sync_only
+
+    try:
+        synced = sync_only(config)
+    except RunError as error:
+        fail(str(error))
+    typer.echo(
+        f"{len(synced.batches)} batches, {len(synced.new)} new, {len(synced.stale)} to ingest",
+        err=True,
+    )
+
+
+@app.command()
+def validate(
+    store: StoreOption = DEFAULT_STORE,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="Another policy (YAML): a dry run that shows what it would change."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Judge every episode of a store; nothing is written."""
+    from episodes.store import StoreError, list_store
+    from episodes.validation import ValidationPolicy, summary_line
+
+    try:
+        listing = list_store(store)
+    except StoreError as error:
+        fail(str(error), USAGE)
+    records = list(_sweep(listing.episodes, ValidationPolicy()))
+    verdicts = [record.verdict for record in records]
+    document: dict[str, Any] = {"store": str(store), "problems": list(listing.problems)}
+    lines = [f"{p}" for p in listing.problems]
+    if policy is None:
+        document["episodes"] = [record.as_row() for record in records]
+        lines += [
+            f"{r.episode_id} {r.host_id} {r.verdict}: {'; '.join(r.details)}"
+            for r in records
+            if r.reasons
+        ]
+    else:
+        other = list(_sweep(listing.episodes, _read_policy(policy)))
+        changes = [
+            {
+                "episode_id": before.episode_id,
+                "was": before.verdict,
+                "would_be": after.verdict,
+                "details": list(after.details or before.details),
+            }
+            for before, after in zip(records, other, strict=True)
+            if before.verdict != after.verdict
+        ]
+        document["changes"] = changes
+        lines += [
+            f"{c['episode_id']} {c['was']} -> {c['would_be']}: {'; '.join(c['details'])}"
+            for c in changes
+        ]
+        lines.append(f"{len(changes)} of {len(records)} verdicts would change; then:")
+        verdicts = [record.verdict for record in other]
+    document["summary"] = summary_line(verdicts)
+    lines.append(document["summary"])
+    typer.echo(json.dumps(document, indent=1) if as_json else "\n".join(lines))
+
+
+def _sweep(episodes: list, policy: Any) -> Iterator[Record]:
+    from rich.progress import track
+
+    from episodes.validation import validate as judge
+    from features.registry import LAYOUT
+
+    for stored in track(episodes, "validating", console=_console(), transient=True):
+        yield judge(stored, policy, LAYOUT.fields)[0]
+
+
+def _console() -> Any:
+    """Progress goes to stderr, and only to a terminal."""
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=not sys.stderr.isatty())
+
+
+def _read_policy(path: Path) -> Any:
+    import yaml
+
+    from episodes.validation import ValidationPolicy
+
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+        return ValidationPolicy(**values)
+    except OSError as error:
+        fail(f"{path}: {error.strerror}", USAGE)
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        known = ", ".join(ValidationPolicy.__dataclass_fields__)
+        fail(f"{path}: not a validation policy ({error}); it can set {known}", USAGE)
+
+
+@app.command()
+def extract(
+    episode: Annotated[str, typer.Argument(help="An episode's id, or the path of its .tar.zst.")],
+    out: Annotated[Path, typer.Option(help="The .npz to write.")],
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Extract one episode: its series, windows and features, without shards."""
+    import numpy as np
+
+    from episodes.archive import ArchiveError
+    from episodes.format import ARCHIVE_SUFFIX
+    from episodes.reading import read_episode
+    from episodes.store import StoreError, list_store
+    from features.alignment import AlignmentError
+    from features.extraction import extract as extract_episode
+    from features.registry import LAYOUT
+
+    path = Path(episode)
+    try:
+        if not path.name.endswith(ARCHIVE_SUFFIX):
+            path = list_store(store).find(episode).path
+        read = read_episode(path, path.name.removesuffix(ARCHIVE_SUFFIX), LAYOUT.fields)
+        extracted = extract_episode(read, LAYOUT)
+    except StoreError as error:
+        fail(str(error), USAGE)
+    except OSError as error:
+        fail(f"{path}: {error.strerror}", USAGE)
+    except (ArchiveError, AlignmentError) as error:
+        fail(f"{path}: {error}", REJECTED)
+    for name, rows in read.sources.items():
+        if rows.n_malformed:
+            typer.echo(f"{path.name}: {name}: {rows.n_malformed} malformed rows skipped", err=True)
+    windows = extracted.windows
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("wb") as file:
+        np.savez_compressed(
+            file,
+            series=extracted.series,
+            features=extracted.features,
+            labels=windows.label,
+            purity=windows.purity,
+            starts_s=windows.start_s,
+            channel_names=np.array(LAYOUT.channel_names),
+            feature_names=np.array(LAYOUT.feature_names),
+        )
+    typer.echo(f"{out}: {len(windows)} windows, {len(extracted.series)} bins", err=True)
+
+
+@app.command()
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt.json; its sidecar lies beside it.")],
+    episode: Annotated[str, typer.Argument(help="An episode's id, or the path of its .tar.zst.")],
+    store: StoreOption = DEFAULT_STORE,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Score one episode, window by window."""
+    import numpy as np
+
+    from episodes.archive import ArchiveError
+    from episodes.format import ARCHIVE_SUFFIX
+    from episodes.reading import read_episode
+    from episodes.store import StoreError, list_store
+    from features import registry
+    from features.alignment import AlignmentError
+    from features.extraction import extract as extract_episode
+    from features.windows import window_views
+    from models.checkpoint import CheckpointError, ContractMismatchError, load_checkpoint
+
+    layout = registry.LAYOUT
+    try:
+        loaded = load_checkpoint(checkpoint, layout)
+    except ContractMismatchError as error:
+        fail(str(error), MISMATCH)
+    except CheckpointError as error:
+        fail(str(error))
+    path = Path(episode)
+    try:
+        if not path.name.endswith(ARCHIVE_SUFFIX):
+            path = list_store(store).find(episode).path
+        read = read_episode(path, path.name.removesuffix(ARCHIVE_SUFFIX), layout.fields)
+        extracted = extract_episode(read, layout)
+    except StoreError as error:
+        fail(str(error), USAGE)
+    except OSError as error:
+        fail(f"{path}: {error.strerror}", USAGE)
+    except (ArchiveError, AlignmentError) as error:
+        fail(f"{path}: {error}", REJECTED)
+    kept = np.array(loaded.header["keep_mask"])
+    X = (
+        extracted.features[:, kept]
+        if loaded.header["input_kind"] == "summary"
+        else window_views(extracted.series, layout.window)[:, :, kept]
+    )
+    proba = loaded.model.predict_proba(X)
+    rows = [
+        {
+            "start_s": float(start),
+            "phase": layout.phases[int(p.argmax())],
+            "probabilities": {
+                phase: round(float(v), 6) for phase, v in zip(layout.phases, p, strict=True)
+            },
+            "labelled": str(label),
+        }
+        for start, label, p in zip(
+            extracted.windows.start_s, extracted.windows.label, proba, strict=True
+        )
+    ]
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "episode": path.name.removesuffix(ARCHIVE_SUFFIX),
+                    "checkpoint_id": loaded.artifact_id,
+                    "windows": rows,
+                },
+                indent=1,
+            )
+        )
+        return
+    for row in rows:
+        share = row["probabilities"][row["phase"]]
+        typer.echo(f"{row['start_s']:7.1f} s  {row['phase']:<17} {share:.2f}")
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

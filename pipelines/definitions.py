@@ -1,0 +1,37 @@
+"""Everything Dagster loads, assembled in one place."""
+
+import dagster as dg
+
+from assets.batches import batch_assets
+from assets.checkpoints import CHECKPOINT_ASSETS, CONTRACT_CHECKS
+from assets.datasets import datasets
+from assets.evaluation import REPORT_ASSETS, report, test_predictions
+from assets.predictions import predictions
+from pipelines.jobs import JOBS
+from pipelines.schedules import nightly
+from pipelines.sensors import new_batches
+from resources.workspace import Workspace
+
+
+def build_defs(*, workspace: Workspace | None = None) -> dg.Definitions:
+    """The whole graph, over a workspace (default: the embedded store and ``artifacts/``)."""
+    return dg.Definitions(
+        assets=[
+            batch_assets,
+            datasets,
+            *CHECKPOINT_ASSETS,
+            test_predictions,
+            *REPORT_ASSETS,
+            report,
+            predictions,
+        ],
+        asset_checks=CONTRACT_CHECKS,
+        jobs=JOBS,
+        sensors=[new_batches],
+        schedules=[nightly],
+        resources={"workspace": workspace or Workspace()},
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_defs()

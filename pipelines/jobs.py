@@ -1,0 +1,38 @@
+"""Jobs: what is run together."""
+
+import dagster as dg
+
+from assets.evaluation import report_key
+from assets.partitions import BATCHES, RECIPE_PARTITIONS
+from features.ingest import STAGES
+from models.registry import VARIANTS
+from resources.guards import checkpoint_key
+
+ingest = dg.define_asset_job(
+    "ingest",
+    selection=dg.AssetSelection.assets(*STAGES),
+    partitions_def=BATCHES,
+    description="Validate a batch's episodes and write its shards.",
+)
+
+retrain = dg.define_asset_job(
+    "retrain",
+    selection=dg.AssetSelection.assets(
+        "datasets",
+        *(checkpoint_key(which) for which in VARIANTS),
+        "test_predictions",
+        *(report_key(which) for which in VARIANTS),
+        "report",
+    ),
+    partitions_def=RECIPE_PARTITIONS,
+    description="Split, train every model, evaluate and report, for one recipe.",
+)
+
+score = dg.define_asset_job(
+    "score",
+    selection=dg.AssetSelection.assets("predictions"),
+    partitions_def=BATCHES,
+    description="Score a batch's episodes with a trained checkpoint.",
+)
+
+JOBS = [ingest, retrain, score]

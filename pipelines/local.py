@@ -1,0 +1,124 @@
+"""Runs the jobs in this process, one after the other: what `phasewatch run` does."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import yaml
+
+from evaluation.datasets import RECIPES
+from pipelines.definitions import build_defs
+from pipelines.home import prepare_dagster_home
+from pipelines.partitions import Synced, sync_batches
+from resources.workspace import Workspace
+
+log = logging.getLogger("phasewatch")
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+class RunError(Exception):
+    """A run could not be started or failed; the message says which and why."""
+
+
+def run_all(
+    config: Path | None,
+    overrides: dict[str, Any],
+    recipes: list[str] | None,
+    *,
+    ingest_only: bool = False,
+) -> Path | None:
+    """Sync, ingest the stale batches, retrain the recipes; returns the report page's path.
+
+    Raises:
+        RunError: the configuration is wrong, or a run failed.
+    """
+    for recipe in recipes or ():
+        if recipe not in RECIPES:
+            raise RunError(f"no recipe {recipe!r}; there is {', '.join(RECIPES)}")
+    workspace = read_workspace(config, overrides)
+    with _instance() as instance:
+        synced = _sync(instance, workspace)
+        definitions = build_defs(workspace=workspace)
+        for batch in synced.batches if workspace.force else synced.stale:
+            _execute(definitions, "ingest", batch, instance)
+        if ingest_only:
+            return None
+        for recipe in recipes or RECIPES:
+            _execute(definitions, "retrain", recipe, instance)
+    return workspace.report_page
+
+
+def sync_only(config: Path | None) -> Synced:
+    """Register the store's batches.
+
+    Raises:
+        RunError: the configuration is wrong, or there is no store.
+    """
+    with _instance() as instance:
+        return _sync(instance, read_workspace(config, {}))
+
+
+def read_workspace(config: Path | None, overrides: dict[str, Any]) -> Workspace:
+    """The workspace that a run configuration file describes.
+
+    Raises:
+        RunError: the file cannot be read or holds a setting that does not exist.
+    """
+    values: dict[str, Any] = {}
+    if config is not None:
+        try:
+            document = yaml.safe_load(config.read_text()) or {}
+        except OSError as error:
+            raise RunError(f"{config}: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise RunError(f"{config}: not YAML: {error}") from error
+        try:
+            values = document["resources"]["workspace"]["config"]
+        except (KeyError, TypeError):
+            raise RunError(
+                f"{config}: no resources: workspace: config: section; see config/default.yaml"
+            ) from None
+    try:
+        return Workspace(**values | overrides)
+    except ValueError as error:
+        raise RunError(f"{config or 'configuration'}: {error}") from error
+
+
+def _instance() -> dg.DagsterInstance:
+    prepare_dagster_home()
+    return dg.DagsterInstance.get()
+
+
+def _sync(instance: dg.DagsterInstance, workspace: Workspace) -> Synced:
+    from episodes.store import StoreError
+
+    try:
+        synced = sync_batches(instance, workspace)
+    except StoreError as error:
+        raise RunError(str(error)) from error
+    for problem in synced.problems:
+        log.warning("store: %s", problem)
+    log.info("%d batches, %d to ingest", len(synced.batches), len(synced.stale))
+    return synced
+
+
+def _execute(
+    definitions: dg.Definitions, job: str, partition: str, instance: dg.DagsterInstance
+) -> None:
+    result = definitions.get_job_def(job).execute_in_process(
+        run_config=_QUIET, instance=instance, partition_key=partition, raise_on_error=False
+    )
+    if result.success:
+        return
+    failures = []
+    for event in result.get_step_failure_events():
+        data = event.step_failure_data
+        said = data.user_failure_data and data.user_failure_data.description
+        failures.append(f"{event.step_key}: {said or (data.error and data.error.message.strip())}")
+    failures += [
+        f"{e.asset_check_evaluation_data.asset_key.to_user_string()}: check "
+        f"{e.asset_check_evaluation_data.check_name} failed"
+        for e in result.get_asset_check_evaluations_events()
+    ] if hasattr(result, "get_asset_check_evaluations_events") else []
+    raise RunError(f"{job} {partition} failed\n" + "\n".join(failures or ["see the run in the UI"]))

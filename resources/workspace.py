@@ -1,0 +1,147 @@
+"""The one resource: which store, which artefacts folder, and every setting, checked before a run.
+
+It hands out paths and core values; the work itself is the core's.
+"""
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import dagster as dg
+from pydantic import Field, create_model, model_validator
+
+from episodes.store import StoredEpisode, StoreListing, list_store
+from episodes.validation import ValidationPolicy
+from evaluation.datasets import SplitPolicy
+from evaluation.scores import ReportPolicy
+from features import registry
+from features.ingest import STAGES, batch_fingerprint
+from features.manifest import Manifest, read_manifest
+from models.registry import MODELS, Variant, model_config
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The clone: relative paths in the configuration start here, not in the working directory."""
+
+
+def config_section(kind: type) -> type[dg.Config]:
+    """A Dagster config class with the fields, types and defaults of a core dataclass."""
+    hints = get_type_hints(kind)
+    columns = {f.name: (hints[f.name], Field(default=f.default)) for f in fields(kind)}
+
+    class Section(dg.Config):
+        @model_validator(mode="after")
+        def _valid(self) -> Any:
+            kind(**self.model_dump())  # the dataclass has the last word on its values
+            return self
+
+    return create_model(kind.__name__, __base__=Section, __doc__=kind.__doc__, **columns)
+
+
+Validation = config_section(ValidationPolicy)
+Splits = config_section(SplitPolicy)
+Report = config_section(ReportPolicy)
+Models = create_model(
+    "Models",
+    __base__=dg.Config,
+    __doc__="Hyper-parameters, a section a model.",
+    **{
+        name: (section := config_section(spec.config), Field(default_factory=section))
+        for name, spec in MODELS.items()
+    },
+)
+
+
+class Workspace(dg.ConfigurableResource):
+    """Paths and settings of a run. Relative paths start at the clone."""
+
+    store: str = Field(default="data/store", description="Folder of the episode store; read only.")
+    artifacts: str = Field(default="artifacts", description="Folder of everything a run writes.")
+    seed: int = Field(default=0, ge=0, description="Seed of every training.")
+    device: str = Field(
+        default="auto", pattern="^(auto|cpu|cuda)$", description="auto, cpu or cuda."
+    )
+    force: bool = Field(default=False, description="Make everything anew, reuse nothing.")
+    validation: Validation = Field(default_factory=Validation)
+    splits: Splits = Field(default_factory=Splits)
+    report: Report = Field(default_factory=Report)
+    models: Models = Field(default_factory=Models)
+
+    @property
+    def layout(self) -> registry.Layout:
+        """The input layout in force."""
+        return registry.LAYOUT
+
+    @property
+    def store_path(self) -> Path:
+        return ROOT / self.store
+
+    @property
+    def artifacts_path(self) -> Path:
+        return ROOT / self.artifacts
+
+    @property
+    def policy(self) -> ValidationPolicy:
+        return ValidationPolicy(**self.validation.model_dump())
+
+    @property
+    def split_policy(self) -> SplitPolicy:
+        return SplitPolicy(**self.splits.model_dump())
+
+    @property
+    def report_policy(self) -> ReportPolicy:
+        return ReportPolicy(**self.report.model_dump())
+
+    def model_config_of(self, which: Variant) -> Any:
+        """Typed hyper-parameters of a variant's model."""
+        return model_config(which.model, getattr(self.models, which.model).model_dump())
+
+    def listing(self) -> StoreListing:
+        return list_store(self.store_path)
+
+    def fingerprint(self, episodes: tuple[StoredEpisode, ...]) -> str:
+        """Identity of what a batch's artefacts are made from, as things stand."""
+        return batch_fingerprint(episodes, self.policy, self.layout)
+
+    def batch_folder(self, batch: str) -> Path:
+        return self.artifacts_path / "batches" / batch
+
+    def batch_manifests(self, batch: str) -> dict[str, Manifest | None]:
+        """What is on disk of a batch, by stage."""
+        return {stage: read_manifest(self.batch_folder(batch) / stage) for stage in STAGES}
+
+    def stale_batches(self, listing: StoreListing) -> list[str]:
+        """Batches of which some artefact is absent or made from something else."""
+        stale = []
+        for batch, episodes in listing.batches.items():
+            wanted = self.fingerprint(episodes)
+            manifests = self.batch_manifests(batch).values()
+            if any(m is None or m.fingerprint != wanted for m in manifests):
+                stale.append(batch)
+        return stale
+
+    def dataset_folder(self, recipe: str) -> Path:
+        return self.artifacts_path / "datasets" / recipe
+
+    def checkpoint_folder(self, recipe: str) -> Path:
+        return self.artifacts_path / "checkpoints" / recipe
+
+    def test_predictions_folder(self, recipe: str) -> Path:
+        return self.artifacts_path / "test_predictions" / recipe
+
+    def report_folder(self, recipe: str) -> Path:
+        return self.artifacts_path / "reports" / recipe
+
+    @property
+    def report_page(self) -> Path:
+        return self.artifacts_path / "reports" / "report.html"
+
+    def predictions_folder(self, batch: str, recipe: str, which: Variant) -> Path:
+        return self.artifacts_path / "predictions" / batch / f"{which.name}.{recipe}"
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting as plain values."""
+        return {
+            "validation": asdict(self.policy),
+            "splits": asdict(self.split_policy),
+            "report": asdict(self.report_policy),
+        }
