@@ -92,8 +92,10 @@ def batch_assets(
 
     common = {"reused": reused, "fingerprint": fingerprint, "seconds": watch.seconds}
     for stage, manifest in manifests.items():
-        metadata = _index_metadata(manifest) if stage == "validation_index" else (
-            _shard_metadata(manifest) | layout_metadata(workspace.layout, _INPUT_KIND[stage])
+        metadata = (
+            _index_metadata(manifest)
+            if stage == "validation_index"
+            else (_shard_metadata(manifest) | layout_metadata(workspace.layout, _INPUT_KIND[stage]))
         )
         yield dg.MaterializeResult(
             asset_key=stage,

@@ -69,7 +69,8 @@ def build_checkpoint_asset(which: Variant) -> dg.AssetsDefinition:
         if header is None:
             table = read_dataset(dataset)
             train, val = (
-                examples(table, shards, split, which, workspace.layout) for split in ("train", "val")
+                examples(table, shards, split, which, workspace.layout)
+                for split in ("train", "val")
             )
             model = which.spec.build(
                 config, len(workspace.layout.phases), seed=workspace.seed, device=workspace.device

@@ -8,14 +8,14 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import polars as pl
+from evaluation.charts import confusion_png
+from evaluation.report import render_report
 
 from assets.checkpoints import code_commit
 from assets.datasets import read_dataset, require_dataset
 from assets.partitions import EVERY_PARTITION, OWNERS, RECIPE_PARTITIONS
 from evaluation.baselines import baseline_proba
-from evaluation.charts import confusion_png
 from evaluation.datasets import RECIPES, inputs
-from evaluation.report import render_report
 from evaluation.scores import SHORTCUTS, evaluate
 from features.ingest import STAGES
 from features.manifest import (
@@ -249,9 +249,7 @@ def _figures(report: dict[str, Any], which: Variant, recipe: str) -> dict[str, A
         "confusion": dg.MetadataValue.md(f"![confusion](data:image/png;base64,{encoded})"),
         "warnings": dg.MetadataValue.md("\n".join(f"- {w}" for w in report["warnings"]) or "none"),
         **{f"f1_{row['class']}": row["f1"]["value"] for row in report["per_class"]},
-        **{
-            f"baseline_{row['name']}": row["macro_f1"]["value"] for row in report["baselines"]
-        },
+        **{f"baseline_{row['name']}": row["macro_f1"]["value"] for row in report["baselines"]},
     }
 
 

@@ -101,8 +101,11 @@ def predictions(
                 "seen_in_training": int(table["seen_in_training"].sum()),
             }
             manifest = staged.commit(identity, facts)
-    say(context, f"score {batch} with {which.name} ({config.recipe}): "
-        f"{manifest.facts['windows']} windows{', reused' if reused else ''}")
+    say(
+        context,
+        f"score {batch} with {which.name} ({config.recipe}): "
+        f"{manifest.facts['windows']} windows{', reused' if reused else ''}",
+    )
     return dg.MaterializeResult(
         metadata={
             "reused": reused,

@@ -78,6 +78,13 @@ def label_rows(members: Members) -> list[dict]:
     return [json.loads(line) for line in members["labels.jsonl"].splitlines()]
 
 
+def backwards(members: Members) -> Members:
+    """A last label that is earlier than the one before it."""
+    rows = label_rows(members)
+    earlier = {**rows[-1], "t_wall_ns": rows[-1]["t_wall_ns"] - 10**9}
+    return reseal(members, labels=as_lines([*rows, earlier]))
+
+
 def as_lines(rows: list[dict]) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
@@ -107,9 +114,7 @@ def main(corpus: Path) -> None:
         planted += 1
         episode_id = f"{episode.episode_id[:10]}00000000DEFECT{planted:02d}"
         _, members = read_archive(episode.path, episode.episode_id)
-        packed = spoil(
-            pack(episode_id, break_it(crop(members, episode_id, seconds)), link)
-        )
+        packed = spoil(pack(episode_id, break_it(crop(members, episode_id, seconds)), link))
         row = {
             "episode_id": episode_id,
             "host_id": episode.host_id,
@@ -124,12 +129,14 @@ def main(corpus: Path) -> None:
             path.write_bytes(spoil_unseen(packed))
 
     whole = [e for e in listing.episodes if e.episode_id != lost]
-    by_host = {host: [e for e in whole if e.host_id == host] for host in ("lab-a", "lab-b", "lab-c")}
+    by_host = {
+        host: [e for e in whole if e.host_id == host] for host in ("lab-a", "lab-b", "lab-c")
+    }
     a, b, c = (iter(sorted(v, key=lambda e: e.size_bytes or 0)) for v in by_host.values())
 
     plant(next(a), spoil_unseen=lambda packed: packed[:-1] + bytes([packed[-1] ^ 1]))
     plant(next(a), link="stderr.log")
-    plant(next(a), lambda m: reseal(m, labels=as_lines([*label_rows(m), label_rows(m)[0]])))
+    plant(next(a), backwards)
     plant(next(b), spoil=lambda packed: packed[: len(packed) // 2])
     plant(next(b), lambda m: {**m, "events.jsonl": m["events.jsonl"][:-2] + b" }"})
     plant(

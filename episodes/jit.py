@@ -10,7 +10,7 @@ os.environ.setdefault(
     "NUMBA_CACHE_DIR", str(Path(__file__).resolve().parent.parent / "artifacts" / "cache" / "numba")
 )
 
-import numba  # noqa: E402  (the variable above must come first)
+import numba
 
 jit = numba.njit(cache=True, nogil=True)
 """Compile to machine code once; IEEE arithmetic is kept (no fastmath): results are exact."""

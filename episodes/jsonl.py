@@ -70,7 +70,9 @@ class Rows:
         )
 
 
-def parse_rows(content: bytes, fields: Sequence[FieldPath], tag: str, max_problems: int = 20) -> Rows:
+def parse_rows(
+    content: bytes, fields: Sequence[FieldPath], tag: str, max_problems: int = 20
+) -> Rows:
     """Parse one telemetry file.
 
     Args:

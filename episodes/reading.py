@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-
 @dataclass(frozen=True)
 class Moments:
     """Labels or events: what was written, when. In file order."""
@@ -46,9 +45,7 @@ class Episode:
     sources: Mapping[str, Rows]
 
 
-def read_episode(
-    path: Path, episode_id: str, fields: Mapping[str, Sequence[FieldPath]]
-) -> Episode:
+def read_episode(path: Path, episode_id: str, fields: Mapping[str, Sequence[FieldPath]]) -> Episode:
     """Read and parse one archive.
 
     Raises:

@@ -185,7 +185,8 @@ def _check_index(stored: StoredEpisode, findings: _Findings) -> None:
     if len(hashes) > 1:
         findings.add(
             "conflicting_contents",
-            f"the index has {len(hashes)} contents for this id: {', '.join(h[:12] for h in hashes)}",
+            f"the index has {len(hashes)} contents for this id: "
+            + ", ".join(h[:12] for h in hashes),
         )
     if stored.other_hosts:
         findings.add(
@@ -258,7 +259,9 @@ def _check_files(episode: Episode, findings: _Findings) -> None:
     for name, facts in sorted(listed.items()):
         if name not in episode.members:
             if name in READ_FILES:
-                findings.add("listed_file_absent", f"{META_FILE} lists {name}, the archive has none")
+                findings.add(
+                    "listed_file_absent", f"{META_FILE} lists {name}, the archive has none"
+                )
             continue
         content = episode.members[name]
         if not isinstance(facts, dict) or not isinstance(facts.get("sha256"), str):
@@ -279,7 +282,9 @@ def _check_labels(episode: Episode, findings: _Findings) -> None:
             findings.add("schema", f"{name}: {problem}")
     labels = episode.labels
     if LABELS_FILE not in episode.members:
-        if not any(code == "listed_file_absent" and LABELS_FILE in d for code, d in findings.reasons):
+        if not any(
+            code == "listed_file_absent" and LABELS_FILE in d for code, d in findings.reasons
+        ):
             findings.add("schema", f"{LABELS_FILE}: absent")
         return
     if not labels.names:
@@ -299,7 +304,8 @@ def _check_labels(episode: Episode, findings: _Findings) -> None:
     for phase, event in JUSTIFYING_EVENT.items():
         times = [t for t, name in zip(labels.t_wall_ns, labels.names, strict=True) if name == phase]
         happened = [
-            t for t, name in zip(episode.events.t_wall_ns, episode.events.names, strict=True)
+            t
+            for t, name in zip(episode.events.t_wall_ns, episode.events.names, strict=True)
             if name == event
         ]
         if times and (not happened or min(times) < min(happened)):
@@ -336,15 +342,20 @@ def _check_rows(episode: Episode, policy: ValidationPolicy, findings: _Findings)
         if share is not None and share < policy.min_row_share:
             findings.add(
                 "rows_missing",
-                f"{source.name}: {share:.0%} of the rows expected, under {policy.min_row_share:.0%}",
+                f"{source.name}: {share:.0%} of the rows expected, "
+                f"under {policy.min_row_share:.0%}",
             )
         gap = _largest_gap_s(rows.t_wall_ns)
         if gap is not None and gap > policy.max_gap_s:
             findings.add(
-                "source_gap", f"{source.name}: {gap:.1f} s without a row, over {policy.max_gap_s:g} s"
+                "source_gap",
+                f"{source.name}: {gap:.1f} s without a row, over {policy.max_gap_s:g} s",
             )
     for what, times in (("first", first), ("last", last)):
-        if times and max(times.values()) - min(times.values()) > policy.max_source_offset_s * NS_PER_S:
+        if (
+            times
+            and max(times.values()) - min(times.values()) > policy.max_source_offset_s * NS_PER_S
+        ):
             middle = float(np.median(list(times.values())))
             name = max(times, key=lambda source: abs(times[source] - middle))
             findings.add(

@@ -233,9 +233,9 @@ def check_rosters(windows: pl.DataFrame) -> None:
             raise DatasetError(f"{column} {', '.join(sorted(unseen))} is tested but never trained")
 
 
-def build_table(windows: pl.DataFrame, recipe: str, policy: SplitPolicy) -> tuple[
-    pl.DataFrame, dict[str, Any]
-]:
+def build_table(
+    windows: pl.DataFrame, recipe: str, policy: SplitPolicy
+) -> tuple[pl.DataFrame, dict[str, Any]]:
     """The dataset of a recipe.
 
     Args:
@@ -267,9 +267,7 @@ def describe(
 ) -> dict[str, Any]:
     """What a dataset covers and, as plainly, what it does not."""
     profiles = sorted(set(table["profile"]))
-    attacked = table.filter(
-        (pl.col("split") == "test") & (pl.col("label") == "infected_running")
-    )
+    attacked = table.filter((pl.col("split") == "test") & (pl.col("label") == "infected_running"))
     tested = sorted(set(attacked["profile"]))
     excluded = assigned.filter(pl.col("split").is_null())
     per_split: dict[str, Any] = {}
@@ -327,7 +325,9 @@ def inputs(
     """The inputs of one variant for a table of windows, in its order."""
     kind = which.spec.input_kind
     keep = layout.keep_mask(which.mode, kind)
-    stage, role = ("feature_shards", "features") if kind == "summary" else ("tensor_shards", "series")
+    stage, role = (
+        ("feature_shards", "features") if kind == "summary" else ("tensor_shards", "series")
+    )
     parts = list(zip(windows["batch"], windows["shard"], strict=True))
     known = {part: i for i, part in enumerate(sorted(set(parts)))}
     paths = tuple(shards[batch][stage].path(f"{role}-{shard:05}") for batch, shard in known)
@@ -335,6 +335,4 @@ def inputs(
     if kind == "summary":
         names = tuple(n for n, kept in zip(layout.feature_names, keep, strict=True) if kept)
         return SummaryWindows(paths, shard, windows["row"].to_numpy(), names)
-    return TensorWindows(
-        paths, shard, windows["first_bin"].to_numpy(), keep, layout.window.n_bins
-    )
+    return TensorWindows(paths, shard, windows["first_bin"].to_numpy(), keep, layout.window.n_bins)

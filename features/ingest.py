@@ -54,7 +54,7 @@ def ingest_batch(
     layout: Layout,
     *,
     stages: Collection[str] = STAGES,
-    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Manifest]:
     """Validate a batch and write its index and shards, or only some, to ``folder/<stage>``.
 
@@ -67,13 +67,15 @@ def ingest_batch(
         drafts = {stage: stack.enter_context(draft(folder / stage)) for stage in stages}
         writer = ShardWriter(layout, drafts.get("tensor_shards"), drafts.get("feature_shards"))
         for done, stored in enumerate(episodes):
-            progress(done, len(episodes), stored.episode_id)
+            if progress:
+                progress(done, len(episodes), stored.episode_id)
             record, episode = validate(stored, policy, layout.fields)
             records.append(record)
             if record.usable and episode is not None:
                 writer.add(record, extract(episode, layout))
         writer.close()
-        progress(len(episodes), len(episodes), summary_line([r.verdict for r in records]))
+        if progress:
+            progress(len(episodes), len(episodes), summary_line([r.verdict for r in records]))
         if "validation_index" in drafts:
             path = drafts["validation_index"].new_file("index", ".parquet")
             write_table(index_table(records), path)
@@ -87,9 +89,7 @@ def ingest_batch(
         return {stage: drafts[stage].commit(identity, by_stage[stage]) for stage in drafts}
 
 
-def _shard_facts(
-    records: Sequence[Record], writer: ShardWriter, layout: Layout
-) -> dict[str, Any]:
+def _shard_facts(records: Sequence[Record], writer: ShardWriter, layout: Layout) -> dict[str, Any]:
     return {
         "episodes": sum(record.usable for record in records),
         "windows": writer.n_windows,
@@ -111,7 +111,9 @@ def _coverage(writer: ShardWriter, layout: Layout) -> dict[str, float]:
 def _missing_channels(writer: ShardWriter, layout: Layout) -> list[str]:
     if not writer.n_bins:
         return []
-    return [n for n, cells in zip(layout.channel_names, writer.finite_cells, strict=True) if not cells]
+    return [
+        n for n, cells in zip(layout.channel_names, writer.finite_cells, strict=True) if not cells
+    ]
 
 
 def index_facts(records: Sequence[Record]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MANIFEST_FILE = "manifest.json"
 
+
 class ArtefactError(Exception):
     """An artefact is absent, stale or damaged; the message says which and what to run."""
 

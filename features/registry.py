@@ -164,7 +164,9 @@ class Layout:
             if channel.source not in SOURCES:
                 raise ValueError(f"registry: {channel.name} has no source {channel.source!r}")
             if (channel.kind == "bucket") != (SOURCES[channel.source].expected_hz is None):
-                raise ValueError(f"registry: {channel.name}: {channel.kind} does not fit its source")
+                raise ValueError(
+                    f"registry: {channel.name}: {channel.kind} does not fit its source"
+                )
         unknown = set(self.stats) - set(STATS)
         if unknown:
             raise ValueError(f"registry: no statistic {', '.join(sorted(unknown))}")

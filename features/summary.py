@@ -29,8 +29,12 @@ def summarise(
     window = layout.window
     out = np.empty((len(starts), series.shape[1], len(STATS)), dtype=np.float32)
     _summarise(
-        np.ascontiguousarray(series), starts, window.n_bins, window.min_bins,
-        window.bin_ms / 1000.0, out,
+        np.ascontiguousarray(series),
+        starts,
+        window.n_bins,
+        window.min_bins,
+        window.bin_ms / 1000.0,
+        out,
     )
     wanted = [STATS.index(stat) for stat in layout.stats]
     return out[:, :, wanted].reshape(len(starts), -1)

@@ -66,8 +66,9 @@ def window_views(series: NDArray[np.float32], window: WindowSpec) -> NDArray[np.
     return sliding[:: window.stride_bins].transpose(0, 2, 1)
 
 
-def source_coverage(series: NDArray[np.float32], starts: NDArray[np.int64], layout: Layout,
-                    sources: tuple[str, ...]) -> NDArray[np.float32]:
+def source_coverage(
+    series: NDArray[np.float32], starts: NDArray[np.int64], layout: Layout, sources: tuple[str, ...]
+) -> NDArray[np.float32]:
     """Share of non-missing cells per window and source, ``(n_windows, n_sources)``."""
     present = ~np.isnan(series)
     length = layout.window.n_bins

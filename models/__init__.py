@@ -1,1 +1,1 @@
-"""Classifiers, their training, their checkpoints. How good they are is measured in ``evaluation``."""
+"""Classifiers, their training, their checkpoints; ``evaluation`` measures how good they are."""

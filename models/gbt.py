@@ -48,7 +48,7 @@ class _Report(xgb.callback.TrainingCallback):
         self._n_rounds = n_rounds
         self._progress = progress
 
-    def after_iteration(self, model: Any, epoch: int, evals_log: dict) -> bool:
+    def after_iteration(self, model: Any, epoch: int, evals_log: dict) -> bool:  # noqa: ARG002
         if (epoch + 1) % 50 == 0:
             last = {name: curve["mlogloss"][-1] for name, curve in evals_log.items()}
             text = ", ".join(f"{name} log loss {value:.3f}" for name, value in last.items())
@@ -138,6 +138,8 @@ class Gbt(Classifier):
         self.booster_ = xgb.Booster({"nthread": self.config.n_threads})
         self.booster_.load_model(bytearray(sidecar))
         if self.booster_.num_features() != n_inputs:
-            raise ValueError(f"the trees take {self.booster_.num_features()} inputs, not {n_inputs}")
+            raise ValueError(
+                f"the trees take {self.booster_.num_features()} inputs, not {n_inputs}"
+            )
         self.n_inputs_ = n_inputs
         self.standardize_ = standardize

@@ -19,7 +19,7 @@ def confusion_matrix(
 
 
 def f1_by_class(confusion: NDArray) -> NDArray[np.float64]:
-    """``2 TP / (2 TP + FP + FN)`` over the last two axes; NaN where a class neither is nor was said."""
+    """``2 TP / (2 TP + FP + FN)`` over the last two axes; NaN where a class does not occur."""
     true_positive = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
     involved = confusion.sum(axis=-1) + confusion.sum(axis=-2)
     with np.errstate(invalid="ignore", divide="ignore"):

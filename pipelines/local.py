@@ -116,9 +116,13 @@ def _execute(
         data = event.step_failure_data
         said = data.user_failure_data and data.user_failure_data.description
         failures.append(f"{event.step_key}: {said or (data.error and data.error.message.strip())}")
-    failures += [
-        f"{e.asset_check_evaluation_data.asset_key.to_user_string()}: check "
-        f"{e.asset_check_evaluation_data.check_name} failed"
-        for e in result.get_asset_check_evaluations_events()
-    ] if hasattr(result, "get_asset_check_evaluations_events") else []
+    failures += (
+        [
+            f"{e.asset_check_evaluation_data.asset_key.to_user_string()}: check "
+            f"{e.asset_check_evaluation_data.check_name} failed"
+            for e in result.get_asset_check_evaluations_events()
+        ]
+        if hasattr(result, "get_asset_check_evaluations_events")
+        else []
+    )
     raise RunError(f"{job} {partition} failed\n" + "\n".join(failures or ["see the run in the UI"]))

@@ -1,0 +1,42 @@
+# Everything runs from a fresh clone with Python 3.11 and nothing else: the first target that needs
+# it makes .venv from the pinned versions in constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+export DAGSTER_HOME := $(CURDIR)/artifacts/dagster_home
+CONFIG ?=
+RECIPE ?=
+STORE ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run ui test bench lint clean
+
+help:  ## say what there is
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /make \1\t/' | expand -t 14
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,orchestrate,dev]'
+	touch $@
+
+run: .venv/.installed  ## validate, extract, split, train, evaluate, report (STORE=, RECIPE=, CONFIG=)
+	$(BIN)/phasewatch run $(if $(STORE),--store $(STORE)) $(if $(RECIPE),--recipe $(RECIPE)) $(if $(CONFIG),--config $(CONFIG))
+
+ui: .venv/.installed  ## open Dagster on http://127.0.0.1:3000
+	$(BIN)/phasewatch sync $(if $(CONFIG),--config $(CONFIG))
+	$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port 3000
+
+test: lint  ## linters, types, import rules and the test suite
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/dg check defs
+
+bench: .venv/.installed  ## speed, as ratios measured side by side
+	$(BIN)/python -m benchmarks.extraction
+
+clean:  ## remove everything a run wrote (the environment stays)
+	find artifacts -mindepth 1 -not -name README.md -delete
