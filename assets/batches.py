@@ -135,6 +135,7 @@ def _checks(
     if stage == "validation_index" and "labels_match_events" in chosen:
         unjustified = manifest.facts["unjustified_usable"]
         yield dg.AssetCheckResult(
+            asset_key=stage,
             check_name="labels_match_events",
             passed=not unjustified,
             metadata={
@@ -148,6 +149,7 @@ def _checks(
     if stage == "tensor_shards" and "no_channel_all_missing" in chosen:
         missing = manifest.facts["missing_channels"]
         yield dg.AssetCheckResult(
+            asset_key=stage,
             check_name="no_channel_all_missing",
             passed=not missing,
             severity=dg.AssetCheckSeverity.WARN,

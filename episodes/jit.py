@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Set before numba's first import: nothing outside artifacts/ is written.
 os.environ.setdefault(
@@ -12,5 +14,7 @@ os.environ.setdefault(
 
 import numba
 
-jit = numba.njit(cache=True, nogil=True)
-"""Compile to machine code once; IEEE arithmetic is kept (no fastmath): results are exact."""
+
+def jit(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile to machine code, once; IEEE arithmetic is kept (no fastmath): results are exact."""
+    return numba.njit(cache=True, nogil=True)(kernel)

@@ -93,16 +93,16 @@ def parse_rows(
 
     malformed: dict[int, str] = {}
     good = np.ones(n_lines, dtype=np.bool_)
-    for i in np.flatnonzero(slow):
+    for i in np.flatnonzero(slow).tolist():
         line = content[starts[i] : ends[i]]
         if not line.strip():
             good[i] = False
             continue
         why = _parse_line(line, fields, tag, times[i], values[i], held[i])
         if why:
-            malformed[int(i)] = why
-    for i in np.flatnonzero((held[:, WALL] != NUMBER) & ~slow):
-        malformed[int(i)] = "no integer t_wall_ns"
+            malformed[i] = why
+    for i in np.flatnonzero((held[:, WALL] != NUMBER) & ~slow).tolist():
+        malformed[i] = "no integer t_wall_ns"
 
     good[list(malformed)] = False
     problems = dict(malformed)
@@ -111,8 +111,8 @@ def parse_rows(
         (TAG, f"source is not {tag!r}"),
         (DEPLOYABLE, "available_in_deployment is no boolean"),
     ):
-        for i in np.flatnonzero(good & (held[:, slot] != NUMBER)):
-            problems.setdefault(int(i), what)
+        for i in np.flatnonzero(good & (held[:, slot] != NUMBER)).tolist():
+            problems.setdefault(i, what)
     lines_before = np.cumsum(buffer == 10) if problems else None
     described = []
     for i in sorted(problems)[:max_problems]:
@@ -176,9 +176,10 @@ def _parse_line(
         return "not a JSON object"
     held[:] = ABSENT
     for slot in (WALL, MONO):
-        value = row.get(_ENVELOPE[slot][0])
+        value: Any = row.get(_ENVELOPE[slot][0])
         if is_int64(value):
-            times[slot], held[slot] = value, NUMBER
+            times[slot] = int(value)
+            held[slot] = NUMBER
     held[TAG] = NUMBER if row.get("source") == tag else UNUSABLE
     held[DEPLOYABLE] = NUMBER if isinstance(row.get("available_in_deployment"), bool) else UNUSABLE
     for i, path in enumerate(fields):
@@ -320,7 +321,7 @@ def _scan_number(buffer, i, end):
             down = buffer[i] == 45
             i += 1
         first = i
-        power = 0
+        power = np.int64(0)
         while i < end and 48 <= buffer[i] <= 57:
             power = power * 10 + (np.int64(buffer[i]) - 48)
             i += 1

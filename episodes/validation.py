@@ -423,10 +423,9 @@ def _typed(meta: dict[str, Any], path: str, kind: type) -> Any:
 
 
 def _duration_s(meta: dict[str, Any]) -> float | None:
-    started, ended = meta.get("started_at_wall_ns"), meta.get("ended_at_wall_ns")
-    if not is_int64(started) or not is_int64(ended):
-        return None
-    return (ended - started) / NS_PER_S
+    started = _typed(meta, "started_at_wall_ns", int)
+    ended = _typed(meta, "ended_at_wall_ns", int)
+    return None if started is None or ended is None else (ended - started) / NS_PER_S
 
 
 def _span_s(episode: Episode) -> float:
@@ -456,8 +455,8 @@ def _seconds_by_phase(episode: Episode | None) -> dict[str, float]:
         return seconds
     order = np.argsort(episode.labels.t_wall_ns, kind="stable")
     starts = episode.labels.t_wall_ns[order]
-    ended = episode.meta.get("ended_at_wall_ns")
-    end = max(int(ended), int(starts[-1])) if is_int64(ended) else int(starts[-1])
+    ended = _typed(episode.meta, "ended_at_wall_ns", int)
+    end = max(ended or 0, int(starts[-1]))
     for i, begin, finish in zip(order, starts, [*starts[1:], end], strict=True):
         if episode.labels.names[i] in seconds:
             seconds[episode.labels.names[i]] += (int(finish) - int(begin)) / NS_PER_S

@@ -281,7 +281,7 @@ def describe(
             "synthetic_episodes": side.filter(pl.col("synthetic"))["episode_id"].n_unique(),
             "windows_by_phase": dict(sorted(Counter(side["label"]).items())),
             "coverage": {
-                name.removeprefix("coverage_"): round(float(side[name].mean() or 0.0), 4)
+                name.removeprefix("coverage_"): round(float(side[name].to_numpy().mean()), 4)
                 for name in side.columns
                 if name.startswith("coverage_")
             },

@@ -65,7 +65,7 @@ def section_hash(name: str, value: object) -> str:
 
 @dataclass(frozen=True)
 class Contract:
-    """Sections by name, in their order. Equal ``hash`` means equal meaning of the input."""
+    """Sections by name. Equal ``hash`` means equal meaning of the input."""
 
     sections: dict[str, Any]
 
@@ -75,7 +75,7 @@ class Contract:
 
     @property
     def hash(self) -> str:
-        return section_hash("contract", [[name, h] for name, h in self.hashes.items()])
+        return section_hash("contract", self.hashes)
 
     def as_header(self) -> dict[str, Any]:
         """How a checkpoint's header holds it."""
@@ -137,7 +137,7 @@ def contract_hashes(layout: Layout) -> dict[str, str]:
 def diff_contracts(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Every difference between two contracts' sections, one line each, in a person's words."""
     lines: list[str] = []
-    for name in [*was, *(name for name in now if name not in was)]:
+    for name in [*now, *(name for name in was if name not in now)]:
         if name not in now:
             lines.append(f"section {name} was there, is gone")
         elif name not in was:

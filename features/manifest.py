@@ -137,8 +137,8 @@ class Draft:
             digest = file_sha256(written)
             name = f"{role}.{digest[:12]}{suffix}"
             files[role] = {"name": name, "sha256": digest, "bytes": written.stat().st_size}
-            with written.open("rb") as file:
-                os.fsync(file.fileno())
+            with written.open("rb") as content:
+                os.fsync(content.fileno())
             written.replace(self._folder / name)
         manifest = Manifest(self._folder, fingerprint, files, facts)
         value = {"fingerprint": fingerprint, "files": files, "facts": facts}

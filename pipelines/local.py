@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 import yaml
 
+from episodes.store import StoreError
 from evaluation.datasets import RECIPES
 from pipelines.definitions import build_defs
 from pipelines.home import prepare_dagster_home
@@ -91,8 +92,6 @@ def _instance() -> dg.DagsterInstance:
 
 
 def _sync(instance: dg.DagsterInstance, workspace: Workspace) -> Synced:
-    from episodes.store import StoreError
-
     try:
         synced = sync_batches(instance, workspace)
     except StoreError as error:
@@ -106,23 +105,23 @@ def _sync(instance: dg.DagsterInstance, workspace: Workspace) -> Synced:
 def _execute(
     definitions: dg.Definitions, job: str, partition: str, instance: dg.DagsterInstance
 ) -> None:
-    result = definitions.get_job_def(job).execute_in_process(
+    result = definitions.resolve_job_def(job).execute_in_process(
         run_config=_QUIET, instance=instance, partition_key=partition, raise_on_error=False
     )
     if result.success:
         return
-    failures = []
-    for event in result.get_step_failure_events():
-        data = event.step_failure_data
-        said = data.user_failure_data and data.user_failure_data.description
-        failures.append(f"{event.step_key}: {said or (data.error and data.error.message.strip())}")
-    failures += (
-        [
-            f"{e.asset_check_evaluation_data.asset_key.to_user_string()}: check "
-            f"{e.asset_check_evaluation_data.check_name} failed"
-            for e in result.get_asset_check_evaluations_events()
-        ]
-        if hasattr(result, "get_asset_check_evaluations_events")
-        else []
-    )
+    failures = [
+        f"{event.step_key}: {_reason(event.step_failure_data)}"
+        for event in result.get_step_failure_events()
+    ]
     raise RunError(f"{job} {partition} failed\n" + "\n".join(failures or ["see the run in the UI"]))
+
+
+def _reason(failure: Any) -> str:
+    """What a step's failure says to a person: our own refusal, or the innermost error."""
+    if failure.user_failure_data and failure.user_failure_data.description:
+        return failure.user_failure_data.description
+    error = failure.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return error.message.strip() if error else "unknown"

@@ -1076,13 +1076,13 @@ def test_index_and_files_are_reconciled(store: StoreBuilder) -> None:
 
 
 def test_batches_are_the_days_of_a_host_in_order(store: StoreBuilder) -> None:
-    for host, day in (("lab-b", 0), ("lab-a", 1), ("lab-a", 0), ("lab-a", 0)):
+    for host, day in (("lab-a-2", 0), ("lab-a", 1), ("lab-a", 0), ("lab-a", 0)):
         store.add(host, packed=b"", start_ns=START_NS + day * DAY_NS)
     batches = list_store(store.root).batches
     assert {key: len(batch) for key, batch in batches.items()} == {
         "lab-a.2026-11-02": 2,
         "lab-a.2026-11-03": 1,
-        "lab-b.2026-11-02": 1,
+        "lab-a-2.2026-11-02": 1,
     }
     assert list(batches) == sorted(batches)
     for key, batch in batches.items():
@@ -1260,22 +1260,24 @@ def test_no_store_is_an_error_that_names_the_path(
 
 def test_identity_tells_every_change_of_an_episode(store: StoreBuilder) -> None:
     added = store.add(packed=b"x", indexed=False)
-    seen_so_far = []
+    host, episode_id = added.host_id, added.episode_id
 
     def identity() -> str:
-        return json.dumps(list_store(store.root).find(added.episode_id).identity)
+        episodes_ = list_store(store.root).batches["lab-a.2026-11-02"]
+        return json.dumps([stored.identity for stored in episodes_])
 
-    seen_so_far.append(identity())
-    store.add_index_row(added.host_id, added.episode_id, b"x")
-    seen_so_far.append(identity())
-    store.add_index_row(added.host_id, added.episode_id, b"y")
-    seen_so_far.append(identity())
-    added.path.write_bytes(b"longer")
-    seen_so_far.append(identity())
-    added.path.unlink()
-    seen_so_far.append(identity())
-    assert len(set(seen_so_far)) == 5
-    assert identity() == seen_so_far[-1]
+    known = [identity()]
+    for change in (
+        lambda: store.add_index_row(host, episode_id, b"x"),
+        lambda: store.add_index_row(host, episode_id, b"y"),
+        lambda: added.path.write_bytes(b"longer"),
+        lambda: added.path.unlink(),
+        lambda: store.add_index_row("lab-b", episode_id, b"y"),
+    ):
+        change()
+        known.append(identity())
+        assert identity() == known[-1]
+    assert len(set(known)) == 6
 
 
 def test_the_store_is_never_written(store: StoreBuilder) -> None:
