@@ -19,7 +19,7 @@ from pathlib import Path
 
 import zstandard
 
-from episodes.archive import read_archive
+from episodes.archive import read_members, read_packed
 from episodes.format import META_FILE, SOURCES
 from episodes.store import StoredEpisode, list_store
 
@@ -113,7 +113,7 @@ def main(corpus: Path) -> None:
         nonlocal planted
         planted += 1
         episode_id = f"{episode.episode_id[:10]}00000000DEFECT{planted:02d}"
-        _, members = read_archive(episode.path, episode.episode_id)
+        members = read_members(read_packed(episode.path), episode.episode_id)
         packed = spoil(pack(episode_id, break_it(crop(members, episode_id, seconds)), link))
         row = {
             "episode_id": episode_id,

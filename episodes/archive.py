@@ -5,7 +5,6 @@ Nothing is ever extracted to disk. What the members mean is not decided here.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import tarfile
 from pathlib import Path
@@ -33,6 +32,44 @@ class ArchiveError(Exception):
         self.detail = detail
 
 
+class _StrictTarInfo(tarfile.TarInfo):
+    """Only a block of zeros ends an archive; tarfile takes any damaged header for its end."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> _StrictTarInfo:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if type(error).__name__ == "EOFHeaderError":
+                raise
+            raise tarfile.ReadError(str(error)) from error
+
+
+def _is_whole(packed: bytes) -> bool:
+    """Whether the last zstd frame is complete, checksum included (RFC 8878's block headers).
+
+    The streaming reader takes the end of its input for the end of the data.
+    """
+    at = 0
+    while at < len(packed):
+        # a skippable frame: magic number, size, content
+        if 0x184D2A50 <= int.from_bytes(packed[at : at + 4], "little") <= 0x184D2A5F:
+            at += 8 + int.from_bytes(packed[at + 4 : at + 8], "little")
+            continue
+        header = packed[at : at + 18]
+        has_checksum = zstandard.get_frame_parameters(header).has_checksum
+        at += zstandard.frame_header_size(header)
+        last = False
+        while not last:
+            if at + 3 > len(packed):
+                return False
+            block = int.from_bytes(packed[at : at + 3], "little")
+            last = bool(block & 1)
+            at += 3 + (1 if block >> 1 & 3 == 1 else block >> 3)
+        at += 4 * has_checksum
+    return at == len(packed) and at > 0
+
+
 class _CountingReader(io.RawIOBase):
     """Counts what comes out of the decompressor and stops it at a limit.
 
@@ -56,15 +93,12 @@ class _CountingReader(io.RawIOBase):
         return count
 
 
-def read_archive(path: Path, episode_id: str) -> tuple[str, dict[str, bytes]]:
-    """Read one archive whole, once.
-
-    Returns:
-        ``(sha256 of the file, {file name: content})`` with the allow-listed members only.
+def read_packed(path: Path) -> bytes:
+    """The bytes of an archive, read once: what is hashed is what is unpacked.
 
     Raises:
         OSError: the file cannot be read.
-        ArchiveError: it is broken, or holds something no episode has any business holding.
+        ArchiveError: it is a link, or larger than any episode.
     """
     if path.is_symlink():
         raise ArchiveError("unsafe_archive", f"{path.name} is a link")
@@ -73,15 +107,14 @@ def read_archive(path: Path, episode_id: str) -> tuple[str, dict[str, bytes]]:
         raise ArchiveError(
             "unsafe_archive", f"{path.name} has {size:,} bytes, over {MAX_ARCHIVE_BYTES:,}"
         )
-    packed = path.read_bytes()
-    return hashlib.sha256(packed).hexdigest(), read_members(packed, episode_id)
+    return path.read_bytes()
 
 
 def read_members(packed: bytes, episode_id: str) -> dict[str, bytes]:
     """Content of the allow-listed members of a ``.tar.zst`` held in memory.
 
     Raises:
-        ArchiveError: see ``read_archive``.
+        ArchiveError: it is broken, or holds something no episode has any business holding.
     """
     members: dict[str, bytes] = {}
     decompressor = zstandard.ZstdDecompressor(max_window_size=2**27)
@@ -89,7 +122,7 @@ def read_members(packed: bytes, episode_id: str) -> dict[str, bytes]:
         with (
             decompressor.stream_reader(packed, read_across_frames=True) as stream,
             io.BufferedReader(_CountingReader(stream, MAX_UNPACKED_BYTES), 2**20) as plain,
-            tarfile.open(fileobj=plain, mode="r|", bufsize=2**18) as tar,
+            tarfile.open(fileobj=plain, mode="r|", bufsize=2**18, tarinfo=_StrictTarInfo) as tar,
         ):
             for count, member in enumerate(tar):
                 if count >= MAX_MEMBERS:
@@ -107,9 +140,11 @@ def read_members(packed: bytes, episode_id: str) -> dict[str, bytes]:
                 content = tar.extractfile(member)
                 assert content is not None  # a regular file, by _checked_name
                 members[name] = content.read()
-            while plain.read(2**20):  # to the end: a cut-off last frame shows only there
+            while plain.read(2**20):  # to the end: damage behind the last member shows there
                 pass
-    except (zstandard.ZstdError, tarfile.TarError, EOFError) as error:
+        if not _is_whole(packed):
+            raise EOFError("the last frame is cut off")
+    except (zstandard.ZstdError, tarfile.TarError, EOFError, RecursionError) as error:
         raise ArchiveError("broken_archive", f"not a readable .tar.zst: {error}") from error
     return members
 
@@ -117,9 +152,9 @@ def read_members(packed: bytes, episode_id: str) -> dict[str, bytes]:
 def _checked_name(member: tarfile.TarInfo, episode_id: str) -> str | None:
     """File name of a regular member of the episode's folder; None for the folder itself."""
     parts = member.name.rstrip("/").split("/")
-    if member.isdir() and parts in ([episode_id], ["."]):
+    if member.isdir() and parts in ([episode_id], ["."], [".", episode_id]):
         return None
-    if not member.isreg():
+    if not member.isreg() or member.issparse():
         raise ArchiveError(
             "unsafe_archive", f"member {member.name!r} is neither a file nor the episode's folder"
         )

@@ -135,15 +135,15 @@ def parse_rows(
     )
 
 
-def parse_objects(content: bytes) -> tuple[list[dict[str, Any]], list[str]]:
-    """Parse a small JSON-lines file whole: ``(objects, problems by line number)``."""
+def parse_objects(content: bytes) -> tuple[list[tuple[int, dict[str, Any]]], list[str]]:
+    """Parse a small JSON-lines file whole: ``([(line number, object)], problems)``."""
     objects, problems = [], []
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         value = _loads(line)
         if isinstance(value, dict):
-            objects.append(value)
+            objects.append((number, value))
         else:
             problems.append(f"line {number}: not a JSON object")
     return objects, problems
@@ -299,7 +299,7 @@ def _scan_number(buffer, i, end):
         return -1, False, np.int64(0), 0.0
     whole = True
     digits = i - first
-    exponent = 0
+    exponent = np.int64(0)
     if i < end and buffer[i] == 46:
         whole = False
         i += 1
@@ -329,7 +329,9 @@ def _scan_number(buffer, i, end):
                 return -1, False, np.int64(0), 0.0
         if i == first:
             return -1, False, np.int64(0), 0.0
-        exponent += -power if down else power
+        if down:
+            power = -power
+        exponent += power
     if negative:
         mantissa = -mantissa
     if whole:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from episodes.archive import read_archive
+from episodes.archive import read_members, read_packed
 from episodes.format import EVENTS_FILE, LABELS_FILE, META_FILE, SOURCES
 from episodes.jsonl import FieldPath, Rows, is_int64, parse_objects, parse_rows
 
@@ -36,7 +36,6 @@ class Episode:
     """An episode's content. A file that is absent reads as empty; ``members`` tells which were."""
 
     episode_id: str
-    sha256: str  # of the archive
     members: Mapping[str, bytes]
     meta: dict[str, Any]
     meta_problem: str | None
@@ -49,13 +48,23 @@ def read_episode(path: Path, episode_id: str, fields: Mapping[str, Sequence[Fiel
     """Read and parse one archive.
 
     Raises:
-        OSError, ArchiveError: see ``episodes.archive.read_archive``.
+        OSError, ArchiveError: see ``episodes.archive``.
     """
-    sha256, members = read_archive(path, episode_id)
+    return parse_episode(read_packed(path), episode_id, fields)
+
+
+def parse_episode(
+    packed: bytes, episode_id: str, fields: Mapping[str, Sequence[FieldPath]]
+) -> Episode:
+    """Parse one archive held in memory.
+
+    Raises:
+        ArchiveError: see ``episodes.archive.read_members``.
+    """
+    members = read_members(packed, episode_id)
     meta, meta_problem = _parse_meta(members.get(META_FILE))
     return Episode(
         episode_id=episode_id,
-        sha256=sha256,
         members=members,
         meta=meta,
         meta_problem=meta_problem,
@@ -82,11 +91,11 @@ def _parse_moments(content: bytes, key: str) -> Moments:
     rows, problems = parse_objects(content)
     times: list[int] = []
     names: list[str] = []
-    for number, row in enumerate(rows, start=1):
+    for number, row in rows:
         if not is_int64(row.get("t_wall_ns")):
-            problems.append(f"row {number}: no integer t_wall_ns")
+            problems.append(f"line {number}: no integer t_wall_ns")
         elif not isinstance(row.get(key), str):
-            problems.append(f"row {number}: {key} is no string")
+            problems.append(f"line {number}: {key} is no string")
         else:
             times.append(row["t_wall_ns"])
             names.append(row[key])

@@ -172,7 +172,7 @@ def _read_index(path: Path, problems: list[str]) -> list[IndexRow]:
             continue
         try:
             rows.append(_index_row(json.loads(line)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number < len(lines):  # the last line without a newline is still being written
                 problems.append(f"index.jsonl line {number}: {error}")
     return rows

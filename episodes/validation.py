@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from episodes.archive import ArchiveError
+from episodes.archive import ArchiveError, read_packed
 from episodes.format import (
     EVENTS_FILE,
     FAILED,
@@ -28,7 +28,7 @@ from episodes.format import (
     SOURCES,
 )
 from episodes.jsonl import is_int64
-from episodes.reading import Episode, read_episode
+from episodes.reading import Episode, parse_episode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -161,10 +161,14 @@ def validate(
     """
     findings = _Findings()
     episode: Episode | None = None
+    sha256: str | None = None
     try:
         _check_index(stored, findings)
         if stored.size_bytes is not None:
-            episode = read_episode(stored.path, stored.episode_id, fields)
+            packed = read_packed(stored.path)
+            sha256 = hashlib.sha256(packed).hexdigest()
+            _check_hash(sha256, stored, findings)
+            episode = parse_episode(packed, stored.episode_id, fields)
             _check_episode(episode, stored, policy, findings)
     except ArchiveError as error:
         findings.add(error.code, error.detail)
@@ -172,7 +176,7 @@ def validate(
         findings.add("io_error", f"{stored.path.name}: {error.strerror or error}")
     except Exception as error:  # the sweep goes on, whatever one episode holds
         findings.add("unforeseen_error", _where(error))
-    return _record(stored, episode, findings), episode
+    return _record(stored, sha256, episode, findings), episode
 
 
 def _where(error: Exception) -> str:
@@ -201,17 +205,19 @@ def _check_index(stored: StoredEpisode, findings: _Findings) -> None:
 def _check_episode(
     episode: Episode, stored: StoredEpisode, policy: ValidationPolicy, findings: _Findings
 ) -> None:
-    indexed = {row.sha256 for row in stored.index_rows}
-    if indexed and episode.sha256 not in indexed:
-        findings.add(
-            "tar_hash_mismatch",
-            f"the archive's sha256 is {episode.sha256[:12]}…, the index says "
-            f"{sorted(indexed)[0][:12]}…",
-        )
     _check_meta(episode, stored, findings)
     _check_files(episode, findings)
     _check_labels(episode, findings)
     _check_rows(episode, policy, findings)
+
+
+def _check_hash(sha256: str, stored: StoredEpisode, findings: _Findings) -> None:
+    indexed = {row.sha256 for row in stored.index_rows}
+    if indexed and sha256 not in indexed:
+        findings.add(
+            "tar_hash_mismatch",
+            f"the archive's sha256 is {sha256[:12]}…, the index says {sorted(indexed)[0][:12]}…",
+        )
 
 
 def _check_meta(episode: Episode, stored: StoredEpisode, findings: _Findings) -> None:
@@ -233,7 +239,7 @@ def _check_meta(episode: Episode, stored: StoredEpisode, findings: _Findings) ->
     }
     for name, kind in wanted.items():
         value = _dig(meta, name)
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or (kind is int and not is_int64(value)):
             findings.add("schema", f"{META_FILE}: {name} is absent or of the wrong type")
     for name, expected in (("episode_id", stored.episode_id), ("host_id", stored.host_id)):
         if isinstance(meta.get(name), str) and meta[name] != expected:
@@ -254,8 +260,7 @@ def _check_meta(episode: Episode, stored: StoredEpisode, findings: _Findings) ->
 
 
 def _check_files(episode: Episode, findings: _Findings) -> None:
-    listed = episode.meta.get("files")
-    listed = listed if isinstance(listed, dict) else {}
+    listed = _listed_files(episode)
     for name, facts in sorted(listed.items()):
         if name not in episode.members:
             if name in READ_FILES:
@@ -276,15 +281,18 @@ def _check_files(episode: Episode, findings: _Findings) -> None:
         findings.flags.append(f"file_not_listed:{name}")
 
 
+def _listed_files(episode: Episode) -> dict[str, Any]:
+    listed = episode.meta.get("files")
+    return listed if isinstance(listed, dict) else {}
+
+
 def _check_labels(episode: Episode, findings: _Findings) -> None:
     for name, moments in ((LABELS_FILE, episode.labels), (EVENTS_FILE, episode.events)):
         for problem in moments.problems:
             findings.add("schema", f"{name}: {problem}")
     labels = episode.labels
     if LABELS_FILE not in episode.members:
-        if not any(
-            code == "listed_file_absent" and LABELS_FILE in d for code, d in findings.reasons
-        ):
+        if LABELS_FILE not in _listed_files(episode):  # else it is "listed, but absent"
             findings.add("schema", f"{LABELS_FILE}: absent")
         return
     if not labels.names:
@@ -294,7 +302,7 @@ def _check_labels(episode: Episode, findings: _Findings) -> None:
     if len(backwards):
         findings.add(
             "labels_out_of_order",
-            f"{LABELS_FILE}: row {backwards[0] + 2} is earlier than the row before it",
+            f"{LABELS_FILE}: label {backwards[0] + 2} is earlier than the one before it",
         )
     for name in sorted(set(labels.names) - set(PHASES)):
         if name == FAILED:
@@ -367,7 +375,9 @@ def _check_rows(episode: Episode, policy: ValidationPolicy, findings: _Findings)
         findings.add("netflow_absent", "netflow: no rows")
 
 
-def _record(stored: StoredEpisode, episode: Episode | None, findings: _Findings) -> Record:
+def _record(
+    stored: StoredEpisode, sha256: str | None, episode: Episode | None, findings: _Findings
+) -> Record:
     meta = episode.meta if episode else {}
     duration = _duration_s(meta)
     sources = episode.sources if episode else {}
@@ -389,7 +399,7 @@ def _record(stored: StoredEpisode, episode: Episode | None, findings: _Findings)
         or (row.code_commit if row else None),
         producer_dirty=_typed(meta, "code_version.dirty", bool),
         schema_version=_typed(meta, "schema_version", int),
-        sha256=episode.sha256 if episode else None,
+        sha256=sha256,
         size_bytes=stored.size_bytes,
         received_at_wall=row.received_at_wall if row else None,
         started_at_wall_ns=_typed(meta, "started_at_wall_ns", int),
@@ -419,6 +429,8 @@ def _typed(meta: dict[str, Any], path: str, kind: type) -> Any:
     value = _dig(meta, path)
     if kind is int:
         return value if is_int64(value) else None
+    if isinstance(value, str):  # JSON allows lone surrogates, tables do not
+        value = value.encode("utf-8", "replace").decode()
     return value if isinstance(value, kind) else None
 
 

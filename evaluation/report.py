@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 SHORT_ID = 12  # characters of a hash that are shown; the whole is in its title
 LOW_COVERAGE = 0.5
+BASELINES = {
+    "position_only": "knows only when a window lies in its episode: what it scores, the schedule "
+    "gives away for free.",
+    "missingness_only": "knows only which collectors ran: what it scores, gaps in the recording "
+    "give away.",
+    "prior": "guesses with the frequencies of training; its line spans the luck of guessing.",
+    "uniform": "guesses every phase alike; so does its line.",
+}
 COVERAGE_GAP = 0.1  # between training and test: from here on it may pass for a difference of hosts
 NOTHING = "–"
 
@@ -121,8 +129,8 @@ def coverage_of_profiles(report: Report) -> str:
     )
 
 
-def gaps(report: Report) -> list[str]:
-    """What the test set of a report does not cover, one sentence each."""
+def untested(report: Report) -> list[str]:
+    """What the figures of a report do not speak of, or not of real machines; a sentence each."""
     said = [coverage_of_profiles(report)]
     if report["absent_classes"]:
         absent = report["absent_classes"]
@@ -132,27 +140,33 @@ def gaps(report: Report) -> list[str]:
             "part of any mean."
         )
     splits = report["splits"]
-    made_up = {side: splits[side]["synthetic_episodes"] for side in splits}
-    if any(made_up.values()):
-        where = join_words(
-            f"{count(made_up[side])} of {count(splits[side]['episodes'])} in {side}"
-            for side in made_up
-            if made_up[side]
-        )
-        said.append(f"Synthetic episodes: {where}.")
+    where = [
+        f"{count(side['synthetic_episodes'])} of {count(side['episodes'])} in {name}"
+        for name, side in splits.items()
+        if side["synthetic_episodes"]
+    ]
+    if where:
+        said.append(f"Synthetic episodes are part of this dataset: {join_words(where)}.")
+    return said
+
+
+def gaps(report: Report) -> list[str]:
+    """What was recorded or used unevenly, a sentence each."""
+    said = []
+    splits = report["splits"]
     for source, covered in splits["test"]["coverage"].items():
         trained = splits["train"]["coverage"].get(source)
         if trained is not None and abs(covered - trained) > COVERAGE_GAP:
             said.append(
                 f"{source} covers {number(trained)} of training and {number(covered)} of test: a "
-                "difference in what was recorded can pass for a difference between hosts."
+                "difference in what was recorded can pass for one in behaviour."
             )
         elif covered < LOW_COVERAGE:
             said.append(f"{source} covers only {number(covered)} of the test windows.")
     if report["excluded_episodes"]:
-        why = join_words(f"{count(n)} {cause}" for cause, n in report["excluded_episodes"].items())
+        why = "; ".join(f"{count(n)} {cause}" for cause, n in report["excluded_episodes"].items())
         total = sum(report["excluded_episodes"].values())
-        said.append(f"{plural(total, 'episode')} left out: {why}.")
+        said.append(f"{plural(total, 'episode')} left out ({why}).")
     lacking = report["bootstrap"]["replicates_lacking_a_class"]
     if lacking:
         said.append(
@@ -163,7 +177,7 @@ def gaps(report: Report) -> list[str]:
 
 
 def other_warnings(report: Report) -> list[str]:
-    """Warnings of a report that ``gaps`` does not already say."""
+    """Warnings of a report that ``untested`` does not already say."""
     said = [f"Profile {profile} was never tested" for profile in report["untested_profiles"]]
     said += [f"Phase {phase} is absent" for phase in report["absent_classes"]]
     synthetic = sum(side["synthetic_episodes"] for side in report["splits"].values())
@@ -198,7 +212,8 @@ def view(reports: Sequence[Report], facts: Mapping[str, Any]) -> View:
         ],
         "models": [_model(model, modes, recipes, wanted, by_key) for model in models],
         "n_reports": len(by_key),
-        "n_checkpoints": len({report["checkpoint_id"] for report in by_key.values()}),
+        "evaluated": [recipe for recipe in recipes if any(key[2] == recipe for key in by_key)],
+        "window_s": LAYOUT.window.seconds,
         "level": join_words(f"{100 * level:g} %" for level in levels) or "95 %",
         "bootstraps": sorted(
             {
@@ -214,6 +229,7 @@ def view(reports: Sequence[Report], facts: Mapping[str, Any]) -> View:
             if (model, mode, recipe) in by_key
         ],
         "shortcuts": [baseline_label(name) for name in SHORTCUTS],
+        "baselines": [(baseline_label(name), words) for name, words in BASELINES.items()],
         "facts": {
             "store": facts["store"],
             "episodes": facts["episodes"],
@@ -376,7 +392,11 @@ def _baselines(reports: Iterable[Report], modes: list[str]) -> list[View]:
         }
         for entry in found.values()
     ]
-    return sorted(result, key=lambda entry: (names.index(entry["name"]), entry["modes"]))
+    rank = {mode: i for i, mode in enumerate(modes)}
+    return sorted(
+        result,
+        key=lambda entry: (names.index(entry["name"]), rank.get(entry["modes"], -1)),
+    )
 
 
 def _datasets(here: Mapping[tuple[str, str], Report]) -> list[View]:
@@ -392,7 +412,7 @@ def _datasets(here: Mapping[tuple[str, str], Report]) -> list[View]:
                 "who": [],
                 "n_windows": report["n_windows"],
                 "n_episodes": report["n_episodes"],
-                "profiles": coverage_of_profiles(report),
+                "untested": untested(report),
             },
         )
         entry["gaps"] += [text for text in gaps(report) if text not in entry["gaps"]]
@@ -483,20 +503,18 @@ def _detail(report: Report | None) -> View | None:
             }
             for name, row in zip(classes, counts, strict=True)
         ],
-        "precision": [
-            counts[i][i] / said[i] if said[i] else None for i in range(len(classes))
-        ],
+        "precision": [counts[i][i] / said[i] if said[i] else None for i in range(len(classes))],
         "per_class": [by_class.get(name, {"class": name}) for name in classes],
         "groups": [
             {
                 "title": title,
                 "rows": [
-                    row | {"name": row[column], "untested": row[column] in untested}
+                    row | {"name": row[column], "untested": row[column] in unseen}
                     for row in report[key]
                 ],
-                "never": [name for name in untested if name not in {r[column] for r in report[key]}],
+                "never": [name for name in unseen if name not in {r[column] for r in report[key]}],
             }
-            for title, key, column, untested in (
+            for title, key, column, unseen in (
                 ("By profile", "per_profile", "profile", report["untested_profiles"]),
                 ("By host", "per_host", "host_id", []),
             )

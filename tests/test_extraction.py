@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import CHANNELS, FILES, LEVELS, STATS, Result, reference
 
-from episodes.archive import read_archive
+from episodes.archive import read_members, read_packed
 from episodes.format import FAILED, PHASES, SOURCES
 from episodes.jsonl import Rows, parse_rows
 from episodes.reading import Moments, read_episode
@@ -82,7 +82,7 @@ def test_channels_are_those_of_the_data_format():
 )
 def test_recorded_episode_agrees_with_the_reference(host, episode_id):
     path = STORE / host / f"{episode_id}.tar.zst"
-    want = reference(read_archive(path, episode_id)[1])
+    want = reference(read_members(read_packed(path), episode_id))
     assert len(want.labels) > 5
     assert_same(extract(read_episode(path, episode_id, LAYOUT.fields), LAYOUT), want)
 
@@ -260,6 +260,7 @@ def test_rows_are_what_the_standard_library_reads(rng):
         b'{"t_wall_ns":1,"a":{"a":2},"deep":{"b":3,"er":{}}}',
         b'{"t_wall_ns":1.0}\n{"t_wall_ns":1e3}\n{"t_wall_ns":true}\n{"t_wall_ns":"1"}',
         b'{"t_wall_ns":1,"a":1}\n{"t_wall_ns":2,"a":',
+        b'{"t_wall_ns":1,"deep":{"a":2}\n{"t_wall_ns":1,"deep":{"er":{"a":2}}',
         b'{"t_wall_ns":1,"a":1}{"t_wall_ns":2}\n{"t_wall_ns":1},',
         b'{"t_wall_ns":1,"c":"\xff"}\n{"t_wall_ns":2,"c":"\xc3\xbc"}\n{"t_wall_ns":3,"\xff":0}',
     ],

@@ -39,7 +39,7 @@ from builders import (
 import episodes.archive
 import episodes.reading
 import episodes.validation
-from episodes.archive import ArchiveError, read_archive, read_members
+from episodes.archive import ArchiveError, read_members, read_packed
 from episodes.format import PHASES, SOURCES, batch_key, episode_time_ms, is_episode_id
 from episodes.store import StoreError, list_store
 from episodes.validation import REASONS, Record, ValidationPolicy, summary_line, validate
@@ -403,7 +403,7 @@ DEFECTS: dict[str, dict[str, Plant | tuple[Plant, str]]] = {
     },
     # labels
     "labels_out_of_order": {
-        "first two swapped": (holding(swap_rows(LABELS, 0, 1)), "labels.jsonl: row 2"),
+        "first two swapped": (holding(swap_rows(LABELS, 0, 1)), "labels.jsonl: label 2"),
         "1 ns": (labelled(("clean", 0), ("armed", 5), ("clean", 4.999999999)), "row 3"),
     },
     "unknown_label": {
@@ -731,9 +731,7 @@ def test_reading_keeps_the_files_that_mean_something_and_writes_nothing(tmp_path
     path = tmp_path / f"{ID}.tar.zst"
     junk = [entry(f"{ID}/network.pcap", b"pcap"), entry(f"{ID}/done.marker")]
     path.write_bytes(compress(pack_tar([*entries_of(ID, good()), *junk])))
-    digest, members = read_archive(path, ID)
-    assert members == good()
-    assert digest == sha256(path.read_bytes())
+    assert read_members(read_packed(path), ID) == good()
     assert list(tmp_path.rglob("*")) == [path]
 
 
