@@ -404,7 +404,7 @@ DEFECTS: dict[str, dict[str, Plant | tuple[Plant, str]]] = {
     # labels
     "labels_out_of_order": {
         "first two swapped": (holding(swap_rows(LABELS, 0, 1)), "labels.jsonl: label 2"),
-        "1 ns": (labelled(("clean", 0), ("armed", 5), ("clean", 4.999999999)), "row 3"),
+        "1 ns": (labelled(("clean", 0), ("armed", 5), ("clean", 4.999999999)), "label 3"),
     },
     "unknown_label": {
         "another name": (labelled(("clean", 0), ("exfiltrating", 5)), "'exfiltrating'"),
@@ -873,16 +873,16 @@ def test_the_sweep_goes_on_whatever_one_episode_holds(
     store: StoreBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = [store.add(duration_s=DURATION_S).episode_id for _ in range(4)]
-    read_episode = episodes.validation.read_episode
+    parse_episode = episodes.validation.parse_episode
 
-    def read(path: Path, episode_id: str, fields: Any) -> Any:
+    def parse(packed: bytes, episode_id: str, fields: Any) -> Any:
         if episode_id == ids[1]:
             explode()
         if episode_id == ids[2]:
             raise PermissionError(13, "Permission denied")
-        return read_episode(path, episode_id, fields)
+        return parse_episode(packed, episode_id, fields)
 
-    monkeypatch.setattr(episodes.validation, "read_episode", read)
+    monkeypatch.setattr(episodes.validation, "parse_episode", parse)
     swept = [
         validate(stored, ValidationPolicy(), LAYOUT.fields)
         for stored in list_store(store.root).episodes
