@@ -31,8 +31,8 @@ BASELINES = {
     "gives away for free.",
     "missingness_only": "knows only which collectors ran: what it scores, gaps in the recording "
     "give away.",
-    "prior": "guesses with the frequencies of training; its line spans the luck of guessing.",
-    "uniform": "guesses every phase alike; so does its line.",
+    "prior": "guesses phases as often as training has them; its line spans the luck of guessing.",
+    "uniform": "guesses each phase equally often; its line, too, spans that luck.",
 }
 COVERAGE_GAP = 0.1  # between training and test: from here on it may pass for a difference of hosts
 NOTHING = "–"
@@ -213,7 +213,7 @@ def view(reports: Sequence[Report], facts: Mapping[str, Any]) -> View:
         "models": [_model(model, modes, recipes, wanted, by_key) for model in models],
         "n_reports": len(by_key),
         "evaluated": [recipe for recipe in recipes if any(key[2] == recipe for key in by_key)],
-        "window_s": LAYOUT.window.seconds,
+        "window_s": LAYOUT.window.length_ms / 1000,
         "level": join_words(f"{100 * level:g} %" for level in levels) or "95 %",
         "bootstraps": sorted(
             {

@@ -62,7 +62,7 @@ def make_grid(label_t_wall_ns: NDArray[np.int64], sources: Mapping[str, Rows], b
     A source with rows only when something happens ends the grid only where it is alone.
 
     Raises:
-        AlignmentError: there is no label, or the span is over a day (a wall clock gone astray).
+        AlignmentError: there is no label, or the telemetry lies over a day off (a clock gone astray).
     """
     if not len(label_t_wall_ns):
         raise AlignmentError("no label: episode time starts at the earliest one")
@@ -70,10 +70,13 @@ def make_grid(label_t_wall_ns: NDArray[np.int64], sources: Mapping[str, Rows], b
     polled = [r.t_wall_ns for n, r in sources.items() if SOURCES[n].expected_hz and len(r)]
     ends = polled or [instants(n, rows) for n, rows in sources.items() if len(rows)]
     span = max((int(t.max()) for t in ends), default=origin) - origin
-    if span > MAX_SPAN_S * NS_PER_S:
-        raise AlignmentError(
-            f"the telemetry ends {span / NS_PER_S:.0f} s after the first label, over {MAX_SPAN_S} s"
-        )
+    lead = origin - min((int(t.min()) for t in ends), default=origin)
+    for distance, where in ((span, "ends {} s after"), (lead, "begins {} s before")):
+        if distance > MAX_SPAN_S * NS_PER_S:
+            raise AlignmentError(
+                f"the telemetry {where.format(distance // NS_PER_S)} the first label, "
+                f"over {MAX_SPAN_S} s"
+            )
     return Grid(origin, bin_ns, max(0, span // bin_ns))
 
 

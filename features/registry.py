@@ -160,6 +160,9 @@ class Layout:
         names = [channel.name for channel in self.channels]
         if len(set(names)) != len(names):
             raise ValueError("registry: two channels share a name")
+        places = [(channel.source, channel.path) for channel in self.channels]
+        if len(set(places)) != len(places):
+            raise ValueError("registry: two channels read the same field of a source")
         for channel in self.channels:
             if channel.source not in SOURCES:
                 raise ValueError(f"registry: {channel.name} has no source {channel.source!r}")
