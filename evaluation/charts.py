@@ -42,7 +42,7 @@ def confusion_png(confusion: Mapping[str, Any], title: str) -> bytes:
             ha="center",
             va="center",
             fontsize=9,
-            color="white" if share[row, column] > 0.55 else "#1b1f24" if n else "#8a929b",
+            color="white" if share[row, column] > 0.65 else "#1b1f24" if n else "#8a929b",
         )
     axes.set_xticks(range(len(classes)), classes, fontsize=7, parse_math=False)
     axes.set_yticks(range(len(classes)), classes, fontsize=7, parse_math=False)
