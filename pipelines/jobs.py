@@ -3,7 +3,6 @@
 import dagster as dg
 
 from assets.evaluation import report_key
-from assets.partitions import BATCHES, RECIPE_PARTITIONS
 from features.ingest import STAGES
 from models.registry import VARIANTS
 from resources.guards import checkpoint_key
@@ -11,7 +10,6 @@ from resources.guards import checkpoint_key
 ingest = dg.define_asset_job(
     "ingest",
     selection=dg.AssetSelection.assets(*STAGES),
-    partitions_def=BATCHES,
     description="Validate a batch's episodes and write its shards.",
 )
 
@@ -24,14 +22,12 @@ retrain = dg.define_asset_job(
         *(report_key(which) for which in VARIANTS),
         "report",
     ),
-    partitions_def=RECIPE_PARTITIONS,
     description="Split, train every model, evaluate and report, for one recipe.",
 )
 
 score = dg.define_asset_job(
     "score",
     selection=dg.AssetSelection.assets("predictions"),
-    partitions_def=BATCHES,
     description="Score a batch's episodes with a trained checkpoint.",
 )
 

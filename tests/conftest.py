@@ -1,0 +1,130 @@
+"""Shared fixtures: one small synthetic store and what the graph makes of it, built once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from builders import PROFILES, StoreBuilder
+
+from pipelines.definitions import build_defs
+from pipelines.partitions import sync_batches
+from resources.workspace import Workspace
+
+RECIPE = "sample"
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@dataclass
+class Lab:
+    """A store, an artefacts folder and a Dagster instance, with jobs to run on them."""
+
+    store: StoreBuilder
+    artifacts: Path
+    instance: dg.DagsterInstance
+    settings: dict[str, Any]
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(
+            store=str(self.store.root), artifacts=str(self.artifacts), **self.settings
+        )
+
+    def execute(
+        self,
+        job: str,
+        partition: str,
+        *,
+        instance: dg.DagsterInstance | None = None,
+        definitions: dg.Definitions | None = None,
+        only: list[dg.AssetKey] | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> dg.ExecuteInProcessResult:
+        definitions = definitions or build_defs(workspace=self.workspace)
+        return definitions.resolve_job_def(job).execute_in_process(
+            run_config=QUIET | (config or {}),
+            instance=instance or self.instance,
+            partition_key=partition,
+            asset_selection=only,
+            raise_on_error=False,
+        )
+
+    def ingest(self) -> list[str]:
+        """Ingest the stale batches; returns them."""
+        stale = sync_batches(self.instance, self.workspace).stale
+        for batch in stale:
+            result = self.execute("ingest", batch)
+            assert result.success, failure(result)
+        return stale
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    """What the failed steps of a run said."""
+    said = []
+    for event in result.get_step_failure_events():
+        data = event.step_failure_data
+        if data.user_failure_data and data.user_failure_data.description:
+            said.append(f"{event.step_key}: {data.user_failure_data.description}")
+        else:
+            error = data.error
+            while error and error.cause:
+                error = error.cause
+            said.append(f"{event.step_key}: {error.message if error else ''}")
+    return "\n".join(said)
+
+
+def materialized(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
+    """Asset -> metadata, of everything a run materialised."""
+    return {
+        event.asset_key.to_user_string(): {
+            name: value.value for name, value in event.materialization.metadata.items()
+        }
+        for event in result.get_asset_materialization_events()
+        if event.asset_key
+    }
+
+
+TINY = {
+    "models": {
+        "gbt": {"n_rounds": 12, "max_depth": 3, "early_stopping_rounds": 5},
+        "cnn": {"width": 8, "depth": 1, "epochs": 2, "n_threads": 1},
+    },
+    "splits": {"test_share": 0.34, "val_share": 0.34},
+    "report": {"replicates": 200},
+    "device": "cpu",
+}
+
+
+def new_instance(home: Path) -> dg.DagsterInstance:
+    """A Dagster instance that remembers, in a folder of its own."""
+    home.mkdir()
+    return dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}})
+
+
+def build_lab(root: Path, instance: dg.DagsterInstance) -> Lab:
+    store = StoreBuilder(root / "store")
+    store.populate(profiles=PROFILES[:3], variants=3, duration_s=40)
+    return Lab(store, root / "artifacts", instance, TINY)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """A fresh lab: nothing is ingested yet."""
+    with new_instance(tmp_path / "home") as instance:
+        yield build_lab(tmp_path, instance)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A lab after ``ingest`` and ``retrain``. Shared: tests must leave it as it is."""
+    root = tmp_path_factory.mktemp("lab")
+    with new_instance(root / "home") as instance:
+        lab = build_lab(root, instance)
+        lab.ingest()
+        result = lab.execute("retrain", RECIPE)
+        assert result.success, failure(result)
+        yield lab

@@ -1,0 +1,375 @@
+"""The graph through Dagster: what is made, what is reused, what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from conftest import RECIPE, Lab, failure, materialized, new_instance
+from typer.testing import CliRunner
+
+import assets.checkpoints
+import features.registry
+import models.checkpoint
+import resources.guards
+from assets.partitions import BATCHES, RECIPE_PARTITIONS
+from features.registry import LAYOUT, Layout, WindowSpec
+from models.checkpoint import checkpoint_path
+from models.registry import MODELS, VARIANTS, variant
+from pipelines.cli import MISMATCH, app
+from pipelines.definitions import build_defs
+from pipelines.partitions import sync_batches
+from pipelines.sensors import new_batches
+from resources.guards import checkpoint_key
+
+WHICH = variant("gbt", "realistic")
+SCORE = {
+    "ops": {"predictions": {"config": {"model": "gbt", "mode": "realistic", "recipe": RECIPE}}}
+}
+
+
+def some_batch(lab: Lab) -> str:
+    return next(iter(lab.workspace.listing().batches))
+
+
+def score(lab: Lab, **options: Any) -> dg.ExecuteInProcessResult:
+    return lab.execute("score", some_batch(lab), config=SCORE, **options)
+
+
+# --- what is made
+
+
+def test_every_stage_says_under_which_layout_it_was_made(trained: Lab) -> None:
+    instance = trained.instance
+    expected: dict[str, str] = dict.fromkeys(("tensor_shards", "feature_shards"), some_batch(trained))
+    expected |= dict.fromkeys(("datasets", "test_predictions"), RECIPE)
+    for which in VARIANTS:
+        expected |= dict.fromkeys((f"checkpoints/{which.name}", f"eval_reports/{which.name}"), RECIPE)
+    assert score(trained).success
+    expected["predictions"] = some_batch(trained)
+    for key, partition in expected.items():
+        metadata = resources.guards.last_metadata(
+            instance, dg.AssetKey.from_user_string(key), partition
+        )
+        assert metadata is not None, key
+        assert metadata["schema_hash"], key
+        assert metadata["contract_hash"], key
+        assert metadata["seconds"] is not None, key
+
+
+def test_predictions_mark_what_was_seen_in_training(trained: Lab) -> None:
+    import polars as pl
+
+    batch = some_batch(trained)
+    result = score(trained)
+    table = pl.read_parquet(materialized(result)["predictions"]["path"])
+    dataset = pl.read_parquet(next(trained.workspace.dataset_folder(RECIPE).glob("*.parquet")))
+    training = set(dataset.filter(pl.col("split") != "test")["episode_id"])
+    assert set(table.filter("seen_in_training")["episode_id"]) == training & set(table["episode_id"])
+    assert set(table["host_id"]) == {batch.rsplit(".", 1)[0]}
+    assert table.select(pl.sum_horizontal("^p_.*$")).to_series().to_list() == pytest.approx(
+        [1.0] * len(table), abs=1e-5
+    )
+
+
+def test_definitions_are_whole() -> None:
+    definitions = build_defs()
+    dg.Definitions.validate_loadable(definitions)
+    graph = definitions.resolve_asset_graph()
+    keys = {key.to_user_string() for key in graph.get_all_asset_keys()}
+    assert {f"checkpoints/{m}_{mode}" for m in MODELS for mode in features.registry.MODES} <= keys
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        assert node.description, key
+        assert node.owners, key
+        assert node.kinds, key
+        assert node.code_version, key
+        assert node.group_name != "default", key
+
+
+# --- what is reused
+
+
+def test_a_second_run_reuses_everything_and_growth_touches_one_batch(lab: Lab) -> None:
+    first = lab.ingest()
+    assert lab.ingest() == []
+    before = materialized(lab.execute("retrain", RECIPE))
+    after = materialized(lab.execute("retrain", RECIPE))
+    stages = before.keys() - {"report"}
+    assert not any(before[key]["reused"] for key in stages)
+    assert all(after[key]["reused"] for key in stages)
+    assert all(before[key]["fingerprint"] == after[key]["fingerprint"] for key in stages)
+
+    again = materialized(lab.execute("ingest", first[0]))
+    assert all(stage["reused"] for stage in again.values())
+
+    lab.store.add(host="lab-d", profile="io-walk", sample="io-walk.v0", duration_s=40)
+    new = lab.ingest()
+    assert [batch.rsplit(".", 1)[0] for batch in new] == ["lab-d"]
+    grown = materialized(lab.execute("retrain", RECIPE))
+    assert not any(grown[key]["reused"] for key in stages)
+
+
+def test_a_damaged_artefact_is_made_anew(lab: Lab) -> None:
+    batch = lab.ingest()[0]
+    shard = next(lab.workspace.batch_folder(batch).glob("tensor_shards/*.npy"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    result = materialized(lab.execute("ingest", batch))
+    assert not result["tensor_shards"]["reused"]
+    assert shard.read_bytes() == content
+
+
+def test_one_stage_alone_can_be_materialized(lab: Lab) -> None:
+    batch = lab.ingest()[0]
+    shutil.rmtree(lab.workspace.batch_folder(batch) / "feature_shards")
+    result = lab.execute("ingest", batch, only=[dg.AssetKey("feature_shards")])
+    assert result.success, failure(result)
+    assert set(materialized(result)) == {"feature_shards"}
+    assert sync_batches(lab.instance, lab.workspace).stale == []
+
+
+def test_equal_input_gives_equal_bytes(lab: Lab, tmp_path: Path) -> None:
+    lab.ingest()
+    only = [dg.AssetKey("datasets"), checkpoint_key(WHICH)]
+    assert lab.execute("retrain", RECIPE, only=only).success
+    twin = Lab(lab.store, tmp_path / "again", lab.instance, lab.settings)
+    for batch in twin.workspace.listing().batches:
+        assert twin.execute("ingest", batch).success
+    assert twin.execute("retrain", RECIPE, only=only).success
+    files = {
+        path.relative_to(lab.artifacts): path.read_bytes()
+        for path in lab.artifacts.rglob("*")
+        if path.is_file()
+    }
+    assert {
+        path.relative_to(twin.artifacts): path.read_bytes()
+        for path in twin.artifacts.rglob("*")
+        if path.is_file()
+    } == files
+    assert any(path.suffix == ".ubj" for path in files)
+
+
+def test_the_sensor_registers_and_requests_what_is_stale(lab: Lab) -> None:
+    def tick() -> dg.SensorResult:
+        context = dg.build_sensor_context(instance=lab.instance)
+        return new_batches(context, workspace=lab.workspace)  # type: ignore[return-value]
+
+    requests = tick().run_requests
+    assert requests is not None
+    assert {r.partition_key for r in requests} == set(lab.workspace.listing().batches)
+    assert set(lab.instance.get_dynamic_partitions(str(BATCHES.name))) == set(
+        lab.workspace.listing().batches
+    )
+    lab.ingest()
+    assert "current" in str(tick().skip_reason)
+
+
+# --- what is refused
+
+
+def rename(layout: Layout) -> Layout:
+    channels = list(layout.channels)
+    channels[17] = replace(channels[17], name="guest.steal_jiffies")
+    return replace(layout, channels=tuple(channels))
+
+
+def add(layout: Layout) -> Layout:
+    new = replace(layout.channels[17], name="guest.steal_jiffies", path=("steal_jiffies",))
+    return replace(layout, channels=(*layout.channels, new))
+
+
+def drop(layout: Layout) -> Layout:
+    return replace(layout, channels=layout.channels[:17] + layout.channels[18:])
+
+
+def reorder(layout: Layout) -> Layout:
+    channels = list(layout.channels)
+    channels[17], channels[18] = channels[18], channels[17]
+    return replace(layout, channels=tuple(channels))
+
+
+def unit(layout: Layout) -> Layout:
+    channels = list(layout.channels)
+    channels[31] = replace(channels[31], unit="kB/s")
+    return replace(layout, channels=tuple(channels))
+
+
+def window(layout: Layout) -> Layout:
+    return replace(layout, window=WindowSpec(stride_ms=2_500))
+
+
+def statistic(layout: Layout) -> Layout:
+    return replace(layout, stats=tuple(s for s in layout.stats if s != "slope"))
+
+
+DRIFTS: dict[Callable[[Layout], Layout], str] = {
+    rename: "channel 17 was guest.cpu_user_jiffies (gone), is now guest.steal_jiffies (new)",
+    add: "channel 46 is new: guest.steal_jiffies",
+    drop: "channel 17 was guest.cpu_user_jiffies (gone)",
+    reorder: "channel 17 was guest.cpu_user_jiffies, has moved to 18",
+    unit: "guest.net_rx_bytes: unit was B/s, is now kB/s",
+    window: "window.stride_ms was 5000, is now 2500",
+    statistic: "statistic 3 was slope (gone)",
+}
+
+
+@pytest.fixture(params=DRIFTS, ids=lambda drift: drift.__name__)
+def said(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A drifted registry is in force; what a refusal has to say about it."""
+    monkeypatch.setattr(features.registry, "LAYOUT", request.param(LAYOUT))
+    return DRIFTS[request.param]
+
+
+def test_drift_is_refused_with_the_difference(trained: Lab, said: str) -> None:
+    refused = score(trained)
+    assert not refused.success
+    assert said in failure(refused)
+    assert "Retrain gbt_realistic, or check out the registry that wrote it" in failure(refused)
+
+    stale = trained.execute("retrain", RECIPE, only=[dg.AssetKey("datasets")])
+    assert not stale.success
+    assert said in failure(stale)
+    assert "phasewatch run --ingest-only" in failure(stale)
+
+    check = trained.execute("retrain", RECIPE, only=[dg.AssetKey("test_predictions")])
+    assert not check.success
+
+    path = checkpoint_path(trained.workspace.checkpoint_folder(RECIPE), WHICH)
+    episode = next(e for e in trained.workspace.listing().episodes)
+    told = CliRunner().invoke(app, ["predict", str(path), str(episode.path)])
+    assert told.exit_code == MISMATCH
+    assert said in told.output
+
+
+def test_each_guard_refuses_drift_by_itself(trained: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards are taken out one after the other; only without all of them does scoring run."""
+    monkeypatch.setattr(features.registry, "LAYOUT", unit(LAYOUT))
+
+    monkeypatch.setattr(resources.guards, "require_recorded", lambda *_: None)
+    by_loader = score(trained)
+    assert "guest.net_rx_bytes: unit was B/s, is now kB/s" in failure(by_loader)
+
+    monkeypatch.setattr(models.checkpoint, "check_contract", lambda *_: None)
+    by_shards = score(trained)
+    assert "tensor_shards is stale, made from another input layout" in failure(by_shards)
+
+    fingerprint = trained.workspace.batch_manifests(some_batch(trained))["tensor_shards"]
+    assert fingerprint is not None
+    monkeypatch.setattr(
+        type(trained.workspace), "fingerprint", lambda *_: fingerprint.fingerprint
+    )
+    assert score(trained).success
+
+
+def test_after_drift_ingest_and_retrain_make_all_work_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.ingest()
+    only = [dg.AssetKey("datasets"), checkpoint_key(WHICH)]
+    assert lab.execute("retrain", RECIPE, only=only).success
+    monkeypatch.setattr(features.registry, "LAYOUT", drop(LAYOUT))
+    assert not score(lab).success
+    assert lab.ingest() == list(lab.workspace.listing().batches)
+    assert not score(lab).success
+    assert lab.execute("retrain", RECIPE, only=only).success
+    result = score(lab)
+    assert result.success, failure(result)
+
+
+def test_a_checkpoint_that_was_never_trained_is_refused(
+    trained: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with new_instance(tmp_path / "home") as other:
+        sync_batches(other, trained.workspace)
+        refused = score(trained, instance=other)
+        assert "gbt_realistic was never trained for recipe sample" in failure(refused)
+        monkeypatch.setattr(resources.guards, "require_recorded", lambda *_: None)
+        assert score(trained, instance=other).success
+
+
+def test_a_checkpoint_swapped_by_hand_is_refused(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.ingest()
+    only = [dg.AssetKey("datasets"), checkpoint_key(WHICH)]
+    folder = lab.workspace.checkpoint_folder(RECIPE)
+    aside = lab.artifacts / "aside"
+    lab.settings = lab.settings | {"seed": 1}
+    assert lab.execute("retrain", RECIPE, only=only).success
+    shutil.copytree(folder, aside)
+    lab.settings = lab.settings | {"seed": 0}
+    assert lab.execute("retrain", RECIPE, only=only).success
+    assert score(lab).success
+    shutil.copytree(aside, folder, dirs_exist_ok=True)
+    assert "is not the checkpoint that was trained" in failure(score(lab))
+    monkeypatch.setattr(resources.guards, "require_recorded", lambda *_: None)
+    assert score(lab).success
+
+
+def test_a_blocking_check_stops_the_run_that_made_a_bad_checkpoint(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.ingest()
+    save = assets.checkpoints.save_checkpoint
+
+    def save_under_another_layout(folder, which, model, layout, **rest):  # noqa: ANN001, ANN202
+        return save(folder, which, model, unit(layout), **rest)
+
+    monkeypatch.setattr(assets.checkpoints, "save_checkpoint", save_under_another_layout)
+    result = lab.execute("retrain", RECIPE)
+    assert not result.success
+    assert f"checkpoints/{WHICH.name}" in materialized(result)
+    assert "test_predictions" not in materialized(result)
+    evaluations = {
+        e.check_name: e for e in result.get_asset_check_evaluations()
+        if e.asset_key == checkpoint_key(WHICH)
+    }
+    assert not evaluations["contract_current"].passed
+    assert "unit was kB/s, is now B/s" in str(
+        evaluations["contract_current"].metadata["differences"].value
+    )
+    # Without the check the step runs, and its own guard refuses.
+    monkeypatch.setattr("pipelines.definitions.CONTRACT_CHECKS", [])
+    unchecked = lab.execute("retrain", RECIPE)
+    assert "unit was kB/s, is now B/s" in failure(unchecked)
+    assert "test_predictions:" in failure(unchecked)
+
+
+def test_datasets_name_the_batch_that_is_missing_or_stale(lab: Lab) -> None:
+    only = [dg.AssetKey("datasets")]
+    missing = failure(lab.execute("retrain", RECIPE, only=only))
+    for batch in lab.workspace.listing().batches:
+        assert f"{batch}: tensor_shards is missing" in missing
+    lab.ingest()
+    late = lab.store.add(
+        host="lab-a", profile="io-walk", sample="io-walk.v0", duration_s=40,
+    )
+    batch = lab.workspace.listing().find(late.episode_id).batch
+    sync_batches(lab.instance, lab.workspace)
+    stale = failure(lab.execute("retrain", RECIPE, only=only))
+    assert f"{batch}: tensor_shards is" in stale
+    assert "phasewatch run --ingest-only" in stale
+
+
+def test_a_throwaway_instance_is_refused(trained: Lab) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        sync_batches(instance, trained.workspace)
+        for job, partition in (("ingest", some_batch(trained)), ("retrain", RECIPE)):
+            result = trained.execute(job, partition, instance=instance)
+            assert "Set DAGSTER_HOME to an absolute folder" in failure(result)
+
+
+def test_the_store_is_never_written(trained: Lab) -> None:
+    listed = {a.path.name for a in trained.store.added}
+    assert {p.name for p in trained.store.root.rglob("*.tar.zst")} == listed
+    assert {p.name for p in trained.store.root.iterdir()} == {"index.jsonl", "episodes"}
+
+
+def test_recipes_are_partitions() -> None:
+    assert RECIPE_PARTITIONS.get_partition_keys() == ["host", "sample", "time"]
