@@ -25,16 +25,16 @@ class GbtConfig:
 class CnnConfig:
     """Hyper-parameters of ``Cnn``."""
 
-    width: int = 64
+    width: int = 32
     depth: int = 3
     dropout: float = 0.3
-    epochs: int = 40
+    epochs: int = 30
     batch_size: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup_share: float = 0.1
     clip_norm: float = 1.0
-    patience: int = 15
+    patience: int = 10
     label_smoothing: float = 0.05
     offset_noise: float = 0.2  # of a channel's standard deviation, one draw a window and channel
     n_threads: int = 2
