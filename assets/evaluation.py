@@ -8,14 +8,14 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import polars as pl
-from evaluation.charts import confusion_png
-from evaluation.report import render_report
 
 from assets.checkpoints import code_commit
 from assets.datasets import read_dataset, require_dataset
 from assets.partitions import EVERY_PARTITION, OWNERS, RECIPE_PARTITIONS
 from evaluation.baselines import baseline_proba
+from evaluation.charts import confusion_png
 from evaluation.datasets import RECIPES, inputs
+from evaluation.report import render_report
 from evaluation.scores import SHORTCUTS, evaluate
 from features.ingest import STAGES
 from features.manifest import (

@@ -37,4 +37,4 @@ class CnnConfig:
     patience: int = 10
     label_smoothing: float = 0.05
     offset_noise: float = 0.2  # of a channel's standard deviation, one draw a window and channel
-    n_threads: int = 2
+    n_threads: int = 1  # small convolutions gain nothing from a second one

@@ -6,13 +6,14 @@ from typing import Any
 
 import dagster as dg
 import yaml
+from pydantic import ValidationError
 
 from episodes.store import StoreError
 from evaluation.datasets import RECIPES
 from pipelines.definitions import build_defs
 from pipelines.home import prepare_dagster_home
 from pipelines.partitions import Synced, sync_batches
-from resources.workspace import Workspace
+from resources.workspace import Workspace, unknown_setting
 
 log = logging.getLogger("phasewatch")
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -80,10 +81,17 @@ def read_workspace(config: Path | None, overrides: dict[str, Any]) -> Workspace:
             raise RunError(
                 f"{config}: no resources: workspace: config: section; see config/default.yaml"
             ) from None
+    unknown = unknown_setting(values, Workspace.model_fields)
+    if unknown:
+        raise RunError(f"{config}: {unknown}")
     try:
         return Workspace(**values | overrides)
-    except ValueError as error:
-        raise RunError(f"{config or 'configuration'}: {error}") from error
+    except ValidationError as error:
+        said = "\n".join(
+            f"  {'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        )
+        raise RunError(f"{config or 'settings'}:\n{said}") from error
 
 
 def _instance() -> dg.DagsterInstance:

@@ -3,7 +3,9 @@
 It hands out paths and core values; the work itself is the core's.
 """
 
+from collections.abc import Collection
 from dataclasses import asdict, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -28,7 +30,7 @@ def config_section(kind: type) -> type[dg.Config]:
     hints = get_type_hints(kind)
     columns = {f.name: (hints[f.name], Field(default=f.default)) for f in fields(kind)}
 
-    class Section(dg.Config):
+    class Section(_Section):
         @model_validator(mode="after")
         def _valid(self) -> Any:
             kind(**self.model_dump())  # the dataclass has the last word on its values
@@ -37,12 +39,34 @@ def config_section(kind: type) -> type[dg.Config]:
     return create_model(kind.__name__, __base__=Section, __doc__=kind.__doc__, **columns)
 
 
+class _Section(dg.Config):
+    """Settings that say so when one of them does not exist."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, values: Any) -> Any:
+        unknown = unknown_setting(values, cls.model_fields)
+        if unknown:
+            raise ValueError(unknown)
+        return values
+
+
+def unknown_setting(values: Any, known: Collection[str]) -> str | None:
+    """What to say of the first setting that does not exist; None: all do."""
+    for name in values if isinstance(values, dict) else ():
+        if name not in known:
+            near = get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
+            return f"no setting {name!r}; {hint}"
+    return None
+
+
 Validation = config_section(ValidationPolicy)
 Splits = config_section(SplitPolicy)
 Report = config_section(ReportPolicy)
 Models = create_model(
     "Models",
-    __base__=dg.Config,
+    __base__=_Section,
     __doc__="Hyper-parameters, a section a model.",
     **{
         name: (section := config_section(spec.config), Field(default_factory=section))

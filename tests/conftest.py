@@ -30,9 +30,7 @@ class Lab:
 
     @property
     def workspace(self) -> Workspace:
-        return Workspace(
-            store=str(self.store.root), artifacts=str(self.artifacts), **self.settings
-        )
+        return Workspace(store=str(self.store.root), artifacts=str(self.artifacts), **self.settings)
 
     def execute(
         self,
@@ -90,7 +88,7 @@ def materialized(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]
 
 TINY = {
     "models": {
-        "gbt": {"n_rounds": 12, "max_depth": 3, "early_stopping_rounds": 5},
+        "gbt": {"n_rounds": 12, "max_depth": 3, "early_stopping_rounds": 5, "n_threads": 1},
         "cnn": {"width": 8, "depth": 1, "epochs": 2, "n_threads": 1},
     },
     "splits": {"test_share": 0.34, "val_share": 0.34},

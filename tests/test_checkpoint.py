@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved loads equal, and whatever was changed, swapped or cut off is refused."""
+"""Checkpoints: what is saved loads equal; what was changed, swapped or cut off is refused."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import os
 import random
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,11 @@ def fitted(which: Variant, seed: int = 0, **config: Any) -> Classifier:
     return model.fit(make_examples(which))
 
 
+@cache
+def axes(which: Variant) -> np.ndarray:
+    return principal_axes(make_examples(which).X)
+
+
 def save(folder: Path, which: Variant, seed: int = 0, **config: Any) -> Path:
     """Save a fitted tiny model; returns its header's path."""
     save_checkpoint(
@@ -71,9 +77,24 @@ def save(folder: Path, which: Variant, seed: int = 0, **config: Any) -> Path:
         which,
         fitted(which, seed, **config),
         LAYOUT,
-        pca_proj=principal_axes(make_examples(which).X),
+        pca_proj=axes(which),
         train_meta={"code_commit": COMMIT, "seed": seed, "val_macro_f1": None},
     )
+    return checkpoint_path(folder, which)
+
+
+@cache
+def _files(which: Variant) -> dict[str, bytes]:
+    with TemporaryDirectory() as folder:
+        save(Path(folder), which)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def put(folder: Path, which: Variant) -> Path:
+    """Put down the files of a checkpoint saved before; returns its header's path."""
+    folder.mkdir(exist_ok=True)
+    for name, content in _files(which).items():
+        (folder / name).write_bytes(content)
     return checkpoint_path(folder, which)
 
 
@@ -183,9 +204,7 @@ def test_variants_stand_side_by_side_in_one_folder(tmp_path: Path):
 def test_a_model_that_was_never_fitted_is_not_saved(which: Variant, tmp_path: Path):
     model = which.spec.build(which.spec.config(), N_CLASSES, device="cpu")
     with pytest.raises(NotFittedError, match=which.name):
-        save_checkpoint(
-            tmp_path, which, model, LAYOUT, pca_proj=np.zeros((1, 2)), train_meta={}
-        )
+        save_checkpoint(tmp_path, which, model, LAYOUT, pca_proj=np.zeros((1, 2)), train_meta={})
     assert names_in(tmp_path) == set()
 
 
@@ -236,10 +255,9 @@ DRIFTS = {
 def test_another_layout_is_refused_with_every_difference_and_the_remedy(
     drift: Drift, which: Variant, tmp_path: Path
 ):
-    path = save(tmp_path, which)
+    path = put(tmp_path, which)
     if which.spec.input_kind == "tensor" and not drift.tensor:
-        read_header(path)
-        models.checkpoint.check_contract(header_of(path), drift.layout, "it")  # no difference
+        models.checkpoint.check_contract(header_of(path), drift.layout, "it")  # raises nothing
         return
     with pytest.raises(ContractMismatchError) as caught:
         load_checkpoint(path, drift.layout)
@@ -253,7 +271,7 @@ def test_another_layout_is_refused_with_every_difference_and_the_remedy(
 
 
 def test_more_classes_are_refused_by_name(tmp_path: Path):
-    path = save(tmp_path, GBT)
+    path = put(tmp_path, GBT)
     with pytest.raises(ContractMismatchError) as caught:
         load_checkpoint(path, replace(LAYOUT, phases=(*LAYOUT.phases, "recovering")))
     assert "class 5 is new: recovering" in caught.value.differences
@@ -265,7 +283,7 @@ def test_more_classes_are_refused_by_name(tmp_path: Path):
 @each_model
 @pytest.mark.usefixtures("unparsed")
 def test_a_flipped_bit_in_a_sidecar_is_refused_before_parsing(which: Variant, tmp_path: Path):
-    sidecar = sidecar_of(path := save(tmp_path, which))
+    sidecar = sidecar_of(path := put(tmp_path, which))
     content = sidecar.read_bytes()
     for position in (0, 8, len(content) // 3, len(content) // 2, len(content) - 1):
         for bit in (0, 7):
@@ -278,7 +296,7 @@ def test_a_flipped_bit_in_a_sidecar_is_refused_before_parsing(which: Variant, tm
 @pytest.mark.parametrize("content", [b"", b"\0", "shorter", "longer"])
 @pytest.mark.usefixtures("unparsed")
 def test_a_sidecar_of_another_length_is_refused(content: bytes | str, tmp_path: Path):
-    sidecar = sidecar_of(path := save(tmp_path, CNN))
+    sidecar = sidecar_of(path := put(tmp_path, CNN))
     whole = sidecar.read_bytes()
     sidecar.write_bytes({"shorter": whole[:-1], "longer": whole + b"\0"}.get(content, content))
     refuses(path, "not the bytes that were trained")
@@ -286,19 +304,14 @@ def test_a_sidecar_of_another_length_is_refused(content: bytes | str, tmp_path: 
 
 @pytest.mark.usefixtures("unparsed")
 def test_a_swapped_sidecar_is_refused(tmp_path: Path):
-    one, other = save(tmp_path, GBT), save(tmp_path, Variant("gbt", "oracle"))
+    one, other = put(tmp_path, GBT), put(tmp_path, Variant("gbt", "oracle"))
     sidecar_of(one).write_bytes(sidecar_of(other).read_bytes())
     refuses(one, "not the bytes that were trained")
-    load = header_of(other)
-    forge(one, sidecar=load["sidecar"], sidecar_sha256=load["sidecar_sha256"])
-    refuses_unparsed = pytest.raises(BaseException, match="the sidecar was parsed")
-    with refuses_unparsed:  # the hash fits now: only rebuilding can notice
-        load_checkpoint(one, LAYOUT)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_sidecar_of_another_mode_under_a_fitting_hash_is_refused(model: str, tmp_path: Path):
-    one, other = (save(tmp_path, Variant(model, mode)) for mode in ("realistic", "oracle"))
+    one, other = (put(tmp_path, Variant(model, mode)) for mode in ("realistic", "oracle"))
     stolen = {name: header_of(other)[name] for name in ("sidecar", "sidecar_sha256")}
     forge(one, **stolen)
     refuses(one, "cannot be rebuilt")
@@ -306,7 +319,7 @@ def test_a_sidecar_of_another_mode_under_a_fitting_hash_is_refused(model: str, t
 
 @each_model
 def test_a_flipped_digit_in_any_field_of_a_header_is_refused(which: Variant, tmp_path: Path):
-    path = save(tmp_path, which)
+    path = put(tmp_path, which)
     text = path.read_text()
     lines = text.splitlines(keepends=True)
     fields = [i for i, line in enumerate(lines) if line.startswith(' "')]
@@ -323,7 +336,7 @@ def test_a_flipped_digit_in_any_field_of_a_header_is_refused(which: Variant, tmp
 
 
 def test_a_flipped_digit_in_standardize_is_refused(tmp_path: Path):
-    path = save(tmp_path, CNN)
+    path = put(tmp_path, CNN)
     text = path.read_text()
     mean = repr(header_of(path)["standardize"]["mean"][3])
     for at in (0, 2, 5):
@@ -333,17 +346,15 @@ def test_a_flipped_digit_in_standardize_is_refused(tmp_path: Path):
 
 
 def test_a_flipped_bit_in_a_header_is_refused_or_means_nothing(tmp_path: Path):
-    path = save(tmp_path, CNN)
+    path = put(tmp_path, CNN)
     content, header = path.read_bytes(), header_of(path)
     chosen = random.Random(0)
     for _ in range(150):
         damaged = bytearray(content)
         damaged[chosen.randrange(len(content))] ^= 1 << chosen.randrange(8)
         path.write_bytes(damaged)
-        try:
+        with suppress(CheckpointError):
             assert read_header(path) == header  # white space became other white space
-        except CheckpointError:
-            pass
 
 
 @pytest.mark.parametrize(
@@ -359,7 +370,7 @@ def test_a_flipped_bit_in_a_header_is_refused_or_means_nothing(tmp_path: Path):
 def test_white_space_and_key_order_of_a_header_are_harmless(
     rewrite: Callable[[dict[str, Any]], str], tmp_path: Path
 ):
-    path = save(tmp_path, GBT)
+    path = put(tmp_path, GBT)
     path.write_text(rewrite(header_of(path)))
     assert load_checkpoint(path, LAYOUT).header == header_of(path)
 
@@ -393,14 +404,14 @@ def test_what_is_no_header_is_refused(text: str | bytes, why: str, tmp_path: Pat
 
 
 def test_a_duplicate_key_is_refused_even_if_it_says_the_same(tmp_path: Path):
-    path = save(tmp_path, GBT)
+    path = put(tmp_path, GBT)
     path.write_text(path.read_text().replace('"mode": "realistic",', '"mode": "realistic",' * 2))
     refuses(path, "a key stands twice")
 
 
 @pytest.mark.parametrize("name", sorted(models.checkpoint._FIELDS))
 def test_a_header_that_lacks_a_field_is_refused_by_its_name(name: str, tmp_path: Path):
-    path = save(tmp_path, GBT)
+    path = put(tmp_path, GBT)
     header = header_of(path)
     del header[name]
     if name != "artifact_id":
@@ -412,23 +423,24 @@ def test_a_header_that_lacks_a_field_is_refused_by_its_name(name: str, tmp_path:
 NONSENSE = (None, -1, 3, "x", [], {}, [[]], {"x": {}})
 
 
+@pytest.mark.parametrize("layout", [LAYOUT, DRIFTS["stride"].layout], ids=["live", "drifted"])
 @pytest.mark.parametrize("name", sorted(set(models.checkpoint._FIELDS) - {"artifact_id"}))
 def test_nonsense_in_a_field_is_a_refusal_or_harmless_never_another_error(
-    name: str, tmp_path: Path
+    name: str, layout: Layout, tmp_path: Path
 ):
-    path = save(tmp_path, GBT)
+    path = put(tmp_path, GBT)
     X = make_examples(GBT).X
+    unforeseen = {}
     for value in NONSENSE:
         forge(path, **{name: value})
         try:
-            model = load_checkpoint(path, LAYOUT).model
+            model = load_checkpoint(path, layout).model
+            np.testing.assert_array_equal(model.predict_proba(X), fitted(GBT).predict_proba(X))
         except CheckpointError:
             pass
         except Exception as error:
-            pytest.fail(f"{name} = {value!r}: {error!r}")
-        else:
-            np.testing.assert_array_equal(model.predict_proba(X), fitted(GBT).predict_proba(X))
-        save(tmp_path, GBT)
+            unforeseen[repr(value)] = repr(error)
+    assert unforeseen == {}
 
 
 # --- links, paths, files that are none
@@ -436,17 +448,19 @@ def test_nonsense_in_a_field_is_a_refusal_or_harmless_never_another_error(
 
 @pytest.mark.parametrize("which_file", ["header", "sidecar"])
 def test_links_are_refused(which_file: str, tmp_path: Path):
-    path = save(tmp_path, GBT)
+    path = put(tmp_path, GBT)
     link = path if which_file == "header" else sidecar_of(path)
     link.rename(tmp_path / "elsewhere")
     link.symlink_to(tmp_path / "elsewhere")
     refuses(path, "links are refused")
 
 
-@pytest.mark.parametrize("name", ["../sidecar", "/etc/hostname", "a/b", ".", "..", "", 3, None, "\0"])
+@pytest.mark.parametrize(
+    "name", ["../sidecar", "/etc/hostname", "a/b", ".", "..", "", 3, None, "\0"], ids=repr
+)
 @pytest.mark.usefixtures("unparsed")
 def test_a_sidecar_that_is_no_name_beside_the_header_is_refused(name: object, tmp_path: Path):
-    path = save(tmp_path / "in", GBT)
+    path = put(tmp_path / "in", GBT)
     (tmp_path / "sidecar").write_bytes(sidecar_of(path).read_bytes())
     forge(path, sidecar=name)
     refuses(path, "is not a file beside the header")
@@ -454,7 +468,7 @@ def test_a_sidecar_that_is_no_name_beside_the_header_is_refused(name: object, tm
 
 @pytest.mark.parametrize("which_file", ["header", "sidecar"])
 def test_a_missing_file_is_named_with_the_remedy(which_file: str, tmp_path: Path):
-    path = save(tmp_path, GBT)
+    path = put(tmp_path, GBT)
     gone = path if which_file == "header" else sidecar_of(path)
     gone.unlink()
     refuses(path, f"{gone}: no such checkpoint file; train it first")
@@ -476,10 +490,8 @@ def at_most(seconds: float) -> Iterator[None]:
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
 @pytest.mark.parametrize("which_file", ["header", "sidecar"])
-def test_only_regular_files_are_read(
-    which_file: str, make: Callable[[Path], None], tmp_path: Path
-):
-    path = save(tmp_path, GBT)
+def test_only_regular_files_are_read(which_file: str, make: Callable[[Path], None], tmp_path: Path):
+    path = put(tmp_path, GBT)
     file = path if which_file == "header" else sidecar_of(path)
     file.unlink()
     make(file)
@@ -488,7 +500,7 @@ def test_only_regular_files_are_read(
 
 
 def test_a_sidecar_over_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = save(tmp_path, GBT)
+    path = put(tmp_path, GBT)
     monkeypatch.setattr(models.checkpoint, "MAX_SIDECAR_BYTES", 1_000)
     refuses(path, "over 1,000 bytes")
 
@@ -515,14 +527,17 @@ def test_a_damaged_checkpoint_can_be_overwritten(tmp_path: Path):
     load_checkpoint(save(tmp_path, GBT, seed=1), LAYOUT)
 
 
-@pytest.mark.parametrize("absolute", [False, True])
-def test_overwriting_deletes_nothing_outside_the_folder(absolute: bool, tmp_path: Path):
+@pytest.mark.parametrize(
+    "name", ["../victim", "{folder}/victim", "..", ".", "", 3, None, "\0"], ids=repr
+)
+def test_a_sidecar_elsewhere_is_neither_deleted_nor_in_the_way(name: object, tmp_path: Path):
     victim = tmp_path / "victim"
     victim.write_text("not ours")
-    path = save(tmp_path / "in", GBT)
-    forge(path, sidecar=str(victim) if absolute else "../victim")
+    path = put(tmp_path / "in", GBT)
+    forge(path, sidecar=name.format(folder=tmp_path) if isinstance(name, str) else name)
     save(tmp_path / "in", GBT, seed=1)
     assert victim.exists()
+    load_checkpoint(path, LAYOUT)
 
 
 @pytest.mark.parametrize("call", [1, 2], ids=["sidecar", "header"])

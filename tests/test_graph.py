@@ -46,10 +46,14 @@ def score(lab: Lab, **options: Any) -> dg.ExecuteInProcessResult:
 
 def test_every_stage_says_under_which_layout_it_was_made(trained: Lab) -> None:
     instance = trained.instance
-    expected: dict[str, str] = dict.fromkeys(("tensor_shards", "feature_shards"), some_batch(trained))
+    expected: dict[str, str] = dict.fromkeys(
+        ("tensor_shards", "feature_shards"), some_batch(trained)
+    )
     expected |= dict.fromkeys(("datasets", "test_predictions"), RECIPE)
     for which in VARIANTS:
-        expected |= dict.fromkeys((f"checkpoints/{which.name}", f"eval_reports/{which.name}"), RECIPE)
+        expected |= dict.fromkeys(
+            (f"checkpoints/{which.name}", f"eval_reports/{which.name}"), RECIPE
+        )
     assert score(trained).success
     expected["predictions"] = some_batch(trained)
     for key, partition in expected.items():
@@ -70,7 +74,9 @@ def test_predictions_mark_what_was_seen_in_training(trained: Lab) -> None:
     table = pl.read_parquet(materialized(result)["predictions"]["path"])
     dataset = pl.read_parquet(next(trained.workspace.dataset_folder(RECIPE).glob("*.parquet")))
     training = set(dataset.filter(pl.col("split") != "test")["episode_id"])
-    assert set(table.filter("seen_in_training")["episode_id"]) == training & set(table["episode_id"])
+    assert set(table.filter("seen_in_training")["episode_id"]) == training & set(
+        table["episode_id"]
+    )
     assert set(table["host_id"]) == {batch.rsplit(".", 1)[0]}
     assert table.select(pl.sum_horizontal("^p_.*$")).to_series().to_list() == pytest.approx(
         [1.0] * len(table), abs=1e-5
@@ -261,9 +267,7 @@ def test_each_guard_refuses_drift_by_itself(trained: Lab, monkeypatch: pytest.Mo
 
     fingerprint = trained.workspace.batch_manifests(some_batch(trained))["tensor_shards"]
     assert fingerprint is not None
-    monkeypatch.setattr(
-        type(trained.workspace), "fingerprint", lambda *_: fingerprint.fingerprint
-    )
+    monkeypatch.setattr(type(trained.workspace), "fingerprint", lambda *_: fingerprint.fingerprint)
     assert score(trained).success
 
 
@@ -293,9 +297,7 @@ def test_a_checkpoint_that_was_never_trained_is_refused(
         assert score(trained, instance=other).success
 
 
-def test_a_checkpoint_swapped_by_hand_is_refused(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_swapped_by_hand_is_refused(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.ingest()
     only = [dg.AssetKey("datasets"), checkpoint_key(WHICH)]
     folder = lab.workspace.checkpoint_folder(RECIPE)
@@ -318,7 +320,7 @@ def test_a_blocking_check_stops_the_run_that_made_a_bad_checkpoint(
     lab.ingest()
     save = assets.checkpoints.save_checkpoint
 
-    def save_under_another_layout(folder, which, model, layout, **rest):  # noqa: ANN001, ANN202
+    def save_under_another_layout(folder, which, model, layout, **rest):
         return save(folder, which, model, unit(layout), **rest)
 
     monkeypatch.setattr(assets.checkpoints, "save_checkpoint", save_under_another_layout)
@@ -327,7 +329,8 @@ def test_a_blocking_check_stops_the_run_that_made_a_bad_checkpoint(
     assert f"checkpoints/{WHICH.name}" in materialized(result)
     assert "test_predictions" not in materialized(result)
     evaluations = {
-        e.check_name: e for e in result.get_asset_check_evaluations()
+        e.check_name: e
+        for e in result.get_asset_check_evaluations()
         if e.asset_key == checkpoint_key(WHICH)
     }
     assert not evaluations["contract_current"].passed
@@ -348,7 +351,10 @@ def test_datasets_name_the_batch_that_is_missing_or_stale(lab: Lab) -> None:
         assert f"{batch}: tensor_shards is missing" in missing
     lab.ingest()
     late = lab.store.add(
-        host="lab-a", profile="io-walk", sample="io-walk.v0", duration_s=40,
+        host="lab-a",
+        profile="io-walk",
+        sample="io-walk.v0",
+        duration_s=40,
     )
     batch = lab.workspace.listing().find(late.episode_id).batch
     sync_batches(lab.instance, lab.workspace)

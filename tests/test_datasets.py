@@ -1,0 +1,466 @@
+"""Splits: what each recipe promises, that every planted leak stops the build, what facts say."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import polars as pl
+import pytest
+from builders import HOSTS, PROFILES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from episodes.format import NS_PER_S, PHASES
+from evaluation.datasets import (
+    RECIPES,
+    SPLITS,
+    DatasetError,
+    SplitPolicy,
+    assign_splits,
+    build_table,
+    check_rosters,
+    check_sides,
+)
+
+POLICY = SplitPolicy()
+LENGTH_S, EVERY_S = 60, 100  # an episode's length; from one start to the next
+each_recipe = pytest.mark.parametrize("recipe", RECIPES)
+quick = settings(deadline=None, max_examples=60, database=None)
+
+
+# --- made-up episodes and windows
+
+
+def episode(number: int, **values: Any) -> dict[str, Any]:
+    start_ns = number * EVERY_S * NS_PER_S
+    return {
+        "episode_id": f"E{number:03}",
+        "host_id": "lab-a",
+        "sample_sha256": "s0",
+        "profile": "cpu-saturate",
+        "verdict": "accepted",
+        "started_at_wall_ns": start_ns,
+        "ended_at_wall_ns": start_ns + LENGTH_S * NS_PER_S,
+    } | values
+
+
+def table(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema_overrides={"split": pl.String} if "split" in rows[0] else None)
+
+
+def corpus(samples: int = 3, repeats: int = 1, **values: Any) -> pl.DataFrame:
+    """For each repeat, sample and profile an episode a host, one after the other."""
+    combinations = product(range(repeats), range(samples), PROFILES, HOSTS)
+    return table(
+        [
+            episode(
+                number,
+                host_id=host,
+                profile=profile,
+                sample_sha256=f"{profile}.v{sample}",
+                **values,
+            )
+            for number, (_, sample, profile, host) in enumerate(combinations)
+        ]
+    )
+
+
+def with_values(episodes: pl.DataFrame, number: int, **values: Any) -> pl.DataFrame:
+    rows = episodes.to_dicts()
+    rows[number] |= values
+    return pl.DataFrame(rows, schema=episodes.schema)
+
+
+def side(episodes: pl.DataFrame, *splits: str) -> pl.DataFrame:
+    return episodes.filter(pl.col("split").is_in(splits))
+
+
+def sides_of(episodes: pl.DataFrame) -> dict[str, str | None]:
+    return dict(episodes.select("episode_id", "split").iter_rows())
+
+
+def windows_of(episodes: pl.DataFrame, phases: tuple[str, ...] = PHASES) -> pl.DataFrame:
+    """Two windows a phase for each episode, as all batches together give them."""
+    return pl.DataFrame(
+        [
+            row
+            | {
+                "sample_name": row["sample_sha256"],
+                "synthetic": True,
+                "window": i,
+                "start_s": 5.0 * i,
+                "label": phase,
+                "purity": 1.0,
+                "coverage_proc": 1.0,
+                "coverage_guest": 0.25 if i else 0.75,
+                "shard": 0,
+                "first_bin": 50 * i,
+                "row": number * 100 + i,
+                "batch": f"{row['host_id']}.2026-11-02",
+            }
+            for number, row in enumerate(episodes.to_dicts())
+            for i, phase in enumerate(phases * 2)
+        ]
+    )
+
+
+# --- what each recipe promises
+
+
+@each_recipe
+def test_every_episode_has_one_side_or_a_reason(recipe: str):
+    episodes = corpus()
+    assigned = assign_splits(episodes, recipe, POLICY)
+    assert assigned["episode_id"].to_list() == episodes["episode_id"].to_list()
+    assert assigned.columns == [*episodes.columns, "split", "excluded"]
+    for split, excluded in assigned.select("split", "excluded").iter_rows():
+        assert (split in SPLITS) != (excluded is not None)
+    assert set(assigned["split"]) - {None} == set(SPLITS)
+
+
+def test_recipe_host_tests_on_the_test_host_and_on_it_alone():
+    for host in HOSTS:
+        assigned = assign_splits(corpus(), "host", replace(POLICY, test_host=host))
+        assert set(side(assigned, "test")["host_id"]) == {host}
+        assert set(side(assigned, "train", "val")["host_id"]) == set(HOSTS) - {host}
+
+
+@pytest.mark.parametrize("share", [0.1, 0.34, 0.9])
+def test_recipe_sample_tests_on_unseen_samples_of_every_profile(share: float):
+    policy = replace(POLICY, test_share=share, val_by="episode")
+    assigned = assign_splits(corpus(samples=5), "sample", policy)
+    test, training = side(assigned, "test"), side(assigned, "train", "val")
+    assert not set(test["sample_sha256"]) & set(training["sample_sha256"])
+    assert set(test["profile"]) == set(training["profile"]) == set(PROFILES)
+    held_out = test.group_by("profile").agg(pl.col("sample_sha256").n_unique())
+    assert set(held_out["sample_sha256"]) == {min(4, max(1, round(share * 5)))}
+
+
+def test_recipe_sample_keeps_the_only_sample_of_a_profile_for_training():
+    episodes = corpus().filter(
+        (pl.col("profile") != "io-walk") | (pl.col("sample_sha256") == "io-walk.v0")
+    )
+    assigned = assign_splits(episodes, "sample", POLICY)
+    assert set(assigned.filter(pl.col("profile") == "io-walk")["split"]) == {"train"}
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_recipe_time_tests_on_the_last_part(share: float):
+    assigned = assign_splits(corpus(), "time", replace(POLICY, test_share=share))
+    test, training = side(assigned, "test"), side(assigned, "train", "val")
+    assert len(test) == round(share * len(assigned))
+    begins = test["started_at_wall_ns"].min()
+    assert training["ended_at_wall_ns"].max() <= begins - POLICY.gap_s * NS_PER_S
+
+
+def test_episodes_that_start_together_are_on_one_side():
+    episodes = corpus().with_columns(
+        (pl.col("started_at_wall_ns") // (EVERY_S * NS_PER_S) // 10 * 1_000 * NS_PER_S).alias(
+            "started_at_wall_ns"
+        )
+    )
+    episodes = episodes.with_columns(ended_at_wall_ns=pl.col("started_at_wall_ns") + NS_PER_S)
+    assigned = assign_splits(episodes, "time", POLICY)
+    by_start = assigned.group_by("started_at_wall_ns").agg((pl.col("split") == "test").n_unique())
+    assert set(by_start["split"]) == {1}
+
+
+@pytest.mark.parametrize(
+    ("gap_s", "excluded"), [(0.0, 0), (40.0, 0), (40.001, 1), (140.0, 1), (140.001, 2)]
+)
+def test_training_ends_the_gap_before_the_test_begins(gap_s: float, excluded: int):
+    """An episode is over 40 s before the next one starts."""
+    assigned = assign_splits(corpus(), "time", replace(POLICY, gap_s=gap_s))
+    reasons = assigned.filter(pl.col("split").is_null())["excluded"].to_list()
+    assert reasons == ["in the gap before the test period"] * excluded
+
+
+@each_recipe
+@pytest.mark.parametrize("val_by", ["episode", "sample", "host"])
+def test_validation_is_carved_from_training_by_what_was_asked(recipe: str, val_by: str):
+    assigned = assign_splits(corpus(samples=4), recipe, replace(POLICY, val_by=val_by))
+    val, train = side(assigned, "val"), side(assigned, "train")
+    column = {"episode": "episode_id", "sample": "sample_sha256", "host": "host_id"}[val_by]
+    assert not set(val[column]) & set(train[column])
+    if val_by == "episode":
+        assert len(val) == round(POLICY.val_share * (len(val) + len(train)))
+    if val_by == "sample":
+        assert set(val["profile"]) == set(train["profile"]) == set(PROFILES)
+    if val_by == "host":
+        assert val["host_id"].n_unique() == 1
+
+
+@each_recipe
+@quick
+@given(shuffle=st.randoms(use_true_random=False), seed=st.integers(0, 5))
+def test_the_sides_follow_from_the_seed_whatever_the_order_of_rows(
+    recipe: str, shuffle: random.Random, seed: int
+):
+    policy = replace(POLICY, seed=seed)
+    rows = corpus().to_dicts()
+    expected = assign_splits(table(rows), recipe, policy)
+    shuffle.shuffle(rows)
+    assert assign_splits(table(rows), recipe, policy).equals(expected)
+
+
+@each_recipe
+def test_another_seed_gives_other_sides(recipe: str):
+    one, other = (assign_splits(corpus(), recipe, replace(POLICY, seed=seed)) for seed in (0, 1))
+    assert sides_of(one) != sides_of(other)
+
+
+# --- degraded episodes
+
+
+def degraded_corpus() -> pl.DataFrame:
+    return corpus().with_columns(
+        verdict=pl.when(pl.int_range(pl.len()) % 4 == 0)
+        .then(pl.lit("degraded"))
+        .otherwise(pl.lit("accepted"))
+    )
+
+
+@each_recipe
+def test_degraded_episodes_take_part_as_the_policy_says(recipe: str):
+    episodes = degraded_corpus()
+    bad = set(episodes.filter(pl.col("verdict") == "degraded")["episode_id"])
+    found = {}
+    for degraded in ("none", "train", "all"):
+        assigned = assign_splits(episodes, recipe, replace(POLICY, degraded=degraded))
+        found[degraded] = {
+            split: set(side(assigned, split)["episode_id"]) & bad for split in SPLITS
+        }
+        reasons = assigned.filter(pl.col("episode_id").is_in(bad) & pl.col("split").is_null())
+        allowed = {
+            "none": {"degraded"},
+            "train": {"degraded, on the val side", "degraded, on the test side"},
+            "all": set(),
+        }
+        assert set(reasons["excluded"]) == allowed[degraded]
+    assert not any(found["none"].values())
+    assert found["train"]["train"]
+    assert not found["train"]["val"] | found["train"]["test"]
+    assert all(found["all"].values())
+    assert found["all"]["train"] == found["train"]["train"]
+
+
+def test_degraded_episodes_alone_are_no_corpus():
+    episodes = corpus(verdict="degraded")
+    with pytest.raises(DatasetError, match="no usable episode: see the validation index"):
+        assign_splits(episodes, "host", replace(POLICY, degraded="none"))
+
+
+# --- planted leaks
+
+
+def split_corpus(recipe: str) -> pl.DataFrame:
+    assigned = assign_splits(corpus(), recipe, POLICY)
+    check_sides(assigned, recipe, POLICY)  # nothing is wrong yet
+    return assigned
+
+
+def first(episodes: pl.DataFrame, split: str) -> dict[str, Any]:
+    return side(episodes, split).row(0, named=True)
+
+
+@each_recipe
+@pytest.mark.parametrize(("one", "other"), [("train", "val"), ("train", "test"), ("val", "test")])
+def test_an_episode_on_two_sides_is_caught(recipe: str, one: str, other: str):
+    episodes = split_corpus(recipe)
+    leak = first(episodes, one) | {"split": other}
+    leaking = pl.concat([episodes, pl.DataFrame([leak], schema=episodes.schema)])
+    with pytest.raises(DatasetError, match=f"episode {leak['episode_id']} is on the sides"):
+        check_sides(leaking, recipe, POLICY)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(("recipe", "column"), [("host", "host_id"), ("sample", "sample_sha256")])
+def test_what_was_held_out_and_is_trained_on_is_caught(recipe: str, column: str, split: str):
+    episodes = split_corpus(recipe)
+    held_out = first(episodes, "test")[column]
+    number = episodes["split"].to_list().index(split)
+    leaking = with_values(episodes, number, **{column: held_out})
+    with pytest.raises(DatasetError, match=f"{column} {held_out} is in training and in test"):
+        check_sides(leaking, recipe, POLICY)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("late_s", [-POLICY.gap_s + 0.001, 0.0, 30.0])
+def test_training_that_overlaps_the_test_period_is_caught(split: str, late_s: float):
+    episodes = split_corpus("time")
+    begins = side(episodes, "test")["started_at_wall_ns"].min()
+    number = episodes["split"].to_list().index(split)
+    ends = {"ended_at_wall_ns": begins + int(late_s * NS_PER_S)}
+    with pytest.raises(DatasetError, match="a training episode overlaps the test period"):
+        check_sides(with_values(episodes, number, **ends), "time", POLICY)
+
+
+@each_recipe
+def test_the_sides_are_checked_wherever_they_come_from(
+    recipe: str, monkeypatch: pytest.MonkeyPatch
+):
+    def everything(rows: list[dict[str, Any]], *_: Any) -> tuple[set[str], set[str]]:
+        return {row["episode_id"] for row in rows[::2]}, set()
+
+    monkeypatch.setattr("evaluation.datasets._test_side", everything)
+    with pytest.raises(DatasetError, match=f"recipe {recipe}"):
+        assign_splits(corpus(), recipe, POLICY)
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (pl.col("label") != "armed", "label armed is tested but never trained"),
+        (pl.col("profile") != "io-walk", "profile io-walk is tested but never trained"),
+        (
+            ~pl.col("label").is_in(["armed", "dormant"]),
+            "label armed, dormant is tested but never trained",
+        ),
+    ],
+)
+def test_what_is_tested_and_never_trained_is_caught(keep: pl.Expr, message: str):
+    windows, _ = build_table(windows_of(corpus()), "host", POLICY)
+    with pytest.raises(DatasetError, match=message):
+        check_rosters(windows.filter((pl.col("split") != "train") | keep))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_an_empty_side_is_caught(split: str):
+    windows, _ = build_table(windows_of(corpus()), "host", POLICY)
+    with pytest.raises(DatasetError, match=f"no window is in {split}: the corpus is too small"):
+        check_rosters(windows.filter(pl.col("split") != split))
+
+
+def test_what_only_training_has_is_no_problem():
+    windows, _ = build_table(windows_of(corpus()), "host", POLICY)
+    check_rosters(windows.filter((pl.col("split") == "train") | (pl.col("label") == "clean")))
+
+
+# --- corpora and policies that cannot work
+
+
+@pytest.mark.parametrize(
+    ("recipe", "episodes", "policy", "message"),
+    [
+        ("place", corpus(), POLICY, "no recipe 'place'; there is host, sample, time"),
+        ("host", corpus(), replace(POLICY, test_host="lab-x"), "set splits.test_host to one of"),
+        (
+            "host",
+            corpus().filter(pl.col("host_id") == "lab-c"),
+            POLICY,
+            "the corpus has lab-c; set splits.test_host to one of several hosts",
+        ),
+        ("sample", corpus(samples=1), POLICY, "no profile has two samples, none can be held out"),
+        ("sample", corpus(samples=2), POLICY, "val_by sample leaves nothing to .* validate on"),
+        ("host", corpus(samples=1), POLICY, "val_by sample leaves nothing to .* validate on"),
+        (
+            "host",
+            corpus().filter(pl.col("host_id") != "lab-a"),
+            replace(POLICY, val_by="host"),
+            "val_by host, but one host is left to train on",
+        ),
+        ("time", corpus().head(1), POLICY, "leaves nothing to train"),
+        ("time", corpus(), replace(POLICY, gap_s=1e5), "leaves nothing to train"),
+        ("host", corpus().clear(), POLICY, "no usable episode: see the validation index"),
+    ],
+)  # fmt: skip
+def test_a_corpus_that_cannot_be_split_says_why(
+    recipe: str, episodes: pl.DataFrame, policy: SplitPolicy, message: str
+):
+    with pytest.raises(DatasetError, match=message):
+        assign_splits(episodes, recipe, policy)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"val_by": "window"}, "val_by is 'window'; it can be episode, sample, host"),
+        ({"degraded": "some"}, "degraded is 'some'; it can be none, train, all"),
+        ({"test_share": 0.0}, "test_share must lie between 0 and 1"),
+        ({"test_share": 1.0}, "test_share must lie between 0 and 1"),
+        ({"val_share": -0.1}, "val_share must lie between 0 and 1"),
+        ({"val_share": float("nan")}, "val_share must lie between 0 and 1"),
+        ({"gap_s": -1.0}, "gap_s must not be negative"),
+        ({"gap_s": float("nan")}, "gap_s"),
+    ],
+)
+def test_a_wrong_policy_is_refused_by_the_name_of_its_value(values: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        SplitPolicy(**values)
+
+
+# --- the table and its facts
+
+
+@each_recipe
+def test_the_table_holds_the_windows_of_the_episodes_that_take_part(recipe: str):
+    episodes = degraded_corpus()
+    windows = windows_of(episodes)
+    got, _ = build_table(windows.sample(fraction=1.0, shuffle=True, seed=3), recipe, POLICY)
+    sides = sides_of(assign_splits(episodes, recipe, POLICY))
+    expected = [e for e, split in sides.items() if split for _ in range(10)]
+    assert sorted(got["episode_id"]) == sorted(expected)
+    assert got["split"].to_list() == [sides[e] for e in got["episode_id"]]
+    assert (
+        got.select(windows.columns)
+        .sort("row")
+        .equals(windows.filter(pl.col("episode_id").is_in(expected)).sort("row"))
+    )
+    assert got.equals(got.sort("batch", "shard", "row"))
+
+
+@each_recipe
+def test_the_facts_are_those_of_the_table(recipe: str):
+    got, facts = build_table(windows_of(degraded_corpus()), recipe, POLICY)
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+    assert facts["recipe"] == recipe
+    assert facts["policy"]["val_by"] == "sample"
+    assert list(facts["splits"]) == list(SPLITS)
+    for split, said in facts["splits"].items():
+        here = side(got, split)
+        assert said["windows"] == len(here)
+        assert said["episodes"] == said["synthetic_episodes"] == here["episode_id"].n_unique()
+        assert said["hosts"] == sorted(set(here["host_id"]))
+        assert said["samples"] == sorted(set(here["sample_name"]))
+        assert said["windows_by_phase"] == {phase: len(here) // 5 for phase in sorted(PHASES)}
+        assert said["coverage"] == {"proc": 1.0, "guest": 0.3}
+    left_out = degraded_corpus()["episode_id"].n_unique() - got["episode_id"].n_unique()
+    assert sum(facts["excluded"].values()) == left_out > 0
+    tested = set(side(got, "test")["profile"])
+    assert facts["profiles"] == sorted(PROFILES)
+    assert facts["tested_profiles"] == sorted(tested)
+    assert facts["untested_profiles"] == sorted(set(PROFILES) - tested)
+
+
+def test_a_profile_is_tested_only_where_it_runs_infected():
+    windows = windows_of(corpus()).filter(
+        ~(
+            (pl.col("profile") == "io-walk")
+            & (pl.col("host_id") == "lab-c")
+            & (pl.col("label") == "infected_running")
+        )
+    )
+    got, facts = build_table(windows, "host", POLICY)
+    assert "io-walk" in set(side(got, "test")["profile"])
+    assert facts["untested_profiles"] == ["io-walk"]
+    assert facts["tested_profiles"] == [p for p in sorted(PROFILES) if p != "io-walk"]
+
+
+def test_a_table_without_a_class_in_training_is_not_built():
+    windows = windows_of(corpus()).filter(
+        (pl.col("host_id") == "lab-c") | (pl.col("label") != "dormant")
+    )
+    with pytest.raises(DatasetError, match="label dormant is tested but never trained"):
+        build_table(windows, "host", POLICY)
+
+
+def test_an_episode_described_in_two_ways_is_refused():
+    """Its windows would be counted once for each description."""
+    windows = windows_of(corpus())
+    twice = windows.filter(pl.col("episode_id") == "E000").with_columns(host_id=pl.lit("lab-b"))
+    with pytest.raises(DatasetError, match="E000"):
+        build_table(pl.concat([windows, twice]), "host", POLICY)

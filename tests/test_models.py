@@ -1,0 +1,558 @@
+"""What every model of the registry promises, and the figures and scaling that training needs."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import PROFILES, make_members, pack
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits, load_iris
+from sklearn.metrics import confusion_matrix as sklearn_confusion
+from sklearn.metrics import f1_score
+
+import models.trainer
+from episodes.reading import parse_episode
+from features.extraction import extract
+from features.registry import LAYOUT, MODES
+from features.windows import window_views
+from models.base import Classifier, Examples, NotFittedError, class_weights
+from models.metrics import confusion_matrix, f1_by_class, macro_f1
+from models.registry import MODELS, VARIANTS, Variant, model_config, variant
+from models.scaling import fit_scaling, principal_axes, scale, signed_log
+
+TINY: dict[str, dict[str, Any]] = {
+    "gbt": {"n_rounds": 5, "max_bin": 16, "n_threads": 1},
+    "cnn": {"width": 8, "depth": 1, "epochs": 2, "n_threads": 1},
+}
+ABLE: dict[str, dict[str, Any]] = {
+    # small, and able to learn 64 windows by heart within a second
+    "gbt": {"n_rounds": 40, "learning_rate": 0.3, "min_child_weight": 0.1, "n_threads": 1},
+    "cnn": {
+        "width": 16, "depth": 1, "epochs": 40, "batch_size": 16, "dropout": 0.0,
+        "offset_noise": 0.0, "label_smoothing": 0.0, "learning_rate": 5e-3, "n_threads": 1,
+    },
+}  # fmt: skip
+each = pytest.mark.parametrize("name", MODELS)
+quick = settings(deadline=None, max_examples=60, database=None)
+
+
+def build(name: str, n_classes: int = 3, *, seed: int = 0, device: str = "cpu") -> Classifier:
+    return MODELS[name].build(model_config(name, TINY[name]), n_classes, seed=seed, device=device)
+
+
+def able(name: str, n_classes: int, **others: Any) -> Classifier:
+    config = model_config(name, ABLE[name] | others)
+    return MODELS[name].build(config, n_classes, seed=0, device="cpu")
+
+
+def shape_of(name: str, n_windows: int, n_inputs: int) -> tuple[int, ...]:
+    summary = MODELS[name].input_kind == "summary"
+    return (n_windows, n_inputs) if summary else (n_windows, 12, n_inputs)
+
+
+def make(name: str, n_classes: int = 3, n_windows: int = 48, n_inputs: int = 4) -> Examples:
+    """Random windows of which every fourth value is missing, every class equally often."""
+    random = np.random.default_rng([n_classes, n_windows, n_inputs])
+    shape = shape_of(name, n_windows, n_inputs)
+    X = random.lognormal(1.0, 2.0, shape).astype(np.float32)
+    X[random.random(shape) < 0.25] = np.nan
+    return Examples(X, np.arange(n_windows) % n_classes)
+
+
+def assert_probabilities(proba: np.ndarray, n_windows: int, n_classes: int) -> None:
+    assert proba.shape == (n_windows, n_classes)
+    assert proba.dtype == np.float32
+    assert (proba >= 0).all()
+    np.testing.assert_allclose(proba.sum(axis=1), 1.0, atol=1e-5)
+
+
+def assert_equal_predictions(name: str, one: np.ndarray, other: np.ndarray) -> None:
+    if name == "gbt":
+        np.testing.assert_array_equal(one, other)
+    else:
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+# --- the contract of every model
+
+
+@each
+@pytest.mark.parametrize("n_classes", [2, 3, 7])
+@pytest.mark.parametrize("n_inputs", [1, 4, 46])
+def test_any_number_of_classes_and_inputs(name: str, n_classes: int, n_inputs: int):
+    train = make(name, n_classes, n_inputs=n_inputs)
+    model = build(name, n_classes).fit(train, make(name, n_classes, 15, n_inputs))
+    assert_probabilities(model.predict_proba(train.X), len(train), n_classes)
+    assert model.n_inputs_ == n_inputs
+    assert 0.0 <= model.val_macro_f1_ <= 1.0
+
+
+@each
+def test_a_channel_that_is_all_missing_is_no_obstacle(name: str):
+    train = make(name)
+    train.X[..., 1] = np.nan
+    model = build(name).fit(train)
+    assert_probabilities(model.predict_proba(train.X), len(train), 3)
+    everything_missing = np.full(shape_of(name, 5, 4), np.nan, dtype=np.float32)
+    assert_probabilities(model.predict_proba(everything_missing), 5, 3)
+
+
+@each
+def test_values_at_the_ends_of_float32_are_no_obstacle(name: str):
+    train = make(name)
+    huge = np.finfo(np.float32).max
+    train.X[:8, ..., 0], train.X[8:16, ..., 0], train.X[16:24, ..., 0] = huge, -huge, 1e-38
+    model = build(name).fit(train, train)
+    assert_probabilities(model.predict_proba(train.X), len(train), 3)
+    unseen = np.full(shape_of(name, 2, 4), -huge, dtype=np.float32)
+    assert_probabilities(model.predict_proba(unseen), 2, 3)
+
+
+@each
+def test_a_class_the_training_set_lacks_shifts_nothing(name: str):
+    train = separable(name, labels=np.array([0, 2, 3]))
+    model = able(name, 4).fit(train)
+    proba = model.predict_proba(train.X)
+    assert_probabilities(proba, len(train), 4)
+    np.testing.assert_array_equal(proba.argmax(axis=1), train.y)
+    assert proba[:, 1].max() < 0.2
+
+
+@each
+def test_a_val_set_of_unknown_classes_breaks_nothing(name: str):
+    """Its losses go into a checkpoint's header, which can hold no NaN."""
+    everything = make(name)
+    known, unknown = everything.y < 2, everything.y == 2
+    train = Examples(everything.X[known], everything.y[known])
+    model = build(name).fit(train, Examples(everything.X[unknown], everything.y[unknown]))
+    losses = [epoch.val_loss for epoch in model.history_.epochs if epoch.val_loss is not None]
+    assert np.isfinite(losses).all()
+
+
+@each
+def test_no_window_gives_no_prediction(name: str):
+    model = build(name).fit(make(name))
+    assert_probabilities(model.predict_proba(make(name).X[:0]), 0, 3)
+
+
+@each
+def test_a_single_window_is_predicted_as_among_others(name: str):
+    train = make(name)
+    model = build(name).fit(train)
+    together = model.predict_proba(train.X)
+    alone = np.concatenate([model.predict_proba(train.X[i : i + 1]) for i in range(5)])
+    np.testing.assert_allclose(alone, together[:5], atol=1e-6)
+
+
+@each
+def test_predicting_before_fitting_is_refused(name: str):
+    with pytest.raises(NotFittedError, match="is not fitted"):
+        build(name).predict_proba(make(name).X)
+
+
+@each
+def test_a_fit_that_failed_is_no_fit(name: str, monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: Any) -> None:
+        raise RuntimeError("the machine caught fire")
+
+    model = build(name)
+    monkeypatch.setattr(model, "_fit", fails)
+    with pytest.raises(RuntimeError, match="fire"):
+        model.fit(make(name))
+    with pytest.raises(NotFittedError):
+        model.predict_proba(make(name).X)
+
+
+@each
+@pytest.mark.parametrize("n_inputs", [3, 5])
+def test_inputs_of_another_width_are_refused(name: str, n_inputs: int):
+    model = build(name).fit(make(name))
+    with pytest.raises(ValueError, match=rf"{n_inputs}\), trained on 4"):
+        model.predict_proba(make(name, n_inputs=n_inputs).X)
+    with pytest.raises(ValueError, match="val has inputs"):
+        build(name).fit(make(name), make(name, n_inputs=n_inputs))
+
+
+@each
+def test_inputs_of_another_kind_are_refused(name: str):
+    other = next(n for n in MODELS if MODELS[n].input_kind != MODELS[name].input_kind)
+    with pytest.raises(ValueError, match="axes"):
+        build(name).fit(make(other))
+    with pytest.raises(ValueError, match="axes"):
+        build(name).fit(make(name)).predict_proba(make(other).X)
+
+
+@each
+@pytest.mark.parametrize("label", [-1, 3])
+@pytest.mark.parametrize("side", ["train", "val"])
+def test_labels_out_of_range_are_refused(name: str, side: str, label: int):
+    sides = {"train": make(name), "val": make(name)}
+    sides[side].y[7] = label
+    with pytest.raises(ValueError, match=rf"{side}: labels outside 0\.\.2"):
+        build(name).fit(**sides)
+
+
+@each
+def test_a_training_set_that_is_empty_or_of_two_lengths_is_refused(name: str):
+    X, y = make(name).X, make(name).y
+    with pytest.raises(ValueError, match="train has no windows"):
+        build(name).fit(Examples(X[:0], y[:0]))
+    with pytest.raises(ValueError, match="48 windows, 47 labels"):
+        build(name).fit(Examples(X, y[:-1]))
+
+
+@each
+def test_training_works_without_a_val_set(name: str):
+    train = make(name)
+    nothing = Examples(train.X[:0], train.y[:0])
+    without, with_empty = build(name).fit(train), build(name).fit(train, nothing)
+    assert without.val_macro_f1_ is None
+    assert {epoch.val_loss for epoch in without.history_.epochs} == {None}
+    assert len(without.history_.epochs) == without.history_.best_step + 1
+    assert_equal_predictions(
+        name, without.predict_proba(train.X), with_empty.predict_proba(train.X)
+    )
+
+
+@each
+def test_a_second_fit_forgets_the_first(name: str):
+    train, other = make(name), make(name, n_inputs=6)
+    model = build(name).fit(other, other).fit(train)
+    assert model.val_macro_f1_ is None
+    assert_equal_predictions(
+        name, model.predict_proba(train.X), build(name).fit(train).predict_proba(train.X)
+    )
+
+
+@each
+def test_training_and_predicting_change_no_input(name: str):
+    train = make(name)
+    before = train.X.copy(), train.y.copy()
+    build(name).fit(train, train).predict_proba(train.X)
+    np.testing.assert_array_equal(train.X, before[0])
+    np.testing.assert_array_equal(train.y, before[1])
+
+
+@each
+def test_the_seed_decides_everything(name: str):
+    train = make(name)
+    one, again, other = (
+        build(name, seed=seed).fit(train, train).predict_proba(train.X) for seed in (1, 1, 2)
+    )
+    assert_equal_predictions(name, one, again)
+    assert not np.allclose(one, other, atol=1e-4)
+
+
+@each
+def test_training_leaves_the_random_state_of_others_alone(name: str):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    build(name).fit(make(name))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@each
+def test_progress_is_reported_step_by_step(name: str):
+    calls: list[tuple[int, int, str]] = []
+    build(name).fit(make(name), make(name), lambda *call: calls.append(call))
+    assert calls
+    steps = [step for step, _, _ in calls]
+    assert steps == sorted(set(steps))
+    assert {total for _, total, _ in calls} == {TINY[name].get("n_rounds", 2)}
+    assert all(0 < step <= total and text for step, total, text in calls)
+
+
+@each
+def test_the_learning_curve_says_where_training_stopped(name: str):
+    model = build(name).fit(make(name), make(name))
+    history = model.history_
+    assert [epoch.step for epoch in history.epochs] == list(range(len(history.epochs)))
+    assert 0 <= history.best_step < len(history.epochs)
+    assert all(np.isfinite([e.train_loss, e.val_loss]).all() for e in history.epochs)
+
+
+# --- learning
+
+
+def separable(name: str, n_windows: int = 64, labels: np.ndarray | None = None) -> Examples:
+    """Windows whose class is the only channel that is high."""
+    random = np.random.default_rng(5)
+    labels = np.arange(4) if labels is None else labels
+    y = labels[np.arange(n_windows) % len(labels)]
+    X = random.normal(1.0, 0.3, shape_of(name, n_windows, 4)).astype(np.float32)
+    for window, label in enumerate(y):
+        X[window, ..., label] += 5.0
+    return Examples(X, y)
+
+
+@each
+def test_separable_windows_are_learned_by_heart(name: str):
+    train = separable(name)
+    model = able(name, 4).fit(train)
+    np.testing.assert_array_equal(model.predict_proba(train.X).argmax(axis=1), train.y)
+
+
+def synthetic_episodes(which: Variant, seeds: range) -> Examples:
+    """The windows of one made-up episode a seed."""
+    kind = which.spec.input_kind
+    keep = LAYOUT.keep_mask(which.mode, kind)
+    inputs, labels = [], []
+    for seed in seeds:
+        members = make_members("lab-a", "X", 50.0, profile=PROFILES[seed % 6], seed=seed)
+        got = extract(parse_episode(pack("X", members), "X", LAYOUT.fields), LAYOUT)
+        windows = got.features if kind == "summary" else window_views(got.series, LAYOUT.window)
+        inputs.append(windows[..., keep])
+        labels += [LAYOUT.phases.index(label) for label in got.windows.label]
+    return Examples(np.concatenate(inputs), np.array(labels))
+
+
+@each
+@pytest.mark.parametrize("mode", MODES)
+def test_eight_episodes_are_learned_by_heart(name: str, mode: Any):
+    train = synthetic_episodes(Variant(name, mode), range(8))
+    model = able(name, len(LAYOUT.phases)).fit(train)
+    np.testing.assert_array_equal(model.predict_proba(train.X).argmax(axis=1), train.y)
+
+
+@each
+def test_data_from_elsewhere_is_learned(name: str):
+    """Nothing is made for our channels alone: digits as windows of 8 bins and 8 channels."""
+    X, y = load_digits(return_X_y=True)
+    X = X[:500].astype(np.float32)
+    X = X if MODELS[name].input_kind == "summary" else X.reshape(-1, 8, 8)
+    fewer = {"epochs": 10} if name == "cnn" else {}
+    model = able(name, 10, **fewer).fit(Examples(X[:400], y[:400].astype(np.int64)))
+    accuracy = np.mean(model.predict_proba(X[400:]).argmax(axis=1) == y[400:500])
+    assert accuracy > 0.7  # chance is 0.1
+
+
+def test_trees_learn_the_irises():
+    X, y = load_iris(return_X_y=True)
+    X, y = X.astype(np.float32), y.astype(np.int64)
+    model = able("gbt", 3).fit(Examples(X[::2], y[::2]), Examples(X[1::4], y[1::4]))
+    assert np.mean(model.predict_proba(X[3::4]).argmax(axis=1) == y[3::4]) > 0.85
+
+
+def test_a_training_set_that_does_not_fit_in_memory_is_learned_equally(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    train = make("cnn")
+    expected = build("cnn").fit(train, train).predict_proba(train.X)
+    monkeypatch.setattr(models.trainer, "IN_MEMORY_BYTES", 0)
+    got = build("cnn").fit(train, train).predict_proba(train.X)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_the_weights_of_the_best_epoch_are_kept(monkeypatch: pytest.MonkeyPatch):
+    scores = iter([0.1, 0.9, 0.2, 0.3])
+    monkeypatch.setattr(models.trainer, "macro_f1", lambda *_: next(scores))
+    config = model_config("cnn", TINY["cnn"] | {"epochs": 9, "patience": 2})
+    model = MODELS["cnn"].build(config, 3, device="cpu")
+    model.fit(make("cnn"), make("cnn"))
+    assert model.history_.best_step == 1
+    assert [epoch.val_macro_f1 for epoch in model.history_.epochs] == [0.1, 0.9, 0.2, 0.3]
+
+
+def test_classes_weigh_equally_in_total():
+    y = np.array([0, 0, 0, 0, 0, 0, 2, 2, 3])
+    weights = class_weights(y, 5)
+    totals = np.bincount(y, weights[y], minlength=5)
+    np.testing.assert_allclose(totals, [3, 0, 3, 3, 0], rtol=1e-6)
+    assert weights[1] == weights[4] == 0
+
+
+# --- devices and hyper-parameters
+
+without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+
+
+@each
+@without_cuda
+def test_a_device_that_is_asked_for_and_missing_is_an_error(name: str):
+    with pytest.raises(RuntimeError, match="no CUDA device is available; use auto or cpu"):
+        build(name, device="cuda").fit(make(name))
+
+
+@each
+@without_cuda
+def test_auto_falls_back_to_the_cpu_with_a_warning(name: str, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING, "phasewatch"):
+        model = build(name, device="auto").fit(make(name))
+    assert "CPU" in caplog.text
+    expected = build(name, device="cpu").fit(make(name)).predict_proba(make(name).X)
+    assert_equal_predictions(name, model.predict_proba(make(name).X), expected)
+
+
+@each
+def test_an_unknown_device_is_an_error(name: str):
+    with pytest.raises(ValueError, match="it can be auto, cpu or cuda"):
+        build(name, device="tpu").fit(make(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "near"),
+    [
+        ("gbt", "n_round", "n_rounds"),
+        ("gbt", "learningrate", "learning_rate"),
+        ("cnn", "batchsize", "batch_size"),
+        ("cnn", "epoch", "epochs"),
+    ],
+)
+def test_an_unknown_hyper_parameter_names_the_nearest(name: str, given: str, near: str):
+    message = f"{name}: no hyper-parameter '{given}'; did you mean {near}?"
+    with pytest.raises(ValueError) as caught:
+        model_config(name, {given: 3})
+    assert str(caught.value) == message
+
+
+def test_an_unknown_hyper_parameter_near_to_none_names_all():
+    with pytest.raises(ValueError, match="there is n_rounds, learning_rate, "):
+        model_config("gbt", {"xyzzy": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("gbt", {"n_rounds": 40.0}, "gbt.n_rounds is 40.0, no int"),
+        ("gbt", {"n_rounds": "40"}, "gbt.n_rounds is '40', no int"),
+        ("gbt", {"n_rounds": True}, "gbt.n_rounds is True, no int"),
+        ("cnn", {"dropout": "a lot"}, "cnn.dropout is 'a lot', no float"),
+        ("cnn", {"dropout": False}, "cnn.dropout is False, no float"),
+        ("cnn", {"epochs": None}, "cnn.epochs is None, no int"),
+    ],
+)
+def test_a_hyper_parameter_of_another_type_is_named(name: str, values: dict, message: str):
+    with pytest.raises(ValueError) as caught:
+        model_config(name, values)
+    assert str(caught.value) == message
+
+
+def test_hyper_parameters_not_given_have_defaults_and_whole_numbers_are_floats():
+    assert model_config("gbt", {}) == MODELS["gbt"].config()
+    assert model_config("cnn", {"weight_decay": 0}).weight_decay == 0
+
+
+def test_every_model_has_a_variant_a_mode():
+    assert [which.name for which in VARIANTS] == [f"{n}_{mode}" for n in MODELS for mode in MODES]
+    assert variant("cnn", "oracle") == Variant("cnn", "oracle")
+    with pytest.raises(ValueError, match="models are gbt, cnn, modes realistic, oracle"):
+        variant("knn", "oracle")
+
+
+# --- figures, against scikit-learn
+
+
+def predictions() -> st.SearchStrategy[tuple[list[int], list[int]]]:
+    pairs = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40)
+    return pairs.map(lambda p: ([a for a, _ in p], [b for _, b in p]))
+
+
+@quick
+@given(predictions())
+def test_figures_are_those_of_scikit_learn(given_pairs: tuple[list[int], list[int]]):
+    actual, predicted = map(np.array, given_pairs)
+    roster = np.unique(actual)
+    confusion = confusion_matrix(actual, predicted, 5)
+    np.testing.assert_array_equal(confusion, sklearn_confusion(actual, predicted, labels=range(5)))
+    by_class = f1_score(actual, predicted, labels=range(5), average=None, zero_division=np.nan)
+    np.testing.assert_allclose(f1_by_class(confusion), by_class)
+    expected = f1_score(actual, predicted, labels=roster, average="macro", zero_division=0)
+    assert macro_f1(actual, predicted, 5) == pytest.approx(expected)
+
+
+def test_a_class_that_is_only_predicted_is_not_averaged_in():
+    actual, predicted = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1])
+    assert macro_f1(actual, predicted, 3) == pytest.approx((2 / 3 + 1) / 2)
+    assert f1_by_class(confusion_matrix(actual, predicted, 3))[2] == 0
+    assert np.isnan(f1_by_class(confusion_matrix(actual, predicted, 4))[3])
+
+
+# --- scaling
+
+
+@pytest.mark.parametrize("shape", [(50, 6), (10, 5, 6)])
+def test_scaled_inputs_have_no_missing_value_mean_0_and_deviation_1(shape: tuple[int, ...]):
+    random = np.random.default_rng(0)
+    X = (random.lognormal(3, 3, shape) * random.choice([-1, 1], shape)).astype(np.float32)
+    missing = random.random(shape) < 0.2
+    X[missing] = np.nan
+    scaled = scale(X, fit_scaling(X))
+    assert scaled.dtype == np.float32
+    assert (scaled[missing] == 0).all()
+    for channel in range(6):
+        there = scaled[..., channel][~missing[..., channel]]
+        assert there.mean() == pytest.approx(0, abs=1e-5)
+        assert there.std() == pytest.approx(1, abs=1e-5)
+
+
+def test_scaling_is_that_of_the_signed_logarithm():
+    X = np.array([[-10.0], [0.0], [np.nan], [1e9]], dtype=np.float32)
+    values = np.array([-np.log(11), 0, np.log(1 + 1e9)])
+    scaling = fit_scaling(X)
+    assert scaling["transform"] == "signed_log1p"
+    assert scaling["mean"] == pytest.approx([values.mean()])
+    assert scaling["std"] == pytest.approx([values.std()])
+
+
+def test_the_blocks_of_a_large_training_set_do_not_show(monkeypatch: pytest.MonkeyPatch):
+    X = np.random.default_rng(0).normal(3.0, 2.0, (100, 3)).astype(np.float32)
+    whole, whole_axes = fit_scaling(X), principal_axes(X)
+    monkeypatch.setattr(models.scaling, "_BLOCK", 7)
+    assert fit_scaling(X)["mean"] == pytest.approx(whole["mean"])
+    assert fit_scaling(X)["std"] == pytest.approx(whole["std"])
+    np.testing.assert_allclose(principal_axes(X), whole_axes, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3e8, 3e38])
+def test_a_constant_channel_carries_nothing_and_is_not_blown_up(value: float):
+    X = np.full((1000, 2), value, dtype=np.float32)
+    X[:, 1] = np.nan
+    scaling = fit_scaling(X)
+    assert scaling["std"] == [1.0, 1.0]
+    np.testing.assert_allclose(scale(X, scaling), 0.0, atol=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other = scale(np.array([[value + 1, 5.0]], dtype=np.float32), scaling)
+    assert np.isfinite(other).all()
+
+
+def test_scaling_is_fitted_on_the_training_set_alone():
+    train, val = make("cnn"), make("cnn")
+    val.X[:] *= 1e6
+    alone, beside = build("cnn").fit(train), build("cnn").fit(train, val)
+    assert alone.standardize_ == beside.standardize_ == fit_scaling(train.X)
+
+
+@pytest.mark.parametrize("shape", [(60, 5), (60, 4, 5)])
+def test_principal_axes_are_those_of_the_scaled_means_per_window(shape: tuple[int, ...]):
+    random = np.random.default_rng(3)
+    X = (random.normal(size=shape) @ random.normal(size=(5, 5))).astype(np.float32)
+    axes = principal_axes(X)
+    assert axes.shape == (5, 2)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(2), atol=1e-10)
+    largest = np.abs(axes).argmax(axis=0)
+    assert (axes[largest, [0, 1]] > 0).all()
+    rows = scale(X.copy(), fit_scaling(X)).reshape(60, -1, 5).mean(axis=1)
+    expected = np.linalg.svd(rows - rows.mean(axis=0))[2][:2]
+    np.testing.assert_allclose(np.abs(np.sum(axes.T * expected, axis=1)), 1.0, atol=1e-4)
+    np.testing.assert_array_equal(principal_axes(X), axes)
+
+
+def test_one_input_has_one_axis():
+    axes = principal_axes(np.arange(6, dtype=np.float32)[:, None])
+    np.testing.assert_array_equal(axes, [[1.0, 0.0]])
+
+
+def test_the_signed_logarithm_keeps_sign_order_and_zero():
+    values = np.array([-1e30, -1.0, 0.0, 1e-3, 1e30])
+    logs = signed_log(values)
+    assert (np.diff(logs) > 0).all()
+    assert logs[2] == 0
+    np.testing.assert_allclose(logs, -signed_log(-values))

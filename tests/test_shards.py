@@ -1,0 +1,609 @@
+"""A batch on disk: shards give back what extraction gave, and nothing half-written shows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+from builders import DAY_NS, Members, StoreBuilder, edit_rows, make_members
+
+import features.ingest
+import features.manifest
+import features.shards
+from episodes.format import PHASES
+from episodes.reading import read_episode
+from episodes.store import StoredEpisode, list_store
+from episodes.validation import ValidationPolicy, validate
+from evaluation.datasets import examples, inputs
+from features.contract import contract_hashes
+from features.extraction import Extracted, extract
+from features.ingest import STAGES, batch_fingerprint, index_table, ingest_batch
+from features.manifest import (
+    Manifest,
+    draft,
+    file_sha256,
+    fingerprint,
+    read_manifest,
+    reusable,
+    write_atomically,
+)
+from features.registry import LAYOUT
+from features.shards import (
+    WINDOW_COLUMNS,
+    SeriesFile,
+    SummaryWindows,
+    TensorWindows,
+    read_table,
+    read_windows,
+    write_table,
+)
+from features.windows import window_views
+from models.registry import VARIANTS, Variant
+
+POLICY = ValidationPolicy()
+DURATIONS_S = (20.0, 25.0, 30.0, 20.0, 40.0)
+
+
+# --- one batch, built and ingested once
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Seven episodes of one host and day: five usable in three shards, one rejected, one absent."""
+
+    episodes: tuple[StoredEpisode, ...]
+    folder: Path
+    manifests: dict[str, Manifest]
+    extracted: dict[str, Extracted]  # by id, of the usable ones
+
+    def windows(self) -> pl.DataFrame:
+        table = pl.from_arrow(read_windows(self.manifests["tensor_shards"]))
+        assert isinstance(table, pl.DataFrame)
+        return table.with_columns(batch=pl.lit("b"))
+
+    @property
+    def shards(self) -> dict[str, dict[str, Manifest]]:
+        return {"b": self.manifests}
+
+
+def ingest(episodes: Any, folder: Path, policy: ValidationPolicy = POLICY) -> dict[str, Manifest]:
+    """Ingest with two episodes a shard."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features.shards, "EPISODES_PER_SHARD", 2)
+        return ingest_batch(episodes, folder, policy, LAYOUT)
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
+    root = tmp_path_factory.mktemp("batch")
+    store = StoreBuilder(root / "store")
+    for number, duration_s in enumerate(DURATIONS_S):
+        without = ("qmp",) if number == 1 else ()
+        store.add(duration_s=duration_s, seed=number, without=without)
+        if number == 2:
+            store.add(duration_s=20.0, events=[])
+            store.add(duration_s=20.0).path.unlink()
+    [episodes] = list_store(store.root).batches.values()
+    manifests = ingest(episodes, root / "out")
+    verdicts = read_table(manifests["validation_index"].path("index")).to_pydict()
+    usable = {
+        episode_id
+        for episode_id, verdict in zip(verdicts["episode_id"], verdicts["verdict"], strict=True)
+        if verdict in ("accepted", "degraded")
+    }
+    extracted = {
+        e.episode_id: extract(read_episode(e.path, e.episode_id, LAYOUT.fields), LAYOUT)
+        for e in episodes
+        if e.episode_id in usable
+    }
+    return Batch(episodes, root / "out", manifests, extracted)
+
+
+def expected_inputs(batch: Batch, which: Variant) -> np.ndarray:
+    """What extraction gives for all windows, in the order of the shards."""
+    kind = which.spec.input_kind
+    parts = [
+        got.features if kind == "summary" else window_views(got.series, LAYOUT.window)
+        for got in batch.extracted.values()
+    ]
+    return np.concatenate(parts)[..., LAYOUT.keep_mask(which.mode, kind)]
+
+
+# --- what the shards hold
+
+
+def test_every_episode_is_in_the_index_and_only_usable_ones_in_the_shards(batch: Batch):
+    index = read_table(batch.manifests["validation_index"].path("index")).to_pylist()
+    assert [row["episode_id"] for row in index] == [e.episode_id for e in batch.episodes]
+    assert [row["verdict"] for row in index] == [
+        "accepted", "degraded", "accepted", "rejected", "errored", "accepted", "accepted",
+    ]  # fmt: skip
+    usable = [row["episode_id"] for row in index if row["verdict"] in ("accepted", "degraded")]
+    assert batch.windows()["episode_id"].unique(maintain_order=True).to_list() == usable
+    facts = batch.manifests["validation_index"].facts
+    assert facts["verdicts"] == {"accepted": 4, "degraded": 1, "rejected": 1, "errored": 1}
+    assert facts["reasons"]["infection_without_event"] >= 1
+    assert facts["reasons"]["listed_file_absent"] == facts["reasons"]["source_absent"] == 1
+
+
+def test_the_window_table_says_what_extraction_said(batch: Batch):
+    table = batch.windows()
+    assert tuple(table.columns) == (*WINDOW_COLUMNS, "batch")
+    records = {e.episode_id: validate(e, POLICY, LAYOUT.fields)[0] for e in batch.episodes}
+    assert len(table) == sum(len(got.windows) for got in batch.extracted.values())
+    for episode_id, got in batch.extracted.items():
+        rows = table.filter(pl.col("episode_id") == episode_id)
+        record = records[episode_id]
+        assert rows["window"].to_list() == list(range(len(got.windows)))
+        assert rows["label"].to_list() == got.windows.label.tolist()
+        np.testing.assert_array_equal(rows["start_s"], got.windows.start_s)
+        np.testing.assert_array_equal(rows["purity"], got.windows.purity.astype(np.float32))
+        for i, source in enumerate(("proc", "qmp", "guest", "netflow")):
+            np.testing.assert_array_equal(rows[f"coverage_{source}"], got.coverage[:, i])
+        for name in ("host_id", "sample_sha256", "sample_name", "profile", "verdict", "synthetic"):
+            assert set(rows[name]) == {getattr(record, name)}
+        for name in ("started_at_wall_ns", "ended_at_wall_ns"):
+            assert set(rows[name]) == {getattr(record, name)}
+
+
+def test_shards_are_cut_by_episodes(batch: Batch):
+    by_shard = batch.windows().group_by("shard", maintain_order=True)
+    assert by_shard.agg(pl.col("episode_id").n_unique())["episode_id"].to_list() == [2, 2, 1]
+    assert sorted(batch.manifests["tensor_shards"].files) == [
+        f"{role}-{shard:05}" for role in ("series", "windows") for shard in range(3)
+    ]
+    assert sorted(batch.manifests["feature_shards"].files) == [
+        f"features-{shard:05}" for shard in range(3)
+    ]
+
+
+def test_a_series_is_stored_once_whole_and_plain(batch: Batch):
+    stored = [
+        np.load(batch.manifests["tensor_shards"].path(f"series-{shard:05}"), allow_pickle=False)
+        for shard in range(3)
+    ]
+    expected = np.concatenate([got.series for got in batch.extracted.values()])
+    np.testing.assert_array_equal(np.concatenate(stored), expected)
+    assert expected.dtype == stored[0].dtype == np.dtype("<f4")
+
+
+@pytest.mark.parametrize("which", VARIANTS, ids=lambda which: which.name)
+def test_windows_are_those_of_extraction_in_any_order(which: Variant, batch: Batch):
+    expected = expected_inputs(batch, which)
+    windows = inputs(batch.windows(), batch.shards, which, LAYOUT)
+    assert isinstance(
+        windows, SummaryWindows if which.spec.input_kind == "summary" else TensorWindows
+    )
+    assert windows.shape == expected.shape
+    assert len(windows) == len(expected)
+    random = np.random.default_rng(0)
+    indices = [
+        slice(None),
+        slice(3, 11),
+        slice(None, None, -2),
+        random.permutation(len(expected)),
+        random.integers(0, len(expected), 40),
+        random.random(len(expected)) < 0.5,
+        np.array([], dtype=np.int64),
+        [-1, 0],
+    ]
+    for index in indices:
+        got = windows[index]
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got, expected[index])
+
+
+@pytest.mark.parametrize("which", VARIANTS, ids=lambda which: which.name)
+def test_examples_are_the_windows_of_a_split_with_their_classes(which: Variant, batch: Batch):
+    table = batch.windows().with_columns(
+        split=pl.when(pl.int_range(pl.len()) % 3 == 0)
+        .then(pl.lit("val"))
+        .otherwise(pl.lit("train"))
+    )
+    shuffled = table.with_row_index("at").sample(fraction=1.0, shuffle=True, seed=1)
+    got = examples(shuffled, batch.shards, "val", which, LAYOUT)
+    here = shuffled.filter(pl.col("split") == "val")
+    np.testing.assert_array_equal(got.X[:], expected_inputs(batch, which)[here["at"].to_numpy()])
+    assert [PHASES[i] for i in got.y] == here["label"].to_list()
+
+
+def test_windows_of_several_batches_are_told_apart(batch: Batch, tmp_path: Path):
+    other = ingest(batch.episodes[-1:], tmp_path)
+    there = pl.from_arrow(read_windows(other["tensor_shards"])).with_columns(batch=pl.lit("a"))
+    both = pl.concat([batch.windows(), there])
+    shards = batch.shards | {"a": other}
+    for which in VARIANTS:
+        expected = expected_inputs(batch, which)
+        last = expected[-len(there) :]  # the batch's last episode once more
+        got = inputs(both, shards, which, LAYOUT)[:]
+        np.testing.assert_array_equal(got, np.concatenate([expected, last]))
+
+
+def test_the_facts_are_those_of_the_shards(batch: Batch):
+    facts = batch.manifests["tensor_shards"].facts
+    table = batch.windows()
+    series = np.concatenate([got.series for got in batch.extracted.values()])
+    assert facts["episodes"] == 5
+    assert facts["windows"] == len(table)
+    assert facts["bins"] == len(series)
+    assert facts["windows_by_phase"] == {
+        phase: int((table["label"] == phase).sum()) for phase in PHASES
+    }
+    for source, share in facts["coverage"].items():
+        there = ~np.isnan(series[:, LAYOUT.columns(source)])
+        assert share == pytest.approx(there.mean())
+    assert facts["missing_channels"] == []
+    assert facts["contract_hashes"] == contract_hashes(LAYOUT)
+    assert facts["contract_hash"] == contract_hashes(LAYOUT)["tensor"]
+    other = batch.manifests["feature_shards"].facts
+    assert other == facts | {"contract_hash": contract_hashes(LAYOUT)["summary"]}
+
+
+def test_a_channel_that_is_missing_everywhere_is_named(tmp_path: Path):
+    store = StoreBuilder(tmp_path / "store")
+    store.add(duration_s=20.0, without=("qmp",))
+    facts = ingest(list_store(store.root).episodes, tmp_path / "out")["tensor_shards"].facts
+    assert facts["missing_channels"] == [n for n in LAYOUT.channel_names if n.startswith("qmp.")]
+    assert facts["coverage"]["qmp"] == 0.0
+
+
+def test_progress_counts_episodes_and_ends_with_the_verdicts(batch: Batch, tmp_path: Path):
+    calls: list[tuple[int, int, str]] = []
+    ingest_batch(
+        batch.episodes, tmp_path, POLICY, LAYOUT, stages=["validation_index"],
+        progress=lambda *call: calls.append(call),
+    )  # fmt: skip
+    assert [done for done, _, _ in calls] == list(range(8))
+    assert {total for _, total, _ in calls} == {7}
+    assert calls[-1][2] == "4 accepted + 1 degraded + 1 rejected + 1 errored = 7"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_alone_gives_what_it_gives_among_all(stage: str, batch: Batch, tmp_path: Path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features.shards, "EPISODES_PER_SHARD", 2)
+        got = ingest_batch(batch.episodes, tmp_path, POLICY, LAYOUT, stages=[stage])
+    assert list(got) == [path.name for path in tmp_path.iterdir()] == [stage]
+    assert got[stage].version == batch.manifests[stage].version
+
+
+# --- batches without a usable episode
+
+
+def test_the_index_has_the_same_columns_and_types_whatever_the_episodes(batch: Batch):
+    records = [validate(e, POLICY, LAYOUT.fields)[0] for e in batch.episodes]
+    whole = index_table(records)
+    assert len(whole) == 7
+    for record in records:
+        assert index_table([record]).schema == whole.schema
+    assert pa.null() not in whole.schema.types
+
+
+def test_a_batch_without_a_usable_episode_is_an_empty_artefact(batch: Batch, tmp_path: Path):
+    manifests = ingest(batch.episodes[3:5], tmp_path)
+    assert manifests["tensor_shards"].files == manifests["feature_shards"].files == {}
+    facts = manifests["tensor_shards"].facts
+    assert facts["episodes"] == facts["windows"] == facts["bins"] == 0
+    assert facts["missing_channels"] == []
+    assert set(facts["coverage"].values()) == {0.0}
+    windows = read_windows(manifests["tensor_shards"])
+    assert len(windows) == 0
+    assert windows.schema == read_windows(batch.manifests["tensor_shards"]).schema
+
+
+def stops_early() -> Members:
+    """20 s by its meta, 9 s by its telemetry: degraded, and without a whole window."""
+    return make_members(
+        duration_s=20.0, drop={name: [(9.0, 99.0)] for name in ("proc", "qmp", "guest")}
+    )
+
+
+def clock_jumps() -> Members:
+    """Nothing but netflow, whose monotonic clock jumps by two days: no grid can be laid."""
+
+    def jump(rows: list[dict[str, Any]]) -> None:
+        rows[-1]["t_mono_ns"] += 2 * DAY_NS
+
+    members = make_members(
+        duration_s=30.0, coarse_netflow=True, without=("proc", "qmp", "guest"), seed=3
+    )
+    return edit_rows(members, "netflow.jsonl", jump)
+
+
+@pytest.mark.parametrize("make", [stops_early, clock_jumps])
+def test_an_episode_without_a_window_does_not_stop_the_batch(
+    make: Callable[[], Members], tmp_path: Path
+):
+    store = StoreBuilder(tmp_path / "store")
+    store.add(members=make())
+    store.add(duration_s=20.0)
+    odd, good = list_store(store.root).episodes
+    manifests = ingest([odd, good], tmp_path / "out")
+    assert len(read_table(manifests["validation_index"].path("index"))) == 2
+    windows = pl.from_arrow(read_windows(manifests["tensor_shards"]))
+    assert set(windows["episode_id"]) == {good.episode_id}
+    expected = extract(read_episode(good.path, good.episode_id, LAYOUT.fields), LAYOUT)
+    of_batch = windows.with_columns(batch=pl.lit("b"))
+    tensor = inputs(of_batch, {"b": manifests}, Variant("cnn", "oracle"), LAYOUT)
+    np.testing.assert_array_equal(tensor[:], window_views(expected.series, LAYOUT.window))
+    summary = inputs(of_batch, {"b": manifests}, Variant("gbt", "oracle"), LAYOUT)
+    np.testing.assert_array_equal(summary[:], expected.features)
+
+
+# --- identity
+
+
+def test_equal_episodes_give_equal_bytes(batch: Batch, tmp_path: Path):
+    ingest(batch.episodes, tmp_path)
+    there, here = (
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (tmp_path, batch.folder)
+    )
+    assert there == here
+    assert len(here) == 3 + 1 + 6 + 3
+
+
+def test_the_fingerprint_is_independent_of_times_and_places(tmp_path: Path):
+    store = StoreBuilder(tmp_path / "store")
+    added = store.add(duration_s=20.0)
+    [before] = list_store(store.root).episodes
+    os.utime(added.path, ns=(1, 1))
+    [after] = list_store(store.root).episodes
+    moved = store.root.rename(tmp_path / "moved")
+    [elsewhere] = list_store(moved).episodes
+    assert len({batch_fingerprint([e], POLICY, LAYOUT) for e in (before, after, elsewhere)}) == 1
+
+
+def row(stored: StoredEpisode, **changes: Any) -> StoredEpisode:
+    return replace(stored, index_rows=(replace(stored.index_rows[0], **changes),))
+
+
+CHANGES: dict[str, Callable[[StoredEpisode], StoredEpisode]] = {
+    "size": lambda e: replace(e, size_bytes=e.size_bytes + 1),
+    "gone": lambda e: replace(e, size_bytes=None),
+    "hash": lambda e: row(e, sha256="0" * 64),
+    "received": lambda e: row(e, received_at_wall="2026-11-03T09:00:00.000Z"),
+    "unindexed": lambda e: replace(e, index_rows=()),
+    "indexed twice": lambda e: replace(e, index_rows=e.index_rows * 2),
+    "other host": lambda e: replace(e, other_hosts=("lab-b",)),
+}
+
+
+def test_the_fingerprint_changes_with_everything_a_batch_is_made_from(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+):
+    head, *rest = batch.episodes
+    found = {"as it is": batch_fingerprint([head, *rest], POLICY, LAYOUT)}
+    for name, change in CHANGES.items():
+        found[name] = batch_fingerprint([change(head), *rest], POLICY, LAYOUT)
+    found["fewer"] = batch_fingerprint(rest, POLICY, LAYOUT)
+    found["policy"] = batch_fingerprint([head, *rest], replace(POLICY, min_rows=99), LAYOUT)
+    for name, layout in {
+        "unit": replace(
+            LAYOUT, channels=(replace(LAYOUT.channels[0], unit="x"), *LAYOUT.channels[1:])
+        ),
+        "stats": replace(LAYOUT, stats=LAYOUT.stats[:-1]),
+        "window": replace(LAYOUT, window=replace(LAYOUT.window, max_age_ms=500)),
+    }.items():
+        found[name] = batch_fingerprint([head, *rest], POLICY, layout)
+    monkeypatch.setattr(features.ingest, "INGEST_VERSION", "2")
+    found["code"] = batch_fingerprint([head, *rest], POLICY, LAYOUT)
+    assert len(set(found.values())) == len(found)
+
+
+def test_the_version_follows_content_not_only_inputs(batch: Batch):
+    manifest = batch.manifests["tensor_shards"]
+    role, file = next(iter(manifest.files.items()))
+    other = replace(manifest, files=manifest.files | {role: file | {"sha256": "0" * 64}})
+    assert other.version != manifest.version
+    assert replace(manifest, fingerprint="x").version != manifest.version
+    assert replace(manifest, folder=Path("elsewhere")).version == manifest.version
+
+
+def test_fingerprints_forget_the_order_of_keys_and_refuse_nan():
+    assert fingerprint({"a": 1, "b": 2.5}) == fingerprint({"b": 2.5, "a": 1})
+    assert fingerprint([1, 2]) != fingerprint([2, 1])
+    with pytest.raises(ValueError):
+        fingerprint(float("nan"))
+
+
+# --- manifests, damage, kills
+
+
+def write(folder: Path, content: bytes, identity: str = "i") -> Manifest:
+    with draft(folder) as staged:
+        staged.new_file("data", ".bin").write_bytes(content)
+        return staged.commit(identity, {"n": len(content)})
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_manifest_tells_every_file_by_its_hash(batch: Batch):
+    for stage, manifest in batch.manifests.items():
+        assert read_manifest(batch.folder / stage) == manifest
+        assert manifest.damage() is None
+        assert names_in(manifest.folder) == {
+            "manifest.json",
+            *(file["name"] for file in manifest.files.values()),
+        }
+        assert manifest.n_bytes == sum(manifest.path(r).stat().st_size for r in manifest.files)
+        for role, file in manifest.files.items():
+            assert file["sha256"] == file_sha256(manifest.path(role))
+            assert file["name"].startswith(f"{role}.{file['sha256'][:12]}.")
+
+
+@pytest.mark.parametrize("position", [0, 150, -1])
+def test_a_flipped_bit_is_found(position: int, tmp_path: Path):
+    manifest = write(tmp_path, bytes(300))
+    content = bytearray(300)
+    content[position] ^= 1
+    manifest.path("data").write_bytes(content)
+    assert manifest.damage() == f"{manifest.path('data')} was changed after it was written"
+    assert reusable(tmp_path, "i") is None
+
+
+def test_a_file_that_is_gone_is_found(tmp_path: Path):
+    manifest = write(tmp_path, b"x")
+    manifest.path("data").unlink()
+    assert manifest.damage() == f"{manifest.path('data')} is gone"
+    assert reusable(tmp_path, "i") is None
+
+
+def test_an_artefact_is_reused_for_equal_inputs_only(tmp_path: Path):
+    assert reusable(tmp_path, "i") is None
+    manifest = write(tmp_path, b"x")
+    assert reusable(tmp_path, "i") == manifest
+    assert reusable(tmp_path, "other") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "null", "[]", "3", '{"fingerprint": "i"}', '{"fingerprint": "i", "files": []}'],
+)
+def test_a_manifest_that_cannot_be_read_is_none(text: str, tmp_path: Path):
+    write(tmp_path, b"x")
+    (tmp_path / "manifest.json").write_text(text)
+    assert read_manifest(tmp_path) is None
+    assert reusable(tmp_path, "i") is None
+
+
+@pytest.mark.parametrize(
+    "files", [[], {"data": {}}, {"data": None}, "x", {"data": {"name": 3, "sha256": "x"}}]
+)
+def test_a_manifest_of_another_shape_is_not_reused(files: object, tmp_path: Path):
+    write(tmp_path, b"x")
+    text = json.dumps({"fingerprint": "i", "files": files, "facts": {}})
+    (tmp_path / "manifest.json").write_text(text)
+    assert reusable(tmp_path, "i") is None
+
+
+def test_a_new_state_replaces_the_old_one_whole(tmp_path: Path):
+    old = write(tmp_path, b"old").path("data")
+    new = write(tmp_path, b"new", "j")
+    assert not old.exists()
+    assert names_in(tmp_path) == {"manifest.json", new.path("data").name}
+    assert write(tmp_path, b"new", "k").damage() is None  # equal content, equal name
+
+
+@pytest.mark.parametrize("step", ["before", "file_sha256", "write_atomically"])
+def test_a_kill_before_the_manifest_leaves_the_old_state(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    old = write(tmp_path, b"old")
+    if step != "before":
+        monkeypatch.setattr(features.manifest, step, killed)
+    with pytest.raises(KeyboardInterrupt), draft(tmp_path) as staged:  # noqa: PT012
+        staged.new_file("data", ".bin").write_bytes(b"new")
+        if step == "before":
+            killed()
+        staged.commit("j", {})
+    monkeypatch.undo()
+    assert read_manifest(tmp_path) == old
+    assert old.damage() is None
+    assert not [name for name in names_in(tmp_path) if name.startswith(".tmp")]
+
+
+def test_a_kill_while_ingesting_leaves_the_old_state(
+    batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    old = ingest(batch.episodes[:1], tmp_path)
+
+    def killed(stored: StoredEpisode, *rest: Any) -> Any:
+        if stored == batch.episodes[2]:
+            raise KeyboardInterrupt
+        return validate(stored, *rest)
+
+    monkeypatch.setattr(features.ingest, "validate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(batch.episodes, tmp_path)
+    identity = batch_fingerprint(batch.episodes[:1], POLICY, LAYOUT)
+    for stage, manifest in old.items():
+        assert reusable(tmp_path / stage, identity) == manifest
+        assert not [name for name in names_in(tmp_path / stage) if name.startswith(".tmp")]
+
+
+def test_a_kill_between_stages_shows_in_their_fingerprints(
+    batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def killed(draft: features.manifest.Draft, *rest: Any) -> Manifest:
+        if draft._folder.name == "feature_shards":
+            raise KeyboardInterrupt
+        return real(draft, *rest)
+
+    ingest(batch.episodes[:1], tmp_path)
+    real = features.manifest.Draft.commit
+    monkeypatch.setattr(features.manifest.Draft, "commit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(batch.episodes[:2], tmp_path)
+    identity = batch_fingerprint(batch.episodes[:2], POLICY, LAYOUT)
+    current = {stage: reusable(tmp_path / stage, identity) is not None for stage in STAGES}
+    assert current == {"validation_index": True, "tensor_shards": True, "feature_shards": False}
+
+
+def test_an_atomic_write_that_fails_leaves_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert names_in(tmp_path) == {"file"}
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+# --- files
+
+
+@pytest.mark.parametrize("lengths", [[], [1], [3, 0, 100_000], [9] * 12])
+def test_a_series_file_is_a_valid_npy(lengths: list[int], tmp_path: Path):
+    path = tmp_path / "series.npy"
+    rows = [np.full((n, 3), i, dtype=np.float32) for i, n in enumerate(lengths)]
+    file = SeriesFile(path, 3)
+    for part in rows:
+        file.append(part)
+    file.close()
+    stored = np.load(path, allow_pickle=False)
+    np.testing.assert_array_equal(stored, np.concatenate([np.empty((0, 3)), *rows]))
+    assert stored.dtype == np.float32
+    assert file.n_rows == len(stored)
+
+
+def test_a_series_file_takes_any_float_array(tmp_path: Path):
+    file = SeriesFile(tmp_path / "s.npy", 3)
+    rows = np.arange(12, dtype=np.float64).reshape(3, 4).T
+    file.append(rows)
+    file.close()
+    np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), rows)
+
+
+def test_a_flipped_bit_in_a_table_is_an_error_not_a_number(tmp_path: Path):
+    path = tmp_path / "t.parquet"
+    write_table(pa.table({"x": np.random.default_rng(0).random(1000)}), path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(OSError):
+        read_table(path)
+
+
+def test_a_table_reads_by_columns(tmp_path: Path):
+    write_table(pa.table({"a": [1], "b": [2], "c": [3]}), tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet", ["c", "a"]).to_pydict() == {"c": [3], "a": [1]}
