@@ -62,7 +62,7 @@ def make_grid(label_t_wall_ns: NDArray[np.int64], sources: Mapping[str, Rows], b
     A source with rows only when something happens ends the grid only where it is alone.
 
     Raises:
-        AlignmentError: there is no label, or the telemetry lies over a day off (a clock gone astray).
+        AlignmentError: there is no label, or the telemetry lies over a day off (a clock astray).
     """
     if not len(label_t_wall_ns):
         raise AlignmentError("no label: episode time starts at the earliest one")
