@@ -18,3 +18,8 @@ import numba
 def jit(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Compile to machine code, once; IEEE arithmetic is kept (no fastmath): results are exact."""
     return numba.njit(cache=True, nogil=True)(kernel)
+
+
+def inlined(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile into the kernels that call it: an array passed on is counted, which costs."""
+    return numba.njit(inline="always")(kernel)

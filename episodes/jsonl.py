@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from episodes.jit import jit
+from episodes.jit import inlined, jit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -244,14 +244,14 @@ def _key_table(fields: Sequence[FieldPath]) -> tuple[NDArray[Any], ...]:
     return key_bytes, key_ends, np.array(parent), np.array(target)
 
 
-@jit
+@inlined
 def _skip_space(buffer, i, end):
     while i < end and (buffer[i] == 32 or buffer[i] == 9 or buffer[i] == 13):
         i += 1
     return i
 
 
-@jit
+@inlined
 def _string_end(buffer, i, end):
     """Index of the closing quote of the string whose first character is at ``i``; -1: not plain."""
     while i < end:
@@ -264,7 +264,7 @@ def _string_end(buffer, i, end):
     return -1
 
 
-@jit
+@inlined
 def _is_word(buffer, i, end, word):
     if i + len(word) > end:
         return False
@@ -274,11 +274,14 @@ def _is_word(buffer, i, end, word):
     return True
 
 
+_NOBODY = -1_000_000  # fills no slot and opens no wanted object
+_LEARNED = 64  # at most so many further keys are remembered
+
 _TRUE, _FALSE, _NULL = _ascii("true"), _ascii("false"), _ascii("null")
 _POWERS = np.array([10.0**k for k in range(23)])  # exact in float64
 
 
-@jit
+@inlined
 def _scan_number(buffer, i, end):
     """``(next index or -1, is an integer, int64, float64)``; -1: leave it to the slow path.
 
@@ -348,19 +351,42 @@ def _scan_number(buffer, i, end):
     return i, False, np.int64(0), number
 
 
+@inlined
+def _matches(buffer, first, end, key_bytes, begin, length):
+    """Whether the string whose first character is at ``first`` is this key."""
+    if first + length >= end or buffer[first + length] != 34:
+        return False
+    for j in range(length):
+        if key_bytes[begin + j] != buffer[first + j]:
+            return False
+    return True
+
+
 @jit
-def _scan(
-    buffer, starts, ends, key_bytes, key_ends, parent, target, tag, times, values, held, slow
-):
+def _scan(buffer, starts, ends, key_bytes, key_ends, parent, target, tag, times, values, held, slow):
     """Fill ``times``, ``values``, ``held`` line by line; set ``slow`` where a line is not plain.
 
     Collectors write the keys of every row in one order: ``after`` remembers which key followed
-    which, so that a key is usually found by one comparison.
+    which, so that a key is usually found by one comparison. Keys nobody asked for are learned
+    as they come, and then found as fast.
     """
     n_keys = len(parent)
-    after = np.full(n_keys + 1, -1, dtype=np.int64)
+    capacity = n_keys + _LEARNED
+    known = np.empty(len(key_bytes) + _LEARNED * _LEARNED, dtype=np.uint8)
+    known[: len(key_bytes)] = key_bytes
+    begins = np.zeros(capacity, dtype=np.int64)
+    lengths = np.zeros(capacity, dtype=np.int64)
+    inside = np.zeros(capacity, dtype=np.int64)
+    fills = np.full(capacity, _NOBODY, dtype=np.int64)
+    for k in range(n_keys):
+        begins[k] = key_ends[k - 1] if k > 0 else 0
+        lengths[k] = key_ends[k] - begins[k]
+        inside[k] = parent[k]
+        fills[k] = target[k]
+    used = len(key_bytes)
+    after = np.full(capacity + 1, -1, dtype=np.int64)
     nodes = np.empty(8, dtype=np.int64)
-    opened = np.zeros(n_keys + 1, dtype=np.int64)  # line in which an object was last opened
+    opened = np.zeros(capacity + 1, dtype=np.int64)  # line in which an object was last opened
     for line in range(len(starts)):
         i = _skip_space(buffer, starts[line], ends[line])
         end = ends[line]
@@ -383,28 +409,34 @@ def _scan(
                 plain = False
                 break
             first = i + 1
-            quote = _string_end(buffer, first, end)
-            if quote < 0:
-                plain = False
-                break
-            length = quote - first
-            found = -1
-            guess = after[previous + 1]
-            for attempt in range(-1, n_keys):
-                k = guess if attempt < 0 else attempt
-                if k < 0 or parent[k] != nodes[depth]:
-                    continue
-                begin = key_ends[k - 1] if k > 0 else 0
-                if key_ends[k] - begin != length:
-                    continue
-                same = True
-                for j in range(length):
-                    if key_bytes[begin + j] != buffer[first + j]:
-                        same = False
+            found = after[previous + 1]
+            if (
+                found < 0
+                or inside[found] != nodes[depth]
+                or not _matches(buffer, first, end, known, begins[found], lengths[found])
+            ):
+                found = -1
+                for k in range(n_keys):
+                    if inside[k] == nodes[depth] and _matches(
+                        buffer, first, end, known, begins[k], lengths[k]
+                    ):
+                        found = k
                         break
-                if same:
-                    found = k
+            if found >= 0:
+                quote = first + lengths[found]
+            else:
+                quote = _string_end(buffer, first, end)
+                if quote < 0:
+                    plain = False
                     break
+                if n_keys < capacity and used + quote - first <= len(known):
+                    found = n_keys
+                    n_keys += 1
+                    begins[found] = used
+                    lengths[found] = quote - first
+                    inside[found] = nodes[depth]
+                    known[used : used + quote - first] = buffer[first:quote]
+                    used += quote - first
             if found >= 0:
                 after[previous + 1] = found
                 previous = found
@@ -418,8 +450,8 @@ def _scan(
                 break
             # one value
             byte = buffer[i]
-            slot = target[found] if found >= 0 else np.int64(-1)
-            opens = found >= 0 and slot < 0
+            slot = fills[found] if found >= 0 else np.int64(_NOBODY)
+            opens = _NOBODY < slot < 0
             state = 2
             if byte == 123:
                 # only an object that holds wanted keys is plain, and only once a line

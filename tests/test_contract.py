@@ -204,6 +204,20 @@ def test_a_section_that_comes_or_goes_is_named():
     assert diff_contracts(tensor, summary) == ["section stats is new"]
 
 
+@pytest.mark.parametrize(
+    ("was", "now", "line"),
+    [
+        ({"a": 1}, {}, "window.a was 1, is now absent"),
+        ({}, {"a": 1}, "window.a was absent, is now 1"),
+        ({"a": 1}, {"a": 0}, "window.a was 1, is now 0"),
+        ({"a": "x"}, {"a": ""}, 'window.a was x, is now ""'),
+        ({"a": {"b": [1]}}, {"a": {"b": []}}, "window.a.b was [1], is now []"),
+    ],
+)
+def test_a_value_that_comes_goes_or_empties_is_named(was: object, now: object, line: str):
+    assert diff_contracts({"window": was}, {"window": now}) == [line]
+
+
 # --- several changes at once
 
 
