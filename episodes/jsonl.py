@@ -363,7 +363,9 @@ def _matches(buffer, first, end, key_bytes, begin, length):
 
 
 @jit
-def _scan(buffer, starts, ends, key_bytes, key_ends, parent, target, tag, times, values, held, slow):
+def _scan(
+    buffer, starts, ends, key_bytes, key_ends, parent, target, tag, times, values, held, slow
+):
     """Fill ``times``, ``values``, ``held`` line by line; set ``slow`` where a line is not plain.
 
     Collectors write the keys of every row in one order: ``after`` remembers which key followed

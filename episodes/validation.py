@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import traceback
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from episodes.jsonl import is_int64
 from episodes.reading import Episode, parse_episode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from episodes.jsonl import FieldPath
     from episodes.store import StoredEpisode
@@ -120,6 +120,13 @@ class Record:
     def usable(self) -> bool:
         return self.verdict in USABLE
 
+    def with_reason(self, code: str, detail: str) -> Record:
+        """The same record with one more reason, and the verdict that follows."""
+        reasons = (*self.reasons, code)
+        return replace(
+            self, verdict=_verdict(reasons), reasons=reasons, details=(*self.details, detail)
+        )
+
     def as_row(self) -> dict[str, Any]:
         """Flat, for a table: one column a source or a phase."""
         row = asdict(self)
@@ -141,8 +148,12 @@ class _Findings:
 
     @property
     def verdict(self) -> str:
-        found = {REASONS[code] for code, _ in self.reasons}
-        return next((verdict for verdict in _WORST_FIRST if verdict in found), "accepted")
+        return _verdict(code for code, _ in self.reasons)
+
+
+def _verdict(reasons: Iterable[str]) -> str:
+    found = {REASONS[code] for code in reasons}
+    return next((verdict for verdict in _WORST_FIRST if verdict in found), "accepted")
 
 
 def validate(
@@ -175,11 +186,12 @@ def validate(
     except OSError as error:
         findings.add("io_error", f"{stored.path.name}: {error.strerror or error}")
     except Exception as error:  # the sweep goes on, whatever one episode holds
-        findings.add("unforeseen_error", _where(error))
+        findings.add("unforeseen_error", where(error))
     return _record(stored, sha256, episode, findings), episode
 
 
-def _where(error: Exception) -> str:
+def where(error: Exception) -> str:
+    """Type, place and text of an exception, in one line."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}: {error}"
 

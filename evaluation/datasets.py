@@ -63,7 +63,7 @@ class SplitPolicy:
         for name in ("test_share", "val_share"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"split policy: {name} must lie between 0 and 1")
-        if self.gap_s < 0:
+        if not self.gap_s >= 0:
             raise ValueError("split policy: gap_s must not be negative")
 
 
@@ -252,6 +252,11 @@ def build_table(
         "episode_id", "host_id", "sample_sha256", "profile", "verdict",
         "started_at_wall_ns", "ended_at_wall_ns",
     ).unique()  # fmt: skip
+    twice = episodes.filter(pl.col("episode_id").is_duplicated())["episode_id"].unique().sort()
+    if len(twice):
+        raise DatasetError(
+            f"episodes {', '.join(twice)} are described in two ways; ingest their batches anew"
+        )
     assigned = assign_splits(episodes, recipe, policy)
     table = (
         windows.join(assigned.select("episode_id", "split"), on="episode_id", how="left")

@@ -164,7 +164,7 @@ def _diff_channels(was: list[dict[str, Any]], now: list[dict[str, Any]]) -> Iter
         channel = after.get(before["name"])
         if channel is None:
             continue
-        for key in before.keys() | channel.keys():
+        for key in dict.fromkeys([*before, *channel]):
             old, new = before.get(key), channel.get(key)
             if old != new:
                 yield f"{before['name']}: {key} was {_word(old)}, is now {_word(new)}"

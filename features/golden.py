@@ -1,6 +1,8 @@
 """Golden vectors: frozen episodes and the features they gave, replayed to catch silent changes.
 
-The digest of the committed file is part of every contract. Rewrite it (``python -m
+Two recorded episodes: one with a coarse netflow clock and no guest rows, one with a gap, in which
+``new_flows`` was changed by hand so that no two channels coincide. The digest of the committed
+file is part of every contract. Rewrite it (``python -m
 features.golden``) only together with ``contract.PREPROCESSING_VERSION`` or the registry.
 """
 
@@ -41,8 +43,13 @@ def differences(layout: Layout = LAYOUT) -> list[str]:
     processors differ in the last bits; missing values and labels exactly.
     """
     lines: list[str] = []
+    replayed = replay(layout)
     with np.load(GOLDEN_FILE, allow_pickle=False) as golden:
-        for episode_id, got in replay(layout).items():
+        expected_ids = {name.partition(".")[0] for name in golden.files}
+        lines += [f"{gone}: the golden episode is gone" for gone in expected_ids - replayed.keys()]
+        lines += [f"{new}: not in {GOLDEN_FILE.name}" for new in replayed.keys() - expected_ids]
+        for episode_id in sorted(expected_ids & replayed.keys()):
+            got = replayed[episode_id]
             expected = golden[f"{episode_id}.features"]
             if expected.shape != got.features.shape:
                 lines.append(f"{episode_id}: features {got.features.shape}, were {expected.shape}")

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from episodes.format import PHASES, SOURCES
-from episodes.validation import VERDICTS, Record, summary_line, validate
+from episodes.validation import VERDICTS, Record, summary_line, validate, where
+from features.alignment import AlignmentError
 from features.contract import contract_hashes, contract_of
 from features.extraction import extract
 from features.manifest import Manifest, draft, fingerprint
@@ -70,9 +71,16 @@ def ingest_batch(
             if progress:
                 progress(done, len(episodes), stored.episode_id)
             record, episode = validate(stored, policy, layout.fields)
-            records.append(record)
             if record.usable and episode is not None:
-                writer.add(record, extract(episode, layout))
+                try:
+                    extracted = extract(episode, layout)
+                except AlignmentError as error:
+                    record = record.with_reason("schema", str(error))
+                except Exception as error:  # the sweep goes on
+                    record = record.with_reason("unforeseen_error", where(error))
+                else:
+                    writer.add(record, extracted)
+            records.append(record)
         writer.close()
         if progress:
             progress(len(episodes), len(episodes), summary_line([r.verdict for r in records]))

@@ -102,8 +102,16 @@ def read_manifest(folder: Path) -> Manifest | None:
     """The artefact in ``folder``, None where there is no (readable) one."""
     try:
         value = json.loads((folder / MANIFEST_FILE).read_bytes())
-        return Manifest(folder, value["fingerprint"], value["files"], value["facts"])
-    except (OSError, ValueError, KeyError, TypeError):
+        files = {
+            str(role): {
+                "name": Path(str(file["name"])).name,
+                "sha256": str(file["sha256"]),
+                "bytes": int(file["bytes"]),
+            }
+            for role, file in value["files"].items()
+        }
+        return Manifest(folder, str(value["fingerprint"]), files, dict(value["facts"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -37,7 +37,7 @@ def summarise(
         out,
     )
     wanted = [STATS.index(stat) for stat in layout.stats]
-    return out[:, :, wanted].reshape(len(starts), -1)
+    return out[:, :, wanted].reshape(len(starts), series.shape[1] * len(wanted))
 
 
 @jit

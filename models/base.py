@@ -110,8 +110,9 @@ class Classifier(ABC):
             val = None
         if val is not None and val.X.shape[1:] != train.X.shape[1:]:
             raise ValueError(f"val has inputs {val.X.shape[1:]}, train {train.X.shape[1:]}")
-        self.n_inputs_ = train.X.shape[-1]
+        self.n_inputs_ = self.val_macro_f1_ = None  # a fit that fails leaves no fitted model
         self._fit(train, val, progress)
+        self.n_inputs_ = train.X.shape[-1]
         if val is not None:
             predicted = self.predict_proba(val.X).argmax(axis=1)
             self.val_macro_f1_ = macro_f1(val.y, predicted, self.n_classes)

@@ -10,6 +10,8 @@ import hashlib
 import json
 import math
 import os
+import re
+import stat
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +33,27 @@ SUFFIX = ".ckpt.json"
 MAX_HEADER_BYTES = 2**20
 MAX_SIDECAR_BYTES = 2**30
 MAX_DEPTH = 16
-_FIELDS = (
-    "version", "name", "mode", "input_kind", "schema_hash", "n_classes", "phases", "keep_mask",
-    "standardize", "sidecar", "sidecar_sha256", "sidecar_bytes", "pca_proj", "config",
-    "contract", "contract_hash", "train_meta", "artifact_id",
-)  # fmt: skip
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "version": int,
+    "name": str,
+    "mode": str,
+    "input_kind": str,
+    "schema_hash": str,
+    "n_classes": int,
+    "phases": list,
+    "keep_mask": list,
+    "standardize": (dict, type(None)),
+    "sidecar": object,  # checked by itself
+    "sidecar_sha256": str,
+    "sidecar_bytes": int,
+    "pca_proj": list,
+    "config": dict,
+    "contract": dict,
+    "contract_hash": str,
+    "train_meta": dict,
+    "artifact_id": str,
+}
+_SIDECAR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 class CheckpointError(Exception):
@@ -166,6 +184,13 @@ def read_header(path: Path) -> dict[str, Any]:
             f"{path}: the header was changed after it was written (its artifact_id does not fit); "
             "restore the file or retrain"
         )
+    for name, kinds in _FIELDS.items():
+        if not isinstance(header[name], kinds) or isinstance(header[name], bool):
+            raise CheckpointError(f"{path}: {name} is {type(header[name]).__name__}")
+    if not (isinstance(header["sidecar"], str) and _SIDECAR_NAME.fullmatch(header["sidecar"])):
+        raise CheckpointError(
+            f"{path}: sidecar {header['sidecar']!r} is not a file beside the header"
+        )
     return header
 
 
@@ -180,13 +205,11 @@ def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
         CheckpointError: a file is absent, changed, swapped or not parseable.
     """
     header = read_header(path)
-    name = header["sidecar"]
-    if not isinstance(name, str) or "/" in name or name.startswith("."):
-        raise CheckpointError(f"{path}: sidecar {name!r} is not a file beside the header")
-    sidecar = _read_file(path.parent / name, MAX_SIDECAR_BYTES)
+    beside = path.parent / header["sidecar"]
+    sidecar = _read_file(beside, MAX_SIDECAR_BYTES)
     if hashlib.sha256(sidecar).hexdigest() != header["sidecar_sha256"]:
         raise CheckpointError(
-            f"{path.parent / name}: not the bytes that were trained (sha256 differs from the "
+            f"{beside}: not the bytes that were trained (sha256 differs from the "
             "header's); restore the file or retrain"
         )
     check_contract(header, layout, str(path))
@@ -214,19 +237,25 @@ def check_contract(header: dict[str, Any], layout: Layout, what: str) -> None:
         which = variant(header["name"], header["mode"])
         trained = Contract({n: section["value"] for n, section in header["contract"].items()})
         stated = {name: section["hash"] for name, section in header["contract"].items()}
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{what}: the header's contract is malformed: {error}") from error
-    if trained.hashes != stated or trained.hash != header["contract_hash"]:
+        sound = trained.hashes == stated and trained.hash == header["contract_hash"]
+        live = contract_of(layout, which.spec.input_kind)
+        differences = diff_contracts(trained.sections, live.sections)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"{what}: the header's contract is malformed: {error!r}") from error
+    if not sound:
         raise CheckpointError(f"{what}: the contract's sections do not have the hashes it states")
-    live = contract_of(layout, which.spec.input_kind)
-    differences = diff_contracts(trained.sections, live.sections)
-    if header["input_kind"] != which.spec.input_kind:
-        differences.append(f"input_kind was {header['input_kind']}, is {which.spec.input_kind}")
-    if header["phases"] != list(layout.phases):
-        differences.append(f"phases were {header['phases']}, are {list(layout.phases)}")
-    keep = layout.keep_mask(which.mode, which.spec.input_kind).tolist()
-    if not differences and header["keep_mask"] != keep:
-        differences.append("keep_mask is not the mode's")
+    expected = {
+        "input_kind": which.spec.input_kind,
+        "phases": list(layout.phases),
+        "n_classes": len(layout.phases),
+        "keep_mask": layout.keep_mask(which.mode, which.spec.input_kind).tolist(),
+    }
+    if not differences:  # else these follow from what is listed
+        differences = [
+            f"{name} was {header[name]}, is {value}"
+            for name, value in expected.items()
+            if header[name] != value
+        ]
     if differences or live.hash != header["contract_hash"]:
         commit = str(header["train_meta"].get("code_commit", "unknown"))[:7]
         raise ContractMismatchError(
@@ -239,11 +268,15 @@ def check_contract(header: dict[str, Any], layout: Layout, what: str) -> None:
 def _read_file(path: Path, limit: int) -> bytes:
     """The content of a regular file, never through a link."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        # without O_NONBLOCK, opening a pipe would wait for its writer
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint file; train it first") from None
     except OSError as error:
         raise CheckpointError(f"{path}: not opened ({error.strerror}; links are refused)") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise CheckpointError(f"{path}: not a regular file")
     with os.fdopen(handle, "rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:

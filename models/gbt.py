@@ -8,6 +8,7 @@ import numpy as np
 import xgboost as xgb
 
 from models.base import Classifier, Epoch, Examples, History, blocks, class_weights
+from models.device import pick_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,10 +50,9 @@ class _Report(xgb.callback.TrainingCallback):
         self._progress = progress
 
     def after_iteration(self, model: Any, epoch: int, evals_log: dict) -> bool:  # noqa: ARG002
-        if (epoch + 1) % 50 == 0:
-            last = {name: curve["mlogloss"][-1] for name, curve in evals_log.items()}
-            text = ", ".join(f"{name} log loss {value:.3f}" for name, value in last.items())
-            self._progress(epoch + 1, self._n_rounds, text)
+        last = {name: curve["mlogloss"][-1] for name, curve in evals_log.items()}
+        text = ", ".join(f"{name} log loss {value:.3f}" for name, value in last.items())
+        self._progress(epoch + 1, self._n_rounds, text)
         return False
 
 
@@ -72,7 +72,10 @@ class Gbt(Classifier):
         progress: Callable[[int, int, str], None],
     ) -> None:
         config: GbtConfig = self.config
+        self.device_ = pick_device(self.device)
         weights = class_weights(train.y, self.n_classes)
+        if val is not None and not weights[val.y].any():
+            val = None  # nothing but classes that were never trained: no ground to stop on
         matrix = xgb.QuantileDMatrix(_BlockIter(train, weights), max_bin=config.max_bin)
         evals = [(matrix, "train")]
         if val is not None:
@@ -108,7 +111,7 @@ class Gbt(Classifier):
             "num_class": self.n_classes,
             "eval_metric": "mlogloss",
             "tree_method": "hist",
-            "device": "cuda" if self.device == "cuda" else "cpu",
+            "device": self.device_,
             "eta": config.learning_rate,
             "max_depth": config.max_depth,
             "min_child_weight": config.min_child_weight,

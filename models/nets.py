@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load, save
 
 from models.base import Classifier, Examples
+from models.device import pick_device
 from models.scaling import fit_scaling
-from models.trainer import pick_device, predict_net, train_net
+from models.trainer import predict_net, train_net
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +37,7 @@ class NetClassifier(Classifier):
         val: Examples | None,
         progress: Callable[[int, int, str], None],
     ) -> None:
-        self.device_ = pick_device(self.device)
+        self.device_ = torch.device(pick_device(self.device))
         self.standardize_ = fit_scaling(train.X)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from copy import deepcopy
 from typing import TYPE_CHECKING, Protocol
@@ -27,8 +26,6 @@ IN_MEMORY_BYTES = 2 * 2**30
 """A training set up to this size is scaled once and kept on the device; a larger one is gathered
 and scaled batch by batch."""
 
-log = logging.getLogger("phasewatch")
-
 
 class NetConfig(Protocol):
     """What the loop needs of a net's hyper-parameters."""
@@ -43,24 +40,6 @@ class NetConfig(Protocol):
     label_smoothing: float
     offset_noise: float
     n_threads: int
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` falls back to the CPU with a warning; an explicit ``cuda`` has to be there.
-
-    Raises:
-        RuntimeError: ``cuda`` was asked for and is not available.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device is {name!r}; it can be auto, cpu or cuda")
-    if name == "cpu":
-        return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if name == "cuda":
-        raise RuntimeError("device is cuda, but no CUDA device is available; use auto or cpu")
-    log.warning("no CUDA device: training on the CPU")
-    return torch.device("cpu")
 
 
 class _Batches:

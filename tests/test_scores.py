@@ -292,16 +292,35 @@ def test_macro_f1_is_the_mean_over_the_roster():
         assert row["f1"]["low"] <= row["f1"]["value"] <= row["f1"]["high"]
 
 
+def test_a_class_that_is_only_predicted_is_not_averaged_in():
+    three = windows_of(k=3)
+    model = guess(three, 0.5, 1)
+    assert "dormant" in model
+    report = report_of(three, model, model, model)
+    actual = [w["actual"] for w in three]
+    expected = f1_score(actual, model, labels=CLASSES[:3], average="macro")
+    assert report["macro_f1"]["value"] == pytest.approx(expected)
+    assert report["baselines"][0]["macro_f1"] == report["macro_f1"]
+    assert report["macro_f1"]["low"] < expected < report["macro_f1"]["high"]
+
+
 @pytest.mark.parametrize(("key", "column"), [("per_profile", "profile"), ("per_host", "host_id")])
 def test_groups_are_scored_over_the_classes_that_occur_there(key: str, column: str):
-    report = report_of(WINDOWS, GOOD, BAD, BAD)
-    assert [row[column] for row in report[key]] == sorted({w[column] for w in WINDOWS})
+    windows = [
+        w
+        for w in WINDOWS
+        if w["actual"] != "armed" or (w["profile"], w["host_id"][-1]) == ("io-walk", "a")
+    ]
+    model = guess(windows, 0.5, 1)
+    report = report_of(windows, model, model, model)
+    assert [row[column] for row in report[key]] == sorted({w[column] for w in windows})
+    assert {row["classes"] for row in report[key]} == {3, 4}
     for row in report[key]:
-        here = [i for i, w in enumerate(WINDOWS) if w[column] == row[column]]
-        actual, predicted = [WINDOWS[i]["actual"] for i in here], [GOOD[i] for i in here]
+        here = [i for i, w in enumerate(windows) if w[column] == row[column]]
+        actual, predicted = [windows[i]["actual"] for i in here], [model[i] for i in here]
         present = sorted(set(actual))
         assert row["windows"] == len(here)
-        assert row["episodes"] == len({WINDOWS[i]["episode_id"] for i in here})
+        assert row["episodes"] == len({windows[i]["episode_id"] for i in here})
         assert row["classes"] == len(present)
         assert row["macro_f1"] == pytest.approx(
             f1_score(actual, predicted, labels=present, average="macro", zero_division=0)
