@@ -3,6 +3,7 @@
 import base64
 import json
 from collections import Counter
+from itertools import product
 from typing import Any
 
 import dagster as dg
@@ -12,7 +13,7 @@ import polars as pl
 from assets.checkpoints import code_commit
 from assets.datasets import read_dataset, require_dataset
 from assets.partitions import EVERY_PARTITION, OWNERS, RECIPE_PARTITIONS
-from evaluation.baselines import baseline_proba
+from evaluation.baselines import baseline_columns, baseline_proba
 from evaluation.charts import confusion_png
 from evaluation.datasets import RECIPES, inputs
 from evaluation.report import render_report
@@ -93,10 +94,12 @@ def test_predictions(
             _predictions(test, checkpoint, inputs(test, shards, which, workspace.layout), classes)
             for which, checkpoint in checkpoints.items()
         ]
-        for mode in MODES:
-            for name in SHORTCUTS:
-                proba = baseline_proba(table, name, mode, classes, workspace.seed)
-                parts.append(_rows(test, name, mode, f"baseline/{name}", proba, classes))
+        known: dict[tuple[str, ...], np.ndarray] = {}  # columns seen -> probabilities
+        for mode, name in product(MODES, SHORTCUTS):
+            columns = tuple(baseline_columns(name, mode))
+            if columns not in known:
+                known[columns] = baseline_proba(table, columns, classes, workspace.seed)
+            parts.append(_rows(test, name, mode, f"baseline/{name}", known[columns], classes))
         with draft(folder) as staged:
             path = staged.new_file("predictions", ".parquet")
             write_table(pl.concat(parts).to_arrow(), path)

@@ -34,13 +34,12 @@ def baseline_columns(name: str, mode: str) -> list[str]:
 
 
 def baseline_proba(
-    table: pl.DataFrame, name: str, mode: str, classes: Sequence[str], seed: int
+    table: pl.DataFrame, columns: Sequence[str], classes: Sequence[str], seed: int
 ) -> NDArray[np.float32]:
-    """Probabilities ``(n_test_windows, n_classes)`` of a balanced forest on a baseline's columns.
+    """Probabilities ``(n_test_windows, n_classes)`` of a balanced forest on a few columns.
 
     Fitted on the training windows of a dataset's table, for its test windows in their order.
     """
-    columns = baseline_columns(name, mode)
     train, test = (table.filter(pl.col("split") == side) for side in ("train", "test"))
     forest = RandomForestClassifier(
         200, class_weight="balanced", min_samples_leaf=5, random_state=seed, n_jobs=2

@@ -9,15 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import RECIPE, Lab
 from typer.testing import CliRunner
 
 from episodes.reading import read_episode
 from episodes.store import list_store
 from features.extraction import extract
 from features.registry import LAYOUT
-from models.checkpoint import checkpoint_path
-from models.registry import variant
 from pipelines.cli import FAILED, OK, REJECTED, USAGE, app
 
 ROOT = Path(__file__).parent.parent
@@ -121,19 +118,6 @@ def test_another_policy_is_a_dry_run(tmp_path: Path) -> None:
     wrong = phasewatch("validate", "--policy", policy)
     assert wrong.exit_code == USAGE
     assert "max_gap_s" in wrong.output
-
-
-def test_predict_scores_an_episode(trained: Lab) -> None:
-    folder = trained.workspace.checkpoint_folder(RECIPE)
-    episode = trained.store.added[0]
-    for name in ("gbt", "cnn"):
-        path = checkpoint_path(folder, variant(name, "realistic"))
-        told = phasewatch("predict", path, episode.path, "--json")
-        assert told.exit_code == OK, told.output
-        windows = json.loads(told.stdout)["windows"]
-        assert [w["start_s"] for w in windows] == [0, 5, 10, 15, 20, 25, 30]
-        for window in windows:
-            assert sum(window["probabilities"].values()) == pytest.approx(1, abs=1e-4)
 
 
 def test_predict_without_a_checkpoint_says_so(tmp_path: Path) -> None:

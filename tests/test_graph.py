@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,14 +18,13 @@ import assets.checkpoints
 import features.registry
 import models.checkpoint
 import resources.guards
-from assets.partitions import BATCHES, RECIPE_PARTITIONS
+from assets.partitions import RECIPE_PARTITIONS
 from features.registry import LAYOUT, Layout, WindowSpec
 from models.checkpoint import checkpoint_path
 from models.registry import MODELS, VARIANTS, variant
-from pipelines.cli import MISMATCH, app
+from pipelines.cli import MISMATCH, OK, app
 from pipelines.definitions import build_defs
 from pipelines.partitions import sync_batches
-from pipelines.sensors import new_batches
 from resources.guards import checkpoint_key
 
 WHICH = variant("gbt", "realistic")
@@ -98,82 +98,17 @@ def test_definitions_are_whole() -> None:
         assert node.group_name != "default", key
 
 
-# --- what is reused
-
-
-def test_a_second_run_reuses_everything_and_growth_touches_one_batch(lab: Lab) -> None:
-    first = lab.ingest()
-    assert lab.ingest() == []
-    before = materialized(lab.execute("retrain", RECIPE))
-    after = materialized(lab.execute("retrain", RECIPE))
-    stages = before.keys() - {"report"}
-    assert not any(before[key]["reused"] for key in stages)
-    assert all(after[key]["reused"] for key in stages)
-    assert all(before[key]["fingerprint"] == after[key]["fingerprint"] for key in stages)
-
-    again = materialized(lab.execute("ingest", first[0]))
-    assert all(stage["reused"] for stage in again.values())
-
-    lab.store.add(host="lab-d", profile="io-walk", sample="io-walk.v0", duration_s=40)
-    new = lab.ingest()
-    assert [batch.rsplit(".", 1)[0] for batch in new] == ["lab-d"]
-    grown = materialized(lab.execute("retrain", RECIPE))
-    assert not any(grown[key]["reused"] for key in stages)
-
-
-def test_a_damaged_artefact_is_made_anew(lab: Lab) -> None:
-    batch = lab.ingest()[0]
-    shard = next(lab.workspace.batch_folder(batch).glob("tensor_shards/*.npy"))
-    content = shard.read_bytes()
-    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    result = materialized(lab.execute("ingest", batch))
-    assert not result["tensor_shards"]["reused"]
-    assert shard.read_bytes() == content
-
-
-def test_one_stage_alone_can_be_materialized(lab: Lab) -> None:
-    batch = lab.ingest()[0]
-    shutil.rmtree(lab.workspace.batch_folder(batch) / "feature_shards")
-    result = lab.execute("ingest", batch, only=[dg.AssetKey("feature_shards")])
-    assert result.success, failure(result)
-    assert set(materialized(result)) == {"feature_shards"}
-    assert sync_batches(lab.instance, lab.workspace).stale == []
-
-
-def test_equal_input_gives_equal_bytes(lab: Lab, tmp_path: Path) -> None:
-    lab.ingest()
-    only = [dg.AssetKey("datasets"), checkpoint_key(WHICH)]
-    assert lab.execute("retrain", RECIPE, only=only).success
-    twin = Lab(lab.store, tmp_path / "again", lab.instance, lab.settings)
-    for batch in twin.workspace.listing().batches:
-        assert twin.execute("ingest", batch).success
-    assert twin.execute("retrain", RECIPE, only=only).success
-    files = {
-        path.relative_to(lab.artifacts): path.read_bytes()
-        for path in lab.artifacts.rglob("*")
-        if path.is_file()
-    }
-    assert {
-        path.relative_to(twin.artifacts): path.read_bytes()
-        for path in twin.artifacts.rglob("*")
-        if path.is_file()
-    } == files
-    assert any(path.suffix == ".ubj" for path in files)
-
-
-def test_the_sensor_registers_and_requests_what_is_stale(lab: Lab) -> None:
-    def tick() -> dg.SensorResult:
-        context = dg.build_sensor_context(instance=lab.instance)
-        return new_batches(context, workspace=lab.workspace)  # type: ignore[return-value]
-
-    requests = tick().run_requests
-    assert requests is not None
-    assert {r.partition_key for r in requests} == set(lab.workspace.listing().batches)
-    assert set(lab.instance.get_dynamic_partitions(str(BATCHES.name))) == set(
-        lab.workspace.listing().batches
-    )
-    lab.ingest()
-    assert "current" in str(tick().skip_reason)
+def test_predict_scores_an_episode(trained: Lab) -> None:
+    folder = trained.workspace.checkpoint_folder(RECIPE)
+    episode = trained.store.added[0]
+    for name in ("gbt", "cnn"):
+        path = checkpoint_path(folder, variant(name, "realistic"))
+        told = CliRunner().invoke(app, ["predict", str(path), str(episode.path), "--json"])
+        assert told.exit_code == OK, told.output
+        windows = json.loads(told.stdout)["windows"]
+        assert [w["start_s"] for w in windows] == [0, 5, 10, 15, 20, 25, 30]
+        for window in windows:
+            assert sum(window["probabilities"].values()) == pytest.approx(1, abs=1e-4)
 
 
 # --- what is refused
@@ -342,25 +277,6 @@ def test_a_blocking_check_stops_the_run_that_made_a_bad_checkpoint(
     unchecked = lab.execute("retrain", RECIPE)
     assert "unit was kB/s, is now B/s" in failure(unchecked)
     assert "test_predictions:" in failure(unchecked)
-
-
-def test_datasets_name_the_batch_that_is_missing_or_stale(lab: Lab) -> None:
-    only = [dg.AssetKey("datasets")]
-    missing = failure(lab.execute("retrain", RECIPE, only=only))
-    for batch in lab.workspace.listing().batches:
-        assert f"{batch}: tensor_shards is missing" in missing
-    lab.ingest()
-    late = lab.store.add(
-        host="lab-a",
-        profile="io-walk",
-        sample="io-walk.v0",
-        duration_s=40,
-    )
-    batch = lab.workspace.listing().find(late.episode_id).batch
-    sync_batches(lab.instance, lab.workspace)
-    stale = failure(lab.execute("retrain", RECIPE, only=only))
-    assert f"{batch}: tensor_shards is" in stale
-    assert "phasewatch run --ingest-only" in stale
 
 
 def test_a_throwaway_instance_is_refused(trained: Lab) -> None:

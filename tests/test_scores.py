@@ -514,9 +514,11 @@ def table_of(n: int = 120, seed: int = 0) -> pl.DataFrame:
 def test_a_baseline_sees_nothing_but_its_columns(name: str, mode: str, columns: list[str]):
     assert baseline_columns(name, mode) == columns
     table = table_of()
-    expected = baseline_proba(table, name, mode, CLASSES, seed=0)
+    expected = baseline_proba(table, baseline_columns(name, mode), CLASSES, seed=0)
     blind = table.select("split", "label", *columns)  # all that it needs is there
-    np.testing.assert_array_equal(baseline_proba(blind, name, mode, CLASSES, seed=0), expected)
+    np.testing.assert_array_equal(
+        baseline_proba(blind, baseline_columns(name, mode), CLASSES, seed=0), expected
+    )
 
 
 def test_an_unknown_baseline_is_refused_by_name():
@@ -525,7 +527,7 @@ def test_an_unknown_baseline_is_refused_by_name():
 
 
 def accuracy(table: pl.DataFrame, name: str, mode: str = "realistic") -> float:
-    proba = baseline_proba(table, name, mode, CLASSES, seed=0)
+    proba = baseline_proba(table, baseline_columns(name, mode), CLASSES, seed=0)
     test = table.filter(pl.col("split") == "test")
     assert proba.shape == (len(test), K)
     np.testing.assert_allclose(proba.sum(axis=1), 1.0, atol=1e-5)
@@ -556,5 +558,5 @@ def test_a_baseline_is_fitted_on_training_windows_alone():
     other = table.with_columns(
         label=pl.when(pl.col("split") == "test").then(pl.lit("clean")).otherwise(pl.col("label"))
     )
-    one, two = (baseline_proba(t, "position_only", "oracle", CLASSES, 0) for t in (table, other))
+    one, two = (baseline_proba(t, ["start_s"], CLASSES, 0) for t in (table, other))
     np.testing.assert_array_equal(one, two)
