@@ -8,7 +8,7 @@ from assets.partitions import BATCHES, OWNERS
 from features.ingest import INGEST_VERSION, STAGES, ingest_batch
 from features.manifest import Manifest, reusable
 from resources.guards import refuse, refuse_throwaway_instance
-from resources.reporting import Stopwatch, layout_metadata, reporter, say
+from resources.reporting import Stopwatch, artefact_metadata, layout_metadata, reporter, say
 from resources.workspace import Workspace
 
 _DESCRIPTIONS = {
@@ -90,7 +90,6 @@ def batch_assets(
         )
     say(context, f"ingest {batch}: {'reused' if reused else f'done in {watch.seconds:.1f} s'}")
 
-    common = {"reused": reused, "fingerprint": fingerprint, "seconds": watch.seconds}
     for stage, manifest in manifests.items():
         metadata = (
             _index_metadata(manifest)
@@ -99,7 +98,7 @@ def batch_assets(
         )
         yield dg.MaterializeResult(
             asset_key=stage,
-            metadata=common | {"bytes": manifest.n_bytes, "path": str(manifest.folder)} | metadata,
+            metadata=artefact_metadata(manifest, reused=reused, watch=watch) | metadata,
             data_version=dg.DataVersion(manifest.version),
             check_results=list(_checks(context, stage, manifest)),
         )

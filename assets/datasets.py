@@ -16,7 +16,7 @@ from resources.guards import (
     require_current_batches,
     require_manifest,
 )
-from resources.reporting import Stopwatch, layout_metadata, say
+from resources.reporting import Stopwatch, artefact_metadata, layout_metadata, say
 from resources.workspace import Workspace
 
 DATASET_VERSION = "1"
@@ -77,11 +77,7 @@ def datasets(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
     say(context, f"dataset {recipe}: {'reused' if reused else f'done in {watch.seconds:.1f} s'}")
     return dg.MaterializeResult(
         metadata={
-            "reused": reused,
-            "fingerprint": identity,
-            "seconds": watch.seconds,
-            "bytes": manifest.n_bytes,
-            "path": str(manifest.folder),
+            **artefact_metadata(manifest, reused=reused, watch=watch),
             **layout_metadata(workspace.layout),
             **_describe(manifest),
         },

@@ -39,7 +39,7 @@ from resources.guards import (
     require_checkpoint,
     require_manifest,
 )
-from resources.reporting import Stopwatch, layout_metadata, say
+from resources.reporting import Stopwatch, artefact_metadata, layout_metadata, say
 from resources.workspace import Workspace
 
 EVALUATION_VERSION = "1"
@@ -113,11 +113,7 @@ def test_predictions(
     say(context, f"test predictions {recipe}: {'reused' if reused else 'done'}")
     return dg.MaterializeResult(
         metadata={
-            "reused": reused,
-            "fingerprint": identity,
-            "seconds": watch.seconds,
-            "bytes": manifest.n_bytes,
-            "path": str(manifest.folder),
+            **artefact_metadata(manifest, reused=reused, watch=watch),
             "test_windows": manifest.facts["test_windows"],
             "checkpoints": dg.MetadataValue.json(manifest.facts["checkpoints"]),
             **layout_metadata(workspace.layout),
@@ -158,7 +154,7 @@ def build_report_asset(which: Variant) -> dg.AssetsDefinition:
     @dg.asset(
         key=report_key(which),
         partitions_def=RECIPE_PARTITIONS,
-        deps=["datasets", "test_predictions"],
+        deps=["test_predictions"],
         group_name="evaluate",
         kinds={"json"},
         owners=OWNERS,
@@ -225,11 +221,7 @@ def build_report_asset(which: Variant) -> dg.AssetsDefinition:
         )
         return dg.MaterializeResult(
             metadata={
-                "reused": reused,
-                "fingerprint": identity,
-                "seconds": watch.seconds,
-                "bytes": manifest.n_bytes,
-                "path": str(manifest.path("report")),
+                **artefact_metadata(manifest, reused=reused, watch=watch),
                 **_figures(report, which, recipe),
                 **layout_metadata(workspace.layout, which.spec.input_kind),
             },

@@ -18,7 +18,7 @@ from resources.guards import (
     require_checkpoint,
     require_current_batches,
 )
-from resources.reporting import Stopwatch, layout_metadata, say
+from resources.reporting import Stopwatch, artefact_metadata, layout_metadata, say
 from resources.workspace import Workspace
 
 PREDICTIONS_VERSION = "1"
@@ -108,11 +108,7 @@ def predictions(
     )
     return dg.MaterializeResult(
         metadata={
-            "reused": reused,
-            "fingerprint": identity,
-            "seconds": watch.seconds,
-            "bytes": manifest.n_bytes,
-            "path": str(manifest.path("predictions")),
+            **artefact_metadata(manifest, reused=reused, watch=watch),
             "checkpoint": f"{which.name} ({config.recipe})",
             "checkpoint_id": checkpoint.artifact_id,
             "dagster/partition_row_count": manifest.facts["windows"],

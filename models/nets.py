@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from models.base import Classifier, Examples
 from models.device import pick_device
 from models.scaling import fit_scaling
-from models.trainer import predict_net, train_net
+from models.trainer import predict_net, torch_threads, train_net
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +39,7 @@ class NetClassifier(Classifier):
     ) -> None:
         self.device_ = torch.device(pick_device(self.device))
         self.standardize_ = fit_scaling(train.X)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), torch_threads(self.config.n_threads):
             torch.manual_seed(self.seed)
             self.net_ = self.build(train.X.shape[-1])
             self.history_ = train_net(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,7 +16,7 @@ from models.metrics import macro_f1
 from models.scaling import scale
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from numpy.typing import NDArray
@@ -40,6 +41,17 @@ class NetConfig(Protocol):
     label_smoothing: float
     offset_noise: float
     n_threads: int
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Use so many threads, and give them back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Batches:
@@ -85,25 +97,6 @@ def train_net(
     without a better macro F1, and the best weights are restored. Without ``val`` every epoch runs
     and the last weights stay.
     """
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(config.n_threads)
-    try:
-        return _train(net, train, val, config, scaling, n_classes, seed, device, progress)
-    finally:
-        torch.set_num_threads(threads_before)
-
-
-def _train(
-    net: torch.nn.Module,
-    train: Examples,
-    val: Examples | None,
-    config: NetConfig,
-    scaling: dict[str, Any],
-    n_classes: int,
-    seed: int,
-    device: torch.device,
-    progress: Callable[[int, int, str], None],
-) -> History:
     generator = torch.Generator().manual_seed(seed)
     net.to(device)
     batches = _Batches(train, scaling, device)

@@ -16,7 +16,9 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from episodes.reading import Episode
     from episodes.validation import Record
+    from features.extraction import Extracted
 
 OK, FAILED, USAGE, REJECTED, MISMATCH = range(5)
 ROOT = Path(__file__).resolve().parent.parent
@@ -177,6 +179,30 @@ def _read_policy(path: Path) -> Any:
         fail(f"{path}: not a validation policy ({error}); it can set {known}", USAGE)
 
 
+def _extract(episode: str, store: Path) -> tuple[Path, Episode, Extracted]:
+    """Read and extract an episode, named by id or path; leave with a message where it fails."""
+    from episodes.archive import ArchiveError
+    from episodes.format import ARCHIVE_SUFFIX
+    from episodes.reading import read_episode
+    from episodes.store import StoreError, list_store
+    from features import registry
+    from features.alignment import AlignmentError
+    from features.extraction import extract as extract_episode
+
+    path, layout = Path(episode), registry.LAYOUT
+    try:
+        if not path.name.endswith(ARCHIVE_SUFFIX):
+            path = list_store(store).find(episode).path
+        read = read_episode(path, path.name.removesuffix(ARCHIVE_SUFFIX), layout.fields)
+        return path, read, extract_episode(read, layout)
+    except StoreError as error:
+        fail(str(error), USAGE)
+    except OSError as error:
+        fail(f"{path}: {error.strerror}", USAGE)
+    except (ArchiveError, AlignmentError) as error:
+        fail(f"{path}: {error}", REJECTED)
+
+
 @app.command()
 def extract(
     episode: Annotated[str, typer.Argument(help="An episode's id, or the path of its .tar.zst.")],
@@ -186,26 +212,9 @@ def extract(
     """Extract one episode: its series, windows and features, without shards."""
     import numpy as np
 
-    from episodes.archive import ArchiveError
-    from episodes.format import ARCHIVE_SUFFIX
-    from episodes.reading import read_episode
-    from episodes.store import StoreError, list_store
-    from features.alignment import AlignmentError
-    from features.extraction import extract as extract_episode
     from features.registry import LAYOUT
 
-    path = Path(episode)
-    try:
-        if not path.name.endswith(ARCHIVE_SUFFIX):
-            path = list_store(store).find(episode).path
-        read = read_episode(path, path.name.removesuffix(ARCHIVE_SUFFIX), LAYOUT.fields)
-        extracted = extract_episode(read, LAYOUT)
-    except StoreError as error:
-        fail(str(error), USAGE)
-    except OSError as error:
-        fail(f"{path}: {error.strerror}", USAGE)
-    except (ArchiveError, AlignmentError) as error:
-        fail(f"{path}: {error}", REJECTED)
+    path, read, extracted = _extract(episode, store)
     for name, rows in read.sources.items():
         if rows.n_malformed:
             typer.echo(f"{path.name}: {name}: {rows.n_malformed} malformed rows skipped", err=True)
@@ -235,13 +244,7 @@ def predict(
     """Score one episode, window by window."""
     import numpy as np
 
-    from episodes.archive import ArchiveError
-    from episodes.format import ARCHIVE_SUFFIX
-    from episodes.reading import read_episode
-    from episodes.store import StoreError, list_store
     from features import registry
-    from features.alignment import AlignmentError
-    from features.extraction import extract as extract_episode
     from features.windows import window_views
     from models.checkpoint import CheckpointError, ContractMismatchError, load_checkpoint
 
@@ -252,18 +255,7 @@ def predict(
         fail(str(error), MISMATCH)
     except CheckpointError as error:
         fail(str(error))
-    path = Path(episode)
-    try:
-        if not path.name.endswith(ARCHIVE_SUFFIX):
-            path = list_store(store).find(episode).path
-        read = read_episode(path, path.name.removesuffix(ARCHIVE_SUFFIX), layout.fields)
-        extracted = extract_episode(read, layout)
-    except StoreError as error:
-        fail(str(error), USAGE)
-    except OSError as error:
-        fail(f"{path}: {error.strerror}", USAGE)
-    except (ArchiveError, AlignmentError) as error:
-        fail(f"{path}: {error}", REJECTED)
+    _, read, extracted = _extract(episode, store)
     kept = np.array(loaded.header["keep_mask"])
     X = (
         extracted.features[:, kept]
@@ -288,7 +280,7 @@ def predict(
         typer.echo(
             json.dumps(
                 {
-                    "episode": path.name.removesuffix(ARCHIVE_SUFFIX),
+                    "episode": read.episode_id,
                     "checkpoint_id": loaded.artifact_id,
                     "windows": rows,
                 },

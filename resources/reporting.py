@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from features.contract import contract_hashes
+from features.manifest import Manifest
 from features.registry import InputKind, Layout
 
 log = logging.getLogger("phasewatch")
@@ -55,3 +56,14 @@ class Stopwatch:
     @property
     def seconds(self) -> float:
         return round(time.monotonic() - self._began, 3)
+
+
+def artefact_metadata(manifest: Manifest, *, reused: bool, watch: Stopwatch) -> dict[str, Any]:
+    """What every asset says of the artefact it made or found."""
+    return {
+        "reused": reused,
+        "fingerprint": manifest.fingerprint,
+        "seconds": watch.seconds,
+        "bytes": manifest.n_bytes,
+        "path": str(manifest.folder),
+    }

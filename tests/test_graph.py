@@ -71,7 +71,9 @@ def test_predictions_mark_what_was_seen_in_training(trained: Lab) -> None:
 
     batch = some_batch(trained)
     result = score(trained)
-    table = pl.read_parquet(materialized(result)["predictions"]["path"])
+    table = pl.read_parquet(
+        next(Path(materialized(result)["predictions"]["path"]).glob("*.parquet"))
+    )
     dataset = pl.read_parquet(next(trained.workspace.dataset_folder(RECIPE).glob("*.parquet")))
     training = set(dataset.filter(pl.col("split") != "test")["episode_id"])
     assert set(table.filter("seen_in_training")["episode_id"]) == training & set(

@@ -241,10 +241,13 @@ def test_training_and_predicting_change_no_input(name: str):
 
 @each
 def test_the_seed_decides_everything(name: str):
+    def predictions_of(seed: int, around: int) -> np.ndarray:
+        torch.manual_seed(around)
+        np.random.seed(around)
+        return build(name, seed=seed).fit(train, train).predict_proba(train.X)
+
     train = make(name)
-    one, again, other = (
-        build(name, seed=seed).fit(train, train).predict_proba(train.X) for seed in (1, 1, 2)
-    )
+    one, again, other = (predictions_of(*seeds) for seeds in ((1, 1), (1, 2), (2, 1)))
     assert_equal_predictions(name, one, again)
     assert not np.allclose(one, other, atol=1e-4)
 
@@ -351,13 +354,34 @@ def test_a_training_set_that_does_not_fit_in_memory_is_learned_equally(
 
 
 def test_the_weights_of_the_best_epoch_are_kept(monkeypatch: pytest.MonkeyPatch):
+    """Of five epochs, two without a better score after the best one: the second."""
+    by_epoch: list[np.ndarray] = []
+    real = models.trainer.predict_net
+
+    def predict(*args: Any) -> np.ndarray:
+        by_epoch.append(real(*args))
+        return by_epoch[-1]
+
     scores = iter([0.1, 0.9, 0.2, 0.3])
+    monkeypatch.setattr(models.trainer, "predict_net", predict)
     monkeypatch.setattr(models.trainer, "macro_f1", lambda *_: next(scores))
     config = model_config("cnn", TINY["cnn"] | {"epochs": 9, "patience": 2})
-    model = MODELS["cnn"].build(config, 3, device="cpu")
-    model.fit(make("cnn"), make("cnn"))
+    val = make("cnn")
+    model = MODELS["cnn"].build(config, 3, device="cpu").fit(make("cnn"), val)
     assert model.history_.best_step == 1
     assert [epoch.val_macro_f1 for epoch in model.history_.epochs] == [0.1, 0.9, 0.2, 0.3]
+    assert not np.allclose(by_epoch[1], by_epoch[3], atol=1e-4)
+    np.testing.assert_allclose(model.predict_proba(val.X), by_epoch[1], atol=1e-6)
+
+
+@each
+def test_a_rare_class_counts_as_much_as_a_common_one(name: str):
+    """Inputs are all alike here: the best guess is then one half each, not nine to one."""
+    X = np.ones(shape_of(name, 200, 2), dtype=np.float32)
+    y = (np.arange(200) % 10 == 0).astype(np.int64)
+    fewer = {"epochs": 10} if name == "cnn" else {}
+    model = able(name, 2, **fewer).fit(Examples(X, y))
+    assert model.predict_proba(X)[:, 1].mean() == pytest.approx(0.5, abs=0.15)
 
 
 def test_classes_weigh_equally_in_total():
