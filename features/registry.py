@@ -170,6 +170,9 @@ class Layout:
                 raise ValueError(
                     f"registry: {channel.name}: {channel.kind} does not fit its source"
                 )
+        for what, entries in (("statistics", self.stats), ("phases", self.phases)):
+            if len(set(entries)) != len(entries):
+                raise ValueError(f"registry: two {what} are the same")
         unknown = set(self.stats) - set(STATS)
         if unknown:
             raise ValueError(f"registry: no statistic {', '.join(sorted(unknown))}")

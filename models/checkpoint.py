@@ -137,19 +137,12 @@ def save_checkpoint(
     if len(text) > MAX_HEADER_BYTES:
         raise CheckpointError(f"{which.name}: the header has {len(text):,} bytes, over 1 MiB")
     path = checkpoint_path(folder, which)
-    previous = _previous_sidecar(path)
     write_atomically(folder / sidecar_name, sidecar)
     write_atomically(path, text)
-    if previous and previous != sidecar_name:
-        (folder / previous).unlink(missing_ok=True)
+    for stray in folder.glob(f"{which.name}.*"):  # of an earlier training, or a killed one
+        if stray.name not in (path.name, sidecar_name):
+            stray.unlink()
     return header
-
-
-def _previous_sidecar(path: Path) -> str | None:
-    try:
-        return read_header(path)["sidecar"]
-    except CheckpointError:
-        return None
 
 
 def artifact_id(header: dict[str, Any]) -> str:
@@ -274,11 +267,12 @@ def _read_file(path: Path, limit: int) -> bytes:
         raise CheckpointError(f"{path}: no such checkpoint file; train it first") from None
     except OSError as error:
         raise CheckpointError(f"{path}: not opened ({error.strerror}; links are refused)") from None
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
         os.close(handle)
         raise CheckpointError(f"{path}: not a regular file")
     with os.fdopen(handle, "rb") as file:
-        content = file.read(limit + 1)
+        content = file.read(min(status.st_size, limit) + 1)
     if len(content) > limit:
         raise CheckpointError(f"{path}: over {limit:,} bytes")
     return content

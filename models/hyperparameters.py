@@ -2,7 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
+
+_MAY_BE_ZERO = frozenset(
+    {"weight_decay", "warmup_share", "label_smoothing", "offset_noise", "dropout"}
+    | {"min_child_weight", "reg_lambda", "patience"}
+)
+_AT_MOST_ONE = frozenset(
+    {"subsample", "colsample_bynode", "warmup_share", "label_smoothing", "dropout"}
+)
+
+
+def check_ranges(config: Any) -> None:
+    """Every number is finite and positive (some may be 0), and a share is at most 1.
+
+    Raises:
+        ValueError: names the hyper-parameter and its range.
+    """
+    for name in config.__slots__:
+        value = getattr(config, name)
+        low_enough = name not in _AT_MOST_ONE or value <= 1
+        high_enough = value > 0 or (value == 0 and name in _MAY_BE_ZERO)
+        if not (math.isfinite(value) and low_enough and high_enough):
+            span = "0 or more" if name in _MAY_BE_ZERO else "over 0"
+            limit = ", at most 1" if name in _AT_MOST_ONE else ""
+            raise ValueError(f"{type(config).__name__}: {name} is {value}; it is {span}{limit}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +45,9 @@ class GbtConfig:
     max_bin: int = 256
     early_stopping_rounds: int = 40
     n_threads: int = 2
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +67,8 @@ class CnnConfig:
     label_smoothing: float = 0.05
     offset_noise: float = 0.2  # of a channel's standard deviation, one draw a window and channel
     n_threads: int = 1  # small convolutions gain nothing from a second one
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.width < 4:
+            raise ValueError(f"CnnConfig: width is {self.width}; it is at least 4, one a branch")
