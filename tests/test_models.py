@@ -580,3 +580,20 @@ def test_the_signed_logarithm_keeps_sign_order_and_zero():
     assert (np.diff(logs) > 0).all()
     assert logs[2] == 0
     np.testing.assert_allclose(logs, -signed_log(-values))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "says"),
+    [
+        ("gbt", {"n_rounds": -5}, "n_rounds is -5; it is over 0"),
+        ("gbt", {"learning_rate": float("nan")}, "learning_rate is nan"),
+        ("gbt", {"subsample": 1.5}, "subsample is 1.5; it is over 0, at most 1"),
+        ("cnn", {"epochs": 0}, "epochs is 0; it is over 0"),
+        ("cnn", {"dropout": -0.1}, "dropout is -0.1; it is 0 or more, at most 1"),
+        ("cnn", {"width": 2}, "width is 2; it is at least 4"),
+    ],
+)
+def test_a_hyper_parameter_out_of_range_is_named(name: str, values: dict[str, Any], says: str):
+    with pytest.raises(ValueError, match=says):
+        model_config(name, values)
+    assert model_config("cnn", {"offset_noise": 0.0, "label_smoothing": 0.0}).offset_noise == 0
