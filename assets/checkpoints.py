@@ -27,7 +27,7 @@ from resources.reporting import Stopwatch, layout_metadata, reporter, say
 from resources.workspace import ROOT, Workspace
 
 CHECKPOINT_VERSION = "1"
-_LIBRARIES = {"summary": ("numpy", "xgboost"), "tensor": ("numpy", "torch")}
+_KINDS = {"torch": "pytorch"}  # where Dagster has another name for a library
 
 
 def build_checkpoint_asset(which: Variant) -> dg.AssetsDefinition:
@@ -38,7 +38,7 @@ def build_checkpoint_asset(which: Variant) -> dg.AssetsDefinition:
         partitions_def=RECIPE_PARTITIONS,
         deps=["datasets"],
         group_name="train",
-        kinds={"xgboost"} if which.model == "gbt" else {"pytorch"},
+        kinds={_KINDS.get(which.spec.library, which.spec.library)},
         owners=OWNERS,
         code_version=CHECKPOINT_VERSION,
         pool="training",
@@ -143,7 +143,7 @@ def _train_meta(
         "seed": workspace.seed,
         "device": str(getattr(model, "device_", "cpu")),
         "code_commit": code_commit(),
-        "libraries": {name: version(name) for name in _LIBRARIES[which.spec.input_kind]},
+        "libraries": {name: version(name) for name in ("numpy", which.spec.library)},
         "val_macro_f1": model.val_macro_f1_,
         "best_step": model.history_.best_step,
         "history": [

@@ -25,6 +25,7 @@ class ModelSpec:
     classifier: str
     config: type
     input_kind: InputKind
+    library: str  # the distribution that trains it
     description: str
 
     def build(
@@ -36,10 +37,20 @@ class ModelSpec:
 
 MODELS = {
     "gbt": ModelSpec(
-        "models.gbt", "Gbt", GbtConfig, "summary", "gradient-boosted trees on window statistics"
+        "models.gbt",
+        "Gbt",
+        GbtConfig,
+        "summary",
+        "xgboost",
+        "gradient-boosted trees on window statistics",
     ),
     "cnn": ModelSpec(
-        "models.cnn", "Cnn", CnnConfig, "tensor", "inception-style convolutions on windows"
+        "models.cnn",
+        "Cnn",
+        CnnConfig,
+        "tensor",
+        "torch",
+        "inception-style convolutions on windows",
     ),
 }
 
