@@ -44,7 +44,7 @@ def datasets(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
     refuse_throwaway_instance(context.instance)
     watch = Stopwatch()
     recipe = context.partition_key
-    shards = require_current_batches(workspace)
+    shards = require_current_batches(workspace, verify=True)
     versions = {b: {s: m.version for s, m in found.items()} for b, found in shards.items()}
     policy = workspace.split_policy
     identity = fingerprint(

@@ -117,12 +117,13 @@ def last_metadata(
 
 
 def require_current_batches(
-    workspace: Workspace, wanted: list[str] | None = None
+    workspace: Workspace, wanted: list[str] | None = None, *, verify: bool = False
 ) -> dict[str, dict[str, Manifest]]:
-    """Manifests of batches that are ingested, undamaged and current.
+    """Manifests of batches that are ingested and current.
 
     Args:
         wanted: batch keys; None: every batch of the store.
+        verify: read every file and compare its hash as well.
 
     Raises:
         dg.Failure: names every batch that is missing or stale, why, and the command to run.
@@ -145,6 +146,12 @@ def require_current_batches(
                 differences += [line for line in drift if line not in differences]
                 why = "another input layout" if drift else "other episodes or another policy"
                 faults.append(f"{batch}: {stage} is stale, made from {why}")
+            elif verify and (damage := manifest.damage()):
+                refuse(
+                    f"{batch}: {damage}. Make it anew: dagster job execute -m "
+                    "pipelines.definitions -j ingest --tags "
+                    f'\'{{"dagster/partition": "{batch}"}}\''
+                )
             else:
                 found[stage] = manifest
         current[batch] = found

@@ -42,6 +42,8 @@ def test_a_damaged_artefact_is_made_anew(lab: Lab) -> None:
     shard = next(lab.workspace.batch_folder(batch).glob("tensor_shards/*.npy"))
     content = shard.read_bytes()
     shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    refused = failure(lab.execute("retrain", RECIPE, only=[dg.AssetKey("datasets")]))
+    assert f"{shard} was changed after it was written" in refused
     result = materialized(lab.execute("ingest", batch))
     assert not result["tensor_shards"]["reused"]
     assert shard.read_bytes() == content
