@@ -2,10 +2,12 @@
 # it makes .venv from the pinned versions in constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
-export DAGSTER_HOME := $(CURDIR)/artifacts/dagster_home
-CONFIG ?=
-RECIPE ?=
-STORE ?=
+# Where to read and write, and with which settings; Dagster's own processes see them too.
+ARTIFACTS ?= artifacts
+export PHASEWATCH_CONFIG := $(CONFIG)
+export PHASEWATCH_STORE := $(STORE)
+export PHASEWATCH_ARTIFACTS := $(abspath $(ARTIFACTS))
+export DAGSTER_HOME := $(abspath $(ARTIFACTS))/dagster_home
 
 .DEFAULT_GOAL := help
 .PHONY: help run ui test bench lint clean
@@ -18,11 +20,11 @@ help:  ## say what there is
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,orchestrate,dev]'
 	touch $@
 
-run: .venv/.installed  ## validate, extract, split, train, evaluate, report (STORE=, RECIPE=, CONFIG=)
-	$(BIN)/phasewatch run $(if $(STORE),--store $(STORE)) $(if $(RECIPE),--recipe $(RECIPE)) $(if $(CONFIG),--config $(CONFIG))
+run: .venv/.installed  ## validate, extract, split, train, evaluate, report (STORE=, ARTIFACTS=, CONFIG=, RECIPE=)
+	$(BIN)/phasewatch run $(if $(RECIPE),--recipe $(RECIPE))
 
-ui: .venv/.installed  ## open Dagster on http://127.0.0.1:3000
-	$(BIN)/phasewatch sync $(if $(CONFIG),--config $(CONFIG))
+ui: .venv/.installed  ## open Dagster on http://127.0.0.1:3000 (STORE=, ARTIFACTS=, CONFIG=)
+	$(BIN)/phasewatch sync
 	$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port 3000
 
 test: lint  ## linters, types, import rules and the test suite

@@ -18,6 +18,7 @@ from evaluation.charts import confusion_png
 from evaluation.datasets import RECIPES, inputs
 from evaluation.report import render_report
 from evaluation.scores import SHORTCUTS, evaluate
+from features.contract import contract_hashes
 from features.ingest import STAGES
 from features.manifest import (
     Manifest,
@@ -31,7 +32,7 @@ from features.manifest import (
 from features.registry import MODES
 from features.shards import read_table, write_table
 from models.checkpoint import Checkpoint
-from models.registry import VARIANTS, Variant
+from models.registry import VARIANTS, Variant, variant
 from resources.guards import (
     checkpoint_key,
     refuse,
@@ -274,14 +275,16 @@ def report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materi
     """One page on every checkpoint and recipe evaluated so far, to be read by people."""
     refuse_throwaway_instance(context.instance)
     watch = Stopwatch()
-    manifests = [
-        manifest
-        for recipe in RECIPES
-        for which in VARIANTS
-        if (manifest := read_manifest(workspace.report_folder(recipe) / which.name))
-    ]
+    manifests, outdated = [], []
+    for recipe, which in product(RECIPES, VARIANTS):
+        manifest = read_manifest(workspace.report_folder(recipe) / which.name)
+        if manifest is not None:
+            (manifests if _is_current(manifest, workspace) else outdated).append(manifest)
+    for manifest in outdated:
+        name = f"{manifest.facts['variant']} ({manifest.facts['recipe']})"
+        say(context, f"report page: {name} is of other data or another layout, left out")
     if not manifests:
-        refuse("No evaluation report yet. Make one: phasewatch run")
+        refuse("No current evaluation report. Make one: phasewatch run")
     for manifest in manifests:
         damage = manifest.damage()
         if damage:
@@ -293,12 +296,30 @@ def report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materi
         metadata={
             "path": dg.MetadataValue.path(str(workspace.report_page)),
             "reports": len(manifests),
+            "outdated_reports_left_out": len(outdated),
             "bytes": len(page.encode()),
             "seconds": watch.seconds,
             **layout_metadata(workspace.layout),
         },
         data_version=dg.DataVersion(file_sha256(workspace.report_page)),
     )
+
+
+def _is_current(manifest: Manifest, workspace: Workspace) -> bool:
+    """Whether a report speaks of the dataset and the layout in force: others do not compare."""
+    report = read_report(manifest)
+    recipe = report["recipe"]
+    dataset = read_manifest(workspace.dataset_folder(recipe))
+    layout = contract_hashes(workspace.layout)[
+        variant(report["model"], report["mode"]).spec.input_kind
+    ]
+    if dataset is None or dataset.version != report["dataset_version"]:
+        return False
+    batches = {
+        batch: {stage: m.version for stage, m in workspace.batch_manifests(batch).items() if m}
+        for batch in workspace.listing().batches
+    }
+    return dataset.facts["batches"] == batches and report["contract_hash"] == layout
 
 
 def _facts(workspace: Workspace, manifests: list[Manifest]) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 
 A planted defect is a 20 s crop of a recorded episode, broken in one way, under an id that ends in
 ``DEFECTnn``; none of them is usable, so no crop can leak into a training set. One recorded
-episode loses its index row, as the receiver's store lost 140.
+episode loses its index row.
 """
 
 from __future__ import annotations
@@ -91,8 +91,9 @@ def as_lines(rows: list[dict]) -> bytes:
 
 def main(corpus: Path) -> None:
     listing = list_store(corpus)
-    if TARGET.exists():
-        shutil.rmtree(TARGET)
+    if TARGET.resolve() == corpus.resolve():
+        sys.exit(f"{corpus} is the store to build; name the recorded corpus to build it from")
+    shutil.rmtree(TARGET / "episodes", ignore_errors=True)
     shutil.copytree(corpus / "episodes", TARGET / "episodes")
     index = (corpus / "index.jsonl").read_text().splitlines()
     lost = listing.episodes[NOT_INDEXED].episode_id
@@ -159,4 +160,6 @@ def main(corpus: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     main(Path(sys.argv[1]))

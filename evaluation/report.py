@@ -90,8 +90,9 @@ def count(value: int | None) -> str:
 
 
 def short(value: str) -> str:
-    """The beginning of a hash."""
-    return str(value)[:SHORT_ID]
+    """The beginning of a hash; that a tree was dirty stays visible."""
+    text = str(value)
+    return text[:SHORT_ID] + ("-dirty" if text.endswith("-dirty") else "")
 
 
 def percent(value: float | None) -> str:

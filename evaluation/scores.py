@@ -217,6 +217,11 @@ def evaluate(
                 "difference": None,
             }
         )
+    if identity.get("val_macro_f1") and identity["val_macro_f1"] > report["macro_f1"]["high"]:
+        report["warnings"].append(
+            f"Validation macro F1 {identity['val_macro_f1']:.3f} lies above the test interval: not "
+            "all that was learned on the training side carries over."
+        )
     for profile in dataset["untested_profiles"]:
         report["warnings"].append(f"Profile {profile} was never tested: no figure speaks of it.")
     for phase in report["absent_classes"]:

@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 MANIFEST_FILE = "manifest.json"
 
 
-class ArtefactError(Exception):
-    """An artefact is absent, stale or damaged; the message says which and what to run."""
-
-
 def fingerprint(value: object) -> str:
     """sha256 of a JSON value, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -86,6 +82,14 @@ class Manifest:
 
     def path(self, role: str) -> Path:
         return self.folder / self.files[role]["name"]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every file is there in its size: what a look can tell without reading them."""
+        return all(
+            self.path(role).is_file() and self.path(role).stat().st_size == file["bytes"]
+            for role, file in self.files.items()
+        )
 
     def damage(self) -> str | None:
         """What is wrong with the files on disk, None where each has the hash recorded."""

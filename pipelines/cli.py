@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from episodes.reading import Episode
     from episodes.validation import Record
@@ -34,9 +34,7 @@ app = typer.Typer(
 StoreOption = Annotated[
     Path, typer.Option(help="Folder of the episode store (index.jsonl and episodes/).")
 ]
-ArtifactsOption = Annotated[Path, typer.Option(help="Folder of everything a run writes.")]
 DEFAULT_STORE = ROOT / "data" / "store"
-DEFAULT_ARTIFACTS = ROOT / "artifacts"
 
 
 def fail(message: str, code: int = FAILED) -> NoReturn:
@@ -45,50 +43,89 @@ def fail(message: str, code: int = FAILED) -> NoReturn:
     raise typer.Exit(code)
 
 
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(envvar="PHASEWATCH_CONFIG", help="Run configuration (YAML): config/default.yaml."),
+]
+RunStoreOption = Annotated[
+    Path | None,
+    typer.Option(envvar="PHASEWATCH_STORE", help="Episode store; wins over the configuration."),
+]
+RunArtifactsOption = Annotated[
+    Path | None,
+    typer.Option(envvar="PHASEWATCH_ARTIFACTS", help="Where to write; wins likewise."),
+]
+
+
 @app.command()
 def run(
-    config: Annotated[
-        Path | None, typer.Option(help="Run configuration (YAML); see config/default.yaml.")
-    ] = None,
-    store: Annotated[Path | None, typer.Option(help="Episode store; overrides the config.")] = None,
-    artifacts: Annotated[Path | None, typer.Option(help="Where to write.")] = None,
+    config: ConfigOption = None,
+    store: RunStoreOption = None,
+    artifacts: RunArtifactsOption = None,
     recipe: Annotated[
-        list[str] | None, typer.Option(help="host, sample or time; repeat for several.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="host, sample or time; repeat for several."),
     ] = None,
-    ingest_only: Annotated[bool, typer.Option(help="Stop when every batch is ingested.")] = False,
-    force: Annotated[bool, typer.Option(help="Make everything anew, reuse nothing.")] = False,
+    ingest_only: Annotated[
+        bool, typer.Option("--ingest-only", help="Stop when every batch is ingested.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Make everything anew, reuse nothing.")
+    ] = False,
 ) -> None:
     """Sync, ingest what is stale, retrain, evaluate, and print the path of the report."""
     from pipelines.local import RunError, run_all
+    from resources.workspace import SettingsError
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_once())
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("phasewatch").setLevel(logging.INFO)
-    overrides: dict[str, Any] = {}
-    if store is not None:
-        overrides["store"] = str(store.absolute())
-    if artifacts is not None:
-        overrides["artifacts"] = str(artifacts.absolute())
-    if force:
-        overrides["force"] = True
+    overrides = _overrides(store, artifacts) | ({"force": True} if force else {})
     try:
         page = run_all(config, overrides, recipe or None, ingest_only=ingest_only)
+    except SettingsError as error:
+        fail(str(error), USAGE)
     except RunError as error:
         fail(str(error))
     if page is not None:
         typer.echo(str(page))
 
 
+def _overrides(store: Path | None, artifacts: Path | None) -> dict[str, Any]:
+    given = {"store": store, "artifacts": artifacts}
+    return {name: str(path.absolute()) for name, path in given.items() if path is not None}
+
+
+def _once() -> Callable[[logging.LogRecord], bool]:
+    """A filter that lets a warning through the first time it is said."""
+    said: set[str] = set()
+
+    def first_time(record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        message = record.getMessage()
+        new = message not in said
+        said.add(message)
+        return new
+
+    return first_time
+
+
 @app.command()
 def sync(
-    config: Annotated[Path | None, typer.Option(help="Run configuration (YAML).")] = None,
+    config: ConfigOption = None,
+    store: RunStoreOption = None,
+    artifacts: RunArtifactsOption = None,
 ) -> None:
     """Register the store's batches with Dagster; `make ui` does this first."""
-    from pipelines.local import RunError, sync_only
+    from pipelines.local import sync_only
+    from resources.workspace import SettingsError
 
     try:
-        synced = sync_only(config)
-    except RunError as error:
-        fail(str(error))
+        synced = sync_only(config, _overrides(store, artifacts))
+    except SettingsError as error:
+        fail(str(error), USAGE)
     typer.echo(
         f"{len(synced.batches)} batches, {len(synced.new)} new, {len(synced.stale)} to ingest",
         err=True,
@@ -97,6 +134,9 @@ def sync(
 
 @app.command()
 def validate(
+    episode: Annotated[
+        str | None, typer.Argument(help="Judge this episode only (its id); default: all.")
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     policy: Annotated[
         Path | None,
@@ -110,21 +150,23 @@ def validate(
 
     try:
         listing = list_store(store)
+        chosen = listing.episodes if episode is None else [listing.find(episode)]
     except StoreError as error:
         fail(str(error), USAGE)
-    records = list(_sweep(listing.episodes, ValidationPolicy()))
+    records = list(_sweep(chosen, ValidationPolicy()))
     verdicts = [record.verdict for record in records]
     document: dict[str, Any] = {"store": str(store), "problems": list(listing.problems)}
     lines = [f"{p}" for p in listing.problems]
     if policy is None:
         document["episodes"] = [record.as_row() for record in records]
         lines += [
-            f"{r.episode_id} {r.host_id} {r.verdict}: {'; '.join(r.details)}"
+            f"{r.episode_id} {r.host_id} {r.verdict}: "
+            + "; ".join(f"{d} [{code}]" for code, d in zip(r.reasons, r.details, strict=True))
             for r in records
             if r.reasons
         ]
     else:
-        other = list(_sweep(listing.episodes, _read_policy(policy)))
+        other = list(_sweep(chosen, _read_policy(policy)))
         changes = [
             {
                 "episode_id": before.episode_id,
@@ -170,13 +212,13 @@ def _read_policy(path: Path) -> Any:
     from episodes.validation import ValidationPolicy
 
     try:
-        values = yaml.safe_load(path.read_text()) or {}
-        return ValidationPolicy(**values)
+        return ValidationPolicy(**(yaml.safe_load(path.read_text()) or {}))
     except OSError as error:
         fail(f"{path}: {error.strerror}", USAGE)
-    except (yaml.YAMLError, TypeError, ValueError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
         known = ", ".join(ValidationPolicy.__dataclass_fields__)
-        fail(f"{path}: not a validation policy ({error}); it can set {known}", USAGE)
+        said = str(error).removeprefix("ValidationPolicy.__init__() ")
+        fail(f"{path}: not a validation policy ({said}); it can set {known}", USAGE)
 
 
 def _extract(episode: str, store: Path) -> tuple[Path, Episode, Extracted]:
@@ -219,8 +261,12 @@ def extract(
         if rows.n_malformed:
             typer.echo(f"{path.name}: {name}: {rows.n_malformed} malformed rows skipped", err=True)
     windows = extracted.windows
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("wb") as file:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        file = out.open("wb")
+    except OSError as error:
+        fail(f"{out}: not written ({error.strerror})", USAGE)
+    with file:
         np.savez_compressed(
             file,
             series=extracted.series,

@@ -10,7 +10,7 @@ from assets.predictions import predictions
 from pipelines.jobs import JOBS
 from pipelines.schedules import nightly
 from pipelines.sensors import new_batches
-from resources.workspace import Workspace
+from resources.workspace import Workspace, workspace_from_environment
 
 
 def build_defs(*, workspace: Workspace | None = None) -> dg.Definitions:
@@ -34,4 +34,4 @@ def build_defs(*, workspace: Workspace | None = None) -> dg.Definitions:
     )
 
 
-defs = build_defs()
+defs = build_defs(workspace=workspace_from_environment())

@@ -5,22 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import yaml
-from pydantic import ValidationError
 
 from episodes.store import StoreError
 from evaluation.datasets import RECIPES
 from pipelines.definitions import build_defs
 from pipelines.home import prepare_dagster_home
 from pipelines.partitions import Synced, sync_batches
-from resources.workspace import Workspace, unknown_setting
+from resources.workspace import SettingsError, Workspace, read_workspace
 
 log = logging.getLogger("phasewatch")
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 class RunError(Exception):
-    """A run could not be started or failed; the message says which and why."""
+    """A run failed; the message says which and why."""
 
 
 def run_all(
@@ -33,11 +31,12 @@ def run_all(
     """Sync, ingest the stale batches, retrain the recipes; returns the report page's path.
 
     Raises:
-        RunError: the configuration is wrong, or a run failed.
+        SettingsError: the configuration is wrong, or there is no such recipe or store.
+        RunError: a run failed.
     """
     for recipe in recipes or ():
         if recipe not in RECIPES:
-            raise RunError(f"no recipe {recipe!r}; there is {', '.join(RECIPES)}")
+            raise SettingsError(f"no recipe {recipe!r}; there is {', '.join(RECIPES)}")
     workspace = read_workspace(config, overrides)
     with _instance() as instance:
         synced = _sync(instance, workspace)
@@ -51,47 +50,14 @@ def run_all(
     return workspace.report_page
 
 
-def sync_only(config: Path | None) -> Synced:
+def sync_only(config: Path | None, overrides: dict[str, Any]) -> Synced:
     """Register the store's batches.
 
     Raises:
-        RunError: the configuration is wrong, or there is no store.
+        SettingsError: the configuration is wrong, or there is no store.
     """
     with _instance() as instance:
-        return _sync(instance, read_workspace(config, {}))
-
-
-def read_workspace(config: Path | None, overrides: dict[str, Any]) -> Workspace:
-    """The workspace that a run configuration file describes.
-
-    Raises:
-        RunError: the file cannot be read or holds a setting that does not exist.
-    """
-    values: dict[str, Any] = {}
-    if config is not None:
-        try:
-            document = yaml.safe_load(config.read_text()) or {}
-        except OSError as error:
-            raise RunError(f"{config}: {error.strerror}") from error
-        except yaml.YAMLError as error:
-            raise RunError(f"{config}: not YAML: {error}") from error
-        try:
-            values = document["resources"]["workspace"]["config"]
-        except (KeyError, TypeError):
-            raise RunError(
-                f"{config}: no resources: workspace: config: section; see config/default.yaml"
-            ) from None
-    unknown = unknown_setting(values, Workspace.model_fields)
-    if unknown:
-        raise RunError(f"{config}: {unknown}")
-    try:
-        return Workspace(**values | overrides)
-    except ValidationError as error:
-        said = "\n".join(
-            f"  {'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}"
-            for e in error.errors()
-        )
-        raise RunError(f"{config or 'settings'}:\n{said}") from error
+        return _sync(instance, read_workspace(config, overrides))
 
 
 def _instance() -> dg.DagsterInstance:
@@ -103,7 +69,7 @@ def _sync(instance: dg.DagsterInstance, workspace: Workspace) -> Synced:
     try:
         synced = sync_batches(instance, workspace)
     except StoreError as error:
-        raise RunError(str(error)) from error
+        raise SettingsError(str(error)) from error
     for problem in synced.problems:
         log.warning("store: %s", problem)
     log.info("%d batches, %d to ingest", len(synced.batches), len(synced.stale))

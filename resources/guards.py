@@ -144,7 +144,7 @@ def require_current_batches(
             elif manifest.fingerprint != fingerprint:
                 drift = _contract_drift(manifest, workspace)
                 differences += [line for line in drift if line not in differences]
-                why = "another input layout" if drift else "other episodes or another policy"
+                why = "another input layout" if drift else "other episodes, policy or layout"
                 faults.append(f"{batch}: {stage} is stale, made from {why}")
             elif verify and (damage := manifest.damage()):
                 refuse(
@@ -163,7 +163,7 @@ def require_current_batches(
         refuse(
             f"Batches are not current:\n{listed}"
             + (f"\nThe input layout changed:{drift_text}" if differences else "")
-            + "\nIngest them: phasewatch run --ingest-only",
+            + f"\nIngest them: phasewatch run --ingest-only (store {workspace.store_path})",
             differences or faults,
         )
     return current

@@ -3,14 +3,16 @@
 It hands out paths and core values; the work itself is the core's.
 """
 
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import dagster as dg
-from pydantic import Field, create_model, model_validator
+import yaml
+from pydantic import Field, ValidationError, create_model, model_validator
 
 from episodes.store import StoredEpisode, StoreListing, list_store
 from episodes.validation import ValidationPolicy
@@ -134,12 +136,12 @@ class Workspace(dg.ConfigurableResource):
         return {stage: read_manifest(self.batch_folder(batch) / stage) for stage in STAGES}
 
     def stale_batches(self, listing: StoreListing) -> list[str]:
-        """Batches of which some artefact is absent or made from something else."""
+        """Batches of which some artefact is absent, cut off or made from something else."""
         stale = []
         for batch, episodes in listing.batches.items():
             wanted = self.fingerprint(episodes)
             manifests = self.batch_manifests(batch).values()
-            if any(m is None or m.fingerprint != wanted for m in manifests):
+            if any(m is None or m.fingerprint != wanted or not m.complete for m in manifests):
                 stale.append(batch)
         return stale
 
@@ -169,3 +171,56 @@ class Workspace(dg.ConfigurableResource):
             "splits": asdict(self.split_policy),
             "report": asdict(self.report_policy),
         }
+
+
+class SettingsError(Exception):
+    """A run configuration cannot be used; the message names the file and the setting."""
+
+
+def read_workspace(config: Path | None, overrides: Mapping[str, Any]) -> Workspace:
+    """The workspace that a run configuration file describes; ``overrides`` win over the file.
+
+    Raises:
+        SettingsError: the file cannot be read or holds a setting that does not exist.
+    """
+    values: dict[str, Any] = {}
+    if config is not None:
+        try:
+            document = yaml.safe_load(config.read_text()) or {}
+        except OSError as error:
+            raise SettingsError(f"{config}: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{config}: not YAML: {error}") from error
+        try:
+            values = document["resources"]["workspace"]["config"] or {}
+            values = dict(values)
+        except (KeyError, TypeError, ValueError):
+            raise SettingsError(
+                f"{config}: no resources: workspace: config: section; see config/default.yaml"
+            ) from None
+    unknown = unknown_setting(values, Workspace.model_fields)
+    if unknown:
+        raise SettingsError(f"{config}: {unknown}")
+    try:
+        return Workspace(**values | dict(overrides))
+    except ValidationError as error:
+        said = "\n".join(
+            f"  {'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        )
+        raise SettingsError(f"{config or 'settings'}:\n{said}") from error
+
+
+def workspace_from_environment(environ: Mapping[str, str] = os.environ) -> Workspace:
+    """What Dagster's processes use unless a run says otherwise.
+
+    ``PHASEWATCH_CONFIG`` names a run configuration; ``PHASEWATCH_STORE`` and
+    ``PHASEWATCH_ARTIFACTS`` win over it. ``make`` sets them from CONFIG, STORE and ARTIFACTS.
+
+    Raises:
+        SettingsError: see ``read_workspace``.
+    """
+    config = environ.get("PHASEWATCH_CONFIG")
+    named = {name: environ.get(f"PHASEWATCH_{name.upper()}") for name in ("store", "artifacts")}
+    overrides = {name: str(Path(path).absolute()) for name, path in named.items() if path}
+    return read_workspace(Path(config) if config else None, overrides)

@@ -100,6 +100,13 @@ def test_validate_ends_in_the_sum_of_verdicts() -> None:
     assert "labels.jsonl: phase 'failed'" in told.output
 
 
+def test_one_episode_is_judged_by_its_id() -> None:
+    told = phasewatch("validate", "01M7ZVF1R900000000DEFECT07")
+    assert told.exit_code == OK
+    assert "12.0 s, under 15 s [too_short]" in told.output
+    assert told.output.splitlines()[-1].endswith("= 1")
+
+
 def test_validate_as_json_is_one_document() -> None:
     document = json.loads(phasewatch("validate", "--json").stdout)
     assert len(document["episodes"]) == 91
@@ -146,7 +153,7 @@ def test_run_names_a_wrong_setting_before_anything_runs(
     config = tmp_path / "c.yaml"
     config.write_text(f"resources: {{workspace: {{config: {{{settings}}}}}}}")
     told = phasewatch("run", "--config", config, "--artifacts", tmp_path / "artifacts")
-    assert told.exit_code == FAILED
+    assert told.exit_code == USAGE
     assert says in told.output
     assert not (tmp_path / "artifacts").exists()
 

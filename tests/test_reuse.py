@@ -49,6 +49,21 @@ def test_a_damaged_artefact_is_made_anew(lab: Lab) -> None:
     assert shard.read_bytes() == content
 
 
+def test_a_deleted_file_makes_its_batch_stale(lab: Lab) -> None:
+    batch = lab.ingest()[0]
+    next(lab.workspace.batch_folder(batch).glob("tensor_shards/*.npy")).unlink()
+    assert lab.ingest() == [batch]
+
+
+def test_the_page_leaves_out_what_is_of_other_data(lab: Lab) -> None:
+    lab.ingest()
+    assert lab.execute("retrain", RECIPE).success
+    lab.store.add(host="lab-d", profile="io-walk", sample="io-walk.v0", duration_s=40)
+    lab.ingest()
+    refused = lab.execute("retrain", RECIPE, only=[dg.AssetKey("report")])
+    assert "No current evaluation report" in failure(refused)
+
+
 def test_one_stage_alone_can_be_materialized(lab: Lab) -> None:
     batch = lab.ingest()[0]
     shutil.rmtree(lab.workspace.batch_folder(batch) / "feature_shards")
