@@ -104,7 +104,8 @@ def predictions(
     say(
         context,
         f"score {batch} with {which.name} ({config.recipe}): "
-        f"{manifest.facts['windows']} windows in {manifest.path('predictions')}{', reused' if reused else ''}",
+        f"{manifest.facts['windows']} windows in {manifest.path('predictions')}"
+        + (", reused" if reused else ""),
     )
     return dg.MaterializeResult(
         metadata={
