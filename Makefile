@@ -3,11 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Where to read and write, and with which settings; Dagster's own processes see them too.
-ARTIFACTS ?= artifacts
 export PHASEWATCH_CONFIG := $(CONFIG)
 export PHASEWATCH_STORE := $(STORE)
 export PHASEWATCH_ARTIFACTS := $(abspath $(ARTIFACTS))
-export DAGSTER_HOME := $(abspath $(ARTIFACTS))/dagster_home
+export DAGSTER_HOME := $(abspath $(or $(ARTIFACTS),artifacts))/dagster_home
 
 .DEFAULT_GOAL := help
 .PHONY: help run ui test bench lint clean
@@ -16,6 +15,7 @@ help:  ## say what there is
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /make \1\t/' | expand -t 14
 
 .venv/.installed: pyproject.toml constraints.txt
+	@echo "installing into .venv: about 1 GB of downloads, a few minutes, once"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,orchestrate,dev]'
 	touch $@

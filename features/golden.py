@@ -2,8 +2,8 @@
 
 Two recorded episodes: one with a coarse netflow clock and no guest rows, one with a gap, in which
 ``new_flows`` was changed by hand so that no two channels coincide. The digest of the committed
-file is part of every contract. Rewrite it (``python -m
-features.golden``) only together with ``contract.PREPROCESSING_VERSION`` or the registry.
+file is part of every contract. Rewrite it (``python -m features.golden``) only together with
+``contract.PREPROCESSING_VERSION`` or the registry.
 """
 
 from __future__ import annotations
