@@ -77,6 +77,15 @@ class StoreListing:
     def without_file(self) -> list[StoredEpisode]:
         return [episode for episode in self.episodes if episode.size_bytes is None]
 
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """Where index and files disagree, and what belongs to no batch: one line each."""
+        return (
+            *self.problems,
+            *(f"{e.host_id}/{e.episode_id}: on disk, not in the index" for e in self.unindexed),
+            *(f"{e.host_id}/{e.episode_id}: in the index, not on disk" for e in self.without_file),
+        )
+
     def find(self, episode_id: str) -> StoredEpisode:
         """The episode with this id.
 

@@ -155,8 +155,8 @@ def validate(
         fail(str(error), USAGE)
     records = list(_sweep(chosen, ValidationPolicy()))
     verdicts = [record.verdict for record in records]
-    document: dict[str, Any] = {"store": str(store), "problems": list(listing.problems)}
-    lines = [f"{p}" for p in listing.problems]
+    document: dict[str, Any] = {"store": str(store), "differences": list(listing.differences)}
+    lines = list(listing.differences) if episode is None else []
     if policy is None:
         document["episodes"] = [record.as_row() for record in records]
         lines += [

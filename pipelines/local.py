@@ -14,6 +14,7 @@ from pipelines.partitions import Synced, sync_batches
 from resources.workspace import SettingsError, Workspace, read_workspace
 
 log = logging.getLogger("phasewatch")
+_SHOWN = 5  # differences between index and files that are said in full
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -70,8 +71,10 @@ def _sync(instance: dg.DagsterInstance, workspace: Workspace) -> Synced:
         synced = sync_batches(instance, workspace)
     except StoreError as error:
         raise SettingsError(str(error)) from error
-    for problem in synced.problems:
-        log.warning("store: %s", problem)
+    for difference in synced.differences[:_SHOWN]:
+        log.warning("store: %s", difference)
+    if len(synced.differences) > _SHOWN:
+        log.warning("store: and %d more; see phasewatch validate", len(synced.differences) - _SHOWN)
     log.info("%d batches, %d to ingest", len(synced.batches), len(synced.stale))
     return synced
 

@@ -15,7 +15,7 @@ class Synced:
     batches: list[str]
     new: list[str]  # registered just now
     stale: list[str]  # to ingest
-    problems: tuple[str, ...]  # lines and files of the store that belong to no batch
+    differences: tuple[str, ...]  # where the store's index and files disagree
 
 
 def sync_batches(instance: dg.DagsterInstance, workspace: Workspace) -> Synced:
@@ -30,5 +30,5 @@ def sync_batches(instance: dg.DagsterInstance, workspace: Workspace) -> Synced:
         batches=list(listing.batches),
         new=new,
         stale=workspace.stale_batches(listing),
-        problems=listing.problems,
+        differences=listing.differences,
     )

@@ -98,6 +98,8 @@ def test_validate_ends_in_the_sum_of_verdicts() -> None:
         "69 accepted + 10 degraded + 10 rejected + 2 errored = 91"
     )
     assert "labels.jsonl: phase 'failed'" in told.output
+    assert "lab-a/01M7ZVY9QAA35M021R2Z7Y1HWP: on disk, not in the index" in told.output
+    assert "lab-c/01M7ZWF56600000000DEFECT09: in the index, not on disk" in told.output
 
 
 def test_one_episode_is_judged_by_its_id() -> None:
