@@ -3,6 +3,7 @@
 import base64
 import json
 from collections import Counter
+from dataclasses import asdict
 from itertools import product
 from typing import Any
 
@@ -184,7 +185,7 @@ def build_report_asset(which: Variant) -> dg.AssetsDefinition:
                 "stage": EVALUATION_VERSION,
                 "variant": which.name,
                 "predictions": predictions.version,
-                "policy": workspace.settings()["report"],
+                "policy": asdict(workspace.report_policy),
             }
         )
         folder = workspace.report_folder(recipe) / which.name
@@ -276,10 +277,14 @@ def report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materi
     refuse_throwaway_instance(context.instance)
     watch = Stopwatch()
     manifests, outdated = [], []
+    batches = {
+        batch: {stage: m.version for stage, m in workspace.batch_manifests(batch).items() if m}
+        for batch in workspace.listing().batches
+    }
     for recipe, which in product(RECIPES, VARIANTS):
         manifest = read_manifest(workspace.report_folder(recipe) / which.name)
         if manifest is not None:
-            (manifests if _is_current(manifest, workspace) else outdated).append(manifest)
+            (manifests if _is_current(manifest, workspace, batches) else outdated).append(manifest)
     for manifest in outdated:
         name = f"{manifest.facts['variant']} ({manifest.facts['recipe']})"
         say(context, f"report page: {name} is of other data or another layout, left out")
@@ -305,7 +310,9 @@ def report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materi
     )
 
 
-def _is_current(manifest: Manifest, workspace: Workspace) -> bool:
+def _is_current(
+    manifest: Manifest, workspace: Workspace, batches: dict[str, dict[str, str]]
+) -> bool:
     """Whether a report speaks of the dataset and the layout in force: others do not compare."""
     report = read_report(manifest)
     recipe = report["recipe"]
@@ -315,10 +322,6 @@ def _is_current(manifest: Manifest, workspace: Workspace) -> bool:
     ]
     if dataset is None or dataset.version != report["dataset_version"]:
         return False
-    batches = {
-        batch: {stage: m.version for stage, m in workspace.batch_manifests(batch).items() if m}
-        for batch in workspace.listing().batches
-    }
     return dataset.facts["batches"] == batches and report["contract_hash"] == layout
 
 

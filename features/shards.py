@@ -70,6 +70,7 @@ class ShardWriter:
         self._feature = feature
         self._shard = -1
         self._episodes = 0
+        self._bins = 0  # of the shard being written
         self._series: SeriesFile | None = None
         self._columns: dict[str, list[Any]] = {}
         self._features: list[NDArray[np.float32]] = []
@@ -85,10 +86,8 @@ class ShardWriter:
             self._start_shard()
         windows = extracted.windows
         first_row = len(self._columns["row"])
-        first_bin = self._series.n_rows if self._series else self._bins
         if self._series:
             self._series.append(extracted.series)
-        self._bins += len(extracted.series)
         per_episode = {
             name: [getattr(record, name)] * len(windows)
             for name in WINDOW_COLUMNS
@@ -100,12 +99,13 @@ class ShardWriter:
             "label": windows.label.tolist(),
             "purity": windows.purity.tolist(),
             "shard": [self._shard] * len(windows),
-            "first_bin": (first_bin + windows.start_bin).tolist(),
+            "first_bin": (self._bins + windows.start_bin).tolist(),
             "row": range(first_row, first_row + len(windows)),
         } | {f"coverage_{s}": extracted.coverage[:, i] for i, s in enumerate(SOURCE_NAMES)}
         for name, values in (per_episode | per_window).items():
             self._columns[name].extend(values)
         self._features.append(extracted.features)
+        self._bins += len(extracted.series)
         self._episodes += 1
         self.n_windows += len(windows)
         self.n_bins += len(extracted.series)

@@ -11,7 +11,7 @@ from features.registry import MODES
 from models.hyperparameters import CnnConfig, GbtConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from features.registry import InputKind, Mode
     from models.base import Classifier
@@ -89,6 +89,16 @@ def variant(model: str, mode: str) -> Variant:
     )
 
 
+def unknown_name(values: Any, known: Collection[str], what: str) -> str | None:
+    """What to say of the first key that does not exist; None: all do."""
+    for name in values if isinstance(values, dict) else ():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
+            return f"no {what} {name!r}; {hint}"
+    return None
+
+
 def model_config(model: str, values: Mapping[str, Any]) -> Any:
     """Typed hyper-parameters of a model from plain values, defaults for what is not given.
 
@@ -97,11 +107,10 @@ def model_config(model: str, values: Mapping[str, Any]) -> Any:
     """
     kind = MODELS[model].config
     known = {field.name: field for field in fields(kind)}
+    unknown = unknown_name(values, known, "hyper-parameter")
+    if unknown:
+        raise ValueError(f"{model}: {unknown}")
     for name, value in values.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; there is {', '.join(known)}"
-            raise ValueError(f"{model}: no hyper-parameter {name!r}{hint}")
         wanted = type(known[name].default)
         if isinstance(value, bool) != (wanted is bool) or not isinstance(
             value, (int, float) if wanted is float else wanted

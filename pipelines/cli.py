@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from pipelines.home import ROOT
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from features.extraction import Extracted
 
 OK, FAILED, USAGE, REJECTED, MISMATCH = range(5)
-ROOT = Path(__file__).resolve().parent.parent
 
 app = typer.Typer(
     name="phasewatch",
@@ -127,7 +128,8 @@ def sync(
     except SettingsError as error:
         fail(str(error), USAGE)
     typer.echo(
-        f"{len(synced.batches)} batches, {len(synced.new)} new, {len(synced.stale)} to ingest",
+        f"{len(synced.listing.batches)} batches, {len(synced.new)} new, "
+        f"{len(synced.stale)} to ingest",
         err=True,
     )
 

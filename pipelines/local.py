@@ -42,7 +42,7 @@ def run_all(
     with _instance() as instance:
         synced = _sync(instance, workspace)
         definitions = build_defs(workspace=workspace)
-        for batch in synced.batches if workspace.force else synced.stale:
+        for batch in synced.listing.batches if workspace.force else synced.stale:
             _execute(definitions, "ingest", batch, instance)
         if ingest_only:
             return None
@@ -71,11 +71,12 @@ def _sync(instance: dg.DagsterInstance, workspace: Workspace) -> Synced:
         synced = sync_batches(instance, workspace)
     except StoreError as error:
         raise SettingsError(str(error)) from error
-    for difference in synced.differences[:_SHOWN]:
+    differences = synced.listing.differences
+    for difference in differences[:_SHOWN]:
         log.warning("store: %s", difference)
-    if len(synced.differences) > _SHOWN:
-        log.warning("store: and %d more; see phasewatch validate", len(synced.differences) - _SHOWN)
-    log.info("%d batches, %d to ingest", len(synced.batches), len(synced.stale))
+    if len(differences) > _SHOWN:
+        log.warning("store: and %d more; see phasewatch validate", len(differences) - _SHOWN)
+    log.info("%d batches, %d to ingest", len(synced.listing.batches), len(synced.stale))
     return synced
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from assets.partitions import BATCHES
+from episodes.store import StoreListing
 from resources.workspace import Workspace
 
 
@@ -12,10 +13,9 @@ from resources.workspace import Workspace
 class Synced:
     """What a look at the store found."""
 
-    batches: list[str]
-    new: list[str]  # registered just now
-    stale: list[str]  # to ingest
-    differences: tuple[str, ...]  # where the store's index and files disagree
+    listing: StoreListing
+    new: list[str]  # batches registered just now
+    stale: list[str]  # batches to ingest
 
 
 def sync_batches(instance: dg.DagsterInstance, workspace: Workspace) -> Synced:
@@ -26,9 +26,4 @@ def sync_batches(instance: dg.DagsterInstance, workspace: Workspace) -> Synced:
     new = [batch for batch in listing.batches if batch not in known]
     if new:
         instance.add_dynamic_partitions(BATCHES.name, new)
-    return Synced(
-        batches=list(listing.batches),
-        new=new,
-        stale=workspace.stale_batches(listing),
-        differences=listing.differences,
-    )
+    return Synced(listing, new, workspace.stale_batches(listing))

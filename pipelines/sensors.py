@@ -11,14 +11,13 @@ from resources.workspace import Workspace
 def new_batches(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult:
     """Registers new batches and requests one run for each that is new or changed."""
     synced = sync_batches(context.instance, workspace)
-    listing = workspace.listing()
     requests = [
         dg.RunRequest(
-            run_key=f"{batch}:{workspace.fingerprint(listing.batches[batch])}",
+            run_key=f"{batch}:{workspace.fingerprint(synced.listing.batches[batch])}",
             partition_key=batch,
         )
         for batch in synced.stale
     ]
     if not requests:
-        return dg.SensorResult(skip_reason=f"all {len(synced.batches)} batches are current")
+        return dg.SensorResult(skip_reason=f"all {len(synced.listing.batches)} batches are current")
     return dg.SensorResult(run_requests=requests)

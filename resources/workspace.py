@@ -4,9 +4,8 @@ It hands out paths and core values; the work itself is the core's.
 """
 
 import os
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, fields
-from difflib import get_close_matches
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -21,7 +20,7 @@ from evaluation.scores import ReportPolicy
 from features import registry
 from features.ingest import STAGES, batch_fingerprint
 from features.manifest import Manifest, read_manifest
-from models.registry import MODELS, Variant, model_config
+from models.registry import MODELS, Variant, model_config, unknown_name
 
 ROOT = Path(__file__).resolve().parent.parent
 """The clone: relative paths in the configuration start here, not in the working directory."""
@@ -47,20 +46,10 @@ class _Section(dg.Config):
     @model_validator(mode="before")
     @classmethod
     def _known(cls, values: Any) -> Any:
-        unknown = unknown_setting(values, cls.model_fields)
+        unknown = unknown_name(values, cls.model_fields, "setting")
         if unknown:
             raise ValueError(unknown)
         return values
-
-
-def unknown_setting(values: Any, known: Collection[str]) -> str | None:
-    """What to say of the first setting that does not exist; None: all do."""
-    for name in values if isinstance(values, dict) else ():
-        if name not in known:
-            near = get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
-            return f"no setting {name!r}; {hint}"
-    return None
 
 
 Validation = config_section(ValidationPolicy)
@@ -164,14 +153,6 @@ class Workspace(dg.ConfigurableResource):
     def predictions_folder(self, batch: str, recipe: str, which: Variant) -> Path:
         return self.artifacts_path / "predictions" / batch / f"{which.name}.{recipe}"
 
-    def settings(self) -> dict[str, Any]:
-        """Every setting as plain values."""
-        return {
-            "validation": asdict(self.policy),
-            "splits": asdict(self.split_policy),
-            "report": asdict(self.report_policy),
-        }
-
 
 class SettingsError(Exception):
     """A run configuration cannot be used; the message names the file and the setting."""
@@ -198,7 +179,7 @@ def read_workspace(config: Path | None, overrides: Mapping[str, Any]) -> Workspa
             raise SettingsError(
                 f"{config}: no resources: workspace: config: section; see config/default.yaml"
             ) from None
-    unknown = unknown_setting(values, Workspace.model_fields)
+    unknown = unknown_name(values, Workspace.model_fields, "setting")
     if unknown:
         raise SettingsError(f"{config}: {unknown}")
     try:
