@@ -23,39 +23,46 @@ PREPROCESSING_VERSION = 1
 
 GOLDEN_FILE = Path(__file__).parent / "golden" / "golden.npz"
 
-_RULES = {
-    "level": "last value, carried up to max_age_ms",
-    "counter": "linear interpolation, increase per second, no stretch over max_age_ms",
-    "bucket": "sum of rows, no row is 0",
+RULES: dict[str, Any] = {
+    "resample": {
+        "level": "last value, carried up to max_age_ms",
+        "counter": "linear interpolation, increase per second, no stretch over max_age_ms",
+        "bucket": "sum of rows, no row is 0",
+    },
+    "wrap": {"level": "none", "counter": "a decrease is missing", "bucket": "none"},
+    "clock": "t_wall_ns since the earliest label",
+    "edge": "whole windows only",
+    "assignment": "phase of the latest label at or before the window's centre",
+    "purity": "share of bin centres at which the phase is the window's label",
 }
-_WRAPS = {"level": "none", "counter": "a decrease is missing", "bucket": "none"}
+"""What the code does that no setting of the layout says. Whoever changes it there says so here."""
 
 
 def canonical_json(value: object) -> bytes:
-    """RFC 8785 for what contracts hold: sorted keys, no space, integers below 2^53, no floats.
+    """RFC 8785 for what contracts hold: keys in order of UTF-16, no space, no floats.
 
     Raises:
-        ValueError: ``value`` holds a float, a large integer or a key that is no ASCII string.
+        ValueError: ``value`` holds a float, an integer of 2^53 or more, a key that is no string,
+            or text that is not Unicode.
     """
-    _check_canonical(value)
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.encode()
+    return json.dumps(_canonical(value), separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def _check_canonical(value: object) -> None:
+def _canonical(value: object) -> object:
     if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str) or not key.isascii():
-                raise ValueError(f"key {key!r} is no ASCII string")
-            _check_canonical(item)
-    elif isinstance(value, list):
-        for item in value:
-            _check_canonical(item)
-    elif isinstance(value, int):
-        if abs(value) >= 2**53:
-            raise ValueError(f"{value} is 2^53 or more")
-    elif not isinstance(value, str | None):
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(f"key {key!r} is no string")
+        # UTF-16 puts what lies beyond U+FFFF before U+E000; code points would not
+        keys = sorted(value, key=lambda key: key.encode("utf-16-be"))
+        return {key: _canonical(value[key]) for key in keys}
+    if isinstance(value, list):
+        return [_canonical(item) for item in value]
+    if isinstance(value, int) and abs(value) >= 2**53:
+        raise ValueError(f"{value} is 2^53 or more")
+    if not isinstance(value, str | int | None):
         raise ValueError(f"{value!r} cannot be part of a hashed section")
+    return value
 
 
 def section_hash(name: str, value: object) -> str:
@@ -85,8 +92,13 @@ class Contract:
         }
 
 
+def golden_digest() -> str:
+    """sha256 of the committed golden vectors."""
+    return _file_digest(GOLDEN_FILE)
+
+
 @cache
-def _golden_digest(path: Path) -> str:
+def _file_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -101,7 +113,7 @@ def contract_of(layout: Layout, input_kind: InputKind) -> Contract:
                 "path": list(channel.path),
                 "unit": channel.unit,
                 "kind": channel.kind,
-                "wrap": _WRAPS[channel.kind],
+                "wrap": RULES["wrap"][channel.kind],
                 "deployable": channel.deployable,
             }
             for channel in layout.channels
@@ -111,20 +123,21 @@ def contract_of(layout: Layout, input_kind: InputKind) -> Contract:
             "stride_ms": window.stride_ms,
             "bin_ms": window.bin_ms,
             "max_age_ms": window.max_age_ms,
-            "resample": dict(_RULES),
-            "clock": "t_wall_ns since the earliest label",
-            "edge": "whole windows only",
+            "resample": dict(RULES["resample"]),
+            "clock": RULES["clock"],
+            "edge": RULES["edge"],
         },
     }
     if input_kind == "summary":
         sections["stats"] = {"ordered": list(layout.stats), "min_bins": window.min_bins}
     sections["labels"] = {
         "classes": list(layout.phases),
-        "assignment": "phase of the latest label at or before the window's centre",
+        "assignment": RULES["assignment"],
+        "purity": RULES["purity"],
     }
     sections["preprocessing"] = {
         "version": PREPROCESSING_VERSION,
-        "golden_sha256": _golden_digest(GOLDEN_FILE),
+        "golden_sha256": golden_digest(),
     }
     return Contract(sections)
 
@@ -171,47 +184,39 @@ def _diff_channels(was: list[dict[str, Any]], now: list[dict[str, Any]]) -> Iter
 
 
 def _diff_ordered(what: str, was: list[str], now: list[str]) -> Iterator[str]:
-    """Position by position; entries that only moved along with their neighbours share a line."""
-    run: list[int] = []  # positions of entries shifted by one and the same distance
+    """The fate of every entry, each told once: gone, new, moved, or shifted with its neighbours."""
+    run: list[int] = []  # positions of consecutive entries that moved by one and the same distance
 
-    def shift(i: int) -> int | None:
-        return now.index(was[i]) - i if i < len(was) and was[i] in now else None
+    def shift(i: int) -> int:
+        return now.index(was[i]) - i
 
     def flush() -> Iterator[str]:
         if len(run) > 1:
-            first, last = run[0], run[-1]
-            by = shift(first)
+            first, last, by = run[0], run[-1], shift(run[0])
             yield (
                 f"{what}s {first}-{last} ({was[first]} … {was[last]}) moved by {by:+d} "
-                f"to {first + (by or 0)}-{last + (by or 0)}"
+                f"to {first + by}-{last + by}"
             )
         elif run:
-            yield f"{what} {run[0]} was {was[run[0]]}, has moved to {run[0] + (shift(run[0]) or 0)}"
+            yield f"{what} {run[0]} was {was[run[0]]}, has moved to {now.index(was[run[0]])}"
         run.clear()
 
     for i in range(max(len(was), len(now))):
         old = was[i] if i < len(was) else None
         new = now[i] if i < len(now) else None
-        if old == new:
-            yield from flush()
-            continue
-        moved_in = new in was
-        if old is not None and old in now and (moved_in or new is None):
+        comes = new is not None and new not in was
+        moves = old != new and old is not None and old in now
+        if moves and not comes:
             if run and shift(run[-1]) != shift(i):
                 yield from flush()
             run.append(i)
             continue
         yield from flush()
-        if old is None:
-            if not moved_in:
-                yield f"{what} {i} is new: {new}"
-            continue
-        gone = f"moved to {now.index(old)}" if old in now else "gone"
-        line = f"{what} {i} was {old} ({gone})"
-        if new is not None:
-            came = f"was at {was.index(new)}" if moved_in else "new"
-            line += f", is now {new} ({came})"
-        yield line
+        if old is None and comes:
+            yield f"{what} {i} is new: {new}"
+        elif old is not None and old != new:
+            gone = f"moved to {now.index(old)}" if moves else "gone"
+            yield f"{what} {i} was {old} ({gone})" + (f", is now {new} (new)" if comes else "")
     yield from flush()
 
 
@@ -226,4 +231,5 @@ def _diff_values(name: str, was: Any, now: Any) -> Iterator[str]:
 def _word(value: Any) -> str:
     if value is None:
         return "absent"
-    return value if isinstance(value, str) and value else json.dumps(value)
+    plain = isinstance(value, str) and value and " " not in value
+    return value if plain else json.dumps(value, ensure_ascii=False)

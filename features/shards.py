@@ -199,7 +199,7 @@ class TensorWindows:
         kept = np.flatnonzero(self.keep)
         out = np.empty((len(shard), self.n_timepoints, len(kept)), dtype=np.float32)
         for number in np.unique(shard):
-            series = np.load(self.paths[number], mmap_mode="r", allow_pickle=False)
+            series = np.lib.format.open_memmap(self.paths[number], mode="r")
             here = np.flatnonzero(shard == number)
             bins = first_bin[here, None] + np.arange(self.n_timepoints)
             out[here] = series[bins][:, :, kept]

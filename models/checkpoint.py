@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -15,20 +16,23 @@ import stat
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from features.contract import Contract, contract_of, diff_contracts
+import numpy as np
+
+from features.contract import Contract, contract_of, diff_contracts, golden_digest
+from features.golden import REWRITE, read_golden
 from features.manifest import fingerprint, write_atomically
+from features.windows import window_views
 from models.base import Classifier, NotFittedError
 from models.registry import MODELS, Variant, model_config, variant
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from features.registry import Layout
 
-VERSION = 1
+VERSION = 2
 SUFFIX = ".ckpt.json"
 MAX_HEADER_BYTES = 2**20
 MAX_SIDECAR_BYTES = 2**30
@@ -47,12 +51,14 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "sidecar_sha256": str,
     "sidecar_bytes": int,
     "pca_proj": list,
+    "golden": dict,
     "config": dict,
     "contract": dict,
     "contract_hash": str,
     "train_meta": dict,
     "artifact_id": str,
 }
+_GOLDEN_DIGITS = 6
 _SIDECAR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -84,6 +90,18 @@ class Checkpoint:
     def artifact_id(self) -> str:
         return self.header["artifact_id"]
 
+    def predict_episode(
+        self, series: NDArray[np.float32], features: NDArray[np.float32], layout: Layout
+    ) -> NDArray[np.float32]:
+        """Probabilities ``(n_windows, n_classes)`` of the windows of one episode.
+
+        ``series`` is ``(n_bins, n_channels)`` and ``features`` ``(n_windows, n_features)``, over
+        every input of the layout; what the mode may not see is left out here.
+        """
+        summary = self.header["input_kind"] == "summary"
+        every = features if summary else window_views(series, layout.window)
+        return self.model.predict_proba(every[..., np.array(self.header["keep_mask"], dtype=bool)])
+
 
 def checkpoint_path(folder: Path, which: Variant) -> Path:
     return folder / f"{which.name}{SUFFIX}"
@@ -101,10 +119,12 @@ def save_checkpoint(
     """Write ``<model>_<mode>.ckpt.json`` and its sidecar to ``folder``; returns the header.
 
     The sidecar carries its hash in its name and is written first, the header last, each by one
-    rename: a kill at any moment leaves the old checkpoint or the new one.
+    rename: a kill at any moment leaves the old checkpoint or the new one. The golden probabilities
+    are those of the model as loading rebuilds it, so what cannot be loaded is not written.
 
     Raises:
         NotFittedError: the model was never fitted.
+        CheckpointError: the sidecar cannot be rebuilt, or the header is too large.
     """
     if model.n_inputs_ is None:
         raise NotFittedError(f"{which.name} is not fitted: nothing to save")
@@ -132,6 +152,11 @@ def save_checkpoint(
         "contract_hash": contract.hash,
         "train_meta": train_meta,
     }
+    rebuilt = Checkpoint(header, _rebuild(header, sidecar, which.name))
+    header["golden"] = {
+        "sha256": golden_digest(),
+        "proba": golden_probabilities(rebuilt, layout),
+    }
     header["artifact_id"] = artifact_id(header)
     text = json.dumps(header, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
     if len(text) > MAX_HEADER_BYTES:
@@ -143,6 +168,28 @@ def save_checkpoint(
         if stray.name not in (path.name, sidecar_name):
             stray.unlink()
     return header
+
+
+def golden_probabilities(checkpoint: Checkpoint, layout: Layout) -> dict[str, Any] | None:
+    """What a checkpoint says of the committed golden vectors, by episode, in six decimals.
+
+    None where they were made for other inputs than those of ``layout``.
+    """
+    golden = read_golden(layout)
+    if golden is None:
+        logging.getLogger("phasewatch").warning(
+            "the golden vectors are of another layout, so checkpoints cannot be verified; %s, "
+            "then retrain",
+            REWRITE,
+        )
+        return None
+    return {
+        episode_id: [
+            [round(float(p), _GOLDEN_DIGITS) for p in row]
+            for row in checkpoint.predict_episode(frozen.series, frozen.features, layout)
+        ]
+        for episode_id, frozen in golden.items()
+    }
 
 
 def artifact_id(header: dict[str, Any]) -> str:
@@ -167,11 +214,12 @@ def read_header(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a checkpoint header: no JSON object")
     if header.get("version") != VERSION:
         raise CheckpointError(
-            f"{path}: header version {header.get('version')!r}; this phasewatch reads {VERSION}"
+            f"{path}: header version {header.get('version')!r}, this phasewatch reads {VERSION}; "
+            "retrain"
         )
     missing = [name for name in _FIELDS if name not in header]
     if missing:
-        raise CheckpointError(f"{path}: the header lacks {', '.join(missing)}")
+        raise CheckpointError(f"{path}: the header lacks {', '.join(missing)}; retrain")
     if artifact_id(header) != header["artifact_id"]:
         raise CheckpointError(
             f"{path}: the header was changed after it was written (its artifact_id does not fit); "
@@ -198,24 +246,43 @@ def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
         CheckpointError: a file is absent, changed, swapped or not parseable.
     """
     header = read_header(path)
+    sidecar = read_sidecar(path, header)
+    check_contract(header, layout, str(path))
+    return Checkpoint(header, _rebuild(header, sidecar, str(path)))
+
+
+def read_sidecar(path: Path, header: dict[str, Any]) -> bytes:
+    """The sidecar's bytes, if they are those that were trained.
+
+    Raises:
+        CheckpointError: it is absent, a link, too large, or has other bytes.
+    """
     beside = path.parent / header["sidecar"]
     sidecar = _read_file(beside, MAX_SIDECAR_BYTES)
+    if len(sidecar) != header["sidecar_bytes"]:
+        raise CheckpointError(
+            f"{beside}: not the bytes that were trained ({len(sidecar):,} bytes, the header says "
+            f"{header['sidecar_bytes']:,}); restore the file or retrain"
+        )
     if hashlib.sha256(sidecar).hexdigest() != header["sidecar_sha256"]:
         raise CheckpointError(
             f"{beside}: not the bytes that were trained (sha256 differs from the "
             "header's); restore the file or retrain"
         )
-    check_contract(header, layout, str(path))
+    return sidecar
+
+
+def _rebuild(header: dict[str, Any], sidecar: bytes, what: str) -> Classifier:
     try:
         config = model_config(header["name"], header["config"])
         model = MODELS[header["name"]].build(config, header["n_classes"], device="cpu")
         model.restore(sidecar, sum(header["keep_mask"]), header["standardize"])
     except Exception as error:
         raise CheckpointError(
-            f"{path}: the sidecar has the right hash but cannot be rebuilt "
+            f"{what}: the sidecar has the right hash but cannot be rebuilt "
             f"({type(error).__name__}: {error}); retrain"
         ) from error
-    return Checkpoint(header, model)
+    return model
 
 
 def check_contract(header: dict[str, Any], layout: Layout, what: str) -> None:
@@ -223,6 +290,27 @@ def check_contract(header: dict[str, Any], layout: Layout, what: str) -> None:
 
     Raises:
         ContractMismatchError: lists every difference and what to do.
+        CheckpointError: see ``contract_differences``.
+    """
+    differences = contract_differences(header, layout, what)
+    if differences:
+        raise ContractMismatchError(what, differences, remedy(header))
+
+
+def remedy(header: dict[str, Any]) -> str:
+    """What to do about a checkpoint of another layout."""
+    retrain = f"Retrain {header['name']}_{header['mode']}"
+    commit, _, dirty = str(header["train_meta"].get("code_commit", "unknown")).partition("-")
+    if commit == "unknown":
+        return f"{retrain}; the commit that wrote it is not known."
+    note = f"{commit[:7]}, which had uncommitted changes" if dirty else commit[:7]
+    return f"{retrain}, or check out the registry that wrote it (commit {note})."
+
+
+def contract_differences(header: dict[str, Any], layout: Layout, what: str) -> list[str]:
+    """Every difference between a header's contract and the live one, a line each.
+
+    Raises:
         CheckpointError: the header's sections do not have the hashes it states, or it names no
             known model.
     """
@@ -237,25 +325,22 @@ def check_contract(header: dict[str, Any], layout: Layout, what: str) -> None:
         raise CheckpointError(f"{what}: the header's contract is malformed: {error!r}") from error
     if not sound:
         raise CheckpointError(f"{what}: the contract's sections do not have the hashes it states")
+    if differences:
+        return differences
+    if trained.hash != live.hash:  # 1 where True was, say: equal to Python, not in JSON
+        return [f"section {n} has another hash" for n in live.hashes if live.hashes[n] != stated[n]]
     expected = {
         "input_kind": which.spec.input_kind,
+        "schema_hash": layout.schema_hash(which.spec.input_kind),
         "phases": list(layout.phases),
         "n_classes": len(layout.phases),
         "keep_mask": layout.keep_mask(which.mode, which.spec.input_kind).tolist(),
     }
-    if not differences:  # else these follow from what is listed
-        differences = [
-            f"{name} was {header[name]}, is {value}"
-            for name, value in expected.items()
-            if header[name] != value
-        ]
-    if differences or live.hash != header["contract_hash"]:
-        commit = str(header["train_meta"].get("code_commit", "unknown"))[:7]
-        raise ContractMismatchError(
-            what,
-            differences or ["the contract hash differs"],
-            f"Retrain {which.name}, or check out the registry that wrote it (commit {commit}).",
-        )
+    return [
+        f"{name} was {header[name]}, is {value}"
+        for name, value in expected.items()
+        if fingerprint(header[name]) != fingerprint(value)
+    ]
 
 
 def _read_file(path: Path, limit: int) -> bytes:

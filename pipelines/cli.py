@@ -1,18 +1,27 @@
-"""The command line. Heavy libraries are imported by the commands that need them, not here.
-
-Exit codes: 0 ok, 1 failed, 2 usage, 3 data rejected, 4 contract mismatch.
-"""
+"""The command line. Heavy libraries are imported by the commands that need them, not here."""
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines import cli_checkpoints
+from pipelines.console import (
+    FAILED,
+    MISMATCH,
+    OK,
+    REJECTED,
+    USAGE,
+    CheckpointArgument,
+    JsonOption,
+    fail,
+    say_json,
+    track,
+)
 from pipelines.home import ROOT
 
 if TYPE_CHECKING:
@@ -22,7 +31,7 @@ if TYPE_CHECKING:
     from episodes.validation import Record
     from features.extraction import Extracted
 
-OK, FAILED, USAGE, REJECTED, MISMATCH = range(5)
+__all__ = ["FAILED", "MISMATCH", "OK", "REJECTED", "USAGE", "app", "main"]
 
 app = typer.Typer(
     name="phasewatch",
@@ -31,17 +40,12 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_checkpoints.contract_app, name="contract")
 
 StoreOption = Annotated[
     Path, typer.Option(help="Folder of the episode store (index.jsonl and episodes/).")
 ]
 DEFAULT_STORE = ROOT / "data" / "store"
-
-
-def fail(message: str, code: int = FAILED) -> NoReturn:
-    """Say what is wrong on stderr and leave."""
-    typer.echo(message, err=True)
-    raise typer.Exit(code)
 
 
 ConfigOption = Annotated[
@@ -144,7 +148,7 @@ def validate(
         Path | None,
         typer.Option(help="Another policy (YAML): a dry run that shows what it would change."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Judge every episode of a store; nothing is written."""
     from episodes.store import StoreError, list_store
@@ -188,24 +192,18 @@ def validate(
         verdicts = [record.verdict for record in other]
     document["summary"] = summary_line(verdicts)
     lines.append(document["summary"])
-    typer.echo(json.dumps(document, indent=1) if as_json else "\n".join(lines))
+    if as_json:
+        say_json(document)
+    else:
+        typer.echo("\n".join(lines))
 
 
 def _sweep(episodes: list, policy: Any) -> Iterator[Record]:
-    from rich.progress import track
-
     from episodes.validation import validate as judge
     from features.registry import LAYOUT
 
-    for stored in track(episodes, "validating", console=_console(), transient=True):
+    for stored in track(episodes, "validating"):
         yield judge(stored, policy, LAYOUT.fields)[0]
-
-
-def _console() -> Any:
-    """Progress goes to stderr, and only to a terminal."""
-    from rich.console import Console
-
-    return Console(stderr=True, quiet=not sys.stderr.isatty())
 
 
 def _read_policy(path: Path) -> Any:
@@ -284,16 +282,13 @@ def extract(
 
 @app.command()
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt.json; its sidecar lies beside it.")],
+    checkpoint: CheckpointArgument,
     episode: Annotated[str, typer.Argument(help="An episode's id, or the path of its .tar.zst.")],
     store: StoreOption = DEFAULT_STORE,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Score one episode, window by window."""
-    import numpy as np
-
     from features import registry
-    from features.windows import window_views
     from models.checkpoint import CheckpointError, ContractMismatchError, load_checkpoint
 
     layout = registry.LAYOUT
@@ -304,13 +299,7 @@ def predict(
     except CheckpointError as error:
         fail(str(error))
     _, read, extracted = _extract(episode, store)
-    kept = np.array(loaded.header["keep_mask"])
-    X = (
-        extracted.features[:, kept]
-        if loaded.header["input_kind"] == "summary"
-        else window_views(extracted.series, layout.window)[:, :, kept]
-    )
-    proba = loaded.model.predict_proba(X)
+    proba = loaded.predict_episode(extracted.series, extracted.features, layout)
     rows = [
         {
             "start_s": float(start),
@@ -325,20 +314,14 @@ def predict(
         )
     ]
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "episode": read.episode_id,
-                    "checkpoint_id": loaded.artifact_id,
-                    "windows": rows,
-                },
-                indent=1,
-            )
-        )
+        say_json({"episode": read.episode_id, "checkpoint_id": loaded.artifact_id, "windows": rows})
         return
     for row in rows:
         share = row["probabilities"][row["phase"]]
         typer.echo(f"{row['start_s']:7.1f} s  {row['phase']:<17} {share:.2f}")
+
+
+app.command()(cli_checkpoints.inspect)
 
 
 def main() -> None:

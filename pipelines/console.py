@@ -1,0 +1,59 @@
+"""What the commands share: exit codes, options, and how they speak. No command is here.
+
+Exit codes: 0 ok, 1 failed, 2 usage, 3 data rejected, 4 contract mismatch.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+OK, FAILED, USAGE, REJECTED, MISMATCH = range(5)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+CheckpointArgument = Annotated[
+    Path, typer.Argument(help="A .ckpt.json; its sidecar lies beside it.")
+]
+
+
+def fail(message: str, code: int = FAILED) -> NoReturn:
+    """Say what is wrong on stderr and leave."""
+    typer.echo(message, err=True)
+    raise typer.Exit(code)
+
+
+def say_json(document: Any) -> None:
+    """The one document of a command's ``--json``."""
+    typer.echo(json.dumps(document, indent=1))
+
+
+def track(items: Sequence, what: str) -> Iterable:
+    """The items, with a progress bar on stderr where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import track as bar
+
+    console = Console(stderr=True, quiet=not sys.stderr.isatty())
+    return bar(items, what, console=console, transient=True)
+
+
+def say_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table on a terminal; elsewhere aligned columns that nothing wraps or cuts off."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+        for row in texts:
+            table.add_row(*map(Text, row))
+        Console().print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
+    for row in (columns, *texts):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo(line.rstrip())
