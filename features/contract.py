@@ -150,7 +150,7 @@ def contract_hashes(layout: Layout) -> dict[str, str]:
 def diff_contracts(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Every difference between two contracts' sections, one line each, in a person's words."""
     lines: list[str] = []
-    for name in [*now, *(name for name in was if name not in now)]:
+    for name in dict.fromkeys([*now, *was]):
         if name not in now:
             lines.append(f"section {name} was there, is gone")
         elif name not in was:
@@ -177,7 +177,7 @@ def _diff_channels(was: list[dict[str, Any]], now: list[dict[str, Any]]) -> Iter
         channel = after.get(before["name"])
         if channel is None:
             continue
-        for key in dict.fromkeys([*before, *channel]):
+        for key in dict.fromkeys([*channel, *before]):  # a header's keys may be in any order
             old, new = before.get(key), channel.get(key)
             if old != new:
                 yield f"{before['name']}: {key} was {_word(old)}, is now {_word(new)}"
@@ -222,7 +222,7 @@ def _diff_ordered(what: str, was: list[str], now: list[str]) -> Iterator[str]:
 
 def _diff_values(name: str, was: Any, now: Any) -> Iterator[str]:
     if isinstance(was, dict) and isinstance(now, dict):
-        for key in [*was, *(key for key in now if key not in was)]:
+        for key in dict.fromkeys([*now, *was]):
             yield from _diff_values(f"{name}.{key}", was.get(key), now.get(key))
     elif was != now:
         yield f"{name} was {_word(was)}, is now {_word(now)}"

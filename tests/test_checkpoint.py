@@ -6,26 +6,30 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import conftest
 import numpy as np
 import pytest
+from changes import CHANGES, Change
 
 import models.checkpoint
-from features.contract import contract_of
+from features.contract import Contract, contract_of
 from features.registry import LAYOUT, Layout
 from models.base import Classifier, Examples, NotFittedError
 from models.checkpoint import (
     CheckpointError,
     ContractMismatchError,
     artifact_id,
+    check_contract,
     checkpoint_path,
     load_checkpoint,
     read_header,
@@ -34,15 +38,19 @@ from models.checkpoint import (
 from models.registry import MODELS, VARIANTS, Variant, model_config
 from models.scaling import principal_axes
 
-TINY: dict[str, dict[str, Any]] = {
-    "gbt": {"n_rounds": 4, "max_bin": 16, "n_threads": 1},
-    "cnn": {"width": 8, "depth": 1, "epochs": 1, "n_threads": 1},
-}
+TINY = conftest.TINY["models"]
 N_CLASSES = len(LAYOUT.phases)
 COMMIT = "3fa1c2e" + "0" * 33
 GBT, CNN = Variant("gbt", "realistic"), Variant("cnn", "realistic")
+ONE_OF_EACH_KIND = tuple(
+    next(which for which in VARIANTS if which.spec.input_kind == kind)
+    for kind in ("summary", "tensor")
+)
 each_variant = pytest.mark.parametrize("which", VARIANTS, ids=lambda which: which.name)
-each_model = pytest.mark.parametrize("which", [GBT, CNN], ids=lambda which: which.name)
+each_model = pytest.mark.parametrize(
+    "which", [Variant(model, "realistic") for model in MODELS], ids=lambda which: which.name
+)
+each_kind = pytest.mark.parametrize("which", ONE_OF_EACH_KIND, ids=lambda w: w.spec.input_kind)
 
 
 # --- tiny checkpoints
@@ -52,7 +60,8 @@ def make_examples(which: Variant, seed: int = 0) -> Examples:
     """Random windows with what a window can have: wide ranges and missing values."""
     random = np.random.default_rng(seed)
     n_inputs = int(LAYOUT.keep_mask(which.mode, which.spec.input_kind).sum())
-    shape = (40, n_inputs) if which.spec.input_kind == "summary" else (40, 20, n_inputs)
+    n_bins = LAYOUT.window.n_bins
+    shape = (40, n_inputs) if which.spec.input_kind == "summary" else (40, n_bins, n_inputs)
     X = random.lognormal(2.0, 3.0, shape).astype(np.float32)
     X[random.random(shape) < 0.1] = np.nan
     return Examples(X, np.arange(40) % N_CLASSES)
@@ -126,6 +135,8 @@ def refuses(path: Path, why: str, layout: Layout = LAYOUT) -> None:
 @pytest.fixture
 def unparsed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails the test if a sidecar's bytes are given to a parser."""
+    for which in VARIANTS:
+        _files(which)  # saving parses them
     for spec in MODELS.values():
         kind = type(spec.build(spec.config(), N_CLASSES, device="cpu"))
         monkeypatch.setattr(kind, "restore", lambda *_: pytest.fail("the sidecar was parsed"))
@@ -155,7 +166,7 @@ def test_the_header_says_what_the_model_eats(which: Variant, tmp_path: Path):
     model = fitted(which)
     names = sorted(LAYOUT.input_names(kind))
     expected = {
-        "version": 1,
+        "version": 2,
         "name": which.model,
         "mode": which.mode,
         "input_kind": kind,
@@ -173,7 +184,7 @@ def test_the_header_says_what_the_model_eats(which: Variant, tmp_path: Path):
         "train_meta": {"code_commit": COMMIT, "seed": 0, "val_macro_f1": None},
     }
     assert {name: header[name] for name in expected} == expected
-    assert header.keys() - expected.keys() == {"pca_proj", "artifact_id"}
+    assert header.keys() - expected.keys() == {"pca_proj", "golden", "artifact_id"}
     assert np.shape(header["pca_proj"]) == (sum(header["keep_mask"]), 2)
 
 
@@ -211,70 +222,75 @@ def test_a_model_that_was_never_fitted_is_not_saved(which: Variant, tmp_path: Pa
 # --- another layout
 
 
-@dataclass(frozen=True)
-class Drift:
-    layout: Layout
-    lines: list[str]  # summary inputs
-    tensor: bool = True  # whether tensor inputs drift as well
-
-
-_channels = LAYOUT.channels
-DRIFTS = {
-    "reordered": Drift(
-        replace(LAYOUT, channels=(_channels[1], _channels[0], *_channels[2:])),
-        [
-            "channel 0 was proc.cpu_user_jiffies, has moved to 1",
-            "channel 1 was proc.cpu_sys_jiffies, has moved to 0",
-        ],
-    ),
-    "stride": Drift(
-        replace(LAYOUT, window=replace(LAYOUT.window, stride_ms=2_500)),
-        ["window.stride_ms was 5000, is now 2500"],
-    ),
-    "statistic": Drift(
-        replace(LAYOUT, stats=LAYOUT.stats[:-1]), ["statistic 4 was zero_frac (gone)"], tensor=False
-    ),
-    "several": Drift(
-        replace(
-            LAYOUT,
-            channels=(*_channels[:-2], replace(_channels[-2], unit="k"), _channels[-1]),
-            window=replace(LAYOUT.window, max_age_ms=500, bin_ms=50),
-        ),
-        [
-            "netflow.distinct_dst_ports: unit was 1, is now k",
-            "window.bin_ms was 100, is now 50",
-            "window.max_age_ms was 1000, is now 500",
-        ],
-    ),
-}
-
-
-@each_variant
-@pytest.mark.parametrize("drift", DRIFTS.values(), ids=DRIFTS)
+@each_kind
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.usefixtures("unparsed")
-def test_another_layout_is_refused_with_every_difference_and_the_remedy(
-    drift: Drift, which: Variant, tmp_path: Path
+def test_another_contract_is_refused_with_every_difference_and_the_remedy(
+    change: Change, which: Variant, tmp_path: Path
 ):
     path = put(tmp_path, which)
-    if which.spec.input_kind == "tensor" and not drift.tensor:
-        models.checkpoint.check_contract(header_of(path), drift.layout, "it")  # raises nothing
-        return
-    with pytest.raises(ContractMismatchError) as caught:
-        load_checkpoint(path, drift.layout)
-    assert caught.value.differences == drift.lines
+    with change.in_force() as layout:
+        if not change.concerns(which.spec.input_kind):
+            check_contract(header_of(path), layout, "it")  # raises nothing
+            return
+        with pytest.raises(ContractMismatchError) as caught:
+            load_checkpoint(path, layout)
+    assert caught.value.differences == list(change.lines)
     first, *listed, remedy = str(caught.value).splitlines()
     assert str(path) in first
-    assert listed == [f"  - {line}" for line in drift.lines]
+    assert listed == [f"  - {line}" for line in change.lines]
     assert remedy == (
         f"Retrain {which.name}, or check out the registry that wrote it (commit 3fa1c2e)."
     )
 
 
-def test_more_classes_are_refused_by_name(tmp_path: Path):
+@each_variant
+@pytest.mark.usefixtures("unparsed")
+def test_every_variant_is_refused_under_another_layout(which: Variant, tmp_path: Path):
+    with pytest.raises(ContractMismatchError):
+        load_checkpoint(put(tmp_path, which), CHANGES["stride"].layout)
+
+
+@pytest.mark.parametrize(
+    ("commit", "advice"),
+    [
+        (COMMIT, "or check out the registry that wrote it (commit 3fa1c2e)."),
+        (f"{COMMIT}-dirty", "(commit 3fa1c2e, which had uncommitted changes)."),
+        ("unknown", "Retrain gbt_realistic; the commit that wrote it is not known."),
+    ],
+)
+def test_the_remedy_says_what_is_known_of_the_commit(commit: str, advice: str, tmp_path: Path):
     path = put(tmp_path, GBT)
-    with pytest.raises(ContractMismatchError) as caught:
-        load_checkpoint(path, replace(LAYOUT, phases=(*LAYOUT.phases, "recovering")))
-    assert "class 5 is new: recovering" in caught.value.differences
+    forge(path, train_meta={"code_commit": commit})
+    refuses(path, re.escape(advice), CHANGES["stride"].layout)
+
+
+def test_a_contract_of_other_types_under_fitting_hashes_is_refused(tmp_path: Path):
+    """1 and True are equal to Python, not in JSON."""
+    path = put(tmp_path, GBT)
+    sections = {name: s["value"] for name, s in header_of(path)["contract"].items()}
+    for each in sections["channels"]:
+        each["deployable"] = int(each["deployable"])
+    other = Contract(sections)
+    forge(path, contract=other.as_header(), contract_hash=other.hash)
+    refuses(path, "section channels has another hash")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("keep_mask", [int(kept) for kept in LAYOUT.keep_mask("realistic", "summary")]),
+        ("schema_hash", LAYOUT.schema_hash("tensor")),
+        ("phases", [*LAYOUT.phases[1:], LAYOUT.phases[0]]),
+        ("input_kind", "tensor"),
+    ],
+)
+def test_a_field_that_does_not_follow_from_the_contract_is_refused(
+    name: str, value: object, tmp_path: Path
+):
+    path = put(tmp_path, GBT)
+    forge(path, **{name: value})
+    refuses(path, f"{name} was ")
 
 
 # --- changed files
@@ -285,8 +301,10 @@ def test_more_classes_are_refused_by_name(tmp_path: Path):
 def test_a_flipped_bit_in_a_sidecar_is_refused_before_parsing(which: Variant, tmp_path: Path):
     sidecar = sidecar_of(path := put(tmp_path, which))
     content = sidecar.read_bytes()
-    for position in (0, 8, len(content) // 3, len(content) // 2, len(content) - 1):
-        for bit in (0, 7):
+    chosen = random.Random(0)
+    drawn = [chosen.randrange(len(content)) for _ in range(40)]
+    for position in (0, 8, len(content) - 1, *drawn):
+        for bit in (0, 7, chosen.randrange(8)):
             damaged = bytearray(content)
             damaged[position] ^= 1 << bit
             sidecar.write_bytes(damaged)
@@ -302,9 +320,10 @@ def test_a_sidecar_of_another_length_is_refused(content: bytes | str, tmp_path: 
     refuses(path, "not the bytes that were trained")
 
 
+@each_model
 @pytest.mark.usefixtures("unparsed")
-def test_a_swapped_sidecar_is_refused(tmp_path: Path):
-    one, other = put(tmp_path, GBT), put(tmp_path, Variant("gbt", "oracle"))
+def test_a_swapped_sidecar_is_refused(which: Variant, tmp_path: Path):
+    one, other = put(tmp_path, which), put(tmp_path, replace(which, mode="oracle"))
     sidecar_of(one).write_bytes(sidecar_of(other).read_bytes())
     refuses(one, "not the bytes that were trained")
 
@@ -312,7 +331,9 @@ def test_a_swapped_sidecar_is_refused(tmp_path: Path):
 @pytest.mark.parametrize("model", MODELS)
 def test_a_sidecar_of_another_mode_under_a_fitting_hash_is_refused(model: str, tmp_path: Path):
     one, other = (put(tmp_path, Variant(model, mode)) for mode in ("realistic", "oracle"))
-    stolen = {name: header_of(other)[name] for name in ("sidecar", "sidecar_sha256")}
+    stolen = {
+        name: header_of(other)[name] for name in ("sidecar", "sidecar_sha256", "sidecar_bytes")
+    }
     forge(one, **stolen)
     refuses(one, "cannot be rebuilt")
 
@@ -323,7 +344,7 @@ def test_a_flipped_digit_in_any_field_of_a_header_is_refused(which: Variant, tmp
     text = path.read_text()
     lines = text.splitlines(keepends=True)
     fields = [i for i, line in enumerate(lines) if line.startswith(' "')]
-    assert len(fields) == 18
+    assert len(fields) == len(models.checkpoint._FIELDS)
     for first, after in zip(fields, [*fields[1:], len(lines)], strict=True):
         field = "".join(lines[first:after])
         at = next((i for i, c in enumerate(field) if c.isdigit()), None)
@@ -345,8 +366,16 @@ def test_a_flipped_digit_in_standardize_is_refused(tmp_path: Path):
         refuses(path, "changed after it was written")
 
 
-def test_a_flipped_bit_in_a_header_is_refused_or_means_nothing(tmp_path: Path):
-    path = put(tmp_path, CNN)
+def test_a_file_moved_to_another_folder_and_name_is_harmless(tmp_path: Path):
+    path = put(tmp_path / "here", GBT)
+    elsewhere = (tmp_path / "here").rename(tmp_path / "there")
+    moved = (elsewhere / path.name).rename(elsewhere / "other.ckpt.json")
+    assert load_checkpoint(moved, LAYOUT).artifact_id == header_of(moved)["artifact_id"]
+
+
+@each_kind
+def test_a_flipped_bit_in_a_header_is_refused_or_means_nothing(which: Variant, tmp_path: Path):
+    path = put(tmp_path, which)
     content, header = path.read_bytes(), header_of(path)
     chosen = random.Random(0)
     for _ in range(150):
@@ -382,18 +411,18 @@ def test_white_space_and_key_order_of_a_header_are_harmless(
         ("{", "not a checkpoint header"),
         ("[]", "no JSON object"),
         ("{}", "version None"),
-        ('{"version": 2}', "version 2"),
-        ('{"version": 1}', "lacks name, mode"),
-        ('{"version": 1, "version": 1}', "a key stands twice"),
-        ('{"version": 1, "train_meta": {"a": 1, "a": 1}}', "a key stands twice"),
-        ('{"version": 1, "a": NaN}', "not finite"),
-        ('{"version": 1, "a": 1e999}', "not finite"),
+        ('{"version": 1}', "version 1, this phasewatch reads 2; retrain"),
+        ('{"version": 2}', "lacks name, mode"),
+        ('{"version": 2, "version": 2}', "a key stands twice"),
+        ('{"version": 2, "train_meta": {"a": 1, "a": 1}}', "a key stands twice"),
+        ('{"version": 2, "a": NaN}', "not finite"),
+        ('{"version": 2, "a": 1e999}', "not finite"),
         ('{"version": ' + "9" * 5000 + "}", "not a checkpoint header"),
-        ('{"version": 1, "a": ' + "[" * 17 + "]" * 17 + "}", "nested deeper"),
+        ('{"version": 2, "a": ' + "[" * 17 + "]" * 17 + "}", "nested deeper"),
         ('{"a":' * 100_000, "not a checkpoint header"),
         ("[" * 100_000, "not a checkpoint header"),
         (b"\xff\xfe\x00", "not a checkpoint header"),
-        ('{"version": 1, "a": "' + "x" * 2**20 + '"}', "over 1,048,576 bytes"),
+        ('{"version": 2, "a": "' + "x" * 2**20 + '"}', "over 1,048,576 bytes"),
     ],
     ids=lambda value: str(value[:32]),
 )
@@ -417,13 +446,19 @@ def test_a_header_that_lacks_a_field_is_refused_by_its_name(name: str, tmp_path:
     if name != "artifact_id":
         header["artifact_id"] = artifact_id(header)
     path.write_text(json.dumps(header))
-    refuses(path, "version None" if name == "version" else f"lacks {name}$")
+    refuses(path, "version None" if name == "version" else f"lacks {name}; retrain$")
+
+
+def test_a_sidecar_size_that_is_not_the_files_is_refused(tmp_path: Path):
+    path = put(tmp_path, GBT)
+    forge(path, sidecar_bytes=header_of(path)["sidecar_bytes"] + 1)
+    refuses(path, "not the bytes that were trained")
 
 
 NONSENSE = (None, -1, 3, "x", [], {}, [[]], {"x": {}})
 
 
-@pytest.mark.parametrize("layout", [LAYOUT, DRIFTS["stride"].layout], ids=["live", "drifted"])
+@pytest.mark.parametrize("layout", [LAYOUT, CHANGES["stride"].layout], ids=["live", "drifted"])
 @pytest.mark.parametrize("name", sorted(set(models.checkpoint._FIELDS) - {"artifact_id"}))
 def test_nonsense_in_a_field_is_a_refusal_or_harmless_never_another_error(
     name: str, layout: Layout, tmp_path: Path
@@ -497,6 +532,14 @@ def test_only_regular_files_are_read(which_file: str, make: Callable[[Path], Non
     make(file)
     with at_most(1.0):
         refuses(path, str(file))
+
+
+def test_a_header_over_the_limit_is_refused_unread(tmp_path: Path):
+    path = put(tmp_path, GBT)
+    with path.open("ab") as file:
+        file.truncate(2**40)  # sparse: reading it whole would not end
+    with at_most(1.0):
+        refuses(path, "over 1,048,576 bytes")
 
 
 def test_a_sidecar_over_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
