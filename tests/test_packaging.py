@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+import sys
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -44,3 +46,68 @@ def test_artifacts_hold_no_python() -> None:
         ["git", "ls-files", "artifacts"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     assert tracked == ["artifacts/README.md"]
+
+
+RUNS_CODE_ON_LOAD = {
+    "pickle": "import pickle\n",
+    "pickle by name": "from pickle import loads\n",
+    "cloudpickle": "import cloudpickle\n",
+    "dill": "import dill\n",
+    "joblib": "import joblib\n",
+    "marshal": "import marshal\n",
+    "shelve": "import shelve\n",
+    "torch.load": "import torch\n\ntorch.load('x')\n",
+    "torch.load, weights only": "import torch as t\n\nt.load('x', weights_only=True)\n",
+    "torch.load by name": "from torch import load\n",
+    "torch.jit.load": "import torch\n\ntorch.jit.load('x')\n",
+    "torch.save": "import torch\n\ntorch.save({}, 'x')\n",
+    "numpy.load": "import numpy as np\n\nnp.load('x', allow_pickle=True)\n",
+    "pandas.read_pickle": "import pandas as pd\n\npd.read_pickle('x')\n",
+}
+
+
+@pytest.mark.parametrize("name", RUNS_CODE_ON_LOAD)
+def test_the_linter_refuses_what_runs_code_on_load(name: str) -> None:
+    assert {"TID251", "S301"} & lint(RUNS_CODE_ON_LOAD[name], "models/some_module.py")
+
+
+def test_the_linter_refuses_it_in_every_package() -> None:
+    for room in PACKAGES:
+        assert "TID251" in lint(
+            "import pickle\n\npickle.HIGHEST_PROTOCOL\n", f"{room}/some_module.py"
+        )
+        assert lint("import json\n\njson.loads('1')\n", f"{room}/some_module.py") == set()
+
+
+def lint(snippet: str, name: str) -> set[str]:
+    """The rules that a module of this name and text breaks."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "ruff",
+            "check",
+            "--output-format=json",
+            "--stdin-filename",
+            name,
+            "-",
+        ],
+        cwd=ROOT,
+        input=snippet,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {fault["code"] for fault in json.loads(done.stdout)}
+
+
+def test_no_exception_from_the_ban_but_one_that_reads_no_pickle() -> None:
+    lines = [
+        line.strip()
+        for room in PACKAGES
+        for path in (ROOT / room).rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.search(r"noqa: .*(TID251|S30[12])", line)
+    ]
+    assert len(lines) == 1
+    assert "allow_pickle=False" in lines[0]
