@@ -11,6 +11,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+_LAST_COLUMN = 16  # characters at least: it wraps, the others may not
+
 OK, FAILED, USAGE, REJECTED, MISMATCH = range(5)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -40,22 +42,22 @@ def track(items: Sequence, what: str) -> Iterable:
 
 
 def say_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table on a terminal; elsewhere aligned columns that nothing wraps or cuts off."""
+    """A table on a terminal wide enough for it; else aligned columns that nothing cuts off."""
     texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
     if sys.stdout.isatty():
         from rich import box
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in texts:
-            table.add_row(*map(Text, row))
-        Console().print(table)
-        return
-    widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
+        console = Console()
+        if sum(widths[:-1]) + 3 * len(widths) + min(widths[-1], _LAST_COLUMN) <= console.width:
+            table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+            for row in texts:
+                table.add_row(*map(Text, row))
+            console.print(table)
+            return
     for row in (columns, *texts):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         typer.echo(line.rstrip())
