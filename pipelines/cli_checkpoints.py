@@ -190,20 +190,24 @@ def _show(entries: list["Entry"], *, verify: bool) -> None:
                 ),
                 "-" if size is None else f"{size / 1e6:.2f}",
                 "-" if commit is None else commit[:7] + ("-dirty" if "-" in commit else ""),
-                _verdict(entry),
+                _verdict(entry, verify=verify),
             )
         )
     say_table(columns, rows)
+    alike: dict[tuple[str, ...], list[Path]] = {}  # a change of the code shows in every checkpoint
     for entry in entries if verify else ():
         if entry.differences:
-            typer.echo(f"\n{entry.path}:")
-            typer.echo("\n".join(f"  - {line}" for line in entry.differences))
+            alike.setdefault(tuple(entry.differences), []).append(entry.path)
+    for lines, paths in alike.items():
+        typer.echo("\n" + "\n".join([*map(str, paths), *(f"  - {line}" for line in lines)]))
 
 
-def _verdict(entry: "Entry") -> str:
+def _verdict(entry: "Entry", *, verify: bool) -> str:
     if entry.broken is not None:
         return "broken: " + entry.broken.removeprefix(f"{entry.path}: ")
     if not entry.differences:
         return "yes"
+    if verify:  # they are listed below the table
+        return f"no: listed below ({len(entry.differences)})"
     first, *rest = entry.differences
     return f"no: {first}" + (f" (and {len(rest)} more)" if rest else "")
