@@ -318,7 +318,13 @@ def examples(
     side = table.filter(pl.col("split") == split)
     code = {phase: i for i, phase in enumerate(layout.phases)}
     y = np.array([code[label] for label in side["label"]], dtype=np.int64)
-    return Examples(inputs(side, shards, which, layout), y)
+    return Examples(
+        inputs(side, shards, which, layout),
+        y,
+        episode=side["episode_id"].to_numpy(),
+        profile=side["profile"].to_numpy(),
+        degraded=(side["verdict"] == "degraded").to_numpy(),
+    )
 
 
 def inputs(

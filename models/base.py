@@ -39,13 +39,26 @@ class Examples:
 
     ``X`` is ``(n_windows, n_features)`` or ``(n_windows, n_timepoints, n_channels)``, float, NaN =
     missing, in memory or lazy; ``y`` is ``(n_windows,)``, integers below ``n_classes``.
+    The others say where windows come from, for a model that draws whole episodes.
     """
 
     X: Inputs
     y: NDArray[np.int64]
+    episode: NDArray[Any] | None = None  # (n_windows,), which episode a window is of
+    profile: NDArray[Any] | None = None  # (n_windows,)
+    degraded: NDArray[np.bool_] | None = None  # (n_windows,), of an episode with known defects
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def groups(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
+        """``(episode, profile, degraded)``; not given: each window is an episode of its own."""
+        n = len(self)
+        return (
+            np.arange(n) if self.episode is None else self.episode,
+            np.zeros(n, dtype=np.int64) if self.profile is None else self.profile,
+            np.zeros(n, dtype=bool) if self.degraded is None else self.degraded,
+        )
 
 
 @dataclass(frozen=True)
@@ -135,6 +148,10 @@ class Classifier(ABC):
         if not len(X):
             return np.empty((0, self.n_classes), dtype=np.float32)
         return self._predict_proba(X)
+
+    def ablations(self, X: Inputs) -> dict[str, NDArray[np.float32]]:  # noqa: ARG002
+        """Name -> probabilities of the same model without a part of it; by default none."""
+        return {}
 
     @property
     def _n_axes(self) -> int:

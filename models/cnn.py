@@ -1,66 +1,51 @@
-"""Inception-style convolutions over the windows themselves."""
+"""Convolutions over windows."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
-from models.nets import NetClassifier
+from models.nets import PooledHead, WindowNetClassifier
 
 if TYPE_CHECKING:
+    import torch
+
     from models.hyperparameters import CnnConfig
 
 
-class _InceptionBlock(nn.Module):
-    def __init__(self, width: int, kernels: tuple[int, ...] = (3, 7, 15)):
-        super().__init__()
-        branch = width // (len(kernels) + 1)
-        self.reduce = nn.Conv1d(width, branch, 1, bias=False)
-        self.branches = nn.ModuleList(
-            nn.Conv1d(branch, branch, k, padding=k // 2, bias=False) for k in kernels
-        )
-        self.pooled = nn.Sequential(
-            nn.MaxPool1d(3, stride=1, padding=1),
-            nn.Conv1d(width, width - branch * len(kernels), 1, bias=False),
-        )
-        self.norm = nn.BatchNorm1d(width)
-        self.act = nn.GELU()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        reduced = self.reduce(x)
-        mixed = torch.cat([*(conv(reduced) for conv in self.branches), self.pooled(x)], dim=1)
-        return x + self.act(self.norm(mixed))
+def _convolution(n_in: int, n_out: int, kernel: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv1d(n_in, n_out, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm1d(n_out),
+        nn.GELU(),
+    )
 
 
 class _CnnNet(nn.Module):
-    def __init__(self, n_channels: int, n_classes: int, config: CnnConfig):
+    def __init__(self, n_columns: int, n_classes: int, config: CnnConfig):
         super().__init__()
         width = config.width
-        self.stem = nn.Sequential(
-            nn.Conv1d(n_channels, width, 5, stride=2, padding=2, bias=False),
-            nn.BatchNorm1d(width),
-            nn.GELU(),
+        self.stem = _convolution(n_columns, width, config.kernel)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(_convolution(width, width, config.kernel), nn.Dropout(config.dropout / 2))
+            for _ in range(config.depth)
         )
-        self.blocks = nn.Sequential(*(_InceptionBlock(width) for _ in range(config.depth)))
-        self.drop = nn.Dropout(config.dropout)
-        self.head = nn.Linear(2 * width, n_classes)
+        self.head = PooledHead(width, n_columns, n_classes, config.dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        features = self.blocks(self.stem(x.transpose(1, 2)))
-        pooled = torch.cat([features.mean(dim=2), features.amax(dim=2)], dim=1)
-        return self.head(self.drop(pooled))
+        features = self.stem(x.transpose(1, 2))
+        for block in self.blocks:
+            features = features + block(features)
+        return self.head(features.transpose(1, 2), x)
 
 
-class Cnn(NetClassifier):
-    """Residual inception blocks with mean and max pooling.
+class Cnn(WindowNetClassifier):
+    """Residual convolutions with mean and max pooling.
 
-    After Ismail Fawaz et al., "InceptionTime: Finding AlexNet for Time Series Classification",
-    Data Mining and Knowledge Discovery 34, 2020.
+    After Wang et al., "Time Series Classification from Scratch with Deep Neural Networks",
+    IJCNN 2017.
     """
 
-    input_kind = "tensor"
-
-    def build(self, n_inputs: int) -> nn.Module:
-        return _CnnNet(n_inputs, self.n_classes, self.config)
+    def build(self, n_columns: int) -> nn.Module:
+        return _CnnNet(n_columns, self.n_classes, self.config)

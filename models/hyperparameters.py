@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 _MAY_BE_ZERO = frozenset(
     {"weight_decay", "warmup_share", "label_smoothing", "offset_noise", "dropout"}
-    | {"min_child_weight", "reg_lambda", "patience"}
+    | {"min_child_weight", "reg_lambda"}
 )
 _AT_MOST_ONE = frozenset(
     {"subsample", "colsample_bynode", "warmup_share", "label_smoothing", "dropout"}
+    | {"labelled_share", "confidence"}
 )
 
 
@@ -21,8 +22,7 @@ def check_ranges(config: Any) -> None:
     Raises:
         ValueError: names the hyper-parameter and its range.
     """
-    for name in config.__slots__:
-        value = getattr(config, name)
+    for name, value in asdict(config).items():
         low_enough = name not in _AT_MOST_ONE or value <= 1
         high_enough = value > 0 or (value == 0 and name in _MAY_BE_ZERO)
         if not (math.isfinite(value) and low_enough and high_enough):
@@ -51,11 +51,32 @@ class GbtConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class CnnConfig:
-    """Hyper-parameters of ``Cnn``."""
+class KnnConfig:
+    """Hyper-parameters of ``Knn``."""
 
-    width: int = 32
-    depth: int = 3
+    n_neighbors: int = 10
+    n_components: int = 32  # principal axes that distances are taken along
+    max_windows: int = 20_000  # stored; beyond that, as many of each class as fit
+    limit: float = 2.0  # standard deviations
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True, slots=True)
+class KnnSemiConfig(KnnConfig):
+    """Hyper-parameters of ``KnnSemi``."""
+
+    labelled_share: float = 0.2  # of training episodes
+    confidence: float = 0.6  # from which a pseudo-label counts
+
+
+@dataclass(frozen=True, slots=True)
+class NetConfig:
+    """How every neural net is trained."""
+
+    width: int = 64
+    depth: int = 2
     dropout: float = 0.3
     epochs: int = 30
     batch_size: int = 64
@@ -63,12 +84,68 @@ class CnnConfig:
     weight_decay: float = 0.05
     warmup_share: float = 0.1
     clip_norm: float = 1.0
-    patience: int = 10
     label_smoothing: float = 0.05
-    offset_noise: float = 0.2  # of a channel's standard deviation, one draw a window and channel
-    n_threads: int = 1  # small convolutions gain nothing from a second one
+    offset_noise: float = 0.2  # of an input's standard deviation, one draw a window and input
+    n_threads: int = 1  # nets this small gain nothing from a second one
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.width < 4:
-            raise ValueError(f"CnnConfig: width is {self.width}; it is at least 4, one a branch")
+
+
+@dataclass(frozen=True, slots=True)
+class MlpConfig(NetConfig):
+    """Hyper-parameters of ``Mlp``."""
+
+    width: int = 192
+    dropout: float = 0.5
+    epochs: int = 60
+    n_pieces: int = 4  # intervals that an input is cut into
+
+
+@dataclass(frozen=True, slots=True)
+class WindowNetConfig(NetConfig):
+    """Hyper-parameters that the nets on windows have in common."""
+
+    block_bins: int = 5  # timepoints condensed to their mean and deviation
+    limit: float = 1.5  # standard deviations
+
+
+@dataclass(frozen=True, slots=True)
+class CnnConfig(WindowNetConfig):
+    """Hyper-parameters of ``Cnn``."""
+
+    kernel: int = 5
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.kernel % 2 == 0:
+            raise ValueError(f"CnnConfig: kernel is {self.kernel}; it is odd")
+
+
+@dataclass(frozen=True, slots=True)
+class GruConfig(WindowNetConfig):
+    """Hyper-parameters of ``Gru``."""
+
+    depth: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LstmConfig(WindowNetConfig):
+    """Hyper-parameters of ``Lstm``."""
+
+    depth: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerConfig(WindowNetConfig):
+    """Hyper-parameters of ``Transformer``."""
+
+    n_heads: int = 4
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.width % (2 * self.n_heads):
+            raise ValueError(
+                f"TransformerConfig: width is {self.width}; it is a multiple of twice the heads "
+                f"({self.n_heads})"
+            )

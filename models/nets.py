@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 
 from models.base import Classifier, Examples
 from models.device import pick_device
-from models.scaling import fit_scaling
+from models.scaling import fit_scaling, raw_inputs, scaled_columns
 from models.trainer import predict_net, torch_threads, train_net
 
 if TYPE_CHECKING:
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 
 
 class NetClassifier(Classifier):
-    """A classifier around a ``torch`` module; subclasses say which."""
+    """A classifier around a ``torch`` module; subclasses say which, and how inputs are scaled."""
 
     sidecar_suffix = ".safetensors"
 
     @abstractmethod
-    def build(self, n_inputs: int) -> torch.nn.Module:
-        """The untrained net for inputs whose last axis is ``n_inputs``; it returns logits."""
+    def build(self, n_columns: int) -> torch.nn.Module:
+        """The untrained net for scaled inputs of ``n_columns``; it returns logits."""
+
+    @abstractmethod
+    def _fit_scaling(self, X: Inputs) -> dict[str, Any]:
+        """What ``models.scaling.scale`` needs for inputs like ``X``."""
 
     def _fit(
         self,
@@ -38,10 +42,10 @@ class NetClassifier(Classifier):
         progress: Callable[[int, int, str], None],
     ) -> None:
         self.device_ = torch.device(pick_device(self.device))
-        self.standardize_ = fit_scaling(train.X)
+        self.standardize_ = self._fit_scaling(train.X)
         with torch.random.fork_rng(), torch_threads(self.config.n_threads):
             torch.manual_seed(self.seed)
-            self.net_ = self.build(train.X.shape[-1])
+            self.net_ = self.build(scaled_columns(self.standardize_))
             self.history_ = train_net(
                 self.net_,
                 train,
@@ -63,11 +67,43 @@ class NetClassifier(Classifier):
         return save({name: value.detach().cpu().contiguous() for name, value in state.items()})
 
     def restore(self, sidecar: bytes, n_inputs: int, standardize: dict[str, Any] | None) -> None:
-        if standardize is None or len(standardize["mean"]) != n_inputs:
-            raise ValueError(f"standardize does not have {n_inputs} means")
+        if standardize is None or raw_inputs(standardize) != n_inputs:
+            raise ValueError(f"standardize is not for {n_inputs} inputs")
         self.device_ = torch.device("cpu")
-        self.net_ = self.build(n_inputs)
+        self.net_ = self.build(scaled_columns(standardize))
         self.net_.load_state_dict(load(sidecar))
         self.net_.eval()
         self.standardize_ = standardize
         self.n_inputs_ = n_inputs
+
+
+class WindowNetClassifier(NetClassifier):
+    """A net on windows condensed to half-second steps."""
+
+    input_kind = "tensor"
+
+    def _fit_scaling(self, X: Inputs) -> dict[str, Any]:
+        return fit_scaling(X, block_bins=self.config.block_bins, limit=self.config.limit)
+
+
+class PooledHead(torch.nn.Module):
+    """Logits from what a net says of every step, over a window of any length.
+
+    Mean and maximum over time of the net's features, beside mean and deviation of the inputs
+    themselves: what no net has to learn, it cannot learn wrongly.
+    """
+
+    def __init__(self, n_features: int, n_columns: int, n_classes: int, dropout: float):
+        super().__init__()
+        self.drop = torch.nn.Dropout(dropout)
+        self.out = torch.nn.Linear(2 * (n_features + n_columns), n_classes)
+
+    def forward(self, features: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """``features (n, n_steps, n_features)`` and ``x (n, n_steps, n_columns)``."""
+        pooled = [
+            features.mean(dim=1),
+            features.amax(dim=1),
+            x.mean(dim=1),
+            x.std(dim=1, correction=0),
+        ]
+        return self.out(self.drop(torch.cat(pooled, dim=1)))

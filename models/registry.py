@@ -8,7 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from features.registry import MODES
-from models.hyperparameters import CnnConfig, GbtConfig
+from models.hyperparameters import (
+    CnnConfig,
+    GbtConfig,
+    GruConfig,
+    KnnConfig,
+    KnnSemiConfig,
+    LstmConfig,
+    MlpConfig,
+    TransformerConfig,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -44,13 +53,61 @@ MODELS = {
         "xgboost",
         "gradient-boosted trees on window statistics",
     ),
+    "mlp": ModelSpec(
+        "models.mlp",
+        "Mlp",
+        MlpConfig,
+        "summary",
+        "torch",
+        "multilayer perceptron on piecewise-linear window statistics",
+    ),
+    "knn": ModelSpec(
+        "models.knn",
+        "Knn",
+        KnnConfig,
+        "summary",
+        "numpy",
+        "ten nearest training windows by their statistics",
+    ),
+    "knn_semi": ModelSpec(
+        "models.knn",
+        "KnnSemi",
+        KnnSemiConfig,
+        "summary",
+        "numpy",
+        "nearest windows, a fifth of the episodes labelled, the others pseudo-labelled",
+    ),
     "cnn": ModelSpec(
         "models.cnn",
         "Cnn",
         CnnConfig,
         "tensor",
         "torch",
-        "inception-style convolutions on windows",
+        "residual convolutions on windows",
+    ),
+    "gru": ModelSpec(
+        "models.recurrent",
+        "Gru",
+        GruConfig,
+        "tensor",
+        "torch",
+        "bidirectional gated recurrent units on windows",
+    ),
+    "lstm": ModelSpec(
+        "models.recurrent",
+        "Lstm",
+        LstmConfig,
+        "tensor",
+        "torch",
+        "bidirectional long short-term memory on windows",
+    ),
+    "transformer": ModelSpec(
+        "models.transformer",
+        "Transformer",
+        TransformerConfig,
+        "tensor",
+        "torch",
+        "transformer encoder on windows",
     ),
 }
 

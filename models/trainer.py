@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
-from copy import deepcopy
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from models.base import Epoch, Examples, History, class_weights
+from models.base import Epoch, Examples, History, blocks, class_weights
 from models.metrics import macro_f1
 from models.scaling import scale
 
@@ -22,25 +21,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from models.base import Inputs
+    from models.hyperparameters import NetConfig
 
 IN_MEMORY_BYTES = 2 * 2**30
 """A training set up to this size is scaled once and kept on the device; a larger one is gathered
 and scaled batch by batch."""
-
-
-class NetConfig(Protocol):
-    """What the loop needs of a net's hyper-parameters."""
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    warmup_share: float
-    clip_norm: float
-    patience: int
-    label_smoothing: float
-    offset_noise: float
-    n_threads: int
+_BLOCK = 4096
 
 
 @contextmanager
@@ -59,24 +45,31 @@ class _Batches:
 
     def __init__(self, examples: Examples, scaling: dict[str, Any], device: torch.device):
         self._X, self._scaling, self._device = examples.X, scaling, device
-        self.y = torch.from_numpy(np.ascontiguousarray(examples.y)).to(device)
-        n_bytes = 4 * math.prod(examples.X.shape)
-        self._all = self._load(slice(None)) if n_bytes <= IN_MEMORY_BYTES else None
+        self._y = self._move(torch.from_numpy(np.ascontiguousarray(examples.y)))
+        n_bytes = 4 * len(examples) * math.prod(scale(examples.X[:1], scaling).shape[1:])
+        self._all = None
+        if n_bytes <= IN_MEMORY_BYTES:
+            self._all = self._move(
+                torch.cat([self._scaled(block) for block in blocks(self._X, _BLOCK)])
+            )
 
     def __len__(self) -> int:
-        return len(self.y)
+        return len(self._y)
 
-    def _load(self, index: Any) -> torch.Tensor:
-        block = np.asarray(self._X[index], dtype=np.float32)
-        scaled = torch.from_numpy(np.ascontiguousarray(scale(block, self._scaling)))
-        if self._device.type == "cuda":
-            return scaled.pin_memory().to(self._device, non_blocking=True)
-        return scaled
-
-    def inputs(self, index: torch.Tensor) -> torch.Tensor:
+    def __getitem__(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        there = self._move(index)
         if self._all is not None:
-            return self._all[index.to(self._device)]
-        return self._load(index.numpy())
+            return self._all[there], self._y[there]
+        block = np.asarray(self._X[index.numpy()], dtype=np.float32)
+        return self._move(self._scaled(block)), self._y[there]
+
+    def _scaled(self, block: NDArray[np.float32]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(scale(block, self._scaling)))
+
+    def _move(self, values: torch.Tensor) -> torch.Tensor:
+        if self._device.type == "cuda":
+            return values.pin_memory().to(self._device, non_blocking=True)
+        return values
 
 
 def train_net(
@@ -93,13 +86,20 @@ def train_net(
 ) -> History:
     """Train in place: AdamW, class-weighted cross-entropy, linear warm-up then cosine decay.
 
-    After every epoch the validation windows are scored; training stops after ``patience`` epochs
-    without a better macro F1, and the best weights are restored. Without ``val`` every epoch runs
-    and the last weights stay.
+    Every epoch runs, and the last weights stay: at the end of the decay they are the steadiest, and
+    what validation says of them was not chosen on validation.
+
+    Raises:
+        ValueError: a single window cannot be normalised over its batch.
+        RuntimeError: the loss is no longer a number.
     """
-    generator = torch.Generator().manual_seed(seed)
+    if len(train) < 2:
+        raise ValueError("a net needs at least two windows to train on")
+    shuffling = torch.Generator().manual_seed(seed)
+    noise = torch.Generator(device).manual_seed(seed)
     net.to(device)
     batches = _Batches(train, scaling, device)
+    val_batches = _Batches(val, scaling, device) if val is not None else None
     weights = torch.from_numpy(class_weights(train.y, n_classes)).to(device)
     optimizer = torch.optim.AdamW(
         net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -117,19 +117,18 @@ def train_net(
     mixed = device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=mixed)
 
-    history = History()
-    best: tuple[float, float] = (-1.0, -math.inf)
-    best_weights: dict[str, torch.Tensor] = {}
+    history = History(best_step=config.epochs - 1)
     for epoch in range(config.epochs):
         net.train()
-        order = torch.randperm(len(batches), generator=generator)
+        order = torch.randperm(len(batches), generator=shuffling)
         loss_sum = torch.zeros((), device=device)  # summed on the device: no sync in the loop
-        for index in order.split(config.batch_size):
-            inputs, y = batches.inputs(index), batches.y[index.to(device)]
+        # equal parts: one window left over could not be normalised over its batch
+        for index in order.tensor_split(steps_per_epoch):
+            inputs, y = batches[index]
             if config.offset_noise:
                 shape = (len(inputs), *(1 for _ in inputs.shape[1:-1]), inputs.shape[-1])
-                noise = torch.randn(shape, generator=generator) * config.offset_noise
-                inputs = inputs + noise.to(device)
+                offset = torch.randn(shape, generator=noise, device=device)
+                inputs = inputs + config.offset_noise * offset
             with torch.autocast(device.type, enabled=mixed):
                 loss = functional.cross_entropy(
                     net(inputs).float(), y, weights, label_smoothing=config.label_smoothing
@@ -145,27 +144,15 @@ def train_net(
         train_loss = float(loss_sum) / len(train)
         if not math.isfinite(train_loss):
             raise RuntimeError(f"the loss is {train_loss} after epoch {epoch + 1}: lower the rate")
-        if val is None:
-            history.epochs.append(Epoch(epoch, train_loss, None, None))
-            history.best_step = epoch
-            progress(epoch + 1, config.epochs, f"loss {train_loss:.3f}")
-            continue
-        proba = predict_net(net, val.X, scaling, device)
-        score = macro_f1(val.y, proba.argmax(axis=1), n_classes)
-        val_loss = _log_loss(proba, val.y)
+        val_loss = score = None
+        said = f"loss {train_loss:.3f}"
+        if val is not None and val_batches is not None:
+            proba = _probabilities(net, val_batches)
+            score = macro_f1(val.y, proba.argmax(axis=1), n_classes)
+            val_loss = _log_loss(proba, val.y)
+            said += f", val loss {val_loss:.3f}, val macro F1 {score:.3f}"
         history.epochs.append(Epoch(epoch, train_loss, val_loss, score))
-        progress(
-            epoch + 1,
-            config.epochs,
-            f"loss {train_loss:.3f}, val loss {val_loss:.3f}, val macro F1 {score:.3f}",
-        )
-        if (score, -val_loss) > best:
-            best, history.best_step = (score, -val_loss), epoch
-            best_weights = deepcopy(net.state_dict())
-        elif epoch - history.best_step >= config.patience:
-            break
-    if best_weights:
-        net.load_state_dict(best_weights)
+        progress(epoch + 1, config.epochs, said)
     net.eval()
     return history
 
@@ -176,18 +163,19 @@ def _log_loss(proba: NDArray[np.float32], y: NDArray[np.int64]) -> float:
 
 
 @torch.no_grad()
-def predict_net(
-    net: torch.nn.Module,
-    X: Inputs,
-    scaling: dict[str, Any],
-    device: torch.device,
-    batch_size: int = 512,
-) -> NDArray[np.float32]:
-    """Probabilities ``(n_windows, n_classes)`` in float32, whatever precision training used."""
+def _probabilities(net: torch.nn.Module, batches: _Batches) -> NDArray[np.float32]:
     net.eval()
     out = []
-    for start in range(0, len(X), batch_size):
-        block = np.asarray(X[start : start + batch_size], dtype=np.float32)
-        inputs = torch.from_numpy(np.ascontiguousarray(scale(block, scaling))).to(device)
-        out.append(functional.softmax(net(inputs).float(), dim=1).cpu())
-    return torch.cat(out).numpy()
+    for index in torch.arange(len(batches)).split(_BLOCK):
+        inputs, _ = batches[index]
+        out.append(functional.softmax(net(inputs).float(), dim=1))
+    return torch.cat(out).cpu().numpy()
+
+
+def predict_net(
+    net: torch.nn.Module, X: Inputs, scaling: dict[str, Any], device: torch.device
+) -> NDArray[np.float32]:
+    """Probabilities ``(n_windows, n_classes)`` in float32, whatever precision training used."""
+    net.to(device)
+    nothing = np.zeros(len(X), dtype=np.int64)
+    return _probabilities(net, _Batches(Examples(X, nothing), scaling, device))

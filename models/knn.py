@@ -1,0 +1,217 @@
+"""Nearest neighbours on summary inputs, with all labels or with a few and pseudo-labels.
+
+Exact search in NumPy: a checkpoint is served without any library beside it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from models.base import Classifier, Examples, blocks
+from models.scaling import fit_scaling, raw_inputs, scale
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from models.base import Inputs
+
+_BLOCK = 512
+_CLOSEST = 1e-3
+"""Distances below count as this: a window seen in training is its own answer, and the last bits of
+a distance decide nothing."""
+
+
+class Knn(Classifier):
+    """Distance-weighted nearest neighbours along principal axes of the scaled inputs.
+
+    Dudani, "The Distance-Weighted k-Nearest-Neighbor Rule", IEEE Transactions on Systems, Man, and
+    Cybernetics 6, 1976; here the weight is the inverse distance.
+    """
+
+    input_kind = "summary"
+    sidecar_suffix = ".safetensors"
+
+    def _fit(
+        self,
+        train: Examples,
+        val: Examples | None,  # noqa: ARG002
+        progress: Callable[[int, int, str], None],
+    ) -> None:
+        self._fit_axes(train.X)
+        self._remember(self._project(train.X), train.y)
+        progress(1, 1, f"{len(self.y_)} windows stored")
+
+    def _fit_axes(self, X: Inputs) -> None:
+        """Scaling, and the principal axes ``(n_inputs, n_components)`` of what is scaled."""
+        self.standardize_ = fit_scaling(X, limit=self.config.limit)
+        n_inputs = X.shape[-1]
+        gram, total = np.zeros((n_inputs, n_inputs)), np.zeros(n_inputs)
+        for block in blocks(X, _BLOCK):
+            rows = scale(block, self.standardize_).astype(np.float64)
+            gram += rows.T @ rows
+            total += rows.sum(axis=0)
+        mean = total / len(X)
+        _, vectors = np.linalg.eigh(gram / len(X) - np.outer(mean, mean))
+        axes = vectors[:, ::-1][:, : self.config.n_components]
+        largest = axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]
+        self.axes_ = np.ascontiguousarray(axes * np.where(largest < 0, -1.0, 1.0), np.float32)
+
+    def _project(self, X: Inputs) -> NDArray[np.float32]:
+        assert self.standardize_ is not None
+        return np.concatenate([scale(b, self.standardize_) @ self.axes_ for b in blocks(X, _BLOCK)])
+
+    def _remember(self, points: NDArray[np.float32], y: NDArray[np.int64]) -> None:
+        kept = condense(y, self.config.max_windows, self.n_classes, self.seed)
+        self.points_, self.y_ = points[kept], y[kept]
+
+    def _predict_proba(self, X: Inputs) -> NDArray[np.float32]:
+        return self._vote(self._project(X), self.points_, self.y_)
+
+    def _vote(
+        self, queries: NDArray[np.float32], points: NDArray[np.float32], y: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Votes of the nearest ``points``, each weighted by the inverse of its distance."""
+        stored = points.astype(np.float64)
+        norms = (stored**2).sum(axis=1)
+        k = min(self.config.n_neighbors, len(y))
+        one_hot = np.eye(self.n_classes)[y]
+        votes = []
+        for start in range(0, len(queries), _BLOCK):
+            block = queries[start : start + _BLOCK].astype(np.float64)
+            squared = norms + (block**2).sum(axis=1)[:, None] - 2 * block @ stored.T
+            nearest = np.argpartition(squared, k - 1, axis=1)[:, :k]
+            distance = np.sqrt(np.maximum(np.take_along_axis(squared, nearest, axis=1), 0.0))
+            weight = 1 / np.maximum(distance, _CLOSEST)
+            votes.append(np.einsum("nk,nkc->nc", weight, one_hot[nearest]))
+        total = np.concatenate(votes)
+        return (total / total.sum(axis=1, keepdims=True)).astype(np.float32)
+
+    def to_sidecar(self) -> bytes:
+        return save({"axes": self.axes_, "points": self.points_, "y": self.y_})
+
+    def restore(self, sidecar: bytes, n_inputs: int, standardize: dict[str, Any] | None) -> None:
+        tensors = load(sidecar)
+        if standardize is None or not raw_inputs(standardize) == n_inputs == len(tensors["axes"]):
+            raise ValueError(f"standardize is not for {n_inputs} inputs")
+        self.standardize_ = standardize
+        self.axes_, self.points_, self.y_ = tensors["axes"], tensors["points"], tensors["y"]
+        self.n_inputs_ = n_inputs
+
+
+class KnnSemi(Knn):
+    """Nearest neighbours that are told the labels of a few training episodes only.
+
+    The windows of the other episodes, and of every degraded one, take the class that the labelled
+    ones vote for where the vote is clear enough; then all of them vote. One round of self-training:
+    Yarowsky, "Unsupervised Word Sense Disambiguation Rivaling Supervised Methods", ACL 1995.
+    """
+
+    def _fit(
+        self,
+        train: Examples,
+        val: Examples | None,  # noqa: ARG002
+        progress: Callable[[int, int, str], None],
+    ) -> None:
+        labelled = labelled_windows(train, self.config.labelled_share, self.seed)
+        self._fit_axes(train.X)
+        points = self._project(train.X)
+        self._remember(points[labelled], train.y[labelled])
+        proba = self._vote(points[~labelled], self.points_, self.y_)
+        clear = proba.max(axis=1) >= self.config.confidence
+        said = proba.argmax(axis=1)[clear]
+        room = max(0, self.config.max_windows - len(self.y_))
+        kept = condense(said, room, self.n_classes, self.seed)
+        self.pseudo_points_, self.pseudo_y_ = points[~labelled][clear][kept], said[kept]
+        progress(
+            1,
+            1,
+            f"{labelled.sum()} windows labelled, {clear.sum()} of {len(clear)} pseudo-labelled",
+        )
+
+    def _predict_proba(self, X: Inputs) -> NDArray[np.float32]:
+        points = np.concatenate([self.points_, self.pseudo_points_])
+        return self._vote(self._project(X), points, np.concatenate([self.y_, self.pseudo_y_]))
+
+    def ablations(self, X: Inputs) -> dict[str, NDArray[np.float32]]:
+        return {"labels_alone": super()._predict_proba(X)}
+
+    def to_sidecar(self) -> bytes:
+        return save(
+            {
+                "axes": self.axes_,
+                "points": self.points_,
+                "y": self.y_,
+                "pseudo_points": self.pseudo_points_,
+                "pseudo_y": self.pseudo_y_,
+            }
+        )
+
+    def restore(self, sidecar: bytes, n_inputs: int, standardize: dict[str, Any] | None) -> None:
+        super().restore(sidecar, n_inputs, standardize)
+        tensors = load(sidecar)
+        self.pseudo_points_, self.pseudo_y_ = tensors["pseudo_points"], tensors["pseudo_y"]
+
+
+def condense(
+    y: NDArray[np.int64], limit: int, n_classes: int, seed: int
+) -> NDArray[np.int64]:
+    """Rows to keep, at most ``limit``: small classes whole, the large ones drawn down to a level.
+
+    Returns:
+        Row numbers ``(n_kept,)``, ascending.
+    """
+    if len(y) <= limit:
+        return np.arange(len(y))
+    counts = np.bincount(y, minlength=n_classes)
+    level = _level(counts, limit)
+    random = np.random.default_rng([seed, len(y)])
+    kept = [
+        rows if len(rows) <= level else random.choice(rows, level, replace=False)
+        for rows in (np.flatnonzero(y == c) for c in range(n_classes))
+    ]
+    return np.sort(np.concatenate(kept))
+
+
+def _level(counts: NDArray[np.int64], limit: int) -> int:
+    """The highest level at which the counts, cut off at it, add up to at most ``limit``."""
+    left = limit
+    for done, count in enumerate(np.sort(counts)):
+        share = left // (len(counts) - done)
+        if count > share:
+            return int(share)
+        left -= count
+    return int(counts.max())
+
+
+def labelled_windows(train: Examples, share: float, seed: int) -> NDArray[np.bool_]:
+    """Which windows keep their label: those of a share of the episodes, never degraded ones.
+
+    Episodes are drawn until every class and every profile is among them, then until the share is
+    reached; so a small training set may keep more than the share.
+
+    Raises:
+        ValueError: every episode is degraded.
+    """
+    episode, profile, degraded = train.groups()
+    random = np.random.default_rng([seed, len(train)])
+    whole = random.permutation(np.unique(episode[~degraded]))
+    if not len(whole):
+        raise ValueError("every training episode is degraded: none can keep its labels")
+    wanted = max(1, round(share * len(np.unique(episode))))
+    holds: dict[Any, set[Any]] = {e: set() for e in whole}
+    for e, c, p in zip(episode, train.y, profile, strict=True):
+        if e in holds:
+            holds[e] |= {("class", int(c)), ("profile", p)}
+    missing = set().union(*holds.values())
+    chosen: list[Any] = []
+    while missing:
+        best = max((e for e in whole if e not in chosen), key=lambda e: len(holds[e] & missing))
+        chosen.append(best)
+        missing -= holds[best]
+    chosen += [e for e in whole if e not in chosen][: max(0, wanted - len(chosen))]
+    return np.isin(episode, chosen) & ~degraded

@@ -1,0 +1,58 @@
+"""Bidirectional recurrent nets over windows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from models.nets import PooledHead, WindowNetClassifier
+
+if TYPE_CHECKING:
+    import torch
+
+    from models.hyperparameters import GruConfig, LstmConfig
+
+
+class _RecurrentNet(nn.Module):
+    """A convolved front, a recurrent layer both ways, pooling."""
+
+    def __init__(
+        self, cell: Any, n_columns: int, n_classes: int, config: GruConfig | LstmConfig
+    ):
+        super().__init__()
+        width = config.width
+        self.front = nn.Sequential(
+            nn.Conv1d(n_columns, width, 1, bias=False),
+            nn.BatchNorm1d(width),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+        )
+        self.recurrent = cell(width, width, config.depth, batch_first=True, bidirectional=True)
+        self.head = PooledHead(2 * width, n_columns, n_classes, config.dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features, _ = self.recurrent(self.front(x.transpose(1, 2)).transpose(1, 2))
+        return self.head(features, x)
+
+
+class Gru(WindowNetClassifier):
+    """Bidirectional gated recurrent units.
+
+    Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine
+    Translation", EMNLP 2014; both ways: Schuster and Paliwal, "Bidirectional Recurrent Neural
+    Networks", IEEE Transactions on Signal Processing 45, 1997.
+    """
+
+    def build(self, n_columns: int) -> nn.Module:
+        return _RecurrentNet(nn.GRU, n_columns, self.n_classes, self.config)
+
+
+class Lstm(WindowNetClassifier):
+    """Bidirectional long short-term memory.
+
+    Hochreiter and Schmidhuber, "Long Short-Term Memory", Neural Computation 9, 1997.
+    """
+
+    def build(self, n_columns: int) -> nn.Module:
+        return _RecurrentNet(nn.LSTM, n_columns, self.n_classes, self.config)
