@@ -49,7 +49,7 @@ def test_every_stage_says_under_which_layout_it_was_made(trained: Lab) -> None:
     expected: dict[str, str] = dict.fromkeys(
         ("tensor_shards", "feature_shards"), some_batch(trained)
     )
-    expected |= dict.fromkeys(("datasets", "test_predictions"), RECIPE)
+    expected |= dict.fromkeys(("datasets", "held_out_predictions", "comparisons"), RECIPE)
     for which in VARIANTS:
         expected |= dict.fromkeys(
             (f"checkpoints/{which.name}", f"eval_reports/{which.name}"), RECIPE
@@ -180,7 +180,7 @@ def test_drift_is_refused_with_the_difference(trained: Lab, said: str) -> None:
     assert said in failure(stale)
     assert "phasewatch run --ingest-only" in failure(stale)
 
-    check = trained.execute("retrain", RECIPE, only=[dg.AssetKey("test_predictions")])
+    check = trained.execute("retrain", RECIPE, only=[dg.AssetKey("held_out_predictions")])
     assert not check.success
 
     path = checkpoint_path(trained.workspace.checkpoint_folder(RECIPE), WHICH)
@@ -264,7 +264,7 @@ def test_a_blocking_check_stops_the_run_that_made_a_bad_checkpoint(
     result = lab.execute("retrain", RECIPE)
     assert not result.success
     assert f"checkpoints/{WHICH.name}" in materialized(result)
-    assert "test_predictions" not in materialized(result)
+    assert "held_out_predictions" not in materialized(result)
     evaluations = {
         e.check_name: e
         for e in result.get_asset_check_evaluations()
@@ -278,7 +278,7 @@ def test_a_blocking_check_stops_the_run_that_made_a_bad_checkpoint(
     monkeypatch.setattr("pipelines.definitions.CONTRACT_CHECKS", [])
     unchecked = lab.execute("retrain", RECIPE)
     assert "unit was kB/s, is now B/s" in failure(unchecked)
-    assert "test_predictions:" in failure(unchecked)
+    assert "held_out_predictions:" in failure(unchecked)
 
 
 def test_a_throwaway_instance_is_refused(trained: Lab) -> None:
