@@ -73,9 +73,8 @@ def equal_mass_bins(confidence: NDArray[np.float64], n_bins: int = N_BINS) -> Bi
     """At most ``n_bins`` bins of as equal size as ties allow: equal confidences stay together."""
     ordered = np.sort(confidence)
     cuts = ordered[np.arange(1, n_bins) * len(ordered) // n_bins]
-    of = np.unique(np.searchsorted(np.unique(cuts), confidence, side="right"), return_inverse=True)[
-        1
-    ]
+    above = np.searchsorted(np.unique(cuts), confidence, side="right")
+    of = np.unique(above, return_inverse=True)[1]
     n = int(of.max()) + 1
     low, high = np.full(n, np.inf), np.full(n, -np.inf)
     np.minimum.at(low, of, confidence)
@@ -118,13 +117,17 @@ def calibration(
     grows with noise, so its replicates tend to lie above its value.
     """
     temperature = fit_temperature(val.proba, val.actual)
+    note = "fitted on validation by log loss; 1 changes nothing"
+    if np.isclose(temperature, _TEMPERATURES, rtol=1e-6).any():
+        note += "; this is the end of the range searched"
     found: dict[str, Any] = {
         "n_bins": N_BINS,
-        "temperature": subject.on("val").figure(
-            "temperature", temperature, note="fitted on validation by log loss; 1 changes nothing"
-        ),
+        "temperature": subject.on("val").figure("temperature", temperature, note=note),
     }
-    for name, proba in (("as_trained", own.proba), ("scaled", scale(own.proba, temperature))):
+    for name, suffix, proba in (
+        ("as_trained", "", own.proba),
+        ("scaled", "_scaled", scale(own.proba, temperature)),
+    ):
         confidence = proba.max(axis=1)
         correct = (own.predicted == own.actual).astype(np.float64)
         bins = equal_mass_bins(confidence)
@@ -142,7 +145,9 @@ def calibration(
             statistics[metric] = mean_statistic(own.per_episode(values))
         replicates = bootstrap.replicates_of(statistics)
         found[name] = {
-            metric: subject.figure(metric, float(bootstrap.observed(statistic)), replicates[metric])
+            metric: subject.figure(
+                metric + suffix, float(bootstrap.observed(statistic)), replicates[metric]
+            )
             for metric, statistic in statistics.items()
         } | {
             "bins": [

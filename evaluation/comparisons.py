@@ -14,10 +14,7 @@ import numpy as np
 from evaluation.figures import COMPARISONS_SCHEMA, Subject
 from evaluation.scores import (
     BASELINES,
-    GUESSES,
-    guess_draws,
-    guess_statistic,
-    guess_weights,
+    baseline_statistics,
     macro_f1,
     macro_statistic,
     scored,
@@ -102,24 +99,18 @@ def compare(
     values: dict[Who, float] = {}
     ids: dict[Who, str] = {}
     val: dict[Who, float] = {}
-    for who in variants:
-        ids[who] = own[who].checkpoint_id
-        statistics[who] = macro_statistic(own[who].confusion, roster)
-        values[who] = float(bootstrap.observed(statistics[who]))
+    for who, model in own.items():
+        ids[who] = model.checkpoint_id
+        statistics[who] = macro_statistic(model.confusion, roster)
+        values[who] = float(macro_f1(model.confusion.sum(axis=0), roster))
         on_val = scored(predictions, *who, classes, "val")
         val[who] = float(macro_f1(on_val.confusion.sum(axis=0), on_val.roster))
     for mode in modes:
-        for name in BASELINES:
+        one = next(model for who, model in own.items() if who[1] == mode)
+        baselines = baseline_statistics(one, predictions, classes, dataset, policy.seed)
+        for name, (value, statistic) in baselines.items():
             who = (name, mode)
-            ids[who] = f"baseline/{name}"
-            if name in GUESSES:
-                weights = guess_weights(name, dataset, classes)
-                statistics[who] = guess_statistic(first.confusion, weights, policy.seed)
-                values[who] = float(guess_draws(first.actual, weights, policy.seed).mean())
-            else:
-                baseline = scored(predictions, *who, classes)
-                statistics[who] = macro_statistic(baseline.confusion, roster)
-                values[who] = float(bootstrap.observed(statistics[who]))
+            ids[who], values[who], statistics[who] = f"baseline/{name}", value, statistic
     replicates = bootstrap.replicates_of(statistics)
 
     def subject(who: Who) -> Subject:
@@ -128,8 +119,7 @@ def compare(
     def difference(one: Who, other: Who) -> dict[str, Any]:
         value, paired = values[one] - values[other], replicates[one] - replicates[other]
         figure = subject(one).figure("macro_f1_difference", value, paired)
-        against = {"model": other[0], "mode": other[1], "checkpoint_id": ids[other]}
-        return figure | {"other": against, "p": p_value(value, paired)}
+        return figure | {"other": subject(other).who, "p": p_value(value, paired)}
 
     def family(
         name: str, mode: str | None, pairs: Sequence[tuple[Who, Who]], reference: Who | None = None
@@ -174,9 +164,7 @@ def compare(
         "p_value": P_VALUE,
         "predictors": [
             {
-                "model": who[0],
-                "mode": who[1],
-                "checkpoint_id": ids[who],
+                **subject(who).who,
                 "kind": "model" if who in own else "baseline",
                 "macro_f1": subject(who).figure("macro_f1", values[who], replicates[who]),
                 "val_macro_f1": subject(who).on("val").figure("macro_f1", val[who])

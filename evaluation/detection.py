@@ -184,14 +184,11 @@ def detection(
         "median_delay_s": median_statistic(delay_s, attacked),
     }
     replicates = bootstrap.replicates_of(statistics)
-    value = {name: float(bootstrap.observed(s)) for name, s in statistics.items()}
-    notes = dict.fromkeys(statistics, None) | _notes(value, replicates, float(hours.sum()))
     figures = {
-        name: subject.figure(name, value[name], replicates[name], note=notes[name])
-        for name in statistics
+        name: subject.figure(name, float(bootstrap.observed(statistic)), replicates[name])
+        for name, statistic in statistics.items()
     }
-    if value["false_alarms_per_hour"] == 0:  # resampling nothing gives nothing
-        figures["false_alarms_per_hour"]["high"] = -math.log((1 - LEVEL) / 2) / float(hours.sum())
+    _mend(figures, float(hours.sum()), int(attacked.sum()), replicates["median_delay_s"])
     val_hours = float(val.clean_hours.sum())
     val_events = int(val.false_alarms(threshold).sum())
     return {
@@ -203,7 +200,7 @@ def detection(
         "val_false_alarms_per_hour": subject.on("val").figure(
             "false_alarms_per_hour",
             val_events / val_hours if val_hours else math.nan,
-            note="the threshold was chosen on these" if val_hours else "no clean time",
+            note="the threshold was chosen on these" if val_hours else "no clean time there",
         ),
         **figures,
         "attacked_episodes": int(attacked.sum()),
@@ -224,25 +221,39 @@ def detection(
     }
 
 
-def _notes(
-    value: dict[str, float], replicates: dict[str, NDArray[np.float64]], hours: float
-) -> dict[str, str]:
-    """Why a figure or a bound is null, or not what it seems."""
-    notes = {}
+def _mend(
+    figures: dict[str, dict[str, Any]], hours: float, attacked: int, delays: NDArray[np.float64]
+) -> None:
+    """Say why a figure or a bound is null, and bound what never or always happened.
+
+    Resampling what never happened gives nothing, so its bound is the exact Poisson or binomial
+    one (Clopper and Pearson 1934), as if episodes were independent.
+    """
+    tail = (1 - LEVEL) / 2
+    false, alarmed = figures["false_alarms_per_hour"], figures["clean_time_alarmed"]
+    share, median = figures["detected_share"], figures["median_delay_s"]
     if not hours:
-        why = "the test split has no clean time: false alarms cannot be counted"
-        notes = {"false_alarms_per_hour": why, "clean_time_alarmed": why}
-    elif value["false_alarms_per_hour"] == 0:
-        notes["false_alarms_per_hour"] = (
-            f"none in {hours:.3g} clean hours; the upper bound is the exact Poisson one"
+        false["note"] = alarmed["note"] = (
+            "the test split has no time that is clean from end to end of a window: false alarms "
+            "cannot be counted"
         )
-    if math.isnan(value["detected_share"]):
-        why = "the test split has no attacked episode: nothing could be detected"
-        notes |= {"detected_share": why, "median_delay_s": why}
-    elif math.isinf(value["median_delay_s"]):
-        notes["median_delay_s"] = "infinite: half of the attacked episodes or more go undetected"
-    elif np.isinf(replicates["median_delay_s"]).mean() > (1 - LEVEL) / 2:
-        notes["median_delay_s"] = (
-            "no upper bound: in many replicates half of the attacked episodes go undetected"
-        )
-    return notes
+    elif false["value"] == 0:
+        false["high"] = -math.log(tail) / hours
+        false["note"] = f"none in {hours:.3g} clean hours; the upper bound is the exact Poisson one"
+    if alarmed["value"] == 0:
+        alarmed["high"] = None
+        alarmed["note"] = "never alarmed while clean: resampling gives no upper bound"
+    if not attacked:
+        share["note"] = median["note"] = "no test episode is attacked: nothing could be detected"
+        return
+    if share["value"] in (0, 1):
+        exact = tail ** (1 / attacked)
+        share |= {"low": exact} if share["value"] else {"high": 1 - exact}
+        which = "all" if share["value"] else "none"
+        bound = "lower" if share["value"] else "upper"
+        share["note"] = f"{which} of {attacked}; the {bound} bound is the exact binomial one"
+    if median["value"] is None:
+        median["note"] = "infinite: at least half of the attacked episodes go undetected"
+    elif median["high"] is None:
+        lost = float(np.isinf(delays).mean())
+        median["note"] = f"no upper bound: half go undetected in {lost:.0%} of the replicates"

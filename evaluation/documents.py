@@ -17,13 +17,10 @@ from evaluation.detection import detection, watch
 from evaluation.figures import REPORT_SCHEMA, Subject
 from evaluation.scores import (
     BASELINES,
-    GUESSES,
     RATES,
     Scored,
+    baseline_statistics,
     f1_statistic,
-    guess_draws,
-    guess_statistic,
-    guess_weights,
     macro_f1,
     macro_statistic,
     scored,
@@ -201,33 +198,27 @@ def _baselines(
     subject: Subject,
 ) -> list[dict[str, Any]]:
     """Each baseline on the same windows, and by how much the model is better."""
-    roster = own.roster
-    statistics: dict[str, Statistic] = {"own": macro_statistic(own.confusion, roster)}
-    values: dict[str, float] = {"own": float(bootstrap.observed(statistics["own"]))}
-    for name in BASELINES:
-        if name in GUESSES:
-            weights = guess_weights(name, dataset, classes)
-            statistics[name] = guess_statistic(own.confusion, weights, policy.seed)
-            values[name] = float(guess_draws(own.actual, weights, policy.seed).mean())
-        else:
-            theirs = scored(predictions, name, own.mode, classes)
-            statistics[name] = macro_statistic(theirs.confusion, roster)
-            values[name] = float(bootstrap.observed(statistics[name]))
-    replicates = bootstrap.replicates_of(statistics)
+    found = baseline_statistics(own, predictions, classes, dataset, policy.seed)
+    statistics = {name: statistic for name, (_, statistic) in found.items()}
+    own_value = float(macro_f1(own.confusion.sum(axis=0), own.roster))
+    replicates = bootstrap.replicates_of(
+        statistics | {"own": macro_statistic(own.confusion, own.roster)}
+    )
+    others = {
+        name: replace(subject, model=name, checkpoint_id=f"baseline/{name}") for name in BASELINES
+    }
     return [
         {
             "name": name,
-            "macro_f1": replace(subject, model=name, checkpoint_id=f"baseline/{name}").figure(
-                "macro_f1", values[name], replicates[name]
-            ),
+            "macro_f1": other.figure("macro_f1", found[name][0], replicates[name]),
             "difference": subject.figure(
                 "macro_f1_difference",
-                values["own"] - values[name],
+                own_value - found[name][0],
                 replicates["own"] - replicates[name],
-                where={"minus": name},
-            ),
+            )
+            | {"other": other.who},
         }
-        for name in BASELINES
+        for name, other in others.items()
     ]
 
 
@@ -272,6 +263,13 @@ def _warnings(report: Mapping[str, Any]) -> list[str]:
         said.append(
             f"Validation macro F1 {val:.3f} lies above the test interval: not "
             "all that was learned on the training side carries over."
+        )
+    alarms = report["detection"]
+    false = alarms["false_alarms_per_hour"]["value"]
+    if false is not None and false > alarms["budget_per_hour"]:
+        said.append(
+            f"{false:.3g} false alarms an hour on test, where {alarms['budget_per_hour']:g} were "
+            f"allowed: the threshold rests on {alarms['clean_hours']['val']:.3g} clean hours."
         )
     for profile in report["untested_profiles"]:
         said.append(f"Profile {profile} was never tested: no figure speaks of it.")

@@ -54,6 +54,11 @@ class Subject:
         """The same predictor on another split."""
         return replace(self, split=split)
 
+    @property
+    def who(self) -> dict[str, str]:
+        """The predictor alone."""
+        return {"model": self.model, "mode": self.mode, "checkpoint_id": self.checkpoint_id}
+
     def figure(
         self,
         metric: str,

@@ -196,3 +196,26 @@ def guess_statistic(per_episode: NDArray[np.int64], weights: NDArray, seed: int)
     by_class = per_episode.sum(axis=2).astype(np.float64)
     random = np.random.default_rng([seed, len(weights), 1])
     return lambda w: guess_macro_f1((w @ by_class).round().astype(np.int64), weights, random)
+
+
+def baseline_statistics(
+    own: Scored,
+    predictions: pl.DataFrame,
+    classes: Sequence[str],
+    dataset: Mapping[str, Any],
+    seed: int,
+) -> dict[str, tuple[float, Statistic]]:
+    """Macro F1 of each of ``BASELINES`` on the windows of a predictor, and its statistic.
+
+    The value of a guess is the mean of its seeded draws on the whole test split.
+    """
+    found = {}
+    for name in SHORTCUTS:
+        theirs = scored(predictions, name, own.mode, classes).confusion
+        value = float(macro_f1(theirs.sum(axis=0), own.roster))
+        found[name] = value, macro_statistic(theirs, own.roster)
+    for name in GUESSES:
+        weights = guess_weights(name, dataset, classes)
+        value = float(guess_draws(own.actual, weights, seed).mean())
+        found[name] = value, guess_statistic(own.confusion, weights, seed)
+    return found
