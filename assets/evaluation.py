@@ -21,7 +21,7 @@ from evaluation.datasets import RECIPES, inputs
 from evaluation.documents import evaluate
 from evaluation.figures import document_text
 from evaluation.report import render_report
-from evaluation.scores import EPISODE_COLUMNS, SHORTCUTS
+from evaluation.scores import EPISODE_COLUMNS, SHORTCUTS, baseline_id
 from features.contract import contract_hashes
 from features.ingest import STAGES
 from features.manifest import (
@@ -106,7 +106,7 @@ def held_out_predictions(
             columns = tuple(baseline_columns(name, mode))
             if columns not in known:
                 known[columns] = baseline_proba(table, columns, classes, workspace.seed)
-            parts.append(_rows(held_out, name, mode, f"baseline/{name}", known[columns], classes))
+            parts.append(_rows(held_out, name, mode, baseline_id(name), known[columns], classes))
         with draft(folder) as staged:
             path = staged.new_file("predictions", ".parquet")
             write_table(pl.concat(parts).to_arrow(), path)

@@ -6,7 +6,7 @@ between modes, within the recipe): Holm's adjustment is made within a family.
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,10 @@ import numpy as np
 from evaluation.figures import COMPARISONS_SCHEMA, Subject
 from evaluation.scores import (
     BASELINES,
-    baseline_statistics,
+    GUESSES,
+    SHORTCUTS,
+    baseline_id,
+    guesses,
     macro_f1,
     macro_statistic,
     scored,
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from evaluation.bootstrap import Statistic
     from evaluation.figures import ReportPolicy
 
 Who = tuple[str, str]  # model, mode
@@ -95,23 +97,23 @@ def compare(
     roster = first.roster
     bootstrap, facts = resampling(recipe, first, policy)
 
-    statistics: dict[Who, Statistic] = {}
-    values: dict[Who, float] = {}
-    ids: dict[Who, str] = {}
-    val: dict[Who, float] = {}
-    for who, model in own.items():
-        ids[who] = model.checkpoint_id
-        statistics[who] = macro_statistic(model.confusion, roster)
-        values[who] = float(macro_f1(model.confusion.sum(axis=0), roster))
-        on_val = scored(predictions, *who, classes, "val")
-        val[who] = float(macro_f1(on_val.confusion.sum(axis=0), on_val.roster))
-    for mode in modes:
-        one = next(model for who, model in own.items() if who[1] == mode)
-        baselines = baseline_statistics(one, predictions, classes, dataset, policy.seed)
-        for name, (value, statistic) in baselines.items():
-            who = (name, mode)
-            ids[who], values[who], statistics[who] = f"baseline/{name}", value, statistic
-    replicates = bootstrap.replicates_of(statistics)
+    fitted = own | {
+        (name, mode): scored(predictions, name, mode, classes)
+        for mode in modes
+        for name in SHORTCUTS
+    }
+    together = macro_statistic([predictor.confusion for predictor in fitted.values()], roster)
+    guessed = guesses(first, dataset, classes, policy.seed)
+    statistics = {name: statistic for name, (_, statistic) in guessed.items()}
+    drawn = bootstrap.replicates_of({"fitted": together} | statistics)
+    values = dict(zip(fitted, bootstrap.observed(together).tolist(), strict=True))
+    replicates = dict(zip(fitted, drawn["fitted"].T, strict=True))
+    ids = {who: predictor.checkpoint_id for who, predictor in fitted.items()}
+    for name, mode in product(GUESSES, modes):
+        ids[name, mode] = baseline_id(name)
+        values[name, mode], replicates[name, mode] = guessed[name][0], drawn[name]
+    on_val = {who: scored(predictions, *who, classes, "val") for who in variants}
+    val = {who: float(macro_f1(v.confusion.sum(axis=0), v.roster)) for who, v in on_val.items()}
 
     def subject(who: Who) -> Subject:
         return Subject(*who, recipe, "test", identity["dataset_version"], ids[who])

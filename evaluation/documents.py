@@ -18,9 +18,11 @@ from evaluation.figures import REPORT_SCHEMA, Subject
 from evaluation.scores import (
     BASELINES,
     RATES,
+    SHORTCUTS,
     Scored,
-    baseline_statistics,
+    baseline_id,
     f1_statistic,
+    guesses,
     macro_f1,
     macro_statistic,
     scored,
@@ -129,9 +131,12 @@ def _f1_figures(
         for column in ("profile", "host_id")
         for name in own.episodes[column].unique().sort()
     }
-    statistics: dict[Any, Statistic] = {"whole": f1_statistic(own.confusion, roster)}
-    for group, here in within.items():
-        statistics[group] = macro_statistic(own.confusion, roster, here)
+    statistics: dict[str, Statistic] = {
+        "whole": f1_statistic(own.confusion, roster),
+        "within": macro_statistic(
+            [own.confusion * here[:, None, None] for here in within.values()], roster
+        ),
+    }
     replicates = bootstrap.replicates_of(statistics)
     observed = {name: bootstrap.observed(statistic) for name, statistic in statistics.items()}
 
@@ -160,12 +165,12 @@ def _f1_figures(
                 "classes": int((own.confusion[here].sum(axis=(0, 2)) > 0).sum()),
                 "macro_f1": subject.figure(
                     "macro_f1",
-                    float(observed[of, name]),
-                    replicates[of, name],
+                    float(observed["within"][i]),
+                    replicates["within"][:, i],
                     where={column: name},
                 ),
             }
-            for (of, name), here in within.items()
+            for i, ((of, name), here) in enumerate(within.items())
             if of == column
         ]
 
@@ -198,23 +203,27 @@ def _baselines(
     subject: Subject,
 ) -> list[dict[str, Any]]:
     """Each baseline on the same windows, and by how much the model is better."""
-    found = baseline_statistics(own, predictions, classes, dataset, policy.seed)
-    statistics = {name: statistic for name, (_, statistic) in found.items()}
-    own_value = float(macro_f1(own.confusion.sum(axis=0), own.roster))
-    replicates = bootstrap.replicates_of(
-        statistics | {"own": macro_statistic(own.confusion, own.roster)}
+    shortcuts = {name: scored(predictions, name, own.mode, classes) for name in SHORTCUTS}
+    fitted = macro_statistic([p.confusion for p in (own, *shortcuts.values())], own.roster)
+    guessed = guesses(own, dataset, classes, policy.seed)
+    drawn = bootstrap.replicates_of(
+        {"fitted": fitted} | {name: statistic for name, (_, statistic) in guessed.items()}
     )
+    own_value, *values = bootstrap.observed(fitted).tolist()
+    own_drawn, *replicates = drawn["fitted"].T
+    found = dict(zip(shortcuts, zip(values, replicates, strict=True), strict=True))
+    found |= {name: (value, drawn[name]) for name, (value, _) in guessed.items()}
     others = {
-        name: replace(subject, model=name, checkpoint_id=f"baseline/{name}") for name in BASELINES
+        name: replace(subject, model=name, checkpoint_id=baseline_id(name)) for name in BASELINES
     }
     return [
         {
             "name": name,
-            "macro_f1": other.figure("macro_f1", found[name][0], replicates[name]),
+            "macro_f1": other.figure("macro_f1", *found[name]),
             "difference": subject.figure(
                 "macro_f1_difference",
                 own_value - found[name][0],
-                replicates["own"] - replicates[name],
+                own_drawn - found[name][1],
             )
             | {"other": other.who},
         }

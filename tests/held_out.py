@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator
 
 from evaluation.documents import evaluate
 from evaluation.figures import SCHEMA_FILE, ReportPolicy, document_text
+from evaluation.scores import SHORTCUTS, baseline_id
 from features.registry import LAYOUT
 
 CLASSES = ("clean", "armed", "infected_running", "dormant")
@@ -72,7 +73,8 @@ def predictions(
     """
     rows = [
         window
-        | {"model": model, "mode": mode, "checkpoint_id": f"{model}-{mode}", "split": split}
+        | {"model": model, "mode": mode, "split": split}
+        | {"checkpoint_id": baseline_id(model) if model in SHORTCUTS else f"{model}-{mode}"}
         | {"episode_id": ("V" if split == "val" else "") + window["episode_id"]}
         | {f"p_{c}": (0.7 if c == predicted else 0.1) for c in CLASSES}
         for split, by in (("test", by_model), ("val", val or by_model))

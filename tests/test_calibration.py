@@ -140,7 +140,8 @@ def test_a_temperature_exists_whatever_the_validation():
 
 def test_a_temperature_at_the_end_of_the_range_is_said_to_be():
     by_model = dict.fromkeys(("gbt", *SHORTCUTS), GOOD)
-    right = dict.fromkeys(by_model, [w["actual"] for w in WINDOWS])
+    actual = [w["actual"] for w in WINDOWS]
+    right = dict.fromkeys(by_model, actual)
     found = report_on(predictions(WINDOWS, by_model, val=right))["calibration"]
     assert found["temperature"]["note"].endswith("this is the end of the range searched")
     assert found["temperature"]["split"] == "val"

@@ -125,7 +125,8 @@ def report(
     ]
     alarmed = [RUNNING if x == "x" else DORMANT for _, _, a in episodes.values() for x in a]
     by_model = dict.fromkeys(("gbt", *SHORTCUTS), alarmed)
-    val = dict.fromkeys(by_model, [w["actual"] for w in windows])
+    actual = [w["actual"] for w in windows]
+    val = dict.fromkeys(by_model, actual)
     found = report_on(predictions(windows, by_model, val), policy)
     check_schema(found)
     return found
@@ -212,7 +213,7 @@ def test_without_an_attack_nothing_can_be_detected_and_it_is_said():
 
 
 def test_what_never_or_always_happened_has_an_exact_bound():
-    found = report({n: ("cccrrr", 16.0, "...xxx") for n in "abcd"})["detection"]
+    found = report(dict.fromkeys("abcd", ("cccrrr", 16.0, "...xxx")))["detection"]
     hours = 4 * 3 * 5 / 3600
     false = found["false_alarms_per_hour"]
     assert (false["value"], false["low"]) == (0.0, 0.0)
@@ -220,13 +221,13 @@ def test_what_never_or_always_happened_has_an_exact_bound():
     share = found["detected_share"]
     assert (share["value"], share["high"]) == (1.0, 1.0)
     assert share["low"] ** 4 == pytest.approx(0.025)
-    missed = report({n: ("cccrrr", 16.0, "......") for n in "abcd"})["detection"]
+    missed = report(dict.fromkeys("abcd", ("cccrrr", 16.0, "......")))["detection"]
     assert (1 - missed["detected_share"]["high"]) ** 4 == pytest.approx(0.025)
 
 
 def test_more_false_alarms_than_allowed_are_warned_of():
     alarms = "x..x.x"
-    found = report({n: ("cccccc", None, alarms) for n in "abcd"})
+    found = report(dict.fromkeys("abcd", ("cccccc", None, alarms)))
     assert any("false alarms an hour on test, where 6 were allowed" in w for w in found["warnings"])
 
 

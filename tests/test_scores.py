@@ -91,7 +91,7 @@ def plain(n_episodes: int, policy: ReportPolicy = POLICY) -> EpisodeBootstrap:
 
 
 def macro_replicates(bootstrap: EpisodeBootstrap, confusion: NDArray, roster: Sequence[int]) -> Any:
-    return bootstrap.replicates_of({"": macro_statistic(confusion, roster)})[""]
+    return bootstrap.replicates_of({"": macro_statistic([confusion], roster)})[""][:, 0]
 
 
 def weights_of(bootstrap: EpisodeBootstrap) -> NDArray[np.float64]:
