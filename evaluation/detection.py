@@ -36,7 +36,7 @@ class Watch:
     score: NDArray[np.float64]  # (n_windows,)
     end_s: NDArray[np.float64]  # (n_windows,) when the score is known
     clean: NDArray[np.bool_]  # (n_windows,) clean from end to end
-    first: NDArray[np.bool_]  # (n_windows,) nothing is known of the window before
+    first: NDArray[np.bool_]  # (n_windows,) of its episode
     episode: NDArray[np.int64]  # (n_windows,)
     onset_s: NDArray[np.float64]  # (n_episodes,) NaN: never attacked
     stride_s: float
@@ -83,14 +83,12 @@ class Watch:
 def watch(own: Scored, classes: Sequence[str], length_s: float, stride_s: float) -> Watch:
     """A predictor's scores as an alarm; windows are ``length_s`` long, one every ``stride_s``."""
     windows = own.windows
-    number = windows["window"].to_numpy()
-    same = np.diff(own.episode, prepend=-1) == 0
     infected = [i for i, phase in enumerate(classes) if phase in INFECTED]
     return Watch(
         score=own.proba[:, infected].sum(axis=1),
         end_s=windows["start_s"].to_numpy() + length_s,
         clean=((windows["actual"] == CLEAN) & (windows["purity"] == 1.0)).to_numpy(),
-        first=~(same & (np.diff(number, prepend=-1) == 1)),
+        first=np.diff(own.episode, prepend=-1) != 0,
         episode=own.episode,
         onset_s=own.episodes["onset_s"].fill_null(math.nan).to_numpy(),
         stride_s=stride_s,
