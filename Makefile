@@ -39,6 +39,7 @@ lint: .venv/.installed
 
 bench: .venv/.installed  ## speed, as ratios measured side by side
 	$(BIN)/python -m benchmarks.extraction
+	$(BIN)/python -m benchmarks.bootstrap
 
 clean:  ## remove everything a run wrote (the environment stays)
 	find artifacts -mindepth 1 -not -name README.md -delete

@@ -1,4 +1,4 @@
-"""Evaluation: test predictions, a report a checkpoint, the page that shows them all."""
+"""Evaluation: held-out predictions, a report a checkpoint, comparisons, the page of them all."""
 
 import base64
 import json
@@ -16,9 +16,12 @@ from assets.datasets import read_dataset, require_dataset
 from assets.partitions import EVERY_PARTITION, OWNERS, RECIPE_PARTITIONS
 from evaluation.baselines import baseline_columns, baseline_proba
 from evaluation.charts import confusion_png
+from evaluation.comparisons import compare
 from evaluation.datasets import RECIPES, inputs
+from evaluation.documents import evaluate
+from evaluation.figures import document_text
 from evaluation.report import render_report
-from evaluation.scores import SHORTCUTS, evaluate
+from evaluation.scores import EPISODE_COLUMNS, SHORTCUTS, baseline_id
 from features.contract import contract_hashes
 from features.ingest import STAGES
 from features.manifest import (
@@ -44,8 +47,8 @@ from resources.guards import (
 from resources.reporting import Stopwatch, artefact_metadata, layout_metadata, say
 from resources.workspace import Workspace
 
-EVALUATION_VERSION = "1"
-_ID_COLUMNS = ("episode_id", "host_id", "profile", "sample_name", "window", "start_s")
+EVALUATION_VERSION = "2"
+_WINDOW_COLUMNS = ("split", *EPISODE_COLUMNS, "window", "start_s", "purity")
 
 
 def report_key(which: Variant) -> dg.AssetKey:
@@ -60,10 +63,10 @@ def report_key(which: Variant) -> dg.AssetKey:
     owners=OWNERS,
     code_version=EVALUATION_VERSION,
 )
-def test_predictions(
+def held_out_predictions(
     context: dg.AssetExecutionContext, workspace: Workspace
 ) -> dg.MaterializeResult:
-    """Every checkpoint's probabilities for every test window, and the baselines' beside them."""
+    """Every checkpoint's probabilities for the windows of val and test, baselines' beside them."""
     refuse_throwaway_instance(context.instance)
     watch = Stopwatch()
     recipe = context.partition_key
@@ -85,15 +88,17 @@ def test_predictions(
             "seed": workspace.seed,
         }
     )
-    folder = workspace.test_predictions_folder(recipe)
+    folder = workspace.held_out_predictions_folder(recipe)
     manifest = None if workspace.force else reusable(folder, identity)
     reused = manifest is not None
     if manifest is None:
         table = read_dataset(dataset)
-        test = table.filter(pl.col("split") == "test")
+        held_out = table.filter(pl.col("split") != "train")
         classes = workspace.layout.phases
         parts = [
-            _predictions(test, checkpoint, inputs(test, shards, which, workspace.layout), classes)
+            _predictions(
+                held_out, checkpoint, inputs(held_out, shards, which, workspace.layout), classes
+            )
             for which, checkpoint in checkpoints.items()
         ]
         known: dict[tuple[str, ...], np.ndarray] = {}  # columns seen -> probabilities
@@ -101,22 +106,22 @@ def test_predictions(
             columns = tuple(baseline_columns(name, mode))
             if columns not in known:
                 known[columns] = baseline_proba(table, columns, classes, workspace.seed)
-            parts.append(_rows(test, name, mode, f"baseline/{name}", known[columns], classes))
+            parts.append(_rows(held_out, name, mode, baseline_id(name), known[columns], classes))
         with draft(folder) as staged:
             path = staged.new_file("predictions", ".parquet")
             write_table(pl.concat(parts).to_arrow(), path)
             facts = {
                 "recipe": recipe,
-                "test_windows": len(test),
+                "windows": dict(sorted(Counter(held_out["split"]).items())),
                 "dataset_version": dataset.version,
                 "checkpoints": {w.name: c.artifact_id for w, c in checkpoints.items()},
             }
             manifest = staged.commit(identity, facts)
-    say(context, f"test predictions {recipe}: {'reused' if reused else 'done'}")
+    say(context, f"held-out predictions {recipe}: {'reused' if reused else 'done'}")
     return dg.MaterializeResult(
         metadata={
             **artefact_metadata(manifest, reused=reused, watch=watch),
-            "test_windows": manifest.facts["test_windows"],
+            **{f"{split}_windows": n for split, n in manifest.facts["windows"].items()},
             "checkpoints": dg.MetadataValue.json(manifest.facts["checkpoints"]),
             **layout_metadata(workspace.layout),
         },
@@ -125,11 +130,11 @@ def test_predictions(
 
 
 def _predictions(
-    test: pl.DataFrame, checkpoint: Checkpoint, X: Any, classes: tuple[str, ...]
+    windows: pl.DataFrame, checkpoint: Checkpoint, X: Any, classes: tuple[str, ...]
 ) -> pl.DataFrame:
     header = checkpoint.header
     proba = checkpoint.model.predict_proba(X)
-    return _rows(test, header["name"], header["mode"], checkpoint.artifact_id, proba, classes)
+    return _rows(windows, header["name"], header["mode"], checkpoint.artifact_id, proba, classes)
 
 
 def _rows(
@@ -144,7 +149,7 @@ def _rows(
         pl.lit(model).alias("model"),
         pl.lit(mode).alias("mode"),
         pl.lit(checkpoint_id).alias("checkpoint_id"),
-        *_ID_COLUMNS,
+        *_WINDOW_COLUMNS,
         pl.col("label").alias("actual"),
         *(pl.Series(f"p_{phase}", proba[:, i]) for i, phase in enumerate(classes)),
     )
@@ -156,7 +161,7 @@ def build_report_asset(which: Variant) -> dg.AssetsDefinition:
     @dg.asset(
         key=report_key(which),
         partitions_def=RECIPE_PARTITIONS,
-        deps=["test_predictions"],
+        deps=["held_out_predictions"],
         group_name="evaluate",
         kinds={"json"},
         owners=OWNERS,
@@ -175,11 +180,11 @@ def build_report_asset(which: Variant) -> dg.AssetsDefinition:
         remedy = f"phasewatch run --recipe {recipe}"
         dataset, _ = require_dataset(workspace, recipe)
         checkpoint = require_checkpoint(context.instance, workspace, recipe, which)
-        predictions = require_manifest(
-            workspace.test_predictions_folder(recipe), f"Test predictions {recipe}", remedy
-        )
+        predictions = _require_predictions(workspace, recipe)
         if predictions.facts["checkpoints"].get(which.name) != checkpoint.artifact_id:
-            refuse(f"Test predictions {recipe} are of another {which.name}. Make them: {remedy}")
+            refuse(
+                f"Held-out predictions {recipe} are of another {which.name}. Make them: {remedy}"
+            )
         identity = fingerprint(
             {
                 "stage": EVALUATION_VERSION,
@@ -206,13 +211,13 @@ def build_report_asset(which: Variant) -> dg.AssetsDefinition:
                     "schema_hash": header["schema_hash"],
                     "validation_index_digest": dataset.facts["validation_index_digest"],
                     "code_commit": header["train_meta"]["code_commit"],
-                    "val_macro_f1": header["train_meta"]["val_macro_f1"],
                 },
                 workspace.report_policy,
+                workspace.layout.window,
+                header["train_meta"],
             )
             with draft(folder) as staged:
-                text = json.dumps(report, indent=1, allow_nan=False)
-                staged.new_file("report", ".json").write_text(text + "\n")
+                staged.new_file("report", ".json").write_text(document_text(report))
                 manifest = staged.commit(identity, {"recipe": recipe, "variant": which.name})
         report = read_report(manifest)
         say(
@@ -233,13 +238,28 @@ def build_report_asset(which: Variant) -> dg.AssetsDefinition:
     return eval_report
 
 
+def _require_predictions(workspace: Workspace, recipe: str) -> Manifest:
+    return require_manifest(
+        workspace.held_out_predictions_folder(recipe),
+        f"Held-out predictions {recipe}",
+        f"phasewatch run --recipe {recipe}",
+    )
+
+
 def _figures(report: dict[str, Any], which: Variant, recipe: str) -> dict[str, Any]:
     picture = confusion_png(report["confusion"], f"{which.name}, {recipe}")
     encoded = base64.b64encode(picture).decode()
-    return {
+    calibration, detection = report["calibration"], report["detection"]
+    figures = {
         "macro_f1": report["macro_f1"]["value"],
         "macro_f1_low": report["macro_f1"]["low"],
         "macro_f1_high": report["macro_f1"]["high"],
+        "ece": calibration["as_trained"]["ece"]["value"],
+        "ece_scaled": calibration["scaled"]["ece"]["value"],
+        "brier": calibration["as_trained"]["brier"]["value"],
+        "detected_share": detection["detected_share"]["value"],
+        "median_delay_s": detection["median_delay_s"]["value"],
+        "false_alarms_per_hour": detection["false_alarms_per_hour"]["value"],
         "test_windows": report["n_windows"],
         "test_episodes": report["n_episodes"],
         "checkpoint_id": report["checkpoint_id"],
@@ -248,10 +268,11 @@ def _figures(report: dict[str, Any], which: Variant, recipe: str) -> dict[str, A
         **{f"f1_{row['class']}": row["f1"]["value"] for row in report["per_class"]},
         **{f"baseline_{row['name']}": row["macro_f1"]["value"] for row in report["baselines"]},
     }
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def read_predictions(manifest: Manifest) -> pl.DataFrame:
-    """The table of test predictions."""
+    """The table of held-out predictions."""
     table = pl.from_arrow(read_table(manifest.path("predictions")))
     assert isinstance(table, pl.DataFrame)
     return table
@@ -262,11 +283,78 @@ def read_report(manifest: Manifest) -> dict[str, Any]:
     return json.loads(manifest.path("report").read_text())
 
 
+def read_comparisons(manifest: Manifest) -> dict[str, Any]:
+    """The comparisons of a recipe as written."""
+    return json.loads(manifest.path("comparisons").read_text())
+
+
 REPORT_ASSETS = [build_report_asset(which) for which in VARIANTS]
 
 
 @dg.asset(
-    deps=[dg.AssetDep(report_key(w), partition_mapping=EVERY_PARTITION) for w in VARIANTS],
+    partitions_def=RECIPE_PARTITIONS,
+    deps=["held_out_predictions"],
+    group_name="evaluate",
+    kinds={"json"},
+    owners=OWNERS,
+    code_version=EVALUATION_VERSION,
+)
+def comparisons(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """Which model is better than which, paired on the same resampled test episodes."""
+    refuse_throwaway_instance(context.instance)
+    watch = Stopwatch()
+    recipe = context.partition_key
+    dataset, _ = require_dataset(workspace, recipe)
+    predictions = _require_predictions(workspace, recipe)
+    if predictions.facts["dataset_version"] != dataset.version:
+        refuse(
+            f"Held-out predictions {recipe} are of another dataset. Make them: "
+            f"phasewatch run --recipe {recipe}"
+        )
+    identity = fingerprint(
+        {
+            "stage": EVALUATION_VERSION,
+            "predictions": predictions.version,
+            "policy": asdict(workspace.report_policy),
+        }
+    )
+    folder = workspace.comparisons_folder(recipe)
+    manifest = None if workspace.force else reusable(folder, identity)
+    reused = manifest is not None
+    if manifest is None:
+        document = compare(
+            read_predictions(predictions),
+            [(which.model, which.mode) for which in VARIANTS],
+            workspace.layout.phases,
+            dataset.facts,
+            {"recipe": recipe, "dataset_version": dataset.version},
+            workspace.report_policy,
+        )
+        with draft(folder) as staged:
+            staged.new_file("comparisons", ".json").write_text(document_text(document))
+            manifest = staged.commit(identity, {"recipe": recipe})
+    families = read_comparisons(manifest)["families"]
+    say(context, f"comparisons {recipe}: {'reused' if reused else 'done'}")
+    return dg.MaterializeResult(
+        metadata={
+            **artefact_metadata(manifest, reused=reused, watch=watch),
+            "comparisons": sum(len(family["comparisons"]) for family in families),
+            **{
+                f"reference_{family['mode']}": family["reference"]["model"]
+                for family in families
+                if family["reference"]
+            },
+            **layout_metadata(workspace.layout),
+        },
+        data_version=dg.DataVersion(manifest.version),
+    )
+
+
+@dg.asset(
+    deps=[
+        dg.AssetDep(key, partition_mapping=EVERY_PARTITION)
+        for key in (*map(report_key, VARIANTS), "comparisons")
+    ],
     group_name="evaluate",
     kinds={"html"},
     owners=OWNERS,
@@ -294,7 +382,9 @@ def report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materi
         damage = manifest.damage()
         if damage:
             refuse(f"{damage}. Make it anew: phasewatch run --recipe {manifest.facts['recipe']}")
-    page = render_report([read_report(m) for m in manifests], _facts(workspace, manifests))
+    reports = [read_report(manifest) for manifest in manifests]
+    compared = [read_comparisons(m) for m in _current_comparisons(workspace, reports)]
+    page = render_report(reports, _facts(workspace, manifests), compared)
     write_atomically(workspace.report_page, page.encode())
     say(context, f"report page: {workspace.report_page}")
     return dg.MaterializeResult(
@@ -308,6 +398,23 @@ def report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materi
         },
         data_version=dg.DataVersion(file_sha256(workspace.report_page)),
     )
+
+
+def _current_comparisons(workspace: Workspace, reports: list[dict[str, Any]]) -> list[Manifest]:
+    """Undamaged comparisons of the dataset versions that the page shows."""
+    shown = {(report["recipe"], report["dataset_version"]) for report in reports}
+    found = []
+    for recipe in RECIPES:
+        manifest = read_manifest(workspace.comparisons_folder(recipe))
+        if manifest is None:
+            continue
+        damage = manifest.damage()
+        if damage:
+            refuse(f"{damage}. Make it anew: phasewatch run --recipe {recipe}")
+        document = read_comparisons(manifest)
+        if (recipe, document["dataset_version"]) in shown:
+            found.append(manifest)
+    return found
 
 
 def _is_current(

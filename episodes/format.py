@@ -12,6 +12,10 @@ from datetime import UTC, datetime
 PHASES = ("clean", "armed", "infecting", "infected_running", "dormant")
 """The classes, in class order."""
 
+CLEAN = "clean"
+INFECTED = ("infecting", "infected_running")
+"""The phases in which a detector should sound: the machine is being or has been taken over."""
+
 FAILED = "failed"
 """A label that is no class: an episode that carries it is rejected."""
 

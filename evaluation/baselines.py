@@ -36,18 +36,19 @@ def baseline_columns(name: str, mode: str) -> list[str]:
 def baseline_proba(
     table: pl.DataFrame, columns: Sequence[str], classes: Sequence[str], seed: int
 ) -> NDArray[np.float32]:
-    """Probabilities ``(n_test_windows, n_classes)`` of a balanced forest on a few columns.
+    """Probabilities ``(n_held_out_windows, n_classes)`` of a balanced forest on a few columns.
 
-    Fitted on the training windows of a dataset's table, for its test windows in their order.
+    Fitted on the training windows of a dataset's table, for its other windows in their order.
     """
-    train, test = (table.filter(pl.col("split") == side) for side in ("train", "test"))
+    train = table.filter(pl.col("split") == "train")
+    held_out = table.filter(pl.col("split") != "train")
     forest = RandomForestClassifier(
         200, class_weight="balanced", min_samples_leaf=5, random_state=seed, n_jobs=2
     )
     forest.fit(train.select(columns).to_numpy(), train["label"].to_list())
-    proba = np.zeros((len(test), len(classes)), dtype=np.float32)
+    proba = np.zeros((len(held_out), len(classes)), dtype=np.float32)
     for column, label in zip(
-        forest.predict_proba(test.select(columns).to_numpy()).T, forest.classes_, strict=True
+        forest.predict_proba(held_out.select(columns).to_numpy()).T, forest.classes_, strict=True
     ):
         proba[:, list(classes).index(label)] = column
     return proba

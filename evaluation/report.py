@@ -1,6 +1,6 @@
 """The report page: one self-contained HTML file from the eval reports of all checkpoints.
 
-Arranges and words what ``scores.evaluate`` computed; computes no metric. Layout, styles and SVG
+Arranges and words what ``documents.evaluate`` computed; computes no metric. Layout, styles and SVG
 are in ``templates/``. The same input gives the same bytes.
 """
 
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from evaluation.datasets import RECIPES, SPLITS
-from evaluation.scores import REPORT_SCHEMA, SHORTCUTS
+from evaluation.figures import REPORT_SCHEMA
+from evaluation.scores import SHORTCUTS
 from features.registry import LAYOUT, MODES
 from models.registry import MODELS, VARIANTS
 
@@ -38,13 +39,18 @@ COVERAGE_GAP = 0.1  # between training and test: from here on it may pass for a 
 NOTHING = "–"
 
 
-def render_report(reports: Sequence[Report], facts: Mapping[str, Any]) -> str:
+def render_report(
+    reports: Sequence[Report],
+    facts: Mapping[str, Any],
+    comparisons: Sequence[Mapping[str, Any]] = (),  # noqa: ARG001  (not on the page yet)
+) -> str:
     """The page, as text.
 
     Args:
-        reports: what ``scores.evaluate`` returned, one a checkpoint and recipe, in any order.
+        reports: what ``documents.evaluate`` returned, one a checkpoint and recipe, in any order.
         facts: ``store``, ``episodes``, ``verdicts`` (verdict -> episodes), ``code_commit`` and
             ``generated_from`` (data versions).
+        comparisons: what ``comparisons.compare`` returned, one a recipe.
 
     Raises:
         ValueError: a report has another schema, or two are of one model, mode and recipe.
@@ -257,8 +263,22 @@ def _by_key(reports: Sequence[Report]) -> dict[tuple[str, str, str], Report]:
                 f"{short(found[key]['checkpoint_id'])}, {short(report['checkpoint_id'])}); "
                 "pass one"
             )
-        found[key] = report
+        found[key] = _flat(report)
     return found
+
+
+def _flat(report: Report) -> Report:
+    """The report with plain numbers where the page shows a figure without its interval."""
+    groups = {
+        key: [row | {"macro_f1": row["macro_f1"]["value"]} for row in report[key]]
+        for key in ("per_profile", "per_host")
+    }
+    rates = [
+        row | {name: row[name]["value"] for name in ("precision", "recall")}
+        for row in report["per_class"]
+    ]
+    val = report["val_macro_f1"]["value"]
+    return {**report, **groups, "per_class": rates, "val_macro_f1": val}
 
 
 def _ordered(known: Iterable[str], found: Iterable[str]) -> list[str]:
@@ -292,7 +312,7 @@ def _below_shortcut(report: Report) -> list[str]:
     return [
         baseline_label(baseline["name"])
         for baseline in report["baselines"]
-        if baseline["difference"] and not baseline["difference"]["low"] > 0
+        if baseline["name"] in SHORTCUTS and not baseline["difference"]["low"] > 0
     ]
 
 

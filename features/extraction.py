@@ -10,7 +10,7 @@ import numpy as np
 from episodes.format import SOURCES
 from features.alignment import align, make_grid
 from features.summary import summarise
-from features.windows import WindowTable, label_windows, source_coverage
+from features.windows import WindowTable, label_windows, onset_s, source_coverage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,6 +29,7 @@ class Extracted:
     windows: WindowTable
     features: NDArray[np.float32]  # (n_windows, n_features)
     coverage: NDArray[np.float32]  # (n_windows, n_sources), in order of SOURCE_NAMES
+    onset_s: float | None  # of the attack; None: there is none
 
 
 def extract(episode: Episode, layout: Layout) -> Extracted:
@@ -45,4 +46,5 @@ def extract(episode: Episode, layout: Layout) -> Extracted:
         windows=windows,
         features=summarise(series, windows.start_bin, layout),
         coverage=source_coverage(series, windows.start_bin, layout, SOURCE_NAMES),
+        onset_s=onset_s(episode.labels, grid),
     )

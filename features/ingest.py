@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from features.registry import Layout
 
 STAGES = ("validation_index", "tensor_shards", "feature_shards")
-INGEST_VERSION = "1"
+INGEST_VERSION = "2"
 """Raised when the code of this stage changes what it writes for equal inputs."""
 
 

@@ -43,6 +43,7 @@ _WINDOW_FIELDS = [
     ("start_s", pa.float64()),
     ("label", pa.string()),
     ("purity", pa.float32()),
+    ("onset_s", pa.float64()),  # of the episode's attack, exact; null: there is none
     *((f"coverage_{source}", pa.float32()) for source in SOURCE_NAMES),
     ("shard", pa.int32()),
     ("first_bin", pa.int64()),  # row of the tensor shard at which the window begins
@@ -98,6 +99,7 @@ class ShardWriter:
             "start_s": windows.start_s.tolist(),
             "label": windows.label.tolist(),
             "purity": windows.purity.tolist(),
+            "onset_s": [extracted.onset_s] * len(windows),
             "shard": [self._shard] * len(windows),
             "first_bin": (self._bins + windows.start_bin).tolist(),
             "row": range(first_row, first_row + len(windows)),

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from episodes.format import INFECTED, NS_PER_S
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -55,6 +57,17 @@ def label_windows(labels: Moments, grid: Grid, window: WindowSpec) -> WindowTabl
     inside = starts[:, None] + np.arange(window.n_bins)
     purity = (bin_phase[inside] == label[:, None]).mean(axis=1) if len(starts) else np.zeros(0)
     return WindowTable(starts, starts * grid.bin_ns / 1e9, label, purity)
+
+
+def onset_s(labels: Moments, grid: Grid) -> float | None:
+    """When an attack first begins: the earliest label of ``INFECTED``; None: never.
+
+    Exact, in seconds since the episode's first label; of labels with one instant, the last in the
+    file counts. A relapse is no second onset.
+    """
+    in_force = dict(zip(labels.t_wall_ns.tolist(), labels.names, strict=True))
+    onsets = [instant for instant, phase in in_force.items() if phase in INFECTED]
+    return (min(onsets) - grid.origin_ns) / NS_PER_S if onsets else None
 
 
 def window_views(series: NDArray[np.float32], window: WindowSpec) -> NDArray[np.float32]:

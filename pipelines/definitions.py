@@ -5,7 +5,7 @@ import dagster as dg
 from assets.batches import batch_assets
 from assets.checkpoints import CHECKPOINT_ASSETS, CONTRACT_CHECKS
 from assets.datasets import datasets
-from assets.evaluation import REPORT_ASSETS, report, test_predictions
+from assets.evaluation import REPORT_ASSETS, comparisons, held_out_predictions, report
 from assets.predictions import predictions
 from pipelines.jobs import JOBS
 from pipelines.schedules import nightly
@@ -20,8 +20,9 @@ def build_defs(*, workspace: Workspace | None = None) -> dg.Definitions:
             batch_assets,
             datasets,
             *CHECKPOINT_ASSETS,
-            test_predictions,
+            held_out_predictions,
             *REPORT_ASSETS,
+            comparisons,
             report,
             predictions,
         ],

@@ -18,11 +18,12 @@ retrain = dg.define_asset_job(
     selection=dg.AssetSelection.assets(
         "datasets",
         *(checkpoint_key(which) for which in VARIANTS),
-        "test_predictions",
+        "held_out_predictions",
         *(report_key(which) for which in VARIANTS),
+        "comparisons",
         "report",
     ),
-    description="Split, train every model, evaluate and report, for one recipe.",
+    description="Split, train every model, evaluate, compare and report, for one recipe.",
 )
 
 score = dg.define_asset_job(

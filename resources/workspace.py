@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, create_model, model_validator
 from episodes.store import StoredEpisode, StoreListing, list_store
 from episodes.validation import ValidationPolicy
 from evaluation.datasets import SplitPolicy
-from evaluation.scores import ReportPolicy
+from evaluation.figures import ReportPolicy
 from features import registry
 from features.ingest import STAGES, batch_fingerprint
 from features.manifest import Manifest, read_manifest
@@ -140,11 +140,14 @@ class Workspace(dg.ConfigurableResource):
     def checkpoint_folder(self, recipe: str) -> Path:
         return self.artifacts_path / "checkpoints" / recipe
 
-    def test_predictions_folder(self, recipe: str) -> Path:
-        return self.artifacts_path / "test_predictions" / recipe
+    def held_out_predictions_folder(self, recipe: str) -> Path:
+        return self.artifacts_path / "held_out_predictions" / recipe
 
     def report_folder(self, recipe: str) -> Path:
         return self.artifacts_path / "reports" / recipe
+
+    def comparisons_folder(self, recipe: str) -> Path:
+        return self.report_folder(recipe) / "comparisons"
 
     @property
     def report_page(self) -> Path:

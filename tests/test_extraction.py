@@ -23,7 +23,7 @@ from features.alignment import AlignmentError, Grid, align, instants, make_grid
 from features.extraction import Extracted, extract
 from features.registry import LAYOUT, Channel, Layout
 from features.summary import summarise
-from features.windows import label_windows, source_coverage, window_views
+from features.windows import label_windows, onset_s, source_coverage, window_views
 
 STORE = Path(__file__).resolve().parent.parent / "data" / "store" / "episodes"
 MS = 1_000_000
@@ -566,11 +566,14 @@ def test_no_grid_without_a_label_or_over_a_day():
 # --- windows
 
 
-def windows(n_bins: int, *labels: tuple[int, str]):
-    moments = Moments(
+def moments(*labels: tuple[int, str]) -> Moments:
+    return Moments(
         np.array([ORIGIN + at for at, _ in labels]), tuple(name for _, name in labels), ()
     )
-    return label_windows(moments, Grid(ORIGIN, BIN, n_bins), LAYOUT.window)
+
+
+def windows(n_bins: int, *labels: tuple[int, str]):
+    return label_windows(moments(*labels), Grid(ORIGIN, BIN, n_bins), LAYOUT.window)
 
 
 @pytest.mark.parametrize(
@@ -600,6 +603,21 @@ def test_of_labels_at_one_instant_the_last_wins():
     table = windows(100, (2 * S, "armed"), (0, "armed"), (2 * S, "infecting"), (0, "clean"))
     assert table.label.tolist() == ["infecting"]
     assert table.purity.tolist() == [0.8]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([(0, "clean"), (7 * S + 1, "infecting"), (9 * S, "infected_running")], 7.000000001),
+        ([(9 * S, "infected_running"), (0, "clean")], 9.0),  # in whatever order they stand
+        ([(0, "clean"), (8 * S, "infected_running"), (9 * S, "clean"), (12 * S, "infecting")], 8.0),
+        ([(0, "infecting")], 0.0),
+        ([(0, "clean"), (5 * S, "infecting"), (5 * S, "armed")], None),  # at once taken back
+        ([(0, "clean"), (5 * S, "armed"), (6 * S, "dormant")], None),
+    ],
+)
+def test_the_onset_is_the_first_label_of_an_infected_phase(labels, expected):
+    assert onset_s(moments(*labels), Grid(ORIGIN, BIN, 100)) == expected
 
 
 def test_purity_is_the_share_of_bin_centres():

@@ -12,15 +12,18 @@ from typing import Any
 import dagster as dg
 import pytest
 from conftest import RECIPE, Lab, failure, materialized, new_instance
+from held_out import check_schema
 from typer.testing import CliRunner
 
 import assets.checkpoints
 import features.registry
 import models.checkpoint
 import resources.guards
+from assets.evaluation import read_comparisons, read_report
 from assets.partitions import RECIPE_PARTITIONS
+from features.manifest import read_manifest
 from features.registry import LAYOUT, Layout, WindowSpec
-from models.checkpoint import checkpoint_path
+from models.checkpoint import checkpoint_path, read_header
 from models.registry import MODELS, VARIANTS, variant
 from pipelines.cli import MISMATCH, OK, app
 from pipelines.definitions import build_defs
@@ -49,7 +52,7 @@ def test_every_stage_says_under_which_layout_it_was_made(trained: Lab) -> None:
     expected: dict[str, str] = dict.fromkeys(
         ("tensor_shards", "feature_shards"), some_batch(trained)
     )
-    expected |= dict.fromkeys(("datasets", "test_predictions"), RECIPE)
+    expected |= dict.fromkeys(("datasets", "held_out_predictions", "comparisons"), RECIPE)
     for which in VARIANTS:
         expected |= dict.fromkeys(
             (f"checkpoints/{which.name}", f"eval_reports/{which.name}"), RECIPE
@@ -83,6 +86,37 @@ def test_predictions_mark_what_was_seen_in_training(trained: Lab) -> None:
     assert table.select(pl.sum_horizontal("^p_.*$")).to_series().to_list() == pytest.approx(
         [1.0] * len(table), abs=1e-5
     )
+
+
+def test_evaluation_covers_val_and_test_and_is_what_the_schema_says(trained: Lab) -> None:
+    import polars as pl
+
+    dataset = pl.read_parquet(next(trained.workspace.dataset_folder(RECIPE).glob("*.parquet")))
+    path = next(trained.workspace.held_out_predictions_folder(RECIPE).glob("*.parquet"))
+    table = pl.read_parquet(path)
+    held_out = dataset.filter(pl.col("split") != "train")
+    for _, rows in table.group_by("model", "mode"):
+        on = ["split", "episode_id", "window"]
+        assert rows.select(on).sort(on).equals(held_out.select(on).sort(on))
+    for which in VARIANTS:
+        manifest = read_manifest(trained.workspace.report_folder(RECIPE) / which.name)
+        assert manifest is not None
+        report = read_report(manifest)
+        check_schema(report)
+        header = read_header(checkpoint_path(trained.workspace.checkpoint_folder(RECIPE), which))
+        assert report["checkpoint_id"] == header["artifact_id"]
+        assert report["learning_curve"]["rows"] == header["train_meta"]["history"]
+        assert report["val_macro_f1"]["value"] == pytest.approx(
+            header["train_meta"]["val_macro_f1"]
+        )
+        assert {e["onset_s"] for e in report["detection"]["episodes"]} == {16.0}
+        assert set(report["timeline"]["actual"]) == set(report["roster"])
+    manifest = read_manifest(trained.workspace.comparisons_folder(RECIPE))
+    assert manifest is not None
+    document = read_comparisons(manifest)
+    check_schema(document)
+    compared = {(p["model"], p["mode"]) for p in document["predictors"] if p["kind"] == "model"}
+    assert compared == {(which.model, which.mode) for which in VARIANTS}
 
 
 def test_definitions_are_whole() -> None:
@@ -180,7 +214,7 @@ def test_drift_is_refused_with_the_difference(trained: Lab, said: str) -> None:
     assert said in failure(stale)
     assert "phasewatch run --ingest-only" in failure(stale)
 
-    check = trained.execute("retrain", RECIPE, only=[dg.AssetKey("test_predictions")])
+    check = trained.execute("retrain", RECIPE, only=[dg.AssetKey("held_out_predictions")])
     assert not check.success
 
     path = checkpoint_path(trained.workspace.checkpoint_folder(RECIPE), WHICH)
@@ -264,7 +298,7 @@ def test_a_blocking_check_stops_the_run_that_made_a_bad_checkpoint(
     result = lab.execute("retrain", RECIPE)
     assert not result.success
     assert f"checkpoints/{WHICH.name}" in materialized(result)
-    assert "test_predictions" not in materialized(result)
+    assert "held_out_predictions" not in materialized(result)
     evaluations = {
         e.check_name: e
         for e in result.get_asset_check_evaluations()
@@ -278,7 +312,7 @@ def test_a_blocking_check_stops_the_run_that_made_a_bad_checkpoint(
     monkeypatch.setattr("pipelines.definitions.CONTRACT_CHECKS", [])
     unchecked = lab.execute("retrain", RECIPE)
     assert "unit was kB/s, is now B/s" in failure(unchecked)
-    assert "test_predictions:" in failure(unchecked)
+    assert "held_out_predictions:" in failure(unchecked)
 
 
 def test_a_throwaway_instance_is_refused(trained: Lab) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from evaluation.charts import confusion_png
 from evaluation.datasets import RECIPES
+from evaluation.figures import REPORT_SCHEMA
 from evaluation.report import number, render_report
-from evaluation.scores import REPORT_SCHEMA
 from features.registry import MODES
 from models.registry import MODELS, VARIANTS
 
@@ -45,12 +45,12 @@ def side(episodes: int, phases: dict[str, int]) -> dict[str, Any]:
 def report(
     model: str = "gbt", mode: str = "realistic", recipe: str = "host", value: float = 0.8
 ) -> dict[str, Any]:
-    """A report as ``scores.evaluate`` makes it; the class ``gone`` is absent from test."""
+    """The part of a report that the page shows; the class ``gone`` is absent from test."""
     return {
         "schema": REPORT_SCHEMA, "model": model, "mode": mode, "split": "test",
         "checkpoint_id": f"{model}.{mode}.{recipe}", "recipe": recipe,
         "dataset_version": f"{recipe:0<64}", "contract_hash": "a" * 64, "schema_hash": "b" * 64,
-        "validation_index_digest": "c" * 64, "code_commit": "d" * 40, "val_macro_f1": 0.9,
+        "validation_index_digest": "c" * 64, "code_commit": "d" * 40, "val_macro_f1": figure(0.9),
         "classes": CLASSES, "roster": CLASSES[:2], "absent_classes": ["gone"],
         "tested_profiles": ["p1", "p2", "p3", "p4", "p5"],
         "untested_profiles": ["scan-and-dial"],
@@ -66,24 +66,24 @@ def report(
         },
         "macro_f1": figure(value),
         "per_class": [
-            {"class": "calm", "support": 20, "precision": 0.9, "recall": 0.85,
+            {"class": "calm", "support": 20, "precision": figure(0.9), "recall": figure(0.85),
              "f1": figure(0.87, metric="f1")},
-            {"class": "busy_bee", "support": 10, "precision": None, "recall": 0.7,
-             "f1": figure(0.73, metric="f1")},
+            {"class": "busy_bee", "support": 10, "precision": figure(0.5) | {"value": None},
+             "recall": figure(0.7), "f1": figure(0.73, metric="f1")},
         ],
         "per_profile": [
-            {"profile": "p1", "windows": 30, "episodes": 3, "classes": 2, "macro_f1": value}
+            {"profile": "p1", "windows": 30, "episodes": 3, "classes": 2, "macro_f1": figure(value)}
         ],
         "per_host": [
-            {"host_id": "h1", "windows": 30, "episodes": 3, "classes": 2, "macro_f1": value}
+            {"host_id": "h1", "windows": 30, "episodes": 3, "classes": 2, "macro_f1": figure(value)}
         ],
         "confusion": {"classes": CLASSES, "counts": [[17, 3, 0], [3, 7, 0], [0, 0, 0]]},
         "baselines": [
             {"name": "position_only", "macro_f1": figure(0.4), "difference": figure(value - 0.4)},
             {"name": "missingness_only", "macro_f1": figure(0.3),
              "difference": figure(value - 0.3)},
-            {"name": "prior", "macro_f1": figure(0.2), "difference": None},
-            {"name": "uniform", "macro_f1": figure(0.15), "difference": None},
+            {"name": "prior", "macro_f1": figure(0.2), "difference": figure(value - 0.2)},
+            {"name": "uniform", "macro_f1": figure(0.15), "difference": figure(value - 0.15)},
         ],
         "warnings": [
             "Profile scan-and-dial was never tested: no figure speaks of it.",
@@ -152,6 +152,10 @@ def test_every_figure_says_where_it_comes_from() -> None:
               if name == "title"]  # fmt: skip
     for key in ("checkpoint_id", "dataset_version", "contract_hash", "schema_hash", "code_commit"):
         assert one[key] in titles
+
+
+def test_comparisons_are_taken() -> None:
+    assert render_report([report()], FACTS, [{}]) == render_report([report()], FACTS)
 
 
 def test_what_is_missing_is_said() -> None:
@@ -235,9 +239,9 @@ def test_the_page_is_self_contained() -> None:
 
 def test_values_that_are_no_number_are_dashes() -> None:
     one = report()
-    one["val_macro_f1"] = None
+    one["val_macro_f1"]["value"] = None
     one["per_class"][0]["f1"] |= {"low": float("nan"), "high": float("inf")}
-    one["per_profile"][0]["macro_f1"] = float("nan")
+    one["per_profile"][0]["macro_f1"]["value"] = float("nan")
     one["splits"]["val"]["coverage"]["guest"] = float("nan")
     text = render_report([one], FACTS)
     assert not re.search(r"\b(nan|NaN|inf|None|null|Undefined)\b", Page(text).text)

@@ -146,6 +146,7 @@ def test_the_window_table_says_what_extraction_said(batch: Batch):
         assert rows["label"].to_list() == got.windows.label.tolist()
         np.testing.assert_array_equal(rows["start_s"], got.windows.start_s)
         np.testing.assert_array_equal(rows["purity"], got.windows.purity.astype(np.float32))
+        assert set(rows["onset_s"]) == {got.onset_s} != {None}
         for i, source in enumerate(("proc", "qmp", "guest", "netflow")):
             np.testing.assert_array_equal(rows[f"coverage_{source}"], got.coverage[:, i])
         for name in ("host_id", "sample_sha256", "sample_name", "profile", "verdict", "synthetic"):
@@ -394,7 +395,7 @@ def test_the_fingerprint_changes_with_everything_a_batch_is_made_from(
         "window": replace(LAYOUT, window=replace(LAYOUT.window, max_age_ms=500)),
     }.items():
         found[name] = batch_fingerprint([head, *rest], POLICY, layout)
-    monkeypatch.setattr(features.ingest, "INGEST_VERSION", "2")
+    monkeypatch.setattr(features.ingest, "INGEST_VERSION", "another")
     found["code"] = batch_fingerprint([head, *rest], POLICY, LAYOUT)
     assert len(set(found.values())) == len(found)
 

@@ -1,0 +1,150 @@
+"""Made-up held-out predictions: tables as the asset ``held_out_predictions`` writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jsonschema import Draft202012Validator
+
+from evaluation.documents import evaluate
+from evaluation.figures import SCHEMA_FILE, ReportPolicy, document_text
+from evaluation.scores import SHORTCUTS, baseline_id
+from features.registry import LAYOUT
+
+CLASSES = ("clean", "armed", "infected_running", "dormant")
+POLICY = ReportPolicy(replicates=100, seed=3)
+K = len(CLASSES)
+IDENTITY = {
+    "recipe": "host", "dataset_version": "d" * 64, "contract_hash": "c" * 64,
+    "schema_hash": "s" * 64, "validation_index_digest": "v" * 64, "code_commit": "k" * 40,
+}  # fmt: skip
+TRAINING = {"history": [[1, 1.5, 1.6, 0.2], [2, 0.5, None, None]], "best_step": 2}
+START_NS = 1_700_000_000 * 10**9
+BASE = {"start_s": 0.0, "purity": 1.0, "onset_s": None, "split": "test"}
+_TYPES = {"onset_s": pl.Float64, "start_s": pl.Float64, "purity": pl.Float32}
+
+
+def windows_of(n_episodes: int = 12, n_windows: int = 10, k: int = K, seed: int = 0) -> list[dict]:
+    """The windows of a test set, all in all with every one of ``k`` classes."""
+    random = np.random.default_rng(seed)
+    return [
+        BASE
+        | {
+            "episode_id": f"E{episode:03}",
+            "host_id": f"lab-{'ab'[episode % 2]}",
+            "profile": ("io-walk", "cpu-saturate", "fork-churn")[episode % 3],
+            "sample_name": f"s.v{episode % 5}",
+            "sample_sha256": f"{episode % 5}" * 64,
+            "started_at_wall_ns": START_NS + episode * 10**11,
+            "ended_at_wall_ns": START_NS + episode * 10**11 + 10**10,
+            "onset_s": 12.0 if episode % 2 else None,
+            "window": window,
+            "start_s": 5.0 * window,
+            "actual": CLASSES[(episode + window) % k if window < 2 else random.integers(k)],
+        }
+        for episode in range(n_episodes)
+        for window in range(n_windows)
+    ]
+
+
+def guess(windows: list[dict], right: float, seed: int) -> list[str]:
+    """Predictions that are right with a probability that differs from episode to episode."""
+    random = np.random.default_rng(seed)
+    share = {w["episode_id"]: min(1.0, right * random.uniform(0.5, 1.5)) for w in windows}
+    return [
+        w["actual"] if random.random() < share[w["episode_id"]] else CLASSES[random.integers(K)]
+        for w in windows
+    ]
+
+
+def predictions(
+    windows: list[dict],
+    by_model: Mapping[str, Sequence[str]],
+    val: Mapping[str, Sequence[str]] | None = None,
+) -> pl.DataFrame:
+    """The table: what ``by_model`` predicts, and in the oracle mode nonsense.
+
+    Args:
+        val: what is predicted on validation, which has the same windows; None: the same.
+    """
+    rows = [
+        window
+        | {"model": model, "mode": mode, "split": split}
+        | {"checkpoint_id": baseline_id(model) if model in SHORTCUTS else f"{model}-{mode}"}
+        | {"episode_id": ("V" if split == "val" else "") + window["episode_id"]}
+        | {f"p_{c}": (0.7 if c == predicted else 0.1) for c in CLASSES}
+        for split, by in (("test", by_model), ("val", val or by_model))
+        for model, predicted_classes in by.items()
+        for mode in ("realistic", "oracle")
+        for window, predicted in zip(
+            windows,
+            predicted_classes if mode == "realistic" else ["clean"] * len(windows),
+            strict=True,
+        )
+    ]
+    table = pl.DataFrame(rows, schema_overrides=_TYPES, infer_schema_length=None)
+    return table.sample(fraction=1.0, shuffle=True, seed=0)
+
+
+def side(**windows_by_phase: int) -> dict[str, Any]:
+    return {
+        "windows": sum(windows_by_phase.values()), "episodes": 12, "hosts": ["lab-a"],
+        "samples": ["io-walk.v0"], "synthetic_episodes": 0, "windows_by_phase": windows_by_phase,
+        "coverage": {"guest": 0.9, "netflow": 1.0},
+    }  # fmt: skip
+
+
+def dataset(**changes: Any) -> dict[str, Any]:
+    return {
+        "recipe": "host",
+        "splits": {
+            "train": side(clean=60, armed=20, infected_running=15, dormant=5),
+            "val": side(clean=5),
+            "test": side(clean=9),
+        },
+        "profiles": ["cpu-saturate", "fork-churn", "io-walk"],
+        "tested_profiles": ["cpu-saturate", "fork-churn", "io-walk"],
+        "untested_profiles": [],
+        "excluded": {"degraded": 2},
+    } | changes
+
+
+def report_on(
+    table: pl.DataFrame, policy: ReportPolicy = POLICY, recipe: str = "host", **facts: Any
+) -> dict[str, Any]:
+    """The report on gbt_realistic."""
+    return evaluate(
+        table, "gbt", "realistic", CLASSES, dataset(**facts), IDENTITY | {"recipe": recipe},
+        policy, LAYOUT.window, TRAINING,
+    )  # fmt: skip
+
+
+def report_of(
+    windows: list[dict],
+    model: Sequence[str],
+    position: Sequence[str],
+    missingness: Sequence[str],
+    policy: ReportPolicy = POLICY,
+    **facts: Any,
+) -> dict[str, Any]:
+    by_model = {"gbt": model, "position_only": position, "missingness_only": missingness}
+    return report_on(predictions(windows, by_model), policy, **facts)
+
+
+def check_schema(document: Mapping[str, Any]) -> None:
+    """What is written is what the schema says: nothing missing, nothing more."""
+    schema = json.loads(SCHEMA_FILE.read_text())
+    kind = document["schema"].split(".")[1].split("/")[0]
+    validator = Draft202012Validator({"$ref": f"#/$defs/{kind}", "$defs": schema["$defs"]})
+    Draft202012Validator.check_schema(schema)
+    errors = [f"{e.json_path}: {e.message[:200]}" for e in validator.iter_errors(document)]
+    assert not errors, errors
+    assert json.loads(document_text(document)) == document
+
+
+WINDOWS = windows_of()
+GOOD, BAD = guess(WINDOWS, 0.8, 1), guess(WINDOWS, 0.1, 2)

@@ -1,0 +1,243 @@
+"""Detection on episodes made by hand: a threshold, false alarms, the time to the first alarm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from held_out import CLASSES, POLICY, WINDOWS, check_schema, predictions, report_of, report_on
+
+from evaluation.bootstrap import EpisodeBootstrap
+from evaluation.detection import Watch, choose_threshold, median_statistic
+from evaluation.figures import ReportPolicy
+from evaluation.scores import SHORTCUTS
+
+CLEAN, ARMED, RUNNING, DORMANT = CLASSES
+STRIDE_S = 5.0
+
+
+def watched(scores: Sequence[Sequence[float]], clean: Sequence[str] | None = None) -> Watch:
+    """Episodes of windows with these scores; ``clean``: a letter a window, ``c`` where it is."""
+    lengths = [len(s) for s in scores]
+    clean = clean or ["c" * n for n in lengths]
+    return Watch(
+        score=np.concatenate([np.array(s, dtype=float) for s in scores]),
+        end_s=np.concatenate([10.0 + STRIDE_S * np.arange(n) for n in lengths]),
+        clean=np.array([letter == "c" for word in clean for letter in word]),
+        first=np.concatenate([np.arange(n) == 0 for n in lengths]),
+        episode=np.repeat(np.arange(len(scores)), lengths),
+        onset_s=np.full(len(scores), np.nan),
+        stride_s=STRIDE_S,
+    )
+
+
+# --- false alarms and the threshold
+
+
+@pytest.mark.parametrize(
+    ("scores", "clean", "events"),
+    [
+        ([[0.1, 0.9, 0.9, 0.1]], None, 1),  # one run
+        ([[0.9, 0.1, 0.9, 0.1]], None, 2),
+        ([[0.9, 0.9], [0.9, 0.9]], None, 2),  # a run ends with its episode
+        ([[0.1, 0.9, 0.9]], ["cc."], 1),  # it began while clean
+        ([[0.1, 0.9, 0.9]], ["c.c"], 0),  # it did not
+        ([[0.1, 0.1, 0.1]], None, 0),
+    ],
+)
+def test_a_false_alarm_is_a_run_that_begins_in_a_clean_window(
+    scores: list, clean: list | None, events: int
+):
+    assert watched(scores, clean).false_alarms(0.5).sum() == events
+
+
+def slow_threshold(val: Watch, per_hour: float) -> float:
+    hours = val.clean_hours.sum()
+    best = math.inf
+    for threshold in sorted(set(val.score), reverse=True):
+        if val.false_alarms(threshold).sum() / hours > per_hour:
+            break
+        best = threshold
+    return best
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_threshold_is_the_lowest_down_to_which_the_budget_holds(seed: int):
+    random = np.random.default_rng(seed)
+    val = watched(
+        random.random((9, 40)).round(2).tolist(),
+        ["".join(random.choice(["c", "."], 40)) for _ in range(9)],
+    )
+    for per_hour in (0.0, 20.0, 60.0, 1e9):
+        threshold, _ = choose_threshold(val, per_hour)
+        expected = slow_threshold(val, per_hour)
+        if math.isinf(expected):
+            assert threshold > val.score.max()
+        else:
+            assert threshold == expected
+
+
+def test_an_alarm_that_never_stops_is_not_taken_for_a_quiet_one():
+    """At threshold 0 there is one false alarm; on the way there, four."""
+    val = watched([[0.1, 0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9]])
+    one_an_hour = 1 / val.clean_hours.sum()
+    threshold, _ = choose_threshold(val, 1.5 * one_an_hour)
+    assert val.false_alarms(0.0).sum() == 1
+    assert threshold > 0.9
+
+
+def test_a_threshold_that_validation_cannot_choose_says_so():
+    threshold, note = choose_threshold(watched([[0.9, 0.1]], [".."]), 6.0)
+    assert threshold == 0.5
+    assert "no clean time" in str(note)
+    threshold, note = choose_threshold(watched([[0.5, 0.5]]), 6.0)
+    assert threshold > 0.5
+    assert "above every score" in str(note)
+    threshold, note = choose_threshold(watched([[0.1, 0.2, 0.9]], ["cc."]), 6.0)
+    assert threshold == 0.9
+    assert "so the budget allows none" in str(note)
+    assert choose_threshold(watched([[0.1] * 800]), 6.0) == (0.1, None)
+
+
+# --- whole reports on made-up episodes
+
+LETTERS = {"c": CLEAN, "a": ARMED, "r": RUNNING, "d": DORMANT}
+
+
+def report(
+    episodes: Mapping[str, tuple[str, float | None, str]],
+    purity: float = 1.0,
+    policy: ReportPolicy = POLICY,
+) -> dict[str, Any]:
+    """A report on episodes ``name -> (phases, onset_s, alarms)``: a letter and an ``x`` a window.
+
+    On validation the scores are 0.7 where infected and 0.1 else, so that the threshold is 0.7.
+    """
+    windows = [
+        WINDOWS[0]
+        | {"episode_id": name, "window": i, "start_s": STRIDE_S * i, "actual": LETTERS[letter]}
+        | {"onset_s": onset_s, "purity": purity}
+        for name, (phases, onset_s, _) in episodes.items()
+        for i, letter in enumerate(phases)
+    ]
+    alarmed = [RUNNING if x == "x" else DORMANT for _, _, a in episodes.values() for x in a]
+    by_model = dict.fromkeys(("gbt", *SHORTCUTS), alarmed)
+    actual = [w["actual"] for w in windows]
+    val = dict.fromkeys(by_model, actual)
+    found = report_on(predictions(windows, by_model, val), policy)
+    check_schema(found)
+    return found
+
+
+def test_episodes_made_by_hand():
+    found = report(
+        {
+            "before": ("cccrrr", 16.0, ".x..x."),  # an alarm before the onset detects nothing
+            "late": ("cccrrr", 16.0, ".....x"),
+            "never": ("ccrrrr", 11.0, "......"),
+            "relapse": ("crrddr", 8.0, ".....x"),  # timed from the first onset
+            "stands": ("cccrrr", 16.0, "xxxxxx"),  # raised before, and still standing
+            "tier2": ("cccccc", None, "x....x"),
+            "after": ("cccccc", 36.0, "......"),  # begins when the last window has ended
+        }
+    )["detection"]
+    delays = {e["episode_id"]: e["delay_s"] for e in found["episodes"]}
+    assert delays == {"before": 14.0, "late": 19.0, "never": None, "relapse": 27.0, "stands": 4.0}
+    first = {e["episode_id"]: e["first_alarm_s"] for e in found["episodes"]}
+    assert first["stands"] == 20.0
+    assert found["undetected"] == ["never"]
+    assert (found["attacked_episodes"], found["detected_episodes"]) == (5, 4)
+    assert found["attacks_after_last_window"] == 1
+    assert found["detected_share"]["value"] == pytest.approx(0.8)
+    assert found["median_delay_s"]["value"] == 19.0  # of 4, 14, 19, 27 and infinity
+    n_clean = 3 + 3 + 2 + 1 + 3 + 6 + 6
+    assert found["clean_hours"]["test"] == pytest.approx(n_clean * 5 / 3600)
+    assert found["false_alarms"]["test"] == 4
+    assert found["false_alarms_per_hour"]["value"] == pytest.approx(4 / (n_clean * 5 / 3600))
+    assert found["clean_time_alarmed"]["value"] == pytest.approx(6 / n_clean)
+    assert found["threshold"]["value"] == pytest.approx(0.7)
+    assert found["threshold"]["split"] == "val"
+
+
+def test_the_alarm_score_is_the_probability_of_both_infected_phases():
+    found = report({"one": ("ccrr", 11.0, "..xx")})
+    assert found["detection"]["alarm_phases"] == ["infecting", "infected_running"]
+    assert found["timeline"]["threshold"] == found["detection"]["threshold"]["value"]
+
+
+def test_undetected_episodes_make_the_median_infinite_not_smaller():
+    found = report({"a": ("ccrr", 11.0, "..xx"), "b": ("ccrr", 11.0, "...."),
+                    "c": ("ccrr", 11.0, "....")})["detection"]  # fmt: skip
+    assert found["median_delay_s"]["value"] is None
+    assert found["median_delay_s"]["note"].startswith("infinite")
+    half = report({"a": ("ccrr", 11.0, "..xx"), "b": ("ccrr", 11.0, "....")})["detection"]
+    assert half["median_delay_s"]["value"] == 9.0
+    assert half["median_delay_s"]["high"] is None
+    assert "no upper bound" in half["median_delay_s"]["note"]
+
+
+def test_the_median_is_that_of_an_explicit_loop():
+    delays = np.array([3.0, np.inf, 7.0, 1.0, 2.0, np.nan])
+    attacked = ~np.isnan(delays)
+    bootstrap = EpisodeBootstrap(np.zeros(6, dtype=np.int64), 300, 0)
+    found = bootstrap.replicates_of({"": median_statistic(delays, attacked)})[""]
+    for value, weights in zip(found, np.concatenate(list(bootstrap.weights())), strict=True):
+        drawn = np.sort(np.repeat(delays[attacked], weights[attacked].astype(int)))
+        expected = drawn[(len(drawn) - 1) // 2] if len(drawn) else np.nan
+        np.testing.assert_equal(value, expected)
+
+
+@pytest.mark.filterwarnings("error")
+def test_without_clean_time_false_alarms_are_not_counted_and_it_is_said():
+    for found in (
+        report({"a": ("rrrr", 1.0, "xxxx")}),
+        report({"a": ("ccrr", 11.0, "xxxx")}, purity=0.9),
+    ):
+        figure = found["detection"]["false_alarms_per_hour"]
+        assert (figure["value"], figure["low"], figure["high"]) == (None, None, None)
+        assert "false alarms cannot be counted" in figure["note"]
+        assert found["detection"]["clean_time_alarmed"]["value"] is None
+        assert found["detection"]["threshold"]["value"] == 0.5
+
+
+@pytest.mark.filterwarnings("error")
+def test_without_an_attack_nothing_can_be_detected_and_it_is_said():
+    found = report({"a": ("cccc", None, "...."), "b": ("cccc", None, "...x")})["detection"]
+    for metric in ("detected_share", "median_delay_s"):
+        assert found[metric]["value"] is None
+        assert "nothing could be detected" in found[metric]["note"]
+    assert found["episodes"] == found["undetected"] == []
+
+
+def test_what_never_or_always_happened_has_an_exact_bound():
+    found = report(dict.fromkeys("abcd", ("cccrrr", 16.0, "...xxx")))["detection"]
+    hours = 4 * 3 * 5 / 3600
+    false = found["false_alarms_per_hour"]
+    assert (false["value"], false["low"]) == (0.0, 0.0)
+    assert math.exp(-false["high"] * hours) == pytest.approx(0.025)
+    share = found["detected_share"]
+    assert (share["value"], share["high"]) == (1.0, 1.0)
+    assert share["low"] ** 4 == pytest.approx(0.025)
+    missed = report(dict.fromkeys("abcd", ("cccrrr", 16.0, "......")))["detection"]
+    assert (1 - missed["detected_share"]["high"]) ** 4 == pytest.approx(0.025)
+
+
+def test_more_false_alarms_than_allowed_are_warned_of():
+    alarms = "x..x.x"
+    found = report(dict.fromkeys("abcd", ("cccccc", None, alarms)))
+    assert any("false alarms an hour on test, where 6 were allowed" in w for w in found["warnings"])
+
+
+def test_the_budget_buys_a_lower_threshold():
+    model = [RUNNING if w["actual"] == RUNNING else ARMED for w in WINDOWS]
+    strict, loose = (
+        report_of(WINDOWS, model, model, model, ReportPolicy(100, 0, budget))["detection"]
+        for budget in (0.0, 1e6)
+    )
+    assert strict["threshold"]["value"] > loose["threshold"]["value"]
+    assert loose["budget_per_hour"] == 1e6
+    with pytest.raises(ValueError, match="must be finite and not negative"):
+        ReportPolicy(false_alarms_per_hour=-1.0)
