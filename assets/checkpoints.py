@@ -1,6 +1,7 @@
 """Checkpoints: one asset per model and mode, partitioned by recipe."""
 
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def build_checkpoint_asset(which: Variant) -> dg.AssetsDefinition:
                 "stage": CHECKPOINT_VERSION,
                 "dataset": dataset.version,
                 "variant": which.name,
-                "config": {name: getattr(config, name) for name in config.__slots__},
+                "config": asdict(config),
                 "seed": workspace.seed,
                 "contract": contract_of(workspace.layout, which.spec.input_kind).hash,
             }
@@ -141,7 +142,7 @@ def _train_meta(
         "dataset_version": dataset.version,
         "validation_index_digest": facts["validation_index_digest"],
         "seed": workspace.seed,
-        "device": str(getattr(model, "device_", "cpu")),
+        "device": model.device_,
         "code_commit": code_commit(),
         "libraries": {name: version(name) for name in ("numpy", which.spec.library)},
         "val_macro_f1": model.val_macro_f1_,

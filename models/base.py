@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
+from models.device import pick_device
 from models.metrics import macro_f1
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class Classifier(ABC):
         self.device = device
         self.n_inputs_: int | None = None
         self.standardize_: dict[str, Any] | None = None
+        self.device_ = "cpu"
         self.history_ = History()
         self.val_macro_f1_: float | None = None
 
@@ -113,6 +115,7 @@ class Classifier(ABC):
 
         Raises:
             ValueError: shapes, classes or lengths do not fit together.
+            RuntimeError: the device that was asked for is not there.
         """
         for name, examples in (("train", train), ("val", val)):
             if examples is not None:
@@ -124,6 +127,7 @@ class Classifier(ABC):
         if val is not None and val.X.shape[1:] != train.X.shape[1:]:
             raise ValueError(f"val has inputs {val.X.shape[1:]}, train {train.X.shape[1:]}")
         self.n_inputs_ = self.val_macro_f1_ = None  # a fit that fails leaves no fitted model
+        self.device_ = pick_device(self.device)
         self._fit(train, val, progress)
         self.n_inputs_ = train.X.shape[-1]
         if val is not None:

@@ -8,7 +8,6 @@ import numpy as np
 import xgboost as xgb
 
 from models.base import Classifier, Epoch, Examples, History, blocks, class_weights
-from models.device import pick_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +71,6 @@ class Gbt(Classifier):
         progress: Callable[[int, int, str], None],
     ) -> None:
         config: GbtConfig = self.config
-        self.device_ = pick_device(self.device)
         weights = class_weights(train.y, self.n_classes)
         if val is not None and not weights[val.y].any():
             val = None  # nothing but classes that were never trained: no ground to stop on

@@ -114,7 +114,7 @@ class WindowNetConfig(NetConfig):
 class CnnConfig(WindowNetConfig):
     """Hyper-parameters of ``Cnn``."""
 
-    kernel: int = 5
+    kernel: int = 7
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -133,6 +133,7 @@ class GruConfig(WindowNetConfig):
 class LstmConfig(WindowNetConfig):
     """Hyper-parameters of ``Lstm``."""
 
+    width: int = 96
     depth: int = 1
 
 

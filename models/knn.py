@@ -42,6 +42,7 @@ class Knn(Classifier):
         val: Examples | None,  # noqa: ARG002
         progress: Callable[[int, int, str], None],
     ) -> None:
+        self.device_ = "cpu"
         self._fit_axes(train.X)
         self._remember(self._project(train.X), train.y)
         progress(1, 1, f"{len(self.y_)} windows stored")
@@ -80,7 +81,7 @@ class Knn(Classifier):
         norms = (stored**2).sum(axis=1)
         k = min(self.config.n_neighbors, len(y))
         one_hot = np.eye(self.n_classes)[y]
-        votes = []
+        votes = [np.empty((0, self.n_classes))]
         for start in range(0, len(queries), _BLOCK):
             block = queries[start : start + _BLOCK].astype(np.float64)
             squared = norms + (block**2).sum(axis=1)[:, None] - 2 * block @ stored.T
@@ -117,6 +118,7 @@ class KnnSemi(Knn):
         val: Examples | None,  # noqa: ARG002
         progress: Callable[[int, int, str], None],
     ) -> None:
+        self.device_ = "cpu"
         labelled = labelled_windows(train, self.config.labelled_share, self.seed)
         self._fit_axes(train.X)
         points = self._project(train.X)
@@ -157,9 +159,7 @@ class KnnSemi(Knn):
         self.pseudo_points_, self.pseudo_y_ = tensors["pseudo_points"], tensors["pseudo_y"]
 
 
-def condense(
-    y: NDArray[np.int64], limit: int, n_classes: int, seed: int
-) -> NDArray[np.int64]:
+def condense(y: NDArray[np.int64], limit: int, n_classes: int, seed: int) -> NDArray[np.int64]:
     """Rows to keep, at most ``limit``: small classes whole, the large ones drawn down to a level.
 
     Returns:

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load, save
 
 from models.base import Classifier, Examples
-from models.device import pick_device
 from models.scaling import fit_scaling, raw_inputs, scaled_columns
 from models.trainer import predict_net, torch_threads, train_net
 
@@ -41,7 +40,6 @@ class NetClassifier(Classifier):
         val: Examples | None,
         progress: Callable[[int, int, str], None],
     ) -> None:
-        self.device_ = torch.device(pick_device(self.device))
         self.standardize_ = self._fit_scaling(train.X)
         with torch.random.fork_rng(), torch_threads(self.config.n_threads):
             torch.manual_seed(self.seed)
@@ -54,13 +52,13 @@ class NetClassifier(Classifier):
                 self.standardize_,
                 n_classes=self.n_classes,
                 seed=self.seed,
-                device=self.device_,
+                device=torch.device(self.device_),
                 progress=progress,
             )
 
     def _predict_proba(self, X: Inputs) -> NDArray[np.float32]:
         assert self.standardize_ is not None
-        return predict_net(self.net_, X, self.standardize_, self.device_)
+        return predict_net(self.net_, X, self.standardize_, torch.device(self.device_))
 
     def to_sidecar(self) -> bytes:
         state = self.net_.state_dict()
@@ -69,7 +67,7 @@ class NetClassifier(Classifier):
     def restore(self, sidecar: bytes, n_inputs: int, standardize: dict[str, Any] | None) -> None:
         if standardize is None or raw_inputs(standardize) != n_inputs:
             raise ValueError(f"standardize is not for {n_inputs} inputs")
-        self.device_ = torch.device("cpu")
+        self.device_ = "cpu"
         self.net_ = self.build(scaled_columns(standardize))
         self.net_.load_state_dict(load(sidecar))
         self.net_.eval()

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 class _RecurrentNet(nn.Module):
     """A convolved front, a recurrent layer both ways, pooling."""
 
-    def __init__(
-        self, cell: Any, n_columns: int, n_classes: int, config: GruConfig | LstmConfig
-    ):
+    def __init__(self, cell: Any, n_columns: int, n_classes: int, config: GruConfig | LstmConfig):
         super().__init__()
         width = config.width
         self.front = nn.Sequential(

@@ -73,18 +73,20 @@ def fit_piecewise_linear(X: Inputs, n_pieces: int) -> dict[str, Any]:
     Gorishniy et al., "On Embeddings for Numerical Features in Tabular Deep Learning", NeurIPS
     2022: an input becomes one column an interval, 0 below it, 1 above it, linear within it.
     """
-    step = max(1, len(X) // _QUANTILE_WINDOWS)
-    values = np.asarray(X[::step], dtype=np.float64)
-    values = values[:, :] if values.size else np.zeros((1, X.shape[-1]))
-    shares = np.linspace(0, 1, n_pieces + 1)
-    edges = np.zeros((X.shape[-1], n_pieces + 1))
+    values = np.asarray(X[:: max(1, len(X) // _QUANTILE_WINDOWS)], dtype=np.float64)
+    # what is missing or constant throughout training says nothing: it stays below its edges
+    edges = np.full((X.shape[-1], n_pieces + 1), np.finfo(np.float64).max)
     for j, column in enumerate(values.T):
         there = column[~np.isnan(column)]
-        if len(there):
-            edges[j] = np.quantile(there, shares)
-    scaling: dict[str, Any] = {"transform": "piecewise_linear", "edges": edges.tolist()}
-    mean = np.nanmean(np.concatenate([_pieces(b, edges) for b in blocks(X, _BLOCK)]), axis=0)
-    return scaling | {"mean": np.nan_to_num(mean).tolist()}
+        if len(there) and there.min() < there.max():
+            edges[j] = np.quantile(there, np.linspace(0, 1, n_pieces + 1))
+    count, total = 0, np.zeros(edges.size - len(edges))
+    for block in blocks(X, _BLOCK):
+        pieces = _pieces(block, edges)
+        count = count + np.count_nonzero(~np.isnan(pieces), axis=0)
+        total += np.nansum(pieces, axis=0)
+    mean = total / np.maximum(count, 1)
+    return {"transform": "piecewise_linear", "edges": edges.tolist(), "mean": mean.tolist()}
 
 
 _PIECE_STD = 0.4  # about what a column of a piece varies by: brings the columns to unit scale

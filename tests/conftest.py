@@ -89,7 +89,13 @@ def materialized(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]
 TINY = {
     "models": {
         "gbt": {"n_rounds": 12, "max_depth": 3, "early_stopping_rounds": 5, "n_threads": 1},
-        "cnn": {"width": 8, "depth": 1, "epochs": 2, "n_threads": 1},
+        "mlp": {"width": 8, "depth": 1, "epochs": 2},
+        "knn": {"n_components": 8},
+        "knn_semi": {"n_components": 8},
+        "cnn": {"width": 8, "depth": 1, "epochs": 2},
+        "gru": {"width": 8, "epochs": 2},
+        "lstm": {"width": 8, "epochs": 2},
+        "transformer": {"width": 8, "depth": 1, "epochs": 2, "n_heads": 2},
     },
     "splits": {"test_share": 0.34, "val_share": 0.34},
     "report": {"replicates": 200},
