@@ -21,7 +21,7 @@ from evaluation.datasets import RECIPES, inputs
 from evaluation.documents import evaluate
 from evaluation.figures import document_text
 from evaluation.report import render_report
-from evaluation.scores import EPISODE_COLUMNS, SHORTCUTS, baseline_id
+from evaluation.scores import ABLATED, EPISODE_COLUMNS, SHORTCUTS, baseline_id
 from features.contract import contract_hashes
 from features.ingest import STAGES
 from features.manifest import (
@@ -132,9 +132,15 @@ def held_out_predictions(
 def _predictions(
     windows: pl.DataFrame, checkpoint: Checkpoint, X: Any, classes: tuple[str, ...]
 ) -> pl.DataFrame:
-    header = checkpoint.header
-    proba = checkpoint.model.predict_proba(X)
-    return _rows(windows, header["name"], header["mode"], checkpoint.artifact_id, proba, classes)
+    """A checkpoint's rows, and those of its ablations under names of their own."""
+    name, mode = checkpoint.header["name"], checkpoint.header["mode"]
+    predicted = {name: checkpoint.model.predict_proba(X)} | {
+        f"{name}{ABLATED}{part}": proba for part, proba in checkpoint.model.ablations(X).items()
+    }
+    return pl.concat(
+        _rows(windows, known_as, mode, checkpoint.artifact_id, proba, classes)
+        for known_as, proba in predicted.items()
+    )
 
 
 def _rows(

@@ -13,6 +13,7 @@ import numpy as np
 
 from evaluation.figures import COMPARISONS_SCHEMA, Subject
 from evaluation.scores import (
+    ABLATED,
     BASELINES,
     GUESSES,
     SHORTCUTS,
@@ -38,12 +39,18 @@ QUESTIONS = {
     "reference": "Is the model as good as the one that is best on validation?",
     "pairs": "Do two models of one mode differ?",
     "modes": "What do the channels of the oracle add to the model?",
+    "ablations": "What does the part that is left out add to the model?",
     "baselines": "Is the model better than knowing the schedule, the collectors, or nothing?",
 }
 P_VALUE = (
     "two-sided, (1 + k) / (B + 1), where k counts the replicates whose difference lies at least as "
     "far from the observed difference as that lies from 0"
 )
+
+
+def whole(part: Who) -> Who:
+    """The model that an ablation is a part of."""
+    return part[0].split(ABLATED)[0], part[1]
 
 
 def p_value(observed: float, replicates: NDArray[np.float64]) -> float:
@@ -97,11 +104,17 @@ def compare(
     roster = first.roster
     bootstrap, facts = resampling(recipe, first, policy)
 
-    fitted = own | {
+    ablated = {
+        who: scored(predictions, *who, classes)
+        for who in predictions.select("model", "mode").unique(maintain_order=True).iter_rows()
+        if ABLATED in who[0] and whole(who) in own
+    }
+    shortcuts = {
         (name, mode): scored(predictions, name, mode, classes)
         for mode in modes
         for name in SHORTCUTS
     }
+    fitted = own | ablated | shortcuts
     together = macro_statistic([predictor.confusion for predictor in fitted.values()], roster)
     guessed = guesses(first, dataset, classes, policy.seed)
     statistics = {name: statistic for name, (_, statistic) in guessed.items()}
@@ -122,6 +135,9 @@ def compare(
         value, paired = values[one] - values[other], replicates[one] - replicates[other]
         figure = subject(one).figure("macro_f1_difference", value, paired)
         return figure | {"other": subject(other).who, "p": p_value(value, paired)}
+
+    def kind(who: Who) -> str:
+        return "model" if who in own else "ablation" if who in ablated else "baseline"
 
     def family(
         name: str, mode: str | None, pairs: Sequence[tuple[Who, Who]], reference: Who | None = None
@@ -148,6 +164,9 @@ def compare(
             family("pairs", mode, list(combinations(here, 2))),
             family("baselines", mode, [(w, (name, mode)) for w in here for name in BASELINES]),
         ]
+        parts = [who for who in ablated if who[1] == mode]
+        if parts:
+            families.append(family("ablations", mode, [(whole(who), who) for who in parts]))
     both = [
         ((model, "oracle"), (model, "realistic"))
         for model in dict.fromkeys(model for model, _ in variants)
@@ -167,7 +186,7 @@ def compare(
         "predictors": [
             {
                 **subject(who).who,
-                "kind": "model" if who in own else "baseline",
+                "kind": kind(who),
                 "macro_f1": subject(who).figure("macro_f1", values[who], replicates[who]),
                 "val_macro_f1": subject(who).on("val").figure("macro_f1", val[who])
                 if who in own

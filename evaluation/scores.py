@@ -27,6 +27,8 @@ SHORTCUTS = ("position_only", "missingness_only")
 GUESSES = ("prior", "uniform")
 """Baselines that know nothing at all; they are drawn, not fitted."""
 BASELINES = SHORTCUTS + GUESSES
+ABLATED = ":"
+"""Stands between a model's name and that of an ablation: the same model without a part of it."""
 RATES = ("f1", "precision", "recall")
 
 

@@ -60,6 +60,23 @@ def test_the_document_is_what_the_schema_says(document: dict[str, Any]):
     assert document == comparisons()
 
 
+def test_a_model_is_compared_with_itself_without_a_part():
+    told = TOLD | {"knn:labels_alone": GOOD}
+    table = predictions(WINDOWS, told, ON_VAL | {"knn:labels_alone": GOOD})
+    document = compare(table, VARIANTS, CLASSES, dataset(), WHOSE, POLICY)
+    check_schema(document)
+    found = family(document, "ablations")
+    assert pairs(found) == [("knn", "knn:labels_alone")]
+    [knn], [part] = (
+        [p["macro_f1"]["value"] for p in document["predictors"]
+         if (p["model"], p["mode"]) == (name, "realistic")]
+        for name in ("knn", "knn:labels_alone")
+    )  # fmt: skip
+    assert found["comparisons"][0]["value"] == pytest.approx(knn - part)
+    assert [p["kind"] for p in document["predictors"] if ":" in p["model"]] == ["ablation"] * 2
+    assert not [f for f in comparisons()["families"] if f["name"] == "ablations"]
+
+
 def test_every_question_is_asked_of_everyone(document: dict[str, Any]):
     assert pairs(family(document, "pairs")) == [("gbt", "cnn"), ("gbt", "knn"), ("cnn", "knn")]
     assert pairs(family(document, "baselines")) == [(m, b) for m in MODELS for b in BASELINES]
