@@ -105,9 +105,9 @@ def compare(
     bootstrap, facts = resampling(recipe, first, policy)
 
     ablated = {
-        who: scored(predictions, *who, classes)
-        for who in predictions.select("model", "mode").unique(maintain_order=True).iter_rows()
-        if ABLATED in who[0] and whole(who) in own
+        (name, mode): scored(predictions, name, mode, classes)
+        for name, mode in predictions.select("model", "mode").unique().sort("*").iter_rows()
+        if ABLATED in name and whole((name, mode)) in own
     }
     shortcuts = {
         (name, mode): scored(predictions, name, mode, classes)
