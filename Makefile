@@ -9,7 +9,7 @@ export PHASEWATCH_ARTIFACTS := $(abspath $(ARTIFACTS))
 export DAGSTER_HOME := $(abspath $(or $(ARTIFACTS),artifacts))/dagster_home
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui test bench lint clean
+.PHONY: help run ui test bench yardstick lint clean
 
 help:  ## say what there is
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /make \1\t/' | expand -t 14
@@ -40,6 +40,14 @@ lint: .venv/.installed
 bench: .venv/.installed  ## speed, as ratios measured side by side
 	$(BIN)/python -m benchmarks.extraction
 	$(BIN)/python -m benchmarks.bootstrap
+
+artifacts/cache/aeon/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check aeon==1.6.0
+	touch $@
+
+yardstick: run artifacts/cache/aeon/.installed  ## the models beside a forest and MiniRocket (STORE=, ARTIFACTS=, CONFIG=)
+	$(BIN)/python -m benchmarks.yardstick --aeon artifacts/cache/aeon/bin/python
 
 clean:  ## remove everything a run wrote (the environment stays)
 	find artifacts -mindepth 1 -not -name README.md -delete

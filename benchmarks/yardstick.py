@@ -1,0 +1,138 @@
+"""How good the models are beside two that need no tuning, on the very same windows.
+
+    phasewatch run
+    python -m benchmarks.yardstick [--aeon PYTHON]
+
+A random forest on the summary inputs (300 balanced trees) and MiniRocket with a ridge classifier on
+the windows; both train on the windows of ``train`` alone, as the models do. The forest's score with
+``val`` added is shown beside. MiniRocket is aeon's, which needs an interpreter of its own
+(``make yardstick`` makes one): its numba is older than ours.
+
+Exit code 1 where a model that has to come within .05 of the forest does not, where no model reaches
+the forest, or where a model does not beat prior, uniform and missingness-only beyond chance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.ensemble import RandomForestClassifier
+
+from assets.datasets import read_dataset
+from assets.evaluation import read_comparisons
+from evaluation.datasets import RECIPES, SPLITS, examples
+from features.ingest import STAGES
+from features.manifest import read_manifest
+from features.registry import LAYOUT, MODES
+from models.metrics import macro_f1
+from models.registry import MODELS, Variant
+from resources.workspace import Workspace, workspace_from_environment
+
+if TYPE_CHECKING:
+    from features.manifest import Manifest
+    from models.base import Examples
+
+CLOSE = 0.05
+HAVE_TO_BE_CLOSE = ("gbt", "mlp", "cnn", "gru", "lstm", "transformer")
+HAVE_TO_BE_BEATEN = ("prior", "uniform", "missingness_only")
+
+
+def sides(workspace: Workspace, recipe: str, which: Variant) -> dict[str, Examples]:
+    """The windows of a recipe as inputs of a variant, by split."""
+    dataset = read_manifest(workspace.dataset_folder(recipe))
+    assert dataset is not None, f"no dataset {recipe}: phasewatch run"
+    table = read_dataset(dataset)
+    shards: dict[str, dict[str, Manifest]] = {}
+    for batch in table["batch"].unique():
+        found = workspace.batch_manifests(batch)
+        shards[batch] = {stage: m for stage in STAGES if (m := found[stage]) is not None}
+    return {split: examples(table, shards, split, which, LAYOUT) for split in SPLITS}
+
+
+def score(examples_: Examples, predicted: np.ndarray) -> float:
+    return macro_f1(examples_.y, predicted, len(LAYOUT.phases))
+
+
+def forest(windows: dict[str, Examples], *training: str) -> float:
+    X = np.concatenate([windows[side].X[:] for side in training])
+    y = np.concatenate([windows[side].y for side in training])
+    trees = RandomForestClassifier(300, class_weight="balanced", n_jobs=2, random_state=0)
+    return score(windows["test"], trees.fit(X, y).predict(windows["test"].X[:]))
+
+
+def minirocket(windows: dict[str, Examples], python: str) -> float:
+    """aeon's, in an interpreter of its own; a missing value is the channel's training mean."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/y_train.npy", windows["train"].y)
+        for side in ("train", "test"):
+            np.save(f"{folder}/X_{side}.npy", windows[side].X[:])
+        script = Path(__file__).parent / "minirocket.py"
+        # that interpreter must not find our packages
+        alone = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        done = subprocess.run(
+            [python, script, folder], check=True, capture_output=True, text=True, env=alone
+        )
+    return score(windows["test"], np.array(json.loads(done.stdout)))
+
+
+def unbeaten(document: dict[str, Any]) -> list[str]:
+    """Models whose paired interval against a guess or the collectors reaches 0."""
+    return [
+        f"{document['recipe']}: {c['model']}_{c['mode']} is not better than {c['other']['model']} "
+        f"beyond chance ({c['value']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}])"
+        for family in document["families"]
+        if family["name"] == "baselines"
+        for c in family["comparisons"]
+        if c["other"]["model"] in HAVE_TO_BE_BEATEN and not c["low"] > 0
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The models beside a forest and MiniRocket.")
+    parser.add_argument("--aeon", metavar="PYTHON", help="an interpreter that has aeon")
+    arguments = parser.parse_args()
+    workspace = workspace_from_environment()
+
+    columns = [*MODELS, "forest", "forest+val"] + (["minirocket"] if arguments.aeon else [])
+    print(f"{'test macro F1':18}" + "".join(f"{name:>12}" for name in columns))
+    failures = []
+    for recipe, mode in product(RECIPES, MODES):
+        manifest = read_manifest(workspace.comparisons_folder(recipe))
+        if manifest is None:
+            sys.exit(f"{recipe} was not evaluated: phasewatch run")
+        document = read_comparisons(manifest)
+        scores = {
+            p["model"]: p["macro_f1"]["value"] for p in document["predictors"] if p["mode"] == mode
+        }
+        summary = sides(workspace, recipe, Variant("gbt", mode))
+        scores["forest"] = forest(summary, "train")
+        scores["forest+val"] = forest(summary, "train", "val")
+        if arguments.aeon:
+            windows = sides(workspace, recipe, Variant("cnn", mode))
+            scores["minirocket"] = minirocket(windows, arguments.aeon)
+        print(
+            f"{recipe:7} {mode:10}" + "".join(f"{scores[name]:12.3f}" for name in columns),
+            flush=True,
+        )
+        for name in HAVE_TO_BE_CLOSE:
+            if scores[name] < scores["forest"] - CLOSE:
+                failures.append(f"{recipe}: {name}_{mode} is over {CLOSE} below the forest")
+        if max(scores[name] for name in MODELS) < scores["forest"]:
+            failures.append(f"{recipe}: no {mode} model reaches the forest")
+        if mode == MODES[0]:
+            failures += unbeaten(document)
+    print("\n".join(failures) or "every model is where it should be")
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()
