@@ -157,7 +157,7 @@ def promote(workspace: Workspace, which: Variant, *, by: str, why: str) -> tuple
         recipe: keep(
             workspace.champion_folder,
             checkpoint_path(workspace.checkpoint_folder(recipe), which),
-            _beside(workspace, recipe, which),
+            beside(workspace, recipe, which),
         )
         for recipe in RECIPES
     }
@@ -281,7 +281,7 @@ def _scored(
     )
 
 
-def _beside(workspace: Workspace, recipe: str, which: Variant) -> dict[str, bytes]:
+def beside(workspace: Workspace, recipe: str, which: Variant) -> dict[str, bytes]:
     """What is kept with a checkpoint: the next dataset forgets what this one was trained on."""
     dataset, shards = require_dataset(workspace, recipe)
     table = read_dataset(dataset).filter(pl.col("split") != "test")
@@ -388,7 +388,7 @@ def champion(
     if which is None:
         refuse(f"No realistic model is trained for each of {', '.join(RECIPES)}. Train: "
                "phasewatch run")  # fmt: skip
-    why = f"run {context.run_id}"
+    why = f"run {context.run.run_id}"
     try:
         if config.promote:
             trial, reign = promote(workspace, which, by="dagster", why=why)
