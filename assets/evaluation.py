@@ -21,7 +21,7 @@ from evaluation.datasets import RECIPES, inputs
 from evaluation.documents import evaluate
 from evaluation.figures import document_text
 from evaluation.report import render_report
-from evaluation.scores import ABLATED, EPISODE_COLUMNS, SHORTCUTS, baseline_id
+from evaluation.scores import ABLATED, SHORTCUTS, baseline_id, prediction_rows
 from features.contract import contract_hashes
 from features.ingest import STAGES
 from features.manifest import (
@@ -48,7 +48,6 @@ from resources.reporting import Stopwatch, artefact_metadata, layout_metadata, s
 from resources.workspace import Workspace
 
 EVALUATION_VERSION = "2"
-_WINDOW_COLUMNS = ("split", *EPISODE_COLUMNS, "window", "start_s", "purity")
 
 
 def report_key(which: Variant) -> dg.AssetKey:
@@ -106,7 +105,9 @@ def held_out_predictions(
             columns = tuple(baseline_columns(name, mode))
             if columns not in known:
                 known[columns] = baseline_proba(table, columns, classes, workspace.seed)
-            parts.append(_rows(held_out, name, mode, baseline_id(name), known[columns], classes))
+            parts.append(
+                prediction_rows(held_out, name, mode, baseline_id(name), known[columns], classes)
+            )
         with draft(folder) as staged:
             path = staged.new_file("predictions", ".parquet")
             write_table(pl.concat(parts).to_arrow(), path)
@@ -138,26 +139,8 @@ def _predictions(
         f"{name}{ABLATED}{part}": proba for part, proba in checkpoint.model.ablations(X).items()
     }
     return pl.concat(
-        _rows(windows, known_as, mode, checkpoint.artifact_id, proba, classes)
+        prediction_rows(windows, known_as, mode, checkpoint.artifact_id, proba, classes)
         for known_as, proba in predicted.items()
-    )
-
-
-def _rows(
-    windows: pl.DataFrame,
-    model: str,
-    mode: str,
-    checkpoint_id: str,
-    proba: np.ndarray,
-    classes: tuple[str, ...],
-) -> pl.DataFrame:
-    return windows.select(
-        pl.lit(model).alias("model"),
-        pl.lit(mode).alias("mode"),
-        pl.lit(checkpoint_id).alias("checkpoint_id"),
-        *_WINDOW_COLUMNS,
-        pl.col("label").alias("actual"),
-        *(pl.Series(f"p_{phase}", proba[:, i]) for i, phase in enumerate(classes)),
     )
 
 

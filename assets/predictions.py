@@ -5,16 +5,19 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
+from assets.champion import read_training
 from assets.datasets import read_dataset
-from assets.partitions import BATCHES, EVERY_PARTITION, OWNERS
+from assets.partitions import BATCHES, OWNERS
 from evaluation.datasets import RECIPES, inputs
 from features.manifest import draft, fingerprint, read_manifest, reusable
 from features.shards import read_windows, write_table
-from models.registry import VARIANTS, variant
+from models.champion import SERVED
+from models.checkpoint import Checkpoint
+from models.registry import variant
 from resources.guards import (
-    checkpoint_key,
     refuse,
     refuse_throwaway_instance,
+    require_champion,
     require_checkpoint,
     require_current_batches,
 )
@@ -25,20 +28,18 @@ PREDICTIONS_VERSION = "1"
 
 
 class ScoreConfig(dg.Config):
-    """Which checkpoint scores."""
+    """Which checkpoint scores; as it stands, the champion's."""
 
-    model: str = Field(default="gbt", description="A model of the registry.")
-    mode: str = Field(default="realistic", description="realistic or oracle.")
-    recipe: str = Field(default="host", description="Whose checkpoint: host, sample or time.")
+    model: str = Field(default="", description="A model of the registry; empty: the champion.")
+    mode: str = Field(default="realistic", description="Of a named model: realistic or oracle.")
+    recipe: str = Field(
+        default=SERVED, description="Of a named model: whose checkpoint, host, sample or time."
+    )
 
 
 @dg.asset(
     partitions_def=BATCHES,
-    deps=[
-        "tensor_shards",
-        "feature_shards",
-        *(dg.AssetDep(checkpoint_key(w), partition_mapping=EVERY_PARTITION) for w in VARIANTS),
-    ],
+    deps=["tensor_shards", "feature_shards", "champion"],
     group_name="score",
     kinds={"parquet"},
     owners=OWNERS,
@@ -54,13 +55,8 @@ def predictions(
     refuse_throwaway_instance(context.instance)
     watch = Stopwatch()
     batch = context.partition_key
-    try:
-        which = variant(config.model, config.mode)
-    except ValueError as error:
-        refuse(str(error))
-    if config.recipe not in RECIPES:
-        refuse(f"No recipe {config.recipe!r}; there is {', '.join(RECIPES)}.")
-    checkpoint = require_checkpoint(context.instance, workspace, config.recipe, which)
+    checkpoint, recipe, training = _chosen(context.instance, config, workspace)
+    which = checkpoint.variant
     shards = require_current_batches(workspace, [batch])
     identity = fingerprint(
         {
@@ -69,7 +65,7 @@ def predictions(
             "shards": {stage: m.version for stage, m in shards[batch].items()},
         }
     )
-    folder = workspace.predictions_folder(batch, config.recipe, which)
+    folder = workspace.predictions_folder(batch, recipe, which)
     manifest = None if workspace.force else reusable(folder, identity)
     reused = manifest is not None
     if manifest is None:
@@ -78,7 +74,6 @@ def predictions(
         windows = windows.with_columns(batch=pl.lit(batch))
         classes = np.array(workspace.layout.phases)
         proba = checkpoint.model.predict_proba(inputs(windows, shards, which, workspace.layout))
-        seen = _episodes_trained_on(workspace, checkpoint.header["train_meta"])
         table = windows.select(
             "episode_id",
             "host_id",
@@ -89,7 +84,7 @@ def predictions(
                 pl.String
             ),
             *(pl.Series(f"p_{phase}", proba[:, i]) for i, phase in enumerate(classes)),
-            pl.col("episode_id").is_in(seen).alias("seen_in_training"),
+            pl.col("episode_id").is_in(training.implode()).alias("seen_in_training"),
             pl.lit(checkpoint.artifact_id).alias("checkpoint_id"),
         )
         with draft(folder) as staged:
@@ -103,14 +98,14 @@ def predictions(
             manifest = staged.commit(identity, facts)
     say(
         context,
-        f"score {batch} with {which.name} ({config.recipe}): "
+        f"score {batch} with {which.name} ({recipe}): "
         f"{manifest.facts['windows']} windows in {manifest.path('predictions')}"
         + (", reused" if reused else ""),
     )
     return dg.MaterializeResult(
         metadata={
             **artefact_metadata(manifest, reused=reused, watch=watch),
-            "checkpoint": f"{which.name} ({config.recipe})",
+            "checkpoint": f"{which.name} ({recipe})",
             "checkpoint_id": checkpoint.artifact_id,
             "dagster/partition_row_count": manifest.facts["windows"],
             "windows_seen_in_training": manifest.facts["seen_in_training"],
@@ -121,14 +116,28 @@ def predictions(
     )
 
 
-def _episodes_trained_on(workspace: Workspace, train_meta: dict) -> list[str]:
-    """Episodes of the training and validation side of the dataset the checkpoint was trained on."""
-    dataset = read_manifest(workspace.dataset_folder(train_meta["recipe"]))
-    if dataset is None or dataset.version != train_meta["dataset_version"]:
+def _chosen(
+    instance: dg.DagsterInstance, config: ScoreConfig, workspace: Workspace
+) -> tuple[Checkpoint, str, pl.Series]:
+    """The checkpoint that scores, its recipe, and the episodes it was trained or validated on."""
+    if not config.model:
+        if (config.mode, config.recipe) != ("realistic", SERVED):
+            refuse("mode and recipe choose a checkpoint of a named model: name the model as well.")
+        reign, checkpoint = require_champion(workspace)
+        return checkpoint, reign.served, read_training(workspace, reign, reign.served)["episode_id"]
+    try:
+        which = variant(config.model, config.mode)
+    except ValueError as error:
+        refuse(str(error))
+    if config.recipe not in RECIPES:
+        refuse(f"No recipe {config.recipe!r}; there is {', '.join(RECIPES)}.")
+    checkpoint = require_checkpoint(instance, workspace, config.recipe, which)
+    dataset = read_manifest(workspace.dataset_folder(config.recipe))
+    if dataset is None or dataset.version != checkpoint.header["train_meta"]["dataset_version"]:
         refuse(
-            f"Dataset {train_meta['recipe']} is not the version the checkpoint was trained on, so "
+            f"Dataset {config.recipe} is not the version the checkpoint was trained on, so "
             "episodes seen in training cannot be marked. Retrain: "
-            f"phasewatch run --recipe {train_meta['recipe']}"
+            f"phasewatch run --recipe {config.recipe}"
         )
     table = read_dataset(dataset).filter(pl.col("split") != "test")
-    return table["episode_id"].unique().sort().to_list()
+    return checkpoint, config.recipe, table["episode_id"].unique().sort()

@@ -68,6 +68,34 @@ EPISODE_COLUMNS = (
 )  # fmt: skip
 
 
+def prediction_rows(
+    windows: pl.DataFrame,
+    model: str,
+    mode: str,
+    checkpoint_id: str,
+    proba: NDArray,
+    classes: Sequence[str],
+) -> pl.DataFrame:
+    """Predictions as a table, a row a window: what ``scored`` reads.
+
+    Args:
+        windows: rows of a dataset's table.
+        proba: ``(n_windows, n_classes)``, in their order.
+    """
+    return windows.select(
+        pl.lit(model).alias("model"),
+        pl.lit(mode).alias("mode"),
+        pl.lit(checkpoint_id).alias("checkpoint_id"),
+        "split",
+        *EPISODE_COLUMNS,
+        "window",
+        "start_s",
+        "purity",
+        pl.col("label").alias("actual"),
+        *(pl.Series(f"p_{phase}", proba[:, i]) for i, phase in enumerate(classes)),
+    )
+
+
 def scored(
     predictions: pl.DataFrame, name: str, mode: str, classes: Sequence[str], split: str = "test"
 ) -> Scored:

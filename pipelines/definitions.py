@@ -3,8 +3,10 @@
 import dagster as dg
 
 from assets.batches import batch_assets
+from assets.champion import champion
 from assets.checkpoints import CHECKPOINT_ASSETS, CONTRACT_CHECKS
 from assets.datasets import datasets
+from assets.drift import drift
 from assets.evaluation import REPORT_ASSETS, comparisons, held_out_predictions, report
 from assets.predictions import predictions
 from pipelines.jobs import JOBS
@@ -24,7 +26,9 @@ def build_defs(*, workspace: Workspace | None = None) -> dg.Definitions:
             *REPORT_ASSETS,
             comparisons,
             report,
+            champion,
             predictions,
+            drift,
         ],
         asset_checks=CONTRACT_CHECKS,
         jobs=JOBS,

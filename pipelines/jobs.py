@@ -9,8 +9,8 @@ from resources.guards import checkpoint_key
 
 ingest = dg.define_asset_job(
     "ingest",
-    selection=dg.AssetSelection.assets(*STAGES),
-    description="Validate a batch's episodes and write its shards.",
+    selection=dg.AssetSelection.assets(*STAGES, "drift"),
+    description="Validate a batch's episodes, write its shards, and say how it drifted.",
 )
 
 retrain = dg.define_asset_job(
@@ -29,7 +29,13 @@ retrain = dg.define_asset_job(
 score = dg.define_asset_job(
     "score",
     selection=dg.AssetSelection.assets("predictions"),
-    description="Score a batch's episodes with a trained checkpoint.",
+    description="Score a batch's episodes with the champion, or with a checkpoint that is named.",
 )
 
-JOBS = [ingest, retrain, score]
+challenge = dg.define_asset_job(
+    "challenge",
+    selection=dg.AssetSelection.assets("champion"),
+    description="Try a challenger against the champion; it is promoted only where told to.",
+)
+
+JOBS = [ingest, retrain, score, challenge]

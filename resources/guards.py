@@ -11,6 +11,7 @@ import dagster as dg
 
 from features.contract import contract_of, diff_contracts
 from features.manifest import Manifest, read_manifest
+from models.champion import ChampionError, Reign, load_kept, read_champion
 from models.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -65,6 +66,27 @@ def require_checkpoint(
     except ContractMismatchError as error:
         refuse(str(error), error.differences)
     except CheckpointError as error:
+        refuse(str(error))
+
+
+def require_champion(workspace: Workspace) -> tuple[Reign, Checkpoint]:
+    """The champion and its checkpoint that scores.
+
+    Raises:
+        dg.Failure: there is none, it is for another contract (with the diff), or does not load.
+    """
+    try:
+        reign = read_champion(workspace.champion_folder)
+        if reign is None:
+            refuse(
+                "There is no champion to score with. Promote a trained model: phasewatch promote "
+                "gbt. Or name a checkpoint in the run configuration: ops: predictions: config: "
+                "{model: gbt, recipe: host}"
+            )
+        return reign, load_kept(workspace.champion_folder, reign, workspace.layout)
+    except ContractMismatchError as error:
+        refuse(str(error), error.differences)
+    except (ChampionError, CheckpointError) as error:
         refuse(str(error))
 
 

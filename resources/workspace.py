@@ -156,6 +156,14 @@ class Workspace(dg.ConfigurableResource):
     def predictions_folder(self, batch: str, recipe: str, which: Variant) -> Path:
         return self.artifacts_path / "predictions" / batch / f"{which.name}.{recipe}"
 
+    @property
+    def champion_folder(self) -> Path:
+        """The champion's pointer, and copies of every checkpoint that was ever in use."""
+        return self.artifacts_path / "champion"
+
+    def drift_path(self, batch: str) -> Path:
+        return self.artifacts_path / "drift" / f"{batch}.json"
+
 
 class SettingsError(Exception):
     """A run configuration cannot be used; the message names the file and the setting."""

@@ -1,0 +1,224 @@
+"""Commands about the model in use: ``champion``, ``promote``, ``rollback``."""
+
+import getpass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.console import (
+    FAILED,
+    MISMATCH,
+    USAGE,
+    ConfigOption,
+    JsonOption,
+    RunArtifactsOption,
+    RunStoreOption,
+    fail,
+    overrides_of,
+    say_json,
+    say_table,
+)
+
+if TYPE_CHECKING:
+    from assets.champion import Trial
+    from models.champion import Reign
+    from resources.workspace import Workspace
+
+WhyOption = Annotated[str, typer.Option(help="Kept in the history, for whoever asks later.")]
+_SHOWN_DIGITS = 12
+
+
+def champion(
+    config: ConfigOption = None,
+    artifacts: RunArtifactsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which model is in use, since when, on which evidence, and which were before."""
+    from models.champion import ChampionError, kept_path, read_history
+
+    folder = _workspace(config, None, artifacts).champion_folder
+    try:
+        history = read_history(folder)
+    except ChampionError as error:
+        fail(str(error))
+    if as_json:
+        from dataclasses import asdict
+
+        say_json({
+            "champion": asdict(history[-1]) | {"path": str(kept_path(folder, history[-1]))}
+            if history else None,
+            "history": [asdict(reign) for reign in history],
+        })  # fmt: skip
+        return
+    if not history:
+        typer.echo("There is no champion yet. Promote a trained model: phasewatch promote MODEL")
+        return
+    reign = history[-1]
+    typer.echo(f"{reign.name}, {reign.action} {reign.since} by {reign.by}" + _because(reign))
+    typer.echo(f"scores with {kept_path(folder, reign)}\n")
+    _show_evidence(reign.evidence)
+    typer.echo()
+    columns = ("#", "champion", "since", "by", "how", f"checkpoint ({reign.served})", "why")
+    say_table(columns, [
+        (r.number, r.name, r.since, r.by, r.action, r.checkpoints[r.served][:_SHOWN_DIGITS], r.why)
+        for r in reversed(history)
+    ])  # fmt: skip
+
+
+def promote(
+    model: Annotated[str, typer.Argument(help="A model of the registry, such as gbt.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Judge it, change nothing; exit codes as without.")
+    ] = False,
+    why: WhyOption = "",
+    config: ConfigOption = None,
+    store: RunStoreOption = None,
+    artifacts: RunArtifactsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a trained model in use, if it is as good as the champion or better; else say why not."""
+    import dagster as dg
+
+    from assets import champion as core
+    from models.champion import ChampionError
+    from models.checkpoint import CheckpointError
+
+    which = _variant(model)
+    workspace = _workspace(config, store, artifacts)
+    try:
+        if dry_run:
+            trial, reign = core.judge(workspace, which), None
+        else:
+            trial, reign = core.promote(workspace, which, by=_user(), why=why)
+            if trial.judgement.granted:
+                _tell_dagster(reign)
+    except (ChampionError, CheckpointError) as error:
+        fail(str(error))
+    except dg.Failure as error:
+        fail(error.description or str(error))
+    granted = trial.judgement.granted
+    if as_json:
+        say_json({
+            "challenger": which.name,
+            "checkpoints": trial.checkpoints,
+            "against": trial.champion.name if trial.champion else None,
+            "granted": granted,
+            "promoted": granted and not dry_run,
+            "reasons": trial.judgement.reasons,
+            "recipes": trial.judgement.recipes,
+        })  # fmt: skip
+    else:
+        _show_trial(trial, dry_run=dry_run)
+    if not granted:
+        raise typer.Exit(FAILED)
+
+
+def rollback(
+    why: WhyOption = "",
+    config: ConfigOption = None,
+    artifacts: RunArtifactsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put the previous champion in use again; exit 4 if it is for another input layout."""
+    from dataclasses import asdict
+
+    from features import registry
+    from models.champion import ChampionError, roll_back
+    from models.checkpoint import CheckpointError, ContractMismatchError
+
+    workspace = _workspace(config, None, artifacts)
+    try:
+        reign = roll_back(workspace.champion_folder, registry.LAYOUT, by=_user(), why=why)
+    except ContractMismatchError as error:
+        fail(str(error), MISMATCH)
+    except (ChampionError, CheckpointError) as error:
+        fail(str(error))
+    _tell_dagster(reign)
+    if as_json:
+        say_json(asdict(reign))
+    else:
+        typer.echo(f"{reign.name} is champion again (number {reign.number} of the history)")
+
+
+def _workspace(config: Any, store: Any, artifacts: Any) -> "Workspace":
+    from resources.workspace import SettingsError, read_workspace
+
+    try:
+        return read_workspace(config, overrides_of(store, artifacts))
+    except SettingsError as error:
+        fail(str(error), USAGE)
+
+
+def _variant(name: str) -> Any:
+    """``gbt`` is gbt_realistic; ``gbt_oracle`` can be named, and is refused with the reason."""
+    from models.registry import VARIANTS, variant
+
+    known = {which.name: which for which in VARIANTS}
+    try:
+        return known.get(name) or variant(name, "realistic")
+    except ValueError as error:
+        fail(str(error), USAGE)
+
+
+def _user() -> str:
+    """The person at the terminal, as far as the system knows."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"
+
+
+def _tell_dagster(reign: "Reign") -> None:
+    import dagster as dg
+
+    from assets.champion import record
+    from pipelines.home import prepare_dagster_home
+
+    prepare_dagster_home()
+    with dg.DagsterInstance.get() as instance:
+        record(instance, reign)
+
+
+def _because(reign: "Reign") -> str:
+    return f": {reign.why}" if reign.why else ""
+
+
+def _show_trial(trial: "Trial", *, dry_run: bool) -> None:
+    if trial.judgement.recipes:
+        _show_evidence(trial.judgement.recipes)
+        typer.echo()
+    name = trial.which.name
+    if not trial.judgement.granted:
+        typer.echo(f"{name} is not promoted:")
+        for reason in trial.judgement.reasons:
+            typer.echo(f"  - {reason}")
+    elif dry_run:
+        typer.echo(f"{name} may be promoted: phasewatch promote {trial.which.model}")
+    else:
+        after = f"; {trial.champion.name} was before" if trial.champion else ""
+        typer.echo(f"{name} is champion{after}")
+
+
+def _show_evidence(recipes: dict[str, dict[str, Any]]) -> None:
+    """Macro F1 on each recipe, beside the champion it replaced or the best of the baselines."""
+    rows = []
+    for recipe, found in recipes.items():
+        if "difference" in found:
+            other, against, difference = "champion", found["champion"], found["difference"]
+        elif "baselines" in found:
+            closest = max(found["baselines"], key=lambda b: b["macro_f1"])
+            other, against = closest["name"], closest["macro_f1"]
+            difference = closest["difference"]
+        else:
+            rows.append((recipe, "-", "-", "-", "-", found["episodes"], found["left_out"]))
+            continue
+        low, high = difference["low"], difference["high"]
+        rows.append((
+            recipe, f"{found['challenger']:.3f}", f"{against:.3f} ({other})",
+            f"{difference['value']:+.3f}", f"{low:+.3f} to {high:+.3f}",
+            found["episodes"], found.get("left_out", 0),
+        ))  # fmt: skip
+    say_table(
+        ("recipe", "macro F1", "against", "difference", "95 % interval", "episodes", "left out"),
+        rows,
+    )

@@ -1,0 +1,513 @@
+"""Promotion: who may become champion, what is kept of it, and the way back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import polars as pl
+import pytest
+from conftest import QUIET, Lab, failure, materialized, new_instance
+from held_out import CLASSES, POLICY, WINDOWS, dataset, guess, predictions
+from typer.testing import CliRunner
+
+import features.registry
+import models.champion
+from assets.champion import TRAINING_FILE, beside, judge, read_training
+from evaluation.datasets import RECIPES
+from evaluation.promotion import (
+    against_baselines,
+    against_champion,
+    known_to,
+    reasons_against_champion,
+    reasons_against_first,
+)
+from features.manifest import draft, read_manifest
+from features.registry import LAYOUT
+from models.champion import (
+    ChampionError,
+    Reign,
+    crown,
+    keep,
+    kept_folder,
+    kept_path,
+    load_kept,
+    read_champion,
+    read_history,
+    roll_back,
+)
+from models.checkpoint import CheckpointError, ContractMismatchError, checkpoint_path
+from models.registry import Variant, variant
+from pipelines.cli import FAILED, MISMATCH, OK, USAGE, app
+from pipelines.definitions import build_defs
+from pipelines.partitions import sync_batches
+from resources.guards import checkpoint_key
+
+GBT, KNN = variant("gbt", "realistic"), variant("knn", "realistic")
+
+
+# --- the rules, on predictions made by hand
+
+
+def evidence(challenger: list[str], champion: list[str], windows: list[dict] = WINDOWS) -> dict:
+    table = predictions(windows, {"challenger": challenger, "champion": champion})
+    return against_champion("host", table, CLASSES, POLICY)
+
+
+def reasons(**recipes: dict[str, Any]) -> list[str]:
+    return reasons_against_champion(recipes)
+
+
+TRUTH = [w["actual"] for w in WINDOWS]
+WRONG = ["armed" if actual == "clean" else "clean" for actual in TRUTH]
+POOR, FAIR = guess(WINDOWS, 0.3, 1), guess(WINDOWS, 0.6, 2)
+
+
+def test_better_everywhere_is_granted() -> None:
+    found = evidence(TRUTH, POOR)
+    assert found["challenger"] == pytest.approx(1.0)
+    assert found["difference"]["low"] > 0
+    assert reasons(host=found, sample=found, time=found) == []
+
+
+def test_one_recipe_that_may_be_worse_is_enough_against_it() -> None:
+    (reason,) = reasons(
+        host=evidence(TRUTH, POOR), sample=evidence(TRUTH, POOR), time=_only_interval_worse()
+    )
+    assert reason.startswith("Recipe time: it may be worse than the champion by more than 0.005")
+    assert "difference +0.020, 95 % interval -0.006 to +0.050 on 12 episodes" in reason
+
+
+def _only_interval_worse() -> dict[str, Any]:
+    found = evidence(TRUTH, TRUTH)
+    return found | {"difference": {"value": 0.02, "low": -0.006, "high": 0.05}}
+
+
+def test_the_margin_is_half_a_point() -> None:
+    just = evidence(TRUTH, TRUTH) | {"difference": {"value": 0.0, "low": -0.0049, "high": 0.01}}
+    assert reasons(host=evidence(TRUTH, POOR), time=just) == []
+    at = just | {"difference": {"value": 0.0, "low": -0.005, "high": 0.01}}
+    assert len(reasons(host=evidence(TRUTH, POOR), time=at)) == 1
+
+
+def test_as_good_everywhere_is_not_better_anywhere() -> None:
+    (reason,) = reasons(host=evidence(FAIR, FAIR), time=evidence(FAIR, FAIR))
+    assert reason.startswith("It is better than the champion beyond chance on no recipe: host")
+
+
+@pytest.mark.parametrize(
+    ("column", "name", "what"), [("profile", "io-walk", "profile"), ("host_id", "lab-b", "host")]
+)
+def test_a_profile_or_host_must_not_pay_for_the_others(column: str, name: str, what: str) -> None:
+    """Far better on the whole, and yet refused."""
+    champion = [
+        truth if w[column] == name else poor
+        for w, truth, poor in zip(WINDOWS, TRUTH, POOR, strict=True)
+    ]
+    challenger = _spoiled(column, name, every=8)
+    found = evidence(challenger, champion)
+    assert found["difference"]["low"] > 0
+    (reason,) = [r for r in reasons(host=found) if f"{what} {name} falls by" in r]
+    group = next(g for g in found["groups"] if g["name"] == name)
+    fall = group["champion"] - group["challenger"]
+    assert fall > 0.03
+    assert f"falls by {fall:.3f}, more than 0.03: macro F1 {group['challenger']:.3f}" in reason
+    assert all(f" {name} " in r for r in reasons(host=found))
+
+
+def _spoiled(column: str, name: str, *, every: int) -> list[str]:
+    """The truth, but wrong in some windows of one group."""
+    numbers = iter(range(len(WINDOWS)))
+    return [
+        wrong if w[column] == name and next(numbers) % every == 0 else truth
+        for w, truth, wrong in zip(WINDOWS, TRUTH, WRONG, strict=True)
+    ]
+
+
+def test_three_points_are_allowed() -> None:
+    group = {"what": "host", "name": "lab-a", "episodes": 6, "champion": 0.93, "challenger": 0.90}
+    found = evidence(TRUTH, POOR)
+    assert reasons(host=found | {"groups": [group]}) == []
+    assert len(reasons(host=found | {"groups": [group | {"challenger": 0.899}]})) == 1
+
+
+def test_reasons_are_all_listed() -> None:
+    found = evidence(POOR, TRUTH)
+    said = reasons(host=found, sample=found, time=found)
+    for recipe in RECIPES:
+        assert any(r.startswith(f"Recipe {recipe}: it may be worse") for r in said)
+        assert any(r.startswith(f"Recipe {recipe}: host lab-a falls by") for r in said)
+        assert any(r.startswith(f"Recipe {recipe}: profile io-walk falls by") for r in said)
+    assert said[-1].startswith("It is better than the champion beyond chance on no recipe")
+
+
+def test_too_few_episodes_left_are_a_reason() -> None:
+    (reason,) = reasons(host=evidence(TRUTH, POOR), time={"episodes": 4, "left_out": 9})
+    assert "Recipe time: 4 test episodes are left to compare on, at least 5 are needed" in reason
+    assert "9 were left out because the champion was trained on them" in reason
+
+
+def test_the_first_must_beat_every_baseline() -> None:
+    by_model = {"challenger": TRUTH, "position_only": POOR, "missingness_only": POOR}
+    good = against_baselines("host", predictions(WINDOWS, by_model), CLASSES, dataset(), POLICY)
+    assert reasons_against_first({"host": good}) == []
+    by_model["position_only"] = TRUTH
+    tied = against_baselines("host", predictions(WINDOWS, by_model), CLASSES, dataset(), POLICY)
+    (reason,) = reasons_against_first({"host": good, "time": tied})
+    assert reason.startswith("Recipe time: it is not better than position-only beyond chance")
+
+
+# --- test episodes that the champion was trained on
+
+
+def table(**columns: list) -> pl.DataFrame:
+    n = len(columns["episode_id"])
+    rows = {
+        "host_id": ["lab-a"] * n,
+        "sample_sha256": [f"s{i}" for i in range(n)],
+        "started_at_wall_ns": [100 * i for i in range(n)],
+        "ended_at_wall_ns": [100 * i + 50 for i in range(n)],
+    }
+    return pl.DataFrame(rows | columns)
+
+
+def test_what_the_champion_knows_is_no_test() -> None:
+    training = table(episode_id=["A", "B"], sample_sha256=["s0", "s1"])
+    test = table(
+        episode_id=["A", "C", "D", "E"],
+        host_id=["lab-c", "lab-a", "lab-c", "lab-c"],
+        sample_sha256=["s8", "s9", "s1", "s9"],
+        started_at_wall_ns=[900, 900, 900, 149],
+    )
+    assert known_to("host", training, test).to_list() == [True, True, False, False]
+    assert known_to("sample", training, test).to_list() == [True, False, True, False]
+    assert known_to("time", training, test).to_list() == [True, False, False, True]
+
+
+# --- real checkpoints
+
+
+@pytest.fixture(scope="module")
+def base(trained: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A weak gbt is champion, knn was trained as well. Shared: tests use copies."""
+    root = tmp_path_factory.mktemp("champion")
+    shutil.copytree(trained.artifacts, root / "artifacts")
+    weak = {"gbt": {"n_rounds": 1, "max_depth": 1, "n_threads": 1}}
+    settings = trained.settings | {"models": trained.settings["models"] | weak}
+    with new_instance(root / "home") as instance:
+        lab = Lab(trained.store, root / "artifacts", instance, settings)
+        sync_batches(instance, lab.workspace)
+        only = [dg.AssetKey("datasets"), checkpoint_key(GBT), checkpoint_key(KNN)]
+        for recipe in RECIPES:
+            result = lab.execute("retrain", recipe, only=only)
+            assert result.success, failure(result)
+        crown(lab.workspace.champion_folder, kept(lab, GBT), judged_against=None)
+        yield lab
+
+
+def kept(lab: Lab, which: Variant) -> Reign:
+    """A model as it is put in use, without a judgement."""
+    ids = {
+        recipe: keep(
+            lab.workspace.champion_folder,
+            checkpoint_path(lab.workspace.checkpoint_folder(recipe), which),
+            beside(lab.workspace, recipe, which),
+        )
+        for recipe in RECIPES
+    }
+    return replace(reign_of(which.model), checkpoints=ids)
+
+
+@pytest.fixture
+def lab(base: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    shutil.copytree(base.artifacts, tmp_path / "artifacts")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    return replace(base, artifacts=tmp_path / "artifacts")
+
+
+def phasewatch(lab: Lab, *arguments: str):
+    options = ["--artifacts", str(lab.artifacts)]
+    if arguments[0] == "promote":
+        options += ["--store", str(lab.store.root)]
+    return CliRunner().invoke(app, [*arguments, *options])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def proba(lab: Lab) -> np.ndarray:
+    reign = read_champion(lab.workspace.champion_folder)
+    assert reign is not None
+    checkpoint = load_kept(lab.workspace.champion_folder, reign, LAYOUT)
+    rows = np.random.default_rng(0).normal(1, 50, (20, checkpoint.model.n_inputs_ or 0))
+    return checkpoint.model.predict_proba(rows.astype(np.float32))
+
+
+def test_a_better_challenger_replaces_it_and_a_rollback_restores_it(lab: Lab) -> None:
+    folder = lab.workspace.champion_folder
+    before, said_before = files(folder / "checkpoints"), proba(lab)
+    told = phasewatch(lab, "promote", "knn", "--why", "nearer", "--json")
+    assert told.exit_code == OK, told.output
+    document = json.loads(told.stdout)
+    assert document["promoted"]
+    assert document["against"] == "gbt_realistic"
+    assert {found["left_out"] for found in document["recipes"].values()} == {0}
+    assert not np.allclose(proba(lab), said_before)
+    reign = read_champion(folder)
+    assert reign is not None
+    assert (reign.number, reign.previous, reign.why) == (2, 1, "nearer")
+    for recipe in RECIPES:
+        trained = checkpoint_path(lab.workspace.checkpoint_folder(recipe), KNN)
+        assert kept_path(folder, reign, recipe).read_bytes() == trained.read_bytes()
+
+    again = phasewatch(lab, "promote", "knn")
+    assert again.exit_code == FAILED
+    assert "is the champion already, with these very checkpoints" in again.stdout
+    weaker = phasewatch(lab, "promote", "gbt")
+    assert weaker.exit_code == FAILED
+    assert "Recipe host: it may be worse than the champion by more than 0.005" in weaker.stdout
+
+    shutil.rmtree(lab.artifacts / "checkpoints")  # nothing of the champion's hangs on it
+    told = phasewatch(lab, "rollback", "--why", "alarms")
+    assert told.exit_code == OK, told.output
+    assert before.items() <= files(folder / "checkpoints").items()
+    np.testing.assert_array_equal(proba(lab), said_before)
+    document = json.loads(phasewatch(lab, "champion", "--json").stdout)
+    assert [r["action"] for r in document["history"]] == ["promoted", "promoted", "rolled back"]
+    assert document["champion"]["checkpoints"] == document["history"][0]["checkpoints"]
+    nothing = phasewatch(lab, "rollback")
+    assert nothing.exit_code == FAILED
+    assert "no champion was in use before" in nothing.output
+
+
+def test_the_first_is_judged_by_the_baselines(lab: Lab) -> None:
+    """In this store each phase has its time in the episode, so that a clock does as well."""
+    shutil.rmtree(lab.workspace.champion_folder)
+    told = phasewatch(lab, "promote", "knn")
+    assert told.exit_code == FAILED
+    assert "it is not better than position-only beyond chance" in told.stdout
+    assert "missingness-only" not in told.stdout.split("is not promoted:")[1]
+    assert "There is no champion yet" in phasewatch(lab, "champion").stdout
+
+
+def test_two_rollbacks_go_two_steps_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.champion, "load_kept", lambda *_: None)
+    last = None
+    for model in ("gbt", "mlp", "cnn"):
+        last = crown(tmp_path, reign_of(model), judged_against=last)
+    back = [roll_back(tmp_path, LAYOUT, by="", why="").model for _ in range(2)]
+    assert back == ["mlp", "gbt"]
+    forward = crown(tmp_path, reign_of("knn"), judged_against=read_champion(tmp_path))
+    assert roll_back(tmp_path, LAYOUT, by="", why="").model == "gbt"
+    assert forward.number == 6
+
+
+def reign_of(model: str) -> Reign:
+    ids = dict.fromkeys(RECIPES, "0" * 64)
+    return Reign(0, "promoted", model, "realistic", "time", ids, "", "", "", {}, None)
+
+
+def test_a_dry_run_changes_nothing(lab: Lab) -> None:
+    before = files(lab.artifacts)
+    told = phasewatch(lab, "promote", "knn", "--dry-run")
+    assert told.exit_code == OK, told.output
+    assert "knn_realistic may be promoted" in told.stdout
+    assert files(lab.artifacts) == before
+
+
+def test_only_realistic_models_are_promoted(lab: Lab) -> None:
+    told = phasewatch(lab, "promote", "gbt_oracle")
+    assert told.exit_code == FAILED
+    assert "on a device nothing watches from outside" in told.stdout
+    assert phasewatch(lab, "promote", "gtb").exit_code == USAGE
+
+
+def test_a_challenger_that_does_not_verify_is_refused(lab: Lab) -> None:
+    folder = lab.workspace.checkpoint_folder("host")
+    sidecar = next(folder.glob("knn_realistic.*.safetensors"))
+    sidecar.write_bytes(sidecar.read_bytes()[:-1] + b"?")
+    checkpoint_path(lab.workspace.checkpoint_folder("time"), KNN).unlink()
+    reasons = judge(lab.workspace, KNN).judgement.reasons
+    assert [r.split(":")[0] for r in reasons] == ["Recipe host", "Recipe time"]
+    assert "not the bytes that were trained" in reasons[0]
+    assert "no such checkpoint file" in reasons[1]
+
+
+def test_golden_vectors_are_replayed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("assets.champion.differences", lambda _: ["E: guest.forks.mean differs"])
+    reasons = judge(lab.workspace, KNN).judgement.reasons
+    assert len(reasons) == len(RECIPES)
+    assert all("does not verify: E: guest.forks.mean differs" in reason for reason in reasons)
+
+
+def test_a_challenger_of_another_dataset_is_refused(lab: Lab) -> None:
+    dataset = read_manifest(lab.workspace.dataset_folder("sample"))
+    assert dataset is not None
+    with draft(dataset.folder) as staged:
+        shutil.copy(dataset.path("windows"), staged.new_file("windows", ".parquet"))
+        staged.commit("grown since", dataset.facts)
+    (reason,) = judge(lab.workspace, KNN).judgement.reasons
+    assert reason.startswith("Recipe sample: knn_realistic was trained on another version")
+
+
+def test_episodes_that_the_champion_was_trained_on_are_left_out(lab: Lab) -> None:
+    """The champion was trained with other sides: what it knows of today's test is no test."""
+    workspace = lab.workspace
+    reign = read_champion(workspace.champion_folder)
+    assert reign is not None
+    path = kept_path(workspace.champion_folder, reign, "time").with_name(TRAINING_FILE)
+    windows = pl.read_parquet(next(workspace.dataset_folder("time").glob("*.parquet")))
+    test = windows.filter(pl.col("split") == "test")["episode_id"].unique().sort()
+    known = read_training(workspace, reign, "time")
+    row = windows.select(known.columns).unique().filter(pl.col("episode_id") == test[0])
+    pl.concat([known, row.with_columns(ended_at_wall_ns=pl.lit(0, pl.Int64))]).write_parquet(path)
+    found = judge(workspace, KNN).judgement.recipes["time"]
+    assert (found["left_out"], found["episodes"]) == (1, len(test) - 1)
+
+    pl.concat([known, row.with_columns(ended_at_wall_ns=pl.lit(2**62, pl.Int64))]).write_parquet(
+        path
+    )
+    judgement = judge(workspace, KNN).judgement
+    assert not judgement.granted
+    assert "Recipe time: 0 test episodes are left to compare on" in judgement.reasons[0]
+
+
+def test_a_champion_of_another_layout_cannot_come_back(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    champion = read_champion(lab.workspace.champion_folder)
+    crown(lab.workspace.champion_folder, kept(lab, KNN), judged_against=champion)
+    channels = list(LAYOUT.channels)
+    channels[31] = replace(channels[31], unit="kB/s")
+    monkeypatch.setattr(features.registry, "LAYOUT", replace(LAYOUT, channels=tuple(channels)))
+    before = files(lab.artifacts)
+    told = phasewatch(lab, "rollback")
+    assert told.exit_code == MISMATCH
+    assert "guest.net_rx_bytes: unit was B/s, is now kB/s" in told.output
+    assert files(lab.artifacts) == before
+
+
+def test_a_champion_of_another_layout_is_in_nobodys_way(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ContractMismatchError("gbt", ["guest.net_rx_bytes: unit was B/s"], "Retrain")
+
+    monkeypatch.setattr("assets.champion.load_kept", refuse)
+    recipes = judge(lab.workspace, KNN).judgement.recipes
+    assert all("baselines" in found for found in recipes.values())
+
+
+def test_a_damaged_copy_is_no_way_out(lab: Lab) -> None:
+    """Neither is a challenger judged as if there were no champion, nor is it restored."""
+    folder = lab.workspace.champion_folder
+    reign = read_champion(folder)
+    assert reign is not None
+    next(kept_folder(folder, reign.checkpoints["host"]).glob("*.ubj")).unlink()
+    (reason,) = judge(lab.workspace, KNN).judgement.reasons
+    assert reason.startswith("The champion cannot be compared with")
+    crown(folder, kept(lab, KNN), judged_against=reign)
+    with pytest.raises(CheckpointError, match="no such checkpoint file"):
+        roll_back(folder, LAYOUT, by="", why="")
+
+
+# --- the pointer
+
+
+def test_a_kill_while_the_pointer_is_written_leaves_it_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = crown(tmp_path, reign_of("gbt"), judged_against=None)
+    text = (tmp_path / "champion.json").read_bytes()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            crown(tmp_path, reign_of("mlp"), judged_against=first)
+    assert (tmp_path / "champion.json").read_bytes() == text
+    assert crown(tmp_path, reign_of("mlp"), judged_against=first).number == 2
+
+
+def test_a_champion_crowned_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    first = crown(tmp_path, reign_of("gbt"), judged_against=None)
+    with pytest.raises(ChampionError, match="another champion was crowned meanwhile"):
+        crown(tmp_path, reign_of("mlp"), judged_against=None)
+    assert read_history(tmp_path) == [first]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"schema": "phasewatch.champion/9", "history": []}'])
+def test_a_damaged_pointer_is_not_taken_for_none(lab: Lab, text: str) -> None:
+    (lab.workspace.champion_folder / "champion.json").write_text(text)
+    for command in (["champion"], ["rollback"], ["promote", "gbt"]):
+        told = phasewatch(lab, *command)
+        assert told.exit_code == FAILED
+        assert "champion.json: not a champion's pointer" in told.output
+
+
+# --- in Dagster
+
+
+def test_the_asset_judges_and_promotes_only_where_told_to(lab: Lab) -> None:
+    result = challenge(lab, challenger="knn")
+    (check,) = result.get_asset_check_evaluations()
+    assert check.passed
+    assert materialized(result)["champion"]["number"] == 1
+    assert "may be promoted: phasewatch promote knn" in (check.description or "")
+    assert check.metadata["difference_low_host"].value > 0
+
+    result = challenge(lab, challenger="knn", promote=True)
+    assert materialized(result)["champion"]["number"] == 2
+    result = challenge(lab)  # the best on validation is champion: nothing to complain of
+    (check,) = result.get_asset_check_evaluations()
+    assert check.passed
+
+
+def challenge(lab: Lab, **config: Any) -> dg.ExecuteInProcessResult:
+    result = (
+        build_defs(workspace=lab.workspace)
+        .resolve_job_def("challenge")
+        .execute_in_process(
+            run_config=QUIET | {"ops": {"champion": {"config": config}}},
+            instance=lab.instance,
+            raise_on_error=False,
+        )
+    )
+    assert result.success, failure(result)
+    return result
+
+
+def test_scoring_uses_the_champion(lab: Lab) -> None:
+    batch = next(iter(lab.workspace.listing().batches))
+    result = lab.execute("score", batch)
+    assert result.success, failure(result)
+    reign = read_champion(lab.workspace.champion_folder)
+    assert reign is not None
+    metadata = materialized(result)["predictions"]
+    assert metadata["checkpoint_id"] == reign.checkpoints["time"]
+    scores = pl.read_parquet(next(Path(metadata["path"]).glob("*.parquet")))
+    training = set(read_training(lab.workspace, reign, "time")["episode_id"])
+    assert set(scores.filter("seen_in_training")["episode_id"]) == training & set(
+        scores["episode_id"]
+    )
+
+    half = {"ops": {"predictions": {"config": {"recipe": "host"}}}}
+    assert "name the model as well" in failure(lab.execute("score", batch, config=half))
+    shutil.rmtree(lab.workspace.champion_folder)
+    refused = lab.execute("score", batch)
+    assert not refused.success
+    assert "There is no champion to score with" in failure(refused)
+    assert "phasewatch promote gbt" in failure(refused)
