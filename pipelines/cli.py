@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines import cli_checkpoints
+from pipelines import cli_checkpoints, cli_report
 from pipelines.console import (
     FAILED,
     MISMATCH,
@@ -17,8 +17,12 @@ from pipelines.console import (
     REJECTED,
     USAGE,
     CheckpointArgument,
+    ConfigOption,
     JsonOption,
+    RunArtifactsOption,
+    RunStoreOption,
     fail,
+    overrides_of,
     say_json,
     track,
 )
@@ -48,20 +52,6 @@ StoreOption = Annotated[
 DEFAULT_STORE = ROOT / "data" / "store"
 
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(envvar="PHASEWATCH_CONFIG", help="Run configuration (YAML): config/default.yaml."),
-]
-RunStoreOption = Annotated[
-    Path | None,
-    typer.Option(envvar="PHASEWATCH_STORE", help="Episode store; wins over the configuration."),
-]
-RunArtifactsOption = Annotated[
-    Path | None,
-    typer.Option(envvar="PHASEWATCH_ARTIFACTS", help="Where to write; wins likewise."),
-]
-
-
 @app.command()
 def run(
     config: ConfigOption = None,
@@ -86,7 +76,7 @@ def run(
     handler.addFilter(_once())
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("phasewatch").setLevel(logging.INFO)
-    overrides = _overrides(store, artifacts) | ({"force": True} if force else {})
+    overrides = overrides_of(store, artifacts) | ({"force": True} if force else {})
     try:
         page = run_all(config, overrides, recipe or None, ingest_only=ingest_only)
     except SettingsError as error:
@@ -95,11 +85,6 @@ def run(
         fail(str(error))
     if page is not None:
         typer.echo(str(page))
-
-
-def _overrides(store: Path | None, artifacts: Path | None) -> dict[str, Any]:
-    given = {"store": store, "artifacts": artifacts}
-    return {name: str(path.absolute()) for name, path in given.items() if path is not None}
 
 
 def _once() -> Callable[[logging.LogRecord], bool]:
@@ -128,7 +113,7 @@ def sync(
     from resources.workspace import SettingsError
 
     try:
-        synced = sync_only(config, _overrides(store, artifacts))
+        synced = sync_only(config, overrides_of(store, artifacts))
     except SettingsError as error:
         fail(str(error), USAGE)
     typer.echo(
@@ -322,6 +307,7 @@ def predict(
 
 
 app.command()(cli_checkpoints.inspect)
+app.command()(cli_report.report)
 
 
 def main() -> None:

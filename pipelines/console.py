@@ -20,6 +20,25 @@ CheckpointArgument = Annotated[
     Path, typer.Argument(help="A .ckpt.json; its sidecar lies beside it.")
 ]
 
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(envvar="PHASEWATCH_CONFIG", help="Run configuration (YAML): config/default.yaml."),
+]
+RunStoreOption = Annotated[
+    Path | None,
+    typer.Option(envvar="PHASEWATCH_STORE", help="Episode store; wins over the configuration."),
+]
+RunArtifactsOption = Annotated[
+    Path | None,
+    typer.Option(envvar="PHASEWATCH_ARTIFACTS", help="Where to write; wins likewise."),
+]
+
+
+def overrides_of(store: Path | None, artifacts: Path | None) -> dict[str, str]:
+    """What these two options set in the configuration."""
+    given = {"store": store, "artifacts": artifacts}
+    return {name: str(path.absolute()) for name, path in given.items() if path is not None}
+
 
 def fail(message: str, code: int = FAILED) -> NoReturn:
     """Say what is wrong on stderr and leave."""
