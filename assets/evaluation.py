@@ -1,7 +1,6 @@
 """Evaluation: held-out predictions, a report a checkpoint, comparisons, the page of them all."""
 
 import base64
-import json
 from collections import Counter
 from dataclasses import asdict
 from itertools import product
@@ -15,28 +14,28 @@ from assets.checkpoints import code_commit
 from assets.datasets import read_dataset, require_dataset
 from assets.partitions import EVERY_PARTITION, OWNERS, RECIPE_PARTITIONS
 from evaluation.baselines import baseline_columns, baseline_proba
+from evaluation.cards import body_of, model_card
 from evaluation.charts import confusion_png
 from evaluation.comparisons import compare
-from evaluation.datasets import RECIPES, inputs
+from evaluation.datasets import inputs
 from evaluation.documents import evaluate
 from evaluation.figures import document_text
 from evaluation.report import render_report
 from evaluation.scores import ABLATED, SHORTCUTS, baseline_id, prediction_rows
-from features.contract import contract_hashes
 from features.ingest import STAGES
 from features.manifest import (
     Manifest,
     draft,
     file_sha256,
     fingerprint,
-    read_manifest,
     reusable,
     write_atomically,
 )
 from features.registry import MODES
 from features.shards import read_table, write_table
 from models.checkpoint import Checkpoint
-from models.registry import VARIANTS, Variant, variant
+from models.registry import VARIANTS, Variant
+from resources.evaluated import Evaluated, evaluated, read_comparisons, read_report
 from resources.guards import (
     checkpoint_key,
     refuse,
@@ -47,7 +46,7 @@ from resources.guards import (
 from resources.reporting import Stopwatch, artefact_metadata, layout_metadata, say
 from resources.workspace import Workspace
 
-EVALUATION_VERSION = "2"
+EVALUATION_VERSION = "3"
 
 
 def report_key(which: Variant) -> dg.AssetKey:
@@ -200,6 +199,7 @@ def build_report_asset(which: Variant) -> dg.AssetsDefinition:
                     "schema_hash": header["schema_hash"],
                     "validation_index_digest": dataset.facts["validation_index_digest"],
                     "code_commit": header["train_meta"]["code_commit"],
+                    "config": header["config"],
                 },
                 workspace.report_policy,
                 workspace.layout.window,
@@ -207,6 +207,7 @@ def build_report_asset(which: Variant) -> dg.AssetsDefinition:
             )
             with draft(folder) as staged:
                 staged.new_file("report", ".json").write_text(document_text(report))
+                staged.new_file("card", ".md").write_text(model_card(header, report))
                 manifest = staged.commit(identity, {"recipe": recipe, "variant": which.name})
         report = read_report(manifest)
         say(
@@ -219,6 +220,7 @@ def build_report_asset(which: Variant) -> dg.AssetsDefinition:
             metadata={
                 **artefact_metadata(manifest, reused=reused, watch=watch),
                 **_figures(report, which, recipe),
+                "model_card": dg.MetadataValue.md(body_of(manifest.path("card").read_text())),
                 **layout_metadata(workspace.layout, which.spec.input_kind),
             },
             data_version=dg.DataVersion(manifest.version),
@@ -253,7 +255,9 @@ def _figures(report: dict[str, Any], which: Variant, recipe: str) -> dict[str, A
         "test_episodes": report["n_episodes"],
         "checkpoint_id": report["checkpoint_id"],
         "confusion": dg.MetadataValue.md(f"![confusion](data:image/png;base64,{encoded})"),
-        "warnings": dg.MetadataValue.md("\n".join(f"- {w}" for w in report["warnings"]) or "none"),
+        "warnings": dg.MetadataValue.md(
+            "\n".join(f"- {w['text']}" for w in report["warnings"]) or "none"
+        ),
         **{f"f1_{row['class']}": row["f1"]["value"] for row in report["per_class"]},
         **{f"baseline_{row['name']}": row["macro_f1"]["value"] for row in report["baselines"]},
     }
@@ -265,16 +269,6 @@ def read_predictions(manifest: Manifest) -> pl.DataFrame:
     table = pl.from_arrow(read_table(manifest.path("predictions")))
     assert isinstance(table, pl.DataFrame)
     return table
-
-
-def read_report(manifest: Manifest) -> dict[str, Any]:
-    """An evaluation report as written."""
-    return json.loads(manifest.path("report").read_text())
-
-
-def read_comparisons(manifest: Manifest) -> dict[str, Any]:
-    """The comparisons of a recipe as written."""
-    return json.loads(manifest.path("comparisons").read_text())
 
 
 REPORT_ASSETS = [build_report_asset(which) for which in VARIANTS]
@@ -353,34 +347,20 @@ def report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materi
     """One page on every checkpoint and recipe evaluated so far, to be read by people."""
     refuse_throwaway_instance(context.instance)
     watch = Stopwatch()
-    manifests, outdated = [], []
-    batches = {
-        batch: {stage: m.version for stage, m in workspace.batch_manifests(batch).items() if m}
-        for batch in workspace.listing().batches
-    }
-    for recipe, which in product(RECIPES, VARIANTS):
-        manifest = read_manifest(workspace.report_folder(recipe) / which.name)
-        if manifest is not None:
-            (manifests if _is_current(manifest, workspace, batches) else outdated).append(manifest)
-    for manifest in outdated:
-        name = f"{manifest.facts['variant']} ({manifest.facts['recipe']})"
-        say(context, f"report page: {name} is of other data or another layout, left out")
-    if not manifests:
+    found = evaluated(workspace)
+    for item in found.left_out:
+        say(context, f"report page: {item['name']} ({item['recipe']}) left out: {item['why']}")
+    if not found.reports:
         refuse("No current evaluation report. Make one: phasewatch run")
-    for manifest in manifests:
-        damage = manifest.damage()
-        if damage:
-            refuse(f"{damage}. Make it anew: phasewatch run --recipe {manifest.facts['recipe']}")
-    reports = [read_report(manifest) for manifest in manifests]
-    compared = [read_comparisons(m) for m in _current_comparisons(workspace, reports)]
-    page = render_report(reports, _facts(workspace, manifests), compared)
+    page = render_report(found.reports, _facts(workspace, found), found.comparisons)
     write_atomically(workspace.report_page, page.encode())
     say(context, f"report page: {workspace.report_page}")
     return dg.MaterializeResult(
         metadata={
             "path": dg.MetadataValue.path(str(workspace.report_page)),
-            "reports": len(manifests),
-            "outdated_reports_left_out": len(outdated),
+            "reports": len(found.reports),
+            "comparisons": len(found.comparisons),
+            "left_out": dg.MetadataValue.json(found.left_out),
             "bytes": len(page.encode()),
             "seconds": watch.seconds,
             **layout_metadata(workspace.layout),
@@ -389,39 +369,7 @@ def report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materi
     )
 
 
-def _current_comparisons(workspace: Workspace, reports: list[dict[str, Any]]) -> list[Manifest]:
-    """Undamaged comparisons of the dataset versions that the page shows."""
-    shown = {(report["recipe"], report["dataset_version"]) for report in reports}
-    found = []
-    for recipe in RECIPES:
-        manifest = read_manifest(workspace.comparisons_folder(recipe))
-        if manifest is None:
-            continue
-        damage = manifest.damage()
-        if damage:
-            refuse(f"{damage}. Make it anew: phasewatch run --recipe {recipe}")
-        document = read_comparisons(manifest)
-        if (recipe, document["dataset_version"]) in shown:
-            found.append(manifest)
-    return found
-
-
-def _is_current(
-    manifest: Manifest, workspace: Workspace, batches: dict[str, dict[str, str]]
-) -> bool:
-    """Whether a report speaks of the dataset and the layout in force: others do not compare."""
-    report = read_report(manifest)
-    recipe = report["recipe"]
-    dataset = read_manifest(workspace.dataset_folder(recipe))
-    layout = contract_hashes(workspace.layout)[
-        variant(report["model"], report["mode"]).spec.input_kind
-    ]
-    if dataset is None or dataset.version != report["dataset_version"]:
-        return False
-    return dataset.facts["batches"] == batches and report["contract_hash"] == layout
-
-
-def _facts(workspace: Workspace, manifests: list[Manifest]) -> dict[str, Any]:
+def _facts(workspace: Workspace, found: Evaluated) -> dict[str, Any]:
     verdicts: Counter[str] = Counter()
     for batch in workspace.listing().batches:
         index = workspace.batch_manifests(batch)[STAGES[0]]
@@ -431,5 +379,6 @@ def _facts(workspace: Workspace, manifests: list[Manifest]) -> dict[str, Any]:
         "episodes": verdicts.total(),
         "verdicts": dict(verdicts),
         "code_commit": code_commit(),
-        "generated_from": [manifest.version for manifest in manifests],
+        "generated_from": found.versions,
+        "left_out": found.left_out,
     }

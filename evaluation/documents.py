@@ -62,7 +62,8 @@ def evaluate(
         predictions: held-out predictions of every model and baseline of the recipe.
         classes: all classes, in class order.
         dataset: the dataset's facts (see ``datasets.describe``).
-        identity: what goes into the report as it is: recipe, versions, hashes.
+        identity: what goes into the report as it is: recipe, versions, hashes, ``config`` (the
+            model's hyper-parameters).
         training: the checkpoint's ``history`` and ``best_step``.
     """
     own = scored(predictions, model, mode, classes)
@@ -166,8 +167,9 @@ def _f1_figures(
                 "macro_f1": subject.figure(
                     "macro_f1",
                     float(observed["within"][i]),
-                    replicates["within"][:, i],
+                    replicates["within"][:, i] if here.sum() > 1 else None,
                     where={column: name},
+                    note=None if here.sum() > 1 else "one episode: nothing to resample",
                 ),
             }
             for i, ((of, name), here) in enumerate(within.items())
@@ -255,36 +257,49 @@ def _timeline(
     }
 
 
-def _warnings(report: Mapping[str, Any]) -> list[str]:
-    """What a reader must not overlook, a sentence each."""
-    said = []
+def _warnings(report: Mapping[str, Any]) -> list[dict[str, str | None]]:
+    """What a reader must not overlook: a code, what it is about, and a sentence each."""
+    said: list[dict[str, str | None]] = []
+
+    def warn(code: str, about: str | None, text: str) -> None:
+        said.append({"code": code, "about": about, "text": text})
+
     for baseline in report["baselines"]:
         difference = baseline["difference"]
         if difference["low"] <= 0:
             name = baseline["name"]
-            said.append(
+            warn(
+                "not_better_than_baseline",
+                name,
                 f"Not better than {name.replace('_', '-')} beyond chance (difference "
                 f"{difference['value']:+.3f}, 95 % interval {difference['low']:+.3f} to "
-                f"{difference['high']:+.3f}): {MAY_HAVE_LEARNED[name]}."
+                f"{difference['high']:+.3f}): {MAY_HAVE_LEARNED[name]}.",
             )
     val = report["val_macro_f1"]["value"]
     if val is not None and val > report["macro_f1"]["high"]:
-        said.append(
+        warn(
+            "validation_above_test",
+            None,
             f"Validation macro F1 {val:.3f} lies above the test interval: not "
-            "all that was learned on the training side carries over."
+            "all that was learned on the training side carries over.",
         )
     alarms = report["detection"]
     false = alarms["false_alarms_per_hour"]["value"]
     if false is not None and false > alarms["budget_per_hour"]:
-        said.append(
+        warn(
+            "false_alarms_over_budget",
+            None,
             f"{false:.3g} false alarms an hour on test, where {alarms['budget_per_hour']:g} were "
-            f"allowed: the threshold rests on {alarms['clean_hours']['val']:.3g} clean hours."
+            f"allowed: the threshold rests on {alarms['clean_hours']['val']:.3g} clean hours.",
         )
     for profile in report["untested_profiles"]:
-        said.append(f"Profile {profile} was never tested: no figure speaks of it.")
+        text = f"Profile {profile} was never tested: no figure speaks of it."
+        warn("untested_profile", profile, text)
     for phase in report["absent_classes"]:
-        said.append(f"Phase {phase} is absent from the test set: never tested.")
+        text = f"Phase {phase} is absent from the test set: never tested."
+        warn("absent_class", phase, text)
     synthetic = sum(side["synthetic_episodes"] for side in report["splits"].values())
     if synthetic:
-        said.append(f"{synthetic} synthetic episodes are part of this dataset.")
+        text = f"{synthetic} synthetic episodes are part of this dataset."
+        warn("synthetic_episodes", None, text)
     return said

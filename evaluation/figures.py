@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-REPORT_SCHEMA = "phasewatch.eval_report/2"
+REPORT_SCHEMA = "phasewatch.eval_report/3"
 COMPARISONS_SCHEMA = "phasewatch.comparisons/2"
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 LEVEL = 0.95

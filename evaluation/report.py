@@ -1,20 +1,21 @@
-"""The report page: one self-contained HTML file from the eval reports of all checkpoints.
+"""The report page: one self-contained HTML file from the evaluation documents of all recipes.
 
-Arranges and words what ``documents.evaluate`` computed; computes no metric. Layout, styles and SVG
-are in ``templates/``. The same input gives the same bytes.
+Arranges what ``documents.evaluate`` and ``comparisons.compare`` computed; computes no metric.
+Layout and styles are in ``templates/``. The same input gives the same bytes.
 """
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
+from evaluation import wording
 from evaluation.datasets import RECIPES, SPLITS
-from evaluation.figures import REPORT_SCHEMA
-from evaluation.scores import SHORTCUTS
+from evaluation.drawing import learning_curve, palette, reliability, timeline
+from evaluation.figures import COMPARISONS_SCHEMA, REPORT_SCHEMA
+from evaluation.scores import ABLATED, BASELINES, SHORTCUTS
+from evaluation.templating import templates
+from evaluation.wording import NOTHING, baseline_label, finite, join_words
 from features.registry import LAYOUT, MODES
 from models.registry import MODELS, VARIANTS
 
@@ -22,211 +23,74 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     Report = Mapping[str, Any]
+    Comparisons = Mapping[str, Any]
+    Figure = Mapping[str, Any]
     View = dict[str, Any]
+    Key = tuple[str, str, str]  # model, mode, recipe
 
-TEMPLATES = Path(__file__).parent / "templates"
-SHORT_ID = 12  # characters of a hash that are shown; the whole is in its title
-LOW_COVERAGE = 0.5
-BASELINES = {
-    "position_only": "knows only when a window lies in its episode: what it scores, the schedule "
-    "gives away for free.",
-    "missingness_only": "knows only which collectors ran: what it scores, gaps in the recording "
-    "give away.",
-    "prior": "guesses phases as often as training has them; its line spans the luck of guessing.",
-    "uniform": "guesses each phase equally often; its line, too, spans that luck.",
-}
-COVERAGE_GAP = 0.1  # between training and test: from here on it may pass for a difference of hosts
-NOTHING = "–"
+LEVEL = 0.05  # an adjusted p below it is shown as a difference
+MARKS = 4  # shapes that tell modes apart
 
 
 def render_report(
-    reports: Sequence[Report],
-    facts: Mapping[str, Any],
-    comparisons: Sequence[Mapping[str, Any]] = (),  # noqa: ARG001  (not on the page yet)
+    reports: Sequence[Report], facts: Mapping[str, Any], comparisons: Sequence[Comparisons] = ()
 ) -> str:
     """The page, as text.
 
     Args:
         reports: what ``documents.evaluate`` returned, one a checkpoint and recipe, in any order.
-        facts: ``store``, ``episodes``, ``verdicts`` (verdict -> episodes), ``code_commit`` and
-            ``generated_from`` (data versions).
+        facts: ``store``, ``episodes``, ``verdicts`` (verdict -> episodes), ``code_commit``,
+            ``generated_from`` (data versions) and ``left_out`` (what is not on the page:
+            ``recipe``, ``name``, ``why``).
         comparisons: what ``comparisons.compare`` returned, one a recipe.
 
     Raises:
-        ValueError: a report has another schema, or two are of one model, mode and recipe.
+        ValueError: a document has another schema, or two are of one subject.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "num": number,
-        "signed": lambda value: number(value, sign=True),
-        "count": count,
-        "short": short,
-        "pct": percent,
-        "plural": plural,
-        "join_words": join_words,
-    }
-    environment.tests["finite"] = finite
-    return environment.get_template("report.html.j2").render(view(reports, facts))
-
-
-# --- wording ------------------------------------------------------------------------------------
-
-
-def finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def number(value: float | None, *, sign: bool = False) -> str:
-    """Three decimals and a real minus; a dash where there is no finite value."""
-    if value is None or not math.isfinite(value):
-        return NOTHING
-    rounded = round(value, 3) + 0.0  # no negative zero
-    return f"{rounded:{'+' if sign else ''}.3f}".replace("-", "−")
-
-
-def count(value: int | None) -> str:
-    """An integer with thin spaces between thousands; a dash for none."""
-    return NOTHING if value is None else f"{value:,}".replace(",", "\u202f")
-
-
-def short(value: str) -> str:
-    """The beginning of a hash; that a tree was dirty stays visible."""
-    text = str(value)
-    return text[:SHORT_ID] + ("-dirty" if text.endswith("-dirty") else "")
-
-
-def percent(value: float | None) -> str:
-    """A place on the axis from 0 to 1, as SVG and CSS want it."""
-    if value is None or not math.isfinite(value):
-        return "0%"
-    return f"{100 * min(1.0, max(0.0, value)):.2f}%"
-
-
-def plural(n: int, one: str, many: str = "") -> str:
-    """``3 hosts``; ``many`` where it is not ``one`` with an s."""
-    return f"{count(n)} {one if n == 1 else many or one + 's'}"
-
-
-def join_words(words: Iterable[str]) -> str:
-    """``a, b and c``."""
-    *first, last = list(words) or [""]
-    return f"{', '.join(first)} and {last}" if first else last
-
-
-def baseline_label(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def coverage_of_profiles(report: Report) -> str:
-    """``5 of 6 profiles tested; scan-and-dial was never tested.``"""
-    tested, untested = report["tested_profiles"], report["untested_profiles"]
-    total = len(tested) + len(untested)
-    if not untested:
-        return f"All {plural(total, 'profile')} tested."
-    verb = "was" if len(untested) == 1 else "were"
-    return (
-        f"{len(tested)} of {plural(total, 'profile')} tested; "
-        f"{join_words(untested)} {verb} never tested."
-    )
-
-
-def untested(report: Report) -> list[str]:
-    """What the figures of a report do not speak of, or not of real machines; a sentence each."""
-    said = [coverage_of_profiles(report)]
-    if report["absent_classes"]:
-        absent = report["absent_classes"]
-        noun, verb = ("Phase", "is") if len(absent) == 1 else ("Phases", "are")
-        said.append(
-            f"{noun} {join_words(absent)} {verb} absent from the test set: never tested, and no "
-            "part of any mean."
-        )
-    splits = report["splits"]
-    where = [
-        f"{count(side['synthetic_episodes'])} of {count(side['episodes'])} in {name}"
-        for name, side in splits.items()
-        if side["synthetic_episodes"]
-    ]
-    if where:
-        said.append(f"Synthetic episodes are part of this dataset: {join_words(where)}.")
-    return said
-
-
-def gaps(report: Report) -> list[str]:
-    """What was recorded or used unevenly, a sentence each."""
-    said = []
-    splits = report["splits"]
-    for source, covered in splits["test"]["coverage"].items():
-        trained = splits["train"]["coverage"].get(source)
-        if trained is not None and abs(covered - trained) > COVERAGE_GAP:
-            said.append(
-                f"{source} covers {number(trained)} of training and {number(covered)} of test: a "
-                "difference in what was recorded can pass for one in behaviour."
-            )
-        elif covered < LOW_COVERAGE:
-            said.append(f"{source} covers only {number(covered)} of the test windows.")
-    if report["excluded_episodes"]:
-        why = "; ".join(f"{count(n)} {cause}" for cause, n in report["excluded_episodes"].items())
-        total = sum(report["excluded_episodes"].values())
-        said.append(f"{plural(total, 'episode')} left out ({why}).")
-    lacking = report["bootstrap"]["replicates_lacking_a_class"]
-    if lacking:
-        said.append(
-            f"In {count(lacking)} of {count(report['bootstrap']['replicates'])} replicates some "
-            "phase did not occur; it is then left out of that replicate's mean."
-        )
-    return said
-
-
-def other_warnings(report: Report) -> list[str]:
-    """Warnings of a report that ``untested`` does not already say."""
-    said = [f"Profile {profile} was never tested" for profile in report["untested_profiles"]]
-    said += [f"Phase {phase} is absent" for phase in report["absent_classes"]]
-    synthetic = sum(side["synthetic_episodes"] for side in report["splits"].values())
-    said += [f"{synthetic} synthetic episodes"] if synthetic else []
-    return [text for text in report["warnings"] if not text.startswith(tuple(said))]
+    environment = templates(autoescape=True)
+    return environment.get_template("report.html.j2").render(view(reports, facts, comparisons))
 
 
 # --- arranging ----------------------------------------------------------------------------------
 
 
-def view(reports: Sequence[Report], facts: Mapping[str, Any]) -> View:
+def view(
+    reports: Sequence[Report], facts: Mapping[str, Any], comparisons: Sequence[Comparisons]
+) -> View:
     """Everything the template shows, in the order in which it is shown."""
     by_key = _by_key(reports)
+    compared = _by_recipe(comparisons)
     modes = _ordered(MODES, (mode for _, mode, _ in by_key))
-    recipes = _ordered(RECIPES, (recipe for _, _, recipe in by_key))
-    models = _ordered(MODELS, (model for model, _, _ in by_key))
-    models = _ranked(models, modes, recipes, by_key)
+    recipes = _ordered(RECIPES, [*(recipe for _, _, recipe in by_key), *compared])
+    models = _ranked(_ordered(MODELS, (model for model, _, _ in by_key)), modes, recipes, by_key)
     wanted = {(v.model, v.mode) for v in VARIANTS} | {(m, mode) for m, mode, _ in by_key}
+    phases = _ordered(LAYOUT.phases, (c for r in by_key.values() for c in r["classes"]))
     levels = sorted({report["macro_f1"]["level"] for report in by_key.values()})
+    shown = [
+        _recipe(recipe, models, modes, wanted, by_key, compared.get(recipe)) for recipe in recipes
+    ]
     return {
         "modes": [
             {
                 "name": mode,
-                "mark": i % 4,
+                "mark": i % MARKS,
                 "channels": int(LAYOUT.keep_mask(mode, "tensor").sum()) if mode in MODES else None,
             }
             for i, mode in enumerate(modes)
         ],
-        "recipes": [
-            _recipe(recipe, models, modes, wanted, by_key, first=recipe == recipes[0])
-            for recipe in recipes
+        "marks": {mode: i % MARKS for i, mode in enumerate(modes)},
+        "recipes": shown,
+        "compared": _comparisons(shown, modes, models) if compared else None,
+        "models": [
+            _model(model, modes, recipes, phases, wanted, by_key, compared) for model in models
         ],
-        "models": [_model(model, modes, recipes, wanted, by_key) for model in models],
+        "phases": phases,
+        "palette": palette(phases),
         "n_reports": len(by_key),
-        "evaluated": [recipe for recipe in recipes if any(key[2] == recipe for key in by_key)],
         "window_s": LAYOUT.window.length_ms / 1000,
         "level": join_words(f"{100 * level:g} %" for level in levels) or "95 %",
         "bootstraps": sorted(
-            {
-                (report["bootstrap"]["replicates"], report["bootstrap"]["seed"])
-                for report in by_key.values()
-            }
+            {(r["bootstrap"]["replicates"], r["bootstrap"]["seed"]) for r in by_key.values()}
         ),
         "provenance": [
             by_key[model, mode, recipe]
@@ -236,49 +100,50 @@ def view(reports: Sequence[Report], facts: Mapping[str, Any]) -> View:
             if (model, mode, recipe) in by_key
         ],
         "shortcuts": [baseline_label(name) for name in SHORTCUTS],
-        "baselines": [(baseline_label(name), words) for name, words in BASELINES.items()],
+        "baselines": [(baseline_label(name), words) for name, words in wording.BASELINES.items()],
         "facts": {
-            "store": facts["store"],
-            "episodes": facts["episodes"],
+            **{name: facts[name] for name in ("store", "episodes", "code_commit")},
             "verdicts": sorted(facts["verdicts"].items()),
-            "code_commit": facts["code_commit"],
             "generated_from": list(facts["generated_from"]),
+            "left_out": list(facts["left_out"]),
         },
         "nothing": NOTHING,
     }
 
 
-def _by_key(reports: Sequence[Report]) -> dict[tuple[str, str, str], Report]:
-    found: dict[tuple[str, str, str], Report] = {}
+def _by_key(reports: Sequence[Report]) -> dict[Key, Report]:
+    found: dict[Key, Report] = {}
     for report in reports:
-        if report.get("schema") != REPORT_SCHEMA:
-            raise ValueError(
-                f"report page: a report has schema {report.get('schema')!r}, this page reads "
-                f"{REPORT_SCHEMA!r}; evaluate the checkpoint again"
-            )
+        _check_schema(report, REPORT_SCHEMA)
         key = (report["model"], report["mode"], report["recipe"])
         if key in found:
+            ids = ", ".join(wording.short(r["checkpoint_id"]) for r in (found[key], report))
             raise ValueError(
                 f"report page: two reports of {key[0]}_{key[1]}, recipe {key[2]} (checkpoints "
-                f"{short(found[key]['checkpoint_id'])}, {short(report['checkpoint_id'])}); "
-                "pass one"
+                f"{ids}); pass one"
             )
-        found[key] = _flat(report)
+        found[key] = report
     return found
 
 
-def _flat(report: Report) -> Report:
-    """The report with plain numbers where the page shows a figure without its interval."""
-    groups = {
-        key: [row | {"macro_f1": row["macro_f1"]["value"]} for row in report[key]]
-        for key in ("per_profile", "per_host")
-    }
-    rates = [
-        row | {name: row[name]["value"] for name in ("precision", "recall")}
-        for row in report["per_class"]
-    ]
-    val = report["val_macro_f1"]["value"]
-    return {**report, **groups, "per_class": rates, "val_macro_f1": val}
+def _by_recipe(comparisons: Sequence[Comparisons]) -> dict[str, Comparisons]:
+    found: dict[str, Comparisons] = {}
+    for document in comparisons:
+        _check_schema(document, COMPARISONS_SCHEMA)
+        if document["recipe"] in found:
+            raise ValueError(
+                f"report page: two comparisons of recipe {document['recipe']}; pass one"
+            )
+        found[document["recipe"]] = document
+    return found
+
+
+def _check_schema(document: Mapping[str, Any], schema: str) -> None:
+    if document.get("schema") != schema:
+        raise ValueError(
+            f"report page: a document has schema {document.get('schema')!r}, where this page "
+            f"reads {schema!r}; evaluate the checkpoints again"
+        )
 
 
 def _ordered(known: Iterable[str], found: Iterable[str]) -> list[str]:
@@ -288,32 +153,16 @@ def _ordered(known: Iterable[str], found: Iterable[str]) -> list[str]:
 
 
 def _ranked(
-    models: list[str],
-    modes: list[str],
-    recipes: list[str],
-    by_key: Mapping[tuple[str, str, str], Report],
+    models: list[str], modes: list[str], recipes: list[str], by_key: Mapping[Key, Report]
 ) -> list[str]:
     """Models by macro F1 in the first recipe and mode that they were evaluated in."""
 
     def rank(model: str) -> tuple[float, ...]:
-        return tuple(
-            -by_key[model, mode, recipe]["macro_f1"]["value"]
-            if (model, mode, recipe) in by_key
-            else 1.0
-            for recipe in recipes
-            for mode in modes
-        )
+        found = [by_key.get((model, mode, recipe)) for recipe in recipes for mode in modes]
+        values = [report["macro_f1"]["value"] if report else None for report in found]
+        return tuple(1.0 if value is None else -value for value in values)
 
     return sorted(models, key=rank)
-
-
-def _below_shortcut(report: Report) -> list[str]:
-    """Baselines that the report's model does not beat beyond chance."""
-    return [
-        baseline_label(baseline["name"])
-        for baseline in report["baselines"]
-        if baseline["name"] in SHORTCUTS and not baseline["difference"]["low"] > 0
-    ]
 
 
 def _recipe(
@@ -321,9 +170,8 @@ def _recipe(
     models: list[str],
     modes: list[str],
     wanted: set[tuple[str, str]],
-    by_key: Mapping[tuple[str, str, str], Report],
-    *,
-    first: bool,
+    by_key: Mapping[Key, Report],
+    compared: Comparisons | None,
 ) -> View:
     here = {
         (model, mode): by_key[model, mode, recipe]
@@ -331,67 +179,62 @@ def _recipe(
         for mode in modes
         if (model, mode, recipe) in by_key
     }
-    rows: list[View] = [
-        {
-            "model": model,
-            "lanes": [
-                {
-                    "mode": mode,
-                    "mark": modes.index(mode) % 4,
-                    "report": here.get((model, mode)),
-                    "below": _below_shortcut(here[model, mode]) if (model, mode) in here else [],
-                }
-                for mode in modes
-                if (model, mode) in wanted
-            ],
-        }
-        for model in models
-    ]
-    missing = [
-        f"{model} {mode}"
-        for model in models
-        for mode in modes
-        if (model, mode) in wanted and (model, mode) not in here
-    ]
-    baselines = _baselines(here.values(), modes)
-    lead = [report for (_, mode), report in here.items() if mode == modes[0]]
-    classes = list(dict.fromkeys(c for report in here.values() for c in report["classes"]))
+    reports = list(here.values())
+    picked = {mode: wording.chosen(reports, mode, compared) for mode in modes}
+    baselines = _baselines(reports, modes)
+    best = picked[modes[0]]
+    ranked = wording.by_test(r for r in reports if r["mode"] == modes[0])
     return {
         "name": recipe,
         "description": RECIPES.get(recipe, ""),
-        "first": first,
-        "rows": rows,
-        "missing": missing,
         "evaluated": bool(here),
-        "baselines": baselines,
-        "strongest": max(baselines, key=lambda b: b["figure"]["value"], default=None),
-        "best": max(lead, key=lambda report: report["macro_f1"]["value"], default=None),
-        "below": any(lane["below"] for row in rows for lane in row["lanes"]),
-        "classes": classes,
-        "absent": sorted({c for r in here.values() for c in r["absent_classes"]}),
-        "table": [
-            {
-                "model": model,
-                "mode": mode,
-                "mark": modes.index(mode) % 4,
-                "report": report,
-                "differences": [_difference(report, name) for name in SHORTCUTS],
-                "f1": {row["class"]: row["f1"] for row in report["per_class"]},
-            }
-            for (model, mode), report in here.items()
+        "rows": [
+            (model, [(mode, here.get((model, mode))) for mode in modes if (model, mode) in wanted])
+            for model in models
         ],
-        "datasets": _datasets(here),
-        "warnings": _warnings(here),
+        "missing": [
+            f"{model} {mode}"
+            for model in models
+            for mode in modes
+            if (model, mode) in wanted and (model, mode) not in here
+        ],
+        "baselines": baselines,
+        "strongest": max(
+            (b for b in baselines if finite(b["figure"]["value"])),
+            key=lambda b: b["figure"]["value"],
+            default=None,
+        ),
+        "best": best,
+        "best_alarms": wording.alarms(best["detection"]) if best else [],
+        "higher": ranked[0] if best and ranked[0] is not best else None,
+        "picked": [wording.who(report) for report in picked.values() if report],
+        "below": {wording.who(r): words for r in reports if (words := wording.below_shortcut(r))},
+        "classes": list(dict.fromkeys(c for r in reports for c in r["classes"])),
+        "profiles": list(
+            dict.fromkeys(
+                name
+                for r in reports
+                for name in (*(row["profile"] for row in r["per_profile"]), *r["untested_profiles"])
+            )
+        ),
+        "reports": reports,
+        "heat": [
+            (
+                report,
+                {row["class"]: row["f1"] for row in report["per_class"]},
+                {row["profile"]: row["macro_f1"] for row in report["per_profile"]},
+            )
+            for report in reports
+        ],
+        "datasets": _datasets(reports),
+        "warnings": wording.warnings(reports),
+        "compared": compared,
     }
-
-
-def _difference(report: Report, name: str) -> Any:
-    return next((b["difference"] for b in report["baselines"] if b["name"] == name), None)
 
 
 def _baselines(reports: Iterable[Report], modes: list[str]) -> list[View]:
     """Each baseline's figure once; apart by mode where modes differ."""
-    found: dict[tuple[str, float, float, float], View] = {}
+    found: dict[tuple[Any, ...], View] = {}
     for report in reports:
         for baseline in report["baselines"]:
             figure = baseline["macro_f1"]
@@ -400,52 +243,45 @@ def _baselines(reports: Iterable[Report], modes: list[str]) -> list[View]:
                 key, {"name": baseline["name"], "figure": figure, "modes": set()}
             )
             entry["modes"].add(report["mode"])
-    names = list(dict.fromkeys(name for name, *_ in found))
-    every = {report_mode for entry in found.values() for report_mode in entry["modes"]}
-    result = [
-        {
-            "name": entry["name"],
-            "label": baseline_label(entry["name"]),
-            "figure": entry["figure"],
+    every = {mode for entry in found.values() for mode in entry["modes"]}
+    names = _ordered(BASELINES, (entry["name"] for entry in found.values()))
+    rank = {mode: i for i, mode in enumerate(modes)}
+    return [
+        entry
+        | {
             "modes": ""
             if entry["modes"] == every
-            else join_words(mode for mode in modes if mode in entry["modes"]),
+            else join_words(mode for mode in modes if mode in entry["modes"])
         }
-        for entry in found.values()
+        for entry in sorted(
+            found.values(),
+            key=lambda e: (names.index(e["name"]), min(rank[mode] for mode in e["modes"])),
+        )
     ]
-    rank = {mode: i for i, mode in enumerate(modes)}
-    return sorted(
-        result,
-        key=lambda entry: (names.index(entry["name"]), rank.get(entry["modes"], -1)),
-    )
 
 
-def _datasets(here: Mapping[tuple[str, str], Report]) -> list[View]:
+def _datasets(reports: Iterable[Report]) -> list[View]:
     """The splits of each dataset version among the reports; more than one is worth a warning."""
     versions: dict[str, View] = {}
-    for (model, mode), report in here.items():
+    for report in reports:
         entry = versions.setdefault(
             report["dataset_version"],
             {
-                "version": report["dataset_version"],
+                "report": report,
                 "splits": _splits(report),
                 "gaps": [],
                 "who": [],
-                "n_windows": report["n_windows"],
-                "n_episodes": report["n_episodes"],
-                "untested": untested(report),
+                "untested": wording.untested(report),
             },
         )
-        entry["gaps"] += [text for text in gaps(report) if text not in entry["gaps"]]
-        entry["who"].append(f"{model} {mode}")
+        entry["gaps"] += [text for text in wording.gaps(report) if text not in entry["gaps"]]
+        entry["who"].append(wording.who(report))
     return list(versions.values())
 
 
 def _splits(report: Report) -> View:
-    splits = report["splits"]
-    names = _ordered(SPLITS, splits)
-    sides = [splits[name] for name in names if name in splits]
-    names = [name for name in names if name in splits]
+    names = [name for name in _ordered(SPLITS, report["splits"]) if name in report["splits"]]
+    sides = [report["splits"][name] for name in names]
     sources = list(dict.fromkeys(source for side in sides for source in side["coverage"]))
     return {
         "names": names,
@@ -463,39 +299,130 @@ def _splits(report: Report) -> View:
         "coverage": [
             (source, [side["coverage"].get(source) for side in sides]) for source in sources
         ],
-        "low": LOW_COVERAGE,
+        "low": wording.LOW_COVERAGE,
     }
 
 
-def _warnings(here: Mapping[tuple[str, str], Report]) -> list[View]:
-    """Warnings with those they concern; ``who`` is empty where they concern all."""
-    found: dict[str, list[str]] = {}
-    for (model, mode), report in here.items():
-        for text in other_warnings(report):
-            found.setdefault(text, []).append(f"{model} {mode}")
-    return [
-        {"text": text, "who": "" if len(who) == len(here) > 1 else join_words(who)}
-        for text, who in found.items()
+# --- comparisons --------------------------------------------------------------------------------
+
+
+def _comparisons(recipes: Sequence[View], modes: list[str], models: list[str]) -> View:
+    """Each question with the recipes side by side, on one axis for all differences."""
+    documents = {r["name"]: r["compared"] for r in recipes if r["compared"]}
+
+    def ask(question: str, recipe: str, mode: str | None) -> View | None:
+        for family in documents[recipe]["families"] if recipe in documents else ():
+            if family["name"] == question and family["mode"] == mode:
+                rows = sorted(
+                    family["comparisons"],
+                    key=lambda row: models.index(row["model"]) if row["model"] in models else 99,
+                )
+                return {**family, "comparisons": rows}
+        return None
+
+    forests = [
+        row
+        for document in documents.values()
+        for family in document["families"]
+        if family["name"] in ("reference", "modes")
+        for row in family["comparisons"]
     ]
+    reach = [abs(row[end]) for row in forests for end in ("low", "value", "high") if row[end]]
+    return {
+        "limit": math.ceil(10 * max([*reach, 0.1])) / 10,
+        "level": LEVEL,
+        "p_value": join_words(sorted({d["p_value"] for d in documents.values()})),
+        "recipes": [
+            {
+                "name": recipe["name"],
+                "there": recipe["name"] in documents,
+                "reference": [
+                    (mode, family)
+                    for mode in modes
+                    if (family := ask("reference", recipe["name"], mode))
+                ],
+                "modes": ask("modes", recipe["name"], None),
+                "pairs": [
+                    (mode, _matrix(family, models))
+                    for mode in modes
+                    if (family := ask("pairs", recipe["name"], mode))
+                ],
+                "baselines": _against_baselines(
+                    [
+                        row
+                        for mode in modes
+                        if (family := ask("baselines", recipe["name"], mode))
+                        for row in family["comparisons"]
+                    ]
+                ),
+            }
+            for recipe in recipes
+        ],
+    }
+
+
+def _matrix(family: Mapping[str, Any], models: list[str]) -> View:
+    """Every pair of a family as a square: the row minus the column."""
+    cells: dict[tuple[str, str], View] = {}
+    for row in family["comparisons"]:
+        one, other, value = row["model"], row["other"]["model"], row["value"]
+        for pair, signed in (
+            ((one, other), value),
+            ((other, one), None if value is None else -value),
+        ):
+            cells[pair] = {"value": signed, "p": row["p_holm"]}
+    found = {name for pair in cells for name in pair}
+    names = [name for name in models if name in found] + sorted(found - set(models))
+    return {"names": names, "cells": cells}
+
+
+def _against_baselines(rows: Sequence[Figure]) -> View | None:
+    """Who does not beat which baseline, and the narrowest win."""
+    if not rows:
+        return None
+    lost = [row for row in rows if not (row["low"] or 0) > 0]
+    won = [row for row in rows if row not in lost]
+    return {
+        "n": len({(row["model"], row["mode"]) for row in rows}),
+        "lost": lost,
+        "narrowest": min(won, key=lambda row: row["low"], default=None),
+        "names": list(dict.fromkeys(row["other"]["model"] for row in rows)),
+        "rows": {(row["model"], row["mode"], row["other"]["model"]): row for row in rows},
+        "who": list(dict.fromkeys((row["model"], row["mode"]) for row in rows)),
+    }
+
+
+# --- models -------------------------------------------------------------------------------------
 
 
 def _model(
     model: str,
     modes: list[str],
     recipes: list[str],
+    phases: list[str],
     wanted: set[tuple[str, str]],
-    by_key: Mapping[tuple[str, str, str], Report],
+    by_key: Mapping[Key, Report],
+    compared: Mapping[str, Comparisons],
 ) -> View:
+    configs = [r["config"] for (name, _, _), r in by_key.items() if name == model]
     return {
         "name": model,
         "description": MODELS[model].description if model in MODELS else "",
+        "config": configs[0] if configs and all(c == configs[0] for c in configs) else None,
+        "configs_differ": any(config != configs[0] for config in configs),
         "variants": [
             {
                 "mode": mode,
-                "mark": modes.index(mode) % 4,
+                "mark": modes.index(mode) % MARKS,
                 "recipes": [
-                    {"name": recipe, "detail": _detail(by_key.get((model, mode, recipe)))}
+                    {"name": recipe, "detail": _detail(by_key.get((model, mode, recipe)), phases)}
                     for recipe in recipes
+                ],
+                "ablations": [
+                    {"recipe": recipe, **ablation}
+                    for recipe in recipes
+                    if recipe in compared
+                    for ablation in _ablations(compared[recipe], model, mode)
                 ],
             }
             for mode in modes
@@ -504,42 +431,68 @@ def _model(
     }
 
 
-def _detail(report: Report | None) -> View | None:
+def _ablations(document: Comparisons, model: str, mode: str) -> list[View]:
+    """What was taken away from a model, what is left, and the difference where it was compared."""
+    found = []
+    for entry in document["predictors"]:
+        name, _, without = entry["model"].partition(ABLATED)
+        if entry["kind"] == "ablation" and (name, entry["mode"]) == (model, mode):
+            pairs = [
+                row
+                for family in document["families"]
+                for row in family["comparisons"]
+                if row["mode"] == row["other"]["mode"] == mode
+                and {row["model"], row["other"]["model"]} == {model, entry["model"]}
+            ]
+            found.append(
+                {
+                    "name": without or entry["model"],
+                    "macro_f1": entry["macro_f1"],
+                    "difference": pairs[0] if pairs else None,
+                }
+            )
+    return found
+
+
+def _detail(report: Report | None, phases: list[str]) -> View | None:
     if report is None:
         return None
     classes, counts = report["confusion"]["classes"], report["confusion"]["counts"]
     by_class = {row["class"]: row for row in report["per_class"]}
-    said = [sum(column) for column in zip(*counts, strict=True)]
+    calibration = report["calibration"]
+    unseen = report["untested_profiles"]
     return {
         "report": report,
         "classes": classes,
         "confusion": [
-            {
-                "class": name,
-                "cells": [
-                    {"n": n, "share": n / sum(row) if sum(row) else 0.0, "predicted": predicted}
-                    for n, predicted in zip(row, classes, strict=True)
-                ],
-                "recall": by_class[name]["recall"] if name in by_class else None,
-            }
+            (name, row, [n / sum(row) if sum(row) else 0.0 for n in row])
             for name, row in zip(classes, counts, strict=True)
         ],
-        "precision": [counts[i][i] / said[i] if said[i] else None for i in range(len(classes))],
-        "per_class": [by_class.get(name, {"class": name}) for name in classes],
+        "by_class": by_class,
         "groups": [
             {
                 "title": title,
-                "rows": [
-                    row | {"name": row[column], "untested": row[column] in unseen}
-                    for row in report[key]
-                ],
-                "never": [name for name in unseen if name not in {r[column] for r in report[key]}],
+                "rows": [row | {"name": row[column]} for row in report[key]],
+                "unseen": unseen if key == "per_profile" else [],
+                "never": [n for n in unseen if n not in {r[column] for r in report[key]}]
+                if key == "per_profile"
+                else [],
             }
-            for title, key, column, unseen in (
-                ("By profile", "per_profile", "profile", report["untested_profiles"]),
-                ("By host", "per_host", "host_id", []),
+            for title, key, column in (
+                ("profile", "per_profile", "profile"),
+                ("host", "per_host", "host_id"),
             )
         ],
         "n_roster": len(report["roster"]),
-        "below": _below_shortcut(report),
+        "below": wording.below_shortcut(report),
+        "curve": learning_curve(report["learning_curve"]),
+        "reliability": [
+            reliability(calibration[name]["bins"]) for name in ("as_trained", "scaled")
+        ],
+        "timeline": timeline(
+            report["timeline"],
+            phases,
+            report["detection"]["alarm_phases"],
+            report["window"]["stride_s"],
+        ),
     }

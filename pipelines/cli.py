@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines import cli_champion, cli_checkpoints
+from pipelines import cli_champion, cli_checkpoints, cli_report
 from pipelines.console import (
     FAILED,
     MISMATCH,
@@ -306,8 +306,13 @@ def predict(
         typer.echo(f"{row['start_s']:7.1f} s  {row['phase']:<17} {share:.2f}")
 
 
-app.command()(cli_checkpoints.inspect)
-for command in (cli_champion.champion, cli_champion.promote, cli_champion.rollback):
+for command in (
+    cli_checkpoints.inspect,
+    cli_report.report,
+    cli_champion.champion,
+    cli_champion.promote,
+    cli_champion.rollback,
+):
     app.command()(command)
 
 

@@ -228,7 +228,8 @@ def test_what_never_or_always_happened_has_an_exact_bound():
 def test_more_false_alarms_than_allowed_are_warned_of():
     alarms = "x..x.x"
     found = report(dict.fromkeys("abcd", ("cccccc", None, alarms)))
-    assert any("false alarms an hour on test, where 6 were allowed" in w for w in found["warnings"])
+    (warning,) = (w for w in found["warnings"] if w["code"] == "false_alarms_over_budget")
+    assert "false alarms an hour on test, where 6 were allowed" in warning["text"]
 
 
 def test_the_budget_buys_a_lower_threshold():

@@ -350,7 +350,7 @@ def test_the_difference_to_a_baseline_is_paired():
 
 
 def warned(report: dict[str, Any], words: str) -> bool:
-    return any(words in line for line in report["warnings"])
+    return any(words in warning["text"] for warning in report["warnings"])
 
 
 def test_a_model_that_predicts_what_a_baseline_does_is_warned_of():
@@ -371,7 +371,7 @@ def test_a_model_that_beats_the_baselines_is_not_warned_of():
 
 FACTS = {
     "store": "store", "episodes": 12, "verdicts": {"accepted": 12}, "code_commit": "k" * 40,
-    "generated_from": ["d" * 64],
+    "generated_from": ["d" * 64], "left_out": [],
 }  # fmt: skip
 THREE = windows_of(k=3)  # without dormant
 ONE_EPISODE = windows_of(n_episodes=1)
@@ -411,7 +411,7 @@ def test_a_report_is_plain_json_with_every_field_that_the_page_shows(case: str):
 
 def test_a_report_says_of_what_it_speaks():
     report = report_of(WINDOWS, GOOD, BAD, BAD)
-    assert report["schema"] == "phasewatch.eval_report/2"
+    assert report["schema"] == "phasewatch.eval_report/3"
     assert (report["model"], report["mode"], report["split"]) == ("gbt", "realistic", "test")
     assert report["checkpoint_id"] == "gbt-realistic"
     assert {name: report[name] for name in IDENTITY} == IDENTITY

@@ -1,0 +1,107 @@
+"""The model card of a checkpoint: Markdown with Hugging Face's headings and YAML front matter.
+
+Arranges what the checkpoint's header and its evaluation report say; computes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from evaluation import wording
+from evaluation.datasets import RECIPES
+from evaluation.templating import templates
+from models.registry import MODELS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_RULE = "---\n"
+_SEEN = {
+    "realistic": "what a deployed guest can see of itself: its own counters and its network flows",
+    "oracle": "what a deployed guest can see of itself and, besides, the host's view of the "
+    "virtual machine, which nothing has in deployment",
+}
+
+
+def model_card(header: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """The card, as text: the same header and report give the same bytes.
+
+    Raises:
+        ValueError: the report is on another checkpoint.
+    """
+    if header["artifact_id"] != report["checkpoint_id"]:
+        raise ValueError(
+            f"model card: the report is on checkpoint {report['checkpoint_id']}, the header is of "
+            f"{header['artifact_id']}; evaluate again"
+        )
+    spec = MODELS.get(header["name"])
+    body = (
+        templates(autoescape=False)
+        .get_template("card.md.j2")
+        .render(
+            header=header,
+            report=report,
+            meta=header["train_meta"],
+            description=spec.description if spec else "",
+            recipe=RECIPES.get(report["recipe"], ""),
+            seen=_SEEN.get(header["mode"], header["mode"]),
+            n_inputs=sum(header["keep_mask"]),
+            alarms=wording.alarms(report["detection"]),
+            untested=wording.untested(report),
+            gaps=wording.gaps(report),
+        )
+    )
+    front = yaml.safe_dump(_front_matter(header, report), sort_keys=False, allow_unicode=True)
+    return f"{_RULE}{front}{_RULE}{body}"
+
+
+def body_of(card: str) -> str:
+    """A card without its front matter, for places that show Markdown only."""
+    return card.split(f"\n{_RULE}", 1)[1]
+
+
+def _front_matter(header: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+    spec = MODELS.get(header["name"])
+    detection, calibration = report["detection"], report["calibration"]["as_trained"]
+    figures = {
+        "Macro F1": report["macro_f1"],
+        "Expected calibration error": calibration["ece"],
+        "Brier score": calibration["brier"],
+        "Attacks detected": detection["detected_share"],
+        "Median delay (s)": detection["median_delay_s"],
+        "False alarms an hour": detection["false_alarms_per_hour"],
+    }
+    return {
+        "model_name": f"phasewatch {header['name']} {header['mode']}, recipe {report['recipe']}",
+        **({"library_name": spec.library} if spec else {}),
+        "pipeline_tag": "tabular-classification",
+        "tags": ["phasewatch", "time-series-classification", "intrusion-detection"],
+        "metrics": ["f1"],
+        "model-index": [
+            {
+                "name": f"{header['name']}_{header['mode']}",
+                "results": [
+                    {
+                        "task": {
+                            "type": "tabular-classification",
+                            "name": "Phase of a compromise, window by window",
+                        },
+                        "dataset": {
+                            "type": "phasewatch",
+                            "name": f"phasewatch episodes, recipe {report['recipe']}",
+                            "config": report["recipe"],
+                            "split": report["split"],
+                            "revision": report["dataset_version"],
+                        },
+                        "metrics": [
+                            {"type": figure["metric"], "name": name, "value": figure["value"]}
+                            for name, figure in figures.items()
+                            if wording.finite(figure["value"])
+                        ],
+                    }
+                ],
+            }
+        ],
+    }

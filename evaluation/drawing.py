@@ -1,0 +1,144 @@
+"""Geometry and colours of the page's charts: documents in, SVG paths and places out. No words.
+
+A chart is drawn into a box of 1000 by 1000 and stretched to its place; lines keep their width.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+PHASE_COLOURS = {  # on light paper, on dark paper
+    "clean": ("#cdd5da", "#414b53"),
+    "armed": ("#b98a00", "#fcd646"),
+    "infecting": ("#a83f08", "#f0803c"),
+    "infected_running": ("#8c1268", "#e0408f"),
+    "dormant": ("#2f63d6", "#5b8cff"),
+}
+"""Told apart with every kind of colour vision; ``clean`` is near the paper and has an outline."""
+SPARE_COLOURS = ("#5f7f5f", "#8fb38f")  # of a phase that is not listed
+
+SIDE = 1000
+MAX_POINTS = 60  # of a learning curve: more than its width can show
+LOW_LOSS = 1e-9
+
+
+def palette(phases: Iterable[str]) -> list[tuple[str, str, str]]:
+    """Each phase with its colour on light and on dark paper."""
+    return [(phase, *PHASE_COLOURS.get(phase, SPARE_COLOURS)) for phase in phases]
+
+
+def place(share: float) -> int:
+    """A share from 0 to 1 as a coordinate; what lies outside is put on the edge."""
+    return round(SIDE * min(1.0, max(0.0, share)))
+
+
+def path(points: Iterable[tuple[float, float | None]]) -> str:
+    """A line through shares ``(x, y)``, ``y`` upwards; it is broken where ``y`` is None."""
+    drawn = []
+    for known, run in groupby(points, key=lambda point: point[1] is not None):
+        if known:
+            places = [f"{place(x)} {SIDE - place(y)}" for x, y in run if y is not None]
+            # a lone point is drawn by its round cap
+            drawn.append("M" + "L".join(places if len(places) > 1 else places * 2))
+    return "".join(drawn)
+
+
+def learning_curve(curve: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Losses and validation macro F1 by step; None where nothing was learned step by step."""
+    columns, rows = curve["columns"], curve["rows"]
+    if len(rows) < 2:
+        return None
+    step, train, val, score = (
+        columns.index(name) for name in ("step", "train_loss", "val_loss", "val_macro_f1")
+    )
+    best = next((i for i, row in enumerate(rows) if row[step] == curve["best_step"]), None)
+    stride = max(1, math.ceil(len(rows) / MAX_POINTS))
+    shown = [row for i, row in enumerate(rows) if i % stride == 0 or i in (best, len(rows) - 1)]
+    first, last = rows[0][step], rows[-1][step]
+    losses = [row[i] for row in shown for i in (train, val) if row[i] is not None]
+    top = max([*losses, LOW_LOSS])
+
+    def line(column: int, scale: float) -> str:
+        return path(
+            (
+                (row[step] - first) / (last - first),
+                None if row[column] is None else row[column] / scale,
+            )
+            for row in shown
+        )
+
+    return {
+        "first": first,
+        "last": last,
+        "top": top,
+        "train": line(train, top),
+        "val": line(val, top),
+        "score": line(score, 1.0),
+        "best": None if best is None else place((rows[best][step] - first) / (last - first)),
+        "best_step": curve["best_step"],
+        "best_row": None if best is None else dict(zip(columns, rows[best], strict=True)),
+    }
+
+
+def reliability(bins: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Confidence against accuracy: the line, and its points."""
+    points = [(each["confidence"], each["accuracy"]) for each in bins]
+    return {"line": path(points), "points": [(place(x), SIDE - place(y)) for x, y in points]}
+
+
+def timeline(
+    shown: Mapping[str, Any], phases: Sequence[str], alarm_phases: Sequence[str], stride_s: float
+) -> dict[str, Any] | None:
+    """Strips of true and predicted phases and the alarm score; None without windows.
+
+    A window's phase is that at its centre, so its cell lies there, one stride wide. Its alarm is
+    known at its end, so its score stands there.
+    """
+    starts, length = shown["start_s"], shown["length_s"]
+    if not starts:
+        return None
+    end = starts[-1] + length
+    proba = [shown["proba"][phase] for phase in alarm_phases if phase in shown["proba"]]
+    score = [sum(each) for each in zip(*proba, strict=True)] or [0.0] * len(starts)
+    cells = [(at + length / 2 - stride_s / 2, at + length / 2 + stride_s / 2) for at in starts]
+    ends = [at + length for at in starts]
+    alarmed = [value >= shown["threshold"] for value in score]
+    spans = [(at, at + stride_s) for at, on in zip(ends, alarmed, strict=True) if on]
+    onset = shown["onset_s"]
+    return {
+        "end": end,
+        "strips": [
+            (name, _strip(shown[name], cells, phases, end)) for name in ("actual", "predicted")
+        ],
+        "score": path((at / end, value) for at, value in zip(ends, score, strict=True)),
+        "alarmed": _boxes(spans, end),
+        "threshold": SIDE - place(shown["threshold"]),
+        "onset": None if onset is None else place(onset / end),
+    }
+
+
+def _strip(
+    names: Sequence[str], cells: Sequence[tuple[float, float]], phases: Sequence[str], end: float
+) -> list[tuple[int, str]]:
+    """Boxes of each phase that occurs, by its place among ``phases``."""
+    return [
+        (i, _boxes([cell for cell, n in zip(cells, names, strict=True) if n == phase], end))
+        for i, phase in enumerate(phases)
+        if phase in names
+    ]
+
+
+def _boxes(spans: Iterable[tuple[float, float]], end: float) -> str:
+    """Boxes of full height; spans that touch are one."""
+    merged: list[list[int]] = []
+    for low, high in ((place(a / end), place(b / end)) for a, b in spans):
+        if merged and low <= merged[-1][1]:
+            merged[-1][1] = high
+        else:
+            merged.append([low, high])
+    return "".join(f"M{low} 0H{high}V{SIDE}H{low}z" for low, high in merged)

@@ -1,0 +1,86 @@
+"""The templates of the page and the cards, and the words that they share."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from evaluation import wording
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@functools.cache
+def templates(*, autoescape: bool) -> jinja2.Environment:
+    """The templates with the filters that they use."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=autoescape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "num": wording.number,
+        "signed": lambda value: wording.number(value, sign=True),
+        "coarse_span": lambda figure: wording.span(figure, wording.measure),
+        "label": wording.baseline_label,
+        "places": places,
+        "brief": brief,
+        "slug": slug,
+        "cell": cell,
+        **{
+            name: getattr(wording, name)
+            for name in (
+                "clean_time",
+                "count",
+                "join_words",
+                "measure",
+                "plural",
+                "short",
+                "span",
+                "who",
+            )
+        },
+    }
+    environment.tests["finite"] = wording.finite
+    return environment
+
+
+def places(figure: Mapping[str, Any], limit: float | None = None) -> str:
+    """Where a figure and its interval lie on an axis, as CSS properties.
+
+    The axis goes from 0 to 1, or from ``-limit`` to ``limit``; what lies outside is at its edge.
+    """
+
+    def place(value: float) -> str:
+        share = value if limit is None else (value + limit) / (2 * limit)
+        return f"{100 * min(1.0, max(0.0, share)):.1f}%"
+
+    names = {"v": "value", "l": "low", "h": "high"}
+    known = {name: figure[key] for name, key in names.items() if wording.finite(figure[key])}
+    return ";".join(f"--{name}:{place(value)}" for name, value in known.items())
+
+
+def brief(value: float) -> str:
+    """A difference in hundredths, for a narrow cell."""
+    rounded = round(100 * value)
+    return f"{rounded:+d}".replace("-", "−") if rounded else "0"
+
+
+def slug(*names: str) -> str:
+    """A place on the page to link to; odd characters are dashes."""
+    return "-".join(re.sub(r"[^A-Za-z0-9_]+", "-", name) for name in names)
+
+
+def cell(value: object) -> str:
+    """A name that can neither end a Markdown table's cell nor begin a tag."""
+    return str(value).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

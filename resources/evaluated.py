@@ -1,0 +1,104 @@
+"""What has been evaluated and still speaks of the checkpoints, data and layout in force."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from evaluation.datasets import RECIPES
+from evaluation.figures import COMPARISONS_SCHEMA, REPORT_SCHEMA
+from features.contract import contract_hashes
+from features.manifest import Manifest, read_manifest
+from models.checkpoint import CheckpointError, checkpoint_path, read_header
+from models.registry import VARIANTS, Variant
+from resources.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Current documents, and what is on disk but is not current."""
+
+    reports: list[dict[str, Any]]
+    comparisons: list[dict[str, Any]]
+    left_out: list[dict[str, str]]  # recipe, name and why
+    versions: list[str]  # data versions of the documents
+
+
+def read_report(manifest: Manifest) -> dict[str, Any]:
+    """An evaluation report as written."""
+    return json.loads(manifest.path("report").read_text())
+
+
+def read_comparisons(manifest: Manifest) -> dict[str, Any]:
+    """The comparisons of a recipe as written."""
+    return json.loads(manifest.path("comparisons").read_text())
+
+
+def evaluated(workspace: Workspace) -> Evaluated:
+    """The documents of all recipes; those that are damaged or not current are named apart."""
+    found = Evaluated([], [], [], [])
+    batches = {
+        batch: {stage: m.version for stage, m in workspace.batch_manifests(batch).items() if m}
+        for batch in workspace.listing().batches
+    }
+    for recipe, which in product(RECIPES, VARIANTS):
+        manifest = read_manifest(workspace.report_folder(recipe) / which.name)
+        if manifest is None:
+            continue
+        why = manifest.damage()
+        report = {} if why else read_report(manifest)
+        why = why or next(_outdated(report, workspace, recipe, which, batches), None)
+        if why:
+            found.left_out.append({"recipe": recipe, "name": which.name, "why": why})
+        else:
+            found.reports.append(report)
+            found.versions.append(manifest.version)
+    ids = {(r["recipe"], r["model"], r["mode"]): r["checkpoint_id"] for r in found.reports}
+    for recipe in RECIPES:
+        manifest = read_manifest(workspace.comparisons_folder(recipe))
+        if manifest is None or not any(recipe == key[0] for key in ids):
+            continue
+        why = manifest.damage()
+        if not why:
+            document = read_comparisons(manifest)
+            compared = {
+                (recipe, p["model"], p["mode"]): p["checkpoint_id"] for p in document["predictors"]
+            }
+            if document["schema"] != COMPARISONS_SCHEMA:
+                why = "written in another form"
+            elif any(compared[key] != ids[key] for key in ids.keys() & compared.keys()):
+                why = "of other checkpoints than the reports"
+        if why:
+            found.left_out.append({"recipe": recipe, "name": "comparisons", "why": why})
+        else:
+            found.comparisons.append(document)
+            found.versions.append(manifest.version)
+    return found
+
+
+def _outdated(
+    report: dict[str, Any],
+    workspace: Workspace,
+    recipe: str,
+    which: Variant,
+    batches: dict[str, dict[str, str]],
+) -> Iterator[str]:
+    """Why a report does not compare with the others; nothing where it does."""
+    if report["schema"] != REPORT_SCHEMA:
+        yield "written in another form"
+        return
+    dataset = read_manifest(workspace.dataset_folder(recipe))
+    if dataset is None or dataset.version != report["dataset_version"]:
+        yield "of another version of the dataset"
+    elif dataset.facts["batches"] != batches:
+        yield "of other data than the store has now"
+    if report["contract_hash"] != contract_hashes(workspace.layout)[which.spec.input_kind]:
+        yield "of another input layout"
+    try:
+        header = read_header(checkpoint_path(workspace.checkpoint_folder(recipe), which))
+    except CheckpointError:
+        yield "its checkpoint is gone or damaged"
+    else:
+        if header["artifact_id"] != report["checkpoint_id"]:
+            yield "of another checkpoint than the one in place"

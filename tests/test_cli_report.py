@@ -1,0 +1,138 @@
+"""``phasewatch report``: the leaderboard in the terminal, whole as JSON, and what it leaves out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import RECIPE, Lab
+from held_out import check_schema
+from typer.testing import CliRunner, Result
+
+from evaluation.wording import number
+from features.registry import MODES
+from models.registry import VARIANTS
+from pipelines.cli import FAILED, OK, USAGE, app
+
+
+def report(artifacts: Path, lab: Lab, *arguments: object) -> Result:
+    folders = ["--store", lab.store.root, "--artifacts", artifacts]
+    return CliRunner().invoke(app, ["report", *map(str, [*folders, *arguments])])
+
+
+def document(artifacts: Path, lab: Lab, *arguments: object) -> dict[str, Any]:
+    result = report(artifacts, lab, "--json", *arguments)
+    assert result.exit_code == OK, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture
+def copied(trained: Lab, tmp_path: Path) -> Path:
+    """The artefacts of ``trained``, yours to change."""
+    for name in ("batches", "checkpoints", "datasets", "reports"):
+        shutil.copytree(trained.artifacts / name, tmp_path / name)
+    return tmp_path
+
+
+def test_json_is_every_document_whole(trained: Lab) -> None:
+    found = document(trained.artifacts, trained)
+    assert set(found) == {"reports", "comparisons", "left_out"}
+    assert {(r["model"], r["mode"]) for r in found["reports"]} == {
+        (which.model, which.mode) for which in VARIANTS
+    }
+    for each in (*found["reports"], *found["comparisons"]):
+        check_schema(each)
+    assert [each["recipe"] for each in found["comparisons"]] == [RECIPE]
+    assert found["left_out"] == []
+
+
+def test_the_leaderboard_is_sorted_and_has_every_figure(trained: Lab) -> None:
+    result = report(trained.artifacts, trained)
+    assert result.exit_code == OK, result.output
+    lines = result.stdout.splitlines()
+    reports = document(trained.artifacts, trained)["reports"]
+    head = next(i for i, line in enumerate(lines) if line.startswith("model"))
+    rows = [line.split() for line in lines[head + 1 : head + 1 + len(reports)]]
+    assert sorted(float(row[2]) for row in rows) == [float(row[2]) for row in rows][::-1]
+    by_name = {(row[0], row[1]): " ".join(row) for row in rows}
+    for one in reports:
+        figure = one["macro_f1"]
+        told = f"{number(figure['value'])} {number(figure['low'])} to {number(figure['high'])}"
+        alarms = one["detection"]
+        assert told in by_name[one["model"], one["mode"]]
+        assert number(one["val_macro_f1"]["value"]) in by_name[one["model"], one["mode"]]
+        assert (
+            f"{alarms['detected_episodes']}/{alarms['attacked_episodes']}"
+            in by_name[one["model"], one["mode"]]
+        )
+    best = [line for line in rows if line[-3:] == ["best", "on", "validation"]]
+    assert {row[1] for row in best} == set(MODES)
+    rest = "\n".join(lines[head + 1 + len(reports) :])
+    assert "position-only" in rest
+    assert reports[0]["bootstrap"]["conditional_on"]["text"] in result.stdout
+    assert lines[-1] == str(trained.workspace.report_page)
+
+
+def test_what_is_asked_for_is_all_there_is(trained: Lab) -> None:
+    found = document(trained.artifacts, trained, "--mode", "oracle", "--recipe", RECIPE)
+    assert {one["mode"] for one in found["reports"]} == {"oracle"}
+    assert " realistic " not in report(trained.artifacts, trained, "--mode", "oracle").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--recipe", "moon"], "no recipe 'moon'; there is host, sample, time"),
+        (["--mode", "x"], "no mode 'x'; there is realistic, oracle"),
+        (["--store", "/no/such/store"], "/no/such/store"),
+    ],
+)
+def test_what_does_not_exist_is_a_wrong_usage(
+    trained: Lab, arguments: list[str], said: str
+) -> None:
+    result = report(trained.artifacts, trained, *arguments)
+    assert (result.exit_code, said in result.stderr) == (USAGE, True), result.output
+
+
+def test_nothing_evaluated_yet_says_what_to_do(trained: Lab, tmp_path: Path) -> None:
+    result = report(tmp_path, trained, "--recipe", "time")
+    assert result.exit_code == FAILED
+    assert "Nothing has been evaluated yet. Do: phasewatch run --recipe time" in result.stderr
+
+
+def test_what_is_not_current_is_left_out_and_said(trained: Lab, copied: Path) -> None:
+    reports = copied / "reports" / RECIPE
+    (damaged,) = (reports / "gbt_oracle").glob("report.*.json")
+    damaged.write_text(damaged.read_text().replace('"test"', '"best"', 1))
+    checkpoints = copied / "checkpoints" / RECIPE
+    (checkpoints / "cnn_oracle.ckpt.json").unlink()
+    left_out = document(copied, trained)["left_out"]
+    assert {item["name"] for item in left_out} == {"gbt_oracle", "cnn_oracle"}
+    text = report(copied, trained).stdout
+    assert f"left out: cnn_oracle ({RECIPE}), its checkpoint is gone or damaged" in text
+    shutil.rmtree(copied / "datasets")
+    nothing = report(copied, trained)
+    assert nothing.exit_code == FAILED
+    assert f"gbt_realistic ({RECIPE}): of another version of the dataset" in nothing.stderr
+    assert "Make it anew: phasewatch run" in nothing.stderr
+
+
+def test_comparisons_of_other_checkpoints_are_left_out(trained: Lab, copied: Path) -> None:
+    from features.manifest import draft, read_manifest
+    from resources.evaluated import read_comparisons
+
+    folder = copied / "reports" / RECIPE / "comparisons"
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    other = read_comparisons(manifest)
+    other["predictors"][0]["checkpoint_id"] = "another"
+    with draft(folder) as staged:
+        staged.new_file("comparisons", ".json").write_text(json.dumps(other))
+        staged.commit(manifest.fingerprint, manifest.facts)
+    found = document(copied, trained)
+    assert found["comparisons"] == []
+    (item,) = found["left_out"]
+    assert (item["name"], item["why"]) == ("comparisons", "of other checkpoints than the reports")
