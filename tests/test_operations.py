@@ -1,0 +1,283 @@
+"""Growth and nights: what is requested, what waits and why, and what a killed run leaves."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from builders import START_NS, StoreBuilder
+from conftest import RECIPE, TINY, Lab, failure, new_instance
+
+import features.ingest
+from assets.partitions import BATCHES
+from pipelines.definitions import build_defs
+from pipelines.partitions import sync_batches
+from pipelines.schedules import nightly
+from pipelines.sensors import new_batches
+from pipelines.staleness import MAX_FAILURES, stale_recipes
+from resources.guards import last_metadata
+from resources.runs import PROCESS_TAG, end_dead_runs
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Lab]:
+    """Three hosts with an episode each: a batch each, and nothing ingested."""
+    store = StoreBuilder(tmp_path / "store")
+    store.populate(profiles=["io-walk"], duration_s=20)
+    with new_instance(tmp_path / "home") as instance:
+        yield Lab(store, tmp_path / "artifacts", instance, TINY)
+
+
+def tick(lab: Lab) -> dg.SensorResult:
+    """One evaluation of the sensor."""
+    resources = {"workspace": lab.workspace}
+    with dg.build_sensor_context(instance=lab.instance, resources=resources) as context:
+        return new_batches(context)  # type: ignore[return-value]
+
+
+def night(lab: Lab) -> Any:
+    """One tick of the nightly schedule."""
+    now = datetime(2026, 11, 22, 2, tzinfo=UTC)
+    with dg.build_schedule_context(
+        instance=lab.instance,
+        scheduled_execution_time=now,
+        resources={"workspace": lab.workspace},
+    ) as context:
+        return nightly(context)
+
+
+def run(lab: Lab, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
+    """Run what was requested, as the daemon would."""
+    assert request.partition_key
+    return lab.execute("ingest", request.partition_key, tags=dict(request.tags))
+
+
+def under_way(lab: Lab, job: str, partition: str) -> dg.DagsterRun:
+    """A run that is counted as started and does nothing."""
+    definition = build_defs(workspace=lab.workspace).resolve_job_def(job)
+    return lab.instance.create_run_for_job(
+        definition, status=dg.DagsterRunStatus.STARTED, tags={"dagster/partition": partition}
+    )
+
+
+def requested(result: dg.SensorResult) -> list[str]:
+    return sorted(str(r.partition_key) for r in result.run_requests or ())
+
+
+# --- growth
+
+
+def test_the_sensor_registers_and_requests_what_is_stale(small: Lab) -> None:
+    batches = list(small.workspace.listing().batches)
+    first = tick(small)
+    assert requested(first) == batches
+    assert set(small.instance.get_dynamic_partitions(str(BATCHES.name))) == set(batches)
+    again = tick(small)
+    assert [r.run_key for r in again.run_requests or ()] == [
+        r.run_key for r in first.run_requests or ()
+    ]
+    for request in first.run_requests or ():
+        assert run(small, request).success
+    assert tick(small).skip_reason == dg.SkipReason("all 3 batches are current")
+
+    late = small.store.add("lab-b", profile="io-walk", duration_s=20, start_ns=START_NS + 1)
+    assert requested(tick(small)) == [small.workspace.listing().find(late.episode_id).batch]
+
+
+def test_a_batch_whose_run_is_under_way_is_not_requested_again(small: Lab) -> None:
+    tick(small)
+    batch, *others = small.workspace.listing().batches
+    started = under_way(small, "ingest", batch)
+    assert requested(tick(small)) == others
+    small.instance.report_run_canceled(started)
+    assert requested(tick(small)) == [batch, *others]
+
+
+def test_a_lost_artefact_is_requested_anew(small: Lab) -> None:
+    first = tick(small).run_requests or []
+    for request in first:
+        assert run(small, request).success
+    shutil.rmtree(small.workspace.batch_folder(str(first[0].partition_key)))
+    (again,) = tick(small).run_requests or []
+    assert again.partition_key == first[0].partition_key
+    assert again.run_key != first[0].run_key
+
+
+def test_a_failing_batch_is_given_up_until_it_changes_or_a_person_mends_it(small: Lab) -> None:
+    small.store.add("lab-d", profile="io-walk", duration_s=20)
+    batch = list(small.workspace.listing().batches)[-1]
+    for request in tick(small).run_requests or ():
+        if request.partition_key != batch:
+            assert run(small, request).success
+    in_the_way = small.workspace.batch_folder(batch)
+    in_the_way.write_text("a file where a folder has to be")
+    keys = []
+    for _ in range(MAX_FAILURES):
+        (request,) = tick(small).run_requests or []
+        keys.append(request.run_key)
+        assert not run(small, request).success
+    assert len(set(keys)) == MAX_FAILURES
+    assert f"ingest {batch}: given up after 3 failed runs" in str(tick(small).skip_reason)
+    assert f"ingest {batch}: given up after 3 failed runs" in str(night(small))
+
+    small.store.add("lab-d", profile="io-walk", duration_s=20)
+    assert requested(tick(small)) == [batch]
+    in_the_way.unlink()
+    assert small.execute("ingest", batch).success
+    assert "current" in str(tick(small).skip_reason)
+
+
+def test_an_arriving_episode_is_ingested_once_it_is_whole(small: Lab) -> None:
+    added = small.store.added[0]
+    whole = added.path.read_bytes()
+    added.path.write_bytes(whole[:100])
+    for request in tick(small).run_requests or ():
+        assert run(small, request).success
+    added.path.write_bytes(whole[:200])
+    assert "current" in str(tick(small).skip_reason)
+    added.path.write_bytes(whole)
+    assert requested(tick(small)) == [small.workspace.listing().find(added.episode_id).batch]
+
+
+def test_during_a_training_new_batches_are_ingested_and_changed_ones_wait(small: Lab) -> None:
+    small.ingest()
+    changed = small.store.add("lab-b", profile="io-walk", duration_s=20)
+    small.store.add("lab-d", profile="io-walk", duration_s=20)
+    training = under_way(small, "retrain", RECIPE)
+    assert [batch.rsplit(".", 1)[0] for batch in requested(tick(small))] == ["lab-d"]
+    small.instance.report_run_canceled(training)
+    assert small.workspace.listing().find(changed.episode_id).batch in requested(tick(small))
+
+
+# --- nights
+
+
+def test_a_night_ingests_then_retrains_what_changed(trained: Lab, tmp_path: Path) -> None:
+    lab = Lab(trained.store, tmp_path / "artifacts", trained.instance, trained.settings)
+    shutil.copytree(trained.artifacts, lab.artifacts)
+    requests = night(lab)
+    assert {r.partition_key for r in requests} == {"host", "time"}  # never trained
+    assert all(dg.AssetKey("datasets") in r.asset_selection for r in requests)
+
+    batch = next(iter(lab.workspace.listing().batches))
+    shutil.rmtree(lab.workspace.batch_folder(batch) / "tensor_shards")
+    (ingest,) = night(lab)
+    assert (ingest.partition_key, ingest.asset_selection) == (
+        batch,
+        [dg.AssetKey(stage) for stage in features.ingest.STAGES],
+    )
+    started = under_way(lab, "ingest", batch)
+    assert f"ingest {batch}: run {started.run_id[:8]} is started" in str(night(lab))
+    lab.instance.report_run_canceled(started)
+
+
+def test_a_recipe_is_stale_where_data_settings_or_results_changed(
+    trained: Lab, tmp_path: Path
+) -> None:
+    def why(**settings: Any) -> str | None:
+        lab = Lab(trained.store, artifacts, trained.instance, trained.settings | settings)
+        workspace = lab.workspace
+        found = {w.partition: w.why for w in stale_recipes(workspace, workspace.listing())}
+        return found.get(RECIPE)
+
+    artifacts = trained.artifacts
+    assert why() is None
+    assert why(seed=1) == "gbt_realistic was trained from other data, settings or layout"
+    assert why(splits=TINY["splits"] | {"val_share": 0.3}) == "the split policy changed"  # type: ignore[operator]
+    artifacts = tmp_path / "artifacts"
+    shutil.copytree(trained.artifacts, artifacts)
+    shutil.rmtree(artifacts / "reports" / RECIPE / "cnn_oracle")
+    assert why() == "cnn_oracle was not evaluated"
+    next(artifacts.glob(f"checkpoints/{RECIPE}/cnn_realistic.ckpt.json")).unlink()
+    assert why() == "cnn_realistic was not trained"
+    shutil.rmtree(artifacts / "datasets" / RECIPE)
+    assert why() == "there is no dataset"
+
+
+# --- killed runs
+
+
+def test_a_run_that_has_ended_leaves_nothing(small: Lab) -> None:
+    class CancelAtFirstWord(logging.Handler):
+        def emit(self, _: logging.LogRecord) -> None:
+            for started in small.instance.get_runs():
+                small.instance.report_run_canceled(started)
+
+    sync_batches(small.instance, small.workspace)
+    batch = next(iter(small.workspace.listing().batches))
+    handler, log = CancelAtFirstWord(), logging.getLogger("phasewatch")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        refused = small.execute("ingest", batch)
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
+    assert not refused.success
+    assert "is CANCELED, its process is not: what it made is not kept" in failure(refused)
+    assert not [path for path in small.artifacts.rglob("*") if path.is_file()]
+    assert last_metadata(small.instance, dg.AssetKey("tensor_shards"), batch) is None
+
+
+HANG = """
+import sys, time, features.ingest, assets.batches
+real = assets.batches.ingest_batch
+def slowly(*args, **named):
+    print("working", flush=True)
+    time.sleep(600)
+    return real(*args, **named)
+assets.batches.ingest_batch = slowly
+from pipelines.cli import app
+app(["run", "--ingest-only"])
+"""
+
+
+def test_a_killed_command_leaves_no_process_and_its_run_is_ended(small: Lab) -> None:
+    home = Path(small.instance.root_directory)
+    environment = os.environ | {
+        "DAGSTER_HOME": str(home),
+        "PHASEWATCH_STORE": str(small.store.root),
+        "PHASEWATCH_ARTIFACTS": str(small.artifacts),
+        "PYTHONPATH": str(ROOT),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANG],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().strip() == "working"
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            (started,) = instance.get_runs()
+            assert started.tags[PROCESS_TAG].split(":")[1] == str(process.pid)
+            assert end_dead_runs(instance) == []  # it lives
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            for child in children.split():  # only those that copy the log, and end with it
+                assert b"watch_orphans" in (
+                    command := Path(f"/proc/{child}/cmdline").read_bytes()
+                ) or command.startswith(b"tail")
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert end_dead_runs(instance) == [started.run_id]
+            assert instance.get_runs()[0].status is dg.DagsterRunStatus.FAILURE
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert not list(small.artifacts.rglob("manifest.json"))
