@@ -65,6 +65,13 @@ def _process(pid: int) -> str:
     return f"{socket.gethostname()}:{pid}:{start}"
 
 
+def is_gone(run: dg.DagsterRun) -> bool:
+    """Whether the run's process was on this machine and is no more."""
+    process = run.tags.get(PROCESS_TAG, "")
+    host, _, pid = process.rpartition(":")[0].rpartition(":")
+    return host == socket.gethostname() and _process(int(pid)) != process
+
+
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """Mark as failed what counts as under way though its process, on this machine, is gone.
 
@@ -73,11 +80,9 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """
     ended = []
     for run in instance.get_runs(filters=dg.RunsFilter(statuses=UNFINISHED)):
-        process = run.tags.get(PROCESS_TAG, "")
-        host, _, rest = process.rpartition(":")[0].rpartition(":")
-        if not process or host != socket.gethostname() or _process(int(rest)) == process:
+        if not is_gone(run):
             continue
-        instance.report_run_failed(run, f"Its process {rest} is gone: it was killed.")
+        instance.report_run_failed(run, f"Its process {run.tags[PROCESS_TAG]} was killed.")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         ended.append(run.run_id)
     return ended
