@@ -83,7 +83,9 @@ def run(
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_once())
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("phasewatch").setLevel(logging.INFO)
+    logging.getLogger("phasewatch").setLevel(
+        logging.INFO if sys.stderr.isatty() else logging.WARNING
+    )
     overrides = overrides_of(store, artifacts) | ({"force": True} if force else {})
     try:
         page = run_all(
@@ -330,7 +332,7 @@ def doctor(
     """Say what is installed, which store it is, what is stale; problems first, exit 1 if any."""
     from pipelines.doctor import examine
 
-    findings = examine(config, _overrides(store, artifacts))
+    findings = examine(config, overrides_of(store, artifacts))
     document = findings.as_document()
     if as_json:
         say_json(document)
@@ -361,9 +363,34 @@ for command in (cli_champion.champion, cli_champion.promote, cli_champion.rollba
     app.command()(command)
 
 
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Where something unforeseen fails, show where.")
+    ] = False,
+) -> None:
+    """Tells in which phase of a compromise a virtual machine is, from its telemetry."""
+    global _debug
+    _debug = debug
+
+
+_debug = False
+
+
 def main() -> None:
-    """Entry point."""
-    app()
+    """Entry point: also what no command foresaw ends in one message and a code."""
+    try:
+        app()
+    except Exception as error:
+        if _debug:
+            raise
+        said = str(error).strip().partition("\n")[0]
+        typer.echo(
+            f"{type(error).__name__}: {said}\nThis was not foreseen; `phasewatch --debug "
+            f"{' '.join(sys.argv[1:])}` shows where it happened.",
+            err=True,
+        )
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from resources.workspace import Workspace
 
 EXTRAS = {
-    "scoring": ("numpy", "numba", "polars", "pyarrow", "safetensors", "zstandard"),
+    "base": ("numpy", "numba", "polars", "pyarrow", "safetensors", "zstandard"),
     "train": ("torch", "xgboost", "scikit-learn", "matplotlib", "jinja2"),
     "orchestrate": ("dagster", "dagster-webserver"),
 }
@@ -72,7 +72,9 @@ def _installed(findings: Findings) -> list[str]:
             missing.append(extra)
             findings.problem(
                 f"{', '.join(absent)} not installed",
-                f"pip install -c constraints.txt -e '.[{extra}]'",
+                "pip install -c constraints.txt -e ."
+                if extra == "base"
+                else f"pip install -c constraints.txt -e '.[{extra}]'",
             )
     return missing
 

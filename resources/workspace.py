@@ -176,6 +176,21 @@ class Workspace(dg.ConfigurableResource):
         return self.artifacts_path / "drift" / f"{batch}.json"
 
 
+def keeping_paths(workspace: Workspace) -> Workspace:
+    """The same workspace, whose paths also hold where a run's configuration names none.
+
+    Dagster fills what a partial configuration leaves out from the class, not from the instance: a
+    run with ``-c`` would read the embedded store, whatever PHASEWATCH_STORE says.
+    """
+    paths = {
+        name: (str, Field(default=getattr(workspace, name), description=field.description))
+        for name, field in Workspace.model_fields.items()
+        if name in ("store", "artifacts")
+    }
+    kind = create_model("Workspace", __base__=Workspace, __doc__=Workspace.__doc__, **paths)
+    return kind(**{name: getattr(workspace, name) for name in Workspace.model_fields})
+
+
 class SettingsError(Exception):
     """A run configuration cannot be used; the message names the file and the setting."""
 

@@ -277,6 +277,12 @@ class Browser:
     def shot(self, name: str) -> None:
         self.page.screenshot(path=SHOTS / f"{name}.png")
 
+    def see_materialized(self, count: int, name: str) -> None:
+        """Wait until the partitions page shows that many green ones."""
+        self.open("/assets/tensor_shards?view=partitions")
+        self.page.get_by_text(f"Materialized ({count})").wait_for()
+        self.shot(name)
+
     def materialize(self, path: str, partition: str) -> None:
         """Click through the dialog: one partition by name, or one of its buttons."""
         self.open(path)
@@ -312,8 +318,7 @@ def click(server: Server, browser: Browser | None, batch: str) -> None:
         server.backfill(INGEST, [batch])
     until(lambda: all(server.batches(a) == {batch} for a in INGEST), f"{batch} is green")
     if browser:
-        browser.open(GROUP)
-        browser.shot("batch-is-green")
+        browser.see_materialized(1, "batch-is-green")
     say(f"a click materialised {batch}, and only it")
 
 
@@ -327,8 +332,7 @@ def backfill(server: Server, browser: Browser | None, batches: list[str]) -> Non
     until(lambda: set(server.backfills()) == {"COMPLETED_SUCCESS"}, "the backfill completes")
     assert len(server.batches()) == 1 + len(batches)
     if browser:
-        browser.open("/runs/backfills")
-        browser.shot("backfill")
+        browser.see_materialized(3, "backfill")
     say(f"a backfill of {len(batches)} batches completed")
 
 
@@ -358,8 +362,8 @@ def night(server: Server) -> None:
         assert not [r for r in found if r["status"] == "FAILURE"], found
         return found
 
-    first = until(retrains, "the nightly schedule launches")
-    say(f"the nightly schedule launched {len(first)} retrains")
+    until(retrains, "the nightly schedule launches")
+    say("the nightly schedule ticked and launched")
     until(lambda: {r["status"] for r in retrains()} == {"SUCCESS"}, "the retrains end", 420)
     until(lambda: any("nothing changed" in s for s in server.skip_reasons("nightly")), "a skip")
     server.stop_automation("schedule", "nightly")
@@ -405,7 +409,8 @@ def headless(lab: Lab, batch: str) -> None:
     wrong.write_text(CONFIG.replace("n_rounds", "n_roundz"))
     told = lab.command(*words, *tags, "-c", str(wrong))
     assert told.returncode != 0
-    assert "did you mean n_rounds?" in told.stdout + told.stderr, told.stderr[-2000:]
+    assert '"n_roundz"' in told.stdout + told.stderr, told.stderr[-2000:]
+    assert "n_rounds?" in told.stdout + told.stderr, told.stderr[-2000:]  # it lists what there is
     say("headless: 0 where all is well, not 0 where it is refused or a setting is wrong")
 
 

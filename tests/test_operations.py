@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,10 +18,13 @@ from typing import Any
 import dagster as dg
 import pytest
 from builders import START_NS, StoreBuilder
-from conftest import RECIPE, TINY, Lab, failure, new_instance
+from click.testing import Result
+from conftest import RECIPE, TINY, Lab, failure, materialized, new_instance
+from typer.testing import CliRunner
 
 import features.ingest
 from assets.partitions import BATCHES
+from pipelines.cli import FAILED, app, main
 from pipelines.definitions import build_defs
 from pipelines.partitions import sync_batches
 from pipelines.schedules import nightly
@@ -27,6 +32,7 @@ from pipelines.sensors import new_batches
 from pipelines.staleness import MAX_FAILURES, stale_recipes
 from resources.guards import last_metadata
 from resources.runs import PROCESS_TAG, end_dead_runs
+from resources.workspace import Workspace, read_workspace
 
 ROOT = Path(__file__).parent.parent
 
@@ -281,3 +287,129 @@ def test_a_killed_command_leaves_no_process_and_its_run_is_ended(small: Lab) -> 
         process.wait()
         process.stdout.close()
     assert not list(small.artifacts.rglob("manifest.json"))
+
+
+# --- another machine
+
+
+def test_artifacts_on_another_path_are_reused_and_recorded_there(
+    trained: Lab, tmp_path: Path
+) -> None:
+    """What docs/operations.md says to copy is enough: folders, but no records of Dagster's."""
+    store = StoreBuilder(tmp_path / "copied" / "store")
+    shutil.copytree(trained.store.root, store.root, dirs_exist_ok=True)
+    artifacts = tmp_path / "copied" / "artifacts"
+    shutil.copytree(trained.artifacts, artifacts)
+    with new_instance(tmp_path / "home") as instance:
+        there = Lab(store, artifacts, instance, trained.settings)
+        assert sync_batches(instance, there.workspace).stale == []
+        batch = next(iter(there.workspace.listing().batches))
+        config = {"ops": {"predictions": {"config": {"recipe": RECIPE}}}}
+        refused = there.execute("score", batch, config=config)
+        assert "was never trained for recipe sample" in failure(refused)
+        retrained = there.execute("retrain", RECIPE)
+        assert retrained.success, failure(retrained)
+        made = materialized(retrained)
+        assert all(made[key]["reused"] for key in made.keys() - {"report"})
+        scored = there.execute("score", batch, config=config)
+        assert scored.success, failure(scored)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("[!d]*.yaml")), ids=lambda p: p.name)
+def test_a_configuration_that_ships_is_valid(path: Path) -> None:
+    read_workspace(path, {})
+
+
+def test_without_a_home_dagster_is_refused_and_nothing_is_made(small: Lab, tmp_path: Path) -> None:
+    environment = os.environ | {
+        "DAGSTER_DISABLE_TELEMETRY": "1",
+        "PHASEWATCH_STORE": str(small.store.root),
+        "PHASEWATCH_ARTIFACTS": str(small.artifacts),
+        "PYTHONPATH": str(ROOT),
+    }
+    environment.pop("DAGSTER_HOME", None)
+    batch = next(iter(small.workspace.listing().batches))
+    words = ["job", "execute", "-m", "pipelines.definitions", "-j", "ingest"]
+    tags = json.dumps({"dagster/partition": batch})
+    done = subprocess.run(
+        [Path(sys.executable).with_name("dagster"), *words, "--tags", tags],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "DAGSTER_HOME" in done.stdout + done.stderr
+    assert not small.artifacts.exists()
+
+
+def test_a_partial_run_configuration_keeps_the_paths_of_the_environment() -> None:
+    definitions = build_defs(workspace=Workspace(store="/a/store", artifacts="/an/artifacts"))
+    document = {"resources": {"workspace": {"config": {"device": "cpu"}}}}
+    filled = dg.validate_run_config(definitions.resolve_job_def("retrain"), document)
+    settings = filled["resources"]["workspace"]["config"]
+    assert (settings["store"], settings["artifacts"]) == ("/a/store", "/an/artifacts")
+
+
+# --- doctor
+
+
+def doctor(lab: Lab, *words: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    paths = ["--store", str(lab.store.root), "--artifacts", str(lab.artifacts)]
+    return CliRunner().invoke(app, ["doctor", *paths, *words])
+
+
+def test_doctor_says_what_is_stale_and_what_to_do(
+    small: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = tmp_path / "no-home"
+    before = doctor(small, home=empty, monkeypatch=monkeypatch)
+    assert before.exit_code == FAILED
+    assert before.output.startswith("problem: 3 of 3 batches are not ingested as they are now\n")
+    assert "remedy: phasewatch run --ingest-only" in before.output
+    assert not empty.exists()
+
+    small.ingest()
+    document = json.loads(doctor(small, "--json", home=empty, monkeypatch=monkeypatch).stdout)
+    assert document["stale"]["batches"] == []
+    assert document["stale"]["recipes"]["host"] == "there is no dataset"
+    assert document["artifacts"]["free_gb"] > 0
+    assert not document["ok"]
+
+
+def test_doctor_finds_other_settings_and_a_killed_run(
+    small: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Path(small.instance.root_directory)
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        batch = next(iter(small.workspace.listing().batches))
+        dead = instance.create_run_for_job(
+            build_defs(workspace=small.workspace).resolve_job_def("ingest"),
+            status=dg.DagsterRunStatus.STARTED,
+            tags={"dagster/partition": batch, PROCESS_TAG: f"{socket.gethostname()}:1:0"},
+        )
+    told = doctor(small, home=home, monkeypatch=monkeypatch)
+    assert f"{home}/dagster.yaml is not config/dagster.yaml" in told.output
+    assert f"run {dead.run_id[:8]} (ingest {batch}) counts as under way" in told.output
+
+
+def test_what_no_command_foresaw_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_the_way = tmp_path / "home"
+    in_the_way.write_text("")
+    monkeypatch.setenv("DAGSTER_HOME", str(in_the_way))
+    monkeypatch.setattr(sys, "argv", ["phasewatch", "sync"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == FAILED
+    said = capsys.readouterr().err
+    assert str(in_the_way) in said
+    assert "phasewatch --debug sync" in said
+    assert "Traceback" not in said
+    monkeypatch.setattr(sys, "argv", ["phasewatch", "--debug", "sync"])
+    with pytest.raises(FileExistsError):
+        main()
