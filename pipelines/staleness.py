@@ -99,6 +99,8 @@ def _why_stale(
             return f"{which.name} was trained from other data, settings or layout"
         if read_manifest(workspace.report_folder(recipe) / which.name) is None:
             return f"{which.name} was not evaluated"
+    if read_manifest(workspace.comparisons_folder(recipe)) is None:
+        return "its models were not compared"
     return None
 
 

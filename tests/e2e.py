@@ -39,7 +39,11 @@ resources:
       report: {replicates: 200}
       models:
         gbt: {n_rounds: 12, max_depth: 3, early_stopping_rounds: 5, n_threads: 1}
-        cnn: {width: 8, depth: 1, epochs: 2, n_threads: 1}
+        mlp: &net {width: 8, depth: 1, epochs: 2, n_threads: 1}
+        cnn: *net
+        gru: *net
+        lstm: *net
+        transformer: *net
 """
 _LOCATION = "definitions.py"
 INGEST = ["validation_index", "tensor_shards", "feature_shards"]
