@@ -42,7 +42,8 @@ resources:
         cnn: {width: 8, depth: 1, epochs: 2, n_threads: 1}
 """
 _LOCATION = "definitions.py"
-INGEST = ["validation_index", "tensor_shards", "feature_shards"]
+INGEST = ["validation_index", "tensor_shards", "feature_shards", "drift"]
+SCORE = {"ops": {"predictions": {"config": {"model": "gbt", "recipe": "host"}}}}
 DRIFT = "guest.net_rx_bytes: unit was B/s, is now kB/s"
 
 
@@ -203,12 +204,13 @@ class Server:
         assert not any(tick["error"] for tick in ticks), ticks
         return [tick["skipReason"] for tick in ticks if tick["skipReason"]]
 
-    def backfill(self, assets: list[str], batches: list[str]) -> None:
+    def backfill(self, assets: list[str], batches: list[str], config: Any = None) -> None:
         """What the dialog's button sends."""
+        chosen = {"assetSelection": [{"path": [a]} for a in assets], "partitionNames": batches}
         answer = self.ask(
             "mutation($p: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $p) "
             "{ __typename ... on PythonError { message } } }",
-            p={"assetSelection": [{"path": [a]} for a in assets], "partitionNames": batches},
+            p=chosen | ({"runConfigData": config} if config else {}),
         )["launchPartitionBackfill"]
         assert answer["__typename"] == "LaunchBackfillSuccess", answer
 
@@ -385,10 +387,7 @@ def drift(server: Server, browser: Browser | None, lab: Lab, batch: str) -> None
     lab.drift()
     server.reload()
     before = {run["runId"] for run in server.runs()}
-    if browser:
-        browser.materialize("/assets/predictions", batch)
-    else:
-        server.backfill(["predictions"], [batch])
+    server.backfill(["predictions"], [batch], SCORE)
     (run,) = until(lambda: [r for r in server.runs() if r["runId"] not in before], "a run")
     until(lambda: server.runs()[0]["status"] == "FAILURE", "predictions fail")
     if browser:
@@ -407,7 +406,9 @@ def drift(server: Server, browser: Browser | None, lab: Lab, batch: str) -> None
 
 def headless(lab: Lab, batch: str) -> None:
     words = ("dagster", "job", "execute", "-m", "pipelines.definitions", "-j", "score")
-    tags = ("--tags", json.dumps({"dagster/partition": batch}))
+    score = lab.tree / "score.yaml"
+    score.write_text(json.dumps(SCORE))
+    tags = ("--tags", json.dumps({"dagster/partition": batch}), "-c", str(score))
     refused = lab.command(*words, *tags)
     assert refused.returncode != 0
     assert DRIFT in refused.stdout + refused.stderr

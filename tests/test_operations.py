@@ -22,10 +22,10 @@ from click.testing import Result
 from conftest import RECIPE, TINY, Lab, failure, materialized, new_instance
 from typer.testing import CliRunner
 
-import features.ingest
 from assets.partitions import BATCHES
 from pipelines.cli import FAILED, app, main
 from pipelines.definitions import build_defs
+from pipelines.jobs import INGEST_KEYS
 from pipelines.partitions import sync_batches
 from pipelines.schedules import nightly
 from pipelines.sensors import new_batches
@@ -182,7 +182,7 @@ def test_a_night_ingests_then_retrains_what_changed(trained: Lab, tmp_path: Path
     (ingest,) = night(lab)
     assert (ingest.partition_key, ingest.asset_selection) == (
         batch,
-        [dg.AssetKey(stage) for stage in features.ingest.STAGES],
+        INGEST_KEYS,
     )
     started = under_way(lab, "ingest", batch)
     assert f"ingest {batch}: run {started.run_id[:8]} is started" in str(night(lab))
@@ -304,7 +304,7 @@ def test_artifacts_on_another_path_are_reused_and_recorded_there(
         there = Lab(store, artifacts, instance, trained.settings)
         assert sync_batches(instance, there.workspace).stale == []
         batch = next(iter(there.workspace.listing().batches))
-        config = {"ops": {"predictions": {"config": {"recipe": RECIPE}}}}
+        config = {"ops": {"predictions": {"config": {"model": "gbt", "recipe": RECIPE}}}}
         refused = there.execute("score", batch, config=config)
         assert "was never trained for recipe sample" in failure(refused)
         retrained = there.execute("retrain", RECIPE)
