@@ -9,7 +9,7 @@ export PHASEWATCH_ARTIFACTS := $(abspath $(ARTIFACTS))
 export DAGSTER_HOME := $(abspath $(or $(ARTIFACTS),artifacts))/dagster_home
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui test bench yardstick lint clean
+.PHONY: help run ui test e2e bench yardstick lint clean
 
 help:  ## say what there is
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /make \1\t/' | expand -t 14
@@ -36,6 +36,10 @@ lint: .venv/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/dg check defs
+
+e2e: .venv/.installed  ## a real Dagster, clicked by a real browser: growth, night, backfill, drift
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'playwright>=1.60'
+	PYTHONPATH=. $(BIN)/python tests/e2e.py
 
 bench: .venv/.installed  ## speed, as ratios measured side by side
 	$(BIN)/python -m benchmarks.extraction

@@ -54,16 +54,7 @@ def build_checkpoint_asset(which: Variant) -> dg.AssetsDefinition:
         recipe = context.partition_key
         dataset, shards = require_dataset(workspace, recipe)
         config = workspace.model_config_of(which)
-        identity = fingerprint(
-            {
-                "stage": CHECKPOINT_VERSION,
-                "dataset": dataset.version,
-                "variant": which.name,
-                "config": asdict(config),
-                "seed": workspace.seed,
-                "contract": contract_of(workspace.layout, which.spec.input_kind).hash,
-            }
-        )
+        identity = checkpoint_identity(workspace, which, dataset.version)
         folder = workspace.checkpoint_folder(recipe)
         header = None if workspace.force else _reusable(folder, which, identity, workspace)
         reused = header is not None
@@ -106,6 +97,20 @@ def build_checkpoint_asset(which: Variant) -> dg.AssetsDefinition:
         )
 
     return checkpoint
+
+
+def checkpoint_identity(workspace: Workspace, which: Variant, dataset_version: str) -> str:
+    """Fingerprint of what a variant is trained from; the header keeps it in ``train_meta``."""
+    return fingerprint(
+        {
+            "stage": CHECKPOINT_VERSION,
+            "dataset": dataset_version,
+            "variant": which.name,
+            "config": asdict(workspace.model_config_of(which)),
+            "seed": workspace.seed,
+            "contract": contract_of(workspace.layout, which.spec.input_kind).hash,
+        }
+    )
 
 
 def _reusable(

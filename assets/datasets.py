@@ -20,6 +20,7 @@ from resources.reporting import Stopwatch, artefact_metadata, layout_metadata, s
 from resources.workspace import Workspace
 
 DATASET_VERSION = "1"
+Versions = dict[str, dict[str, str]]  # batch -> stage -> data version
 
 
 @dg.asset(
@@ -47,14 +48,7 @@ def datasets(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
     shards = require_current_batches(workspace, verify=True)
     versions = {b: {s: m.version for s, m in found.items()} for b, found in shards.items()}
     policy = workspace.split_policy
-    identity = fingerprint(
-        {
-            "stage": DATASET_VERSION,
-            "recipe": recipe,
-            "policy": asdict(policy),
-            "batches": versions,
-        }
-    )
+    identity = dataset_identity(workspace, recipe, versions)
     folder = workspace.dataset_folder(recipe)
     manifest = None if workspace.force else reusable(folder, identity)
     reused = manifest is not None
@@ -83,6 +77,18 @@ def datasets(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
         },
         data_version=dg.DataVersion(manifest.version),
         check_results=[_check(manifest)],
+    )
+
+
+def dataset_identity(workspace: Workspace, recipe: str, versions: Versions) -> str:
+    """Fingerprint of what a recipe's dataset is made from, given the versions of the shards."""
+    return fingerprint(
+        {
+            "stage": DATASET_VERSION,
+            "recipe": recipe,
+            "policy": asdict(workspace.split_policy),
+            "batches": versions,
+        }
     )
 
 

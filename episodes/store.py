@@ -6,6 +6,7 @@ The store is somebody else's: it is only ever read. Judging an episode is ``vali
 from __future__ import annotations
 
 import json
+import stat
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,9 +39,10 @@ class StoredEpisode:
     host_id: str
     episode_id: str
     path: Path  # where the archive is, or should be
-    size_bytes: int | None  # of the file on disk; None: there is none
+    size_bytes: int | None  # of the file on disk; None: there is none, or not all of it yet
     index_rows: tuple[IndexRow, ...]
     other_hosts: tuple[str, ...] = ()  # further hosts that claim the same id
+    arrived_bytes: int | None = None  # of a file that is shorter than the index says
 
     @property
     def batch(self) -> str:
@@ -48,7 +50,13 @@ class StoredEpisode:
 
     @property
     def identity(self) -> list[object]:
-        """What a batch's fingerprint covers: any change in it makes the batch stale."""
+        """What a batch's fingerprint covers: any change in it makes the batch stale.
+
+        The content is named by the index's hash, and no time stamp is in it: a copy of the store
+        is the same store. So an archive replaced by another of equal size under an unchanged row
+        makes nothing stale, for what was made of the content with that hash still holds; the other
+        content is rejected by its hash whenever it is read.
+        """
         return [
             self.episode_id,
             self.size_bytes,
@@ -83,7 +91,7 @@ class StoreListing:
         return (
             *self.problems,
             *(f"{e.host_id}/{e.episode_id}: on disk, not in the index" for e in self.unindexed),
-            *(f"{e.host_id}/{e.episode_id}: in the index, not on disk" for e in self.without_file),
+            *(f"{e.host_id}/{e.episode_id}: {_absence(e)}" for e in self.without_file),
         )
 
     def find(self, episode_id: str) -> StoredEpisode:
@@ -104,11 +112,18 @@ class StoreListing:
         return found[0]
 
 
+def _absence(episode: StoredEpisode) -> str:
+    if episode.arrived_bytes is None:
+        return "in the index, not on disk"
+    expected = max(row.size_bytes for row in episode.index_rows)
+    return f"on disk with {episode.arrived_bytes:,} of {expected:,} bytes: arriving, or cut off"
+
+
 def list_store(root: Path) -> StoreListing:
     """Reconcile ``index.jsonl`` with ``episodes/<host_id>/*.tar.zst``.
 
-    An unfinished upload (any other file name) and an unfinished last line of the index are not
-    there yet, and so no problem.
+    What is still arriving is not there yet, and so no problem: a file under any other name, a file
+    shorter than its index row says, an unfinished last line of the index.
 
     Raises:
         StoreError: ``root`` holds neither an index nor an ``episodes`` folder.
@@ -131,13 +146,25 @@ def list_store(root: Path) -> StoreListing:
 
     batches: dict[str, list[StoredEpisode]] = defaultdict(list)
     for host_id, episode_id in sorted(sizes.keys() | rows.keys()):
+        path = root / "episodes" / host_id / f"{episode_id}{ARCHIVE_SUFFIX}"
+        listed = rows[host_id, episode_id]
+        size = sizes.get((host_id, episode_id))
+        if size is None:  # it may have come, and then its row, since the folder was listed
+            size = _size(path)
+        arriving = (
+            size is not None
+            and bool(listed)
+            and all(size < row.size_bytes for row in listed)
+            and stat.S_ISREG(path.lstat().st_mode)  # what is no file will not become one
+        )
         episode = StoredEpisode(
             host_id=host_id,
             episode_id=episode_id,
-            path=root / "episodes" / host_id / f"{episode_id}{ARCHIVE_SUFFIX}",
-            size_bytes=sizes.get((host_id, episode_id)),
-            index_rows=tuple(rows[host_id, episode_id]),
+            path=path,
+            size_bytes=None if arriving else size,
+            index_rows=tuple(listed),
             other_hosts=tuple(sorted(hosts_of[episode_id] - {host_id})),
+            arrived_bytes=size if arriving else None,
         )
         batches[episode.batch].append(episode)
     return StoreListing(
@@ -163,11 +190,17 @@ def _list_files(root: Path, problems: list[str]) -> dict[tuple[str, str], int]:
             if not is_episode_id(episode_id):
                 problems.append(f"episodes/{host.name}/{path.name}: the name is not a ULID")
                 continue
-            try:
-                sizes[host.name, episode_id] = path.lstat().st_size
-            except FileNotFoundError:  # renamed while we looked
-                continue
+            size = _size(path)
+            if size is not None:  # else it was renamed while we looked
+                sizes[host.name, episode_id] = size
     return sizes
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def _read_index(path: Path, problems: list[str]) -> list[IndexRow]:

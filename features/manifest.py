@@ -12,12 +12,13 @@ import json
 import os
 import tempfile
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 MANIFEST_FILE = "manifest.json"
 
@@ -33,8 +34,29 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_may_write: ContextVar[Callable[[], None]] = ContextVar("may_write", default=lambda: None)
+
+
+@contextmanager
+def writes_gated(ask: Callable[[], None]) -> Iterator[None]:
+    """Within, ``ask`` is called before anything is put in place; what it raises stops the write.
+
+    For whoever may be told to stop while working, and must leave nothing behind after that.
+    """
+    before = _may_write.get()
+    _may_write.set(ask)
+    try:
+        yield
+    finally:
+        _may_write.set(before)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that its name always shows the old content whole or the new one whole."""
+    """Write a file so that its name always shows the old content whole or the new one whole.
+
+    Every artefact and checkpoint is put in place by this, so here ``writes_gated`` is asked.
+    """
+    _may_write.get()()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".tmp-{os.getpid()}-")
     try:
@@ -142,6 +164,7 @@ class Draft:
 
     def commit(self, fingerprint: str, facts: dict[str, Any]) -> Manifest:
         """Move the files into place, then the manifest; drop what the last manifest named."""
+        _may_write.get()()
         previous = read_manifest(self._folder)
         files = {}
         for role, suffix in self._roles.items():

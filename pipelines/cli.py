@@ -24,6 +24,7 @@ from pipelines.console import (
     fail,
     overrides_of,
     say_json,
+    say_table,
     track,
 )
 from pipelines.home import ROOT
@@ -61,6 +62,10 @@ def run(
         list[str] | None,
         typer.Option(metavar="NAME", help="host, sample or time; repeat for several."),
     ] = None,
+    batch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Ingest this batch only, stale or not; repeatable."),
+    ] = None,
     ingest_only: Annotated[
         bool, typer.Option("--ingest-only", help="Stop when every batch is ingested.")
     ] = False,
@@ -68,17 +73,28 @@ def run(
         bool, typer.Option("--force", help="Make everything anew, reuse nothing.")
     ] = False,
 ) -> None:
-    """Sync, ingest what is stale, retrain, evaluate, and print the path of the report."""
+    """Sync, ingest what is stale, retrain, evaluate, and print the path of the report.
+
+    With --batch: sync and ingest those batches, no more.
+    """
     from pipelines.local import RunError, run_all
     from resources.workspace import SettingsError
 
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_once())
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("phasewatch").setLevel(logging.INFO)
+    logging.getLogger("phasewatch").setLevel(
+        logging.INFO if sys.stderr.isatty() else logging.WARNING
+    )
     overrides = overrides_of(store, artifacts) | ({"force": True} if force else {})
     try:
-        page = run_all(config, overrides, recipe or None, ingest_only=ingest_only)
+        page = run_all(
+            config,
+            overrides,
+            recipe or None,
+            batches=batch or None,
+            ingest_only=ingest_only or bool(batch),
+        )
     except SettingsError as error:
         fail(str(error), USAGE)
     except RunError as error:
@@ -306,6 +322,42 @@ def predict(
         typer.echo(f"{row['start_s']:7.1f} s  {row['phase']:<17} {share:.2f}")
 
 
+@app.command()
+def doctor(
+    config: ConfigOption = None,
+    store: RunStoreOption = None,
+    artifacts: RunArtifactsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is installed, which store it is, what is stale; problems first, exit 1 if any."""
+    from pipelines.doctor import examine
+
+    findings = examine(config, overrides_of(store, artifacts))
+    document = findings.as_document()
+    if as_json:
+        say_json(document)
+    else:
+        for found in findings.problems:
+            typer.echo(f"problem: {found['problem']}\n  remedy: {found['remedy']}")
+        typer.echo("" if findings.problems else "no problem found\n")
+        rows = [
+            (name, key, _short(v)) for name, s in findings.sections.items() for key, v in s.items()
+        ]
+        say_table(("about", "what", "found"), rows)
+    raise typer.Exit(FAILED if findings.problems else OK)
+
+
+def _short(value: Any) -> str:
+    """A value in one cell: what is nested becomes words, what is long becomes a number."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v or 'absent'}" for k, v in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) if 0 < len(value) <= 3 else str(len(value) or "none")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
 for command in (
     cli_checkpoints.inspect,
     cli_report.report,
@@ -316,9 +368,34 @@ for command in (
     app.command()(command)
 
 
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Where something unforeseen fails, show where.")
+    ] = False,
+) -> None:
+    """Tells in which phase of a compromise a virtual machine is, from its telemetry."""
+    global _debug
+    _debug = debug
+
+
+_debug = False
+
+
 def main() -> None:
-    """Entry point."""
-    app()
+    """Entry point: also what no command foresaw ends in one message and a code."""
+    try:
+        app()
+    except Exception as error:
+        if _debug:
+            raise
+        said = str(error).strip().partition("\n")[0]
+        typer.echo(
+            f"{type(error).__name__}: {said}\nThis was not foreseen; `phasewatch --debug "
+            f"{' '.join(sys.argv[1:])}` shows where it happened.",
+            err=True,
+        )
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":

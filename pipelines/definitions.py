@@ -12,7 +12,7 @@ from assets.predictions import predictions
 from pipelines.jobs import JOBS
 from pipelines.schedules import nightly
 from pipelines.sensors import new_batches
-from resources.workspace import Workspace, workspace_from_environment
+from resources.workspace import Workspace, keeping_paths, workspace_from_environment
 
 
 def build_defs(*, workspace: Workspace | None = None) -> dg.Definitions:
@@ -34,7 +34,7 @@ def build_defs(*, workspace: Workspace | None = None) -> dg.Definitions:
         jobs=JOBS,
         sensors=[new_batches],
         schedules=[nightly],
-        resources={"workspace": workspace or Workspace()},
+        resources={"workspace": keeping_paths(workspace or Workspace())},
         executor=dg.in_process_executor,
     )
 

@@ -8,9 +8,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def dagster_home() -> Path:
+    """DAGSTER_HOME, or without it ``artifacts/dagster_home`` of the clone."""
+    return Path(os.environ.get("DAGSTER_HOME") or ROOT / "artifacts" / "dagster_home").absolute()
+
+
 def prepare_dagster_home() -> Path:
-    """Make DAGSTER_HOME (default ``artifacts/dagster_home`` of the clone) ready and export it."""
-    home = Path(os.environ.get("DAGSTER_HOME") or ROOT / "artifacts" / "dagster_home").absolute()
+    """Make the folder ready and export it."""
+    home = dagster_home()
     home.mkdir(parents=True, exist_ok=True)
     settings = home / "dagster.yaml"
     if not settings.exists():

@@ -7,22 +7,25 @@ from features.ingest import STAGES
 from models.registry import VARIANTS
 from resources.guards import checkpoint_key
 
+INGEST_KEYS = [dg.AssetKey(stage) for stage in (*STAGES, "drift")]
+RETRAIN_KEYS = [
+    dg.AssetKey("datasets"),
+    *(checkpoint_key(which) for which in VARIANTS),
+    dg.AssetKey("held_out_predictions"),
+    *(report_key(which) for which in VARIANTS),
+    dg.AssetKey("comparisons"),
+    dg.AssetKey("report"),
+]
+
 ingest = dg.define_asset_job(
     "ingest",
-    selection=dg.AssetSelection.assets(*STAGES, "drift"),
+    selection=dg.AssetSelection.assets(*INGEST_KEYS),
     description="Validate a batch's episodes, write its shards, and say how it drifted.",
 )
 
 retrain = dg.define_asset_job(
     "retrain",
-    selection=dg.AssetSelection.assets(
-        "datasets",
-        *(checkpoint_key(which) for which in VARIANTS),
-        "held_out_predictions",
-        *(report_key(which) for which in VARIANTS),
-        "comparisons",
-        "report",
-    ),
+    selection=dg.AssetSelection.assets(*RETRAIN_KEYS),
     description="Split, train every model, evaluate, compare and report, for one recipe.",
 )
 

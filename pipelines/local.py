@@ -1,6 +1,7 @@
 """Runs the jobs in this process, one after the other: what `phasewatch run` does."""
 
 import logging
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,16 @@ def run_all(
     overrides: dict[str, Any],
     recipes: list[str] | None,
     *,
+    batches: list[str] | None = None,
     ingest_only: bool = False,
 ) -> Path | None:
     """Sync, ingest the stale batches, retrain the recipes; returns the report page's path.
 
+    Args:
+        batches: ingest these, stale or not, instead.
+
     Raises:
-        SettingsError: the configuration is wrong, or there is no such recipe or store.
+        SettingsError: the configuration is wrong, or there is no such recipe, batch or store.
         RunError: a run failed.
     """
     for recipe in recipes or ():
@@ -42,7 +47,12 @@ def run_all(
     with _instance() as instance:
         synced = _sync(instance, workspace)
         definitions = build_defs(workspace=workspace)
-        for batch in synced.listing.batches if workspace.force else synced.stale:
+        for batch in batches or ():
+            if batch not in synced.listing.batches:
+                near = get_close_matches(batch, synced.listing.batches, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise SettingsError(f"{workspace.store_path}: no batch {batch!r}{hint}")
+        for batch in batches or (synced.listing.batches if workspace.force else synced.stale):
             _execute(definitions, "ingest", batch, instance)
         if ingest_only:
             return None

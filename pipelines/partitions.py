@@ -6,6 +6,7 @@ import dagster as dg
 
 from assets.partitions import BATCHES
 from episodes.store import StoreListing
+from resources.runs import end_dead_runs
 from resources.workspace import Workspace
 
 
@@ -19,7 +20,11 @@ class Synced:
 
 
 def sync_batches(instance: dg.DagsterInstance, workspace: Workspace) -> Synced:
-    """Register every batch of the store as a partition. Nothing is ever unregistered."""
+    """Register every batch of the store as a partition. Nothing is ever unregistered.
+
+    Runs whose process was killed are marked as failed on the way: they would count as under way.
+    """
+    end_dead_runs(instance)
     listing = workspace.listing()
     assert BATCHES.name is not None
     known = set(instance.get_dynamic_partitions(BATCHES.name))

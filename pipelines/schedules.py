@@ -1,12 +1,45 @@
 """Schedules: the nightly retrain."""
 
+import os
+
 import dagster as dg
 
-from assets.partitions import RECIPE_PARTITIONS
-from pipelines.jobs import retrain
+from pipelines.partitions import sync_batches
+from pipelines.staleness import decide, decide_ingest, in_short, stale_recipes, under_way
+from resources.workspace import Workspace
+
+NIGHT = os.environ.get("PHASEWATCH_NIGHT") or "*/5 2-5 * * *"
+"""Cron expression (UTC) of the ticks of a night."""
+
+# A schedule has one job. Batches and recipes are partitioned differently, so it is the one Dagster
+# makes of all assets, and each request names its assets and its partition.
+_ALL_ASSETS_JOB = "__ASSET_JOB"
 
 
-@dg.schedule(job=retrain, cron_schedule="0 2 * * *")
-def nightly(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:  # noqa: ARG001
-    """One retrain a recipe; stages whose inputs did not change reuse what is there."""
-    return [dg.RunRequest(partition_key=key) for key in RECIPE_PARTITIONS.get_partition_keys()]
+@dg.schedule(cron_schedule=NIGHT, job_name=_ALL_ASSETS_JOB)
+def nightly(
+    context: dg.ScheduleEvaluationContext, workspace: Workspace
+) -> list[dg.RunRequest] | dg.SkipReason:
+    """Syncs and ingests what is stale; then retrains each recipe whose dataset changed.
+
+    A night has many ticks, and each does the next step that is due, from what is on disk and under
+    way: however long the ingest takes, a retrain is requested only when it is done.
+    """
+    instance = context.instance
+    synced = sync_batches(instance, workspace)
+    ingests = decide_ingest(instance, workspace, synced.listing)
+    if ingests.requests:
+        return ingests.requests
+    if ingests.waiting:
+        return dg.SkipReason(in_short(ingests.waiting))
+    running = under_way(instance, "ingest")
+    if running:
+        return dg.SkipReason(f"{len(running)} batches are being ingested")
+    recipes = stale_recipes(workspace, synced.listing)
+    if not recipes:
+        return dg.SkipReason(
+            f"nothing changed: all {len(synced.listing.batches)} batches are ingested, and every "
+            "recipe is trained on them"
+        )
+    retrains = decide(instance, recipes)
+    return retrains.requests or dg.SkipReason(in_short(retrains.waiting))

@@ -4,6 +4,7 @@ import dagster as dg
 
 from pipelines.jobs import ingest
 from pipelines.partitions import sync_batches
+from pipelines.staleness import decide_ingest, in_short
 from resources.workspace import Workspace
 
 
@@ -11,13 +12,12 @@ from resources.workspace import Workspace
 def new_batches(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult:
     """Registers new batches and requests one run for each that is new or changed."""
     synced = sync_batches(context.instance, workspace)
-    requests = [
-        dg.RunRequest(
-            run_key=f"{batch}:{workspace.fingerprint(synced.listing.batches[batch])}",
-            partition_key=batch,
-        )
-        for batch in synced.stale
-    ]
-    if not requests:
-        return dg.SensorResult(skip_reason=f"all {len(synced.listing.batches)} batches are current")
-    return dg.SensorResult(run_requests=requests)
+    decision = decide_ingest(context.instance, workspace, synced.listing)
+    for reason in decision.waiting:
+        context.log.warning(reason)
+    if decision.requests:
+        return dg.SensorResult(run_requests=decision.requests)
+    return dg.SensorResult(
+        skip_reason=in_short(decision.waiting)
+        or f"all {len(synced.listing.batches)} batches are current"
+    )

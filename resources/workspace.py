@@ -4,7 +4,8 @@ It hands out paths and core values; the work itself is the core's.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -21,6 +22,7 @@ from features import registry
 from features.ingest import STAGES, batch_fingerprint
 from features.manifest import Manifest, read_manifest
 from models.registry import MODELS, Variant, model_config, unknown_name
+from resources.runs import writing_for
 
 ROOT = Path(__file__).resolve().parent.parent
 """The clone: relative paths in the configuration start here, not in the working directory."""
@@ -80,6 +82,15 @@ class Workspace(dg.ConfigurableResource):
     splits: Splits = Field(default_factory=Splits)
     report: Report = Field(default_factory=Report)
     models: Models = Field(default_factory=Models)
+
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["Workspace"]:
+        """Hands itself out; while a run uses it, writes are held to that run."""
+        if context.run is None or context.instance is None:  # a sensor or a schedule
+            yield self
+            return
+        with writing_for(context.run, context.instance):
+            yield self
 
     @property
     def layout(self) -> registry.Layout:
@@ -163,6 +174,21 @@ class Workspace(dg.ConfigurableResource):
 
     def drift_path(self, batch: str) -> Path:
         return self.artifacts_path / "drift" / f"{batch}.json"
+
+
+def keeping_paths(workspace: Workspace) -> Workspace:
+    """The same workspace, whose paths also hold where a run's configuration names none.
+
+    Dagster fills what a partial configuration leaves out from the class, not from the instance: a
+    run with ``-c`` would read the embedded store, whatever PHASEWATCH_STORE says.
+    """
+    paths = {
+        name: (str, Field(default=getattr(workspace, name), description=field.description))
+        for name, field in Workspace.model_fields.items()
+        if name in ("store", "artifacts")
+    }
+    kind = create_model("Workspace", __base__=Workspace, __doc__=Workspace.__doc__, **paths)
+    return kind(**{name: getattr(workspace, name) for name in Workspace.model_fields})
 
 
 class SettingsError(Exception):

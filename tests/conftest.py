@@ -41,6 +41,7 @@ class Lab:
         definitions: dg.Definitions | None = None,
         only: list[dg.AssetKey] | None = None,
         config: dict[str, Any] | None = None,
+        tags: dict[str, str] | None = None,
     ) -> dg.ExecuteInProcessResult:
         definitions = definitions or build_defs(workspace=self.workspace)
         return definitions.resolve_job_def(job).execute_in_process(
@@ -48,6 +49,7 @@ class Lab:
             instance=instance or self.instance,
             partition_key=partition,
             asset_selection=only,
+            tags=tags,
             raise_on_error=False,
         )
 

@@ -8,10 +8,8 @@ from pathlib import Path
 import dagster as dg
 from conftest import RECIPE, Lab, failure, materialized
 
-from assets.partitions import BATCHES
 from models.registry import variant
 from pipelines.partitions import sync_batches
-from pipelines.sensors import new_batches
 from resources.guards import checkpoint_key
 
 WHICH = variant("gbt", "realistic")
@@ -92,21 +90,6 @@ def test_equal_input_gives_equal_bytes(lab: Lab, tmp_path: Path) -> None:
         if path.is_file()
     } == files
     assert any(path.suffix == ".ubj" for path in files)
-
-
-def test_the_sensor_registers_and_requests_what_is_stale(lab: Lab) -> None:
-    def tick() -> dg.SensorResult:
-        context = dg.build_sensor_context(instance=lab.instance)
-        return new_batches(context, workspace=lab.workspace)  # type: ignore[return-value]
-
-    requests = tick().run_requests
-    assert requests is not None
-    assert {r.partition_key for r in requests} == set(lab.workspace.listing().batches)
-    assert set(lab.instance.get_dynamic_partitions(str(BATCHES.name))) == set(
-        lab.workspace.listing().batches
-    )
-    lab.ingest()
-    assert "current" in str(tick().skip_reason)
 
 
 def test_datasets_name_the_batch_that_is_missing_or_stale(lab: Lab) -> None:

@@ -853,10 +853,20 @@ def test_one_reason_is_kept_for_each_source_it_holds_for(store: StoreBuilder) ->
     assert record.details == ("proc: no rows", "guest: no rows")
 
 
-def test_a_cut_off_upload_has_the_wrong_hash_as_well(store: StoreBuilder) -> None:
-    added = store.add(members=good())
+def test_a_cut_off_archive_has_the_wrong_hash_as_well(store: StoreBuilder) -> None:
+    added = store.add(members=good(), index={"size_bytes": 5000})
     added.path.write_bytes(added.path.read_bytes()[:5000])
     assert set(judge(store, added).reasons) == {"tar_hash_mismatch", "broken_archive"}
+
+
+def test_an_archive_replaced_by_one_of_equal_size_is_rejected_by_its_hash(
+    store: StoreBuilder,
+) -> None:
+    added = store.add(members=good())
+    before = list_store(store.root).find(added.episode_id).identity
+    added.path.write_bytes(bytes(added.path.stat().st_size))
+    assert list_store(store.root).find(added.episode_id).identity == before
+    assert "tar_hash_mismatch" in judge(store, added).reasons
 
 
 def test_what_was_found_before_an_exception_is_kept(
@@ -1115,6 +1125,26 @@ def test_an_unfinished_upload_is_not_there_yet(name: str, store: StoreBuilder) -
     listing = list_store(store.root)
     assert [e.episode_id for e in listing.episodes] == [added.episode_id]
     assert listing.problems == ()
+
+
+def test_a_file_shorter_than_its_index_row_is_not_there_yet(store: StoreBuilder) -> None:
+    added = store.add(members=good())
+    whole = added.path.read_bytes()
+    identities = []
+    for content in (None, b"", whole[:-1], whole):
+        added.path.unlink(missing_ok=True)
+        if content is not None:
+            added.path.write_bytes(content)
+        episode = list_store(store.root).find(added.episode_id)
+        identities.append(episode.identity)
+        assert (episode.size_bytes is None) == (content != whole)
+        assert judge(store, added).verdict == ("accepted" if content == whole else "errored")
+    assert identities[0] == identities[1] == identities[2] != identities[3]
+    added.path.write_bytes(whole[:-1])
+    (difference,) = list_store(store.root).differences
+    assert difference.endswith(
+        f"on disk with {len(whole) - 1:,} of {len(whole):,} bytes: arriving, or cut off"
+    )
 
 
 @pytest.mark.parametrize("line", [b'{"episode_id": "01', b"{", b'{"episode_id": "\xc3'])

@@ -1,0 +1,415 @@
+"""Growth and nights: what is requested, what waits and why, and what a killed run leaves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from builders import START_NS, StoreBuilder
+from click.testing import Result
+from conftest import RECIPE, TINY, Lab, failure, materialized, new_instance
+from typer.testing import CliRunner
+
+from assets.partitions import BATCHES
+from pipelines.cli import FAILED, app, main
+from pipelines.definitions import build_defs
+from pipelines.jobs import INGEST_KEYS
+from pipelines.partitions import sync_batches
+from pipelines.schedules import nightly
+from pipelines.sensors import new_batches
+from pipelines.staleness import MAX_FAILURES, stale_recipes
+from resources.guards import last_metadata
+from resources.runs import PROCESS_TAG, end_dead_runs
+from resources.workspace import Workspace, read_workspace
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Lab]:
+    """Three hosts with an episode each: a batch each, and nothing ingested."""
+    store = StoreBuilder(tmp_path / "store")
+    store.populate(profiles=["io-walk"], duration_s=20)
+    with new_instance(tmp_path / "home") as instance:
+        yield Lab(store, tmp_path / "artifacts", instance, TINY)
+
+
+def tick(lab: Lab) -> dg.SensorResult:
+    """One evaluation of the sensor."""
+    resources = {"workspace": lab.workspace}
+    with dg.build_sensor_context(instance=lab.instance, resources=resources) as context:
+        return new_batches(context)  # type: ignore[return-value]
+
+
+def night(lab: Lab) -> Any:
+    """One tick of the nightly schedule."""
+    now = datetime(2026, 11, 22, 2, tzinfo=UTC)
+    with dg.build_schedule_context(
+        instance=lab.instance,
+        scheduled_execution_time=now,
+        resources={"workspace": lab.workspace},
+    ) as context:
+        return nightly(context)
+
+
+def run(lab: Lab, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
+    """Run what was requested, as the daemon would."""
+    assert request.partition_key
+    return lab.execute("ingest", request.partition_key, tags=dict(request.tags))
+
+
+def under_way(lab: Lab, job: str, partition: str) -> dg.DagsterRun:
+    """A run that is counted as started and does nothing."""
+    definition = build_defs(workspace=lab.workspace).resolve_job_def(job)
+    return lab.instance.create_run_for_job(
+        definition, status=dg.DagsterRunStatus.STARTED, tags={"dagster/partition": partition}
+    )
+
+
+def requested(result: dg.SensorResult) -> list[str]:
+    return sorted(str(r.partition_key) for r in result.run_requests or ())
+
+
+# --- growth
+
+
+def test_the_sensor_registers_and_requests_what_is_stale(small: Lab) -> None:
+    batches = list(small.workspace.listing().batches)
+    first = tick(small)
+    assert requested(first) == batches
+    assert set(small.instance.get_dynamic_partitions(str(BATCHES.name))) == set(batches)
+    again = tick(small)
+    assert [r.run_key for r in again.run_requests or ()] == [
+        r.run_key for r in first.run_requests or ()
+    ]
+    for request in first.run_requests or ():
+        assert run(small, request).success
+    assert tick(small).skip_reason == dg.SkipReason("all 3 batches are current")
+
+    late = small.store.add("lab-b", profile="io-walk", duration_s=20, start_ns=START_NS + 1)
+    assert requested(tick(small)) == [small.workspace.listing().find(late.episode_id).batch]
+
+
+def test_a_batch_whose_run_is_under_way_is_not_requested_again(small: Lab) -> None:
+    tick(small)
+    batch, *others = small.workspace.listing().batches
+    started = under_way(small, "ingest", batch)
+    assert requested(tick(small)) == others
+    small.instance.report_run_canceled(started)
+    assert requested(tick(small)) == [batch, *others]
+
+
+def test_a_lost_artefact_is_requested_anew(small: Lab) -> None:
+    first = tick(small).run_requests or []
+    for request in first:
+        assert run(small, request).success
+    shutil.rmtree(small.workspace.batch_folder(str(first[0].partition_key)))
+    (again,) = tick(small).run_requests or []
+    assert again.partition_key == first[0].partition_key
+    assert again.run_key != first[0].run_key
+
+
+def test_a_failing_batch_is_given_up_until_it_changes_or_a_person_mends_it(small: Lab) -> None:
+    small.store.add("lab-d", profile="io-walk", duration_s=20)
+    batch = list(small.workspace.listing().batches)[-1]
+    for request in tick(small).run_requests or ():
+        if request.partition_key != batch:
+            assert run(small, request).success
+    in_the_way = small.workspace.batch_folder(batch)
+    in_the_way.write_text("a file where a folder has to be")
+    keys = []
+    for _ in range(MAX_FAILURES):
+        (request,) = tick(small).run_requests or []
+        keys.append(request.run_key)
+        assert not run(small, request).success
+    assert len(set(keys)) == MAX_FAILURES
+    assert f"ingest {batch}: given up after 3 failed runs" in str(tick(small).skip_reason)
+    assert f"ingest {batch}: given up after 3 failed runs" in str(night(small))
+
+    small.store.add("lab-d", profile="io-walk", duration_s=20)
+    assert requested(tick(small)) == [batch]
+    in_the_way.unlink()
+    assert small.execute("ingest", batch).success
+    assert "current" in str(tick(small).skip_reason)
+
+
+def test_an_arriving_episode_is_ingested_once_it_is_whole(small: Lab) -> None:
+    added = small.store.added[0]
+    whole = added.path.read_bytes()
+    added.path.write_bytes(whole[:100])
+    for request in tick(small).run_requests or ():
+        assert run(small, request).success
+    added.path.write_bytes(whole[:200])
+    assert "current" in str(tick(small).skip_reason)
+    added.path.write_bytes(whole)
+    assert requested(tick(small)) == [small.workspace.listing().find(added.episode_id).batch]
+
+
+def test_during_a_training_new_batches_are_ingested_and_changed_ones_wait(small: Lab) -> None:
+    small.ingest()
+    changed = small.store.add("lab-b", profile="io-walk", duration_s=20)
+    small.store.add("lab-d", profile="io-walk", duration_s=20)
+    training = under_way(small, "retrain", RECIPE)
+    assert [batch.rsplit(".", 1)[0] for batch in requested(tick(small))] == ["lab-d"]
+    small.instance.report_run_canceled(training)
+    assert small.workspace.listing().find(changed.episode_id).batch in requested(tick(small))
+
+
+# --- nights
+
+
+def test_a_night_ingests_then_retrains_what_changed(trained: Lab, tmp_path: Path) -> None:
+    lab = Lab(trained.store, tmp_path / "artifacts", trained.instance, trained.settings)
+    shutil.copytree(trained.artifacts, lab.artifacts)
+    requests = night(lab)
+    assert {r.partition_key for r in requests} == {"host", "time"}  # never trained
+    assert all(dg.AssetKey("datasets") in r.asset_selection for r in requests)
+
+    batch = next(iter(lab.workspace.listing().batches))
+    shutil.rmtree(lab.workspace.batch_folder(batch) / "tensor_shards")
+    (ingest,) = night(lab)
+    assert (ingest.partition_key, ingest.asset_selection) == (
+        batch,
+        INGEST_KEYS,
+    )
+    started = under_way(lab, "ingest", batch)
+    assert f"ingest {batch}: run {started.run_id[:8]} is started" in str(night(lab))
+    lab.instance.report_run_canceled(started)
+
+
+def test_a_recipe_is_stale_where_data_settings_or_results_changed(
+    trained: Lab, tmp_path: Path
+) -> None:
+    def why(**settings: Any) -> str | None:
+        lab = Lab(trained.store, artifacts, trained.instance, trained.settings | settings)
+        workspace = lab.workspace
+        found = {w.partition: w.why for w in stale_recipes(workspace, workspace.listing())}
+        return found.get(RECIPE)
+
+    artifacts = trained.artifacts
+    assert why() is None
+    assert why(seed=1) == "gbt_realistic was trained from other data, settings or layout"
+    assert why(splits=TINY["splits"] | {"val_share": 0.3}) == "the split policy changed"  # type: ignore[operator]
+    artifacts = tmp_path / "artifacts"
+    shutil.copytree(trained.artifacts, artifacts)
+    shutil.rmtree(artifacts / "reports" / RECIPE / "cnn_oracle")
+    assert why() == "cnn_oracle was not evaluated"
+    next(artifacts.glob(f"checkpoints/{RECIPE}/cnn_realistic.ckpt.json")).unlink()
+    assert why() == "cnn_realistic was not trained"
+    shutil.rmtree(artifacts / "datasets" / RECIPE)
+    assert why() == "there is no dataset"
+
+
+# --- killed runs
+
+
+def test_a_run_that_has_ended_leaves_nothing(small: Lab) -> None:
+    class CancelAtFirstWord(logging.Handler):
+        def emit(self, _: logging.LogRecord) -> None:
+            for started in small.instance.get_runs():
+                small.instance.report_run_canceled(started)
+
+    sync_batches(small.instance, small.workspace)
+    batch = next(iter(small.workspace.listing().batches))
+    handler, log = CancelAtFirstWord(), logging.getLogger("phasewatch")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        refused = small.execute("ingest", batch)
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
+    assert not refused.success
+    assert "is CANCELED, its process is not: what it made is not kept" in failure(refused)
+    assert not [path for path in small.artifacts.rglob("*") if path.is_file()]
+    assert last_metadata(small.instance, dg.AssetKey("tensor_shards"), batch) is None
+
+
+HANG = """
+import sys, time, features.ingest, assets.batches
+real = assets.batches.ingest_batch
+def slowly(*args, **named):
+    print("working", flush=True)
+    time.sleep(600)
+    return real(*args, **named)
+assets.batches.ingest_batch = slowly
+from pipelines.cli import app
+app(["run", "--ingest-only"])
+"""
+
+
+def test_a_killed_command_leaves_no_process_and_its_run_is_ended(small: Lab) -> None:
+    home = Path(small.instance.root_directory)
+    environment = os.environ | {
+        "DAGSTER_HOME": str(home),
+        "PHASEWATCH_STORE": str(small.store.root),
+        "PHASEWATCH_ARTIFACTS": str(small.artifacts),
+        "PYTHONPATH": str(ROOT),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANG],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().strip() == "working"
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            (started,) = instance.get_runs()
+            assert started.tags[PROCESS_TAG].split(":")[1] == str(process.pid)
+            assert end_dead_runs(instance) == []  # it lives
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            for child in children.split():  # only those that copy the log, and end with it
+                assert b"watch_orphans" in (
+                    command := Path(f"/proc/{child}/cmdline").read_bytes()
+                ) or command.startswith(b"tail")
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert end_dead_runs(instance) == [started.run_id]
+            assert instance.get_runs()[0].status is dg.DagsterRunStatus.FAILURE
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert not list(small.artifacts.rglob("manifest.json"))
+
+
+# --- another machine
+
+
+def test_artifacts_on_another_path_are_reused_and_recorded_there(
+    trained: Lab, tmp_path: Path
+) -> None:
+    """What docs/operations.md says to copy is enough: folders, but no records of Dagster's."""
+    store = StoreBuilder(tmp_path / "copied" / "store")
+    shutil.copytree(trained.store.root, store.root, dirs_exist_ok=True)
+    artifacts = tmp_path / "copied" / "artifacts"
+    shutil.copytree(trained.artifacts, artifacts)
+    with new_instance(tmp_path / "home") as instance:
+        there = Lab(store, artifacts, instance, trained.settings)
+        assert sync_batches(instance, there.workspace).stale == []
+        batch = next(iter(there.workspace.listing().batches))
+        config = {"ops": {"predictions": {"config": {"model": "gbt", "recipe": RECIPE}}}}
+        refused = there.execute("score", batch, config=config)
+        assert "was never trained for recipe sample" in failure(refused)
+        retrained = there.execute("retrain", RECIPE)
+        assert retrained.success, failure(retrained)
+        made = materialized(retrained)
+        assert all(made[key]["reused"] for key in made.keys() - {"report"})
+        scored = there.execute("score", batch, config=config)
+        assert scored.success, failure(scored)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("[!d]*.yaml")), ids=lambda p: p.name)
+def test_a_configuration_that_ships_is_valid(path: Path) -> None:
+    read_workspace(path, {})
+
+
+def test_without_a_home_dagster_is_refused_and_nothing_is_made(small: Lab, tmp_path: Path) -> None:
+    environment = os.environ | {
+        "DAGSTER_DISABLE_TELEMETRY": "1",
+        "PHASEWATCH_STORE": str(small.store.root),
+        "PHASEWATCH_ARTIFACTS": str(small.artifacts),
+        "PYTHONPATH": str(ROOT),
+    }
+    environment.pop("DAGSTER_HOME", None)
+    batch = next(iter(small.workspace.listing().batches))
+    words = ["job", "execute", "-m", "pipelines.definitions", "-j", "ingest"]
+    tags = json.dumps({"dagster/partition": batch})
+    done = subprocess.run(
+        [Path(sys.executable).with_name("dagster"), *words, "--tags", tags],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "DAGSTER_HOME" in done.stdout + done.stderr
+    assert not small.artifacts.exists()
+
+
+def test_a_partial_run_configuration_keeps_the_paths_of_the_environment() -> None:
+    definitions = build_defs(workspace=Workspace(store="/a/store", artifacts="/an/artifacts"))
+    document = {"resources": {"workspace": {"config": {"device": "cpu"}}}}
+    filled = dg.validate_run_config(definitions.resolve_job_def("retrain"), document)
+    settings = filled["resources"]["workspace"]["config"]
+    assert (settings["store"], settings["artifacts"]) == ("/a/store", "/an/artifacts")
+
+
+# --- doctor
+
+
+def doctor(lab: Lab, *words: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    paths = ["--store", str(lab.store.root), "--artifacts", str(lab.artifacts)]
+    return CliRunner().invoke(app, ["doctor", *paths, *words])
+
+
+def test_doctor_says_what_is_stale_and_what_to_do(
+    small: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = tmp_path / "no-home"
+    before = doctor(small, home=empty, monkeypatch=monkeypatch)
+    assert before.exit_code == FAILED
+    assert before.output.startswith("problem: 3 of 3 batches are not ingested as they are now\n")
+    assert "remedy: phasewatch run --ingest-only" in before.output
+    assert not empty.exists()
+
+    small.ingest()
+    document = json.loads(doctor(small, "--json", home=empty, monkeypatch=monkeypatch).stdout)
+    assert document["stale"]["batches"] == []
+    assert document["stale"]["recipes"]["host"] == "there is no dataset"
+    assert document["artifacts"]["free_gb"] > 0
+    assert not document["ok"]
+
+
+def test_doctor_finds_other_settings_and_a_killed_run(
+    small: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Path(small.instance.root_directory)
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        batch = next(iter(small.workspace.listing().batches))
+        dead = instance.create_run_for_job(
+            build_defs(workspace=small.workspace).resolve_job_def("ingest"),
+            status=dg.DagsterRunStatus.STARTED,
+            tags={"dagster/partition": batch, PROCESS_TAG: f"{socket.gethostname()}:1:0"},
+        )
+    told = doctor(small, home=home, monkeypatch=monkeypatch)
+    assert f"{home}/dagster.yaml is not config/dagster.yaml" in told.output
+    assert f"run {dead.run_id[:8]} (ingest {batch}) counts as under way" in told.output
+
+
+def test_what_no_command_foresaw_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_the_way = tmp_path / "home"
+    in_the_way.write_text("")
+    monkeypatch.setenv("DAGSTER_HOME", str(in_the_way))
+    monkeypatch.setattr(sys, "argv", ["phasewatch", "sync"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == FAILED
+    said = capsys.readouterr().err
+    assert str(in_the_way) in said
+    assert "phasewatch --debug sync" in said
+    assert "Traceback" not in said
+    monkeypatch.setattr(sys, "argv", ["phasewatch", "--debug", "sync"])
+    with pytest.raises(FileExistsError):
+        main()
