@@ -24,13 +24,13 @@ from resources.workspace import workspace_from_environment
 FAR = 1e6  # a limit that nothing reaches
 CHOICES: dict[str, list[dict[str, int | float]]] = {
     "gbt": [{}, {"max_depth": 3}, {"max_depth": 8}, {"colsample_bynode": 1.0}],
-    "mlp": [{}, {"n_pieces": 1}, {"n_pieces": 16}, {"dropout": 0.3}, {"offset_noise": 0.0}],
+    "mlp": [{}, {"n_pieces": 1}, {"n_pieces": 16}, {"dropout": 0.3}],
     "knn": [{}, {"n_components": 230}, {"n_components": 8}, {"limit": FAR}],
     "knn_semi": [{}, {"confidence": 0.9}, {"labelled_share": 0.5}],
     "cnn": [{}, {"kernel": 3}, {"limit": FAR}, {"block_bins": 1}],
-    "gru": [{}, {"limit": FAR}, {"block_bins": 1}, {"offset_noise": 0.0}],
+    "gru": [{}, {"limit": FAR}],
     "lstm": [{}, {"width": 64}],
-    "transformer": [{}, {"depth": 1}, {"limit": FAR}, {"dropout": 0.1}],
+    "transformer": [{}, {"dropout": 0.4}, {"limit": FAR}],
 }
 
 

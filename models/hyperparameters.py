@@ -141,6 +141,7 @@ class LstmConfig(WindowNetConfig):
 class TransformerConfig(WindowNetConfig):
     """Hyper-parameters of ``Transformer``."""
 
+    dropout: float = 0.2
     n_heads: int = 4
 
     def __post_init__(self) -> None:
