@@ -258,6 +258,10 @@ def read_sidecar(path: Path, header: dict[str, Any]) -> bytes:
         CheckpointError: it is absent, a link, too large, or has other bytes.
     """
     beside = path.parent / header["sidecar"]
+    if not beside.exists():
+        raise CheckpointError(
+            f"{beside}: the sidecar of {path.name} is not beside it; copy both, or retrain"
+        )
     sidecar = _read_file(beside, MAX_SIDECAR_BYTES)
     if len(sidecar) != header["sidecar_bytes"]:
         raise CheckpointError(

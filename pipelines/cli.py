@@ -48,7 +48,10 @@ app = typer.Typer(
 app.add_typer(cli_checkpoints.contract_app, name="contract")
 
 StoreOption = Annotated[
-    Path, typer.Option(help="Folder of the episode store (index.jsonl and episodes/).")
+    Path,
+    typer.Option(
+        help="Folder of the episode store (index.jsonl and episodes/).", envvar="PHASEWATCH_STORE"
+    ),
 ]
 DEFAULT_STORE = ROOT / "data" / "store"
 

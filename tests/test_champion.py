@@ -418,7 +418,7 @@ def test_a_damaged_copy_is_no_way_out(lab: Lab) -> None:
     (reason,) = judge(lab.workspace, KNN).judgement.reasons
     assert reason.startswith("The champion cannot be compared with")
     crown(folder, kept(lab, KNN), judged_against=reign)
-    with pytest.raises(CheckpointError, match="no such checkpoint file"):
+    with pytest.raises(CheckpointError, match="is not beside it"):
         roll_back(folder, LAYOUT, by="", why="")
 
 

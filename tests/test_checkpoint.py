@@ -506,7 +506,11 @@ def test_a_missing_file_is_named_with_the_remedy(which_file: str, tmp_path: Path
     path = put(tmp_path, GBT)
     gone = path if which_file == "header" else sidecar_of(path)
     gone.unlink()
-    refuses(path, f"{gone}: no such checkpoint file; train it first")
+    remedy = {
+        "header": "no such checkpoint file; train it first",
+        "sidecar": f"the sidecar of {path.name} is not beside it; copy both, or retrain",
+    }
+    refuses(path, f"{gone}: {remedy[which_file]}")
 
 
 @contextmanager
