@@ -84,6 +84,27 @@ class WindowNetClassifier(NetClassifier):
         return fit_scaling(X, block_bins=self.config.block_bins, limit=self.config.limit)
 
 
+class StepEmbedding(torch.nn.Module):
+    """Features of every step by itself: linear, normalised, rectified.
+
+    The normalisation over the batch is what lets a small net with attention or recurrence behind it
+    train well on some thousand windows.
+    """
+
+    def __init__(self, n_columns: int, width: int, dropout: float):
+        super().__init__()
+        self.embed = torch.nn.Sequential(
+            torch.nn.Conv1d(n_columns, width, 1, bias=False),
+            torch.nn.BatchNorm1d(width),
+            torch.nn.GELU(),
+            torch.nn.Dropout(dropout),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(n, n_steps, n_columns)`` to ``(n, n_steps, width)``."""
+        return self.embed(x.transpose(1, 2)).transpose(1, 2)
+
+
 class PooledHead(torch.nn.Module):
     """Logits from what a net says of every step, over a window of any length.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from models.nets import PooledHead, WindowNetClassifier
+from models.nets import PooledHead, StepEmbedding, WindowNetClassifier
 
 if TYPE_CHECKING:
     import torch
@@ -15,22 +15,17 @@ if TYPE_CHECKING:
 
 
 class _RecurrentNet(nn.Module):
-    """A convolved front, a recurrent layer both ways, pooling."""
+    """Steps embedded, a recurrent layer both ways, pooling."""
 
     def __init__(self, cell: Any, n_columns: int, n_classes: int, config: GruConfig | LstmConfig):
         super().__init__()
         width = config.width
-        self.front = nn.Sequential(
-            nn.Conv1d(n_columns, width, 1, bias=False),
-            nn.BatchNorm1d(width),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-        )
+        self.embed = StepEmbedding(n_columns, width, config.dropout)
         self.recurrent = cell(width, width, config.depth, batch_first=True, bidirectional=True)
         self.head = PooledHead(2 * width, n_columns, n_classes, config.dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        features, _ = self.recurrent(self.front(x.transpose(1, 2)).transpose(1, 2))
+        features, _ = self.recurrent(self.embed(x))
         return self.head(features, x)
 
 

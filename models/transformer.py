@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from models.nets import PooledHead, WindowNetClassifier
+from models.nets import PooledHead, StepEmbedding, WindowNetClassifier
 
 if TYPE_CHECKING:
     from models.hyperparameters import TransformerConfig
@@ -25,8 +25,7 @@ class _TransformerNet(nn.Module):
     def __init__(self, n_columns: int, n_classes: int, config: TransformerConfig):
         super().__init__()
         width = config.width
-        self.embed = nn.Linear(n_columns, width)
-        self.drop = nn.Dropout(config.dropout)
+        self.embed = StepEmbedding(n_columns, width, config.dropout)
         layer = nn.TransformerEncoderLayer(
             width,
             config.n_heads,
@@ -44,7 +43,7 @@ class _TransformerNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         steps = self.embed(x)
         steps = steps + sinusoidal_positions(steps.shape[1], steps.shape[2], steps.device)
-        return self.head(self.encoder(self.drop(steps)), x)
+        return self.head(self.encoder(steps), x)
 
 
 class Transformer(WindowNetClassifier):

@@ -461,6 +461,16 @@ class StoreBuilder:
         (self.root / "episodes").mkdir(parents=True, exist_ok=True)
         self.index_path.touch()
 
+    @classmethod
+    def reopen(cls, root: Path) -> StoreBuilder:
+        """The builder of a store on disk whose every episode has a row in the index."""
+        store = cls(root)
+        for line in store.index_path.read_text().splitlines():
+            row = json.loads(line)
+            host, episode_id = row["host_id"], row["episode_id"]
+            store.added.append(Added(host, episode_id, store.path(host, episode_id)))
+        return store
+
     @property
     def index_path(self) -> Path:
         return self.root / "index.jsonl"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +112,11 @@ TINY = {
 def new_instance(home: Path) -> dg.DagsterInstance:
     """A Dagster instance that remembers, in a folder of its own."""
     home.mkdir()
+    return dagster_at(home)
+
+
+def dagster_at(home: Path) -> dg.DagsterInstance:
+    """What the Dagster of a folder remembers."""
     return dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}})
 
 
@@ -117,6 +126,49 @@ def build_lab(root: Path, instance: dg.DagsterInstance) -> Lab:
     return Lab(store, root / "artifacts", instance, TINY)
 
 
+def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first of the workers to ask for it makes, and the others wait for."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    made = root / name
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            unfinished = root / f"{name}.unfinished"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            make(unfinished)
+            unfinished.rename(made)
+    return made
+
+
+@contextmanager
+def _copy_of(template: Path, root: Path) -> Iterator[Lab]:
+    shutil.copytree(template, root, dirs_exist_ok=True)
+    with dagster_at(root / "home") as instance:
+        yield Lab(StoreBuilder.reopen(root / "store"), root / "artifacts", instance, TINY)
+
+
+@pytest.fixture(scope="session")
+def _ingested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def make(root: Path) -> None:
+        with new_instance(root / "home") as instance:
+            build_lab(root, instance).ingest()
+
+    return _once(tmp_path_factory, "ingested-lab", make)
+
+
+@pytest.fixture(scope="session")
+def _trained(tmp_path_factory: pytest.TempPathFactory, _ingested: Path) -> Path:
+    def make(root: Path) -> None:
+        with _copy_of(_ingested, root) as lab:
+            result = lab.execute("retrain", RECIPE)
+            assert result.success, failure(result)
+
+    return _once(tmp_path_factory, "trained-lab", make)
+
+
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
     """A fresh lab: nothing is ingested yet."""
@@ -124,13 +176,22 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         yield build_lab(tmp_path, instance)
 
 
+@pytest.fixture
+def ingested(tmp_path: Path, _ingested: Path) -> Iterator[Lab]:
+    """A lab of one's own after ``ingest``."""
+    with _copy_of(_ingested, tmp_path) as lab:
+        yield lab
+
+
+@pytest.fixture
+def retrained(tmp_path: Path, _trained: Path) -> Iterator[Lab]:
+    """A lab of one's own after ``ingest`` and ``retrain``."""
+    with _copy_of(_trained, tmp_path) as lab:
+        yield lab
+
+
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def trained(tmp_path_factory: pytest.TempPathFactory, _trained: Path) -> Iterator[Lab]:
     """A lab after ``ingest`` and ``retrain``. Shared: tests must leave it as it is."""
-    root = tmp_path_factory.mktemp("lab")
-    with new_instance(root / "home") as instance:
-        lab = build_lab(root, instance)
-        lab.ingest()
-        result = lab.execute("retrain", RECIPE)
-        assert result.success, failure(result)
+    with _copy_of(_trained, tmp_path_factory.mktemp("lab")) as lab:
         yield lab

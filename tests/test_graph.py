@@ -243,11 +243,10 @@ def test_each_guard_refuses_drift_by_itself(trained: Lab, monkeypatch: pytest.Mo
 
 
 def test_after_drift_ingest_and_retrain_make_all_work_again(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    retrained: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab.ingest()
+    lab = retrained
     only = [dg.AssetKey("datasets"), checkpoint_key(WHICH)]
-    assert lab.execute("retrain", RECIPE, only=only).success
     monkeypatch.setattr(features.registry, "LAYOUT", drop(LAYOUT))
     assert not score(lab).success
     assert lab.ingest() == list(lab.workspace.listing().batches)
@@ -268,15 +267,15 @@ def test_a_checkpoint_that_was_never_trained_is_refused(
         assert score(trained, instance=other).success
 
 
-def test_a_checkpoint_swapped_by_hand_is_refused(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    lab.ingest()
-    only = [dg.AssetKey("datasets"), checkpoint_key(WHICH)]
+def test_a_checkpoint_swapped_by_hand_is_refused(
+    retrained: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = retrained
     folder = lab.workspace.checkpoint_folder(RECIPE)
     aside = lab.artifacts / "aside"
-    lab.settings = lab.settings | {"seed": 1}
-    assert lab.execute("retrain", RECIPE, only=only).success
     shutil.copytree(folder, aside)
-    lab.settings = lab.settings | {"seed": 0}
+    lab.settings = lab.settings | {"seed": 1}
+    only = [dg.AssetKey("datasets"), checkpoint_key(WHICH)]
     assert lab.execute("retrain", RECIPE, only=only).success
     assert score(lab).success
     shutil.copytree(aside, folder, dirs_exist_ok=True)
@@ -286,16 +285,18 @@ def test_a_checkpoint_swapped_by_hand_is_refused(lab: Lab, monkeypatch: pytest.M
 
 
 def test_a_blocking_check_stops_the_run_that_made_a_bad_checkpoint(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    retrained: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab.ingest()
+    lab = retrained
+    checkpoint_path(lab.workspace.checkpoint_folder(RECIPE), WHICH).unlink()
+    only = [checkpoint_key(WHICH), dg.AssetKey("held_out_predictions")]
     save = assets.checkpoints.save_checkpoint
 
     def save_under_another_layout(folder, which, model, layout, **rest):
         return save(folder, which, model, unit(layout), **rest)
 
     monkeypatch.setattr(assets.checkpoints, "save_checkpoint", save_under_another_layout)
-    result = lab.execute("retrain", RECIPE)
+    result = lab.execute("retrain", RECIPE, only=only)
     assert not result.success
     assert f"checkpoints/{WHICH.name}" in materialized(result)
     assert "held_out_predictions" not in materialized(result)
@@ -310,7 +311,7 @@ def test_a_blocking_check_stops_the_run_that_made_a_bad_checkpoint(
     )
     # Without the check the step runs, and its own guard refuses.
     monkeypatch.setattr("pipelines.definitions.CONTRACT_CHECKS", [])
-    unchecked = lab.execute("retrain", RECIPE)
+    unchecked = lab.execute("retrain", RECIPE, only=only)
     assert "unit was kB/s, is now B/s" in failure(unchecked)
     assert "held_out_predictions:" in failure(unchecked)
 

@@ -6,12 +6,13 @@ import shutil
 from pathlib import Path
 
 import dagster as dg
-from conftest import RECIPE, Lab, failure, materialized
+from conftest import RECIPE, Lab, failure, materialized, new_instance
 
 from features.ingest import STAGES
 from models.registry import variant
+from pipelines.definitions import build_defs
 from pipelines.partitions import sync_batches
-from resources.guards import checkpoint_key
+from resources.guards import checkpoint_key, last_metadata
 
 WHICH = variant("gbt", "realistic")
 
@@ -36,8 +37,9 @@ def test_a_second_run_reuses_everything_and_growth_touches_one_batch(lab: Lab) -
     assert not any(grown[key]["reused"] for key in stages)
 
 
-def test_a_damaged_artefact_is_made_anew(lab: Lab) -> None:
-    batch = lab.ingest()[0]
+def test_a_damaged_artefact_is_made_anew(ingested: Lab) -> None:
+    lab = ingested
+    batch, *_ = lab.workspace.listing().batches
     shard = next(lab.workspace.batch_folder(batch).glob("tensor_shards/*.npy"))
     content = shard.read_bytes()
     shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -48,23 +50,23 @@ def test_a_damaged_artefact_is_made_anew(lab: Lab) -> None:
     assert shard.read_bytes() == content
 
 
-def test_a_deleted_file_makes_its_batch_stale(lab: Lab) -> None:
-    batch = lab.ingest()[0]
-    next(lab.workspace.batch_folder(batch).glob("tensor_shards/*.npy")).unlink()
-    assert lab.ingest() == [batch]
+def test_a_deleted_file_makes_its_batch_stale(ingested: Lab) -> None:
+    batch, *_ = ingested.workspace.listing().batches
+    next(ingested.workspace.batch_folder(batch).glob("tensor_shards/*.npy")).unlink()
+    assert ingested.ingest() == [batch]
 
 
-def test_the_page_leaves_out_what_is_of_other_data(lab: Lab) -> None:
-    lab.ingest()
-    assert lab.execute("retrain", RECIPE).success
+def test_the_page_leaves_out_what_is_of_other_data(retrained: Lab) -> None:
+    lab = retrained
     lab.store.add(host="lab-d", profile="io-walk", sample="io-walk.v0", duration_s=40)
     lab.ingest()
     refused = lab.execute("retrain", RECIPE, only=[dg.AssetKey("report")])
     assert "No current evaluation report" in failure(refused)
 
 
-def test_one_stage_alone_can_be_materialized(lab: Lab) -> None:
-    batch = lab.ingest()[0]
+def test_one_stage_alone_can_be_materialized(ingested: Lab) -> None:
+    lab = ingested
+    batch, *_ = lab.workspace.listing().batches
     shutil.rmtree(lab.workspace.batch_folder(batch) / "feature_shards")
     result = lab.execute("ingest", batch, only=[dg.AssetKey("feature_shards")])
     assert result.success, failure(result)
@@ -72,33 +74,28 @@ def test_one_stage_alone_can_be_materialized(lab: Lab) -> None:
     assert sync_batches(lab.instance, lab.workspace).stale == []
 
 
-def test_equal_input_gives_equal_bytes(lab: Lab, tmp_path: Path) -> None:
-    lab.ingest()
-    only = [dg.AssetKey("datasets"), checkpoint_key(WHICH)]
-    assert lab.execute("retrain", RECIPE, only=only).success
-    twin = Lab(lab.store, tmp_path / "again", lab.instance, lab.settings)
-    for batch in twin.workspace.listing().batches:
-        assert twin.execute("ingest", batch).success
-    assert twin.execute("retrain", RECIPE, only=only).success
-    files = {
-        path.relative_to(lab.artifacts): path.read_bytes()
-        for path in lab.artifacts.rglob("*")
-        if path.is_file()
-    }
-    assert {
+def test_equal_input_gives_equal_bytes(trained: Lab, tmp_path: Path) -> None:
+    with new_instance(tmp_path / "home") as instance:
+        twin = Lab(trained.store, tmp_path / "again", instance, trained.settings)
+        twin.ingest()
+        only = [dg.AssetKey("datasets"), checkpoint_key(WHICH)]
+        assert twin.execute("retrain", RECIPE, only=only).success
+    made = {
         path.relative_to(twin.artifacts): path.read_bytes()
         for path in twin.artifacts.rglob("*")
         if path.is_file()
-    } == files
-    assert any(path.suffix == ".ubj" for path in files)
+    }
+    assert any(path.suffix == ".ubj" for path in made)
+    assert {path: (trained.artifacts / path).read_bytes() for path in made} == made
 
 
-def test_datasets_name_the_batch_that_is_missing_or_stale(lab: Lab) -> None:
+def test_datasets_name_the_batch_that_is_missing_or_stale(lab: Lab, ingested: Lab) -> None:
     only = [dg.AssetKey("datasets")]
     missing = failure(lab.execute("retrain", RECIPE, only=only))
     for batch in lab.workspace.listing().batches:
         assert f"{batch}: tensor_shards is missing" in missing
-    lab.ingest()
+
+    lab = ingested
     late = lab.store.add(
         host="lab-a",
         profile="io-walk",
