@@ -8,9 +8,8 @@ from typing import Any
 
 import dagster as dg
 
-from assets.datasets import read_dataset, require_dataset
 from assets.partitions import OWNERS, RECIPE_PARTITIONS
-from evaluation.datasets import examples
+from evaluation.datasets import examples, read_dataset
 from features.contract import contract_of
 from features.manifest import Manifest, fingerprint
 from models.base import Classifier
@@ -23,7 +22,7 @@ from models.checkpoint import (
 )
 from models.registry import VARIANTS, Variant
 from models.scaling import principal_axes
-from resources.guards import checkpoint_key, refuse_throwaway_instance
+from resources.guards import checkpoint_key, refuse_throwaway_instance, require_dataset
 from resources.reporting import Stopwatch, layout_metadata, reporter, say
 from resources.workspace import ROOT, Workspace
 

@@ -6,15 +6,14 @@ import dagster as dg
 import polars as pl
 
 from assets.partitions import EVERY_PARTITION, OWNERS, RECIPE_PARTITIONS
-from evaluation.datasets import SPLITS, DatasetError, build_table
+from evaluation.datasets import SPLITS, DatasetError, build_table, read_dataset
 from features.ingest import STAGES
 from features.manifest import Manifest, draft, fingerprint, reusable
-from features.shards import read_table, read_windows, write_table
+from features.shards import read_windows, write_table
 from resources.guards import (
     refuse,
     refuse_throwaway_instance,
     require_current_batches,
-    require_manifest,
 )
 from resources.reporting import Stopwatch, artefact_metadata, layout_metadata, say
 from resources.workspace import Workspace
@@ -131,31 +130,3 @@ def _check(manifest: Manifest) -> dg.AssetCheckResult:
             "seconds_between_training_and_test": gap_s,
         },
     )
-
-
-def read_dataset(manifest: Manifest) -> pl.DataFrame:
-    """The table of a dataset: the columns of ``shards.WINDOW_COLUMNS``, ``batch``, ``split``."""
-    table = pl.from_arrow(read_table(manifest.path("windows")))
-    assert isinstance(table, pl.DataFrame)
-    return table
-
-
-def require_dataset(
-    workspace: Workspace, recipe: str
-) -> tuple[Manifest, dict[str, dict[str, Manifest]]]:
-    """The dataset of a recipe and the shards it points into, by batch and stage.
-
-    Raises:
-        dg.Failure: it is absent or damaged, or the shards are not those it was built on.
-    """
-    remedy = f"phasewatch run --recipe {recipe}"
-    manifest = require_manifest(workspace.dataset_folder(recipe), f"Dataset {recipe}", remedy)
-    shards = require_current_batches(workspace, list(manifest.facts["batches"]))
-    for batch, versions in manifest.facts["batches"].items():
-        for stage, version in versions.items():
-            if shards[batch][stage].version != version:
-                refuse(
-                    f"Dataset {recipe} was built on other {stage} of {batch}. Build it anew: "
-                    f"{remedy}"
-                )
-    return manifest, shards

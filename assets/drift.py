@@ -6,16 +6,17 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from assets.champion import REFERENCE_FILE, phases_of, read_features, read_training
 from assets.partitions import BATCHES, OWNERS
-from evaluation.datasets import inputs
+from evaluation.datasets import inputs, read_channel_means
 from evaluation.drift import CHECKS, REFERENCE_SCHEMA, compare_batch, figures
 from evaluation.figures import document_text
+from evaluation.scores import phases_of
 from features.manifest import Manifest, write_atomically
 from features.shards import read_table
 from models.champion import ChampionError, Reign, kept_path, load_kept, read_champion
 from models.checkpoint import Checkpoint, CheckpointError
 from resources.guards import refuse, refuse_throwaway_instance, require_current_batches
+from resources.promotion import REFERENCE_FILE, read_training
 from resources.reporting import Stopwatch, say
 from resources.workspace import Workspace
 
@@ -105,7 +106,7 @@ def _compared(
             f"anew: phasewatch promote {reign.model}"
         )
     which, layout = checkpoint.variant, workspace.layout
-    windows = read_features(shards["feature_shards"], trained["channels"]).with_columns(
+    windows = read_channel_means(shards["feature_shards"], trained["channels"]).with_columns(
         batch=pl.lit(batch)
     )
     X = inputs(windows, {batch: shards}, which, layout)

@@ -3,25 +3,22 @@
 import base64
 from collections import Counter
 from dataclasses import asdict
-from itertools import product
 from typing import Any
 
 import dagster as dg
-import numpy as np
 import polars as pl
 
 from assets.checkpoints import code_commit
-from assets.datasets import read_dataset, require_dataset
 from assets.partitions import EVERY_PARTITION, OWNERS, RECIPE_PARTITIONS
-from evaluation.baselines import baseline_columns, baseline_proba
+from evaluation.baselines import shortcut_predictions
 from evaluation.cards import body_of, model_card
 from evaluation.charts import confusion_png
 from evaluation.comparisons import compare
-from evaluation.datasets import inputs
+from evaluation.datasets import inputs, read_dataset
 from evaluation.documents import evaluate
 from evaluation.figures import document_text
 from evaluation.report import render_report
-from evaluation.scores import ABLATED, SHORTCUTS, baseline_id, prediction_rows
+from evaluation.scores import ABLATED, prediction_rows
 from features.ingest import STAGES
 from features.manifest import (
     Manifest,
@@ -41,6 +38,7 @@ from resources.guards import (
     refuse,
     refuse_throwaway_instance,
     require_checkpoint,
+    require_dataset,
     require_manifest,
 )
 from resources.reporting import Stopwatch, artefact_metadata, layout_metadata, say
@@ -99,14 +97,7 @@ def held_out_predictions(
             )
             for which, checkpoint in checkpoints.items()
         ]
-        known: dict[tuple[str, ...], np.ndarray] = {}  # columns seen -> probabilities
-        for mode, name in product(MODES, SHORTCUTS):
-            columns = tuple(baseline_columns(name, mode))
-            if columns not in known:
-                known[columns] = baseline_proba(table, columns, classes, workspace.seed)
-            parts.append(
-                prediction_rows(held_out, name, mode, baseline_id(name), known[columns], classes)
-            )
+        parts.append(shortcut_predictions(table, classes, MODES, workspace.seed))
         with draft(folder) as staged:
             path = staged.new_file("predictions", ".parquet")
             write_table(pl.concat(parts).to_arrow(), path)

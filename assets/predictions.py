@@ -5,10 +5,8 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
-from assets.champion import read_training
-from assets.datasets import read_dataset
 from assets.partitions import BATCHES, OWNERS
-from evaluation.datasets import RECIPES, inputs
+from evaluation.datasets import RECIPES, inputs, read_dataset
 from features.manifest import draft, fingerprint, read_manifest, reusable
 from features.shards import read_windows, write_table
 from models.champion import SERVED
@@ -21,6 +19,7 @@ from resources.guards import (
     require_checkpoint,
     require_current_batches,
 )
+from resources.promotion import read_training
 from resources.reporting import Stopwatch, artefact_metadata, layout_metadata, say
 from resources.workspace import Workspace
 

@@ -27,14 +27,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 
-from assets.datasets import read_dataset
-from assets.evaluation import read_comparisons
-from evaluation.datasets import RECIPES, SPLITS, examples
+from evaluation.datasets import RECIPES, SPLITS, examples, read_dataset
 from features.ingest import STAGES
 from features.manifest import read_manifest
 from features.registry import LAYOUT, MODES
 from models.metrics import macro_f1
 from models.registry import MODELS, Variant
+from resources.evaluated import read_comparisons
 from resources.workspace import Workspace, workspace_from_environment
 
 if TYPE_CHECKING:

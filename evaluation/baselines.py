@@ -5,6 +5,7 @@ What they score is what a schedule or a gap in the recording gives away for free
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ import polars as pl
 from sklearn.ensemble import RandomForestClassifier
 
 from episodes.format import SOURCES
-from evaluation.scores import SHORTCUTS
+from evaluation.scores import SHORTCUTS, baseline_id, prediction_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,3 +53,24 @@ def baseline_proba(
     ):
         proba[:, list(classes).index(label)] = column
     return proba
+
+
+def shortcut_predictions(
+    table: pl.DataFrame, classes: Sequence[str], modes: Sequence[str], seed: int
+) -> pl.DataFrame:
+    """What every baseline says, in each mode, of the windows of ``val`` and ``test``.
+
+    Args:
+        table: a dataset's table; its training windows fit the baselines.
+    """
+    held_out = table.filter(pl.col("split") != "train")
+    known: dict[tuple[str, ...], NDArray[np.float32]] = {}  # columns seen -> probabilities
+    parts = []
+    for mode, name in product(modes, SHORTCUTS):
+        columns = tuple(baseline_columns(name, mode))
+        if columns not in known:
+            known[columns] = baseline_proba(table, columns, classes, seed)
+        parts.append(
+            prediction_rows(held_out, name, mode, baseline_id(name), known[columns], classes)
+        )
+    return pl.concat(parts)

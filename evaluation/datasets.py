@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from episodes.format import NS_PER_S
-from features.shards import SummaryWindows, TensorWindows
+from features.shards import WINDOW_COLUMNS, SummaryWindows, TensorWindows, read_table
 from models.base import Examples
 
 if TYPE_CHECKING:
@@ -347,3 +347,18 @@ def inputs(
         names = tuple(n for n, kept in zip(layout.feature_names, keep, strict=True) if kept)
         return SummaryWindows(paths, shard, windows["row"].to_numpy(), names)
     return TensorWindows(paths, shard, windows["first_bin"].to_numpy(), keep, layout.window.n_bins)
+
+
+def read_dataset(manifest: Manifest) -> pl.DataFrame:
+    """The table of a dataset: the columns of ``shards.WINDOW_COLUMNS``, ``batch``, ``split``."""
+    return pl.DataFrame(read_table(manifest.path("windows")))
+
+
+def read_channel_means(manifest: Manifest, channels: list[str]) -> pl.DataFrame:
+    """Windows of a batch with the mean of each channel, from its feature shards."""
+    columns = [*WINDOW_COLUMNS, *(f"{channel}.mean" for channel in channels)]
+    paths = [manifest.path(role) for role in sorted(manifest.files) if "features" in role]
+    if not paths:  # no episode of the batch was accepted
+        texts = ("episode_id", "host_id", "label")
+        return pl.DataFrame(schema={c: pl.String if c in texts else pl.Float64 for c in columns})
+    return pl.concat(pl.DataFrame(read_table(path, columns)) for path in paths)

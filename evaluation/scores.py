@@ -251,3 +251,7 @@ def guesses(
         value = float(guess_draws(own.actual, weights, seed).mean())
         found[name] = value, guess_statistic(own.confusion, weights, seed)
     return found
+
+
+def phases_of(proba: np.ndarray, phases: tuple[str, ...]) -> list[str]:
+    return [phases[i] for i in proba.argmax(axis=1)]

@@ -20,8 +20,8 @@ from pipelines.console import (
 )
 
 if TYPE_CHECKING:
-    from assets.champion import Trial
     from models.champion import Reign
+    from resources.promotion import Trial
     from resources.workspace import Workspace
 
 WhyOption = Annotated[str, typer.Option(help="Kept in the history, for whoever asks later.")]
@@ -79,9 +79,9 @@ def promote(
     """Put a trained model in use, if it is as good as the champion or better; else say why not."""
     import dagster as dg
 
-    from assets import champion as core
     from models.champion import ChampionError
     from models.checkpoint import CheckpointError
+    from resources import promotion as core
 
     which = _variant(model)
     workspace = _workspace(config, store, artifacts)

@@ -213,3 +213,24 @@ def require_manifest(folder: Path, what: str, remedy: str) -> Manifest:
     if damage:
         refuse(f"{what}: {damage}. Make it anew: {remedy}")
     return manifest
+
+
+def require_dataset(
+    workspace: Workspace, recipe: str
+) -> tuple[Manifest, dict[str, dict[str, Manifest]]]:
+    """The dataset of a recipe and the shards it points into, by batch and stage.
+
+    Raises:
+        dg.Failure: it is absent or damaged, or the shards are not those it was built on.
+    """
+    remedy = f"phasewatch run --recipe {recipe}"
+    manifest = require_manifest(workspace.dataset_folder(recipe), f"Dataset {recipe}", remedy)
+    shards = require_current_batches(workspace, list(manifest.facts["batches"]))
+    for batch, versions in manifest.facts["batches"].items():
+        for stage, version in versions.items():
+            if shards[batch][stage].version != version:
+                refuse(
+                    f"Dataset {recipe} was built on other {stage} of {batch}. Build it anew: "
+                    f"{remedy}"
+                )
+    return manifest, shards

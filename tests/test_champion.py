@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 
 import features.registry
 import models.champion
-from assets.champion import TRAINING_FILE, beside, judge, read_training
 from evaluation.datasets import RECIPES
 from evaluation.promotion import (
     against_baselines,
@@ -48,6 +47,7 @@ from pipelines.cli import FAILED, MISMATCH, OK, USAGE, app
 from pipelines.definitions import build_defs
 from pipelines.partitions import sync_batches
 from resources.guards import checkpoint_key
+from resources.promotion import TRAINING_FILE, beside, judge, read_training
 
 GBT, KNN = variant("gbt", "realistic"), variant("knn", "realistic")
 
@@ -345,7 +345,9 @@ def test_a_challenger_that_does_not_verify_is_refused(lab: Lab) -> None:
 
 
 def test_golden_vectors_are_replayed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("assets.champion.differences", lambda _: ["E: guest.forks.mean differs"])
+    monkeypatch.setattr(
+        "resources.promotion.differences", lambda _: ["E: guest.forks.mean differs"]
+    )
     reasons = judge(lab.workspace, KNN).judgement.reasons
     assert len(reasons) == len(RECIPES)
     assert all("does not verify: E: guest.forks.mean differs" in reason for reason in reasons)
@@ -404,7 +406,7 @@ def test_a_champion_of_another_layout_is_in_nobodys_way(
     def refuse(*_: object) -> None:
         raise ContractMismatchError("gbt", ["guest.net_rx_bytes: unit was B/s"], "Retrain")
 
-    monkeypatch.setattr("assets.champion.load_kept", refuse)
+    monkeypatch.setattr("resources.promotion.load_kept", refuse)
     recipes = judge(lab.workspace, KNN).judgement.recipes
     assert all("baselines" in found for found in recipes.values())
 

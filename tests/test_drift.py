@@ -16,7 +16,6 @@ import pytest
 from builders import DAY_NS, NS_PER_S, PROFILES, START_NS, StoreBuilder
 from conftest import RECIPE, Lab, failure, materialized, new_instance
 
-from assets.champion import beside
 from episodes.format import PHASES, SOURCES
 from evaluation.drift import (
     CHECKS,
@@ -39,6 +38,7 @@ from models.champion import Reign, crown, keep
 from models.checkpoint import checkpoint_path
 from models.registry import variant
 from pipelines.partitions import sync_batches
+from resources.promotion import beside
 
 CHANNELS = ("guest.forks", "guest.load_1m", "netflow.syn_out")
 IDENTITY = {"champion": {"model": "gbt"}}
@@ -311,7 +311,7 @@ def test_a_new_batch_is_compared_as_it_is_ingested(
         assert all(check.passed for check in checks.values())
         assert not lab.workspace.drift_path(batch).exists()
 
-        monkeypatch.setattr("assets.champion.SERVED", RECIPE)
+        monkeypatch.setattr("resources.promotion.SERVED", RECIPE)
         folder = lab.workspace.champion_folder
         path = checkpoint_path(trained.workspace.checkpoint_folder(RECIPE), which)
         kept = keep(folder, path, beside(trained.workspace, RECIPE, which))

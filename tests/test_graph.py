@@ -19,7 +19,6 @@ import assets.checkpoints
 import features.registry
 import models.checkpoint
 import resources.guards
-from assets.evaluation import read_comparisons, read_report
 from assets.partitions import RECIPE_PARTITIONS
 from features.manifest import read_manifest
 from features.registry import LAYOUT, Layout, WindowSpec
@@ -28,6 +27,7 @@ from models.registry import MODELS, VARIANTS, variant
 from pipelines.cli import MISMATCH, OK, app
 from pipelines.definitions import build_defs
 from pipelines.partitions import sync_batches
+from resources.evaluated import read_comparisons, read_report
 from resources.guards import checkpoint_key
 
 WHICH = variant("gbt", "realistic")

@@ -10,9 +10,8 @@ from conftest import RECIPE, Lab, failure, materialized, new_instance
 
 from features.ingest import STAGES
 from models.registry import variant
-from pipelines.definitions import build_defs
 from pipelines.partitions import sync_batches
-from resources.guards import checkpoint_key, last_metadata
+from resources.guards import checkpoint_key
 
 WHICH = variant("gbt", "realistic")
 
