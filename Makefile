@@ -28,7 +28,7 @@ ui: .venv/.installed  ## open Dagster on http://127.0.0.1:3000 (STORE=, ARTIFACT
 	$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port 3000
 
 test: lint  ## linters, types, import rules and the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -171,7 +171,7 @@ def _automation(
 
 
 def _store(findings: Findings, workspace: "Workspace") -> None:
-    from pipelines.staleness import stale_batches, stale_recipes
+    from pipelines.staleness import stale_recipes
 
     findings.sections["store"] = section = {"path": str(workspace.store_path)}
     try:
@@ -184,10 +184,10 @@ def _store(findings: Findings, workspace: "Workspace") -> None:
         "batches": len(listing.batches),
         "differences": list(listing.differences),
     }
-    batches = stale_batches(workspace, listing)
+    batches = workspace.stale_batches(listing)
     recipes = stale_recipes(workspace, listing)
     findings.sections["stale"] = {
-        "batches": [work.partition for work in batches],
+        "batches": batches,
         "recipes": {work.partition: work.why for work in recipes},
         "report": None if workspace.report_page.is_file() else "there is none",
     }

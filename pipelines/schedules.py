@@ -27,7 +27,7 @@ def nightly(
     """
     instance = context.instance
     synced = sync_batches(instance, workspace)
-    ingests = decide_ingest(instance, workspace, synced.listing)
+    ingests = decide_ingest(instance, workspace, synced)
     if ingests.requests:
         return ingests.requests
     if ingests.waiting:

@@ -12,7 +12,7 @@ from resources.workspace import Workspace
 def new_batches(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult:
     """Registers new batches and requests one run for each that is new or changed."""
     synced = sync_batches(context.instance, workspace)
-    decision = decide_ingest(context.instance, workspace, synced.listing)
+    decision = decide_ingest(context.instance, workspace, synced)
     for reason in decision.waiting:
         context.log.warning(reason)
     if decision.requests:

@@ -17,6 +17,7 @@ from features.manifest import read_manifest
 from models.checkpoint import CheckpointError, checkpoint_path, read_header
 from models.registry import VARIANTS
 from pipelines.jobs import INGEST_KEYS, RETRAIN_KEYS
+from pipelines.partitions import Synced
 from resources.runs import UNFINISHED
 from resources.workspace import Workspace
 
@@ -47,14 +48,6 @@ class Work:
     @property
     def keys(self) -> list[dg.AssetKey]:
         return INGEST_KEYS if self.job == "ingest" else RETRAIN_KEYS
-
-
-def stale_batches(workspace: Workspace, listing: StoreListing) -> list[Work]:
-    """Batches to ingest."""
-    return [
-        Work("ingest", batch, workspace.fingerprint(listing.batches[batch]), "new or changed")
-        for batch in workspace.stale_batches(listing)
-    ]
 
 
 def stale_recipes(workspace: Workspace, listing: StoreListing) -> list[Work]:
@@ -155,15 +148,17 @@ def decide(instance: dg.DagsterInstance, work: list[Work]) -> Decision:
     return decision
 
 
-def decide_ingest(
-    instance: dg.DagsterInstance, workspace: Workspace, listing: StoreListing
-) -> Decision:
+def decide_ingest(instance: dg.DagsterInstance, workspace: Workspace, synced: Synced) -> Decision:
     """``decide`` for the stale batches.
 
     While a recipe is being retrained, a changed batch waits: the training reads its shards. A new
     one is ingested beside it.
     """
-    work = stale_batches(workspace, listing)
+    batches = synced.listing.batches
+    work = [
+        Work("ingest", batch, workspace.fingerprint(batches[batch]), "new or changed")
+        for batch in synced.stale
+    ]
     held: list[str] = []
     for run in under_way(instance, "retrain")[:1]:
         used = [item for item in work if any(workspace.batch_manifests(item.partition).values())]

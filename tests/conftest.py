@@ -126,7 +126,7 @@ def build_lab(root: Path, instance: dg.DagsterInstance) -> Lab:
     return Lab(store, root / "artifacts", instance, TINY)
 
 
-def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """A folder that the first of the workers to ask for it makes, and the others wait for."""
     root = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -144,29 +144,30 @@ def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Non
 
 
 @contextmanager
-def _copy_of(template: Path, root: Path) -> Iterator[Lab]:
+def copy_of(template: Path, root: Path) -> Iterator[Lab]:
+    """A lab of one's own, as one that ``once`` made stands there."""
     shutil.copytree(template, root, dirs_exist_ok=True)
     with dagster_at(root / "home") as instance:
         yield Lab(StoreBuilder.reopen(root / "store"), root / "artifacts", instance, TINY)
 
 
 @pytest.fixture(scope="session")
-def _ingested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ingested_lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(root: Path) -> None:
         with new_instance(root / "home") as instance:
             build_lab(root, instance).ingest()
 
-    return _once(tmp_path_factory, "ingested-lab", make)
+    return once(tmp_path_factory, "ingested-lab", make)
 
 
 @pytest.fixture(scope="session")
-def _trained(tmp_path_factory: pytest.TempPathFactory, _ingested: Path) -> Path:
+def trained_lab(tmp_path_factory: pytest.TempPathFactory, ingested_lab: Path) -> Path:
     def make(root: Path) -> None:
-        with _copy_of(_ingested, root) as lab:
+        with copy_of(ingested_lab, root) as lab:
             result = lab.execute("retrain", RECIPE)
             assert result.success, failure(result)
 
-    return _once(tmp_path_factory, "trained-lab", make)
+    return once(tmp_path_factory, "trained-lab", make)
 
 
 @pytest.fixture
@@ -177,21 +178,21 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 
 
 @pytest.fixture
-def ingested(tmp_path: Path, _ingested: Path) -> Iterator[Lab]:
+def ingested(tmp_path: Path, ingested_lab: Path) -> Iterator[Lab]:
     """A lab of one's own after ``ingest``."""
-    with _copy_of(_ingested, tmp_path) as lab:
+    with copy_of(ingested_lab, tmp_path / "ingested") as lab:
         yield lab
 
 
 @pytest.fixture
-def retrained(tmp_path: Path, _trained: Path) -> Iterator[Lab]:
+def retrained(tmp_path: Path, trained_lab: Path) -> Iterator[Lab]:
     """A lab of one's own after ``ingest`` and ``retrain``."""
-    with _copy_of(_trained, tmp_path) as lab:
+    with copy_of(trained_lab, tmp_path / "retrained") as lab:
         yield lab
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, _trained: Path) -> Iterator[Lab]:
+def trained(tmp_path_factory: pytest.TempPathFactory, trained_lab: Path) -> Iterator[Lab]:
     """A lab after ``ingest`` and ``retrain``. Shared: tests must leave it as it is."""
-    with _copy_of(_trained, tmp_path_factory.mktemp("lab")) as lab:
+    with copy_of(trained_lab, tmp_path_factory.mktemp("lab")) as lab:
         yield lab

@@ -13,7 +13,7 @@ import dagster as dg
 import numpy as np
 import polars as pl
 import pytest
-from conftest import QUIET, Lab, failure, materialized, new_instance
+from conftest import QUIET, TINY, Lab, copy_of, failure, materialized, once
 from held_out import CLASSES, POLICY, WINDOWS, dataset, guess, predictions
 from typer.testing import CliRunner
 
@@ -45,7 +45,6 @@ from models.checkpoint import CheckpointError, ContractMismatchError, checkpoint
 from models.registry import Variant, variant
 from pipelines.cli import FAILED, MISMATCH, OK, USAGE, app
 from pipelines.definitions import build_defs
-from pipelines.partitions import sync_batches
 from resources.guards import checkpoint_key
 from resources.promotion import TRAINING_FILE, beside, judge, read_training
 
@@ -193,21 +192,25 @@ def test_what_the_champion_knows_is_no_test() -> None:
 # --- real checkpoints
 
 
+WEAK = {"models": TINY["models"] | {"gbt": {"n_rounds": 1, "max_depth": 1, "n_threads": 1}}}
+
+
 @pytest.fixture(scope="module")
-def base(trained: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def base(trained_lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A weak gbt is champion, knn was trained as well. Shared: tests use copies."""
-    root = tmp_path_factory.mktemp("champion")
-    shutil.copytree(trained.artifacts, root / "artifacts")
-    weak = {"gbt": {"n_rounds": 1, "max_depth": 1, "n_threads": 1}}
-    settings = trained.settings | {"models": trained.settings["models"] | weak}
-    with new_instance(root / "home") as instance:
-        lab = Lab(trained.store, root / "artifacts", instance, settings)
-        sync_batches(instance, lab.workspace)
-        only = [dg.AssetKey("datasets"), checkpoint_key(GBT), checkpoint_key(KNN)]
-        for recipe in RECIPES:
-            result = lab.execute("retrain", recipe, only=only)
-            assert result.success, failure(result)
-        crown(lab.workspace.champion_folder, kept(lab, GBT), judged_against=None)
+
+    def make(root: Path) -> None:
+        with copy_of(trained_lab, root) as lab:
+            lab.settings = lab.settings | WEAK
+            only = [dg.AssetKey("datasets"), checkpoint_key(GBT), checkpoint_key(KNN)]
+            for recipe in RECIPES:
+                result = lab.execute("retrain", recipe, only=only)
+                assert result.success, failure(result)
+            crown(lab.workspace.champion_folder, kept(lab, GBT), judged_against=None)
+
+    template = once(tmp_path_factory, "champion-lab", make)
+    with copy_of(template, tmp_path_factory.mktemp("champion")) as lab:
+        lab.settings = lab.settings | WEAK
         yield lab
 
 

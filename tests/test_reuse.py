@@ -10,30 +10,37 @@ from conftest import RECIPE, Lab, failure, materialized, new_instance
 
 from features.ingest import STAGES
 from models.registry import variant
+from pipelines.jobs import RETRAIN_KEYS
 from pipelines.partitions import sync_batches
-from resources.guards import checkpoint_key
+from resources.guards import checkpoint_key, last_metadata
 
 WHICH = variant("gbt", "realistic")
 
 
-def test_a_second_run_reuses_everything_and_growth_touches_one_batch(lab: Lab) -> None:
-    first = lab.ingest()
+def test_a_second_run_reuses_everything_and_growth_touches_one_batch(retrained: Lab) -> None:
+    lab = retrained
+    batch, *_ = lab.workspace.listing().batches
     assert lab.ingest() == []
-    before = materialized(lab.execute("retrain", RECIPE))
-    after = materialized(lab.execute("retrain", RECIPE))
-    stages = before.keys() - {"report"}
-    assert not any(before[key]["reused"] for key in stages)
-    assert all(after[key]["reused"] for key in stages)
-    assert all(before[key]["fingerprint"] == after[key]["fingerprint"] for key in stages)
-
-    again = materialized(lab.execute("ingest", first[0]))
+    again = materialized(lab.execute("ingest", batch))
     assert all(again[stage]["reused"] for stage in STAGES)
+    stages = {key.to_user_string(): key for key in RETRAIN_KEYS if key.path[-1] != "report"}
+    before = {name: last_metadata(lab.instance, key, RECIPE) or {} for name, key in stages.items()}
+    after = materialized(lab.execute("retrain", RECIPE))
+    assert after.keys() == {*stages, "report"}
+    for name, first in before.items():
+        assert not first["reused"], name
+        assert after[name]["reused"], name
+        assert after[name]["fingerprint"] == first["fingerprint"], name
 
     lab.store.add(host="lab-d", profile="io-walk", sample="io-walk.v0", duration_s=40)
     new = lab.ingest()
     assert [batch.rsplit(".", 1)[0] for batch in new] == ["lab-d"]
-    grown = materialized(lab.execute("retrain", RECIPE))
-    assert not any(grown[key]["reused"] for key in stages)
+    models = [f"checkpoints/{name}_realistic" for name in ("gbt", "knn", "cnn")]
+    grown = materialized(
+        lab.execute("retrain", RECIPE, only=[stages[name] for name in ("datasets", *models)])
+    )
+    assert grown.keys() == {"datasets", *models}
+    assert not any(made["reused"] for made in grown.values())
 
 
 def test_a_damaged_artefact_is_made_anew(ingested: Lab) -> None:
