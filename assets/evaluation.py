@@ -32,7 +32,14 @@ from features.registry import MODES
 from features.shards import read_table, write_table
 from models.checkpoint import Checkpoint
 from models.registry import VARIANTS, Variant
-from resources.evaluated import Evaluated, evaluated, read_comparisons, read_report
+from resources.evaluated import (
+    Evaluated,
+    Watched,
+    evaluated,
+    read_comparisons,
+    read_report,
+    watched,
+)
 from resources.guards import (
     checkpoint_key,
     refuse,
@@ -327,7 +334,7 @@ def comparisons(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.M
 @dg.asset(
     deps=[
         dg.AssetDep(key, partition_mapping=EVERY_PARTITION)
-        for key in (*map(report_key, VARIANTS), "comparisons")
+        for key in (*map(report_key, VARIANTS), "comparisons", "drift")
     ],
     group_name="evaluate",
     kinds={"html"},
@@ -343,7 +350,10 @@ def report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materi
         say(context, f"report page: {item['name']} ({item['recipe']}) left out: {item['why']}")
     if not found.reports:
         refuse("No current evaluation report. Make one: phasewatch run")
-    page = render_report(found.reports, _facts(workspace, found), found.comparisons)
+    watching = watched(workspace)
+    page = render_report(
+        found.reports, _facts(workspace, found, watching), found.comparisons, watching.batches
+    )
     write_atomically(workspace.report_page, page.encode())
     say(context, f"report page: {workspace.report_page}")
     return dg.MaterializeResult(
@@ -360,7 +370,7 @@ def report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materi
     )
 
 
-def _facts(workspace: Workspace, found: Evaluated) -> dict[str, Any]:
+def _facts(workspace: Workspace, found: Evaluated, watching: Watched) -> dict[str, Any]:
     verdicts: Counter[str] = Counter()
     for batch in workspace.listing().batches:
         index = workspace.batch_manifests(batch)[STAGES[0]]
@@ -372,4 +382,6 @@ def _facts(workspace: Workspace, found: Evaluated) -> dict[str, Any]:
         "code_commit": code_commit(),
         "generated_from": found.versions,
         "left_out": found.left_out,
+        "champion": watching.champion,
+        "unwatched": watching.n_others,
     }

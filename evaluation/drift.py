@@ -479,22 +479,32 @@ def figures(document: Mapping[str, Any]) -> dict[str, float]:
 
 
 def watch_section(documents: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A line a batch for a page: what to print, worst checks first; batches in order of their name.
+    """A line a batch for a page, newest day first.
 
-    Each has ``batch, host, severity, episodes, windows, champion, notes, figures`` (see
-    ``figures``) and ``checks``: ``name, severity, means, said``.
+    Each has ``batch, host, severity, episodes, windows, notes`` and, in the order of ``CHECKS``,
+    ``checks``: ``name, severity, said`` and ``value``, the one number that says most.
     """
-    order = ("fail", "warn", "ok")
-    return [
-        {
-            **{name: document[name] for name in ("batch", "host", "severity", "episodes", "windows",
-                                                 "champion", "notes")},
-            "figures": figures(document),
-            "checks": sorted(
-                ({k: check[k] for k in ("name", "severity", "means", "said")}
-                 for check in document["checks"]),
-                key=lambda check: order.index(check["severity"]),
-            ),
+    lines = []
+    for document in documents:
+        found = figures(document)
+        covered = [value for name, value in found.items() if name.startswith("coverage_")]
+        telling = {
+            "coverage": min((v for v in covered if v is not None), default=None),
+            "channels": found.get("psi_largest"),
+            "missing": found.get("missing_share"),
+            "verdicts": found.get("psi_verdicts"),
+            "class_mix": found.get("psi_class_mix"),
         }
-        for document in sorted(documents, key=lambda d: d["batch"])
-    ]  # fmt: skip
+        checks = {check["name"]: check for check in document["checks"]}
+        lines.append(
+            {name: document[name] for name in ("batch", "host", "severity", "episodes", "windows",
+                                               "notes")}
+            | {
+                "checks": [
+                    {k: checks[name][k] for k in ("name", "severity", "said")} | {"value": value}
+                    for name, value in telling.items()
+                ]
+            }
+        )  # fmt: skip
+    lines.sort(key=lambda line: line["host"])
+    return sorted(lines, key=lambda line: line["batch"].rpartition(".")[2], reverse=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation import wording
 from evaluation.datasets import RECIPES, SPLITS
 from evaluation.drawing import learning_curve, palette, reliability, timeline
+from evaluation.drift import FAIL, WARN, watch_section
 from evaluation.figures import COMPARISONS_SCHEMA, REPORT_SCHEMA
 from evaluation.scores import ABLATED, BASELINES, SHORTCUTS
 from evaluation.templating import templates
@@ -30,10 +31,14 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05  # an adjusted p below it is shown as a difference
 MARKS = 4  # shapes that tell modes apart
+MAX_BATCHES = 60  # of those that are watched, the newest are on the page
 
 
 def render_report(
-    reports: Sequence[Report], facts: Mapping[str, Any], comparisons: Sequence[Comparisons] = ()
+    reports: Sequence[Report],
+    facts: Mapping[str, Any],
+    comparisons: Sequence[Comparisons] = (),
+    watched: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The page, as text.
 
@@ -41,21 +46,28 @@ def render_report(
         reports: what ``documents.evaluate`` returned, one a checkpoint and recipe, in any order.
         facts: ``store``, ``episodes``, ``verdicts`` (verdict -> episodes), ``code_commit``,
             ``generated_from`` (data versions) and ``left_out`` (what is not on the page:
-            ``recipe``, ``name``, ``why``).
+            ``recipe``, ``name``, ``why``), ``champion`` (its name, or None) and ``unwatched``
+            (batches not compared with its training data).
         comparisons: what ``comparisons.compare`` returned, one a recipe.
+        watched: what ``drift.compare_batch`` returned, one a batch, all of one champion.
 
     Raises:
         ValueError: a document has another schema, or two are of one subject.
     """
     environment = templates(autoescape=True)
-    return environment.get_template("report.html.j2").render(view(reports, facts, comparisons))
+    return environment.get_template("report.html.j2").render(
+        view(reports, facts, comparisons, watched)
+    )
 
 
 # --- arranging ----------------------------------------------------------------------------------
 
 
 def view(
-    reports: Sequence[Report], facts: Mapping[str, Any], comparisons: Sequence[Comparisons]
+    reports: Sequence[Report],
+    facts: Mapping[str, Any],
+    comparisons: Sequence[Comparisons],
+    watched: Sequence[Mapping[str, Any]],
 ) -> View:
     """Everything the template shows, in the order in which it is shown."""
     by_key = _by_key(reports)
@@ -81,6 +93,7 @@ def view(
         "marks": {mode: i % MARKS for i, mode in enumerate(modes)},
         "recipes": shown,
         "compared": _comparisons(shown, modes, models) if compared else None,
+        "watch": _watch(watched, facts),
         "models": [
             _model(model, modes, recipes, phases, wanted, by_key, compared) for model in models
         ],
@@ -108,6 +121,20 @@ def view(
             "left_out": list(facts["left_out"]),
         },
         "nothing": NOTHING,
+    }
+
+
+def _watch(watched: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> View:
+    lines = watch_section(watched)
+    severities = [line["severity"] for line in lines]
+    return {
+        "champion": facts["champion"],
+        "unwatched": facts["unwatched"],
+        "checks": wording.WATCHED,
+        "lines": lines[:MAX_BATCHES],
+        "older": lines[MAX_BATCHES:],
+        "n": {severity: severities.count(severity) for severity in ("fail", "warn", "ok")},
+        "limits": (WARN, FAIL),
     }
 
 

@@ -25,6 +25,13 @@ BASELINES = {
     "prior": "guesses phases as often as training has them; its line spans the luck of guessing.",
     "uniform": "guesses each phase equally often; its line, too, spans that luck.",
 }
+WATCHED = {  # check of a batch -> what its figure is
+    "coverage": ("coverage", "of the worst source"),
+    "channels": ("channels", "largest PSI"),
+    "missing": ("missing", "of all values"),
+    "verdicts": ("verdicts", "PSI"),
+    "class_mix": ("phases predicted", "PSI"),
+}
 SHARED_WARNINGS = {
     "not_better_than_baseline": "not better than {about} beyond chance",
     "validation_above_test": "validation macro F1 lies above the test interval: not all that was "

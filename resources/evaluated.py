@@ -7,9 +7,11 @@ from itertools import product
 from typing import Any
 
 from evaluation.datasets import RECIPES
+from evaluation.drift import WATCH_SCHEMA
 from evaluation.figures import COMPARISONS_SCHEMA, REPORT_SCHEMA
 from features.contract import contract_hashes
 from features.manifest import Manifest, read_manifest
+from models.champion import ChampionError, read_champion
 from models.checkpoint import CheckpointError, checkpoint_path, read_header
 from models.registry import VARIANTS, Variant
 from resources.workspace import Workspace
@@ -33,6 +35,38 @@ def read_report(manifest: Manifest) -> dict[str, Any]:
 def read_comparisons(manifest: Manifest) -> dict[str, Any]:
     """The comparisons of a recipe as written."""
     return json.loads(manifest.path("comparisons").read_text())
+
+
+@dataclass(frozen=True)
+class Watched:
+    """How the batches of the store look beside the champion's training data."""
+
+    champion: str | None  # name; None: there is none that can be read
+    batches: list[dict[str, Any]]  # what ``drift`` wrote, of this champion only
+    n_others: int  # batches that were not compared with it
+
+
+def watched(workspace: Workspace) -> Watched:
+    """The comparisons of batches with the champion in force."""
+    try:
+        reign = read_champion(workspace.champion_folder)
+    except ChampionError:
+        reign = None
+    batches = list(workspace.listing().batches)
+    if reign is None:
+        return Watched(None, [], len(batches))
+    found = []
+    for batch in batches:
+        try:
+            document = json.loads(workspace.drift_path(batch).read_bytes())
+        except (OSError, ValueError):
+            continue
+        if (
+            document["schema"] == WATCH_SCHEMA
+            and document["champion"]["checkpoint_id"] == reign.checkpoints[reign.served]
+        ):
+            found.append(document)
+    return Watched(reign.name, found, len(batches) - len(found))
 
 
 def evaluated(workspace: Workspace) -> Evaluated:

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 from builders import DAY_NS, NS_PER_S, PROFILES, START_NS, StoreBuilder
 from conftest import RECIPE, Lab, failure, materialized, new_instance
+from test_report import FACTS, Page, report
 
 from episodes.format import PHASES, SOURCES
 from evaluation.drift import (
@@ -34,10 +35,12 @@ from evaluation.drift import (
     watch_section,
 )
 from evaluation.figures import document_text
+from evaluation.report import MAX_BATCHES, render_report
 from models.champion import Reign, crown, keep
 from models.checkpoint import checkpoint_path
 from models.registry import variant
 from pipelines.partitions import sync_batches
+from resources.evaluated import watched
 from resources.promotion import beside
 
 CHANNELS = ("guest.forks", "guest.load_1m", "netflow.syn_out")
@@ -276,15 +279,49 @@ def test_a_large_host_is_sampled() -> None:
     assert learned(many)["groups"]["lab-a"]["episodes"] == MAX_EPISODES
 
 
-def test_a_section_has_a_line_a_batch_worst_checks_first() -> None:
+def test_the_page_has_a_line_a_batch_newest_day_first() -> None:
     good, bad = compared(windows(30, seed=1)), compared(windows(30, seed=1, shift=5.0))
-    section = watch_section([good | {"batch": "b"}, bad | {"batch": "a"}])
-    assert [line["batch"] for line in section] == ["a", "b"]
-    assert section[0]["checks"][0] == {
-        k: check_of(bad, "channels")[k] for k in ("name", "severity", "means", "said")
-    }
-    assert section[0]["figures"]["psi_largest"] > FAIL
-    assert json.loads(json.dumps(section)) == section
+    documents = [
+        good | {"batch": "lab-a.2026-11-20"},
+        bad | {"batch": "lab-a.2026-11-21"},
+        good | {"batch": "lab-b.2026-11-21", "host": "lab-b"},
+    ]
+    section = watch_section(documents)
+    assert [line["batch"] for line in section] == [
+        "lab-a.2026-11-21", "lab-b.2026-11-21", "lab-a.2026-11-20",
+    ]  # fmt: skip
+    assert [check["name"] for check in section[0]["checks"]] == list(CHECKS)
+    channels = section[0]["checks"][1]
+    assert channels["severity"] == "fail"
+    assert channels["value"] == figures(bad)["psi_largest"] > FAIL
+    assert channels["said"] == check_of(bad, "channels")["said"]
+
+    facts = FACTS | {"champion": "gbt_realistic", "unwatched": 1}
+    text = Page(render_report([report()], facts, [], documents)).inside("watch")
+    assert "3 batches compared with the training data of gbt_realistic: 1 differs much" in text
+    assert "1 batch of the store was ingested before it was champion" in text
+    assert all(sentence in text for sentence in channels["said"])
+    assert text.index("lab-b.2026-11-21") < text.index("lab-a.2026-11-20")
+
+
+def test_the_page_shows_the_newest_batches_and_counts_the_others() -> None:
+    bad = compared(windows(30, seed=1, shift=5.0))
+    days = [f"lab-a.2026-{month:02}-{day:02}" for month in range(1, 5) for day in range(1, 29)]
+    documents = [bad | {"batch": day} for day in days]
+    facts = FACTS | {"champion": "gbt_realistic", "unwatched": 0}
+    text = Page(render_report([report()], facts, [], documents)).inside("watch")
+    older = len(days) - MAX_BATCHES
+    assert f"The newest {MAX_BATCHES} are shown; of the {older} older ones {older} differ." in text
+    assert days[-1] in text
+    assert days[0] not in text
+
+
+def test_the_page_says_what_is_missing_to_watch() -> None:
+    nobody = Page(render_report([report()], FACTS)).inside("watch")
+    assert "There is no champion, so new batches are compared with nothing." in nobody
+    facts = FACTS | {"champion": "gbt_realistic", "unwatched": 3}
+    nothing = Page(render_report([report()], facts)).inside("watch")
+    assert "No batch was compared with gbt_realistic yet" in nothing
 
 
 # --- in Dagster
@@ -336,8 +373,9 @@ def test_a_new_batch_is_compared_as_it_is_ingested(
         document = json.loads(lab.workspace.drift_path(batch).read_text())
         assert document["champion"]["checkpoint_id"] == kept
         assert "Host lab-d is not in the training data" in document["notes"][0]
-        (line,) = watch_section([document])
-        assert line["severity"] == "fail"
+        watching = watched(lab.workspace)
+        assert (watching.champion, watching.n_others) == (reign.name, 0)
+        assert watching.batches == [document]
 
 
 def evaluations(result: dg.ExecuteInProcessResult) -> dict[str, Any]:

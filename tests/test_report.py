@@ -40,6 +40,8 @@ FACTS = {
     "code_commit": "c0ffee" * 6,
     "generated_from": ["d1" * 32],
     "left_out": [],
+    "champion": None,
+    "unwatched": 3,
 }
 VOID = {"meta", "br", "wbr", "col", "link", "img", "input", "hr", "path"}
 TOLD = {
