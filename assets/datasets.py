@@ -13,7 +13,7 @@ from features.shards import read_windows, write_table
 from resources.guards import (
     refuse,
     refuse_throwaway_instance,
-    require_current_batches,
+    require_batches,
 )
 from resources.reporting import Stopwatch, artefact_metadata, layout_metadata, say
 from resources.workspace import Workspace
@@ -32,7 +32,13 @@ Versions = dict[str, dict[str, str]]  # batch -> stage -> data version
             description="No episode, held-out host or sample, or span of time is on two sides.",
             blocking=True,
             partitions_def=RECIPE_PARTITIONS,
-        )
+        ),
+        dg.AssetCheckSpec(
+            "every_episode_ingested",
+            asset="datasets",
+            description="No batch gained episodes since it was ingested; the dataset lacks them.",
+            partitions_def=RECIPE_PARTITIONS,
+        ),
     ],
     group_name="train",
     kinds={"parquet"},
@@ -44,7 +50,7 @@ def datasets(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
     refuse_throwaway_instance(context.instance)
     watch = Stopwatch()
     recipe = context.partition_key
-    shards = require_current_batches(workspace, verify=True)
+    shards = require_batches(workspace, verify=True)
     versions = {b: {s: m.version for s, m in found.items()} for b, found in shards.items()}
     policy = workspace.split_policy
     identity = dataset_identity(workspace, recipe, versions)
@@ -75,7 +81,7 @@ def datasets(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
             **_describe(manifest),
         },
         data_version=dg.DataVersion(manifest.version),
-        check_results=[_check(manifest)],
+        check_results=[_check(manifest), _behind(workspace)],
     )
 
 
@@ -107,6 +113,21 @@ def _describe(manifest: Manifest) -> dict[str, object]:
         metadata[f"{split}_windows"] = facts["splits"][split]["windows"]
         metadata[f"{split}_episodes"] = facts["splits"][split]["episodes"]
     return metadata
+
+
+def _behind(workspace: Workspace) -> dg.AssetCheckResult:
+    stale = workspace.stale_batches(workspace.listing())
+    said = (
+        f"{len(stale)} batches changed since they were ingested; the dataset lacks what is new in "
+        "them. Ingest: phasewatch run --ingest-only"
+    )
+    return dg.AssetCheckResult(
+        check_name="every_episode_ingested",
+        passed=not stale,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=said if stale else None,
+        metadata={"batches": dg.MetadataValue.json(stale)},
+    )
 
 
 def _check(manifest: Manifest) -> dg.AssetCheckResult:

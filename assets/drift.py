@@ -15,7 +15,7 @@ from features.manifest import Manifest, write_atomically
 from features.shards import read_table
 from models.champion import ChampionError, Reign, kept_path, load_kept, read_champion
 from models.checkpoint import Checkpoint, CheckpointError
-from resources.guards import refuse, refuse_throwaway_instance, require_current_batches
+from resources.guards import refuse, refuse_throwaway_instance, require_batches
 from resources.promotion import REFERENCE_FILE, read_training
 from resources.reporting import Stopwatch, say
 from resources.workspace import Workspace
@@ -49,7 +49,7 @@ def drift(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materia
     refuse_throwaway_instance(context.instance)
     watch = Stopwatch()
     batch = context.partition_key
-    shards = require_current_batches(workspace, [batch])[batch]
+    shards = require_batches(workspace, [batch])[batch]
     try:
         reign = read_champion(workspace.champion_folder)
         if reign is None:

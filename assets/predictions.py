@@ -15,9 +15,9 @@ from models.registry import variant
 from resources.guards import (
     refuse,
     refuse_throwaway_instance,
+    require_batches,
     require_champion,
     require_checkpoint,
-    require_current_batches,
 )
 from resources.promotion import read_training
 from resources.reporting import Stopwatch, artefact_metadata, layout_metadata, say
@@ -56,7 +56,7 @@ def predictions(
     batch = context.partition_key
     checkpoint, recipe, training = _chosen(context.instance, config, workspace)
     which = checkpoint.variant
-    shards = require_current_batches(workspace, [batch])
+    shards = require_batches(workspace, [batch])
     identity = fingerprint(
         {
             "stage": PREDICTIONS_VERSION,

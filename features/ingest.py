@@ -34,16 +34,21 @@ INGEST_VERSION = "2"
 """Raised when the code of this stage changes what it writes for equal inputs."""
 
 
+def settings_fingerprint(policy: ValidationPolicy, layout: Layout) -> str:
+    """Identity of how batches are ingested, whatever their episodes."""
+    return fingerprint(
+        {"stage": INGEST_VERSION, "policy": asdict(policy), "contract": contract_hashes(layout)}
+    )
+
+
 def batch_fingerprint(
     episodes: Sequence[StoredEpisode], policy: ValidationPolicy, layout: Layout
 ) -> str:
     """Identity of everything a batch's artefacts are made from."""
     return fingerprint(
         {
-            "stage": INGEST_VERSION,
+            "settings": settings_fingerprint(policy, layout),
             "episodes": [episode.identity for episode in episodes],
-            "policy": asdict(policy),
-            "contract": contract_hashes(layout),
         }
     )
 
@@ -94,7 +99,10 @@ def ingest_batch(
             "tensor_shards": facts | {"contract_hash": hashes["tensor"]},
             "feature_shards": facts | {"contract_hash": hashes["summary"]},
         }
-        return {stage: drafts[stage].commit(identity, by_stage[stage]) for stage in drafts}
+        settings = {"settings": settings_fingerprint(policy, layout)}
+        return {
+            stage: drafts[stage].commit(identity, by_stage[stage] | settings) for stage in drafts
+        }
 
 
 def _shard_facts(records: Sequence[Record], writer: ShardWriter, layout: Layout) -> dict[str, Any]:

@@ -6,6 +6,7 @@ say only which runs are under way and which have failed.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 import dagster as dg
 
@@ -18,6 +19,7 @@ from models.checkpoint import CheckpointError, checkpoint_path, read_header
 from models.registry import VARIANTS
 from pipelines.jobs import INGEST_KEYS, RETRAIN_KEYS
 from pipelines.partitions import Synced
+from resources.guards import batch_faults
 from resources.runs import UNFINISHED
 from resources.workspace import Workspace
 
@@ -55,11 +57,7 @@ def stale_recipes(workspace: Workspace, listing: StoreListing) -> list[Work]:
 
     Batches that are not ingested at all are left out of sight here: they come first.
     """
-    versions = {
-        batch: {stage: m.version for stage, m in manifests.items() if m}
-        for batch in listing.batches
-        if any((manifests := workspace.batch_manifests(batch)).values())
-    }
+    versions = workspace.shard_versions(listing)
     found = []
     for recipe in RECIPES if versions else ():
         wanted = dataset_identity(workspace, recipe, versions)
@@ -168,6 +166,22 @@ def decide_ingest(instance: dg.DagsterInstance, workspace: Workspace, synced: Sy
     return Decision(decision.requests, decision.waiting + held)
 
 
+def ingested_since(
+    instance: dg.DagsterInstance, workspace: Workspace, batch: str, since: datetime
+) -> bool:
+    """Whether a batch was ingested after a moment, and all that is wrong with it is its age."""
+    if batch_faults(workspace, batch)[0]:
+        return False
+    done = instance.get_runs(
+        filters=dg.RunsFilter(
+            tags={_PARTITION_TAG: batch},
+            statuses=[dg.DagsterRunStatus.SUCCESS],
+            updated_after=since,
+        )
+    )
+    return any(_touches(run, "ingest") for run in done)
+
+
 def under_way(instance: dg.DagsterInstance, job: str) -> list[dg.DagsterRun]:
     """Unfinished runs that make something of a job's assets, whoever started them."""
     return [
@@ -188,7 +202,7 @@ def _makes(run: dg.DagsterRun, item: Work) -> bool:
 
 
 def _touches(run: dg.DagsterRun, job: str) -> bool:
-    if run.asset_selection is None:
+    if not run.asset_selection:  # none, or an empty one where a job was executed whole
         return run.job_name == job
     return bool(run.asset_selection & _KEYS[job])
 

@@ -72,10 +72,7 @@ def watched(workspace: Workspace) -> Watched:
 def evaluated(workspace: Workspace) -> Evaluated:
     """The documents of all recipes; those that are damaged or not current are named apart."""
     found = Evaluated([], [], [], [])
-    batches = {
-        batch: {stage: m.version for stage, m in workspace.batch_manifests(batch).items() if m}
-        for batch in workspace.listing().batches
-    }
+    batches = workspace.shard_versions(workspace.listing())
     for recipe, which in product(RECIPES, VARIANTS):
         manifest = read_manifest(workspace.report_folder(recipe) / which.name)
         if manifest is None:
@@ -126,7 +123,7 @@ def _outdated(
     if dataset is None or dataset.version != report["dataset_version"]:
         yield "of another version of the dataset"
     elif dataset.facts["batches"] != batches:
-        yield "of other data than the store has now"
+        yield "of other data than is ingested now"
     if report["contract_hash"] != contract_hashes(workspace.layout)[which.spec.input_kind]:
         yield "of another input layout"
     try:

@@ -138,10 +138,34 @@ def last_metadata(
     return {name: v.value for name, v in records[0].asset_materialization.metadata.items()}
 
 
-def require_current_batches(
+def batch_faults(workspace: Workspace, batch: str) -> tuple[list[str], list[str]]:
+    """Why nothing can be built on a batch as it was ingested; none where it can.
+
+    Episodes that arrived since are no reason: a store that is in use is never at rest.
+
+    Returns:
+        The faults, and how the input contract has changed where that is the cause.
+    """
+    faults: list[str] = []
+    differences: list[str] = []
+    manifests = workspace.batch_manifests(batch)
+    for stage, manifest in manifests.items():
+        if manifest is None:
+            faults.append(f"{batch}: {stage} is missing")
+        elif manifest.facts.get("settings") != workspace.ingest_settings:
+            drift = _contract_drift(manifest, workspace)
+            differences += [line for line in drift if line not in differences]
+            why = "another input layout" if drift else "another policy or version of phasewatch"
+            faults.append(f"{batch}: {stage} is stale, made for {why}")
+    if not faults and len({m.fingerprint for m in manifests.values() if m}) > 1:
+        faults.append(f"{batch}: its stages were not made from the same episodes")
+    return faults, differences
+
+
+def require_batches(
     workspace: Workspace, wanted: list[str] | None = None, *, verify: bool = False
 ) -> dict[str, dict[str, Manifest]]:
-    """Manifests of batches that are ingested and current.
+    """Manifests of batches as they were ingested, which episodes that arrived since do not change.
 
     Args:
         wanted: batch keys; None: every batch of the store.
@@ -151,44 +175,37 @@ def require_current_batches(
         dg.Failure: names every batch that is missing or stale, why, and the command to run.
     """
     listing = workspace.listing()
-    current: dict[str, dict[str, Manifest]] = {}
+    found: dict[str, dict[str, Manifest]] = {}
     faults: list[str] = []
     differences: list[str] = []
     for batch in listing.batches if wanted is None else wanted:
         if batch not in listing.batches:
             faults.append(f"{batch}: not in the store {workspace.store_path}")
             continue
-        fingerprint = workspace.fingerprint(listing.batches[batch])
-        found: dict[str, Manifest] = {}
-        for stage, manifest in workspace.batch_manifests(batch).items():
-            if manifest is None:
-                faults.append(f"{batch}: {stage} is missing")
-            elif manifest.fingerprint != fingerprint:
-                drift = _contract_drift(manifest, workspace)
-                differences += [line for line in drift if line not in differences]
-                why = "another input layout" if drift else "other episodes, policy or layout"
-                faults.append(f"{batch}: {stage} is stale, made from {why}")
-            elif verify and (damage := manifest.damage()):
+        wrong, drift = batch_faults(workspace, batch)
+        faults += wrong
+        differences += [line for line in drift if line not in differences]
+        found[batch] = {s: m for s, m in workspace.batch_manifests(batch).items() if m is not None}
+    if faults:
+        listed = "\n".join(f"  - {fault}" for fault in faults)
+        drift_text = "".join(f"\n  - {line}" for line in differences)
+        refuse(
+            f"Batches are not ingested as they should be:\n{listed}"
+            + (f"\nThe input layout changed:{drift_text}" if differences else "")
+            + f"\nIngest them: phasewatch run --ingest-only (store {workspace.store_path})",
+            differences or faults,
+        )
+    if not found:
+        refuse(f"The store {workspace.store_path} has no batch.")
+    for batch, manifests in found.items() if verify else ():
+        for manifest in manifests.values():
+            if damage := manifest.damage():
                 refuse(
                     f"{batch}: {damage}. Make it anew: dagster job execute -m "
                     "pipelines.definitions -j ingest --tags "
                     f'\'{{"dagster/partition": "{batch}"}}\''
                 )
-            else:
-                found[stage] = manifest
-        current[batch] = found
-    if not current and not faults:
-        refuse(f"The store {workspace.store_path} has no batch.")
-    if faults:
-        listed = "\n".join(f"  - {fault}" for fault in faults)
-        drift_text = "".join(f"\n  - {line}" for line in differences)
-        refuse(
-            f"Batches are not current:\n{listed}"
-            + (f"\nThe input layout changed:{drift_text}" if differences else "")
-            + f"\nIngest them: phasewatch run --ingest-only (store {workspace.store_path})",
-            differences or faults,
-        )
-    return current
+    return found
 
 
 def _contract_drift(manifest: Manifest, workspace: Workspace) -> list[str]:
@@ -225,7 +242,7 @@ def require_dataset(
     """
     remedy = f"phasewatch run --recipe {recipe}"
     manifest = require_manifest(workspace.dataset_folder(recipe), f"Dataset {recipe}", remedy)
-    shards = require_current_batches(workspace, list(manifest.facts["batches"]))
+    shards = require_batches(workspace, list(manifest.facts["batches"]))
     for batch, versions in manifest.facts["batches"].items():
         for stage, version in versions.items():
             if shards[batch][stage].version != version:

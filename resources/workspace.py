@@ -19,7 +19,7 @@ from episodes.validation import ValidationPolicy
 from evaluation.datasets import SplitPolicy
 from evaluation.figures import ReportPolicy
 from features import registry
-from features.ingest import STAGES, batch_fingerprint
+from features.ingest import STAGES, batch_fingerprint, settings_fingerprint
 from features.manifest import Manifest, read_manifest
 from models.registry import MODELS, Variant, model_config, unknown_name
 from resources.runs import writing_for
@@ -128,12 +128,25 @@ class Workspace(dg.ConfigurableResource):
         """Identity of what a batch's artefacts are made from, as things stand."""
         return batch_fingerprint(episodes, self.policy, self.layout)
 
+    @property
+    def ingest_settings(self) -> str:
+        """Identity of how batches are ingested, as things stand."""
+        return settings_fingerprint(self.policy, self.layout)
+
     def batch_folder(self, batch: str) -> Path:
         return self.artifacts_path / "batches" / batch
 
     def batch_manifests(self, batch: str) -> dict[str, Manifest | None]:
         """What is on disk of a batch, by stage."""
         return {stage: read_manifest(self.batch_folder(batch) / stage) for stage in STAGES}
+
+    def shard_versions(self, listing: StoreListing) -> dict[str, dict[str, str]]:
+        """Data version of every artefact, by batch and stage, of the batches that are ingested."""
+        found = {
+            batch: {s: m.version for s, m in self.batch_manifests(batch).items() if m is not None}
+            for batch in listing.batches
+        }
+        return {batch: versions for batch, versions in found.items() if versions}
 
     def stale_batches(self, listing: StoreListing) -> list[str]:
         """Batches of which some artefact is absent, cut off or made from something else."""

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from conftest import RECIPE, TINY, Lab, failure, materialized, new_instance
 from typer.testing import CliRunner
 
 from assets.partitions import BATCHES
+from models.registry import variant
 from pipelines.cli import FAILED, app, main
 from pipelines.definitions import build_defs
 from pipelines.jobs import INGEST_KEYS
@@ -30,7 +31,7 @@ from pipelines.partitions import sync_batches
 from pipelines.schedules import nightly
 from pipelines.sensors import new_batches
 from pipelines.staleness import MAX_FAILURES, stale_recipes
-from resources.guards import last_metadata
+from resources.guards import checkpoint_key, last_metadata
 from resources.runs import PROCESS_TAG, end_dead_runs
 from resources.workspace import Workspace, read_workspace
 
@@ -53,12 +54,11 @@ def tick(lab: Lab) -> dg.SensorResult:
         return new_batches(context)  # type: ignore[return-value]
 
 
-def night(lab: Lab) -> Any:
+def night(lab: Lab, later: timedelta = timedelta()) -> Any:
     """One tick of the nightly schedule."""
-    now = datetime(2026, 11, 22, 2, tzinfo=UTC)
     with dg.build_schedule_context(
         instance=lab.instance,
-        scheduled_execution_time=now,
+        scheduled_execution_time=datetime.now(UTC) + later,
         resources={"workspace": lab.workspace},
     ) as context:
         return nightly(context)
@@ -189,6 +189,21 @@ def test_a_night_ingests_then_retrains_what_changed(trained: Lab, tmp_path: Path
     lab.instance.report_run_canceled(started)
 
 
+def test_what_arrives_after_the_ingest_of_a_night_waits_for_the_next(small: Lab) -> None:
+    for request in night(small):
+        assert run(small, request).success
+    late = small.store.add("lab-b", profile="io-walk", duration_s=20)
+    batch = small.workspace.listing().find(late.episode_id).batch
+    retrains = night(small)
+    assert {r.partition_key for r in retrains} == {"host", "sample", "time"}
+    (ingest,) = night(small, later=timedelta(hours=20))
+    assert (ingest.partition_key, ingest.asset_selection) == (batch, INGEST_KEYS)
+
+    next(small.workspace.batch_folder(batch).glob("*/manifest.json")).unlink()
+    (ingest,) = night(small)  # lost, so nothing can be built on it
+    assert ingest.partition_key == batch
+
+
 def test_a_recipe_is_stale_where_data_settings_or_results_changed(
     trained: Lab, tmp_path: Path
 ) -> None:
@@ -307,10 +322,11 @@ def test_artifacts_on_another_path_are_reused_and_recorded_there(
         config = {"ops": {"predictions": {"config": {"model": "gbt", "recipe": RECIPE}}}}
         refused = there.execute("score", batch, config=config)
         assert "was never trained for recipe sample" in failure(refused)
-        retrained = there.execute("retrain", RECIPE)
+        only = [dg.AssetKey("datasets"), checkpoint_key(variant("gbt", "realistic"))]
+        retrained = there.execute("retrain", RECIPE, only=only)
         assert retrained.success, failure(retrained)
         made = materialized(retrained)
-        assert all(made[key]["reused"] for key in made.keys() - {"report"})
+        assert all(metadata["reused"] for metadata in made.values())
         scored = there.execute("score", batch, config=config)
         assert scored.success, failure(scored)
 

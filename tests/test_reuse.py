@@ -8,7 +8,9 @@ from pathlib import Path
 import dagster as dg
 from conftest import RECIPE, Lab, failure, materialized, new_instance
 
+from evaluation.datasets import read_dataset
 from features.ingest import STAGES
+from features.manifest import read_manifest
 from models.registry import variant
 from pipelines.jobs import RETRAIN_KEYS
 from pipelines.partitions import sync_batches
@@ -95,21 +97,39 @@ def test_equal_input_gives_equal_bytes(trained: Lab, tmp_path: Path) -> None:
     assert {path: (trained.artifacts / path).read_bytes() for path in made} == made
 
 
-def test_datasets_name_the_batch_that_is_missing_or_stale(lab: Lab, ingested: Lab) -> None:
-    only = [dg.AssetKey("datasets")]
-    missing = failure(lab.execute("retrain", RECIPE, only=only))
+def test_datasets_name_the_batches_that_are_missing(lab: Lab) -> None:
+    missing = failure(lab.execute("retrain", RECIPE, only=[dg.AssetKey("datasets")]))
     for batch in lab.workspace.listing().batches:
         assert f"{batch}: tensor_shards is missing" in missing
+    assert "phasewatch run --ingest-only" in missing
 
-    lab = ingested
-    late = lab.store.add(
-        host="lab-a",
-        profile="io-walk",
-        sample="io-walk.v0",
-        duration_s=40,
-    )
-    batch = lab.workspace.listing().find(late.episode_id).batch
-    sync_batches(lab.instance, lab.workspace)
-    stale = failure(lab.execute("retrain", RECIPE, only=only))
-    assert f"{batch}: tensor_shards is" in stale
-    assert "phasewatch run --ingest-only" in stale
+
+def test_a_batch_ingested_in_part_is_refused(ingested: Lab) -> None:
+    late = ingested.store.add(host="lab-a", profile="io-walk", duration_s=40)
+    batch = ingested.workspace.listing().find(late.episode_id).batch
+    assert ingested.execute("ingest", batch, only=[dg.AssetKey("tensor_shards")]).success
+    refused = failure(ingested.execute("retrain", RECIPE, only=[dg.AssetKey("datasets")]))
+    assert f"{batch}: its stages were not made from the same episodes" in refused
+
+
+def test_a_training_goes_on_while_the_store_grows(retrained: Lab) -> None:
+    """Late episodes of a batch are left out, named, and in the dataset after the next ingest."""
+    late = retrained.store.add(host="lab-a", profile="io-walk", sample="io-walk.v0", duration_s=40)
+    batch = retrained.workspace.listing().find(late.episode_id).batch
+    only = [dg.AssetKey("datasets"), checkpoint_key(WHICH), dg.AssetKey("report")]
+    result = retrained.execute("retrain", RECIPE, only=only)
+    assert result.success, failure(result)
+    assert materialized(result)["datasets"]["reused"]
+    checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
+    behind = checks["every_episode_ingested"]
+    assert not behind.passed
+    assert behind.metadata["batches"].value == [batch]
+    assert "phasewatch run --ingest-only" in (behind.description or "")
+
+    assert retrained.ingest() == [batch]
+    result = retrained.execute("retrain", RECIPE, only=[dg.AssetKey("datasets")])
+    assert not materialized(result)["datasets"]["reused"]
+    assert all(check.passed for check in result.get_asset_check_evaluations())
+    dataset = read_manifest(retrained.workspace.dataset_folder(RECIPE))
+    assert dataset is not None
+    assert late.episode_id in set(read_dataset(dataset)["episode_id"])
