@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from assets.partitions import BATCHES, OWNERS
+from assets.partitions import BATCHES, FRESH, OWNERS
 from features.ingest import INGEST_VERSION, STAGES, ingest_batch
 from features.manifest import Manifest, reusable
 from resources.guards import refuse, refuse_throwaway_instance
@@ -40,6 +40,7 @@ _INPUT_KIND = {"tensor_shards": "tensor", "feature_shards": "summary"}
             kinds=_KINDS[stage],
             owners=OWNERS,
             code_version=INGEST_VERSION,
+            freshness_policy=FRESH if stage == "validation_index" else None,
         )
         for stage in STAGES
     ],
@@ -98,7 +99,8 @@ def batch_assets(
         )
         yield dg.MaterializeResult(
             asset_key=stage,
-            metadata=artefact_metadata(manifest, reused=reused, watch=watch) | metadata,
+            metadata=artefact_metadata(manifest, workspace.layout, reused=reused, watch=watch)
+            | metadata,
             data_version=dg.DataVersion(manifest.version),
             check_results=list(_checks(context, stage, manifest)),
         )

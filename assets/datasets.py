@@ -76,7 +76,7 @@ def datasets(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
     say(context, f"dataset {recipe}: {'reused' if reused else f'done in {watch.seconds:.1f} s'}")
     return dg.MaterializeResult(
         metadata={
-            **artefact_metadata(manifest, reused=reused, watch=watch),
+            **artefact_metadata(manifest, workspace.layout, reused=reused, watch=watch),
             **layout_metadata(workspace.layout),
             **_describe(manifest),
         },

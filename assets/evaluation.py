@@ -9,7 +9,7 @@ import dagster as dg
 import polars as pl
 
 from assets.checkpoints import code_commit
-from assets.partitions import EVERY_PARTITION, OWNERS, RECIPE_PARTITIONS
+from assets.partitions import EVERY_PARTITION, FRESH, OWNERS, RECIPE_PARTITIONS
 from evaluation.baselines import shortcut_predictions
 from evaluation.cards import body_of, model_card
 from evaluation.charts import confusion_png
@@ -118,7 +118,7 @@ def held_out_predictions(
     say(context, f"held-out predictions {recipe}: {'reused' if reused else 'done'}")
     return dg.MaterializeResult(
         metadata={
-            **artefact_metadata(manifest, reused=reused, watch=watch),
+            **artefact_metadata(manifest, workspace.layout, reused=reused, watch=watch),
             **{f"{split}_windows": n for split, n in manifest.facts["windows"].items()},
             "checkpoints": dg.MetadataValue.json(manifest.facts["checkpoints"]),
             **layout_metadata(workspace.layout),
@@ -216,7 +216,7 @@ def build_report_asset(which: Variant) -> dg.AssetsDefinition:
         )
         return dg.MaterializeResult(
             metadata={
-                **artefact_metadata(manifest, reused=reused, watch=watch),
+                **artefact_metadata(manifest, workspace.layout, reused=reused, watch=watch),
                 **_figures(report, which, recipe),
                 "model_card": dg.MetadataValue.md(body_of(manifest.path("card").read_text())),
                 **layout_metadata(workspace.layout, which.spec.input_kind),
@@ -318,7 +318,7 @@ def comparisons(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.M
     say(context, f"comparisons {recipe}: {'reused' if reused else 'done'}")
     return dg.MaterializeResult(
         metadata={
-            **artefact_metadata(manifest, reused=reused, watch=watch),
+            **artefact_metadata(manifest, workspace.layout, reused=reused, watch=watch),
             "comparisons": sum(len(family["comparisons"]) for family in families),
             **{
                 f"reference_{family['mode']}": family["reference"]["model"]
@@ -339,6 +339,7 @@ def comparisons(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.M
     group_name="evaluate",
     kinds={"html"},
     owners=OWNERS,
+    freshness_policy=FRESH,
     code_version=EVALUATION_VERSION,
 )
 def report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:

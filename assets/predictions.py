@@ -103,7 +103,7 @@ def predictions(
     )
     return dg.MaterializeResult(
         metadata={
-            **artefact_metadata(manifest, reused=reused, watch=watch),
+            **artefact_metadata(manifest, workspace.layout, reused=reused, watch=watch),
             "checkpoint": f"{which.name} ({recipe})",
             "checkpoint_id": checkpoint.artifact_id,
             "dagster/partition_row_count": manifest.facts["windows"],

@@ -147,6 +147,21 @@ def test_predict_scores_an_episode(trained: Lab) -> None:
             assert sum(window["probabilities"].values()) == pytest.approx(1, abs=1e-4)
 
 
+def test_tables_say_what_their_columns_are(trained: Lab) -> None:
+    for name, partition, column, described in (
+        ("validation_index", some_batch(trained), "verdict", "accepted, degraded, rejected"),
+        ("feature_shards", some_batch(trained), "guest.forks.mean", "mean over the window, 1/s"),
+        ("datasets", RECIPE, "split", "train, val or test"),
+        ("held_out_predictions", RECIPE, "p_infecting", "probability of infecting"),
+    ):
+        key = dg.AssetKey(name)
+        metadata = resources.guards.last_metadata(trained.instance, key, partition) or {}
+        schema = metadata["dagster/column_schema"]
+        assert isinstance(schema, dg.TableSchema)
+        (found,) = [c for c in schema.columns if c.name == column]
+        assert (found.description or "").startswith(described)
+
+
 # --- what is refused
 
 
