@@ -93,6 +93,7 @@ class Classifier(ABC):
 
     input_kind: ClassVar[InputKind]
     sidecar_suffix: ClassVar[str]
+    trains_on_cuda: ClassVar[bool] = True  # where there is one and the device allows it
 
     def __init__(self, config: Any, n_classes: int, *, seed: int = 0, device: str = "auto"):
         self.config = config
@@ -111,7 +112,7 @@ class Classifier(ABC):
         val: Examples | None = None,
         progress: Callable[[int, int, str], None] = silent,
     ) -> Classifier:
-        """Train; ``val`` decides when to stop. Progress is called with (step, steps, text).
+        """Train; ``val`` is scored on the way. Progress is called with (step, steps, text).
 
         Raises:
             ValueError: shapes, classes or lengths do not fit together.
@@ -127,7 +128,7 @@ class Classifier(ABC):
         if val is not None and val.X.shape[1:] != train.X.shape[1:]:
             raise ValueError(f"val has inputs {val.X.shape[1:]}, train {train.X.shape[1:]}")
         self.n_inputs_ = self.val_macro_f1_ = None  # a fit that fails leaves no fitted model
-        self.device_ = pick_device(self.device)
+        self.device_ = pick_device(self.device) if self.trains_on_cuda else "cpu"
         self._fit(train, val, progress)
         self.n_inputs_ = train.X.shape[-1]
         if val is not None:

@@ -35,6 +35,7 @@ class Knn(Classifier):
 
     input_kind = "summary"
     sidecar_suffix = ".safetensors"
+    trains_on_cuda = False
 
     def _fit(
         self,
@@ -42,7 +43,6 @@ class Knn(Classifier):
         val: Examples | None,  # noqa: ARG002
         progress: Callable[[int, int, str], None],
     ) -> None:
-        self.device_ = "cpu"
         self._fit_axes(train.X)
         self._remember(self._project(train.X), train.y)
         progress(1, 1, f"{len(self.y_)} windows stored")
@@ -118,7 +118,6 @@ class KnnSemi(Knn):
         val: Examples | None,  # noqa: ARG002
         progress: Callable[[int, int, str], None],
     ) -> None:
-        self.device_ = "cpu"
         labelled = labelled_windows(train, self.config.labelled_share, self.seed)
         self._fit_axes(train.X)
         points = self._project(train.X)

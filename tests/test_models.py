@@ -422,17 +422,24 @@ def test_classes_weigh_equally_in_total():
 
 # --- devices and hyper-parameters
 
+
+@pytest.mark.parametrize("name", ["knn", "knn_semi"])
+def test_what_trains_on_the_cpu_asks_for_no_device(name: str, caplog: pytest.LogCaptureFixture):
+    assert build(name, device="auto").fit(make(name)).device_ == "cpu"
+    assert not caplog.records
+
+
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 
 
-@each
+@pytest.mark.parametrize("name", [name for name in MODELS if build(name).trains_on_cuda])
 @without_cuda
 def test_a_device_that_is_asked_for_and_missing_is_an_error(name: str):
     with pytest.raises(RuntimeError, match="no CUDA device is available; use auto or cpu"):
         build(name, device="cuda").fit(make(name))
 
 
-@each
+@pytest.mark.parametrize("name", [name for name in MODELS if build(name).trains_on_cuda])
 @without_cuda
 def test_auto_falls_back_to_the_cpu_with_a_warning(name: str, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING, "phasewatch"):
