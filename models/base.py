@@ -128,7 +128,7 @@ class Classifier(ABC):
         if val is not None and val.X.shape[1:] != train.X.shape[1:]:
             raise ValueError(f"val has inputs {val.X.shape[1:]}, train {train.X.shape[1:]}")
         self.n_inputs_ = self.val_macro_f1_ = None  # a fit that fails leaves no fitted model
-        self.device_ = pick_device(self.device) if self.trains_on_cuda else "cpu"
+        self.device_ = pick_device(self.device, useful=self.trains_on_cuda)
         self._fit(train, val, progress)
         self.n_inputs_ = train.X.shape[-1]
         if val is not None:

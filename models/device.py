@@ -8,8 +8,11 @@ from typing import Literal
 log = logging.getLogger("phasewatch")
 
 
-def pick_device(name: str) -> Literal["cpu", "cuda"]:
+def pick_device(name: str, *, useful: bool = True) -> Literal["cpu", "cuda"]:
     """``auto`` falls back to the CPU with a warning; an explicit ``cuda`` has to be there.
+
+    Args:
+        useful: whether whoever asks could use CUDA at all; else it is the CPU, without a word.
 
     Raises:
         ValueError: ``name`` is none of auto, cpu and cuda.
@@ -17,7 +20,7 @@ def pick_device(name: str) -> Literal["cpu", "cuda"]:
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device is {name!r}; it can be auto, cpu or cuda")
-    if name == "cpu":
+    if name == "cpu" or not useful:
         return "cpu"
     import torch  # heavy, and not needed where the answer is known
 
