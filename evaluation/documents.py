@@ -42,6 +42,7 @@ MAY_HAVE_LEARNED = {
     "prior": "it may have learned nothing but how common each phase is",
     "uniform": "it may have learned nothing",
 }
+FEWEST = 4  # episodes to resample: of fewer, a handful of values comes out, surer than they are
 CURVE = ("step", "train_loss", "val_loss", "val_macro_f1")
 
 
@@ -167,9 +168,9 @@ def _f1_figures(
                 "macro_f1": subject.figure(
                     "macro_f1",
                     float(observed["within"][i]),
-                    replicates["within"][:, i] if here.sum() > 1 else None,
+                    replicates["within"][:, i] if here.sum() >= FEWEST else None,
                     where={column: name},
-                    note=None if here.sum() > 1 else "one episode: nothing to resample",
+                    note=None if here.sum() >= FEWEST else _too_few(int(here.sum())),
                 ),
             }
             for i, ((of, name), here) in enumerate(within.items())
@@ -193,6 +194,10 @@ def _f1_figures(
         "per_profile": groups("profile"),
         "per_host": groups("host_id"),
     }
+
+
+def _too_few(episodes: int) -> str:
+    return f"{episodes} episode{'s' if episodes > 1 else ''}: too few to resample"
 
 
 def _baselines(

@@ -326,6 +326,17 @@ def test_groups_are_scored_over_the_classes_that_occur_there(key: str, column: s
         assert figure["low"] < figure["value"] < figure["high"]
 
 
+def test_three_episodes_are_too_few_for_an_interval():
+    windows = windows_of(11)  # four, four and three of the profiles
+    model = guess(windows, 0.5, 1)
+    report = report_of(windows, model, model, model)
+    figures = {row["profile"]: row["macro_f1"] for row in report["per_profile"]}
+    few = figures.pop("fork-churn")
+    assert (few["low"], few["high"]) == (None, None)
+    assert few["note"] == "3 episodes: too few to resample"
+    assert all(figure["low"] < figure["high"] for figure in figures.values())
+
+
 def test_the_difference_to_a_baseline_is_paired():
     report = report_of(WINDOWS, GOOD, BAD, GOOD)
     position, missingness = report["baselines"][:2]
@@ -371,7 +382,7 @@ def test_a_model_that_beats_the_baselines_is_not_warned_of():
 
 FACTS = {
     "store": "store", "episodes": 12, "verdicts": {"accepted": 12}, "code_commit": "k" * 40,
-    "generated_from": ["d" * 64], "left_out": [],
+    "generated_from": ["d" * 64], "left_out": [], "champion": None, "unwatched": 0,
 }  # fmt: skip
 THREE = windows_of(k=3)  # without dormant
 ONE_EPISODE = windows_of(n_episodes=1)
