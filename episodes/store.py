@@ -43,10 +43,11 @@ class StoredEpisode:
     index_rows: tuple[IndexRow, ...]
     other_hosts: tuple[str, ...] = ()  # further hosts that claim the same id
     arrived_bytes: int | None = None  # of a file that is shorter than the index says
+    in_store: bool = True  # False: a file by itself; there is no index that could list it
 
     @property
     def batch(self) -> str:
-        return batch_key(self.host_id, self.episode_id)
+        return batch_key(self.host_id, self.episode_id) if self.in_store else ""
 
     @property
     def identity(self) -> list[object]:
@@ -110,6 +111,23 @@ class StoreListing:
                 "name the archive's path instead"
             )
         return found[0]
+
+
+def find_archive(path: Path) -> StoredEpisode:
+    """The episode of an archive named by its path: as its store lists it, or a file by itself.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    size_bytes = path.lstat().st_size
+    here = path.parent.resolve() / path.name
+    host = here.parent
+    if host.parent.name == "episodes" and (host.parent.parent / "index.jsonl").is_file():
+        for episode in list_store(host.parent.parent).episodes:
+            if episode.path == here:
+                return episode
+    episode_id = path.name.removesuffix(ARCHIVE_SUFFIX)
+    return StoredEpisode("", episode_id, path, size_bytes, (), in_store=False)
 
 
 def _absence(episode: StoredEpisode) -> str:

@@ -120,6 +120,13 @@ class Record:
     def usable(self) -> bool:
         return self.verdict in USABLE
 
+    @property
+    def line(self) -> str:
+        """For people: who, the verdict, and every reason with its code."""
+        said = [f"{d} [{code}]" for code, d in zip(self.reasons, self.details, strict=True)]
+        who = " ".join(filter(None, (self.episode_id, self.host_id, self.verdict)))
+        return who + (f": {'; '.join(said)}" if said else "")
+
     def with_reason(self, code: str, detail: str) -> Record:
         """The same record with one more reason, and the verdict that follows."""
         reasons = (*self.reasons, code)
@@ -197,6 +204,8 @@ def where(error: Exception) -> str:
 
 
 def _check_index(stored: StoredEpisode, findings: _Findings) -> None:
+    if not stored.in_store:
+        return
     hashes = sorted({row.sha256 for row in stored.index_rows})
     if len(hashes) > 1:
         findings.add(
@@ -253,7 +262,10 @@ def _check_meta(episode: Episode, stored: StoredEpisode, findings: _Findings) ->
         value = _dig(meta, name)
         if not isinstance(value, kind) or (kind is int and not is_int64(value)):
             findings.add("schema", f"{META_FILE}: {name} is absent or of the wrong type")
-    for name, expected in (("episode_id", stored.episode_id), ("host_id", stored.host_id)):
+    named = {"episode_id": stored.episode_id} | (
+        {"host_id": stored.host_id} if stored.in_store else {}
+    )
+    for name, expected in named.items():
         if isinstance(meta.get(name), str) and meta[name] != expected:
             findings.add("schema", f"{META_FILE}: {name} is {meta[name]!r}, stored as {expected!r}")
     for row in stored.index_rows[:1]:
@@ -396,7 +408,7 @@ def _record(
     row = stored.index_rows[0] if stored.index_rows else None
     return Record(
         episode_id=stored.episode_id,
-        host_id=stored.host_id,
+        host_id=stored.host_id if stored.in_store else _typed(meta, "host_id", str) or "",
         batch=stored.batch,
         verdict=findings.verdict,
         reasons=tuple(code for code, _ in findings.reasons),

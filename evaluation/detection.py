@@ -80,12 +80,17 @@ class Watch:
         return found
 
 
+def alarm_score(proba: NDArray[np.float64], classes: Sequence[str]) -> NDArray[np.float64]:
+    """The alarm score ``(n_windows,)`` of probabilities ``(n_windows, n_classes)``."""
+    infected = [i for i, phase in enumerate(classes) if phase in INFECTED]
+    return proba[:, infected].sum(axis=1)
+
+
 def watch(own: Scored, classes: Sequence[str], length_s: float, stride_s: float) -> Watch:
     """A predictor's scores as an alarm; windows are ``length_s`` long, one every ``stride_s``."""
     windows = own.windows
-    infected = [i for i, phase in enumerate(classes) if phase in INFECTED]
     return Watch(
-        score=own.proba[:, infected].sum(axis=1),
+        score=alarm_score(own.proba, classes),
         end_s=windows["start_s"].to_numpy() + length_s,
         clean=((windows["actual"] == CLEAN) & (windows["purity"] == 1.0)).to_numpy(),
         first=np.diff(own.episode, prepend=-1) != 0,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +76,7 @@ class Contract:
 
     sections: dict[str, Any]
 
-    @property
+    @cached_property
     def hashes(self) -> dict[str, str]:
         return {name: section_hash(name, value) for name, value in self.sections.items()}
 

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from episodes.store import StoredEpisode
 from evaluation.datasets import RECIPES
 from evaluation.drift import WATCH_SCHEMA
 from evaluation.figures import COMPARISONS_SCHEMA, REPORT_SCHEMA
 from features.contract import contract_hashes
+from features.ingest import STAGES
 from features.manifest import Manifest, read_manifest
+from features.shards import read_table
 from models.champion import ChampionError, read_champion
 from models.checkpoint import CheckpointError, checkpoint_path, read_header
 from models.registry import VARIANTS, Variant
@@ -72,14 +75,18 @@ def watched(workspace: Workspace) -> Watched:
 def evaluated(workspace: Workspace) -> Evaluated:
     """The documents of all recipes; those that are damaged or not current are named apart."""
     found = Evaluated([], [], [], [])
-    batches = workspace.shard_versions(workspace.listing())
+    listing = workspace.listing()
+    batches = workspace.shard_versions(listing)
+    elsewhere = not all(_is_of(workspace, batch, listing.batches[batch]) for batch in batches)
     for recipe, which in product(RECIPES, VARIANTS):
         manifest = read_manifest(workspace.report_folder(recipe) / which.name)
         if manifest is None:
             continue
         why = manifest.damage()
         report = {} if why else read_report(manifest)
-        why = why or next(_outdated(report, workspace, recipe, which, batches), None)
+        why = why or next(
+            _outdated(report, workspace, recipe, which, batches, elsewhere=elsewhere), None
+        )
         if why:
             found.left_out.append({"recipe": recipe, "name": which.name, "why": why})
         else:
@@ -108,12 +115,30 @@ def evaluated(workspace: Workspace) -> Evaluated:
     return found
 
 
+def _is_of(workspace: Workspace, batch: str, episodes: tuple[StoredEpisode, ...]) -> bool:
+    """Whether what was ingested as this batch is in the store; what arrived since is no matter.
+
+    Another store may have a batch of the same name: the same host and day.
+    """
+    index = workspace.batch_manifests(batch)[STAGES[0]]
+    if index is None or index.fingerprint == workspace.fingerprint(episodes):
+        return True
+    ingested = read_table(index.path("index"), ["episode_id", "size_bytes"]).to_pylist()
+    here = {(episode.episode_id, episode.size_bytes) for episode in episodes}
+    return all(
+        row["size_bytes"] is None or (row["episode_id"], row["size_bytes"]) in here
+        for row in ingested
+    )
+
+
 def _outdated(
     report: dict[str, Any],
     workspace: Workspace,
     recipe: str,
     which: Variant,
     batches: dict[str, dict[str, str]],
+    *,
+    elsewhere: bool,
 ) -> Iterator[str]:
     """Why a report does not compare with the others; nothing where it does."""
     if report["schema"] != REPORT_SCHEMA:
@@ -122,6 +147,8 @@ def _outdated(
     dataset = read_manifest(workspace.dataset_folder(recipe))
     if dataset is None or dataset.version != report["dataset_version"]:
         yield "of another version of the dataset"
+    elif elsewhere:
+        yield "of another store than this one"
     elif dataset.facts["batches"] != batches:
         yield "of other data than is ingested now"
     if report["contract_hash"] != contract_hashes(workspace.layout)[which.spec.input_kind]:
