@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,16 +18,17 @@ from pipelines.console import (
     OK,
     REJECTED,
     USAGE,
-    CheckpointArgument,
     ConfigOption,
     JsonOption,
     RunArtifactsOption,
     RunStoreOption,
+    existing_file,
     fail,
-    overrides_of,
+    failing,
     say_json,
     say_table,
     track,
+    workspace_of,
 )
 from pipelines.home import ROOT
 
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from episodes.reading import Episode
     from episodes.validation import Record
     from features.extraction import Extracted
+    from models.checkpoint import Checkpoint
 
 __all__ = ["FAILED", "MISMATCH", "OK", "REJECTED", "USAGE", "app", "main"]
 
@@ -53,7 +57,14 @@ StoreOption = Annotated[
         help="Folder of the episode store (index.jsonl and episodes/).", envvar="PHASEWATCH_STORE"
     ),
 ]
+EpisodeArgument = Annotated[
+    str, typer.Argument(help="An episode's id, or the path of its .tar.zst.")
+]
+AnywayOption = Annotated[
+    bool, typer.Option("--anyway", help="Go on where the episode is rejected or errored.")
+]
 DEFAULT_STORE = ROOT / "data" / "store"
+_SHOWN = 5  # items of a list that `doctor` says in full
 
 
 @app.command()
@@ -75,11 +86,13 @@ def run(
     force: Annotated[
         bool, typer.Option("--force", help="Make everything anew, reuse nothing.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Sync, ingest what is stale, retrain, evaluate, and print the path of the report.
 
     With --batch: sync and ingest those batches, no more.
     """
+    workspace = workspace_of(config, store, artifacts, **({"force": True} if force else {}))
     from pipelines.local import RunError, run_all
     from resources.workspace import SettingsError
 
@@ -89,21 +102,19 @@ def run(
     logging.getLogger("phasewatch").setLevel(
         logging.INFO if sys.stderr.isatty() else logging.WARNING
     )
-    overrides = overrides_of(store, artifacts) | ({"force": True} if force else {})
-    try:
-        page = run_all(
-            config,
-            overrides,
-            recipe or None,
-            batches=batch or None,
-            ingest_only=ingest_only or bool(batch),
-        )
-    except SettingsError as error:
-        fail(str(error), USAGE)
-    except RunError as error:
-        fail(str(error))
-    if page is not None:
-        typer.echo(str(page))
+    ingest_only = ingest_only or bool(batch)
+    with failing({SettingsError: USAGE, RunError: FAILED}):
+        ran = run_all(workspace, recipe or None, batches=batch or None, ingest_only=ingest_only)
+    page = None if ingest_only else str(workspace.report_page)
+    if as_json:
+        say_json({
+            "store": str(workspace.store_path),
+            "artifacts": str(workspace.artifacts_path),
+            "runs": [asdict(one) for one in ran],
+            "report": page,
+        })  # fmt: skip
+    elif page is not None:
+        typer.echo(page)
 
 
 def _once() -> Callable[[logging.LogRecord], bool]:
@@ -126,20 +137,27 @@ def sync(
     config: ConfigOption = None,
     store: RunStoreOption = None,
     artifacts: RunArtifactsOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Register the store's batches with Dagster; `make ui` does this first."""
+    workspace = workspace_of(config, store, artifacts)
     from pipelines.local import sync_only
     from resources.workspace import SettingsError
 
-    try:
-        synced = sync_only(config, overrides_of(store, artifacts))
-    except SettingsError as error:
-        fail(str(error), USAGE)
+    with failing({SettingsError: USAGE}):
+        synced = sync_only(workspace)
+    batches = list(synced.listing.batches)
     typer.echo(
-        f"{len(synced.listing.batches)} batches, {len(synced.new)} new, "
-        f"{len(synced.stale)} to ingest",
-        err=True,
+        f"{len(batches)} batches, {len(synced.new)} new, {len(synced.stale)} to ingest", err=True
     )
+    if as_json:
+        say_json({
+            "store": str(workspace.store_path),
+            "batches": batches,
+            "new": synced.new,
+            "stale": synced.stale,
+            "differences": list(synced.listing.differences),
+        })  # fmt: skip
 
 
 @app.command()
@@ -158,23 +176,16 @@ def validate(
     from episodes.store import StoreError, list_store
     from episodes.validation import ValidationPolicy, summary_line
 
-    try:
+    with failing({StoreError: USAGE}):
         listing = list_store(store)
         chosen = listing.episodes if episode is None else [listing.find(episode)]
-    except StoreError as error:
-        fail(str(error), USAGE)
     records = list(_sweep(chosen, ValidationPolicy()))
     verdicts = [record.verdict for record in records]
     document: dict[str, Any] = {"store": str(store), "differences": list(listing.differences)}
     lines = list(listing.differences) if episode is None else []
     if policy is None:
         document["episodes"] = [record.as_row() for record in records]
-        lines += [
-            f"{r.episode_id} {r.host_id} {r.verdict}: "
-            + "; ".join(f"{d} [{code}]" for code, d in zip(r.reasons, r.details, strict=True))
-            for r in records
-            if r.reasons
-        ]
+        lines += [record.line for record in records if record.reasons]
     else:
         other = list(_sweep(chosen, _read_policy(policy)))
         changes = [
@@ -225,45 +236,68 @@ def _read_policy(path: Path) -> Any:
         fail(f"{path}: not a validation policy ({said}); it can set {known}", USAGE)
 
 
-def _extract(episode: str, store: Path) -> tuple[Path, Episode, Extracted]:
-    """Read and extract an episode, named by id or path; leave with a message where it fails."""
-    from episodes.archive import ArchiveError
+def _judged(episode: str, store: Path, *, anyway: bool) -> tuple[Record, Episode, Extracted]:
+    """Judge and extract an episode, named by id or path; the verdict is said on stderr.
+
+    Leaves with REJECTED and the reasons where it cannot be read, or is not usable and that was not
+    allowed for.
+    """
     from episodes.format import ARCHIVE_SUFFIX
-    from episodes.reading import read_episode
-    from episodes.store import StoreError, list_store
-    from features import registry
+    from episodes.store import StoreError, find_archive, list_store
+    from episodes.validation import ValidationPolicy
+    from episodes.validation import validate as judge
     from features.alignment import AlignmentError
     from features.extraction import extract as extract_episode
+    from features.registry import LAYOUT
 
-    path, layout = Path(episode), registry.LAYOUT
+    with failing({StoreError: USAGE}):
+        try:
+            stored = (
+                find_archive(Path(episode))
+                if episode.endswith(ARCHIVE_SUFFIX)
+                else list_store(store).find(episode)
+            )
+        except OSError as error:
+            fail(f"{episode}: {error.strerror}", USAGE)
+    record, read = judge(stored, ValidationPolicy(), LAYOUT.fields)
+    if read is None or not (record.usable or anyway):
+        hint = "" if read is None else "\nIt is left alone; --anyway goes on all the same."
+        fail(record.line + hint, REJECTED, **_verdict(record))
+    typer.echo(record.line, err=True)
     try:
-        if not path.name.endswith(ARCHIVE_SUFFIX):
-            path = list_store(store).find(episode).path
-        read = read_episode(path, path.name.removesuffix(ARCHIVE_SUFFIX), layout.fields)
-        return path, read, extract_episode(read, layout)
-    except StoreError as error:
-        fail(str(error), USAGE)
-    except OSError as error:
-        fail(f"{path}: {error.strerror}", USAGE)
-    except (ArchiveError, AlignmentError) as error:
-        fail(f"{path}: {error}", REJECTED)
+        return record, read, extract_episode(read, LAYOUT)
+    except AlignmentError as error:
+        fail(f"{stored.path}: {error}", REJECTED, **_verdict(record))
+
+
+def _verdict(record: Record) -> dict[str, Any]:
+    """How an episode was judged, as every ``--json`` tells it."""
+    return {
+        "episode": record.episode_id,
+        "verdict": record.verdict,
+        "reasons": list(record.reasons),
+        "details": list(record.details),
+    }
 
 
 @app.command()
 def extract(
-    episode: Annotated[str, typer.Argument(help="An episode's id, or the path of its .tar.zst.")],
+    episode: EpisodeArgument,
     out: Annotated[Path, typer.Option(help="The .npz to write.")],
     store: StoreOption = DEFAULT_STORE,
+    anyway: AnywayOption = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Extract one episode: its series, windows and features, without shards."""
+    """Extract one episode without shards: series, windows and features (docs/data-format.md)."""
     import numpy as np
 
     from features.registry import LAYOUT
 
-    path, read, extracted = _extract(episode, store)
-    for name, rows in read.sources.items():
-        if rows.n_malformed:
-            typer.echo(f"{path.name}: {name}: {rows.n_malformed} malformed rows skipped", err=True)
+    record, read, extracted = _judged(episode, store, anyway=anyway)
+    malformed = {name: rows.n_malformed for name, rows in read.sources.items()}
+    for name, n_rows in malformed.items():
+        if n_rows:
+            typer.echo(f"{name}: {n_rows} malformed rows skipped", err=True)
     windows = extracted.windows
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -282,47 +316,90 @@ def extract(
             feature_names=np.array(LAYOUT.feature_names),
         )
     typer.echo(f"{out}: {len(windows)} windows, {len(extracted.series)} bins", err=True)
+    if as_json:
+        say_json({
+            **_verdict(record),
+            "path": str(out),
+            "windows": len(windows),
+            "bins": len(extracted.series),
+            "malformed_rows": malformed,
+        })  # fmt: skip
 
 
 @app.command()
 def predict(
-    checkpoint: CheckpointArgument,
-    episode: Annotated[str, typer.Argument(help="An episode's id, or the path of its .tar.zst.")],
+    episode: EpisodeArgument,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Score with this .ckpt.json, its sidecar beside it; default: the champion."
+        ),
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
+    config: ConfigOption = None,
+    artifacts: RunArtifactsOption = None,
+    anyway: AnywayOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Score one episode, window by window."""
-    from features import registry
-    from models.checkpoint import CheckpointError, ContractMismatchError, load_checkpoint
+    """Score one episode, window by window, with the champion or with a checkpoint."""
+    from evaluation.detection import alarm_score
+    from features.registry import LAYOUT
 
-    layout = registry.LAYOUT
-    try:
-        loaded = load_checkpoint(checkpoint, layout)
-    except ContractMismatchError as error:
-        fail(str(error), MISMATCH)
-    except CheckpointError as error:
-        fail(str(error))
-    _, read, extracted = _extract(episode, store)
-    proba = loaded.predict_episode(extracted.series, extracted.features, layout)
+    path, loaded = _load(checkpoint, config, artifacts)
+    record, _, extracted = _judged(episode, store, anyway=anyway)
+    proba = loaded.predict_episode(extracted.series, extracted.features, LAYOUT)
+    phases, windows = LAYOUT.phases, extracted.windows
     rows = [
         {
             "start_s": float(start),
-            "phase": layout.phases[int(p.argmax())],
+            "phase": phases[int(p.argmax())],
             "probabilities": {
-                phase: round(float(v), 6) for phase, v in zip(layout.phases, p, strict=True)
+                phase: round(float(v), 6) for phase, v in zip(phases, p, strict=True)
             },
             "labelled": str(label),
+            "alarm_score": round(float(score), 6),
         }
-        for start, label, p in zip(
-            extracted.windows.start_s, extracted.windows.label, proba, strict=True
+        for start, label, p, score in zip(
+            windows.start_s, windows.label, proba, alarm_score(proba, phases), strict=True
         )
     ]
     if as_json:
-        say_json({"episode": read.episode_id, "checkpoint_id": loaded.artifact_id, "windows": rows})
+        say_json({
+            **_verdict(record),
+            "model": loaded.variant.name,
+            "checkpoint": str(path),
+            "checkpoint_id": loaded.artifact_id,
+            "windows": rows,
+        })  # fmt: skip
         return
-    for row in rows:
-        share = row["probabilities"][row["phase"]]
-        typer.echo(f"{row['start_s']:7.1f} s  {row['phase']:<17} {share:.2f}")
+    typer.echo(f"scored by {loaded.variant.name}, {path}", err=True)
+    say_table(("start", "phase", "probability", "labelled", "alarm score"), [
+        (f"{row['start_s']:6.1f} s", row["phase"],
+         f"{row['probabilities'][row['phase']]:.2f}", row["labelled"], f"{row['alarm_score']:.2f}")
+        for row in rows
+    ])  # fmt: skip
+
+
+def _load(
+    path: Path | None, config: Path | None, artifacts: Path | None
+) -> tuple[Path, Checkpoint]:
+    """The checkpoint at a path, or without one the champion's; leaves where it does not load."""
+    from features import registry
+    from models.champion import ChampionError, kept_path, load_kept, read_champion
+    from models.checkpoint import CheckpointError, ContractMismatchError, load_checkpoint
+
+    layout = registry.LAYOUT
+    with failing({ContractMismatchError: MISMATCH, CheckpointError: FAILED, ChampionError: FAILED}):
+        if path is not None:
+            return path, load_checkpoint(existing_file(path), layout)
+        folder = workspace_of(config, None, artifacts, made=True).champion_folder
+        reign = read_champion(folder)
+        if reign is None:
+            fail(
+                f"{folder}: there is no champion to score with. Promote a trained model "
+                "(phasewatch promote MODEL), or name a checkpoint: --checkpoint PATH"
+            )
+        return kept_path(folder, reign), load_kept(folder, reign, layout)
 
 
 @app.command()
@@ -335,7 +412,7 @@ def doctor(
     """Say what is installed, which store it is, what is stale; problems first, exit 1 if any."""
     from pipelines.doctor import examine
 
-    findings = examine(config, overrides_of(store, artifacts))
+    findings = examine(lambda: workspace_of(config, store, artifacts))
     document = findings.as_document()
     if as_json:
         say_json(document)
@@ -343,22 +420,27 @@ def doctor(
         for found in findings.problems:
             typer.echo(f"problem: {found['problem']}\n  remedy: {found['remedy']}")
         typer.echo("" if findings.problems else "no problem found\n")
-        rows = [
-            (name, key, _short(v)) for name, s in findings.sections.items() for key, v in s.items()
-        ]
+        said, rows = "", []
+        for name, section in findings.sections.items():
+            for key, value in section.items():
+                for i, line in enumerate(_lines(value)):
+                    rows.append(("" if name == said else name, "" if i else key, line))
+                    said = name
         say_table(("about", "what", "found"), rows)
     raise typer.Exit(FAILED if findings.problems else OK)
 
 
-def _short(value: Any) -> str:
-    """A value in one cell: what is nested becomes words, what is long becomes a number."""
+def _lines(value: Any) -> list[str]:
+    """What was found in words, an item a line; of many the first few."""
     if isinstance(value, dict):
-        return ", ".join(f"{k} {v or 'absent'}" for k, v in value.items()) or "none"
+        return [f"{name}: {item or 'absent'}" for name, item in value.items()] or ["none"]
     if isinstance(value, list):
-        return ", ".join(map(str, value)) if 0 < len(value) <= 3 else str(len(value) or "none")
+        lines = [" ".join(i.values()) if isinstance(i, dict) else str(i) for i in value]
+        more = len(lines) - _SHOWN
+        return [*lines[:_SHOWN], *([f"and {more} more"] if more > 0 else [])] or ["none"]
     if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else str(value)
+        return ["yes" if value else "no"]
+    return ["none" if value is None else str(value)]
 
 
 for command in (
@@ -392,13 +474,18 @@ def main() -> None:
     except Exception as error:
         if _debug:
             raise
-        said = str(error).strip().partition("\n")[0]
-        typer.echo(
-            f"{type(error).__name__}: {said}\nThis was not foreseen; `phasewatch --debug "
-            f"{' '.join(sys.argv[1:])}` shows where it happened.",
-            err=True,
-        )
+        with suppress(typer.Exit):
+            fail(_unforeseen(error))
         sys.exit(FAILED)
+
+
+def _unforeseen(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed; `phasewatch doctor` says how to get it"
+    return (
+        f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}\nThis was not "
+        f"foreseen; `phasewatch --debug {' '.join(sys.argv[1:])}` shows where it happened."
+    )
 
 
 if __name__ == "__main__":

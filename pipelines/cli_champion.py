@@ -1,6 +1,8 @@
 """Commands about the model in use: ``champion``, ``promote``, ``rollback``."""
 
 import getpass
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,9 +16,10 @@ from pipelines.console import (
     RunArtifactsOption,
     RunStoreOption,
     fail,
-    overrides_of,
+    failing,
     say_json,
     say_table,
+    workspace_of,
 )
 
 if TYPE_CHECKING:
@@ -36,11 +39,9 @@ def champion(
     """Show which model is in use, since when, on which evidence, and which were before."""
     from models.champion import ChampionError, kept_path, read_history
 
-    folder = _workspace(config, None, artifacts).champion_folder
-    try:
+    folder = workspace_of(config, None, artifacts, made=True).champion_folder
+    with failing({ChampionError: FAILED}):
         history = read_history(folder)
-    except ChampionError as error:
-        fail(str(error))
     if as_json:
         from dataclasses import asdict
 
@@ -84,7 +85,7 @@ def promote(
     from resources import promotion as core
 
     which = _variant(model)
-    workspace = _workspace(config, store, artifacts)
+    workspace = workspace_of(config, store, artifacts, made=True)
     try:
         if dry_run:
             trial, reign = core.judge(workspace, which), None
@@ -97,6 +98,7 @@ def promote(
     except dg.Failure as error:
         fail(error.description or str(error))
     granted = trial.judgement.granted
+    notes = list(_notes(workspace, trial))
     if as_json:
         say_json({
             "challenger": which.name,
@@ -105,10 +107,13 @@ def promote(
             "granted": granted,
             "promoted": granted and not dry_run,
             "reasons": trial.judgement.reasons,
+            "notes": notes,
             "recipes": trial.judgement.recipes,
         })  # fmt: skip
     else:
         _show_trial(trial, dry_run=dry_run)
+        for note in notes:
+            typer.echo(f"note: {note}")
     if not granted:
         raise typer.Exit(FAILED)
 
@@ -126,13 +131,9 @@ def rollback(
     from models.champion import ChampionError, roll_back
     from models.checkpoint import CheckpointError, ContractMismatchError
 
-    workspace = _workspace(config, None, artifacts)
-    try:
-        reign = roll_back(workspace.champion_folder, registry.LAYOUT, by=_user(), why=why)
-    except ContractMismatchError as error:
-        fail(str(error), MISMATCH)
-    except (ChampionError, CheckpointError) as error:
-        fail(str(error))
+    folder = workspace_of(config, None, artifacts, made=True).champion_folder
+    with failing({ContractMismatchError: MISMATCH, CheckpointError: FAILED, ChampionError: FAILED}):
+        reign = roll_back(folder, registry.LAYOUT, by=_user(), why=why)
     _tell_dagster(reign)
     if as_json:
         say_json(asdict(reign))
@@ -140,24 +141,13 @@ def rollback(
         typer.echo(f"{reign.name} is champion again (number {reign.number} of the history)")
 
 
-def _workspace(config: Any, store: Any, artifacts: Any) -> "Workspace":
-    from resources.workspace import SettingsError, read_workspace
-
-    try:
-        return read_workspace(config, overrides_of(store, artifacts))
-    except SettingsError as error:
-        fail(str(error), USAGE)
-
-
 def _variant(name: str) -> Any:
     """``gbt`` is gbt_realistic; ``gbt_oracle`` can be named, and is refused with the reason."""
     from models.registry import VARIANTS, variant
 
     known = {which.name: which for which in VARIANTS}
-    try:
+    with failing({ValueError: USAGE}):
         return known.get(name) or variant(name, "realistic")
-    except ValueError as error:
-        fail(str(error), USAGE)
 
 
 def _user() -> str:
@@ -177,6 +167,29 @@ def _tell_dagster(reign: "Reign") -> None:
     prepare_dagster_home()
     with dg.DagsterInstance.get() as instance:
         record(instance, reign)
+
+
+def _notes(workspace: "Workspace", trial: "Trial") -> Iterator[str]:
+    """What is no reason against a challenger, but good to know before it is in use."""
+    from assets.checkpoints import checkpoint_identity
+    from models.checkpoint import CheckpointError, checkpoint_path, read_header
+    from resources.promotion import best_on_validation
+
+    which = trial.which
+    for recipe in trial.checkpoints:
+        with suppress(CheckpointError):  # one that was judged a moment ago
+            path = checkpoint_path(workspace.checkpoint_folder(recipe), which)
+            meta = read_header(path)["train_meta"]
+            if meta.get("fingerprint") != checkpoint_identity(
+                workspace, which, meta["dataset_version"]
+            ):
+                yield (
+                    f"recipe {recipe}: {which.name} was trained with other settings than those "
+                    f"in force; with these: phasewatch run --recipe {recipe}"
+                )
+    best = None if trial.champion else best_on_validation(workspace)
+    if best is not None and best != which and trial.checkpoints:
+        yield f"{best.name} is better on validation: phasewatch promote {best.model}"
 
 
 def _because(reign: "Reign") -> str:

@@ -11,9 +11,11 @@ from pipelines.console import (
     MISMATCH,
     OK,
     USAGE,
-    CheckpointArgument,
     JsonOption,
+    existing,
+    existing_file,
     fail,
+    failing,
     say_json,
     say_table,
     track,
@@ -92,16 +94,17 @@ def _cell(value: Any) -> str:
 
 
 @contract_app.command()
-def diff(checkpoint: CheckpointArgument, as_json: JsonOption = False) -> None:
+def diff(
+    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt.json; its sidecar is not read.")],
+    as_json: JsonOption = False,
+) -> None:
     """Every difference between a checkpoint's contract and the one in force; exit 4 if any."""
     from features import registry
     from models.checkpoint import CheckpointError, contract_differences, read_header, remedy
 
-    try:
-        header = read_header(checkpoint)
+    with failing({CheckpointError: FAILED}):
+        header = read_header(existing_file(checkpoint))
         differences = contract_differences(header, registry.LAYOUT, str(checkpoint))
-    except CheckpointError as error:
-        fail(str(error))
     advice = remedy(header) if differences else None
     if as_json:
         say_json(
@@ -139,11 +142,7 @@ def inspect(
     """List checkpoints from their headers: what each is, and whether it would load today."""
     from models.inspection import find_checkpoints
 
-    found: list[Path] = []
-    for path in paths:
-        if not path.exists() and not path.is_symlink():
-            fail(f"{path}: no such file or folder", USAGE)
-        found += find_checkpoints(path)
+    found = [each for path in paths for each in find_checkpoints(existing(path))]
     if not found:
         fail(f"{', '.join(map(str, paths))}: no .ckpt.json in there; train: phasewatch run", USAGE)
     entries = list(_look(list(dict.fromkeys(found)), verify=verify))

@@ -1,6 +1,6 @@
 """The command ``report``: what has been evaluated, in the terminal or as one JSON document."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -11,13 +11,15 @@ from pipelines.console import (
     RunArtifactsOption,
     RunStoreOption,
     fail,
-    overrides_of,
+    failing,
     say_json,
     say_table,
+    workspace_of,
 )
 
 if TYPE_CHECKING:
     from resources.evaluated import Evaluated
+    from resources.workspace import Workspace
 
 _COLUMNS = (
     *("model", "mode", "macro F1", "interval", "val F1", "detected", "delay s", "false/h", "ECE"),
@@ -42,28 +44,35 @@ def report(
     from episodes.store import StoreError
     from evaluation.datasets import RECIPES
     from features.registry import MODES
-    from resources.evaluated import evaluated
-    from resources.workspace import SettingsError, read_workspace
 
     for name in recipe or ():
         if name not in RECIPES:
             fail(f"no recipe {name!r}; there is {', '.join(RECIPES)}", USAGE)
     if mode is not None and mode not in MODES:
         fail(f"no mode {mode!r}; there is {', '.join(MODES)}", USAGE)
-    try:
-        workspace = read_workspace(config, overrides_of(store, artifacts))
+    workspace = workspace_of(config, store, artifacts, made=True)
+    from pipelines.staleness import stale_recipes
+    from resources.evaluated import evaluated
+
+    with failing({StoreError: USAGE}):
         found = evaluated(workspace)
-    except (SettingsError, StoreError) as error:
-        fail(str(error), USAGE)
+        listing = workspace.listing()
     found = _restricted(found, recipe or list(RECIPES), mode)
     if not found.reports:
-        _explain_nothing(found, recipe)
+        _explain_nothing(workspace, found, recipe)
+    shown = {each["recipe"] for each in found.reports}
+    stale = [
+        {"recipe": work.partition, "why": work.why}
+        for work in stale_recipes(workspace, listing)
+        if work.partition in shown
+    ]
     if as_json:
         say_json(
             {
                 "reports": found.reports,
                 "comparisons": found.comparisons,
                 "left_out": found.left_out,
+                "stale": stale,
             }
         )
         return
@@ -74,6 +83,11 @@ def report(
             _show(name, reports, compared[0] if compared else None)
     for item in found.left_out:
         typer.echo(f"left out: {item['name']} ({item['recipe']}), {item['why']}")
+    for item in stale:
+        typer.echo(
+            f"stale: recipe {item['recipe']}: {item['why']}; phasewatch run --recipe "
+            f"{item['recipe']}"
+        )
     if workspace.report_page.exists():
         typer.echo(str(workspace.report_page))
 
@@ -94,12 +108,19 @@ def _restricted(found: "Evaluated", recipes: list[str], mode: str | None) -> "Ev
     )
 
 
-def _explain_nothing(found: "Evaluated", recipes: list[str] | None) -> None:
+def _explain_nothing(
+    workspace: "Workspace", found: "Evaluated", recipes: list[str] | None
+) -> NoReturn:
     remedy = " ".join(["phasewatch run", *(f"--recipe {name}" for name in recipes or ())])
+    where = workspace.report_page.parent
     if found.left_out:
         listed = "\n".join(f"  {i['name']} ({i['recipe']}): {i['why']}" for i in found.left_out)
-        fail(f"Nothing that has been evaluated is current:\n{listed}\nMake it anew: {remedy}")
-    fail(f"Nothing has been evaluated yet. Do: {remedy}")
+        fail(
+            f"{where}: nothing that has been evaluated is current:\n{listed}\n"
+            f"Make it anew: {remedy}",
+            left_out=found.left_out,
+        )
+    fail(f"{where}: nothing has been evaluated yet. Do: {remedy}")
 
 
 def _show(recipe: str, reports: list[dict[str, Any]], compared: dict[str, Any] | None) -> None:

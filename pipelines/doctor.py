@@ -6,7 +6,7 @@ Without the extra ``orchestrate`` there is no graph to look at; the store is sti
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,19 +42,13 @@ class Findings:
         return {"ok": not self.problems, "problems": self.problems, **self.sections}
 
 
-def examine(config: Path | None, overrides: Mapping[str, Any]) -> Findings:
-    """Look at everything that can be looked at."""
+def examine(read_workspace: Callable[[], "Workspace"]) -> Findings:
+    """Look at everything that can be looked at; settings only where there is what reads them."""
     findings = Findings()
     missing = _installed(findings)
     if "orchestrate" in missing or "train" in missing:
         return findings
-    from resources.workspace import SettingsError, read_workspace
-
-    try:
-        workspace = read_workspace(config, overrides)
-    except SettingsError as error:
-        findings.problem(str(error), "mend the configuration; config/default.yaml shows its form")
-        return findings
+    workspace = read_workspace()
     _disk(findings, workspace.artifacts_path)
     _gpu(findings, workspace.device)
     _dagster(findings)

@@ -1,8 +1,8 @@
 """Runs the jobs in this process, one after the other: what `phasewatch run` does."""
 
 import logging
+from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -12,7 +12,7 @@ from evaluation.datasets import RECIPES
 from pipelines.definitions import build_defs
 from pipelines.home import prepare_dagster_home
 from pipelines.partitions import Synced, sync_batches
-from resources.workspace import SettingsError, Workspace, read_workspace
+from resources.workspace import SettingsError, Workspace
 
 log = logging.getLogger("phasewatch")
 _SHOWN = 5  # differences between index and files that are said in full
@@ -23,27 +23,36 @@ class RunError(Exception):
     """A run failed; the message says which and why."""
 
 
+@dataclass(frozen=True)
+class Ran:
+    """A run that ended well."""
+
+    job: str  # ingest or retrain
+    partition: str  # batch or recipe
+    run_id: str
+    made: list[str]  # assets, in the order of the run
+    reused: list[str]  # assets found as they would have been made
+
+
 def run_all(
-    config: Path | None,
-    overrides: dict[str, Any],
+    workspace: Workspace,
     recipes: list[str] | None,
     *,
     batches: list[str] | None = None,
     ingest_only: bool = False,
-) -> Path | None:
-    """Sync, ingest the stale batches, retrain the recipes; returns the report page's path.
+) -> list[Ran]:
+    """Sync, ingest the stale batches, retrain the recipes (None: all); returns the runs.
 
     Args:
         batches: ingest these, stale or not, instead.
 
     Raises:
-        SettingsError: the configuration is wrong, or there is no such recipe, batch or store.
-        RunError: a run failed.
+        SettingsError: there is no such recipe, batch or store.
+        RunError: a run failed; those after it were not started.
     """
     for recipe in recipes or ():
         if recipe not in RECIPES:
             raise SettingsError(f"no recipe {recipe!r}; there is {', '.join(RECIPES)}")
-    workspace = read_workspace(config, overrides)
     with _instance() as instance:
         synced = _sync(instance, workspace)
         definitions = build_defs(workspace=workspace)
@@ -52,23 +61,25 @@ def run_all(
                 near = get_close_matches(batch, synced.listing.batches, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise SettingsError(f"{workspace.store_path}: no batch {batch!r}{hint}")
-        for batch in batches or (synced.listing.batches if workspace.force else synced.stale):
-            _execute(definitions, "ingest", batch, instance)
-        if ingest_only:
-            return None
-        for recipe in recipes or RECIPES:
-            _execute(definitions, "retrain", recipe, instance)
-    return workspace.report_page
+        stale = batches or (synced.listing.batches if workspace.force else synced.stale)
+        return [
+            _execute(definitions, job, partition, instance)
+            for job, partitions in (
+                ("ingest", stale),
+                ("retrain", () if ingest_only else recipes or RECIPES),
+            )
+            for partition in partitions
+        ]
 
 
-def sync_only(config: Path | None, overrides: dict[str, Any]) -> Synced:
+def sync_only(workspace: Workspace) -> Synced:
     """Register the store's batches.
 
     Raises:
-        SettingsError: the configuration is wrong, or there is no store.
+        SettingsError: there is no store.
     """
     with _instance() as instance:
-        return _sync(instance, read_workspace(config, overrides))
+        return _sync(instance, workspace)
 
 
 def _instance() -> dg.DagsterInstance:
@@ -92,17 +103,26 @@ def _sync(instance: dg.DagsterInstance, workspace: Workspace) -> Synced:
 
 def _execute(
     definitions: dg.Definitions, job: str, partition: str, instance: dg.DagsterInstance
-) -> None:
+) -> Ran:
     result = definitions.resolve_job_def(job).execute_in_process(
         run_config=_QUIET, instance=instance, partition_key=partition, raise_on_error=False
     )
     if result.success:
-        return
+        made: dict[bool, list[str]] = {False: [], True: []}
+        for event in result.get_asset_materialization_events():
+            found = event.materialization.metadata.get("reused")
+            made[bool(found and found.value)].append(
+                event.materialization.asset_key.to_user_string()
+            )
+        return Ran(job, partition, result.run_id, made[False], made[True])
     failures = [
         f"{event.step_key}: {_reason(event.step_failure_data)}"
         for event in result.get_step_failure_events()
     ]
-    raise RunError(f"{job} {partition} failed\n" + "\n".join(failures or ["see the run in the UI"]))
+    raise RunError(
+        f"{job} {partition} failed (run {result.run_id[:8]})\n"
+        + "\n".join(failures or ["see the run in the UI"])
+    )
 
 
 def _reason(failure: Any) -> str:

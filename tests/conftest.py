@@ -15,6 +15,10 @@ import dagster as dg
 import pytest
 from builders import PROFILES, StoreBuilder
 
+from evaluation.datasets import RECIPES
+from models.champion import SERVED, Reign, crown, keep, now, read_champion
+from models.checkpoint import checkpoint_path
+from models.registry import variant
 from pipelines.definitions import build_defs
 from pipelines.partitions import sync_batches
 from resources.workspace import Workspace
@@ -124,6 +128,19 @@ def build_lab(root: Path, instance: dg.DagsterInstance) -> Lab:
     store = StoreBuilder(root / "store")
     store.populate(profiles=PROFILES[:3], variants=3, duration_s=40)
     return Lab(store, root / "artifacts", instance, TINY)
+
+
+def put_in_use(lab: Lab, model: str, folder: Path | None = None) -> Reign:
+    """Make a model champion without a judgement: its checkpoint of the one recipe serves all."""
+    folder = folder or lab.workspace.champion_folder
+    path = checkpoint_path(lab.workspace.checkpoint_folder(RECIPE), variant(model, "realistic"))
+    kept = dict.fromkeys(RECIPES, keep(folder, path, {}))
+    before = read_champion(folder)
+    reign = Reign(
+        number=0, action="promoted", model=model, mode="realistic", served=SERVED,
+        checkpoints=kept, since=now(), by="test", why="", evidence={}, previous=None,
+    )  # fmt: skip
+    return crown(folder, reign, judged_against=before)
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

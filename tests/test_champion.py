@@ -304,6 +304,23 @@ def test_the_first_is_judged_by_the_baselines(lab: Lab) -> None:
     assert "There is no champion yet" in phasewatch(lab, "champion").stdout
 
 
+def test_what_is_no_reason_but_good_to_know_is_noted(lab: Lab, tmp_path: Path) -> None:
+    settings = tmp_path / "same.yaml"
+    own = {"resources": {"workspace": {"config": lab.settings}}}
+    settings.write_text(json.dumps(own))
+
+    def notes(model: str, *words: str) -> list[str]:
+        told = phasewatch(lab, "promote", model, "--dry-run", "--json", *words)
+        return json.loads(told.stdout)["notes"]
+
+    other = "knn_realistic was trained with other settings than those in force"
+    assert [other in note for note in notes("knn")] == [True] * len(RECIPES)
+    shutil.rmtree(lab.workspace.champion_folder)
+    better = "knn_realistic is better on validation: phasewatch promote knn"
+    assert notes("gbt", "--config", str(settings)) == [better]
+    assert notes("knn", "--config", str(settings)) == []
+
+
 def test_two_rollbacks_go_two_steps_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models.champion, "load_kept", lambda *_: None)
     last = None

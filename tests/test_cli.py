@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import RECIPE, Lab, put_in_use
 from typer.testing import CliRunner
 
 from episodes.reading import read_episode
 from episodes.store import list_store
 from features.extraction import extract
 from features.registry import LAYOUT
+from models.champion import read_champion
+from models.checkpoint import checkpoint_path
+from models.registry import variant
 from pipelines.cli import FAILED, OK, REJECTED, USAGE, app
 
 ROOT = Path(__file__).parent.parent
 STORE = ROOT / "data" / "store"
-EPISODE = "01M7ZVF1R9X2K3EXHDZ6ZEPXS1"
+SOUND = "01M7ZVBG9G6HN7WTZ25FTK6DBF"
+FAILED_LABEL = "01M7ZVF1R9X2K3EXHDZ6ZEPXS1"
 BROKEN = "DEFECT04"
 
 
@@ -29,9 +39,9 @@ def phasewatch(*arguments: object):
 
 def test_extract_writes_what_a_shard_would_hold(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "e.npz"
-    assert phasewatch("extract", EPISODE, "--out", out).exit_code == OK
-    stored = list_store(STORE).find(EPISODE)
-    expected = extract(read_episode(stored.path, EPISODE, LAYOUT.fields), LAYOUT)
+    assert phasewatch("extract", FAILED_LABEL, "--out", out, "--anyway").exit_code == OK
+    stored = list_store(STORE).find(FAILED_LABEL)
+    expected = extract(read_episode(stored.path, FAILED_LABEL, LAYOUT.fields), LAYOUT)
     with np.load(out, allow_pickle=False) as file:
         assert set(file) == {
             "series",
@@ -50,15 +60,21 @@ def test_extract_writes_what_a_shard_would_hold(tmp_path: Path) -> None:
         assert file["feature_names"].tolist() == list(LAYOUT.feature_names)
 
 
-def test_extract_takes_a_path(tmp_path: Path) -> None:
-    path = list_store(STORE).find(EPISODE).path
-    assert phasewatch("extract", path, "--out", tmp_path / "e.npz").exit_code == OK
+def test_extract_as_json_is_one_document(tmp_path: Path) -> None:
+    told = phasewatch("extract", SOUND, "--out", tmp_path / "e.npz", "--json")
+    assert told.exit_code == OK, told.output
+    document = json.loads(told.stdout)
+    with np.load(tmp_path / "e.npz", allow_pickle=False) as file:
+        assert document["windows"] == len(file["features"])
+        assert document["bins"] == len(file["series"])
+    assert (document["episode"], document["verdict"]) == (SOUND, "accepted")
+    assert document["path"] == str(tmp_path / "e.npz")
 
 
 def test_extract_needs_neither_dagster_nor_a_training_library(tmp_path: Path) -> None:
     program = (
         "import sys; from pipelines.cli import app\n"
-        f"try: app(['extract', {EPISODE!r}, '--out', {str(tmp_path / 'e.npz')!r}])\n"
+        f"try: app(['extract', {SOUND!r}, '--out', {str(tmp_path / 'e.npz')!r}])\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "heavy = {'dagster', 'torch', 'xgboost', 'sklearn'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
@@ -74,7 +90,7 @@ def test_extract_needs_neither_dagster_nor_a_training_library(tmp_path: Path) ->
     [
         (("extract", "01ARZ3NDEKTSV4RRFFQ69G5FAV"), USAGE, "no episode 01ARZ3NDEKTSV4RRFFQ69G5FAV"),
         (("extract", "nowhere.tar.zst"), USAGE, "nowhere.tar.zst: No such file"),
-        (("extract", EPISODE, "--store", "nowhere"), USAGE, "no episode store here"),
+        (("extract", SOUND, "--store", "nowhere"), USAGE, "no episode store here"),
     ],
 )
 def test_a_wrong_name_is_told(tmp_path: Path, arguments: tuple, code: int, says: str) -> None:
@@ -84,11 +100,56 @@ def test_a_wrong_name_is_told(tmp_path: Path, arguments: tuple, code: int, says:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_broken_archive_exits_with_3(tmp_path: Path) -> None:
+# --- the verdict comes first
+
+
+@pytest.mark.parametrize("anyway", [(), ("--anyway",)])
+def test_an_archive_that_cannot_be_read_is_rejected_whatever_is_asked(
+    tmp_path: Path, anyway: tuple[str, ...]
+) -> None:
     path = next(STORE.rglob(f"*{BROKEN}.tar.zst"))
-    told = phasewatch("extract", path, "--out", tmp_path / "e.npz")
+    told = phasewatch("extract", path, "--out", tmp_path / "e.npz", *anyway)
     assert told.exit_code == REJECTED
     assert "not a readable .tar.zst" in told.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_rejected_episode_is_left_alone_unless_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "e.npz"
+    told = phasewatch("extract", FAILED_LABEL, "--out", out, "--json")
+    assert told.exit_code == REJECTED
+    assert f"{FAILED_LABEL} lab-c rejected: labels.jsonl: phase 'failed' [failed_label]" in (
+        told.stderr
+    )
+    assert "--anyway" in told.stderr
+    document = json.loads(told.stdout)
+    assert (document["verdict"], document["reasons"]) == ("rejected", ["failed_label"])
+    assert "phase 'failed'" in document["error"]
+    assert not out.exists()
+    assert phasewatch("extract", FAILED_LABEL, "--out", out, "--anyway").exit_code == OK
+    assert out.exists()
+
+
+def test_a_degraded_episode_is_used_and_said_to_be(tmp_path: Path) -> None:
+    told = phasewatch("extract", "01M7ZVY78KWK1N359G30J0DB65", "--out", tmp_path / "e.npz")
+    assert told.exit_code == OK
+    assert " degraded: " in told.stderr
+    assert "source_gap" in told.stderr
+
+
+def test_an_archive_is_judged_by_its_index_row_only_where_there_is_one(tmp_path: Path) -> None:
+    """A file in its store has one; the same bytes by themselves have neither row nor folder."""
+    altered = next(STORE.rglob("*DEFECT01.tar.zst"))
+    out = ("--out", tmp_path / "e.npz")
+    assert "[tar_hash_mismatch]" in phasewatch("extract", altered, *out).stderr
+    stored = list_store(STORE).find(SOUND)
+    alone = tmp_path / "somewhere" / stored.path.name
+    alone.parent.mkdir()
+    shutil.copy(stored.path, alone)
+    told = phasewatch("extract", alone, *out)
+    assert (told.exit_code, told.stderr.splitlines()[0]) == (OK, f"{SOUND} lab-a accepted")
+    renamed = alone.rename(alone.with_name("another.tar.zst"))
+    assert phasewatch("extract", renamed, *out).exit_code == REJECTED
 
 
 def test_validate_ends_in_the_sum_of_verdicts() -> None:
@@ -129,10 +190,110 @@ def test_another_policy_is_a_dry_run(tmp_path: Path) -> None:
     assert "max_gap_s" in wrong.output
 
 
-def test_predict_without_a_checkpoint_says_so(tmp_path: Path) -> None:
-    told = phasewatch("predict", tmp_path / "no.ckpt.json", EPISODE)
+# --- predict
+
+
+@pytest.fixture
+def scoring(trained: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """A lab whose gbt is the champion, as the environment names it."""
+    shutil.copytree(trained.artifacts / "checkpoints", tmp_path / "checkpoints")
+    lab = replace(trained, artifacts=tmp_path)
+    put_in_use(lab, "gbt")
+    monkeypatch.setenv("PHASEWATCH_STORE", str(lab.store.root))
+    monkeypatch.setenv("PHASEWATCH_ARTIFACTS", str(lab.artifacts))
+    return lab
+
+
+def checkpoint(lab: Lab, model: str) -> Path:
+    return checkpoint_path(lab.workspace.checkpoint_folder(RECIPE), variant(model, "realistic"))
+
+
+def test_the_champion_scores_unless_a_checkpoint_is_named(scoring: Lab) -> None:
+    episode = scoring.store.added[0].episode_id
+    by_champion = json.loads(phasewatch("predict", episode, "--json").stdout)
+    kept = read_champion(scoring.workspace.champion_folder)
+    assert kept is not None
+    assert by_champion["checkpoint_id"] == kept.checkpoints[kept.served]
+    by_cnn = phasewatch("predict", episode, "--checkpoint", checkpoint(scoring, "cnn"), "--json")
+    assert json.loads(by_cnn.stdout)["model"] == "cnn_realistic"
+    for document in (by_champion, json.loads(by_cnn.stdout)):
+        assert (document["episode"], document["verdict"]) == (episode, "accepted")
+        assert [w["start_s"] for w in document["windows"]] == [0, 5, 10, 15, 20, 25, 30]
+        for window in document["windows"]:
+            p = window["probabilities"]
+            assert sum(p.values()) == pytest.approx(1, abs=1e-4)
+            assert window["alarm_score"] == pytest.approx(
+                p["infecting"] + p["infected_running"], abs=1e-5
+            )
+
+
+def test_a_person_reads_a_table_of_windows(scoring: Lab) -> None:
+    told = phasewatch("predict", scoring.store.added[0].path)
+    head, *rows = told.stdout.splitlines()
+    assert head.split() == ["start", "phase", "probability", "labelled", "alarm", "score"]
+    windows = json.loads(phasewatch("predict", scoring.store.added[0].path, "--json").stdout)
+    assert [row.split()[2:5:2] for row in rows] == [
+        [w["phase"], w["labelled"]] for w in windows["windows"]
+    ]
+    assert "lab-a accepted" in told.stderr
+    assert "scored by gbt_realistic, " in told.stderr
+
+
+@pytest.mark.usefixtures("scoring")
+def test_nothing_is_scored_of_a_rejected_episode() -> None:
+    told = phasewatch("predict", FAILED_LABEL, "--store", STORE)
+    assert (told.exit_code, told.stdout) == (REJECTED, "")
+    assert "[failed_label]" in told.stderr
+    assert phasewatch("predict", FAILED_LABEL, "--store", STORE, "--anyway").exit_code == OK
+
+
+def test_without_a_champion_it_says_what_to_do(tmp_path: Path) -> None:
+    told = phasewatch("predict", SOUND, "--artifacts", tmp_path)
     assert told.exit_code == FAILED
-    assert "no such checkpoint" in told.output
+    assert f"{tmp_path / 'champion'}: there is no champion" in told.stderr
+    assert "phasewatch promote MODEL" in told.stderr
+    assert "--checkpoint PATH" in told.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", SOUND, "--checkpoint", "{}"),
+        ("contract", "diff", "{}"),
+        ("inspect", "{}"),
+        ("report", "--artifacts", "{}"),
+        ("champion", "--artifacts", "{}"),
+        ("promote", "gbt", "--artifacts", "{}"),
+        ("rollback", "--artifacts", "{}"),
+        ("predict", SOUND, "--artifacts", "{}"),
+        ("validate", "--store", "{}"),
+        ("run", "--config", "{}"),
+        ("doctor", "--config", "{}"),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+def test_a_wrong_path_is_a_wrong_usage_and_named(
+    tmp_path: Path, arguments: tuple[str, ...], as_json: bool
+) -> None:
+    nowhere = str(tmp_path / "nowhere.ckpt.json")
+    words = [word.format(nowhere) for word in arguments] + ["--json"] * as_json
+    told = phasewatch(*words)
+    assert told.exit_code == USAGE
+    assert nowhere in told.stderr
+    assert "Traceback" not in told.stderr
+    if as_json:
+        assert nowhere in json.loads(told.stdout)["error"]
+    else:
+        assert told.stdout == ""
+
+
+def test_a_damaged_file_is_a_failure(tmp_path: Path) -> None:
+    damaged = tmp_path / "gbt_realistic.ckpt.json"
+    damaged.write_text("{")
+    for words in (("predict", SOUND, "--checkpoint"), ("contract", "diff")):
+        assert phasewatch(*words, damaged).exit_code == FAILED
+        assert phasewatch(*words, tmp_path).exit_code == USAGE  # a folder
 
 
 @pytest.mark.parametrize(
@@ -170,3 +331,58 @@ def test_help_starts_fast_because_nothing_heavy_is_imported() -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+COLOURFUL = {"NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"}
+PLAIN = {name: value for name, value in os.environ.items() if name not in COLOURFUL}
+
+
+def test_what_is_not_installed_is_named_and_the_doctor_helps() -> None:
+    """Scoring with a named checkpoint needs no Dagster; who is champion is in the settings."""
+    program = (
+        "import sys; sys.modules['dagster'] = None\n"
+        f"sys.argv = ['phasewatch', 'predict', {SOUND!r}]\n"
+        "from pipelines.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == FAILED
+    assert done.stderr == "dagster is not installed; `phasewatch doctor` says how to get it\n"
+
+
+def installed(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command as a shell starts it."""
+    return subprocess.run(
+        [Path(sys.executable).with_name("phasewatch"), *words],
+        env=PLAIN | environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("begun", "offered"),
+    [("phasewatch pred", "predict"), ("phasewatch predict E --ch", "--checkpoint")],
+)
+def test_the_shell_completes_a_word(begun: str, offered: str) -> None:
+    told = installed(
+        _PHASEWATCH_COMPLETE="complete_bash",
+        COMP_WORDS=begun,
+        COMP_CWORD=str(len(begun.split()) - 1),
+    )
+    assert told.stdout.split() == [offered], told.stderr
+
+
+@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}], ids=["colour", "no colour"])
+def test_colours_are_for_terminals_that_want_them(environment: dict[str, str]) -> None:
+    """On a terminal; through a pipe there is none in either case."""
+    ours, theirs = pty.openpty()
+    subprocess.run(
+        [Path(sys.executable).with_name("phasewatch"), "--help"],
+        env=PLAIN | {"TERM": "xterm-256color"} | environment, stdout=theirs, check=True,
+    )  # fmt: skip
+    os.close(theirs)
+    with os.fdopen(ours, "rb") as terminal:
+        shown = terminal.read1()
+    coloured = re.search(rb"\x1b\[[0-9;]*3[0-7]m", shown) is not None
+    assert coloured == (not environment)
+    assert "\x1b" not in installed("--help").stdout

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RECIPE, Lab
+from builders import PROFILES, StoreBuilder
+from conftest import RECIPE, TINY, Lab
 from held_out import check_schema
 from typer.testing import CliRunner, Result
 
+from episodes.store import list_store
 from evaluation.wording import number
 from features.registry import MODES
 from models.registry import VARIANTS
@@ -39,7 +41,7 @@ def copied(trained: Lab, tmp_path: Path) -> Path:
 
 def test_json_is_every_document_whole(trained: Lab) -> None:
     found = document(trained.artifacts, trained)
-    assert set(found) == {"reports", "comparisons", "left_out"}
+    assert set(found) == {"reports", "comparisons", "left_out", "stale"}
     assert {(r["model"], r["mode"]) for r in found["reports"]} == {
         (which.model, which.mode) for which in VARIANTS
     }
@@ -100,7 +102,9 @@ def test_what_does_not_exist_is_a_wrong_usage(
 def test_nothing_evaluated_yet_says_what_to_do(trained: Lab, tmp_path: Path) -> None:
     result = report(tmp_path, trained, "--recipe", "time")
     assert result.exit_code == FAILED
-    assert "Nothing has been evaluated yet. Do: phasewatch run --recipe time" in result.stderr
+    assert (
+        f"{tmp_path}/reports: nothing has been evaluated yet. Do: phasewatch run --recipe time"
+    ) in result.stderr
 
 
 def test_what_is_not_current_is_left_out_and_said(trained: Lab, copied: Path) -> None:
@@ -118,6 +122,44 @@ def test_what_is_not_current_is_left_out_and_said(trained: Lab, copied: Path) ->
     assert nothing.exit_code == FAILED
     assert f"gbt_realistic ({RECIPE}): of another version of the dataset" in nothing.stderr
     assert "Make it anew: phasewatch run" in nothing.stderr
+
+
+def test_another_store_leaves_all_out_even_with_batches_of_the_same_names(
+    trained: Lab, tmp_path: Path
+) -> None:
+    other = StoreBuilder(tmp_path)
+    other.populate(profiles=PROFILES[:3], variants=2, duration_s=40)
+    assert list_store(tmp_path).batches.keys() == trained.workspace.listing().batches.keys()
+    result = report(trained.artifacts, trained, "--store", tmp_path)
+    assert result.exit_code == FAILED
+    assert f"gbt_realistic ({RECIPE}): of another store than this one" in result.stderr
+
+
+def test_a_store_that_grew_is_no_other_store(trained: Lab, tmp_path: Path) -> None:
+    shutil.copytree(trained.store.root, tmp_path, dirs_exist_ok=True)
+    grown = StoreBuilder.reopen(tmp_path)
+    added = grown.add("lab-a", profile=PROFILES[0], sample=f"{PROFILES[0]}.v9", duration_s=40)
+    assert list_store(tmp_path).find(added.episode_id).batch in (
+        trained.workspace.listing().batches
+    )
+    found = document(trained.artifacts, trained, "--store", tmp_path)
+    assert (len(found["reports"]), found["left_out"]) == (len(VARIANTS), [])
+
+
+def test_what_was_trained_with_other_settings_is_said(trained: Lab, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+
+    def stale(**settings: Any) -> list[dict[str, str]]:
+        given = TINY | settings
+        config.write_text(json.dumps({"resources": {"workspace": {"config": given}}}))
+        return document(trained.artifacts, trained, "--config", config)["stale"]
+
+    assert stale() == []
+    (item,) = stale(models=TINY["models"] | {"gbt": {"n_rounds": 13}})
+    assert item["recipe"] == RECIPE
+    assert "gbt_realistic was trained from other data, settings or layout" in item["why"]
+    said = report(trained.artifacts, trained, "--config", config).stdout
+    assert f"stale: recipe {RECIPE}: {item['why']}; phasewatch run --recipe {RECIPE}" in said
 
 
 def test_comparisons_of_other_checkpoints_are_left_out(trained: Lab, copied: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +23,7 @@ from features.manifest import read_manifest
 from features.registry import LAYOUT, Layout, WindowSpec
 from models.checkpoint import checkpoint_path, read_header
 from models.registry import MODELS, VARIANTS, variant
-from pipelines.cli import MISMATCH, OK, app
+from pipelines.cli import MISMATCH, app
 from pipelines.definitions import build_defs
 from pipelines.partitions import sync_batches
 from resources.evaluated import read_comparisons, read_report
@@ -134,19 +133,6 @@ def test_definitions_are_whole() -> None:
         assert node.group_name != "default", key
 
 
-def test_predict_scores_an_episode(trained: Lab) -> None:
-    folder = trained.workspace.checkpoint_folder(RECIPE)
-    episode = trained.store.added[0]
-    for name in ("gbt", "cnn"):
-        path = checkpoint_path(folder, variant(name, "realistic"))
-        told = CliRunner().invoke(app, ["predict", str(path), str(episode.path), "--json"])
-        assert told.exit_code == OK, told.output
-        windows = json.loads(told.stdout)["windows"]
-        assert [w["start_s"] for w in windows] == [0, 5, 10, 15, 20, 25, 30]
-        for window in windows:
-            assert sum(window["probabilities"].values()) == pytest.approx(1, abs=1e-4)
-
-
 def test_tables_say_what_their_columns_are(trained: Lab) -> None:
     for name, partition, column, described in (
         ("validation_index", some_batch(trained), "verdict", "accepted, degraded, rejected"),
@@ -234,7 +220,7 @@ def test_drift_is_refused_with_the_difference(trained: Lab, said: str) -> None:
 
     path = checkpoint_path(trained.workspace.checkpoint_folder(RECIPE), WHICH)
     episode = next(e for e in trained.workspace.listing().episodes)
-    told = CliRunner().invoke(app, ["predict", str(path), str(episode.path)])
+    told = CliRunner().invoke(app, ["predict", str(episode.path), "--checkpoint", str(path)])
     assert told.exit_code == MISMATCH
     assert said in told.output
 

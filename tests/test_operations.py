@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from typer.testing import CliRunner
 
 from assets.partitions import BATCHES
 from models.registry import variant
-from pipelines.cli import FAILED, app, main
+from pipelines.cli import FAILED, USAGE, app, main
 from pipelines.definitions import build_defs
 from pipelines.jobs import INGEST_KEYS
 from pipelines.partitions import sync_batches
@@ -395,6 +396,33 @@ def test_doctor_says_what_is_stale_and_what_to_do(
     assert not document["ok"]
 
 
+def test_run_and_sync_tell_a_program_what_they_did(
+    small: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    paths = ["--store", str(small.store.root), "--artifacts", str(small.artifacts), "--json"]
+
+    def told(*words: str) -> dict[str, Any]:
+        result = CliRunner().invoke(app, [*words, *paths])
+        return json.loads(result.stdout) | {"exit": result.exit_code}
+
+    batches = list(small.workspace.listing().batches)
+    synced = told("sync")
+    assert (synced["batches"], synced["new"], synced["stale"]) == (batches, batches, batches)
+    ran = told("run", "--ingest-only")
+    assert [(run["job"], run["partition"]) for run in ran["runs"]] == [
+        ("ingest", batch) for batch in batches
+    ]
+    assert all("tensor_shards" in run["made"] for run in ran["runs"])
+    assert ran["report"] is None
+    (again,) = told("run", "--batch", batches[0])["runs"]
+    assert set(again["reused"]) == {"validation_index", "tensor_shards", "feature_shards"}
+    with dg.DagsterInstance.from_config(str(tmp_path / "home")) as instance:
+        assert instance.get_run_by_id(again["run_id"]) is not None
+    wrong = told("run", "--recipe", "moon")
+    assert (wrong["exit"], "no recipe 'moon'" in wrong["error"]) == (USAGE, True)
+
+
 def test_doctor_finds_other_settings_and_a_killed_run(
     small: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,6 +438,9 @@ def test_doctor_finds_other_settings_and_a_killed_run(
     told = doctor(small, home=home, monkeypatch=monkeypatch)
     assert f"{home}/dagster.yaml is not config/dagster.yaml" in told.output
     assert f"run {dead.run_id[:8]} (ingest {batch}) counts as under way" in told.output
+    lines = [" ".join(line.split()) for line in told.output.splitlines()]
+    assert f"runs_under_way {dead.run_id} ingest {batch} STARTED" in lines
+    assert f"polars: {version('polars')}" in lines
 
 
 def test_what_no_command_foresaw_is_one_message(
