@@ -9,7 +9,7 @@ export PHASEWATCH_ARTIFACTS := $(abspath $(ARTIFACTS))
 export DAGSTER_HOME := $(abspath $(or $(ARTIFACTS),artifacts))/dagster_home
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui test e2e bench yardstick lint clean
+.PHONY: help run ui test e2e ray bench yardstick lint clean
 
 help:  ## say what there is
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /make \1\t/' | expand -t 14
@@ -40,6 +40,10 @@ lint: .venv/.installed
 e2e: .venv/.installed  ## a real Dagster, clicked by a real browser: growth, night, backfill, drift
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'playwright>=1.60'
 	PYTHONPATH=. $(BIN)/python tests/e2e.py
+
+ray: .venv/.installed  ## the graph on two nodes of a Ray cluster, recorded in PostgreSQL
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
+	$(BIN)/python -m pytest -rs tests/test_ray.py
 
 bench: .venv/.installed  ## speed, as ratios measured side by side
 	$(BIN)/python -m benchmarks.extraction

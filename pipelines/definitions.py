@@ -1,5 +1,8 @@
 """Everything Dagster loads, assembled in one place."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import dagster as dg
 
 from assets.batches import batch_assets
@@ -9,14 +12,22 @@ from assets.datasets import datasets
 from assets.drift import drift
 from assets.evaluation import REPORT_ASSETS, comparisons, held_out_predictions, report
 from assets.predictions import predictions
+from pipelines.executors import build_executor, execution_from_environment
 from pipelines.jobs import JOBS
 from pipelines.schedules import nightly
 from pipelines.sensors import new_batches
 from resources.workspace import Workspace, keeping_paths, workspace_from_environment
 
 
-def build_defs(*, workspace: Workspace | None = None) -> dg.Definitions:
-    """The whole graph, over a workspace (default: the embedded store and ``artifacts/``)."""
+def build_defs(
+    *, workspace: Workspace | None = None, execution: Mapping[str, Any] | None = None
+) -> dg.Definitions:
+    """The whole graph.
+
+    Args:
+        workspace: what it works on; if absent, the embedded store and ``artifacts/``.
+        execution: see ``build_executor``.
+    """
     return dg.Definitions(
         assets=[
             batch_assets,
@@ -35,8 +46,8 @@ def build_defs(*, workspace: Workspace | None = None) -> dg.Definitions:
         sensors=[new_batches],
         schedules=[nightly],
         resources={"workspace": keeping_paths(workspace or Workspace())},
-        executor=dg.in_process_executor,
+        executor=build_executor(execution),
     )
 
 
-defs = build_defs(workspace=workspace_from_environment())
+defs = build_defs(workspace=workspace_from_environment(), execution=execution_from_environment())

@@ -45,15 +45,15 @@ def writing_for(run: dg.DagsterRun, instance: dg.DagsterInstance) -> Iterator[No
                 allow_retries=False,
             )
 
-    if _is_whole_run():
-        instance.add_run_tags(run.run_id, {PROCESS_TAG: _process(os.getpid())})
+    note_process(run, instance)
     with writes_gated(ask):
         yield
 
 
-def _is_whole_run() -> bool:
-    """Whether the run ends with this process, and no code server watches it."""
-    return multiprocessing.parent_process() is None and "execute_step" not in sys.argv
+def note_process(run: dg.DagsterRun, instance: dg.DagsterInstance) -> None:
+    """Tag the run with this process, where it ends with it and no code server watches it."""
+    if multiprocessing.parent_process() is None and "execute_step" not in sys.argv:
+        instance.add_run_tags(run.run_id, {PROCESS_TAG: _process(os.getpid())})
 
 
 def _process(pid: int) -> str:

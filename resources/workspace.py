@@ -223,9 +223,9 @@ def read_workspace(config: Path | None, overrides: Mapping[str, Any]) -> Workspa
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise SettingsError(f"{config}: not YAML: {error}") from error
         try:
-            values = document["resources"]["workspace"]["config"] or {}
-            values = dict(values)
-        except (KeyError, TypeError, ValueError):
+            if document.keys() != {"execution"}:  # config/ray.yaml: where to run, no settings
+                values = dict(document["resources"]["workspace"]["config"] or {})
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise SettingsError(
                 f"{config}: no resources: workspace: config: section; see config/default.yaml"
             ) from None

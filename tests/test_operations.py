@@ -18,15 +18,18 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
 from builders import START_NS, StoreBuilder
 from click.testing import Result
 from conftest import RECIPE, TINY, Lab, failure, materialized, new_instance
+from dagster._core.definitions.job_base import InMemoryJob
 from typer.testing import CliRunner
 
 from assets.partitions import BATCHES
 from models.registry import variant
 from pipelines.cli import FAILED, USAGE, app, main
 from pipelines.definitions import build_defs
+from pipelines.executors import build_executor, execution_from_environment
 from pipelines.jobs import INGEST_KEYS
 from pipelines.partitions import sync_batches
 from pipelines.schedules import nightly
@@ -369,6 +372,33 @@ def test_a_partial_run_configuration_keeps_the_paths_of_the_environment() -> Non
     assert (settings["store"], settings["artifacts"]) == ("/a/store", "/an/artifacts")
 
 
+def test_a_run_is_executed_where_it_says_or_else_where_the_environment_does() -> None:
+    file = ROOT / "config" / "ray.yaml"
+    on_ray = yaml.safe_load(file.read_text())
+    default = execution_from_environment({"PHASEWATCH_CONFIG": str(file)})
+
+    def chosen(execution: Any, document: dict[str, Any]) -> list[str]:
+        job = build_defs(execution=execution).resolve_job_def("retrain")
+        return list(dg.validate_run_config(job, document)["execution"]["in_process_or_ray"])
+
+    assert chosen(None, {}) == ["in_process"]
+    assert chosen(None, on_ray) == ["ray"]
+    assert chosen(default, {}) == ["ray"]
+    assert chosen(default, {"execution": {"config": {"in_process": {}}}}) == ["in_process"]
+
+
+def test_ray_that_is_not_installed_is_said_with_the_remedy(
+    small: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.executors.ray_executor", None)
+    executor = build_executor()
+    job = InMemoryJob(build_defs().resolve_job_def("retrain"))
+    context = dg.InitExecutorContext(job, executor, {"ray": {}}, small.instance)
+    assert executor.executor_creation_fn is not None
+    with pytest.raises(dg.DagsterInvariantViolationError, match=r"pip install .*\[ray\]"):
+        executor.executor_creation_fn(context)
+
+
 # --- doctor
 
 
@@ -441,6 +471,10 @@ def test_doctor_finds_other_settings_and_a_killed_run(
     lines = [" ".join(line.split()) for line in told.output.splitlines()]
     assert f"runs_under_way {dead.run_id} ingest {batch} STARTED" in lines
     assert f"polars: {version('polars')}" in lines
+    settings = (ROOT / "config" / "dagster.yaml").read_text()
+    (home / "dagster.yaml").write_text(settings + f"storage: {{sqlite: {{base_dir: {home}}}}}\n")
+    told = doctor(small, home=home, monkeypatch=monkeypatch)
+    assert "is not config/dagster.yaml" not in told.output  # where it records is its own affair
 
 
 def test_what_no_command_foresaw_is_one_message(
