@@ -12,7 +12,6 @@ from assets.checkpoints import code_commit
 from assets.partitions import EVERY_PARTITION, FRESH, OWNERS, RECIPE_PARTITIONS
 from evaluation.baselines import shortcut_predictions
 from evaluation.cards import body_of, model_card
-from evaluation.charts import confusion_png
 from evaluation.comparisons import compare
 from evaluation.datasets import inputs, read_dataset
 from evaluation.documents import evaluate
@@ -236,6 +235,8 @@ def _require_predictions(workspace: Workspace, recipe: str) -> Manifest:
 
 
 def _figures(report: dict[str, Any], which: Variant, recipe: str) -> dict[str, Any]:
+    from evaluation.charts import confusion_png  # Matplotlib: slow to load, and needed here only
+
     picture = confusion_png(report["confusion"], f"{which.name}, {recipe}")
     encoded = base64.b64encode(picture).decode()
     calibration, detection = report["calibration"], report["detection"]

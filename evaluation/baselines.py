@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-from sklearn.ensemble import RandomForestClassifier
 
 from episodes.format import SOURCES
 from evaluation.scores import SHORTCUTS, baseline_id, prediction_rows
@@ -41,12 +40,15 @@ def baseline_proba(
 
     Fitted on the training windows of a dataset's table, for its other windows in their order.
     """
+    from sklearn.ensemble import RandomForestClassifier  # heavy, and few who import this fit
+
     train = table.filter(pl.col("split") == "train")
     held_out = table.filter(pl.col("split") != "train")
     forest = RandomForestClassifier(
         200, class_weight="balanced", min_samples_leaf=5, random_state=seed, n_jobs=2
     )
     forest.fit(train.select(columns).to_numpy(), train["label"].to_list())
+    forest.set_params(n_jobs=1)  # trees vote in the order of threads, and sums would differ
     proba = np.zeros((len(held_out), len(classes)), dtype=np.float32)
     for column, label in zip(
         forest.predict_proba(held_out.select(columns).to_numpy()).T, forest.classes_, strict=True

@@ -95,6 +95,9 @@ NOT_RUN = {
     "python -m features.golden": "rewrites what is committed; test_inspection replays it",
     "python -m benchmarks.choices": "takes an hour",
     "python data/build_store.py CORPUS_STORE": "needs the recorded corpus",
+    "ray start --head --dashboard-host=0.0.0.0": "test_ray starts a cluster of its own",
+    "ray start --address=head:6379": "test_ray starts a cluster of its own",
+    "export RAY_ADDRESS=http://head:8265": "test_ray sets it",
 }
 """Why; that the modules and files are there is looked at."""
 

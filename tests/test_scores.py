@@ -531,7 +531,7 @@ def test_synthetic_episodes_are_said():
 def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     """A smaller forest: what it sees does not depend on its size."""
     smaller = lambda _, **how: RandomForestClassifier(20, **(how | {"n_jobs": 1}))  # noqa: E731
-    monkeypatch.setattr(evaluation.baselines, "RandomForestClassifier", smaller)
+    monkeypatch.setattr("sklearn.ensemble.RandomForestClassifier", smaller)
 
 
 def expected_of_guessing(actual: list[int], weights: Sequence[float]) -> float:
