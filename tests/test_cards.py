@@ -31,7 +31,8 @@ def header() -> dict[str, Any]:
         "name": "gbt", "mode": "realistic", "input_kind": "summary", "n_classes": 5,
         "phases": ["clean", "armed"], "keep_mask": [True] * 145 + [False] * 85,
         "config": {"n_rounds": 12, "learning_rate": 0.05}, "contract_hash": "c" * 64,
-        "sidecar_bytes": 12345, "artifact_id": "gbt-realistic",
+        "sidecar": "gbt_realistic.0123456789ab.ubj", "sidecar_bytes": 12345,
+        "artifact_id": "gbt-realistic",
         "train_meta": {
             "train_windows": 1234, "val_windows": 56, "seed": 7, "device": "cpu", "best_step": 3,
             "code_commit": "k" * 40, "libraries": {"xgboost": "3.2.0"},
