@@ -1,25 +1,28 @@
 """What each choice in the models' recipes is worth on this corpus: one is changed, all else stays.
 
     phasewatch run
-    python -m benchmarks.choices [MODEL ...]
+    python -m benchmarks.choices [--hosts] [MODEL ...]
 
 Prints the mean validation macro F1 over the recipes and modes, and its difference from the default
-(validation is what the choices were made on; test is shown beside it, after the fact).
+(validation is what the choices were made on; test is shown beside it, after the fact). With
+``--hosts`` one host of the training side is learned and another judged, each way round.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
+import polars as pl
 
-from benchmarks.yardstick import score, sides
-from evaluation.datasets import RECIPES
+from benchmarks.yardstick import dataset_of, score, sides
+from evaluation.datasets import RECIPES, examples
 from features.registry import LAYOUT, MODES
+from models.base import Examples
 from models.registry import MODELS, Variant, model_config
-from resources.workspace import workspace_from_environment
+from resources.workspace import Workspace, workspace_from_environment
 
 FAR = 1e6  # a limit that nothing reaches
 CHOICES: dict[str, list[dict[str, int | float]]] = {
@@ -34,34 +37,60 @@ CHOICES: dict[str, list[dict[str, int | float]]] = {
 }
 
 
+Trial = dict[str, Examples]  # what to learn from (train), and what to judge by (val, test)
+
+
+def trials_by_recipe(workspace: Workspace, kind: str) -> list[Trial]:
+    """The splits of every recipe, in every mode."""
+    return [sides(workspace, r, Variant(kind, mode)) for r, mode in product(RECIPES, MODES)]
+
+
+def trials_by_host(workspace: Workspace, kind: str) -> list[Trial]:
+    """Of recipe ``host``'s training side one host to learn and one to judge by, each pair."""
+    table, shards = dataset_of(workspace, "host")
+    known = table.filter(pl.col("split") != "test")
+    found = []
+    for learn, judge in permutations(sorted(known["host_id"].unique()), 2):
+        split = pl.col("host_id").replace_strict({learn: "train", judge: "val"}, default="-")
+        pair = known.with_columns(split=split)
+        found += [
+            {s: examples(pair, shards, s, Variant(kind, mode), LAYOUT) for s in ("train", "val")}
+            for mode in MODES
+        ]
+    return found
+
+
 def main() -> None:
+    by_host = "--hosts" in sys.argv
+    models = [word for word in sys.argv[1:] if not word.startswith("--")] or list(CHOICES)
     workspace = workspace_from_environment()
-    kinds = {(r, m, k): sides(workspace, r, Variant(k, m))
-             for r, m, k in product(RECIPES, MODES, ("gbt", "cnn"))}  # fmt: skip
-    print(f"{'':42}{'val':>8}{'':>8}{'test':>8}{'s':>8}")
-    for model in sys.argv[1:] or CHOICES:
+    split = trials_by_host if by_host else trials_by_recipe
+    trials = {MODELS[kind].input_kind: split(workspace, kind) for kind in ("gbt", "cnn")}
+    print(f"{'':42}{'val':>8}{'':>8}{'' if by_host else 'test':>8}{'s':>8}")
+    for model in models:
         default = None
         for changed in CHOICES[model]:
             began = time.perf_counter()
             scores = []
-            for recipe, mode in product(RECIPES, MODES):
-                kind = "gbt" if MODELS[model].input_kind == "summary" else "cnn"
-                windows = kinds[recipe, mode, kind]
-                config = model_config(model, changed)
+            for windows in trials[MODELS[model].input_kind]:
                 fitted = MODELS[model].build(
-                    config, len(LAYOUT.phases), seed=workspace.seed, device=workspace.device
+                    model_config(model, changed),
+                    len(LAYOUT.phases),
+                    seed=workspace.seed,
+                    device=workspace.device,
                 )
                 fitted.fit(windows["train"], windows["val"])
                 scores.append(
                     [score(w, fitted.predict_proba(w.X).argmax(axis=1))
-                     for w in (windows["val"], windows["test"])]
+                     for side, w in windows.items() if side != "train"]
                 )  # fmt: skip
-            val, test = np.mean(scores, axis=0)
+            val, *test = np.mean(scores, axis=0)
             default = val if default is None else default
             said = ", ".join(f"{k}={v:g}" for k, v in changed.items()) or "as configured"
             seconds = (time.perf_counter() - began) / len(scores)
+            shown = f"{test[0]:8.3f}" if test else f"{'':8}"
             print(
-                f"{model:13}{said:29}{val:8.3f}{val - default:+8.3f}{test:8.3f}{seconds:8.1f}",
+                f"{model:13}{said:29}{val:8.3f}{val - default:+8.3f}{shown}{seconds:8.1f}",
                 flush=True,
             )
 

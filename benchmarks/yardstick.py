@@ -37,6 +37,8 @@ from resources.evaluated import read_comparisons
 from resources.workspace import Workspace, workspace_from_environment
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from features.manifest import Manifest
     from models.base import Examples
 
@@ -45,8 +47,10 @@ HAVE_TO_BE_CLOSE = ("gbt", "mlp", "cnn", "gru", "lstm", "transformer")
 HAVE_TO_BE_BEATEN = ("prior", "uniform", "missingness_only")
 
 
-def sides(workspace: Workspace, recipe: str, which: Variant) -> dict[str, Examples]:
-    """The windows of a recipe as inputs of a variant, by split."""
+def dataset_of(
+    workspace: Workspace, recipe: str
+) -> tuple[pl.DataFrame, dict[str, dict[str, Manifest]]]:
+    """The table of a recipe's dataset, and the shards it points into."""
     dataset = read_manifest(workspace.dataset_folder(recipe))
     assert dataset is not None, f"no dataset {recipe}: phasewatch run"
     table = read_dataset(dataset)
@@ -54,6 +58,12 @@ def sides(workspace: Workspace, recipe: str, which: Variant) -> dict[str, Exampl
     for batch in table["batch"].unique():
         found = workspace.batch_manifests(batch)
         shards[batch] = {stage: m for stage in STAGES if (m := found[stage]) is not None}
+    return table, shards
+
+
+def sides(workspace: Workspace, recipe: str, which: Variant) -> dict[str, Examples]:
+    """The windows of a recipe as inputs of a variant, by split."""
+    table, shards = dataset_of(workspace, recipe)
     return {split: examples(table, shards, split, which, LAYOUT) for split in SPLITS}
 
 
