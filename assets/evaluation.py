@@ -50,7 +50,7 @@ from resources.guards import (
 from resources.reporting import Stopwatch, artefact_metadata, layout_metadata, say
 from resources.workspace import Workspace
 
-EVALUATION_VERSION = "3"
+EVALUATION_VERSION = "4"
 
 
 def report_key(which: Variant) -> dg.AssetKey:

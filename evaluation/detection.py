@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.stats import chi2
 
 from episodes.format import CLEAN, INFECTED
 from evaluation.figures import LEVEL
@@ -224,13 +225,21 @@ def detection(
     }
 
 
+def _poisson(events: int, tail: float) -> tuple[float, float]:
+    """Exact bounds of the mean of a Poisson count."""
+    low = chi2.ppf(tail, 2 * events) / 2 if events else 0.0
+    return float(low), float(chi2.ppf(1 - tail, 2 * events + 2) / 2)
+
+
 def _mend(
     figures: dict[str, dict[str, Any]], hours: float, attacked: int, delays: NDArray[np.float64]
 ) -> None:
-    """Say why a figure or a bound is null, and bound what never or always happened.
+    """Say why a figure or a bound is null, and widen what resampling makes too narrow.
 
-    Resampling what never happened gives nothing, so its bound is the exact Poisson or binomial
-    one (Clopper and Pearson 1934), as if episodes were independent.
+    Resampling what never happened gives nothing, and what happened once or twice hardly more. So
+    false alarms have the wider of resampling's and the exact Poisson bounds (Garwood 1936), and
+    detections that never or always happened the exact binomial one (Clopper and Pearson 1934), as
+    if episodes were independent.
     """
     tail = (1 - LEVEL) / 2
     false, alarmed = figures["false_alarms_per_hour"], figures["clean_time_alarmed"]
@@ -240,9 +249,16 @@ def _mend(
             "the test split has no time that is clean from end to end of a window: false alarms "
             "cannot be counted"
         )
-    elif false["value"] == 0:
-        false["high"] = -math.log(tail) / hours
-        false["note"] = f"none in {hours:.3g} clean hours; the upper bound is the exact Poisson one"
+    else:
+        events = round(false["value"] * hours)
+        low, high = (bound / hours for bound in _poisson(events, tail))
+        drawn_low, drawn_high = false["low"], false["high"]
+        false["low"] = low if drawn_low is None else min(low, drawn_low)
+        false["high"] = high if drawn_high is None else max(high, drawn_high)
+        false["note"] = (
+            f"{events} in {hours:.3g} clean hours; bounds are the wider of resampling's and the "
+            "exact Poisson ones"
+        )
     if alarmed["value"] == 0:
         alarmed["high"] = None
         alarmed["note"] = "never alarmed while clean: resampling gives no upper bound"

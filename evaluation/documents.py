@@ -147,16 +147,20 @@ def _f1_figures(
         where = {"class": classes[roster[at]]}
         columns = {name: 1 + at + i * len(roster) for i, name in enumerate(RATES)}
         values, drawn = observed["whole"], replicates["whole"]
-        return {
-            name: subject.figure(
+        figures = {}
+        for name, column in columns.items():
+            value, resampled = float(values[column]), drawn[:, column]
+            same = np.all((resampled == value) | np.isnan(resampled))
+            figures[name] = subject.figure(
                 name,
-                float(values[column]),
-                drawn[:, column],
+                value,
+                None if same else resampled,
                 where=where,
-                note="never predicted" if np.isnan(values[column]) else None,
-            )
-            for name, column in columns.items()
-        }
+                left_out=int(np.isnan(resampled).sum()),
+                note="never predicted" if np.isnan(value)
+                else "the same in every resample: no interval" if same else None,
+            )  # fmt: skip
+        return figures
 
     def groups(column: str) -> list[dict[str, Any]]:
         return [

@@ -78,7 +78,10 @@ def run(
     ] = None,
     batch: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY", help="Ingest this batch only, stale or not; repeatable."),
+        typer.Option(
+            metavar="KEY",
+            help="Ingest this batch only, stale or not; what did not change is reused.",
+        ),
     ] = None,
     ingest_only: Annotated[
         bool, typer.Option("--ingest-only", help="Stop when every batch is ingested.")
@@ -345,10 +348,11 @@ def predict(
     from evaluation.detection import alarm_score
     from features.registry import LAYOUT
 
-    path, loaded = _load(checkpoint, config, artifacts)
+    path, loaded, known = _load(checkpoint, config, artifacts)
     record, _, extracted = _judged(episode, store, anyway=anyway)
     proba = loaded.predict_episode(extracted.series, extracted.features, LAYOUT)
     phases, windows = LAYOUT.phases, extracted.windows
+    seen = None if known is None else record.episode_id in known
     rows = [
         {
             "start_s": float(start),
@@ -369,37 +373,50 @@ def predict(
             "model": loaded.variant.name,
             "checkpoint": str(path),
             "checkpoint_id": loaded.artifact_id,
+            "seen_in_training": seen,
             "windows": rows,
         })  # fmt: skip
         return
     typer.echo(f"scored by {loaded.variant.name}, {path}", err=True)
+    if seen:
+        typer.echo("it was trained on this episode: the answer proves nothing", err=True)
     say_table(("start", "phase", "probability", "labelled", "alarm score"), [
         (f"{row['start_s']:6.1f} s", row["phase"],
-         f"{row['probabilities'][row['phase']]:.2f}", row["labelled"], f"{row['alarm_score']:.2f}")
+         f"{row['probabilities'][row['phase']]:.2f}", row["labelled"], f"{row['alarm_score']:.4f}")
         for row in rows
     ])  # fmt: skip
 
 
 def _load(
     path: Path | None, config: Path | None, artifacts: Path | None
-) -> tuple[Path, Checkpoint]:
-    """The checkpoint at a path, or without one the champion's; leaves where it does not load."""
+) -> tuple[Path, Checkpoint, set[str] | None]:
+    """The checkpoint at a path, or without one the champion's; leaves where it does not load.
+
+    With it the episodes that it was trained or validated on, None where that is not known.
+    """
     from features import registry
+    from features.shards import read_table
     from models.champion import ChampionError, kept_path, load_kept, read_champion
     from models.checkpoint import CheckpointError, ContractMismatchError, load_checkpoint
+    from resources.promotion import TRAINING_FILE
 
     layout = registry.LAYOUT
     with failing({ContractMismatchError: MISMATCH, CheckpointError: FAILED, ChampionError: FAILED}):
         if path is not None:
-            return path, load_checkpoint(existing_file(path), layout)
-        folder = workspace_of(config, None, artifacts, made=True).champion_folder
+            return path, load_checkpoint(existing_file(path), layout), None
+        workspace = workspace_of(config, None, artifacts, made=True)
+        folder = workspace.champion_folder
         reign = read_champion(folder)
         if reign is None:
             fail(
                 f"{folder}: there is no champion to score with. Promote a trained model "
                 "(phasewatch promote MODEL), or name a checkpoint: --checkpoint PATH"
             )
-        return kept_path(folder, reign), load_kept(folder, reign, layout)
+        kept, known = kept_path(folder, reign), None
+        with suppress(OSError):  # the champion scores all the same
+            training = read_table(kept.with_name(TRAINING_FILE), ["episode_id"])
+            known = set(training["episode_id"].to_pylist())
+        return kept, load_kept(folder, reign, layout), known
 
 
 @app.command()

@@ -77,7 +77,7 @@ def promote(
     artifacts: RunArtifactsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Put a trained model in use, if it is as good as the champion or better; else say why not."""
+    """Put a trained model in use where the rules allow it (docs/champion.md); else say why not."""
     import dagster as dg
 
     from models.champion import ChampionError
@@ -173,7 +173,7 @@ def _notes(workspace: "Workspace", trial: "Trial") -> Iterator[str]:
     """What is no reason against a challenger, but good to know before it is in use."""
     from assets.checkpoints import checkpoint_identity
     from models.checkpoint import CheckpointError, checkpoint_path, read_header
-    from resources.promotion import best_on_validation
+    from resources.promotion import best_on_validation, validation_mean
 
     which = trial.which
     for recipe in trial.checkpoints:
@@ -189,7 +189,11 @@ def _notes(workspace: "Workspace", trial: "Trial") -> Iterator[str]:
                 )
     best = None if trial.champion else best_on_validation(workspace)
     if best is not None and best != which and trial.checkpoints:
-        yield f"{best.name} is better on validation: phasewatch promote {best.model}"
+        theirs, own = (validation_mean(workspace, each) for each in (best, which))
+        yield (
+            f"{best.name} is better on validation, {theirs:.3f} against {own:.3f} over all "
+            f"recipes: phasewatch promote {best.model}"
+        )
 
 
 def _because(reign: "Reign") -> str:
@@ -214,13 +218,15 @@ def _show_trial(trial: "Trial", *, dry_run: bool) -> None:
 
 def _show_evidence(recipes: dict[str, dict[str, Any]]) -> None:
     """Macro F1 on each recipe, beside the champion it replaced or the best of the baselines."""
+    from evaluation.wording import baseline_label
+
     rows = []
     for recipe, found in recipes.items():
         if "difference" in found:
             other, against, difference = "champion", found["champion"], found["difference"]
         elif "baselines" in found:
             closest = max(found["baselines"], key=lambda b: b["macro_f1"])
-            other, against = closest["name"], closest["macro_f1"]
+            other, against = baseline_label(closest["name"]), closest["macro_f1"]
             difference = closest["difference"]
         else:
             rows.append((recipe, "-", "-", "-", "-", found["episodes"], found["left_out"]))

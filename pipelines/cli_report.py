@@ -1,5 +1,6 @@
 """The command ``report``: what has been evaluated, in the terminal or as one JSON document."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from resources.evaluated import Evaluated
     from resources.workspace import Workspace
 
+_SHOWN = 4  # names of what is left out for one reason
 _COLUMNS = (
     *("model", "mode", "macro F1", "interval", "val F1", "detected", "delay s", "false/h", "ECE"),
     "",
@@ -81,8 +83,8 @@ def report(
         if reports:
             compared = [each for each in found.comparisons if each["recipe"] == name]
             _show(name, reports, compared[0] if compared else None)
-    for item in found.left_out:
-        typer.echo(f"left out: {item['name']} ({item['recipe']}), {item['why']}")
+    for line in _left_out(found):
+        typer.echo(f"left out: {line}")
     for item in stale:
         typer.echo(
             f"stale: recipe {item['recipe']}: {item['why']}; phasewatch run --recipe "
@@ -108,13 +110,23 @@ def _restricted(found: "Evaluated", recipes: list[str], mode: str | None) -> "Ev
     )
 
 
+def _left_out(found: "Evaluated") -> Iterator[str]:
+    """What is not shown, by the reason; of many the first few."""
+    by_reason: dict[str, list[str]] = {}
+    for item in found.left_out:
+        by_reason.setdefault(item["why"], []).append(f"{item['name']} ({item['recipe']})")
+    for why, names in by_reason.items():
+        more = len(names) - _SHOWN
+        yield f"{why}: {', '.join(names[:_SHOWN])}" + (f" and {more} more" if more > 0 else "")
+
+
 def _explain_nothing(
     workspace: "Workspace", found: "Evaluated", recipes: list[str] | None
 ) -> NoReturn:
     remedy = " ".join(["phasewatch run", *(f"--recipe {name}" for name in recipes or ())])
     where = workspace.report_page.parent
     if found.left_out:
-        listed = "\n".join(f"  {i['name']} ({i['recipe']}): {i['why']}" for i in found.left_out)
+        listed = "\n".join(f"  {line}" for line in _left_out(found))
         fail(
             f"{where}: nothing that has been evaluated is current:\n{listed}\n"
             f"Make it anew: {remedy}",

@@ -42,7 +42,9 @@ RunStoreOption = Annotated[
 ]
 RunArtifactsOption = Annotated[
     Path | None,
-    typer.Option(envvar="PHASEWATCH_ARTIFACTS", help="Where to write; wins likewise."),
+    typer.Option(
+        envvar="PHASEWATCH_ARTIFACTS", help="Folder of what is made; wins over the configuration."
+    ),
 ]
 
 

@@ -20,6 +20,7 @@ from pipelines.home import ROOT, dagster_home
 if TYPE_CHECKING:
     import dagster as dg
 
+    from episodes.store import StoreListing
     from resources.workspace import Workspace
 
 EXTRAS = {
@@ -170,8 +171,19 @@ def _automation(
             )
 
 
+def _why_page_is_stale(workspace: "Workspace", listing: "StoreListing") -> str | None:
+    page = workspace.report_page
+    if not page.is_file():
+        return "there is none"
+    drift = [path for b in listing.batches if (path := workspace.drift_path(b)).is_file()]
+    if any(path.stat().st_mtime > page.stat().st_mtime for path in drift):
+        return "it lacks the newest comparisons of batches: materialize `report`"
+    return None
+
+
 def _store(findings: Findings, workspace: "Workspace") -> None:
     from pipelines.staleness import stale_recipes
+    from resources.evaluated import of_this_store
 
     findings.sections["store"] = section = {"path": str(workspace.store_path)}
     try:
@@ -184,12 +196,18 @@ def _store(findings: Findings, workspace: "Workspace") -> None:
         "batches": len(listing.batches),
         "differences": list(listing.differences),
     }
+    if not of_this_store(workspace, listing):
+        findings.problem(
+            f"{workspace.artifacts_path} holds what was made of another store, and a run would "
+            "replace it",
+            "name a folder for each store: --artifacts, or PHASEWATCH_ARTIFACTS",
+        )
     batches = workspace.stale_batches(listing)
     recipes = stale_recipes(workspace, listing)
     findings.sections["stale"] = {
         "batches": batches,
         "recipes": {work.partition: work.why for work in recipes},
-        "report": None if workspace.report_page.is_file() else "there is none",
+        "report": _why_page_is_stale(workspace, listing),
     }
     if not listing.batches:
         findings.problem(f"{workspace.store_path}: no episode in there", "see docs/data-format.md")

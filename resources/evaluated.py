@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from episodes.store import StoredEpisode
+from episodes.store import StoredEpisode, StoreListing
 from evaluation.datasets import RECIPES
 from evaluation.drift import WATCH_SCHEMA
 from evaluation.figures import COMPARISONS_SCHEMA, REPORT_SCHEMA
@@ -77,7 +77,7 @@ def evaluated(workspace: Workspace) -> Evaluated:
     found = Evaluated([], [], [], [])
     listing = workspace.listing()
     batches = workspace.shard_versions(listing)
-    elsewhere = not all(_is_of(workspace, batch, listing.batches[batch]) for batch in batches)
+    elsewhere = not of_this_store(workspace, listing)
     for recipe, which in product(RECIPES, VARIANTS):
         manifest = read_manifest(workspace.report_folder(recipe) / which.name)
         if manifest is None:
@@ -113,6 +113,14 @@ def evaluated(workspace: Workspace) -> Evaluated:
             found.comparisons.append(document)
             found.versions.append(manifest.version)
     return found
+
+
+def of_this_store(workspace: Workspace, listing: StoreListing) -> bool:
+    """Whether what was ingested is of this store, and not of another with batches of that name."""
+    return all(
+        _is_of(workspace, batch, listing.batches[batch])
+        for batch in workspace.shard_versions(listing)
+    )
 
 
 def _is_of(workspace: Workspace, batch: str, episodes: tuple[StoredEpisode, ...]) -> bool:

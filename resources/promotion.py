@@ -165,6 +165,19 @@ def promote(
     return trial, crown(workspace.champion_folder, reign, judged_against=trial.champion)
 
 
+def validation_mean(workspace: Workspace, which: Variant) -> float:
+    """Macro F1 on validation, mean over the recipes, as the checkpoints' headers have it.
+
+    Raises:
+        CheckpointError: a recipe's checkpoint is absent or damaged.
+    """
+    return float(np.mean([
+        read_header(checkpoint_path(workspace.checkpoint_folder(recipe), which))
+        ["train_meta"]["val_macro_f1"]
+        for recipe in RECIPES
+    ]))  # fmt: skip
+
+
 def best_on_validation(workspace: Workspace) -> Variant | None:
     """Of the realistic models trained for every recipe, the one best on validation, on average.
 
@@ -173,11 +186,7 @@ def best_on_validation(workspace: Workspace) -> Variant | None:
     scores = {}
     for which in CANDIDATES:
         try:
-            scores[which] = np.mean([
-                read_header(checkpoint_path(workspace.checkpoint_folder(recipe), which))
-                ["train_meta"]["val_macro_f1"]
-                for recipe in RECIPES
-            ])  # fmt: skip
+            scores[which] = validation_mean(workspace, which)
         except CheckpointError:
             continue
     return max(scores, key=lambda which: scores[which]) if scores else None

@@ -21,6 +21,7 @@ from models.checkpoint import checkpoint_path
 from models.registry import variant
 from pipelines.definitions import build_defs
 from pipelines.partitions import sync_batches
+from resources.promotion import beside
 from resources.workspace import Workspace
 
 RECIPE = "sample"
@@ -133,8 +134,9 @@ def build_lab(root: Path, instance: dg.DagsterInstance) -> Lab:
 def put_in_use(lab: Lab, model: str, folder: Path | None = None) -> Reign:
     """Make a model champion without a judgement: its checkpoint of the one recipe serves all."""
     folder = folder or lab.workspace.champion_folder
-    path = checkpoint_path(lab.workspace.checkpoint_folder(RECIPE), variant(model, "realistic"))
-    kept = dict.fromkeys(RECIPES, keep(folder, path, {}))
+    which = variant(model, "realistic")
+    path = checkpoint_path(lab.workspace.checkpoint_folder(RECIPE), which)
+    kept = dict.fromkeys(RECIPES, keep(folder, path, beside(lab.workspace, RECIPE, which)))
     before = read_champion(folder)
     reign = Reign(
         number=0, action="promoted", model=model, mode="realistic", served=SERVED,

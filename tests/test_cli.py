@@ -19,7 +19,9 @@ from typer.testing import CliRunner
 
 from episodes.reading import read_episode
 from episodes.store import list_store
+from evaluation.datasets import read_dataset
 from features.extraction import extract
+from features.manifest import read_manifest
 from features.registry import LAYOUT
 from models.champion import read_champion
 from models.checkpoint import checkpoint_path
@@ -198,7 +200,7 @@ def scoring(trained: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> La
     """A lab whose gbt is the champion, as the environment names it."""
     shutil.copytree(trained.artifacts / "checkpoints", tmp_path / "checkpoints")
     lab = replace(trained, artifacts=tmp_path)
-    put_in_use(lab, "gbt")
+    put_in_use(trained, "gbt", lab.workspace.champion_folder)
     monkeypatch.setenv("PHASEWATCH_STORE", str(lab.store.root))
     monkeypatch.setenv("PHASEWATCH_ARTIFACTS", str(lab.artifacts))
     return lab
@@ -225,6 +227,19 @@ def test_the_champion_scores_unless_a_checkpoint_is_named(scoring: Lab) -> None:
             assert window["alarm_score"] == pytest.approx(
                 p["infecting"] + p["infected_running"], abs=1e-5
             )
+
+
+@pytest.mark.usefixtures("scoring")
+def test_what_the_champion_was_trained_on_is_said(trained: Lab) -> None:
+    dataset = read_manifest(trained.workspace.dataset_folder(RECIPE))
+    assert dataset is not None
+    sides = dict(read_dataset(dataset).select("episode_id", "split").unique().iter_rows())
+    known = {side: episode for episode, side in sides.items()}
+    for side, seen in (("train", True), ("val", True), ("test", False)):
+        told = phasewatch("predict", known[side], "--json")
+        assert json.loads(told.stdout)["seen_in_training"] is seen
+    assert "it was trained on this episode" in phasewatch("predict", known["train"]).stderr
+    assert "it was trained on this episode" not in phasewatch("predict", known["test"]).stderr
 
 
 def test_a_person_reads_a_table_of_windows(scoring: Lab) -> None:

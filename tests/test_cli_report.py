@@ -116,11 +116,11 @@ def test_what_is_not_current_is_left_out_and_said(trained: Lab, copied: Path) ->
     left_out = document(copied, trained)["left_out"]
     assert {item["name"] for item in left_out} == {"gbt_oracle", "cnn_oracle"}
     text = report(copied, trained).stdout
-    assert f"left out: cnn_oracle ({RECIPE}), its checkpoint is gone or damaged" in text
+    assert f"left out: its checkpoint is gone or damaged: cnn_oracle ({RECIPE})" in text
     shutil.rmtree(copied / "datasets")
     nothing = report(copied, trained)
     assert nothing.exit_code == FAILED
-    assert f"gbt_realistic ({RECIPE}): of another version of the dataset" in nothing.stderr
+    assert f"of another version of the dataset: gbt_realistic ({RECIPE})" in nothing.stderr
     assert "Make it anew: phasewatch run" in nothing.stderr
 
 
@@ -132,7 +132,8 @@ def test_another_store_leaves_all_out_even_with_batches_of_the_same_names(
     assert list_store(tmp_path).batches.keys() == trained.workspace.listing().batches.keys()
     result = report(trained.artifacts, trained, "--store", tmp_path)
     assert result.exit_code == FAILED
-    assert f"gbt_realistic ({RECIPE}): of another store than this one" in result.stderr
+    assert f"of another store than this one: gbt_realistic ({RECIPE})" in result.stderr
+    assert len(result.stderr.splitlines()) == 3
 
 
 def test_a_store_that_grew_is_no_other_store(trained: Lab, tmp_path: Path) -> None:

@@ -225,6 +225,18 @@ def test_what_never_or_always_happened_has_an_exact_bound():
     assert (1 - missed["detected_share"]["high"]) ** 4 == pytest.approx(0.025)
 
 
+def test_one_false_alarm_is_bounded_no_closer_than_none():
+    episodes = dict.fromkeys("abcd", ("cccccc", None, "......"))
+    one = episodes | {"a": ("cccccc", None, "..x...")}
+    none, found = (report(told)["detection"]["false_alarms_per_hour"] for told in (episodes, one))
+    hours = 4 * 6 * 5 / 3600
+    assert found["value"] == pytest.approx(1 / hours)
+    mean = found["high"] * hours
+    assert math.exp(-mean) * (1 + mean) <= 0.025 + 1e-9  # at most one, of that many expected
+    assert 1 - math.exp(-found["low"] * hours) <= 0.025 + 1e-9  # one or more, of so few expected
+    assert found["high"] > none["high"]
+
+
 def test_more_false_alarms_than_allowed_are_warned_of():
     alarms = "x..x.x"
     found = report(dict.fromkeys("abcd", ("cccccc", None, alarms)))

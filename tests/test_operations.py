@@ -19,7 +19,7 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
-from builders import START_NS, StoreBuilder
+from builders import PROFILES, START_NS, StoreBuilder
 from click.testing import Result
 from conftest import RECIPE, TINY, Lab, failure, materialized, new_instance
 from dagster._core.definitions.job_base import InMemoryJob
@@ -475,6 +475,18 @@ def test_doctor_finds_other_settings_and_a_killed_run(
     (home / "dagster.yaml").write_text(settings + f"storage: {{sqlite: {{base_dir: {home}}}}}\n")
     told = doctor(small, home=home, monkeypatch=monkeypatch)
     assert "is not config/dagster.yaml" not in told.output  # where it records is its own affair
+
+
+def test_doctor_says_that_a_folder_is_of_another_store(
+    trained: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = StoreBuilder(tmp_path / "other")
+    other.populate(profiles=PROFILES[:3], variants=2, duration_s=40)
+    lab = Lab(other, trained.artifacts, trained.instance, trained.settings)
+    told = doctor(lab, home=tmp_path / "no-home", monkeypatch=monkeypatch)
+    assert f"{lab.artifacts} holds what was made of another store" in told.output
+    same = doctor(trained, home=tmp_path / "no-home", monkeypatch=monkeypatch)
+    assert "another store" not in same.output
 
 
 def test_what_no_command_foresaw_is_one_message(

@@ -326,6 +326,15 @@ def test_groups_are_scored_over_the_classes_that_occur_there(key: str, column: s
         assert figure["low"] < figure["value"] < figure["high"]
 
 
+def test_what_is_the_same_in_every_resample_has_no_interval():
+    truth = [w["actual"] for w in WINDOWS]
+    for row in report_of(WINDOWS, truth, truth, truth)["per_class"]:
+        for name in ("f1", "precision", "recall"):
+            figure = row[name]
+            assert (figure["value"], figure["low"], figure["high"]) == (1.0, None, None)
+            assert figure["note"] == "the same in every resample: no interval"
+
+
 def test_three_episodes_are_too_few_for_an_interval():
     windows = windows_of(11)  # four, four and three of the profiles
     model = guess(windows, 0.5, 1)
