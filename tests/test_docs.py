@@ -94,6 +94,7 @@ NOT_RUN = {
     'export DAGSTER_HOME="$PWD/artifacts/dagster_home"': "set for every command here",
     "python -m features.golden": "rewrites what is committed; test_inspection replays it",
     "python -m benchmarks.choices": "takes an hour",
+    "python -m benchmarks.choices --hosts": "takes an hour",
     "python data/build_store.py CORPUS_STORE": "needs the recorded corpus",
     "ray start --head --dashboard-host=0.0.0.0": "test_ray starts a cluster of its own",
     "ray start --address=head:6379": "test_ray starts a cluster of its own",
