@@ -10,11 +10,11 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from episodes.format import PHASES, SOURCES
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from episodes.jsonl import FieldPath
 
 Kind = Literal["level", "counter", "bucket"]
@@ -195,6 +195,8 @@ class Layout:
 
     def columns(self, source: str) -> np.ndarray:
         """Positions of a source's channels in the series."""
+        import numpy as np  # here, so that whoever only reads the registry starts without it
+
         return np.array([i for i, c in enumerate(self.channels) if c.source == source], dtype=int)
 
     def input_names(self, input_kind: InputKind) -> tuple[str, ...]:
@@ -204,6 +206,8 @@ class Layout:
         """Which inputs a mode may see, as booleans over ``input_names``."""
         if mode not in MODES:
             raise ValueError(f"no mode {mode!r}; there is {' and '.join(MODES)}")
+        import numpy as np
+
         keep = np.array([mode == "oracle" or c.deployable for c in self.channels], dtype=bool)
         return np.repeat(keep, len(self.stats)) if input_kind == "summary" else keep
 
