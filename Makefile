@@ -43,7 +43,7 @@ e2e: .venv/.installed  ## a real Dagster, clicked by a real browser: growth, nig
 
 ray: .venv/.installed  ## the graph on two nodes of a Ray cluster, recorded in PostgreSQL
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -rs tests/test_ray.py
+	$(BIN)/python -m pytest -rs tests/test_ray.py
 
 bench: .venv/.installed  ## speed, as ratios measured side by side
 	$(BIN)/python -m benchmarks.extraction

@@ -98,6 +98,7 @@ def two_nodes(environ: dict[str, str]) -> Iterator[str]:
             patch.setenv(name, value)
             if name.startswith("PHASEWATCH_"):
                 patch.delenv(name)
+        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
         cluster = cluster_utils.Cluster(
             initialize_head=True,
             head_node_args={"num_cpus": 2, "include_dashboard": True, "dashboard_port": port},
