@@ -170,7 +170,7 @@ def ingested_since(
     instance: dg.DagsterInstance, workspace: Workspace, batch: str, since: datetime
 ) -> bool:
     """Whether a batch was ingested after a moment, and all that is wrong with it is its age."""
-    if batch_faults(workspace, batch)[0]:
+    if batch_faults(workspace, batch, workspace.batch_manifests(batch))[0]:
         return False
     done = instance.get_runs(
         filters=dg.RunsFilter(

@@ -117,10 +117,7 @@ def evaluated(workspace: Workspace) -> Evaluated:
 
 def of_this_store(workspace: Workspace, listing: StoreListing) -> bool:
     """Whether what was ingested is of this store, and not of another with batches of that name."""
-    return all(
-        _is_of(workspace, batch, listing.batches[batch])
-        for batch in workspace.shard_versions(listing)
-    )
+    return all(_is_of(workspace, batch, episodes) for batch, episodes in listing.batches.items())
 
 
 def _is_of(workspace: Workspace, batch: str, episodes: tuple[StoredEpisode, ...]) -> bool:
@@ -128,7 +125,7 @@ def _is_of(workspace: Workspace, batch: str, episodes: tuple[StoredEpisode, ...]
 
     Another store may have a batch of the same name: the same host and day.
     """
-    index = workspace.batch_manifests(batch)[STAGES[0]]
+    index = read_manifest(workspace.batch_folder(batch) / STAGES[0])
     if index is None or index.fingerprint == workspace.fingerprint(episodes):
         return True
     ingested = read_table(index.path("index"), ["episode_id", "size_bytes"]).to_pylist()

@@ -4,6 +4,7 @@ A blocking asset check stops a graph only within its own run; these guards stand
 asset's body and refuse every time. The loader's own check (``models.checkpoint``) is the truth.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -138,17 +139,21 @@ def last_metadata(
     return {name: v.value for name, v in records[0].asset_materialization.metadata.items()}
 
 
-def batch_faults(workspace: Workspace, batch: str) -> tuple[list[str], list[str]]:
+def batch_faults(
+    workspace: Workspace, batch: str, manifests: Mapping[str, Manifest | None]
+) -> tuple[list[str], list[str]]:
     """Why nothing can be built on a batch as it was ingested; none where it can.
 
     Episodes that arrived since are no reason: a store that is in use is never at rest.
+
+    Args:
+        manifests: what is on disk of it, by stage.
 
     Returns:
         The faults, and how the input contract has changed where that is the cause.
     """
     faults: list[str] = []
     differences: list[str] = []
-    manifests = workspace.batch_manifests(batch)
     for stage, manifest in manifests.items():
         if manifest is None:
             faults.append(f"{batch}: {stage} is missing")
@@ -182,10 +187,11 @@ def require_batches(
         if batch not in listing.batches:
             faults.append(f"{batch}: not in the store {workspace.store_path}")
             continue
-        wrong, drift = batch_faults(workspace, batch)
+        manifests = workspace.batch_manifests(batch)
+        wrong, drift = batch_faults(workspace, batch, manifests)
         faults += wrong
         differences += [line for line in drift if line not in differences]
-        found[batch] = {s: m for s, m in workspace.batch_manifests(batch).items() if m is not None}
+        found[batch] = {stage: m for stage, m in manifests.items() if m is not None}
     if faults:
         listed = "\n".join(f"  - {fault}" for fault in faults)
         drift_text = "".join(f"\n  - {line}" for line in differences)
@@ -197,8 +203,8 @@ def require_batches(
         )
     if not found:
         refuse(f"The store {workspace.store_path} has no batch.")
-    for batch, manifests in found.items() if verify else ():
-        for manifest in manifests.values():
+    for batch, whole in found.items() if verify else ():
+        for manifest in whole.values():
             if damage := manifest.damage():
                 refuse(
                     f"{batch}: {damage}. Make it anew: dagster job execute -m "

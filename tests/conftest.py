@@ -97,7 +97,7 @@ def materialized(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]
     }
 
 
-TINY = {
+TINY: dict[str, Any] = {
     "models": {
         "gbt": {"n_rounds": 12, "max_depth": 3, "early_stopping_rounds": 5, "n_threads": 1},
         "mlp": {"width": 8, "depth": 1, "epochs": 2},

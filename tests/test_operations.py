@@ -55,7 +55,9 @@ def tick(lab: Lab) -> dg.SensorResult:
     """One evaluation of the sensor."""
     resources = {"workspace": lab.workspace}
     with dg.build_sensor_context(instance=lab.instance, resources=resources) as context:
-        return new_batches(context)  # type: ignore[return-value]
+        result = new_batches(context)
+    assert isinstance(result, dg.SensorResult)
+    return result
 
 
 def night(lab: Lab, later: timedelta = timedelta()) -> Any:
@@ -220,7 +222,7 @@ def test_a_recipe_is_stale_where_data_settings_or_results_changed(
     artifacts = trained.artifacts
     assert why() is None
     assert why(seed=1) == "gbt_realistic was trained from other data, settings or layout"
-    assert why(splits=TINY["splits"] | {"val_share": 0.3}) == "the split policy changed"  # type: ignore[operator]
+    assert why(splits=TINY["splits"] | {"val_share": 0.3}) == "the split policy changed"
     artifacts = tmp_path / "artifacts"
     shutil.copytree(trained.artifacts, artifacts)
     shutil.rmtree(artifacts / "reports" / RECIPE / "cnn_oracle")
