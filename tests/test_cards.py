@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import RECIPE, Lab
 from held_out import GOOD, WINDOWS, report_of
+from lab import RECIPE, Lab
 
 from evaluation.cards import body_of, model_card
 from evaluation.wording import measure, number

@@ -13,8 +13,8 @@ import dagster as dg
 import numpy as np
 import polars as pl
 import pytest
-from conftest import QUIET, TINY, Lab, copy_of, failure, materialized, once
 from held_out import CLASSES, POLICY, WINDOWS, dataset, guess, predictions
+from lab import QUIET, TINY, Lab, copy_of, failure, materialized, once
 from typer.testing import CliRunner
 
 import features.registry

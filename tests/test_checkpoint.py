@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import conftest
+import lab
 import numpy as np
 import pytest
 from changes import CHANGES, Change
@@ -38,7 +38,7 @@ from models.checkpoint import (
 from models.registry import MODELS, VARIANTS, Variant, model_config
 from models.scaling import principal_axes
 
-TINY = conftest.TINY["models"]
+TINY = lab.TINY["models"]
 N_CLASSES = len(LAYOUT.phases)
 COMMIT = "3fa1c2e" + "0" * 33
 GBT, CNN = Variant("gbt", "realistic"), Variant("cnn", "realistic")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import RECIPE, Lab, put_in_use
+from lab import RECIPE, Lab, put_in_use
 from typer.testing import CliRunner
 
 from episodes.reading import read_episode

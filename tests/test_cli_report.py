@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from builders import PROFILES, StoreBuilder
-from conftest import RECIPE, TINY, Lab
 from held_out import check_schema
+from lab import RECIPE, TINY, Lab
 from typer.testing import CliRunner, Result
 
 from episodes.store import list_store

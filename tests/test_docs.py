@@ -15,7 +15,7 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 
 import pytest
-from conftest import RECIPE, Lab, put_in_use
+from lab import RECIPE, Lab, put_in_use
 from typer.testing import CliRunner
 
 from pipelines.cli import FAILED, OK, USAGE, app

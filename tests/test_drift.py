@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 from builders import DAY_NS, NS_PER_S, PROFILES, START_NS, StoreBuilder
-from conftest import RECIPE, Lab, failure, materialized, new_instance
+from lab import RECIPE, Lab, failure, materialized, new_instance
 from test_report import FACTS, Page, report
 
 from episodes.format import PHASES, SOURCES

@@ -10,8 +10,8 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from conftest import RECIPE, Lab, failure, materialized, new_instance
 from held_out import check_schema
+from lab import RECIPE, Lab, failure, materialized, new_instance
 from typer.testing import CliRunner
 
 import assets.checkpoints

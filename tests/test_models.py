@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import conftest
+import lab
 import numpy as np
 import pytest
 import torch
@@ -39,7 +39,7 @@ from models.scaling import (
     signed_log,
 )
 
-TINY: dict[str, dict[str, Any]] = conftest.TINY["models"]
+TINY: dict[str, dict[str, Any]] = lab.TINY["models"]
 _NET: dict[str, Any] = {
     "width": 16, "depth": 1, "epochs": 40, "batch_size": 16, "dropout": 0.0,
     "offset_noise": 0.0, "label_smoothing": 0.0, "learning_rate": 5e-3,

@@ -21,8 +21,8 @@ import pytest
 import yaml
 from builders import PROFILES, START_NS, StoreBuilder
 from click.testing import Result
-from conftest import RECIPE, TINY, Lab, failure, materialized, new_instance
 from dagster._core.definitions.job_base import InMemoryJob
+from lab import RECIPE, TINY, Lab, failure, materialized, new_instance
 from typer.testing import CliRunner
 
 from assets.partitions import BATCHES

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import dagster as dg
-from conftest import RECIPE, Lab, failure, materialized, new_instance
+from lab import RECIPE, Lab, failure, materialized, new_instance
 
 from evaluation.datasets import read_dataset
 from features.ingest import STAGES

@@ -1,0 +1,170 @@
+"""Labs: a small synthetic store, an artifacts folder and a Dagster instance to run jobs on."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from builders import PROFILES, StoreBuilder
+
+from evaluation.datasets import RECIPES
+from models.champion import SERVED, Reign, crown, keep, now, read_champion
+from models.checkpoint import checkpoint_path
+from models.registry import variant
+from pipelines.definitions import build_defs
+from pipelines.partitions import sync_batches
+from resources.promotion import beside
+from resources.workspace import Workspace
+
+RECIPE = "sample"
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@dataclass
+class Lab:
+    """A store, an artefacts folder and a Dagster instance, with jobs to run on them."""
+
+    store: StoreBuilder
+    artifacts: Path
+    instance: dg.DagsterInstance
+    settings: dict[str, Any]
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(store=str(self.store.root), artifacts=str(self.artifacts), **self.settings)
+
+    def execute(
+        self,
+        job: str,
+        partition: str,
+        *,
+        instance: dg.DagsterInstance | None = None,
+        definitions: dg.Definitions | None = None,
+        only: list[dg.AssetKey] | None = None,
+        config: dict[str, Any] | None = None,
+        tags: dict[str, str] | None = None,
+    ) -> dg.ExecuteInProcessResult:
+        definitions = definitions or build_defs(workspace=self.workspace)
+        return definitions.resolve_job_def(job).execute_in_process(
+            run_config=QUIET | (config or {}),
+            instance=instance or self.instance,
+            partition_key=partition,
+            asset_selection=only,
+            tags=tags,
+            raise_on_error=False,
+        )
+
+    def ingest(self) -> list[str]:
+        """Ingest the stale batches; returns them."""
+        stale = sync_batches(self.instance, self.workspace).stale
+        for batch in stale:
+            result = self.execute("ingest", batch)
+            assert result.success, failure(result)
+        return stale
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    """What the failed steps of a run said."""
+    said = []
+    for event in result.get_step_failure_events():
+        data = event.step_failure_data
+        if data.user_failure_data and data.user_failure_data.description:
+            said.append(f"{event.step_key}: {data.user_failure_data.description}")
+        else:
+            error = data.error
+            while error and error.cause:
+                error = error.cause
+            said.append(f"{event.step_key}: {error.message if error else ''}")
+    return "\n".join(said)
+
+
+def materialized(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
+    """Asset -> metadata, of everything a run materialised."""
+    return {
+        event.asset_key.to_user_string(): {
+            name: value.value for name, value in event.materialization.metadata.items()
+        }
+        for event in result.get_asset_materialization_events()
+        if event.asset_key
+    }
+
+
+TINY: dict[str, Any] = {
+    "models": {
+        "gbt": {"n_rounds": 12, "max_depth": 3, "early_stopping_rounds": 5, "n_threads": 1},
+        "mlp": {"width": 8, "depth": 1, "epochs": 2},
+        "knn": {"n_components": 8},
+        "knn_semi": {"n_components": 8},
+        "cnn": {"width": 8, "depth": 1, "epochs": 2},
+        "gru": {"width": 8, "epochs": 2},
+        "lstm": {"width": 8, "epochs": 2},
+        "transformer": {"width": 8, "depth": 1, "epochs": 2, "n_heads": 2},
+    },
+    "splits": {"test_share": 0.34, "val_share": 0.34},
+    "report": {"replicates": 200},
+    "device": "cpu",
+}
+
+
+def new_instance(home: Path) -> dg.DagsterInstance:
+    """A Dagster instance that remembers, in a folder of its own."""
+    home.mkdir()
+    return dagster_at(home)
+
+
+def dagster_at(home: Path) -> dg.DagsterInstance:
+    """What the Dagster of a folder remembers."""
+    return dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}})
+
+
+def build_lab(root: Path, instance: dg.DagsterInstance) -> Lab:
+    store = StoreBuilder(root / "store")
+    store.populate(profiles=PROFILES[:3], variants=3, duration_s=40)
+    return Lab(store, root / "artifacts", instance, TINY)
+
+
+def put_in_use(lab: Lab, model: str, folder: Path | None = None) -> Reign:
+    """Make a model champion without a judgement: its checkpoint of the one recipe serves all."""
+    folder = folder or lab.workspace.champion_folder
+    which = variant(model, "realistic")
+    path = checkpoint_path(lab.workspace.checkpoint_folder(RECIPE), which)
+    kept = dict.fromkeys(RECIPES, keep(folder, path, beside(lab.workspace, RECIPE, which)))
+    before = read_champion(folder)
+    reign = Reign(
+        number=0, action="promoted", model=model, mode="realistic", served=SERVED,
+        checkpoints=kept, since=now(), by="test", why="", evidence={}, previous=None,
+    )  # fmt: skip
+    return crown(folder, reign, judged_against=before)
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first of the workers to ask for it makes, and the others wait for."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    made = root / name
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            unfinished = root / f"{name}.unfinished"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            make(unfinished)
+            unfinished.rename(made)
+    return made
+
+
+@contextmanager
+def copy_of(template: Path, root: Path) -> Iterator[Lab]:
+    """A lab of one's own, as one that ``once`` made stands there."""
+    shutil.copytree(template, root, dirs_exist_ok=True)
+    with dagster_at(root / "home") as instance:
+        yield Lab(StoreBuilder.reopen(root / "store"), root / "artifacts", instance, TINY)
