@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from datasets.splits import RECIPES
 from evaluation import wording
-from evaluation.datasets import RECIPES
 from evaluation.templating import templates
 from models.registry import MODELS
 

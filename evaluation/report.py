@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from datasets.splits import RECIPES, SPLITS
 from evaluation import wording
-from evaluation.datasets import RECIPES, SPLITS
 from evaluation.drawing import learning_curve, palette, reliability, timeline
 from evaluation.drift import FAIL, WARN, watch_section
 from evaluation.figures import COMPARISONS_SCHEMA, REPORT_SCHEMA

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from features.contract import Contract, contract_of, diff_contracts, golden_digest
+from features.files import fingerprint, write_atomically
 from features.golden import REWRITE, read_golden
-from features.manifest import fingerprint, write_atomically
 from features.windows import window_views
 from models.base import Classifier, NotFittedError
 from models.registry import MODELS, Variant, model_config, variant

@@ -14,9 +14,9 @@ from lab import RECIPE, Lab
 
 from evaluation.cards import body_of, model_card
 from evaluation.wording import measure, number
-from features.manifest import read_manifest
 from models.checkpoint import checkpoint_path, read_header
 from models.registry import VARIANTS
+from stages.manifest import read_manifest
 
 HEADINGS = [
     "## Model Details", "## Uses", "## Bias, Risks, and Limitations",

@@ -17,16 +17,16 @@ import pytest
 from lab import RECIPE, Lab, put_in_use
 from typer.testing import CliRunner
 
+from champion.history import read_champion
+from datasets.windows import read_dataset
 from episodes.reading import read_episode
 from episodes.store import list_store
-from evaluation.datasets import read_dataset
 from features.extraction import extract
-from features.manifest import read_manifest
 from features.registry import LAYOUT
-from models.champion import read_champion
 from models.checkpoint import checkpoint_path
 from models.registry import variant
-from pipelines.cli import FAILED, OK, REJECTED, USAGE, app
+from pipelines.cli.main import FAILED, OK, REJECTED, USAGE, app
+from stages.manifest import read_manifest
 
 ROOT = Path(__file__).parent.parent
 STORE = ROOT / "data" / "store"
@@ -75,7 +75,7 @@ def test_extract_as_json_is_one_document(tmp_path: Path) -> None:
 
 def test_extract_needs_neither_dagster_nor_a_training_library(tmp_path: Path) -> None:
     program = (
-        "import sys; from pipelines.cli import app\n"
+        "import sys; from pipelines.cli.main import app\n"
         f"try: app(['extract', {SOUND!r}, '--out', {str(tmp_path / 'e.npz')!r}])\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "heavy = {'dagster', 'torch', 'xgboost', 'sklearn'} & set(sys.modules)\n"
@@ -357,7 +357,7 @@ def test_what_is_not_installed_is_named_and_the_doctor_helps() -> None:
     program = (
         "import sys; sys.modules['dagster'] = None\n"
         f"sys.argv = ['phasewatch', 'predict', {SOUND!r}]\n"
-        "from pipelines.cli import main; main()"
+        "from pipelines.cli.main import main; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False

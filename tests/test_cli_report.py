@@ -17,7 +17,7 @@ from episodes.store import list_store
 from evaluation.wording import number
 from features.registry import MODES
 from models.registry import VARIANTS
-from pipelines.cli import FAILED, OK, USAGE, app
+from pipelines.cli.main import FAILED, OK, USAGE, app
 
 
 def report(artifacts: Path, lab: Lab, *arguments: object) -> Result:
@@ -164,8 +164,8 @@ def test_what_was_trained_with_other_settings_is_said(trained: Lab, tmp_path: Pa
 
 
 def test_comparisons_of_other_checkpoints_are_left_out(trained: Lab, copied: Path) -> None:
-    from features.manifest import draft, read_manifest
-    from resources.evaluated import read_comparisons
+    from stages.evaluation import read_comparisons
+    from stages.manifest import draft, read_manifest
 
     folder = copied / "reports" / RECIPE / "comparisons"
     manifest = read_manifest(folder)

@@ -14,8 +14,7 @@ from builders import HOSTS, PROFILES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from episodes.format import NS_PER_S, PHASES
-from evaluation.datasets import (
+from datasets.splits import (
     RECIPES,
     SPLITS,
     DatasetError,
@@ -25,6 +24,7 @@ from evaluation.datasets import (
     check_rosters,
     check_sides,
 )
+from episodes.format import NS_PER_S, PHASES
 
 POLICY = SplitPolicy()
 LENGTH_S, EVERY_S = 60, 100  # an episode's length; from one start to the next
@@ -324,7 +324,7 @@ def test_the_sides_are_checked_wherever_they_come_from(
     def everything(rows: list[dict[str, Any]], *_: Any) -> tuple[set[str], set[str]]:
         return {row["episode_id"] for row in rows[::2]}, set()
 
-    monkeypatch.setattr("evaluation.datasets._test_side", everything)
+    monkeypatch.setattr("datasets.splits._test_side", everything)
     with pytest.raises(DatasetError, match=f"recipe {recipe}"):
         assign_splits(corpus(), recipe, POLICY)
 

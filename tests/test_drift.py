@@ -17,6 +17,7 @@ from builders import DAY_NS, NS_PER_S, PROFILES, START_NS, StoreBuilder
 from lab import RECIPE, Lab, failure, materialized, new_instance
 from test_report import FACTS, Page, report
 
+from champion.history import Champion, keep, put_in_use, read_champion
 from episodes.format import PHASES, SOURCES
 from evaluation.drift import (
     CHECKS,
@@ -36,12 +37,11 @@ from evaluation.drift import (
 )
 from evaluation.figures import document_text
 from evaluation.report import MAX_BATCHES, render_report
-from models.champion import Reign, crown, keep
 from models.checkpoint import checkpoint_path
 from models.registry import variant
 from pipelines.partitions import sync_batches
-from resources.evaluated import watched
-from resources.promotion import beside
+from stages.champion import kept_files
+from stages.drift import Drift
 
 CHANNELS = ("guest.forks", "guest.load_1m", "netflow.syn_out")
 IDENTITY = {"champion": {"model": "gbt"}}
@@ -342,19 +342,19 @@ def test_a_new_batch_is_compared_as_it_is_ingested(
         (batch,) = sync_batches(instance, lab.workspace).stale
         result = lab.execute("ingest", batch)
         assert result.success, failure(result)
-        assert materialized(result)["drift"]["why"].startswith("there is no champion")
+        assert materialized(result)["drift"]["severity"] == "not compared"
         checks = evaluations(result)
         assert checks.keys() == {f"{name}_as_in_training" for name in CHECKS}
         assert all(check.passed for check in checks.values())
         assert not lab.workspace.drift_path(batch).exists()
 
-        monkeypatch.setattr("resources.promotion.SERVED", RECIPE)
+        monkeypatch.setattr("stages.champion.SERVED", RECIPE)
         folder = lab.workspace.champion_folder
         path = checkpoint_path(trained.workspace.checkpoint_folder(RECIPE), which)
-        kept = keep(folder, path, beside(trained.workspace, RECIPE, which))
-        reign = Reign(0, "promoted", "gbt", "realistic", RECIPE, {RECIPE: kept}, "", "", "", {},
+        kept = keep(folder, path, kept_files(trained.project, RECIPE, which))
+        reign = Champion(0, "promoted", "gbt", "realistic", RECIPE, {RECIPE: kept}, "", "", "", {},
                       None)  # fmt: skip
-        crown(folder, reign, judged_against=None)
+        put_in_use(folder, reign, judged_against=None)
         result = lab.execute("ingest", batch, only=[dg.AssetKey("drift")])
         assert result.success, failure(result)
         said = materialized(result)["drift"]
@@ -373,9 +373,8 @@ def test_a_new_batch_is_compared_as_it_is_ingested(
         document = json.loads(lab.workspace.drift_path(batch).read_text())
         assert document["champion"]["checkpoint_id"] == kept
         assert "Host lab-d is not in the training data" in document["notes"][0]
-        watching = watched(lab.workspace)
-        assert (watching.champion, watching.n_others) == (reign.name, 0)
-        assert watching.batches == [document]
+        assert Drift.documents(lab.project) == [document]
+        assert lab.project.champion == read_champion(folder)
 
 
 def evaluations(result: dg.ExecuteInProcessResult) -> dict[str, Any]:

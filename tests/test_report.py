@@ -23,9 +23,9 @@ from held_out import (
     predictions,
 )
 
+from datasets.splits import RECIPES
 from evaluation.charts import confusion_png
 from evaluation.comparisons import compare
-from evaluation.datasets import RECIPES
 from evaluation.documents import evaluate
 from evaluation.drawing import PHASE_COLOURS, learning_curve, path, timeline
 from evaluation.report import render_report

@@ -1,11 +1,12 @@
 """The command ``report``: what has been evaluated, in the terminal or as one JSON document."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pipelines.console import (
+from pipelines.cli.console import (
     USAGE,
     ConfigOption,
     JsonOption,
@@ -19,8 +20,8 @@ from pipelines.console import (
 )
 
 if TYPE_CHECKING:
-    from resources.evaluated import Evaluated
-    from resources.workspace import Workspace
+    from stages.report_page import Evaluated
+    from stages.workspace import Workspace
 
 _SHOWN = 4  # names of what is left out for one reason
 _COLUMNS = (
@@ -43,8 +44,8 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Print the leaderboard: models, baselines and warnings by recipe, and where the page is."""
+    from datasets.splits import RECIPES
     from episodes.store import StoreError
-    from evaluation.datasets import RECIPES
     from features.registry import MODES
 
     for name in recipe or ():
@@ -53,27 +54,28 @@ def report(
     if mode is not None and mode not in MODES:
         fail(f"no mode {mode!r}; there is {', '.join(MODES)}", USAGE)
     workspace = workspace_of(config, store, artifacts, made=True)
-    from pipelines.staleness import stale_recipes
-    from resources.evaluated import evaluated
+    from stages.project import Project
+    from stages.report_page import evaluated
+    from stages.status import shortened
 
+    project = Project(workspace)
     with failing({StoreError: USAGE}):
-        found = evaluated(workspace)
-        listing = workspace.listing()
-    found = _restricted(found, recipe or list(RECIPES), mode)
+        found = evaluated(project, recipe or list(RECIPES))
+    found = _restricted(found, mode)
     if not found.reports:
         _explain_nothing(workspace, found, recipe)
     shown = {each["recipe"] for each in found.reports}
     stale = [
-        {"recipe": work.partition, "why": work.why}
-        for work in stale_recipes(workspace, listing)
-        if work.partition in shown
+        {"recipe": due.key, "why": shortened([status.line for status in due.statuses])}
+        for due in project.due("retrain")
+        if due.key in shown
     ]
     if as_json:
         say_json(
             {
                 "reports": found.reports,
                 "comparisons": found.comparisons,
-                "left_out": found.left_out,
+                "left_out": [status.as_row() for status in found.left_out],
                 "stale": stale,
             }
         )
@@ -94,27 +96,18 @@ def report(
         typer.echo(str(workspace.report_page))
 
 
-def _restricted(found: "Evaluated", recipes: list[str], mode: str | None) -> "Evaluated":
-    """What the options ask for; comparisons are of a whole recipe and stay whole."""
-    from dataclasses import replace
-
-    return replace(
-        found,
-        reports=[
-            each
-            for each in found.reports
-            if each["recipe"] in recipes and mode in (None, each["mode"])
-        ],
-        comparisons=[each for each in found.comparisons if each["recipe"] in recipes],
-        left_out=[each for each in found.left_out if each["recipe"] in recipes],
-    )
+def _restricted(found: "Evaluated", mode: str | None) -> "Evaluated":
+    """The reports of one mode; comparisons are of a whole recipe and stay whole."""
+    reports = [each for each in found.reports if mode in (None, each["mode"])]
+    return replace(found, reports=reports)
 
 
 def _left_out(found: "Evaluated") -> Iterator[str]:
     """What is not shown, by the reason; of many the first few."""
     by_reason: dict[str, list[str]] = {}
     for item in found.left_out:
-        by_reason.setdefault(item["why"], []).append(f"{item['name']} ({item['recipe']})")
+        name = item.stage.rpartition("/")[2]
+        by_reason.setdefault(item.message, []).append(f"{name} ({item.key})")
     for why, names in by_reason.items():
         more = len(names) - _SHOWN
         yield f"{why}: {', '.join(names[:_SHOWN])}" + (f" and {more} more" if more > 0 else "")
@@ -128,16 +121,15 @@ def _explain_nothing(
     if found.left_out:
         listed = "\n".join(f"  {line}" for line in _left_out(found))
         fail(
-            f"{where}: nothing that has been evaluated is current:\n{listed}\n"
-            f"Make it anew: {remedy}",
-            left_out=found.left_out,
+            f"{where}: nothing that has been evaluated is current:\n{listed}\nRun: {remedy}",
+            left_out=[status.as_row() for status in found.left_out],
         )
-    fail(f"{where}: nothing has been evaluated yet. Do: {remedy}")
+    fail(f"{where}: nothing has been evaluated yet. Run: {remedy}")
 
 
 def _show(recipe: str, reports: list[dict[str, Any]], compared: dict[str, Any] | None) -> None:
+    from datasets.splits import RECIPES
     from evaluation import wording
-    from evaluation.datasets import RECIPES
     from features.registry import MODES
 
     first = reports[0]

@@ -2,12 +2,11 @@
 
 import getpass
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.console import (
+from pipelines.cli.console import (
     FAILED,
     MISMATCH,
     USAGE,
@@ -15,7 +14,6 @@ from pipelines.console import (
     JsonOption,
     RunArtifactsOption,
     RunStoreOption,
-    fail,
     failing,
     say_json,
     say_table,
@@ -23,9 +21,9 @@ from pipelines.console import (
 )
 
 if TYPE_CHECKING:
-    from models.champion import Reign
-    from resources.promotion import Trial
-    from resources.workspace import Workspace
+    from champion.history import Champion
+    from stages.champion import Trial
+    from stages.project import Project
 
 WhyOption = Annotated[str, typer.Option(help="Kept in the history, for whoever asks later.")]
 _SHOWN_DIGITS = 12
@@ -37,7 +35,7 @@ def champion(
     as_json: JsonOption = False,
 ) -> None:
     """Show which model is in use, since when, on which evidence, and which were before."""
-    from models.champion import ChampionError, kept_path, read_history
+    from champion.history import ChampionError, kept_path, read_history
 
     folder = workspace_of(config, None, artifacts, made=True).champion_folder
     with failing({ChampionError: FAILED}):
@@ -78,27 +76,24 @@ def promote(
     as_json: JsonOption = False,
 ) -> None:
     """Put a trained model in use where the rules allow it (docs/champion.md); else say why not."""
-    import dagster as dg
-
-    from models.champion import ChampionError
+    from champion.history import ChampionError
     from models.checkpoint import CheckpointError
-    from resources import promotion as core
+    from stages import champion as core
+    from stages.project import Project
+    from stages.status import StageError
 
     which = _variant(model)
     workspace = workspace_of(config, store, artifacts, made=True)
-    try:
+    project = Project(workspace)
+    with failing({ChampionError: FAILED, CheckpointError: FAILED, StageError: FAILED}):
         if dry_run:
-            trial, reign = core.judge(workspace, which), None
+            trial = core.judge(project, which)
         else:
-            trial, reign = core.promote(workspace, which, by=_user(), why=why)
-            if trial.judgement.granted:
-                _tell_dagster(reign)
-    except (ChampionError, CheckpointError) as error:
-        fail(str(error))
-    except dg.Failure as error:
-        fail(error.description or str(error))
+            trial = core.promote(project, which, by=_user(), why=why)
+            if trial.promoted:
+                _tell_dagster(trial.promoted)
     granted = trial.judgement.granted
-    notes = list(_notes(workspace, trial))
+    notes = list(_notes(project, trial))
     if as_json:
         say_json({
             "challenger": which.name,
@@ -127,8 +122,8 @@ def rollback(
     """Put the previous champion in use again; exit 4 if it is for another input layout."""
     from dataclasses import asdict
 
+    from champion.history import ChampionError, roll_back
     from features import registry
-    from models.champion import ChampionError, roll_back
     from models.checkpoint import CheckpointError, ContractMismatchError
 
     folder = workspace_of(config, None, artifacts, made=True).champion_folder
@@ -158,45 +153,45 @@ def _user() -> str:
         return "unknown"
 
 
-def _tell_dagster(reign: "Reign") -> None:
-    import dagster as dg
+def _tell_dagster(reign: "Champion") -> None:
+    try:
+        import dagster as dg
+    except ModuleNotFoundError:  # the base install: there is no Dagster to tell
+        return
 
-    from assets.champion import record
+    from assets.metadata import as_metadata
     from pipelines.home import prepare_dagster_home
+    from stages.champion import champion_facts
 
     prepare_dagster_home()
     with dg.DagsterInstance.get() as instance:
-        record(instance, reign)
-
-
-def _notes(workspace: "Workspace", trial: "Trial") -> Iterator[str]:
-    """What is no reason against a challenger, but good to know before it is in use."""
-    from assets.checkpoints import checkpoint_identity
-    from models.checkpoint import CheckpointError, checkpoint_path, read_header
-    from resources.promotion import best_on_validation, validation_mean
-
-    which = trial.which
-    for recipe in trial.checkpoints:
-        with suppress(CheckpointError):  # one that was judged a moment ago
-            path = checkpoint_path(workspace.checkpoint_folder(recipe), which)
-            meta = read_header(path)["train_meta"]
-            if meta.get("fingerprint") != checkpoint_identity(
-                workspace, which, meta["dataset_version"]
-            ):
-                yield (
-                    f"recipe {recipe}: {which.name} was trained with other settings than those "
-                    f"in force; with these: phasewatch run --recipe {recipe}"
-                )
-    best = None if trial.champion else best_on_validation(workspace)
-    if best is not None and best != which and trial.checkpoints:
-        theirs, own = (validation_mean(workspace, each) for each in (best, which))
-        yield (
-            f"{best.name} is better on validation, {theirs:.3f} against {own:.3f} over all "
-            f"recipes: phasewatch promote {best.model}"
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization("champion", metadata=as_metadata(champion_facts(reign)))
         )
 
 
-def _because(reign: "Reign") -> str:
+def _notes(project: "Project", trial: "Trial") -> Iterator[str]:
+    """What is no reason against a challenger, but good to know before it is in use."""
+    from stages.champion import best_on_validation, validation_mean
+
+    challenger = trial.variant
+    for recipe in trial.checkpoints:
+        stage = project.stages[f"checkpoints/{challenger.name}"]
+        if project.status(stage, recipe).code == "settings":
+            yield (
+                f"recipe {recipe}: {challenger.name} was trained with other settings than those "
+                f"in force; retrain: phasewatch run --recipe {recipe}"
+            )
+    best = None if trial.champion else best_on_validation(project)
+    if best is not None and best != challenger and trial.checkpoints:
+        scores = [validation_mean(project, variant) for variant in (best, challenger)]
+        yield (
+            f"{best.name} is better on validation, {scores[0]:.3f} against {scores[1]:.3f} over "
+            f"all recipes: phasewatch promote {best.model}"
+        )
+
+
+def _because(reign: "Champion") -> str:
     return f": {reign.why}" if reign.why else ""
 
 
@@ -204,13 +199,13 @@ def _show_trial(trial: "Trial", *, dry_run: bool) -> None:
     if trial.judgement.recipes:
         _show_evidence(trial.judgement.recipes)
         typer.echo()
-    name = trial.which.name
+    name = trial.variant.name
     if not trial.judgement.granted:
         typer.echo(f"{name} is not promoted:")
         for reason in trial.judgement.reasons:
             typer.echo(f"  - {reason}")
     elif dry_run:
-        typer.echo(f"{name} may be promoted: phasewatch promote {trial.which.model}")
+        typer.echo(f"{name} may be promoted: phasewatch promote {trial.variant.model}")
     else:
         after = f"; {trial.champion.name} was before" if trial.champion else ""
         typer.echo(f"{name} is champion{after}")

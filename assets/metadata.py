@@ -1,44 +1,36 @@
-"""Progress and metadata, said the same way by every asset."""
+"""What Dagster shows of an artifact: its facts, its contract, the columns of its tables."""
 
-import logging
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pyarrow.parquet as pq
 
 from features.contract import contract_hashes
-from features.manifest import Manifest
 from features.registry import InputKind, Layout
-
-log = logging.getLogger("phasewatch")
-
-_EVERY_S = 2.0
+from stages.stage import Markdown, Rows
 
 
-def reporter(context: dg.AssetExecutionContext, what: str) -> Callable[[int, int, str], None]:
-    """A progress callback: a line at once, then at most one every two seconds, and the last."""
-    last = [0.0]
-
-    def report(done: int, total: int, text: str) -> None:
-        now = time.monotonic()
-        if done < total and now - last[0] < _EVERY_S:
-            return
-        last[0] = now
-        say(context, f"{what}: {done}/{total} {text}")
-
-    return report
+def as_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts as metadata values: lists and dicts as JSON, ``differences`` as a list to read."""
+    return {name: _value(name, fact) for name, fact in facts.items() if fact is not None}
 
 
-def say(context: dg.AssetExecutionContext, line: str) -> None:
-    """One line to whoever watches: the run's log in the UI, and the terminal."""
-    context.log.info(line)
-    log.info(line)
+def _value(name: str, fact: Any) -> Any:
+    if isinstance(fact, Markdown):
+        return dg.MetadataValue.md(fact.text)
+    if isinstance(fact, Rows):
+        return dg.MetadataValue.table([dg.TableRecord(row) for row in fact.rows])
+    if isinstance(fact, Path):
+        return dg.MetadataValue.path(str(fact))
+    if name == "differences":
+        return dg.MetadataValue.md("\n".join(f"- {line}" for line in fact))
+    return dg.MetadataValue.json(fact) if isinstance(fact, dict | list) else fact
 
 
 def layout_metadata(layout: Layout, kind: InputKind | None = None) -> dict[str, Any]:
-    """Schema and contract hash: of one kind of input, or of both where an asset carries both."""
+    """Schema and contract hash: of one kind of input, or of both if an asset carries both."""
     contracts = contract_hashes(layout)
     if kind is not None:
         return {"schema_hash": layout.schema_hash(kind), "contract_hash": contracts[kind]}
@@ -48,15 +40,15 @@ def layout_metadata(layout: Layout, kind: InputKind | None = None) -> dict[str, 
     }
 
 
-class Stopwatch:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return round(time.monotonic() - self._began, 3)
+def artifact_metadata(artifact: Any) -> dict[str, Any]:
+    """Where an artifact lies, its size and identity; of tables, their columns too."""
+    if not hasattr(artifact, "fingerprint"):
+        return {}
+    return {
+        "fingerprint": artifact.fingerprint,
+        "bytes": artifact.n_bytes,
+        "path": dg.MetadataValue.path(str(artifact.folder)),
+    }
 
 
 _COLUMNS = {
@@ -96,26 +88,15 @@ def _described(column: str, layout: Layout) -> str | None:
     return _COLUMNS.get(column)
 
 
-def _table_schema(manifest: Manifest, layout: Layout) -> dict[str, Any]:
-    tables = sorted(role for role in manifest.files if manifest.path(role).suffix == ".parquet")
+def table_schema(artifact: Any, layout: Layout) -> dict[str, Any]:
+    """The columns of an artifact's tables, described."""
+    files = getattr(artifact, "files", {})
+    tables = sorted(role for role in files if artifact.path(role).suffix == ".parquet")
     if not tables:
         return {}
-    schema = pq.read_schema(manifest.path(tables[0]))
+    schema = pq.read_schema(artifact.path(tables[0]))
     columns = [
         dg.TableColumn(field.name, str(field.type), _described(field.name, layout))
         for field in schema
     ]
     return {"dagster/column_schema": dg.TableSchema(columns)}
-
-
-def artefact_metadata(
-    manifest: Manifest, layout: Layout, *, reused: bool, watch: Stopwatch
-) -> dict[str, Any]:
-    """What every asset says of the artefact it made or found; of tables, their columns too."""
-    return _table_schema(manifest, layout) | {
-        "reused": reused,
-        "fingerprint": manifest.fingerprint,
-        "seconds": watch.seconds,
-        "bytes": manifest.n_bytes,
-        "path": str(manifest.folder),
-    }

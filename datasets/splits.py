@@ -1,29 +1,20 @@
-"""Datasets: which windows train, which validate, which test, for each recipe.
+"""Splits: which windows train, validate and test, for each recipe.
 
 A dataset is a table of windows with a column ``split``; the inputs stay in the shards. Sides are
-assigned to whole episodes, and what must never happen (a leak, an overlap, a class that is tested
-but never trained) stops the build.
+assigned to whole episodes. A leak, an overlap or a class that is tested but never trained stops
+the build.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
 from episodes.format import NS_PER_S
-from features.shards import WINDOW_COLUMNS, SummaryWindows, TensorWindows, read_table
-from models.base import Examples
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from features.manifest import Manifest
-    from features.registry import Layout
-    from models.registry import Variant
 
 Recipe = Literal["host", "sample", "time"]
 RECIPES: dict[str, str] = {
@@ -300,65 +291,3 @@ def describe(
         "untested_profiles": [profile for profile in profiles if profile not in tested],
         "excluded": dict(sorted(Counter(excluded["excluded"]).items())),
     }
-
-
-def examples(
-    table: pl.DataFrame,
-    shards: Mapping[str, Mapping[str, Manifest]],
-    split: str,
-    which: Variant,
-    layout: Layout,
-) -> Examples:
-    """The windows of one split as inputs of one variant: lazy views into the shards.
-
-    Args:
-        table: a dataset's table.
-        shards: batch -> stage -> manifest, for ``tensor_shards`` and ``feature_shards``.
-    """
-    side = table.filter(pl.col("split") == split)
-    code = {phase: i for i, phase in enumerate(layout.phases)}
-    y = np.array([code[label] for label in side["label"]], dtype=np.int64)
-    return Examples(
-        inputs(side, shards, which, layout),
-        y,
-        episode=side["episode_id"].to_numpy(),
-        profile=side["profile"].to_numpy(),
-        degraded=(side["verdict"] == "degraded").to_numpy(),
-    )
-
-
-def inputs(
-    windows: pl.DataFrame,
-    shards: Mapping[str, Mapping[str, Manifest]],
-    which: Variant,
-    layout: Layout,
-) -> TensorWindows | SummaryWindows:
-    """The inputs of one variant for a table of windows, in its order."""
-    kind = which.spec.input_kind
-    keep = layout.keep_mask(which.mode, kind)
-    stage, role = (
-        ("feature_shards", "features") if kind == "summary" else ("tensor_shards", "series")
-    )
-    parts = list(zip(windows["batch"], windows["shard"], strict=True))
-    known = {part: i for i, part in enumerate(sorted(set(parts)))}
-    paths = tuple(shards[batch][stage].path(f"{role}-{shard:05}") for batch, shard in known)
-    shard = np.array([known[part] for part in parts], dtype=np.int64)
-    if kind == "summary":
-        names = tuple(n for n, kept in zip(layout.feature_names, keep, strict=True) if kept)
-        return SummaryWindows(paths, shard, windows["row"].to_numpy(), names)
-    return TensorWindows(paths, shard, windows["first_bin"].to_numpy(), keep, layout.window.n_bins)
-
-
-def read_dataset(manifest: Manifest) -> pl.DataFrame:
-    """The table of a dataset: the columns of ``shards.WINDOW_COLUMNS``, ``batch``, ``split``."""
-    return pl.DataFrame(read_table(manifest.path("windows")))
-
-
-def read_channel_means(manifest: Manifest, channels: list[str]) -> pl.DataFrame:
-    """Windows of a batch with the mean of each channel, from its feature shards."""
-    columns = [*WINDOW_COLUMNS, *(f"{channel}.mean" for channel in channels)]
-    paths = [manifest.path(role) for role in sorted(manifest.files) if "features" in role]
-    if not paths:  # no episode of the batch was accepted
-        texts = ("episode_id", "host_id", "label")
-        return pl.DataFrame(schema={c: pl.String if c in texts else pl.Float64 for c in columns})
-    return pl.concat(pl.DataFrame(read_table(path, columns)) for path in paths)

@@ -1,30 +1,30 @@
-"""What `phasewatch doctor` looks at: nothing is written, made or mended here.
+"""What ``phasewatch doctor`` looks at. Nothing is written or made here."""
 
-Without the extra ``orchestrate`` there is no graph to look at; the store is still looked at.
-"""
+from __future__ import annotations
 
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from episodes.store import StoreError
-from pipelines.home import ROOT, dagster_home
+from pipelines.home import SETTINGS, dagster_home
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     import dagster as dg
 
-    from episodes.store import StoreListing
-    from resources.workspace import Workspace
+    from stages.project import Project
+    from stages.workspace import Workspace
 
 EXTRAS = {
-    "base": ("numpy", "numba", "polars", "pyarrow", "safetensors", "zstandard"),
+    "base": ("numpy", "numba", "polars", "pyarrow", "pydantic", "safetensors", "zstandard"),
     "train": ("torch", "xgboost", "scikit-learn", "matplotlib", "jinja2"),
     "orchestrate": ("dagster", "dagster-webserver"),
 }
@@ -33,7 +33,7 @@ MIN_FREE_BYTES = 2_000_000_000
 
 @dataclass
 class Findings:
-    """What was found, section by section, and the problems among it, each with its remedy."""
+    """What was found, section by section, and the problems, each with its remedy."""
 
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
     problems: list[dict[str, str]] = field(default_factory=list)
@@ -45,17 +45,18 @@ class Findings:
         return {"ok": not self.problems, "problems": self.problems, **self.sections}
 
 
-def examine(read_workspace: Callable[[], "Workspace"]) -> Findings:
-    """Look at everything that can be looked at; settings only where there is what reads them."""
+def examine(read_workspace: Callable[[], Workspace]) -> Findings:
+    """Look at the installation, the disk, the GPU, Dagster and the state of every stage."""
     findings = Findings()
     missing = _installed(findings)
-    if "orchestrate" in missing or "train" in missing:
+    if "base" in missing:
         return findings
     workspace = read_workspace()
     _disk(findings, workspace.artifacts_path)
-    _gpu(findings, workspace.device)
-    _dagster(findings)
-    _store(findings, workspace)
+    _gpu(findings, workspace.device, torch="train" not in missing)
+    if "orchestrate" not in missing:
+        _dagster(findings)
+    _stages(findings, workspace)
     return findings
 
 
@@ -67,11 +68,10 @@ def _installed(findings: Findings) -> list[str]:
         absent = [name for name, found in versions.items() if found is None]
         if absent:
             missing.append(extra)
+            which = "" if extra == "base" else f"[{extra}]"
             findings.problem(
                 f"{', '.join(absent)} not installed",
-                "pip install -c constraints.txt -e ."
-                if extra == "base"
-                else f"pip install -c constraints.txt -e '.[{extra}]'",
+                f"pip install -c constraints.txt -e '.{which}'",
             )
     return missing
 
@@ -84,37 +84,37 @@ def _version(package: str) -> str | None:
 
 
 def _disk(findings: Findings, folder: Path) -> None:
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     findings.sections["artifacts"] = {"path": str(folder), "free_gb": round(free / 1e9, 1)}
     if free < MIN_FREE_BYTES:
         findings.problem(
             f"{folder}: {free / 1e9:.1f} GB free, under {MIN_FREE_BYTES / 1e9:.0f}",
             "free some, or set `artifacts` to a larger disk",
         )
-    if not os.access(there, os.W_OK):
-        findings.problem(f"{there}: not writable", "set `artifacts` to a folder you may write to")
+    if not os.access(existing, os.W_OK):
+        findings.problem(f"{existing}: not writable", "set `artifacts` to a writable folder")
 
 
-def _gpu(findings: Findings, device: str) -> None:
-    found: list[str] = []
+def _gpu(findings: Findings, device: str, *, torch: bool) -> None:
+    gpus: list[str] = []
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-        told = subprocess.run(query, capture_output=True, text=True, check=False)
-        found = told.stdout.splitlines() if told.returncode == 0 else []
+        answer = subprocess.run(query, capture_output=True, text=True, check=False)
+        gpus = answer.stdout.splitlines() if answer.returncode == 0 else []
     usable = False
-    if found:
-        import torch
+    if gpus and torch:
+        import torch as library
 
-        usable = torch.cuda.is_available()
+        usable = library.cuda.is_available()
         if not usable:
             findings.problem(
-                f"a GPU is there ({found[0]}), but this torch ({torch.__version__}) cannot use it",
+                f"this torch ({library.__version__}) cannot use the GPU ({gpus[0]})",
                 "install the CUDA build of the same version of torch",
             )
-    findings.sections["gpu"] = {"found": found, "usable": usable, "device": device}
+    findings.sections["gpu"] = {"found": gpus, "usable": usable, "device": device}
     if device == "cuda" and not usable:
-        findings.problem("device is cuda, and there is no usable GPU", "set `device: auto`")
+        findings.problem("device is cuda, but no GPU is usable", "set `device: auto`")
 
 
 def _dagster(findings: Findings) -> None:
@@ -123,13 +123,12 @@ def _dagster(findings: Findings) -> None:
     findings.sections["dagster"] = section
     if not section["ready"]:
         return  # the first run, or `phasewatch sync`, makes it
-    wanted, there = (
-        yaml.safe_load((folder / "dagster.yaml").read_text()) or {}
-        for folder in (ROOT / "config", home)
+    expected, actual = (
+        yaml.safe_load(path.read_text()) or {} for path in (SETTINGS, home / "dagster.yaml")
     )
-    if wanted != {name: there.get(name) for name in wanted}:  # others, `storage` say, are free
+    if expected != {name: actual.get(name) for name in expected}:  # others, `storage` say, are free
         findings.problem(
-            f"{home}/dagster.yaml is not config/dagster.yaml: pools, monitoring or retries differ",
+            f"{home}/dagster.yaml differs from config/dagster.yaml in pools, monitoring or retries",
             f"unless you changed it on purpose: cp config/dagster.yaml {home}/",
         )
     import dagster as dg
@@ -138,13 +137,12 @@ def _dagster(findings: Findings) -> None:
         _automation(findings, section, instance)
 
 
-def _automation(
-    findings: Findings, section: dict[str, Any], instance: "dg.DagsterInstance"
-) -> None:
+def _automation(findings: Findings, section: dict[str, Any], instance: dg.DagsterInstance) -> None:
+    import dagster as dg
+
     from resources.runs import PROCESS_TAG, UNFINISHED, is_gone
 
-    heard = instance.get_daemon_statuses().values()
-    section["daemon"] = any(status.healthy for status in heard)
+    section["daemon"] = any(s.healthy for s in instance.get_daemon_statuses().values())
     section["on"] = sorted(
         state.instigator_name
         for state in instance.all_instigator_state()
@@ -156,8 +154,6 @@ def _automation(
             "make ui, or dagster-daemon run",
         )
     section["runs_under_way"] = []
-    import dagster as dg
-
     for run in instance.get_runs(filters=dg.RunsFilter(statuses=UNFINISHED)):
         name = f"{run.job_name} {run.tags.get('dagster/partition', '')}".strip()
         section["runs_under_way"].append(
@@ -171,23 +167,15 @@ def _automation(
             )
 
 
-def _why_page_is_stale(workspace: "Workspace", listing: "StoreListing") -> str | None:
-    page = workspace.report_page
-    if not page.is_file():
-        return "there is none"
-    drift = [path for b in listing.batches if (path := workspace.drift_path(b)).is_file()]
-    if any(path.stat().st_mtime > page.stat().st_mtime for path in drift):
-        return "it lacks the newest comparisons of batches: materialize `report`"
-    return None
-
-
-def _store(findings: Findings, workspace: "Workspace") -> None:
-    from pipelines.staleness import stale_recipes
-    from resources.evaluated import of_this_store
+def _stages(findings: Findings, workspace: Workspace) -> None:
+    """Every stage that is not current, grouped by what mends it."""
+    from stages.project import Project
+    from stages.status import shortened
 
     findings.sections["store"] = section = {"path": str(workspace.store_path)}
+    project = Project(workspace)
     try:
-        listing = workspace.listing()
+        listing = project.listing
     except (StoreError, OSError) as error:
         findings.problem(str(error), "set `store`, or PHASEWATCH_STORE, to the folder of the store")
         return
@@ -196,29 +184,30 @@ def _store(findings: Findings, workspace: "Workspace") -> None:
         "batches": len(listing.batches),
         "differences": list(listing.differences),
     }
-    if not of_this_store(workspace, listing):
-        findings.problem(
-            f"{workspace.artifacts_path} holds what was made of another store, and a run would "
-            "replace it",
-            "name a folder for each store: --artifacts, or PHASEWATCH_ARTIFACTS",
-        )
-    batches = workspace.stale_batches(listing)
-    recipes = stale_recipes(workspace, listing)
-    findings.sections["stale"] = {
-        "batches": batches,
-        "recipes": {work.partition: work.why for work in recipes},
-        "report": _why_page_is_stale(workspace, listing),
-    }
     if not listing.batches:
-        findings.problem(f"{workspace.store_path}: no episode in there", "see docs/data-format.md")
-    if batches:
+        findings.problem(f"{workspace.store_path}: no episode in it", "see docs/data-format.md")
+        return
+    stale = stale_statuses(project)
+    findings.sections["stale"] = {
+        remedy: [status.line for status in statuses] for remedy, statuses in stale.items()
+    }
+    if any(status.code == "other_store" for group in stale.values() for status in group):
         findings.problem(
-            f"{len(batches)} of {len(listing.batches)} batches are not ingested as they are now",
-            "phasewatch run --ingest-only",
+            f"{workspace.artifacts_path} holds artifacts of another store; a run would replace "
+            "them",
+            "use one artifacts folder per store: --artifacts, or PHASEWATCH_ARTIFACTS",
         )
-    for work in recipes:
-        findings.problem(
-            f"recipe {work.partition}: {work.why}", f"phasewatch run --recipe {work.partition}"
-        )
-    if not batches and not recipes and not workspace.report_page.is_file():
-        findings.problem(f"{workspace.report_page}: no report", "phasewatch run")
+    for remedy, statuses in stale.items():
+        findings.problem(shortened([status.line for status in statuses]), remedy)
+
+
+def stale_statuses(project: Project) -> dict[str, list[Any]]:
+    """Everything that is not current in the automatic stages, by the command that mends it."""
+    groups: dict[str, list[Any]] = {}
+    for stage in project.stages.values():
+        if not stage.automatic:
+            continue
+        for status in project.statuses(stage):
+            if not status.current:
+                groups.setdefault(status.stage_remedy, []).append(status)
+    return groups

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines import cli_champion, cli_checkpoints, cli_report
-from pipelines.console import (
+from config.paths import base_folder
+from pipelines.cli import champion as cli_champion
+from pipelines.cli import checkpoints as cli_checkpoints
+from pipelines.cli import report as cli_report
+from pipelines.cli.console import (
     FAILED,
     MISMATCH,
     OK,
@@ -30,7 +33,6 @@ from pipelines.console import (
     track,
     workspace_of,
 )
-from pipelines.home import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,7 +65,7 @@ EpisodeArgument = Annotated[
 AnywayOption = Annotated[
     bool, typer.Option("--anyway", help="Go on where the episode is rejected or errored.")
 ]
-DEFAULT_STORE = ROOT / "data" / "store"
+DEFAULT_STORE = base_folder() / "data" / "store"
 _SHOWN = 5  # items of a list that `doctor` says in full
 
 
@@ -96,8 +98,8 @@ def run(
     With --batch: sync and ingest those batches, no more.
     """
     workspace = workspace_of(config, store, artifacts, **({"force": True} if force else {}))
-    from pipelines.local import RunError, run_all
-    from resources.workspace import SettingsError
+    from pipelines.cli.runs import RunError, run_all
+    from stages.workspace import SettingsError
 
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_once())
@@ -144,8 +146,8 @@ def sync(
 ) -> None:
     """Register the store's batches with Dagster; `make ui` does this first."""
     workspace = workspace_of(config, store, artifacts)
-    from pipelines.local import sync_only
-    from resources.workspace import SettingsError
+    from pipelines.cli.runs import sync_only
+    from stages.workspace import SettingsError
 
     with failing({SettingsError: USAGE}):
         synced = sync_only(workspace)
@@ -394,11 +396,15 @@ def _load(
 
     With it the episodes that it was trained or validated on, None where that is not known.
     """
+    from champion.history import (
+        ChampionError,
+        kept_path,
+        load_kept,
+        read_champion,
+        read_training,
+    )
     from features import registry
-    from features.shards import read_table
-    from models.champion import ChampionError, kept_path, load_kept, read_champion
     from models.checkpoint import CheckpointError, ContractMismatchError, load_checkpoint
-    from resources.promotion import TRAINING_FILE
 
     layout = registry.LAYOUT
     with failing({ContractMismatchError: MISMATCH, CheckpointError: FAILED, ChampionError: FAILED}):
@@ -406,17 +412,16 @@ def _load(
             return path, load_checkpoint(existing_file(path), layout), None
         workspace = workspace_of(config, None, artifacts, made=True)
         folder = workspace.champion_folder
-        reign = read_champion(folder)
-        if reign is None:
+        champion = read_champion(folder)
+        if champion is None:
             fail(
                 f"{folder}: there is no champion to score with. Promote a trained model "
                 "(phasewatch promote MODEL), or name a checkpoint: --checkpoint PATH"
             )
-        kept, known = kept_path(folder, reign), None
-        with suppress(OSError):  # the champion scores all the same
-            training = read_table(kept.with_name(TRAINING_FILE), ["episode_id"])
-            known = set(training["episode_id"].to_pylist())
-        return kept, load_kept(folder, reign, layout), known
+        known = None
+        with suppress(ChampionError):  # the champion scores all the same
+            known = set(read_training(folder, champion)["episode_id"])
+        return kept_path(folder, champion), load_kept(folder, champion, layout), known
 
 
 @app.command()
@@ -427,7 +432,7 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Say what is installed, which store it is, what is stale; problems first, exit 1 if any."""
-    from pipelines.doctor import examine
+    from pipelines.cli.doctor import examine
 
     findings = examine(lambda: workspace_of(config, store, artifacts))
     document = findings.as_document()

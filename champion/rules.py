@@ -1,4 +1,4 @@
-"""Promotion: may a challenger take the champion's place? Every reason against it, with figures.
+"""Promotion: may a challenger replace the champion? Every reason against it, with figures.
 
 Both are scored on the same test episodes, those that the champion was trained on left out. What is
 judged here are predictions; where checkpoints lie and who is champion is not known here.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pipelines.console import (
+from pipelines.cli.console import (
     FAILED,
     MISMATCH,
     OK,

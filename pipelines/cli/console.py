@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from resources.workspace import Workspace
+    from stages.workspace import Workspace
 
 _LAST_COLUMN = 16  # characters at least: it wraps, the others may not
 
@@ -62,7 +62,7 @@ def workspace_of(
         made: there has to be an artefacts folder: something in it is to be read.
         settings: win over the configuration, as the paths do.
     """
-    from resources.workspace import SettingsError, read_workspace
+    from stages.workspace import SettingsError, read_workspace
 
     paths = {"store": store, "artifacts": artifacts}
     given = {name: str(path.absolute()) for name, path in paths.items() if path is not None}

@@ -1,0 +1,362 @@
+"""Evaluation: held-out predictions, one report per checkpoint, comparisons."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from datasets.windows import inputs, read_dataset
+from evaluation.baselines import shortcut_predictions
+from evaluation.cards import body_of, model_card
+from evaluation.comparisons import compare
+from evaluation.documents import evaluate
+from evaluation.figures import COMPARISONS_SCHEMA, REPORT_SCHEMA, document_text
+from evaluation.scores import ABLATED, prediction_rows
+from features.files import fingerprint
+from features.registry import MODES
+from features.shards import read_table, write_table
+from models.registry import VARIANTS, Variant
+from stages.datasets import dataset_shards
+from stages.stage import FolderStage, Markdown, Output
+from stages.status import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from models.checkpoint import Checkpoint
+    from stages.manifest import Draft, Manifest
+    from stages.project import Project
+    from stages.stage import Artifacts, Progress
+    from stages.workspace import Workspace
+
+EVALUATION_VERSION = "4"
+
+
+class HeldOutPredictions(FolderStage):
+    """Every checkpoint's probabilities for the windows of val and test, and the baselines'."""
+
+    name = "held_out_predictions"
+    version = EVALUATION_VERSION
+    partition = "recipe"
+    job = "retrain"
+    docs = "evaluation.md"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("datasets", *(f"checkpoints/{variant.name}" for variant in VARIANTS))
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        return (
+            Output(
+                self.name,
+                "Every checkpoint's probabilities for the windows of val and test, and the "
+                "baselines'.",
+                group="evaluate",
+                kinds=frozenset({"parquet"}),
+            ),
+        )
+
+    def folder(self, workspace: Workspace, key: str) -> Path:
+        return workspace.held_out_predictions_folder(key)
+
+    def fingerprint(self, project: Project, key: str) -> str:
+        return fingerprint(
+            {
+                "stage": self.version,
+                "dataset": project.existing("datasets", key).version,
+                "checkpoints": checkpoint_ids(project, key),
+                "seed": project.workspace.seed,
+            }
+        )
+
+    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+        now, before = checkpoint_ids(project, key), manifest.facts["checkpoints"]
+        changed = [f"checkpoints/{name}" for name in now if now[name] != before.get(name)]
+        if manifest.facts["dataset_version"] != project.existing("datasets", key).version:
+            changed.insert(0, "datasets")
+        return Reason("inputs", {"inputs": changed}) if changed else Reason("settings")
+
+    def write(
+        self,
+        project: Project,
+        key: str,
+        staged: Draft,
+        progress: Progress,
+    ) -> dict[str, Any]:
+        dataset = project.existing("datasets", key)
+        layout, shards = project.workspace.layout, dataset_shards(project, dataset)
+        table = read_dataset(dataset)
+        held_out = table.filter(pl.col("split") != "train")
+        parts = []
+        for done, variant in enumerate(VARIANTS):
+            progress(done, len(VARIANTS), variant.name)
+            X = inputs(held_out, shards, variant, layout)
+            parts.append(
+                checkpoint_predictions(held_out, project.checkpoint(variant, key), X, layout.phases)
+            )
+        parts.append(shortcut_predictions(table, layout.phases, MODES, project.workspace.seed))
+        path = staged.new_file("predictions", ".parquet")
+        write_table(pl.concat(parts).to_arrow(), path)
+        return {
+            "recipe": key,
+            "windows": dict(sorted(Counter(held_out["split"]).items())),
+            "dataset_version": dataset.version,
+            "checkpoints": checkpoint_ids(project, key),
+        }
+
+    def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:
+        return {
+            **{f"{split}_windows": n for split, n in artifact.facts["windows"].items()},
+            "checkpoints": artifact.facts["checkpoints"],
+        }
+
+
+def checkpoint_ids(project: Project, recipe: str) -> dict[str, str]:
+    """Ids of a recipe's checkpoints, by variant.
+
+    Raises:
+        StageError: one is missing.
+    """
+    return {
+        variant.name: project.existing(f"checkpoints/{variant.name}", recipe).version
+        for variant in VARIANTS
+    }
+
+
+def checkpoint_predictions(
+    windows: pl.DataFrame, checkpoint: Checkpoint, X: Any, classes: tuple[str, ...]
+) -> pl.DataFrame:
+    """A checkpoint's rows, and those of its ablations under names of their own."""
+    name, mode = checkpoint.header["name"], checkpoint.header["mode"]
+    predicted = {name: checkpoint.model.predict_proba(X)} | {
+        f"{name}{ABLATED}{part}": proba for part, proba in checkpoint.model.ablations(X).items()
+    }
+    return pl.concat(
+        prediction_rows(windows, known_as, mode, checkpoint.artifact_id, proba, classes)
+        for known_as, proba in predicted.items()
+    )
+
+
+def read_predictions(manifest: Manifest) -> pl.DataFrame:
+    """The table of held-out predictions."""
+    return pl.DataFrame(read_table(manifest.path("predictions")))
+
+
+class EvalReports(FolderStage):
+    """Evaluates one variant."""
+
+    version = EVALUATION_VERSION
+    partition = "recipe"
+    job = "retrain"
+    docs = "evaluation.md"
+
+    def __init__(self, variant: Variant):
+        self.variant = variant
+        self.name = f"eval_reports/{variant.name}"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("held_out_predictions", f"checkpoints/{self.variant.name}")
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        return (
+            Output(
+                self.name,
+                f"How good {self.variant.model} ({self.variant.mode}) is on the test split: macro "
+                "F1 with a 95 % interval over episodes, per class, profile and host, next to the "
+                "baselines.",
+                group="evaluate",
+                kinds=frozenset({"json"}),
+                input_kind=self.variant.spec.input_kind,
+            ),
+        )
+
+    def folder(self, workspace: Workspace, key: str) -> Path:
+        return workspace.report_folder(key) / self.variant.name
+
+    def fingerprint(self, project: Project, key: str) -> str:
+        return fingerprint(
+            {
+                "stage": self.version,
+                "variant": self.variant.name,
+                "predictions": project.existing("held_out_predictions", key).version,
+                "policy": asdict(project.workspace.report),
+            }
+        )
+
+    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+        report = read_report(manifest)
+        if report.get("schema") != REPORT_SCHEMA:
+            return Reason("format")
+        checkpoint = project.artifact(f"checkpoints/{self.variant.name}", key)
+        dataset = project.artifact("datasets", key)
+        if checkpoint is None or dataset is None or (
+            report["checkpoint_id"], report["dataset_version"]
+        ) != (checkpoint.version, dataset.version):  # fmt: skip
+            return Reason("inputs", {"inputs": list(self.inputs)})
+        return Reason("settings")
+
+    def write(
+        self,
+        project: Project,
+        key: str,
+        staged: Draft,
+        progress: Progress,
+    ) -> dict[str, Any]:
+        workspace = project.workspace
+        dataset = project.existing("datasets", key)
+        header = project.artifact(f"checkpoints/{self.variant.name}", key).meta
+        report = evaluate(
+            read_predictions(project.existing("held_out_predictions", key)),
+            self.variant.model,
+            self.variant.mode,
+            workspace.layout.phases,
+            dataset.facts,
+            {
+                "recipe": key,
+                "dataset_version": dataset.version,
+                "contract_hash": header["contract_hash"],
+                "schema_hash": header["schema_hash"],
+                "validation_index_digest": dataset.facts["validation_index_digest"],
+                "code_commit": header["train_meta"]["code_commit"],
+                "config": header["config"],
+            },
+            workspace.report,
+            workspace.layout.window,
+            header["train_meta"],
+        )
+        staged.new_file("report", ".json").write_text(document_text(report))
+        staged.new_file("card", ".md").write_text(model_card(header, report))
+        return {"recipe": key, "variant": self.variant.name}
+
+    def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:
+        from evaluation.charts import confusion_png  # Matplotlib: slow to load, needed only here
+
+        report = read_report(artifact)
+        picture = confusion_png(
+            report["confusion"], f"{self.variant.name}, {artifact.facts['recipe']}"
+        )
+        encoded = base64.b64encode(picture).decode()
+        calibration, detection = report["calibration"], report["detection"]
+        figures = {
+            "macro_f1": report["macro_f1"]["value"],
+            "macro_f1_low": report["macro_f1"]["low"],
+            "macro_f1_high": report["macro_f1"]["high"],
+            "ece": calibration["as_trained"]["ece"]["value"],
+            "ece_scaled": calibration["scaled"]["ece"]["value"],
+            "brier": calibration["as_trained"]["brier"]["value"],
+            "detected_share": detection["detected_share"]["value"],
+            "median_delay_s": detection["median_delay_s"]["value"],
+            "false_alarms_per_hour": detection["false_alarms_per_hour"]["value"],
+            "test_windows": report["n_windows"],
+            "test_episodes": report["n_episodes"],
+            "checkpoint_id": report["checkpoint_id"],
+            "confusion": Markdown(f"![confusion](data:image/png;base64,{encoded})"),
+            "warnings": Markdown("\n".join(f"- {w['text']}" for w in report["warnings"]) or "none"),
+            "model_card": Markdown(body_of(artifact.path("card").read_text())),
+            **{f"f1_{row['class']}": row["f1"]["value"] for row in report["per_class"]},
+            **{f"baseline_{row['name']}": row["macro_f1"]["value"] for row in report["baselines"]},
+        }
+        return {name: value for name, value in figures.items() if value is not None}
+
+    def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
+        figure = read_report(artifacts[self.name])["macro_f1"]
+        return f"macro F1 {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+
+
+class Comparisons(FolderStage):
+    """Which model is better than which, paired on the same resampled test episodes."""
+
+    name = "comparisons"
+    version = EVALUATION_VERSION
+    partition = "recipe"
+    job = "retrain"
+    docs = "evaluation.md"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("held_out_predictions",)
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        return (
+            Output(
+                self.name,
+                "Which model is better than which, paired on the same resampled test episodes.",
+                group="evaluate",
+                kinds=frozenset({"json"}),
+            ),
+        )
+
+    def folder(self, workspace: Workspace, key: str) -> Path:
+        return workspace.comparisons_folder(key)
+
+    def fingerprint(self, project: Project, key: str) -> str:
+        return fingerprint(
+            {
+                "stage": self.version,
+                "predictions": project.existing("held_out_predictions", key).version,
+                "policy": asdict(project.workspace.report),
+            }
+        )
+
+    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+        document = read_comparisons(manifest)
+        if document.get("schema") != COMPARISONS_SCHEMA:
+            return Reason("format")
+        now = checkpoint_ids(project, key)
+        before = {
+            f"{predictor['model']}_{predictor['mode']}": predictor["checkpoint_id"]
+            for predictor in document["predictors"]
+            if predictor["kind"] == "model"
+        }
+        changed = [f"checkpoints/{name}" for name in now if now[name] != before.get(name)]
+        return Reason("inputs", {"inputs": changed}) if changed else Reason("settings")
+
+    def write(
+        self,
+        project: Project,
+        key: str,
+        staged: Draft,
+        progress: Progress,
+    ) -> dict[str, Any]:
+        dataset = project.existing("datasets", key)
+        document = compare(
+            read_predictions(project.existing("held_out_predictions", key)),
+            [(variant.model, variant.mode) for variant in VARIANTS],
+            project.workspace.layout.phases,
+            dataset.facts,
+            {"recipe": key, "dataset_version": dataset.version},
+            project.workspace.report,
+        )
+        staged.new_file("comparisons", ".json").write_text(document_text(document))
+        return {"recipe": key}
+
+    def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:
+        families = read_comparisons(artifact)["families"]
+        return {
+            "comparisons": sum(len(family["comparisons"]) for family in families),
+            **{
+                f"reference_{family['mode']}": family["reference"]["model"]
+                for family in families
+                if family["reference"]
+            },
+        }
+
+
+def read_report(manifest: Manifest) -> dict[str, Any]:
+    """An evaluation report as written."""
+    return json.loads(manifest.path("report").read_text())
+
+
+def read_comparisons(manifest: Manifest) -> dict[str, Any]:
+    """The comparisons of a recipe as written."""
+    return json.loads(manifest.path("comparisons").read_text())
