@@ -20,10 +20,9 @@ import dagster as dg
 import pytest
 import yaml
 from builders import PROFILES, START_NS, StoreBuilder
-from click.testing import Result
 from dagster._core.definitions.job_base import InMemoryJob
 from lab import RECIPE, TINY, Lab, failure, materialized, new_instance
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from assets.partitions import BATCHES
 from models.registry import variant
