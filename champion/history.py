@@ -83,7 +83,7 @@ def read_history(folder: Path) -> list[Champion]:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ChampionError(
-            f"{path}: not a champion's history ({error}). Restore the file, or move it away and "
+            f"{path}: not a champion's pointer ({error}). Restore the file, or move it away and "
             "promote again: phasewatch promote MODEL"
         ) from error
 

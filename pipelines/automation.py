@@ -72,6 +72,7 @@ def nightly(
     if running:
         return dg.SkipReason(f"{len(running)} batches are being ingested")
     due = synced.project.due("retrain") if synced.ingested else []
+    due = [item for item in due if item.key] or due  # the page comes last
     if not due:
         return dg.SkipReason(
             f"nothing changed: all {len(synced.listing.batches)} batches are ingested, and every "

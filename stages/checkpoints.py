@@ -51,7 +51,7 @@ class CheckpointFile:
 
     @property
     def version(self) -> str:
-        return self.meta["artifact_id"]
+        return self.header["artifact_id"] if self.header else "damaged"
 
     @property
     def meta(self) -> dict[str, Any]:

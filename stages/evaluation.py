@@ -77,9 +77,9 @@ class HeldOutPredictions(FolderStage):
         )
 
     def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
-        now, before = checkpoint_ids(project, key), manifest.facts["checkpoints"]
-        changed = [f"checkpoints/{name}" for name in now if now[name] != before.get(name)]
-        if manifest.facts["dataset_version"] != project.existing("datasets", key).version:
+        changed = changed_checkpoints(project, key, manifest.facts["checkpoints"])
+        dataset = project.artifact("datasets", key)
+        if dataset is None or manifest.facts["dataset_version"] != dataset.version:
             changed.insert(0, "datasets")
         return Reason("inputs", {"inputs": changed}) if changed else Reason("settings")
 
@@ -128,6 +128,17 @@ def checkpoint_ids(project: Project, recipe: str) -> dict[str, str]:
         variant.name: project.existing(f"checkpoints/{variant.name}", recipe).version
         for variant in VARIANTS
     }
+
+
+def changed_checkpoints(project: Project, recipe: str, before: Mapping[str, str]) -> list[str]:
+    """Stages of the checkpoints that are missing or have another id than before."""
+    stages = [f"checkpoints/{variant.name}" for variant in VARIANTS]
+    files = [project.artifact(stage, recipe) for stage in stages]
+    return [
+        stage
+        for stage, variant, file in zip(stages, VARIANTS, files, strict=True)
+        if file is None or file.header is None or file.version != before.get(variant.name)
+    ]
 
 
 def checkpoint_predictions(
@@ -193,6 +204,7 @@ class EvalReports(FolderStage):
         )
 
     def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+        """The other models' predictions may have changed; that does not matter to this report."""
         report = read_report(manifest)
         if report.get("schema") != REPORT_SCHEMA:
             return Reason("format")
@@ -312,13 +324,12 @@ class Comparisons(FolderStage):
         document = read_comparisons(manifest)
         if document.get("schema") != COMPARISONS_SCHEMA:
             return Reason("format")
-        now = checkpoint_ids(project, key)
         before = {
             f"{predictor['model']}_{predictor['mode']}": predictor["checkpoint_id"]
             for predictor in document["predictors"]
             if predictor["kind"] == "model"
         }
-        changed = [f"checkpoints/{name}" for name in now if now[name] != before.get(name)]
+        changed = changed_checkpoints(project, key, before)
         return Reason("inputs", {"inputs": changed}) if changed else Reason("settings")
 
     def write(

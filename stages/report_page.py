@@ -54,7 +54,7 @@ def evaluated(project: Project, recipes: Collection[str] = tuple(RECIPES)) -> Ev
             *(project.status(stages[s], recipe) for s in ("datasets", *upstream)),
             project.status(stages[name], recipe, verify=True),
         ]
-        obstacle = next((s for s in chain if not s.current and s.code != "settings"), None)
+        obstacle = next((s for s in chain if not comparable(s)), None)
         if obstacle:
             found.left_out.append(_about(obstacle, name, recipe))
             continue
@@ -63,6 +63,11 @@ def evaluated(project: Project, recipes: Collection[str] = tuple(RECIPES)) -> Ev
         documents.append(read_report(manifest) if is_report else read_comparisons(manifest))
         found.versions.append(manifest.version)
     return found
+
+
+def comparable(status: Status) -> bool:
+    """Whether what was made speaks of the data and the layout in force."""
+    return status.usable and status.code not in ("batches_added", "other_store")
 
 
 def _about(obstacle: Status, name: str, recipe: str) -> Status:

@@ -282,7 +282,7 @@ def test_a_better_challenger_replaces_it_and_a_rollback_restores_it(lab: Lab) ->
 
     again = phasewatch(lab, "promote", "knn")
     assert again.exit_code == FAILED
-    assert "is the champion already, with these very checkpoints" in again.stdout
+    assert "is already the champion, with these checkpoints" in again.stdout
     weaker = phasewatch(lab, "promote", "gbt")
     assert weaker.exit_code == FAILED
     assert "Recipe host: it may be worse than the champion by more than 0.005" in weaker.stdout
@@ -532,7 +532,7 @@ def test_scoring_uses_the_champion(lab: Lab) -> None:
     )
 
     half = {"ops": {"predictions": {"config": {"recipe": "host"}}}}
-    assert "name the model as well" in failure(lab.execute("score", batch, config=half))
+    assert "name the model" in failure(lab.execute("score", batch, config=half))
     shutil.rmtree(lab.workspace.champion_folder)
     refused = lab.execute("score", batch)
     assert not refused.success

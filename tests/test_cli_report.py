@@ -103,7 +103,7 @@ def test_nothing_evaluated_yet_says_what_to_do(trained: Lab, tmp_path: Path) -> 
     result = report(tmp_path, trained, "--recipe", "time")
     assert result.exit_code == FAILED
     assert (
-        f"{tmp_path}/reports: nothing has been evaluated yet. Do: phasewatch run --recipe time"
+        f"{tmp_path}/reports: nothing has been evaluated yet. Run: phasewatch run --recipe time"
     ) in result.stderr
 
 
@@ -114,14 +114,17 @@ def test_what_is_not_current_is_left_out_and_said(trained: Lab, copied: Path) ->
     checkpoints = copied / "checkpoints" / RECIPE
     (checkpoints / "cnn_oracle.ckpt.json").unlink()
     left_out = document(copied, trained)["left_out"]
-    assert {item["name"] for item in left_out} == {"gbt_oracle", "cnn_oracle"}
+    assert {item["stage"]: item["code"] for item in left_out} == {
+        "eval_reports/gbt_oracle": "damaged",
+        "eval_reports/cnn_oracle": "not_made",
+    }
     text = report(copied, trained).stdout
-    assert f"left out: its checkpoint is gone or damaged: cnn_oracle ({RECIPE})" in text
+    assert f"left out: checkpoints/cnn_oracle missing: cnn_oracle ({RECIPE})" in text
     shutil.rmtree(copied / "datasets")
     nothing = report(copied, trained)
     assert nothing.exit_code == FAILED
-    assert f"of another version of the dataset: gbt_realistic ({RECIPE})" in nothing.stderr
-    assert "Make it anew: phasewatch run" in nothing.stderr
+    assert f"datasets missing: gbt_realistic ({RECIPE})" in nothing.stderr
+    assert "Run: phasewatch run" in nothing.stderr
 
 
 def test_another_store_leaves_all_out_even_with_batches_of_the_same_names(
@@ -132,7 +135,7 @@ def test_another_store_leaves_all_out_even_with_batches_of_the_same_names(
     assert list_store(tmp_path).batches.keys() == trained.workspace.listing().batches.keys()
     result = report(trained.artifacts, trained, "--store", tmp_path)
     assert result.exit_code == FAILED
-    assert f"of another store than this one: gbt_realistic ({RECIPE})" in result.stderr
+    assert f"ingested from another store: gbt_realistic ({RECIPE})" in result.stderr
     assert len(result.stderr.splitlines()) == 3
 
 
@@ -158,7 +161,7 @@ def test_what_was_trained_with_other_settings_is_said(trained: Lab, tmp_path: Pa
     assert stale() == []
     (item,) = stale(models=TINY["models"] | {"gbt": {"n_rounds": 13}})
     assert item["recipe"] == RECIPE
-    assert "gbt_realistic was trained from other data, settings or layout" in item["why"]
+    assert item["why"].startswith("checkpoints/gbt_realistic sample: made with other settings")
     said = report(trained.artifacts, trained, "--config", config).stdout
     assert f"stale: recipe {RECIPE}: {item['why']}; phasewatch run --recipe {RECIPE}" in said
 
@@ -174,8 +177,9 @@ def test_comparisons_of_other_checkpoints_are_left_out(trained: Lab, copied: Pat
     other["predictors"][0]["checkpoint_id"] = "another"
     with draft(folder) as staged:
         staged.new_file("comparisons", ".json").write_text(json.dumps(other))
-        staged.commit(manifest.fingerprint, manifest.facts)
+        staged.commit("of other predictions", manifest.facts)
     found = document(copied, trained)
     assert found["comparisons"] == []
     (item,) = found["left_out"]
-    assert (item["name"], item["why"]) == ("comparisons", "of other checkpoints than the reports")
+    assert (item["stage"], item["code"]) == ("comparisons", "inputs")
+    assert item["details"]["inputs"] == ["checkpoints/gbt_realistic"]
