@@ -169,7 +169,8 @@ def _explained(error: ValidationError) -> list[str]:
             known = _known_names(section)
             near = get_close_matches(str(unknown), known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
-            lines.append(f"no setting {name!r}; {hint}")
+            where = "".join(f"{part}." for part in section)[:-1]
+            lines.append(f"{where + ': ' if where else ''}no setting {str(unknown)!r}; {hint}")
         else:
             message = item["msg"].removeprefix("Value error, ").replace("Input should", "must")
             lines.append(f"{name}: {message}, got {item['input']!r}")

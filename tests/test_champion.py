@@ -45,7 +45,7 @@ from datasets.splits import RECIPES
 from features.registry import LAYOUT
 from models.checkpoint import CheckpointError, ContractMismatchError, checkpoint_path
 from models.registry import Variant, variant
-from pipelines.cli.main import FAILED, MISMATCH, OK, USAGE, app
+from pipelines.cli.app import FAILED, MISMATCH, OK, USAGE, app
 from pipelines.definitions import build_defs
 from stages.champion import judge, kept_files
 from stages.manifest import draft, read_manifest

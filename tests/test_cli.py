@@ -25,7 +25,7 @@ from features.extraction import extract
 from features.registry import LAYOUT
 from models.checkpoint import checkpoint_path
 from models.registry import variant
-from pipelines.cli.main import FAILED, OK, REJECTED, USAGE, app
+from pipelines.cli.app import FAILED, OK, REJECTED, USAGE, app
 from stages.manifest import read_manifest
 
 ROOT = Path(__file__).parent.parent
@@ -75,7 +75,7 @@ def test_extract_as_json_is_one_document(tmp_path: Path) -> None:
 
 def test_extract_needs_neither_dagster_nor_a_training_library(tmp_path: Path) -> None:
     program = (
-        "import sys; from pipelines.cli.main import app\n"
+        "import sys; from pipelines.cli.app import app\n"
         f"try: app(['extract', {SOUND!r}, '--out', {str(tmp_path / 'e.npz')!r}])\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "heavy = {'dagster', 'torch', 'xgboost', 'sklearn'} & set(sys.modules)\n"
@@ -357,7 +357,7 @@ def test_what_is_not_installed_is_named_and_the_doctor_helps() -> None:
     program = (
         "import sys; sys.modules['dagster'] = None\n"
         f"sys.argv = ['phasewatch', 'predict', {SOUND!r}]\n"
-        "from pipelines.cli.main import main; main()"
+        "from pipelines.cli.app import main; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False

@@ -17,7 +17,7 @@ from episodes.store import list_store
 from evaluation.wording import number
 from features.registry import MODES
 from models.registry import VARIANTS
-from pipelines.cli.main import FAILED, OK, USAGE, app
+from pipelines.cli.app import FAILED, OK, USAGE, app
 
 
 def report(artifacts: Path, lab: Lab, *arguments: object) -> Result:
@@ -117,6 +117,7 @@ def test_what_is_not_current_is_left_out_and_said(trained: Lab, copied: Path) ->
     assert {item["stage"]: item["code"] for item in left_out} == {
         "eval_reports/gbt_oracle": "damaged",
         "eval_reports/cnn_oracle": "not_made",
+        "comparisons": "inputs",
     }
     text = report(copied, trained).stdout
     assert f"left out: checkpoints/cnn_oracle missing: cnn_oracle ({RECIPE})" in text

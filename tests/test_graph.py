@@ -23,7 +23,7 @@ from assets.partitions import RECIPE_PARTITIONS
 from features.registry import LAYOUT, Layout, WindowSpec
 from models.checkpoint import checkpoint_path, read_header
 from models.registry import MODELS, VARIANTS, variant
-from pipelines.cli.main import MISMATCH, app
+from pipelines.cli.app import MISMATCH, app
 from pipelines.definitions import build_defs
 from pipelines.partitions import sync_batches
 from stages.evaluation import read_comparisons, read_report

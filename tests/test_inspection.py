@@ -33,7 +33,7 @@ from features.registry import LAYOUT
 from models.checkpoint import load_checkpoint
 from models.inspection import find_checkpoints, inspect, verify
 from models.registry import VARIANTS, Variant
-from pipelines.cli.main import FAILED, MISMATCH, OK, USAGE, app
+from pipelines.cli.app import FAILED, MISMATCH, OK, USAGE, app
 
 
 def phasewatch(*arguments: object):

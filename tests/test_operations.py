@@ -28,7 +28,7 @@ from assets.factory import asset_key, asset_keys
 from assets.partitions import BATCHES
 from models.registry import VARIANTS
 from pipelines.automation import new_batches, nightly
-from pipelines.cli.main import FAILED, USAGE, app, main
+from pipelines.cli.app import FAILED, USAGE, app, main
 from pipelines.definitions import build_defs
 from pipelines.executors import build_executor, execution_from_environment
 from pipelines.partitions import sync_batches
@@ -271,7 +271,7 @@ def slowly(*args, **named):
     time.sleep(600)
     return real(*args, **named)
 stages.ingest.ingest_batch = slowly
-from pipelines.cli.main import app
+from pipelines.cli.app import app
 app(["run", "--ingest-only"])
 """
 
