@@ -75,7 +75,7 @@ def _build(stage: Stage) -> dg.AssetsDefinition:
     )
     def make(
         context: dg.AssetExecutionContext,
-        config: config_section(stage.options or _NoOptions),
+        config: config_section(stage.options or _NoOptions),  # type: ignore[valid-type]
         workspace: WorkspaceResource,
     ) -> Iterator[dg.MaterializeResult]:
         yield from _make(context, stage, config, workspace.core)

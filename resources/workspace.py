@@ -19,7 +19,9 @@ def config_section(kind: type) -> type[dg.Config]:
     return create_model(kind.__name__, __base__=dg.Config, __doc__=kind.__doc__, **_fields(kind))
 
 
-def _fields(kind: type) -> dict[str, Any]:
+def _fields(kind: Any) -> dict[str, Any]:
+    """Name -> type and default, as ``create_model`` takes them; sections become classes."""
+    defaults: dict[str, tuple[Any, Any, Any]]
     if issubclass(kind, BaseModel):
         defaults = {
             name: (field.annotation, field.get_default(call_default_factory=True), field)
@@ -41,10 +43,8 @@ def _fields(kind: type) -> dict[str, Any]:
     return columns
 
 
-class WorkspaceResource(
-    create_model("Settings", __base__=dg.ConfigurableResource, **_fields(Workspace))
-):
-    """Paths and settings of a run. Relative paths start at the clone."""
+class WorkspaceResource(dg.ConfigurableResource):
+    """Paths and settings of a run; ``resource_of`` gives it the fields of ``Workspace``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -78,10 +78,10 @@ def resource_of(workspace: Workspace) -> WorkspaceResource:
     Dagster fills what a partial configuration leaves out from the class, not from the instance: a
     run with ``-c`` would read the embedded store, whatever PHASEWATCH_STORE says.
     """
-    paths = {
-        name: (str, Field(default=getattr(workspace, name))) for name in ("store", "artifacts")
-    }
-    kind = create_model(
-        "Workspace", __base__=WorkspaceResource, __doc__=WorkspaceResource.__doc__, **paths
+    columns = _fields(Workspace)
+    for name in ("store", "artifacts"):
+        columns[name] = (str, Field(default=getattr(workspace, name)))
+    kind: Any = create_model(
+        "Workspace", __base__=WorkspaceResource, __doc__=Workspace.__doc__, **columns
     )
     return kind(**workspace.model_dump())
