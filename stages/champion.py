@@ -93,6 +93,43 @@ class Trial:
         return self.now.checkpoints[self.now.served] if self.now else "none"
 
 
+def trial_verdict(trial: Trial) -> str:
+    """The outcome of a trial in one phrase."""
+    name = trial.variant.name
+    if trial.promoted:
+        return f"{name} is promoted"
+    if trial.judgement.granted:
+        return f"{name} may be promoted: phasewatch promote {trial.variant.model}"
+    return f"{name} may not be promoted: {len(trial.judgement.reasons)} reasons"
+
+
+def trial_figures(judgement: Judgement) -> dict[str, float]:
+    """The numbers of a trial that are worth a plot."""
+    figures = {}
+    for recipe, evidence in judgement.recipes.items():
+        for name in (CHALLENGER, CHAMPION):
+            if name in evidence:
+                figures[f"macro_f1_{name}_{recipe}"] = evidence[name]
+        if "difference" in evidence:
+            figures[f"difference_low_{recipe}"] = evidence["difference"]["low"]
+    return figures
+
+
+def _may_replace_it(project: Project, key: str, trial: Trial) -> CheckResult:
+    reasons = "\n".join(f"- {reason}" for reason in trial.judgement.reasons)
+    return CheckResult(
+        trial.judgement.granted or trial.is_champion,
+        "warn",
+        trial_verdict(trial),
+        {
+            "challenger": trial.variant.name,
+            "reasons": Markdown(reasons or "none"),
+            "evidence": trial.judgement.recipes,
+            **trial_figures(trial.judgement),
+        },
+    )
+
+
 class ChampionStage(Stage):
     """The realistic model in use. A challenger is tried; it is promoted only on request."""
 
@@ -112,32 +149,26 @@ class ChampionStage(Stage):
     def with_options(self, options: Any, why: str) -> ChampionStage:
         return ChampionStage(options, why)
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return tuple(f"checkpoints/{variant.name}" for variant in CANDIDATES)
+    inputs = tuple(f"checkpoints/{variant.name}" for variant in CANDIDATES)
 
-    @property
-    def outputs(self) -> tuple[Output, ...]:
-        return (
-            Output(
-                self.name,
-                "The realistic model in use. A challenger is tried, and promoted only on request.",
-                group="score",
-                kinds=frozenset({"json"}),
-            ),
-        )
+    outputs = (
+        Output(
+            name,
+            "The realistic model in use. A challenger is tried, and promoted only on request.",
+            group="score",
+            kinds=frozenset({"json"}),
+        ),
+    )
 
-    @property
-    def checks(self) -> tuple[Check, ...]:
-        return (
-            Check(
-                "challenger_may_replace_it",
-                self.name,
-                "The challenger is not worse on any recipe, better on one, loses no profile or "
-                "host, and verifies. A failure is informational: the champion stays.",
-                _may_replace_it,
-            ),
-        )
+    checks = (
+        Check(
+            "challenger_may_replace_it",
+            name,
+            "The challenger is not worse on any recipe, better on one, loses no profile or "
+            "host, and verifies. A failure is informational: the champion stays.",
+            _may_replace_it,
+        ),
+    )
 
     def needs(self, project: Project, key: str) -> Iterator[tuple[Stage, str]]:
         """The trial judges what there is and gives every reason against it."""
@@ -212,43 +243,6 @@ def champion_facts(champion: Champion | None) -> dict[str, Any]:
             if CHALLENGER in evidence
         },
     }
-
-
-def trial_verdict(trial: Trial) -> str:
-    """The outcome of a trial in one phrase."""
-    name = trial.variant.name
-    if trial.promoted:
-        return f"{name} is promoted"
-    if trial.judgement.granted:
-        return f"{name} may be promoted: phasewatch promote {trial.variant.model}"
-    return f"{name} may not be promoted: {len(trial.judgement.reasons)} reasons"
-
-
-def trial_figures(judgement: Judgement) -> dict[str, float]:
-    """The numbers of a trial that are worth a plot."""
-    figures = {}
-    for recipe, evidence in judgement.recipes.items():
-        for name in (CHALLENGER, CHAMPION):
-            if name in evidence:
-                figures[f"macro_f1_{name}_{recipe}"] = evidence[name]
-        if "difference" in evidence:
-            figures[f"difference_low_{recipe}"] = evidence["difference"]["low"]
-    return figures
-
-
-def _may_replace_it(project: Project, key: str, trial: Trial) -> CheckResult:  # noqa: ARG001
-    reasons = "\n".join(f"- {reason}" for reason in trial.judgement.reasons)
-    return CheckResult(
-        trial.judgement.granted or trial.is_champion,
-        "warn",
-        trial_verdict(trial),
-        {
-            "challenger": trial.variant.name,
-            "reasons": Markdown(reasons or "none"),
-            "evidence": trial.judgement.recipes,
-            **trial_figures(trial.judgement),
-        },
-    )
 
 
 # --- trial and promotion ------------------------------------------------------------------------

@@ -85,31 +85,19 @@ class Checkpoints(Stage):
     recorded = True
     docs = "models.md"
 
+    inputs = ("datasets",)
+
     def __init__(self, variant: Variant):
         self.variant = variant
         self.name = f"checkpoints/{variant.name}"
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return ("datasets",)
-
-    @property
-    def outputs(self) -> tuple[Output, ...]:
-        spec = self.variant.spec
-        return (
-            Output(
-                self.name,
-                f"{self.variant.model}, {self.variant.mode}: {spec.description}. The header "
-                "carries the contract of its input; loading it for another layout fails.",
-                group="train",
-                kinds=frozenset({_KINDS.get(spec.library, spec.library)}),
-                input_kind=spec.input_kind,
-            ),
+        spec = variant.spec
+        description = (
+            f"{variant.model}, {variant.mode}: {spec.description}. The header carries the contract "
+            "of its input; loading it for another layout fails."
         )
-
-    @property
-    def checks(self) -> tuple[Check, ...]:
-        return (
+        kinds = frozenset({_KINDS.get(spec.library, spec.library)})
+        self.outputs = (Output(self.name, description, "train", kinds, spec.input_kind),)
+        self.checks = (
             Check(
                 "contract_current",
                 self.name,

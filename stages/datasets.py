@@ -27,6 +27,37 @@ if TYPE_CHECKING:
 Versions = dict[str, dict[str, str]]  # batch -> output -> data version
 
 
+def every_episode_ingested(project: Project, key: str, dataset: Manifest) -> CheckResult:
+    stale = [s.key for s in project.statuses(project.stages["ingest"]) if not s.current]
+    description = (
+        f"{len(stale)} batches changed since they were ingested; the dataset lacks what is new in "
+        "them. Ingest them: phasewatch run --ingest-only"
+    )
+    return CheckResult(not stale, "warn", description if stale else None, {"batches": stale})
+
+
+def splits_disjoint(project: Project, key: str, dataset: Manifest) -> CheckResult:
+    """Evidence from the table as written: counts of what is on two sides."""
+    table = read_dataset(dataset)
+    sides = table.group_by("episode_id").agg(pl.col("split").n_unique())
+    on_two = sides.filter(pl.col("split") > 1)["episode_id"].to_list()
+    test = table.filter(pl.col("split") == "test")
+    training = table.filter(pl.col("split") != "test")
+    column = {"host": "host_id", "sample": "sample_sha256"}.get(key)
+    shared = sorted(set(test[column]) & set(training[column])) if column else []
+    begins = min(test["started_at_wall_ns"].to_list())
+    gap_s = (begins - max(training["ended_at_wall_ns"].to_list())) / 1e9
+    overlap = key == "time" and gap_s < dataset.facts["policy"]["gap_s"]
+    return CheckResult(
+        not on_two and not shared and not overlap,
+        facts={
+            "episodes_on_two_sides": on_two,
+            "shared": shared,
+            "seconds_between_training_and_test": gap_s,
+        },
+    )
+
+
 class Datasets(FolderStage):
     """Windows of all batches with their split: a table over the shards, never a copy of data."""
 
@@ -36,39 +67,33 @@ class Datasets(FolderStage):
     job = "retrain"
     docs = "evaluation.md"
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return ("ingest",)
+    inputs = ("ingest",)
 
-    @property
-    def outputs(self) -> tuple[Output, ...]:
-        return (
-            Output(
-                self.name,
-                "Windows of all batches with their split: a table over the shards, never a copy "
-                "of data.",
-                group="train",
-                kinds=frozenset({"parquet"}),
-            ),
-        )
+    outputs = (
+        Output(
+            name,
+            "Windows of all batches with their split: a table over the shards, never a copy "
+            "of data.",
+            group="train",
+            kinds=frozenset({"parquet"}),
+        ),
+    )
 
-    @property
-    def checks(self) -> tuple[Check, ...]:
-        return (
-            Check(
-                "splits_disjoint",
-                self.name,
-                "No episode, held-out host or sample, or span of time is on two sides.",
-                splits_disjoint,
-                blocking=True,
-            ),
-            Check(
-                "every_episode_ingested",
-                self.name,
-                "No batch gained episodes since it was ingested; the dataset lacks them.",
-                every_episode_ingested,
-            ),
-        )
+    checks = (
+        Check(
+            "splits_disjoint",
+            name,
+            "No episode, held-out host or sample, or span of time is on two sides.",
+            splits_disjoint,
+            blocking=True,
+        ),
+        Check(
+            "every_episode_ingested",
+            name,
+            "No batch gained episodes since it was ingested; the dataset lacks them.",
+            every_episode_ingested,
+        ),
+    )
 
     def folder(self, workspace: Workspace, key: str) -> Path:
         return workspace.dataset_folder(key)
@@ -156,34 +181,3 @@ def shard_versions(project: Project) -> Versions:
 def dataset_shards(project: Project, dataset: Manifest) -> dict[str, dict[str, Manifest]]:
     """The shards that a dataset points into, by batch and output."""
     return {batch: project.artifacts("ingest", batch) for batch in dataset.facts["batches"]}
-
-
-def every_episode_ingested(project: Project, key: str, dataset: Manifest) -> CheckResult:  # noqa: ARG001
-    stale = [s.key for s in project.statuses(project.stages["ingest"]) if not s.current]
-    description = (
-        f"{len(stale)} batches changed since they were ingested; the dataset lacks what is new in "
-        "them. Ingest them: phasewatch run --ingest-only"
-    )
-    return CheckResult(not stale, "warn", description if stale else None, {"batches": stale})
-
-
-def splits_disjoint(project: Project, key: str, dataset: Manifest) -> CheckResult:  # noqa: ARG001
-    """Evidence from the table as written: counts of what is on two sides."""
-    table = read_dataset(dataset)
-    sides = table.group_by("episode_id").agg(pl.col("split").n_unique())
-    on_two = sides.filter(pl.col("split") > 1)["episode_id"].to_list()
-    test = table.filter(pl.col("split") == "test")
-    training = table.filter(pl.col("split") != "test")
-    column = {"host": "host_id", "sample": "sample_sha256"}.get(key)
-    shared = sorted(set(test[column]) & set(training[column])) if column else []
-    begins = min(test["started_at_wall_ns"].to_list())
-    gap_s = (begins - max(training["ended_at_wall_ns"].to_list())) / 1e9
-    overlap = key == "time" and gap_s < dataset.facts["policy"]["gap_s"]
-    return CheckResult(
-        not on_two and not shared and not overlap,
-        facts={
-            "episodes_on_two_sides": on_two,
-            "shared": shared,
-            "seconds_between_training_and_test": gap_s,
-        },
-    )

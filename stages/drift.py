@@ -52,6 +52,27 @@ class DriftFile:
         return self.path
 
 
+def _check(name: str) -> Callable[[Project, str, DriftFile | None], CheckResult]:
+    def run(project: Project, key: str, artifact: DriftFile | None) -> CheckResult:
+        if artifact is None:
+            return CheckResult(True, description="Not compared: there is no champion that loads.")
+        check = next(c for c in artifact.document["checks"] if c["name"] == name)
+        severity, rows = check["severity"], check["rows"]
+        table = [{k: "" if v is None else v for k, v in row.items()} for row in rows]
+        return CheckResult(
+            severity == "ok",
+            "fail" if severity == "fail" else "warn",
+            " ".join(check["said"]) or check["means"],
+            {
+                **{fact: check[fact] for fact in ("value", "expected", "chance") if fact in check},
+                "changed": sum(row.get("severity", "ok") != "ok" for row in rows),
+                **({"table": Rows(table)} if table else {}),
+            },
+        )
+
+    return run
+
+
 class Drift(Stage):
     """How a batch differs from the champion's training data by more than chance.
 
@@ -64,28 +85,22 @@ class Drift(Stage):
     job = "ingest"
     docs = "champion.md"
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return ("ingest",)
+    inputs = ("ingest",)
 
-    @property
-    def outputs(self) -> tuple[Output, ...]:
-        return (
-            Output(
-                self.name,
-                "How a batch differs from the champion's training data by more than chance. It "
-                "reports and stops nothing; without a champion nothing is compared.",
-                group="ingest",
-                kinds=frozenset({"json"}),
-            ),
-        )
+    outputs = (
+        Output(
+            name,
+            "How a batch differs from the champion's training data by more than chance. It "
+            "reports and stops nothing; without a champion nothing is compared.",
+            group="ingest",
+            kinds=frozenset({"json"}),
+        ),
+    )
 
-    @property
-    def checks(self) -> tuple[Check, ...]:
-        return tuple(
-            Check(f"{name}_as_in_training", self.name, means, _check(name))
-            for name, means in CHECKS.items()
-        )
+    checks = tuple(
+        Check(f"{check}_as_in_training", "drift", means, _check(check))
+        for check, means in CHECKS.items()
+    )
 
     @staticmethod
     def documents(project: Project) -> list[dict[str, Any]]:
@@ -230,24 +245,3 @@ def batch_drift(project: Project, batch: str, champion: Champion) -> dict[str, A
         },
         workspace.seed,
     )
-
-
-def _check(name: str) -> Callable[[Project, str, DriftFile | None], CheckResult]:
-    def run(project: Project, key: str, artifact: DriftFile | None) -> CheckResult:  # noqa: ARG001
-        if artifact is None:
-            return CheckResult(True, description="Not compared: there is no champion that loads.")
-        check = next(c for c in artifact.document["checks"] if c["name"] == name)
-        severity, rows = check["severity"], check["rows"]
-        table = [{k: "" if v is None else v for k, v in row.items()} for row in rows]
-        return CheckResult(
-            severity == "ok",
-            "fail" if severity == "fail" else "warn",
-            " ".join(check["said"]) or check["means"],
-            {
-                **{fact: check[fact] for fact in ("value", "expected", "chance") if fact in check},
-                "changed": sum(row.get("severity", "ok") != "ok" for row in rows),
-                **({"table": Rows(table)} if table else {}),
-            },
-        )
-
-    return run

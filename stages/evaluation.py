@@ -47,21 +47,16 @@ class HeldOutPredictions(FolderStage):
     job = "retrain"
     docs = "evaluation.md"
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return ("datasets", *(f"checkpoints/{variant.name}" for variant in VARIANTS))
+    inputs = ("datasets", *(f"checkpoints/{variant.name}" for variant in VARIANTS))
 
-    @property
-    def outputs(self) -> tuple[Output, ...]:
-        return (
-            Output(
-                self.name,
-                "Every checkpoint's probabilities for the windows of val and test, and the "
-                "baselines'.",
-                group="evaluate",
-                kinds=frozenset({"parquet"}),
-            ),
-        )
+    outputs = (
+        Output(
+            name,
+            "Every checkpoint's probabilities for the windows of val and test, and the baselines'.",
+            group="evaluate",
+            kinds=frozenset({"parquet"}),
+        ),
+    )
 
     def folder(self, workspace: Workspace, key: str) -> Path:
         return workspace.held_out_predictions_folder(key)
@@ -171,24 +166,13 @@ class EvalReports(FolderStage):
     def __init__(self, variant: Variant):
         self.variant = variant
         self.name = f"eval_reports/{variant.name}"
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return ("held_out_predictions", f"checkpoints/{self.variant.name}")
-
-    @property
-    def outputs(self) -> tuple[Output, ...]:
-        return (
-            Output(
-                self.name,
-                f"How good {self.variant.model} ({self.variant.mode}) is on the test split: macro "
-                "F1 with a 95 % interval over episodes, per class, profile and host, next to the "
-                "baselines.",
-                group="evaluate",
-                kinds=frozenset({"json"}),
-                input_kind=self.variant.spec.input_kind,
-            ),
+        self.inputs = ("held_out_predictions", f"checkpoints/{variant.name}")
+        description = (
+            f"How good {variant.model} ({variant.mode}) is on the test split: macro F1 with a 95 % "
+            "interval over episodes, per class, profile and host, next to the baselines."
         )
+        kinds, input_kind = frozenset({"json"}), variant.spec.input_kind
+        self.outputs = (Output(self.name, description, "evaluate", kinds, input_kind),)
 
     def folder(self, workspace: Workspace, key: str) -> Path:
         return workspace.report_folder(key) / self.variant.name
@@ -293,20 +277,16 @@ class Comparisons(FolderStage):
     job = "retrain"
     docs = "evaluation.md"
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return ("held_out_predictions",)
+    inputs = ("held_out_predictions",)
 
-    @property
-    def outputs(self) -> tuple[Output, ...]:
-        return (
-            Output(
-                self.name,
-                "Which model is better than which, paired on the same resampled test episodes.",
-                group="evaluate",
-                kinds=frozenset({"json"}),
-            ),
-        )
+    outputs = (
+        Output(
+            name,
+            "Which model is better than which, paired on the same resampled test episodes.",
+            group="evaluate",
+            kinds=frozenset({"json"}),
+        ),
+    )
 
     def folder(self, workspace: Workspace, key: str) -> Path:
         return workspace.comparisons_folder(key)

@@ -35,6 +35,31 @@ if TYPE_CHECKING:
 INDEX, TENSORS, FEATURES = "validation_index", "tensor_shards", "feature_shards"
 
 
+def labels_match_events(project: Project, key: str, index: Manifest) -> CheckResult:
+    unjustified = index.facts["unjustified_usable"]
+    return CheckResult(
+        not unjustified,
+        facts={
+            "episodes_with_infected_labels": index.facts["with_infected_labels"],
+            "usable_without_event": unjustified,
+            "rejected_without_event": index.facts["reasons"].get("infection_without_event", 0),
+        },
+    )
+
+
+def no_channel_all_missing(
+    project: Project,
+    key: str,
+    shards: Manifest,
+) -> CheckResult:
+    missing = shards.facts["missing_channels"]
+    return CheckResult(
+        not missing,
+        "warn",
+        facts={"missing_channels": missing, "coverage": shards.facts["coverage"]},
+    )
+
+
 class Ingest(Stage):
     """Validates a batch's episodes and writes its shards, each episode read once."""
 
@@ -44,53 +69,49 @@ class Ingest(Stage):
     job = "ingest"
     docs = "data-format.md"
 
-    @property
-    def outputs(self) -> tuple[Output, ...]:
-        return (
-            Output(
-                INDEX,
-                "One row per episode: verdict, every reason for it, coverage, gaps, seconds per "
-                "phase. Rejected and errored episodes stay in the index and go no further.",
-                group="ingest",
-                kinds=frozenset({"parquet"}),
-                fresh=True,
-            ),
-            Output(
-                TENSORS,
-                "The 10 Hz series of every usable episode, stored once and memory-mapped; windows "
-                "are views.",
-                group="ingest",
-                kinds=frozenset({"numpy", "parquet"}),
-                input_kind="tensor",
-                after=(INDEX,),
-            ),
-            Output(
-                FEATURES,
-                "Five statistics of every channel for every window, one Parquet table.",
-                group="ingest",
-                kinds=frozenset({"parquet"}),
-                input_kind="summary",
-                after=(INDEX,),
-            ),
-        )
+    outputs = (
+        Output(
+            INDEX,
+            "One row per episode: verdict, every reason for it, coverage, gaps, seconds per "
+            "phase. Rejected and errored episodes stay in the index and go no further.",
+            group="ingest",
+            kinds=frozenset({"parquet"}),
+            fresh=True,
+        ),
+        Output(
+            TENSORS,
+            "The 10 Hz series of every usable episode, stored once and memory-mapped; windows "
+            "are views.",
+            group="ingest",
+            kinds=frozenset({"numpy", "parquet"}),
+            input_kind="tensor",
+            after=(INDEX,),
+        ),
+        Output(
+            FEATURES,
+            "Five statistics of every channel for every window, one Parquet table.",
+            group="ingest",
+            kinds=frozenset({"parquet"}),
+            input_kind="summary",
+            after=(INDEX,),
+        ),
+    )
 
-    @property
-    def checks(self) -> tuple[Check, ...]:
-        return (
-            Check(
-                "labels_match_events",
-                INDEX,
-                "No usable episode is labelled infected without the event that shows it.",
-                labels_match_events,
-                blocking=True,
-            ),
-            Check(
-                "no_channel_all_missing",
-                TENSORS,
-                "Every channel has a value somewhere in the batch.",
-                no_channel_all_missing,
-            ),
-        )
+    checks = (
+        Check(
+            "labels_match_events",
+            INDEX,
+            "No usable episode is labelled infected without the event that shows it.",
+            labels_match_events,
+            blocking=True,
+        ),
+        Check(
+            "no_channel_all_missing",
+            TENSORS,
+            "Every channel has a value somewhere in the batch.",
+            no_channel_all_missing,
+        ),
+    )
 
     def folder(self, project: Project, batch: str) -> Path:
         return project.workspace.batch_folder(batch)
@@ -203,31 +224,6 @@ def contract_drift(artifacts: Artifacts, layout: Layout) -> list[str]:
         for line in diff_contracts(sections, contract_of(layout, kind).sections)
     ]
     return list(dict.fromkeys(lines))
-
-
-def labels_match_events(project: Project, key: str, index: Manifest) -> CheckResult:  # noqa: ARG001
-    unjustified = index.facts["unjustified_usable"]
-    return CheckResult(
-        not unjustified,
-        facts={
-            "episodes_with_infected_labels": index.facts["with_infected_labels"],
-            "usable_without_event": unjustified,
-            "rejected_without_event": index.facts["reasons"].get("infection_without_event", 0),
-        },
-    )
-
-
-def no_channel_all_missing(
-    project: Project,  # noqa: ARG001
-    key: str,  # noqa: ARG001
-    shards: Manifest,
-) -> CheckResult:
-    missing = shards.facts["missing_channels"]
-    return CheckResult(
-        not missing,
-        "warn",
-        facts={"missing_channels": missing, "coverage": shards.facts["coverage"]},
-    )
 
 
 # --- one pass over a batch ----------------------------------------------------------------------

@@ -55,21 +55,17 @@ class Predictions(FolderStage):
     def with_options(self, options: Any, why: str) -> Predictions:
         return Predictions(options)
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return ("ingest", "champion")
+    inputs = ("ingest", "champion")
 
-    @property
-    def outputs(self) -> tuple[Output, ...]:
-        return (
-            Output(
-                self.name,
-                "Phase probabilities of every window of a batch; episodes seen in training are "
-                "marked. Fails with the contract diff if the checkpoint is for another layout.",
-                group="score",
-                kinds=frozenset({"parquet"}),
-            ),
-        )
+    outputs = (
+        Output(
+            name,
+            "Phase probabilities of every window of a batch; episodes seen in training are "
+            "marked. Fails with the contract diff if the checkpoint is for another layout.",
+            group="score",
+            kinds=frozenset({"parquet"}),
+        ),
+    )
 
     def needs(self, project: Project, key: str) -> Iterator[tuple[Stage, str]]:
         yield project.stages["ingest"], key

@@ -85,21 +85,17 @@ class ReportPage(Stage):
     job = "retrain"
     docs = "evaluation.md"
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return (*(f"eval_reports/{variant.name}" for variant in VARIANTS), "comparisons", "drift")
+    inputs = (*(f"eval_reports/{variant.name}" for variant in VARIANTS), "comparisons", "drift")
 
-    @property
-    def outputs(self) -> tuple[Output, ...]:
-        return (
-            Output(
-                self.name,
-                "One page on every checkpoint and recipe evaluated so far, to be read by people.",
-                group="evaluate",
-                kinds=frozenset({"html"}),
-                fresh=True,
-            ),
-        )
+    outputs = (
+        Output(
+            name,
+            "One page on every checkpoint and recipe evaluated so far, to be read by people.",
+            group="evaluate",
+            kinds=frozenset({"html"}),
+            fresh=True,
+        ),
+    )
 
     def needs(self, project: Project, key: str) -> Any:
         """Nothing in particular: what is not current is left out and named."""

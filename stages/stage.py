@@ -112,19 +112,10 @@ class Stage(ABC):
     """Dataclass of what may be chosen per run; ``with_options`` takes it."""
     docs: ClassVar[str]
     """The page of ``docs/`` that explains it."""
-
-    @property
-    @abstractmethod
-    def outputs(self) -> tuple[Output, ...]: ...
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the stages it builds on."""
-        return ()
-
-    @property
-    def checks(self) -> tuple[Check, ...]:
-        return ()
+    outputs: tuple[Output, ...]
+    inputs: tuple[str, ...] = ()
+    """Names of the stages it builds on."""
+    checks: tuple[Check, ...] = ()
 
     @abstractmethod
     def read(self, project: Project, key: str) -> Artifacts:
