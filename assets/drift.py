@@ -1,16 +1,14 @@
 """Drift: each new batch beside what the champion was trained on."""
 
-import json
-from typing import Any
-
 import dagster as dg
 import polars as pl
 
 from assets.partitions import BATCHES, OWNERS
 from evaluation.datasets import inputs, read_channel_means
-from evaluation.drift import CHECKS, REFERENCE_SCHEMA, compare_batch, figures
-from evaluation.figures import document_text
+from evaluation.documents import BatchDrift, DriftCheck, DriftReference, DriftRow, document_text
+from evaluation.drift import compare_batch, figures
 from evaluation.scores import phases_of
+from evaluation.wording import DRIFT_CHECKS, findings, sentence
 from features.manifest import Manifest, write_atomically
 from features.shards import read_table
 from models.champion import ChampionError, Reign, kept_path, load_kept, read_champion
@@ -20,7 +18,7 @@ from resources.promotion import REFERENCE_FILE, read_training
 from resources.reporting import Stopwatch, say
 from resources.workspace import Workspace
 
-DRIFT_VERSION = "1"
+DRIFT_VERSION = "2"
 
 
 def check_name(check: str) -> str:
@@ -34,7 +32,7 @@ def check_name(check: str) -> str:
         dg.AssetCheckSpec(
             check_name(name), asset="drift", description=means, partitions_def=BATCHES
         )
-        for name, means in CHECKS.items()
+        for name, means in DRIFT_CHECKS.items()
     ],
     group_name="ingest",
     kinds={"json"},
@@ -60,18 +58,20 @@ def drift(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materia
     document = _compared(workspace, batch, shards, reign, checkpoint)
     path = workspace.drift_path(batch)
     write_atomically(path, document_text(document).encode())
-    say(context, f"drift {batch}: {document['severity']}")
+    say(context, f"drift {batch}: {document.severity}")
     return dg.MaterializeResult(
         metadata={
-            "severity": document["severity"],
+            "severity": document.severity,
             "champion": f"{reign.name} ({reign.served})",
             "checkpoint_id": checkpoint.artifact_id,
             "path": str(path),
             "seconds": watch.seconds,
-            "notes": dg.MetadataValue.md("\n".join(f"- {n}" for n in document["notes"]) or "none"),
+            "notes": dg.MetadataValue.md(
+                "\n".join(f"- {sentence(n)}" for n in document.notes) or "none"
+            ),
             **figures(document),
         },
-        check_results=[_result(check) for check in document["checks"]],
+        check_results=[_result(check) for check in document.checks],
     )
 
 
@@ -83,7 +83,7 @@ def _skipped(context: dg.AssetExecutionContext, why: str) -> dg.MaterializeResul
             dg.AssetCheckResult(
                 check_name=check_name(name), passed=True, description=f"Not compared: {why}"
             )
-            for name in CHECKS
+            for name in DRIFT_CHECKS
         ],
     )
 
@@ -94,19 +94,17 @@ def _compared(
     shards: dict[str, Manifest],
     reign: Reign,
     checkpoint: Checkpoint,
-) -> dict[str, Any]:
+) -> BatchDrift:
     path = kept_path(workspace.champion_folder, reign).with_name(REFERENCE_FILE)
     try:
-        trained = json.loads(path.read_bytes())
-        if trained["schema"] != REFERENCE_SCHEMA:
-            raise ValueError(f"its schema is {trained['schema']}")
-    except (OSError, ValueError, KeyError) as error:
+        trained = DriftReference.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         refuse(
             f"{path}: not what batches are compared with ({error}). Restore the file, or promote "
             f"anew: phasewatch promote {reign.model}"
         )
     which, layout = checkpoint.variant, workspace.layout
-    windows = read_channel_means(shards["feature_shards"], trained["channels"]).with_columns(
+    windows = read_channel_means(shards["feature_shards"], trained.channels).with_columns(
         batch=pl.lit(batch)
     )
     X = inputs(windows, {batch: shards}, which, layout)
@@ -135,21 +133,30 @@ def _compared(
     )
 
 
-def _result(check: dict[str, Any]) -> dg.AssetCheckResult:
-    severity, rows = check["severity"], check["rows"]
+def _result(check: DriftCheck) -> dg.AssetCheckResult:
+    severity, rows = check.severity, check.rows
     table = {}
+    columns = [name for name in DriftRow.model_fields if any(dict(row)[name] is not None
+                                                             for row in rows)]  # fmt: skip
     if rows:
         table["table"] = dg.MetadataValue.table(
-            [dg.TableRecord({k: "" if v is None else v for k, v in row.items()}) for row in rows]
+            [
+                dg.TableRecord({c: "" if dict(row)[c] is None else dict(row)[c] for c in columns})
+                for row in rows
+            ]
         )
     return dg.AssetCheckResult(
-        check_name=check_name(check["name"]),
+        check_name=check_name(check.name),
         passed=severity == "ok",
         severity=dg.AssetCheckSeverity.ERROR if severity == "fail" else dg.AssetCheckSeverity.WARN,
-        description=" ".join(check["said"]) or check["means"],
+        description=" ".join(findings(check)) or DRIFT_CHECKS[check.name],
         metadata={
-            **{name: check[name] for name in ("value", "expected", "chance") if name in check},
-            "changed": sum(row.get("severity", "ok") != "ok" for row in rows),
+            **{
+                name: value
+                for name in ("value", "expected", "chance")
+                if (value := getattr(check, name)) is not None
+            },
+            "changed": sum(row.severity not in (None, "ok") for row in rows),
             **table,
         },
     )

@@ -14,10 +14,11 @@ from evaluation.baselines import shortcut_predictions
 from evaluation.cards import body_of, model_card
 from evaluation.comparisons import compare
 from evaluation.datasets import inputs, read_dataset
-from evaluation.documents import evaluate
-from evaluation.figures import document_text
-from evaluation.report import render_report
+from evaluation.documents import EvalReport, document_text
+from evaluation.page import render_report
+from evaluation.report import evaluate
 from evaluation.scores import ABLATED, prediction_rows
+from evaluation.wording import sentence
 from features.ingest import STAGES
 from features.manifest import (
     Manifest,
@@ -51,6 +52,7 @@ from resources.reporting import Stopwatch, artefact_metadata, layout_metadata, s
 from resources.workspace import Workspace
 
 EVALUATION_VERSION = "4"
+REPORT_VERSION = "5"  # reports and comparisons: documents of another form
 
 
 def report_key(which: Variant) -> dg.AssetKey:
@@ -150,7 +152,7 @@ def build_report_asset(which: Variant) -> dg.AssetsDefinition:
         group_name="evaluate",
         kinds={"json"},
         owners=OWNERS,
-        code_version=EVALUATION_VERSION,
+        code_version=REPORT_VERSION,
         description=(
             f"How good {which.model} ({which.mode}) is on the test split: macro F1 with a 95 % "
             "interval over episodes, per class, profile and host, beside the baselines."
@@ -172,7 +174,7 @@ def build_report_asset(which: Variant) -> dg.AssetsDefinition:
             )
         identity = fingerprint(
             {
-                "stage": EVALUATION_VERSION,
+                "stage": REPORT_VERSION,
                 "variant": which.name,
                 "predictions": predictions.version,
                 "policy": asdict(workspace.report_policy),
@@ -209,8 +211,8 @@ def build_report_asset(which: Variant) -> dg.AssetsDefinition:
         report = read_report(manifest)
         say(
             context,
-            f"report {which.name} ({recipe}): macro F1 {report['macro_f1']['value']:.3f} "
-            f"[{report['macro_f1']['low']:.3f}, {report['macro_f1']['high']:.3f}]"
+            f"report {which.name} ({recipe}): macro F1 {report.macro_f1.value:.3f} "
+            f"[{report.macro_f1.low:.3f}, {report.macro_f1.high:.3f}]"
             + (", reused" if reused else ""),
         )
         return dg.MaterializeResult(
@@ -234,31 +236,31 @@ def _require_predictions(workspace: Workspace, recipe: str) -> Manifest:
     )
 
 
-def _figures(report: dict[str, Any], which: Variant, recipe: str) -> dict[str, Any]:
+def _figures(report: EvalReport, which: Variant, recipe: str) -> dict[str, Any]:
     from evaluation.charts import confusion_png  # Matplotlib: slow to load, and needed here only
 
-    picture = confusion_png(report["confusion"], f"{which.name}, {recipe}")
+    picture = confusion_png(report.confusion, f"{which.name}, {recipe}")
     encoded = base64.b64encode(picture).decode()
-    calibration, detection = report["calibration"], report["detection"]
+    calibration, detection = report.calibration, report.detection
     figures = {
-        "macro_f1": report["macro_f1"]["value"],
-        "macro_f1_low": report["macro_f1"]["low"],
-        "macro_f1_high": report["macro_f1"]["high"],
-        "ece": calibration["as_trained"]["ece"]["value"],
-        "ece_scaled": calibration["scaled"]["ece"]["value"],
-        "brier": calibration["as_trained"]["brier"]["value"],
-        "detected_share": detection["detected_share"]["value"],
-        "median_delay_s": detection["median_delay_s"]["value"],
-        "false_alarms_per_hour": detection["false_alarms_per_hour"]["value"],
-        "test_windows": report["n_windows"],
-        "test_episodes": report["n_episodes"],
-        "checkpoint_id": report["checkpoint_id"],
+        "macro_f1": report.macro_f1.value,
+        "macro_f1_low": report.macro_f1.low,
+        "macro_f1_high": report.macro_f1.high,
+        "ece": calibration.as_trained.ece.value,
+        "ece_scaled": calibration.scaled.ece.value,
+        "brier": calibration.as_trained.brier.value,
+        "detected_share": detection.detected_share.value,
+        "median_delay_s": detection.median_delay_s.value,
+        "false_alarms_per_hour": detection.false_alarms_per_hour.value,
+        "test_windows": report.n_windows,
+        "test_episodes": report.n_episodes,
+        "checkpoint_id": report.checkpoint_id,
         "confusion": dg.MetadataValue.md(f"![confusion](data:image/png;base64,{encoded})"),
         "warnings": dg.MetadataValue.md(
-            "\n".join(f"- {w['text']}" for w in report["warnings"]) or "none"
+            "\n".join(f"- {sentence(warning)}" for warning in report.warnings) or "none"
         ),
-        **{f"f1_{row['class']}": row["f1"]["value"] for row in report["per_class"]},
-        **{f"baseline_{row['name']}": row["macro_f1"]["value"] for row in report["baselines"]},
+        **{f"f1_{row.name}": row.f1.value for row in report.per_class},
+        **{f"baseline_{row.name}": row.macro_f1.value for row in report.baselines},
     }
     return {name: value for name, value in figures.items() if value is not None}
 
@@ -279,7 +281,7 @@ REPORT_ASSETS = [build_report_asset(which) for which in VARIANTS]
     group_name="evaluate",
     kinds={"json"},
     owners=OWNERS,
-    code_version=EVALUATION_VERSION,
+    code_version=REPORT_VERSION,
 )
 def comparisons(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """Which model is better than which, paired on the same resampled test episodes."""
@@ -295,7 +297,7 @@ def comparisons(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.M
         )
     identity = fingerprint(
         {
-            "stage": EVALUATION_VERSION,
+            "stage": REPORT_VERSION,
             "predictions": predictions.version,
             "policy": asdict(workspace.report_policy),
         }
@@ -315,16 +317,16 @@ def comparisons(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.M
         with draft(folder) as staged:
             staged.new_file("comparisons", ".json").write_text(document_text(document))
             manifest = staged.commit(identity, {"recipe": recipe})
-    families = read_comparisons(manifest)["families"]
+    families = read_comparisons(manifest).families
     say(context, f"comparisons {recipe}: {'reused' if reused else 'done'}")
     return dg.MaterializeResult(
         metadata={
             **artefact_metadata(manifest, workspace.layout, reused=reused, watch=watch),
-            "comparisons": sum(len(family["comparisons"]) for family in families),
+            "comparisons": sum(len(family.comparisons) for family in families),
             **{
-                f"reference_{family['mode']}": family["reference"]["model"]
+                f"reference_{family.mode}": family.reference.model
                 for family in families
-                if family["reference"]
+                if family.reference
             },
             **layout_metadata(workspace.layout),
         },
@@ -385,5 +387,5 @@ def _facts(workspace: Workspace, found: Evaluated, watching: Watched) -> dict[st
         "generated_from": found.versions,
         "left_out": found.left_out,
         "champion": watching.champion,
-        "unwatched": watching.n_others,
+        "not_compared": watching.n_others,
     }

@@ -1,15 +1,12 @@
 """What has been evaluated and still speaks of the checkpoints, data and layout in force."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 from episodes.store import StoredEpisode, StoreListing
 from evaluation.datasets import RECIPES
-from evaluation.drift import WATCH_SCHEMA
-from evaluation.figures import COMPARISONS_SCHEMA, REPORT_SCHEMA
+from evaluation.documents import BatchDrift, Comparisons, EvalReport
 from features.contract import contract_hashes
 from features.ingest import STAGES
 from features.manifest import Manifest, read_manifest
@@ -24,20 +21,20 @@ from resources.workspace import Workspace
 class Evaluated:
     """Current documents, and what is on disk but is not current."""
 
-    reports: list[dict[str, Any]]
-    comparisons: list[dict[str, Any]]
+    reports: list[EvalReport]
+    comparisons: list[Comparisons]
     left_out: list[dict[str, str]]  # recipe, name and why
     versions: list[str]  # data versions of the documents
 
 
-def read_report(manifest: Manifest) -> dict[str, Any]:
+def read_report(manifest: Manifest) -> EvalReport:
     """An evaluation report as written."""
-    return json.loads(manifest.path("report").read_text())
+    return EvalReport.model_validate_json(manifest.path("report").read_bytes())
 
 
-def read_comparisons(manifest: Manifest) -> dict[str, Any]:
+def read_comparisons(manifest: Manifest) -> Comparisons:
     """The comparisons of a recipe as written."""
-    return json.loads(manifest.path("comparisons").read_text())
+    return Comparisons.model_validate_json(manifest.path("comparisons").read_bytes())
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Watched:
     """How the batches of the store look beside the champion's training data."""
 
     champion: str | None  # name; None: there is none that can be read
-    batches: list[dict[str, Any]]  # what ``drift`` wrote, of this champion only
+    batches: list[BatchDrift]  # what ``drift`` wrote, of this champion only
     n_others: int  # batches that were not compared with it
 
 
@@ -61,13 +58,10 @@ def watched(workspace: Workspace) -> Watched:
     found = []
     for batch in batches:
         try:
-            document = json.loads(workspace.drift_path(batch).read_bytes())
+            document = BatchDrift.model_validate_json(workspace.drift_path(batch).read_bytes())
         except (OSError, ValueError):
             continue
-        if (
-            document["schema"] == WATCH_SCHEMA
-            and document["champion"]["checkpoint_id"] == reign.checkpoints[reign.served]
-        ):
+        if document.champion.checkpoint_id == reign.checkpoints[reign.served]:
             found.append(document)
     return Watched(reign.name, found, len(batches) - len(found))
 
@@ -83,31 +77,38 @@ def evaluated(workspace: Workspace) -> Evaluated:
         if manifest is None:
             continue
         why = manifest.damage()
-        report = {} if why else read_report(manifest)
-        why = why or next(
-            _outdated(report, workspace, recipe, which, batches, elsewhere=elsewhere), None
-        )
-        if why:
+        report = None
+        if not why:
+            try:
+                report = read_report(manifest)
+            except ValueError:
+                why = "written in another form"
+        if report is not None:
+            why = next(
+                _outdated(report, workspace, recipe, which, batches, elsewhere=elsewhere), None
+            )
+        if why or report is None:
             found.left_out.append({"recipe": recipe, "name": which.name, "why": why})
         else:
             found.reports.append(report)
             found.versions.append(manifest.version)
-    ids = {(r["recipe"], r["model"], r["mode"]): r["checkpoint_id"] for r in found.reports}
+    ids = {(r.recipe, r.model, r.mode): r.checkpoint_id for r in found.reports}
     for recipe in RECIPES:
         manifest = read_manifest(workspace.comparisons_folder(recipe))
         if manifest is None or not any(recipe == key[0] for key in ids):
             continue
         why = manifest.damage()
+        document = None
         if not why:
-            document = read_comparisons(manifest)
-            compared = {
-                (recipe, p["model"], p["mode"]): p["checkpoint_id"] for p in document["predictors"]
-            }
-            if document["schema"] != COMPARISONS_SCHEMA:
+            try:
+                document = read_comparisons(manifest)
+            except ValueError:
                 why = "written in another form"
-            elif any(compared[key] != ids[key] for key in ids.keys() & compared.keys()):
+        if document is not None:
+            compared = {(recipe, p.model, p.mode): p.checkpoint_id for p in document.predictors}
+            if any(compared[key] != ids[key] for key in ids.keys() & compared.keys()):
                 why = "of other checkpoints than the reports"
-        if why:
+        if why or document is None:
             found.left_out.append({"recipe": recipe, "name": "comparisons", "why": why})
         else:
             found.comparisons.append(document)
@@ -137,7 +138,7 @@ def _is_of(workspace: Workspace, batch: str, episodes: tuple[StoredEpisode, ...]
 
 
 def _outdated(
-    report: dict[str, Any],
+    report: EvalReport,
     workspace: Workspace,
     recipe: str,
     which: Variant,
@@ -146,22 +147,19 @@ def _outdated(
     elsewhere: bool,
 ) -> Iterator[str]:
     """Why a report does not compare with the others; nothing where it does."""
-    if report["schema"] != REPORT_SCHEMA:
-        yield "written in another form"
-        return
     dataset = read_manifest(workspace.dataset_folder(recipe))
-    if dataset is None or dataset.version != report["dataset_version"]:
+    if dataset is None or dataset.version != report.dataset_version:
         yield "of another version of the dataset"
     elif elsewhere:
         yield "of another store than this one"
     elif dataset.facts["batches"] != batches:
         yield "of other data than is ingested now"
-    if report["contract_hash"] != contract_hashes(workspace.layout)[which.spec.input_kind]:
+    if report.contract_hash != contract_hashes(workspace.layout)[which.spec.input_kind]:
         yield "of another input layout"
     try:
         header = read_header(checkpoint_path(workspace.checkpoint_folder(recipe), which))
     except CheckpointError:
         yield "its checkpoint is gone or damaged"
     else:
-        if header["artifact_id"] != report["checkpoint_id"]:
+        if header["artifact_id"] != report.checkpoint_id:
             yield "of another checkpoint than the one in place"

@@ -11,6 +11,7 @@ import polars as pl
 
 from evaluation.baselines import shortcut_predictions
 from evaluation.datasets import RECIPES, inputs, read_channel_means, read_dataset
+from evaluation.documents import DriftReference
 from evaluation.drift import draw_episodes, reference
 from evaluation.promotion import (
     CHALLENGER,
@@ -285,13 +286,13 @@ def beside(workspace: Workspace, recipe: str, which: Variant) -> dict[str, bytes
     files = {TRAINING_FILE: episodes.getvalue()}
     if recipe == SERVED:
         value = _reference(workspace, which, table, shards)
-        files[REFERENCE_FILE] = json.dumps(value, allow_nan=False).encode()
+        files[REFERENCE_FILE] = json.dumps(value.model_dump(), allow_nan=False).encode()
     return files
 
 
 def _reference(
     workspace: Workspace, which: Variant, table: pl.DataFrame, shards: Shards
-) -> dict[str, Any]:
+) -> DriftReference:
     layout = workspace.layout
     seen = layout.keep_mask(which.mode, "tensor")
     channels = [name for name, kept in zip(layout.channel_names, seen, strict=True) if kept]
