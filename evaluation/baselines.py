@@ -20,7 +20,7 @@ def baseline_columns(name: str, mode: str) -> list[str]:
     """The columns of the window table that a baseline sees.
 
     Raises:
-        ValueError: there is no baseline of that name.
+        ValueError: no baseline has that name.
     """
     if name == "position_only":
         return ["start_s"]

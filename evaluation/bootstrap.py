@@ -28,14 +28,14 @@ Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 Name = TypeVar("Name")
 _CELLS = 2**20  # weights in a piece: bounds memory on large corpora
-_KEPT_CELLS = 2**25  # up to so many weights are kept, in 128 MiB; beyond, they are drawn anew
+_KEPT_CELLS = 2**25  # up to so many weights are kept, in 128 MiB; beyond that they are drawn again
 
 
 class EpisodeBootstrap:
     """How often each episode of one test set is drawn, replicate by replicate.
 
-    As many groups are drawn with replacement as there are, and from each drawn group as many of
-    its episodes, anew at every drawing (the two-stage bootstrap of Davison and Hinkley 1997,
+    Groups are drawn with replacement, as many as exist, and from each drawn group as many episodes
+    as it has (the two-stage bootstrap of Davison and Hinkley 1997,
     section 3.8, both stages with replacement). With a single group this is the plain bootstrap of
     episodes. The weights follow from groups, replicates and seed alone.
     """

@@ -1,4 +1,4 @@
-"""Calibration: whether a probability means what it says, before and after temperature scaling.
+"""Calibration: how reliable probabilities are, before and after temperature scaling.
 
 The temperature is fitted on validation; everything else is computed on test.
 """
@@ -19,7 +19,7 @@ from evaluation.scores import Scored
 N_BINS = 15
 LEAST = 1e-7
 """A probability below this counts as this: one sure and wrong window must not decide a log loss."""
-_TEMPERATURES = (0.05, 20.0)  # outside, nothing but rounding tells temperatures apart
+_TEMPERATURES = (0.05, 20.0)  # outside, temperatures differ only by rounding
 
 
 def log_proba(proba: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -51,7 +51,7 @@ class AlarmScores:
 
     @property
     def before(self) -> NDArray[np.float64]:
-        """The score of the window before, ``(n_windows,)``; -inf where there is none."""
+        """The score of the window before, ``(n_windows,)``; -inf for the first."""
         return np.where(self.first, -np.inf, np.roll(self.score, 1))
 
     def false_alarms(self, threshold: float) -> NDArray[np.bool_]:

@@ -8,7 +8,7 @@ rewrites ``report.schema.json``.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
@@ -360,7 +360,7 @@ class ReferenceGroup(Model):
 
 
 class DriftReference(Model):
-    """What batches are compared with; kept beside a champion, so old ones must stay readable."""
+    """What batches are compared with. Stored with each champion, so its form must not change."""
 
     schema_version: Literal["phasewatch.reference/1"] = Field(
         default="phasewatch.reference/1", alias="schema"
@@ -443,21 +443,17 @@ def document_text(document: Model) -> str:
     return document.model_dump_json(indent=1) + "\n"
 
 
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of every document."""
+def schema_text() -> str:
+    """The JSON schema of every document, as it is committed."""
     _, schema = models_json_schema(
         [(document, "serialization") for document in DOCUMENTS],
-        title="What phasewatch writes down of an evaluation",
+        title="Evaluation documents of phasewatch",
     )
-    return {
+    head = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "oneOf": [{"$ref": f"#/$defs/{document.__name__}"} for document in DOCUMENTS],
-        **schema,
     }
-
-
-def schema_text() -> str:
-    return json.dumps(json_schema(), indent=1) + "\n"
+    return json.dumps(head | schema, indent=1) + "\n"
 
 
 if __name__ == "__main__":

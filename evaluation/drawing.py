@@ -90,8 +90,8 @@ def timeline(
 ) -> dict[str, Any] | None:
     """Strips of true and predicted phases and the alarm score; None without windows.
 
-    A window's phase is that at its centre, so its cell lies there, one stride wide. Its alarm is
-    known at its end, so its score stands there.
+    A window's phase is that at its centre, so its cell is drawn there, one stride wide. Its alarm
+    is known at its end, so its score is drawn there.
     """
     starts, length = shown.start_s, shown.length_s
     if not starts:

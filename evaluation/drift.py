@@ -57,7 +57,7 @@ def psi(training: NDArray, batch: NDArray, bins: NDArray | None = None) -> NDArr
     Half a case is added to every bin of both sides, so that an empty one is no infinity.
 
     Args:
-        bins: ``(..., n_bins)``, which bins there are; None: all. The others hold nothing.
+        bins: ``(..., n_bins)``, which bins exist; None: all. The others are empty.
     """
     exists = np.ones(training.shape[-1:], dtype=bool) if bins is None else bins
     p, q = ((counts + 0.5) * exists for counts in (training, batch))
@@ -197,7 +197,7 @@ def reference(
         edges = np.stack([bin_edges(column, 2 * len(QUANTILES)) for column in values.T])
         sums = episode_sums(drawn, channels, edges)
         on_val = _of(predicted, host)
-        if on_val.is_empty():  # validation by host: the mix of all of them is the best there is
+        if on_val.is_empty():  # validation by host lacks this host: use the mix of all
             on_val = predicted
         judged = _of(verdicts, host)["verdict"].to_list()
         groups[host] = ReferenceGroup(

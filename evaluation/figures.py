@@ -43,8 +43,8 @@ def figure(
     """A figure about a subject.
 
     Args:
-        value: NaN or infinite becomes null; ``note`` then says why.
-        replicates: ``(B,)``, NaN where undefined; None: there is no interval.
+        value: NaN or infinite becomes null; ``note`` then gives the reason.
+        replicates: ``(B,)``, NaN where undefined; None: no interval.
         fields: further fields; ``left_out`` defaults to the number of NaN among the replicates.
     """
     low, high = (math.nan, math.nan) if replicates is None else interval(replicates)

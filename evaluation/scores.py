@@ -190,7 +190,7 @@ def guess_weights(name: str, dataset: Mapping[str, Any], classes: Sequence[str])
     """How often a guesser predicts each class: as often as training (``prior``), or equally often.
 
     Raises:
-        ValueError: there is no guesser of that name.
+        ValueError: no guessing baseline has that name.
     """
     if name == "uniform":
         return np.full(len(classes), 1 / len(classes))
@@ -226,7 +226,7 @@ def guess_draws(
 
 
 def guess_statistic(per_episode: NDArray[np.int64], weights: NDArray, seed: int) -> Statistic:
-    """Macro F1 ``(b,)`` of a guess made anew in every replicate.
+    """Macro F1 ``(b,)`` of a guess drawn separately in every replicate.
 
     So an interval holds both the choice of episodes and the luck of guessing, and a difference to
     a model on the same weights is paired. Draws follow each other: one pass over the weights.

@@ -39,7 +39,7 @@ MAY_HAVE_LEARNED = {
     "prior": "it may have learned only how common each phase is",
     "uniform": "it may have learned nothing",
 }
-SENTENCES = {  # code -> what it says; {label} is the baseline, profile, class or host
+SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     # warnings of a report
     "not_better_than_baseline": "Not significantly better than {label} (difference {value:+.3f}, "
     "95 % interval {low:+.3f} to {high:+.3f}): {reason}.",
@@ -113,13 +113,13 @@ DRIFT_FINDINGS: dict[CheckName, str] = {
     "coverage": "{name} covers {batch:.0%} of the windows' time, {training:.0%} in training.",
     "channels": "{name}: PSI {value:.2f}, above the {chance:.2f} that chance explains.",
     "missing": "{name} is missing in {batch:.0%} of the windows, {training:.0%} in training.",
-    "verdicts": _MIX_FINDING,
-    "class_mix": _MIX_FINDING,
+    "verdicts": "Verdicts: " + _MIX_FINDING,
+    "class_mix": "Predicted phases: " + _MIX_FINDING,
 }
 
 
 def sentence(remark: Remark, sentences: dict[str, str] = SENTENCES) -> str:
-    """What a code with its numbers says."""
+    """The sentence for a code and its numbers."""
     about = remark.about or ""
     return sentences[remark.code].format(
         label=baseline_label(about) if about in BASELINES else about,
@@ -182,7 +182,7 @@ def clean_time(hours: float) -> str:
 
 
 def span(figure: Figure, text: Callable[[float | None], str] = number) -> str:
-    """The interval; empty if there is none; open if it has no upper end."""
+    """The interval; empty if undefined, open if it has no upper end."""
     if not is_finite(figure.low):
         return ""
     low = text(figure.low)
