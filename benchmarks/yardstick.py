@@ -29,6 +29,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 from datasets.splits import RECIPES, SPLITS
 from datasets.windows import examples, read_dataset
+from evaluation.documents import Comparisons
 from features.registry import LAYOUT, MODES
 from models.metrics import macro_f1
 from models.registry import MODELS, Variant
@@ -86,15 +87,15 @@ def minirocket(windows: dict[str, Examples], python: str) -> float:
     return score(windows["test"], np.array(json.loads(done.stdout)))
 
 
-def unbeaten(document: dict[str, Any]) -> list[str]:
+def unbeaten(document: Comparisons) -> list[str]:
     """Models whose paired interval against a guess or the collectors reaches 0."""
     return [
-        f"{document['recipe']}: {c['model']}_{c['mode']} is not better than {c['other']['model']} "
-        f"beyond chance ({c['value']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}])"
-        for family in document["families"]
-        if family["name"] == "baselines"
-        for c in family["comparisons"]
-        if c["other"]["model"] in HAVE_TO_BE_BEATEN and not c["low"] > 0
+        f"{document.recipe}: {c.model}_{c.mode} is not significantly better than {c.other.model} "
+        f"({c.value:+.3f} [{c.low:+.3f}, {c.high:+.3f}])"
+        for family in document.families
+        if family.name == "baselines"
+        for c in family.comparisons
+        if c.other.model in HAVE_TO_BE_BEATEN and not c.low > 0
     ]
 
 
@@ -113,9 +114,7 @@ def main() -> None:
         if manifest is None:
             sys.exit(f"{recipe} was not evaluated: phasewatch run")
         document = read_comparisons(manifest)
-        scores = {
-            p["model"]: p["macro_f1"]["value"] for p in document["predictors"] if p["mode"] == mode
-        }
+        scores = {p.model: p.macro_f1.value for p in document.predictors if p.mode == mode}
         summary = sides(workspace, recipe, Variant("gbt", mode))
         scores["forest"] = forest(summary, "train")
         scores["forest+val"] = forest(summary, "train", "val")

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from evaluation.figures import finite, interval
+from evaluation import wording
+from evaluation.bootstrap import resampling
+from evaluation.figures import finite_or_none, interval
 from evaluation.scores import BASELINES, SHORTCUTS, guesses, macro_statistic, scored
-from evaluation.testset import resampling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -87,14 +88,14 @@ def against_champion(
                     "what": column.removesuffix("_id"),
                     "name": name,
                     "episodes": int(here.sum()),
-                    CHALLENGER: finite(mine),
-                    CHAMPION: finite(theirs),
+                    CHALLENGER: finite_or_none(mine),
+                    CHAMPION: finite_or_none(theirs),
                 }
             )
     return {
         "episodes": len(own.episodes),
         "windows": len(own.actual),
-        "conditional_on": facts["conditional_on"]["text"],
+        "conditional_on": wording.conditional_on(facts.conditional_on),
         CHALLENGER: float(observed[0]),
         CHAMPION: float(observed[1]),
         "difference": _difference(observed[0] - observed[1], drawn[:, 0] - drawn[:, 1]),
@@ -166,7 +167,7 @@ def against_baselines(
     return {
         "episodes": len(own.episodes),
         "windows": len(own.actual),
-        "conditional_on": facts["conditional_on"]["text"],
+        "conditional_on": wording.conditional_on(facts.conditional_on),
         CHALLENGER: mine,
         "baselines": [
             {"name": n, "macro_f1": found[n][0],

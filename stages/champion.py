@@ -37,6 +37,7 @@ from champion.rules import (
 from datasets.splits import RECIPES
 from datasets.windows import inputs, read_channel_means, read_dataset
 from evaluation.baselines import shortcut_predictions
+from evaluation.documents import DriftReference
 from evaluation.drift import draw_episodes, reference
 from evaluation.scores import phases_of, prediction_rows
 from features.files import fingerprint
@@ -433,13 +434,13 @@ def kept_files(project: Project, recipe: str, variant: Variant) -> dict[str, byt
     files = {TRAINING_FILE: episodes.getvalue()}
     if recipe == SERVED:
         value = _reference(project, variant, table, dataset_shards(project, dataset))
-        files[REFERENCE_FILE] = json.dumps(value, allow_nan=False).encode()
+        files[REFERENCE_FILE] = json.dumps(value.model_dump(), allow_nan=False).encode()
     return files
 
 
 def _reference(
     project: Project, variant: Variant, table: pl.DataFrame, shards: Mapping[str, Any]
-) -> dict[str, Any]:
+) -> DriftReference:
     layout, seed = project.workspace.layout, project.workspace.seed
     visible = layout.keep_mask(variant.mode, "tensor")
     channels = [name for name, kept in zip(layout.channel_names, visible, strict=True) if kept]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +10,10 @@ import polars as pl
 
 from champion.history import REFERENCE_FILE, Champion, kept_path, load_kept, read_training
 from datasets.windows import inputs, read_channel_means
-from evaluation.drift import CHECKS, REFERENCE_SCHEMA, WATCH_SCHEMA, compare_batch, figures
-from evaluation.figures import document_text
+from evaluation.documents import BatchDrift, DriftReference, DriftRow, document_text
+from evaluation.drift import compare_batch, figures
 from evaluation.scores import phases_of
+from evaluation.wording import DRIFT_CHECKS, findings, sentence
 from features.files import fingerprint, write_atomically
 from features.shards import read_table
 from stages.ingest import FEATURES, INDEX
@@ -33,7 +33,7 @@ class DriftFile:
     """A batch's drift as written."""
 
     path: Path
-    document: dict[str, Any]
+    document: BatchDrift | None  # None: it has another form
 
     @property
     def version(self) -> str:
@@ -41,7 +41,7 @@ class DriftFile:
 
     @property
     def fingerprint(self) -> str:
-        return self.document.get("fingerprint", "")
+        return self.document.fingerprint if self.document else ""
 
     @property
     def n_bytes(self) -> int:
@@ -54,18 +54,20 @@ class DriftFile:
 
 def _check(name: str) -> Callable[[Project, str, DriftFile | None], CheckResult]:
     def run(project: Project, key: str, artifact: DriftFile | None) -> CheckResult:
-        if artifact is None:
+        if artifact is None or artifact.document is None:
             return CheckResult(True, description="Not compared: there is no champion that loads.")
-        check = next(c for c in artifact.document["checks"] if c["name"] == name)
-        severity, rows = check["severity"], check["rows"]
-        table = [{k: "" if v is None else v for k, v in row.items()} for row in rows]
+        check = next(c for c in artifact.document.checks if c.name == name)
+        severity, rows = check.severity, [dict(row) for row in check.rows]
+        used = [k for k in DriftRow.model_fields if any(row[k] is not None for row in rows)]
+        table = [{k: "" if row[k] is None else row[k] for k in used} for row in rows]
+        numbers = {fact: getattr(check, fact) for fact in ("value", "expected", "chance")}
         return CheckResult(
             severity == "ok",
             "fail" if severity == "fail" else "warn",
-            " ".join(check["said"]) or check["means"],
+            " ".join(findings(check)) or DRIFT_CHECKS[check.name],
             {
-                **{fact: check[fact] for fact in ("value", "expected", "chance") if fact in check},
-                "changed": sum(row.get("severity", "ok") != "ok" for row in rows),
+                **numbers,
+                "changed": sum(row.severity not in (None, "ok") for row in check.rows),
                 **({"table": Rows(table)} if table else {}),
             },
         )
@@ -80,7 +82,7 @@ class Drift(Stage):
     """
 
     name = "drift"
-    version = "1"
+    version = "2"
     partition = "batch"
     job = "ingest"
     docs = "champion.md"
@@ -99,11 +101,11 @@ class Drift(Stage):
 
     checks = tuple(
         Check(f"{check}_as_in_training", "drift", means, _check(check))
-        for check, means in CHECKS.items()
+        for check, means in DRIFT_CHECKS.items()
     )
 
     @staticmethod
-    def documents(project: Project) -> list[dict[str, Any]]:
+    def documents(project: Project) -> list[BatchDrift]:
         """The drift of every batch that was compared with the champion in use."""
         stage = project.stages[Drift.name]
         return [
@@ -116,11 +118,11 @@ class Drift(Stage):
     def read(self, project: Project, key: str) -> Artifacts:
         path = project.workspace.drift_path(key)
         try:
-            document = json.loads(path.read_bytes())
+            document = BatchDrift.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return {self.name: None}
         except (OSError, ValueError):
-            document = {}
+            document = None
         return {self.name: DriftFile(path, document)}
 
     def fingerprint(self, project: Project, key: str) -> str:
@@ -149,11 +151,11 @@ class Drift(Stage):
             return Reason("no_champion")
         if file is None:
             return Reason("not_made", {"outputs": [self.name]})
-        if file.document.get("schema") != WATCH_SCHEMA:
+        if file.document is None:
             return Reason("format")
         if (
-            file.document["champion"]["checkpoint_id"]
-            != (project.champion.checkpoints[project.champion.served])
+            file.document.champion.checkpoint_id
+            != project.champion.checkpoints[project.champion.served]
         ):
             return Reason("checkpoint")
         same = file.fingerprint == self.fingerprint(project, key)
@@ -170,9 +172,7 @@ class Drift(Stage):
         champion = project.champion
         if champion is None:
             return {self.name: None}
-        document = batch_drift(project, key, champion) | {
-            "fingerprint": self.fingerprint(project, key)
-        }
+        document = batch_drift(project, key, champion)
         write_atomically(path, document_text(document).encode())
         return {self.name: DriftFile(path, document)}
 
@@ -182,23 +182,24 @@ class Drift(Stage):
         output: str,
         artifact: DriftFile | None,
     ) -> Mapping[str, Any]:
-        if artifact is None:
+        if artifact is None or artifact.document is None:
             return {"severity": "not compared"}
         document = artifact.document
         return {
-            "severity": document["severity"],
-            "champion": f"{document['champion']['model']} ({document['champion']['recipe']})",
-            "checkpoint_id": document["champion"]["checkpoint_id"],
-            "notes": Markdown("\n".join(f"- {n}" for n in document["notes"]) or "none"),
+            "severity": document.severity,
+            "champion": f"{document.champion.model}_{document.champion.mode} "
+            f"({document.champion.recipe})",
+            "checkpoint_id": document.champion.checkpoint_id,
+            "notes": Markdown("\n".join(f"- {sentence(n)}" for n in document.notes) or "none"),
             **figures(document),
         }
 
     def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
         file = artifacts[self.name]
-        return file.document["severity"] if file else "not compared: there is no champion"
+        return file.document.severity if file else "not compared: there is no champion that loads"
 
 
-def batch_drift(project: Project, batch: str, champion: Champion) -> dict[str, Any]:
+def batch_drift(project: Project, batch: str, champion: Champion) -> BatchDrift:
     """A batch compared with the champion's training data.
 
     Raises:
@@ -208,17 +209,15 @@ def batch_drift(project: Project, batch: str, champion: Champion) -> dict[str, A
     folder, layout = workspace.champion_folder, workspace.layout
     path = kept_path(folder, champion).with_name(REFERENCE_FILE)
     try:
-        reference = json.loads(path.read_bytes())
-        if reference["schema"] != REFERENCE_SCHEMA:
-            raise ValueError(f"its schema is {reference['schema']}")
-    except (OSError, ValueError, KeyError) as error:
+        reference = DriftReference.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise StageError(
             f"{path}: not a drift reference ({error}). Restore the file, or promote again: "
             f"phasewatch promote {champion.model}"
         ) from error
     checkpoint = load_kept(folder, champion, layout)
     shards = project.artifacts("ingest", batch)
-    windows = read_channel_means(shards[FEATURES], reference["channels"]).with_columns(
+    windows = read_channel_means(shards[FEATURES], reference.channels).with_columns(
         batch=pl.lit(batch)
     )
     X = inputs(windows, {batch: shards}, checkpoint.variant, layout)
@@ -235,13 +234,14 @@ def batch_drift(project: Project, batch: str, champion: Champion) -> dict[str, A
         index["verdict"].to_pylist(),
         reference,
         {
+            "fingerprint": project.stages[Drift.name].fingerprint(project, batch),
             "champion": {
                 "model": champion.model,
                 "mode": champion.mode,
                 "recipe": champion.served,
                 "checkpoint_id": checkpoint.artifact_id,
                 "dataset_version": checkpoint.header["train_meta"]["dataset_version"],
-            }
+            },
         },
         workspace.seed,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -11,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from datasets.windows import inputs, read_dataset
+from evaluation import documents
 from evaluation.baselines import shortcut_predictions
 from evaluation.cards import body_of, model_card
 from evaluation.comparisons import compare
-from evaluation.documents import evaluate
-from evaluation.figures import COMPARISONS_SCHEMA, REPORT_SCHEMA, document_text
+from evaluation.documents import EvalReport, document_text
+from evaluation.report import evaluate
 from evaluation.scores import ABLATED, prediction_rows
+from evaluation.wording import sentence
 from features.files import fingerprint
 from features.registry import MODES
 from features.shards import read_table, write_table
@@ -35,14 +36,16 @@ if TYPE_CHECKING:
     from stages.stage import Artifacts, Progress
     from stages.workspace import Workspace
 
-EVALUATION_VERSION = "4"
+PREDICTIONS_VERSION = "4"
+REPORT_VERSION = "5"
+"""Of reports and comparisons: documents of one form."""
 
 
 class HeldOutPredictions(FolderStage):
     """Every checkpoint's probabilities for the windows of val and test, and the baselines'."""
 
     name = "held_out_predictions"
-    version = EVALUATION_VERSION
+    version = PREDICTIONS_VERSION
     partition = "recipe"
     job = "retrain"
     docs = "evaluation.md"
@@ -158,7 +161,7 @@ def read_predictions(manifest: Manifest) -> pl.DataFrame:
 class EvalReports(FolderStage):
     """Evaluates one variant."""
 
-    version = EVALUATION_VERSION
+    version = REPORT_VERSION
     partition = "recipe"
     job = "retrain"
     docs = "evaluation.md"
@@ -189,16 +192,15 @@ class EvalReports(FolderStage):
 
     def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
         """The other models' predictions may have changed; that does not matter to this report."""
-        report = read_report(manifest)
-        if report.get("schema") != REPORT_SCHEMA:
+        try:
+            report = read_report(manifest)
+        except ValueError:
             return Reason("format")
         checkpoint = project.artifact(f"checkpoints/{self.variant.name}", key)
         dataset = project.artifact("datasets", key)
-        if checkpoint is None or dataset is None or (
-            report["checkpoint_id"], report["dataset_version"]
-        ) != (checkpoint.version, dataset.version):  # fmt: skip
-            return Reason("inputs", {"inputs": list(self.inputs)})
-        return Reason("settings")
+        made_from = (report.checkpoint_id, report.dataset_version)
+        same = checkpoint and dataset and made_from == (checkpoint.version, dataset.version)
+        return Reason("settings") if same else Reason("inputs", {"inputs": list(self.inputs)})
 
     def write(
         self,
@@ -238,41 +240,41 @@ class EvalReports(FolderStage):
 
         report = read_report(artifact)
         picture = confusion_png(
-            report["confusion"], f"{self.variant.name}, {artifact.facts['recipe']}"
+            report.confusion, f"{self.variant.name}, {artifact.facts['recipe']}"
         )
         encoded = base64.b64encode(picture).decode()
-        calibration, detection = report["calibration"], report["detection"]
+        calibration, detection = report.calibration, report.detection
         figures = {
-            "macro_f1": report["macro_f1"]["value"],
-            "macro_f1_low": report["macro_f1"]["low"],
-            "macro_f1_high": report["macro_f1"]["high"],
-            "ece": calibration["as_trained"]["ece"]["value"],
-            "ece_scaled": calibration["scaled"]["ece"]["value"],
-            "brier": calibration["as_trained"]["brier"]["value"],
-            "detected_share": detection["detected_share"]["value"],
-            "median_delay_s": detection["median_delay_s"]["value"],
-            "false_alarms_per_hour": detection["false_alarms_per_hour"]["value"],
-            "test_windows": report["n_windows"],
-            "test_episodes": report["n_episodes"],
-            "checkpoint_id": report["checkpoint_id"],
+            "macro_f1": report.macro_f1.value,
+            "macro_f1_low": report.macro_f1.low,
+            "macro_f1_high": report.macro_f1.high,
+            "ece": calibration.as_trained.ece.value,
+            "ece_scaled": calibration.scaled.ece.value,
+            "brier": calibration.as_trained.brier.value,
+            "detected_share": detection.detected_share.value,
+            "median_delay_s": detection.median_delay_s.value,
+            "false_alarms_per_hour": detection.false_alarms_per_hour.value,
+            "test_windows": report.n_windows,
+            "test_episodes": report.n_episodes,
+            "checkpoint_id": report.checkpoint_id,
             "confusion": Markdown(f"![confusion](data:image/png;base64,{encoded})"),
-            "warnings": Markdown("\n".join(f"- {w['text']}" for w in report["warnings"]) or "none"),
+            "warnings": Markdown("\n".join(f"- {sentence(w)}" for w in report.warnings) or "none"),
             "model_card": Markdown(body_of(artifact.path("card").read_text())),
-            **{f"f1_{row['class']}": row["f1"]["value"] for row in report["per_class"]},
-            **{f"baseline_{row['name']}": row["macro_f1"]["value"] for row in report["baselines"]},
+            **{f"f1_{row.name}": row.f1.value for row in report.per_class},
+            **{f"baseline_{row.name}": row.macro_f1.value for row in report.baselines},
         }
         return {name: value for name, value in figures.items() if value is not None}
 
     def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
-        figure = read_report(artifacts[self.name])["macro_f1"]
-        return f"macro F1 {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+        figure = read_report(artifacts[self.name]).macro_f1
+        return f"macro F1 {figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
 
 
 class Comparisons(FolderStage):
     """Which model is better than which, paired on the same resampled test episodes."""
 
     name = "comparisons"
-    version = EVALUATION_VERSION
+    version = REPORT_VERSION
     partition = "recipe"
     job = "retrain"
     docs = "evaluation.md"
@@ -301,13 +303,14 @@ class Comparisons(FolderStage):
         )
 
     def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
-        document = read_comparisons(manifest)
-        if document.get("schema") != COMPARISONS_SCHEMA:
+        try:
+            document = read_comparisons(manifest)
+        except ValueError:
             return Reason("format")
         before = {
-            f"{predictor['model']}_{predictor['mode']}": predictor["checkpoint_id"]
-            for predictor in document["predictors"]
-            if predictor["kind"] == "model"
+            f"{predictor.model}_{predictor.mode}": predictor.checkpoint_id
+            for predictor in document.predictors
+            if predictor.kind == "model"
         }
         changed = changed_checkpoints(project, key, before)
         return Reason("inputs", {"inputs": changed}) if changed else Reason("settings")
@@ -332,22 +335,30 @@ class Comparisons(FolderStage):
         return {"recipe": key}
 
     def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:
-        families = read_comparisons(artifact)["families"]
+        families = read_comparisons(artifact).families
         return {
-            "comparisons": sum(len(family["comparisons"]) for family in families),
+            "comparisons": sum(len(family.comparisons) for family in families),
             **{
-                f"reference_{family['mode']}": family["reference"]["model"]
+                f"reference_{family.mode}": family.reference.model
                 for family in families
-                if family["reference"]
+                if family.reference
             },
         }
 
 
-def read_report(manifest: Manifest) -> dict[str, Any]:
-    """An evaluation report as written."""
-    return json.loads(manifest.path("report").read_text())
+def read_report(manifest: Manifest) -> EvalReport:
+    """An evaluation report as written.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    return EvalReport.model_validate_json(manifest.path("report").read_bytes())
 
 
-def read_comparisons(manifest: Manifest) -> dict[str, Any]:
-    """The comparisons of a recipe as written."""
-    return json.loads(manifest.path("comparisons").read_text())
+def read_comparisons(manifest: Manifest) -> documents.Comparisons:
+    """The comparisons of a recipe as written.
+
+    Raises:
+        ValueError: they have another form.
+    """
+    return documents.Comparisons.model_validate_json(manifest.path("comparisons").read_bytes())

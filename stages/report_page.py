@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from champion.history import ChampionError, read_champion
 from datasets.splits import RECIPES
-from evaluation.report import render_report
+from evaluation.documents import Comparisons, EvalReport
+from evaluation.page import render_report
 from features.files import file_sha256, fingerprint, write_atomically
 from models.registry import VARIANTS
 from stages.checkpoints import code_commit
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 class Evaluated:
     """Documents that can be compared with each other, and why the others are left out."""
 
-    reports: list[dict[str, Any]] = field(default_factory=list)
-    comparisons: list[dict[str, Any]] = field(default_factory=list)
+    reports: list[EvalReport] = field(default_factory=list)
+    comparisons: list[Comparisons] = field(default_factory=list)
     left_out: list[Status] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)  # data versions of the documents
 
@@ -58,9 +59,10 @@ def evaluated(project: Project, recipes: Collection[str] = tuple(RECIPES)) -> Ev
         if obstacle:
             found.left_out.append(_about(obstacle, name, recipe))
             continue
-        is_report = name != "comparisons"
-        documents = found.reports if is_report else found.comparisons
-        documents.append(read_report(manifest) if is_report else read_comparisons(manifest))
+        if name == "comparisons":
+            found.comparisons.append(read_comparisons(manifest))
+        else:
+            found.reports.append(read_report(manifest))
         found.versions.append(manifest.version)
     return found
 
@@ -80,7 +82,7 @@ class ReportPage(Stage):
     """One page on every checkpoint and recipe evaluated so far, to be read by people."""
 
     name = "report"
-    version = "4"
+    version = "5"
     partition = ""
     job = "retrain"
     docs = "evaluation.md"
@@ -114,7 +116,7 @@ class ReportPage(Stage):
                 "documents": found.versions,
                 "left_out": [status.as_row() for status in found.left_out],
                 "champion": _champion(project),
-                "drift": sorted(fingerprint(document) for document in drift),
+                "drift": [document.model_dump() for document in drift],
                 "verdicts": _verdicts(project),
             }
         )
@@ -155,7 +157,7 @@ class ReportPage(Stage):
                     for s in found.left_out
                 ],
                 "champion": _champion(project),
-                "unwatched": len(project.listing.batches) - len(drift),
+                "not_compared": len(project.listing.batches) - len(drift),
             },
             found.comparisons,
             drift,

@@ -14,7 +14,8 @@ from lab import RECIPE, TINY, Lab
 from typer.testing import CliRunner, Result
 
 from episodes.store import list_store
-from evaluation.wording import number
+from evaluation.documents import Condition
+from evaluation.wording import conditional_on, number
 from features.registry import MODES
 from models.registry import VARIANTS
 from pipelines.cli.app import FAILED, OK, USAGE, app
@@ -74,7 +75,9 @@ def test_the_leaderboard_is_sorted_and_has_every_figure(trained: Lab) -> None:
     assert {row[1] for row in best} == set(MODES)
     rest = "\n".join(lines[head + 1 + len(reports) :])
     assert "position-only" in rest
-    assert reports[0]["bootstrap"]["conditional_on"]["text"] in result.stdout
+    assert conditional_on(Condition.model_validate(reports[0]["bootstrap"]["conditional_on"])) in (
+        result.stdout
+    )
     assert lines[-1] == str(trained.workspace.report_page)
 
 
@@ -87,8 +90,8 @@ def test_what_is_asked_for_is_all_there_is(trained: Lab) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--recipe", "moon"], "no recipe 'moon'; there is host, sample, time"),
-        (["--mode", "x"], "no mode 'x'; there is realistic, oracle"),
+        (["--recipe", "moon"], "recipe must be one of host, sample, time, got 'moon'"),
+        (["--mode", "x"], "mode must be one of realistic, oracle, got 'x'"),
         (["--store", "/no/such/store"], "/no/such/store"),
     ],
 )
@@ -103,7 +106,7 @@ def test_nothing_evaluated_yet_says_what_to_do(trained: Lab, tmp_path: Path) -> 
     result = report(tmp_path, trained, "--recipe", "time")
     assert result.exit_code == FAILED
     assert (
-        f"{tmp_path}/reports: nothing has been evaluated yet. Run: phasewatch run --recipe time"
+        f"{tmp_path}/reports: nothing evaluated yet. Run: phasewatch run --recipe time"
     ) in result.stderr
 
 
@@ -174,7 +177,7 @@ def test_comparisons_of_other_checkpoints_are_left_out(trained: Lab, copied: Pat
     folder = copied / "reports" / RECIPE / "comparisons"
     manifest = read_manifest(folder)
     assert manifest is not None
-    other = read_comparisons(manifest)
+    other = read_comparisons(manifest).model_dump()
     other["predictors"][0]["checkpoint_id"] = "another"
     with draft(folder) as staged:
         staged.new_file("comparisons", ".json").write_text(json.dumps(other))

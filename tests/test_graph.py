@@ -97,7 +97,7 @@ def test_evaluation_covers_val_and_test_and_is_what_the_schema_says(trained: Lab
     for which in VARIANTS:
         manifest = read_manifest(trained.workspace.report_folder(RECIPE) / which.name)
         assert manifest is not None
-        report = read_report(manifest)
+        report = read_report(manifest).model_dump(mode="json")
         check_schema(report)
         header = read_header(checkpoint_path(trained.workspace.checkpoint_folder(RECIPE), which))
         assert report["checkpoint_id"] == header["artifact_id"]
@@ -109,7 +109,7 @@ def test_evaluation_covers_val_and_test_and_is_what_the_schema_says(trained: Lab
         assert set(report["timeline"]["actual"]) == set(report["roster"])
     manifest = read_manifest(trained.workspace.comparisons_folder(RECIPE))
     assert manifest is not None
-    document = read_comparisons(manifest)
+    document = read_comparisons(manifest).model_dump(mode="json")
     check_schema(document)
     compared = {(p["model"], p["mode"]) for p in document["predictors"] if p["kind"] == "model"}
     assert compared == {(which.model, which.mode) for which in VARIANTS}

@@ -1,8 +1,8 @@
-"""The command ``report``: what has been evaluated, in the terminal or as one JSON document."""
+"""The command ``report``: the evaluation in the terminal, or as one JSON document."""
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -20,10 +20,11 @@ from pipelines.cli.console import (
 )
 
 if TYPE_CHECKING:
+    from evaluation.documents import Comparisons, EvalReport, Figure
     from stages.report_page import Evaluated
     from stages.workspace import Workspace
 
-_SHOWN = 4  # names of what is left out for one reason
+_SHOWN = 4  # names per reason for leaving out
 _COLUMNS = (
     *("model", "mode", "macro F1", "interval", "val F1", "detected", "delay s", "false/h", "ECE"),
     "",
@@ -43,16 +44,16 @@ def report(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the leaderboard: models, baselines and warnings by recipe, and where the page is."""
+    """Print the leaderboard: models, baselines and warnings per recipe, and the page's path."""
     from datasets.splits import RECIPES
     from episodes.store import StoreError
     from features.registry import MODES
 
     for name in recipe or ():
         if name not in RECIPES:
-            fail(f"no recipe {name!r}; there is {', '.join(RECIPES)}", USAGE)
+            fail(f"recipe must be one of {', '.join(RECIPES)}, got {name!r}", USAGE)
     if mode is not None and mode not in MODES:
-        fail(f"no mode {mode!r}; there is {', '.join(MODES)}", USAGE)
+        fail(f"mode must be one of {', '.join(MODES)}, got {mode!r}", USAGE)
     workspace = workspace_of(config, store, artifacts, made=True)
     from stages.project import Project
     from stages.report_page import evaluated
@@ -60,11 +61,12 @@ def report(
 
     project = Project(workspace)
     with failing({StoreError: USAGE}):
-        found = evaluated(project, recipe or list(RECIPES))
-    found = _restricted(found, mode)
-    if not found.reports:
-        _explain_nothing(workspace, found, recipe)
-    shown = {each["recipe"] for each in found.reports}
+        current = evaluated(project, recipe or list(RECIPES))
+    reports = [each for each in current.reports if mode in (None, each.mode)]
+    current = replace(current, reports=reports)  # comparisons of a recipe stay whole
+    if not current.reports:
+        _explain_nothing(workspace, current, recipe)
+    shown = {each.recipe for each in current.reports}
     stale = [
         {"recipe": due.key, "why": shortened([status.line for status in due.statuses])}
         for due in project.due("retrain")
@@ -73,19 +75,19 @@ def report(
     if as_json:
         say_json(
             {
-                "reports": found.reports,
-                "comparisons": found.comparisons,
-                "left_out": [status.as_row() for status in found.left_out],
+                "reports": [each.model_dump() for each in current.reports],
+                "comparisons": [each.model_dump() for each in current.comparisons],
+                "left_out": [status.as_row() for status in current.left_out],
                 "stale": stale,
             }
         )
         return
     for name in recipe or RECIPES:
-        reports = [each for each in found.reports if each["recipe"] == name]
+        reports = [each for each in current.reports if each.recipe == name]
         if reports:
-            compared = [each for each in found.comparisons if each["recipe"] == name]
+            compared = [each for each in current.comparisons if each.recipe == name]
             _show(name, reports, compared[0] if compared else None)
-    for line in _left_out(found):
+    for line in _left_out(current):
         typer.echo(f"left out: {line}")
     for item in stale:
         typer.echo(
@@ -96,16 +98,10 @@ def report(
         typer.echo(str(workspace.report_page))
 
 
-def _restricted(found: "Evaluated", mode: str | None) -> "Evaluated":
-    """The reports of one mode; comparisons are of a whole recipe and stay whole."""
-    reports = [each for each in found.reports if mode in (None, each["mode"])]
-    return replace(found, reports=reports)
-
-
-def _left_out(found: "Evaluated") -> Iterator[str]:
-    """What is not shown, by the reason; of many the first few."""
+def _left_out(current: "Evaluated") -> Iterator[str]:
+    """What is not shown, one line per reason."""
     by_reason: dict[str, list[str]] = {}
-    for item in found.left_out:
+    for item in current.left_out:
         name = item.stage.rpartition("/")[2]
         by_reason.setdefault(item.message, []).append(f"{name} ({item.key})")
     for why, names in by_reason.items():
@@ -114,41 +110,41 @@ def _left_out(found: "Evaluated") -> Iterator[str]:
 
 
 def _explain_nothing(
-    workspace: "Workspace", found: "Evaluated", recipes: list[str] | None
+    workspace: "Workspace", current: "Evaluated", recipes: list[str] | None
 ) -> NoReturn:
     remedy = " ".join(["phasewatch run", *(f"--recipe {name}" for name in recipes or ())])
     where = workspace.report_page.parent
-    if found.left_out:
-        listed = "\n".join(f"  {line}" for line in _left_out(found))
+    if current.left_out:
+        listed = "\n".join(f"  {line}" for line in _left_out(current))
         fail(
-            f"{where}: nothing that has been evaluated is current:\n{listed}\nRun: {remedy}",
-            left_out=[status.as_row() for status in found.left_out],
+            f"{where}: no evaluation is current:\n{listed}\nRun: {remedy}",
+            left_out=[status.as_row() for status in current.left_out],
         )
-    fail(f"{where}: nothing has been evaluated yet. Run: {remedy}")
+    fail(f"{where}: nothing evaluated yet. Run: {remedy}")
 
 
-def _show(recipe: str, reports: list[dict[str, Any]], compared: dict[str, Any] | None) -> None:
+def _show(recipe: str, reports: list["EvalReport"], compared: "Comparisons | None") -> None:
     from datasets.splits import RECIPES
     from evaluation import wording
     from features.registry import MODES
 
     first = reports[0]
     typer.echo(f"recipe {recipe}: {RECIPES[recipe]}")
-    typer.echo(first["bootstrap"]["conditional_on"]["text"])
+    typer.echo(wording.conditional_on(first.bootstrap.conditional_on))
     picked = [wording.chosen(reports, mode, compared) for mode in MODES]
     rows = []
     for each in wording.by_test(reports):
-        alarms = each["detection"]
+        alarms = each.detection
         rows.append(
             (
-                each["model"],
-                each["mode"],
-                *_figure(each["macro_f1"]),
-                wording.number(each["val_macro_f1"]["value"]),
-                f"{alarms['detected_episodes']}/{alarms['attacked_episodes']}",
-                wording.measure(alarms["median_delay_s"]["value"]),
-                wording.measure(alarms["false_alarms_per_hour"]["value"]),
-                wording.number(each["calibration"]["as_trained"]["ece"]["value"]),
+                each.model,
+                each.mode,
+                *_figure(each.macro_f1),
+                wording.number(each.val_macro_f1.value),
+                f"{alarms.detected_episodes}/{alarms.attacked_episodes}",
+                wording.measure(alarms.median_delay_s.value),
+                wording.measure(alarms.false_alarms_per_hour.value),
+                wording.number(each.calibration.as_trained.ece.value),
                 "best on validation" if any(each is best for best in picked) else "",
             )
         )
@@ -158,24 +154,24 @@ def _show(recipe: str, reports: list[dict[str, Any]], compared: dict[str, Any] |
     say_table(_COLUMNS, rows)
     for text in (*wording.untested(first), *wording.gaps(first)):
         typer.echo(f"note: {text}")
-    for concerned, text in wording.warnings(reports):
-        typer.echo(f"warning: {concerned}: {text}")
+    for models, text in wording.warnings(reports):
+        typer.echo(f"warning: {models}: {text}")
     typer.echo()
 
 
-def _figure(figure: dict[str, Any]) -> tuple[str, str]:
+def _figure(figure: "Figure") -> tuple[str, str]:
     from evaluation import wording
 
-    return wording.number(figure["value"]), wording.span(figure) or wording.NOTHING
+    return wording.number(figure.value), wording.span(figure) or wording.NOTHING
 
 
-def _baselines(reports: list[dict[str, Any]]) -> list[tuple[str, str, dict[str, Any]]]:
+def _baselines(reports: list["EvalReport"]) -> list[tuple[str, str, "Figure"]]:
     """Each baseline's figure once, with the modes that have it."""
-    found: dict[tuple[str, Any], tuple[list[str], dict[str, Any]]] = {}
+    by_figure: dict[tuple[str, float | None], tuple[list[str], Figure]] = {}
     for each in reports:
-        for baseline in each["baselines"]:
-            figure = baseline["macro_f1"]
-            modes, _ = found.setdefault((baseline["name"], figure["value"]), ([], figure))
-            if each["mode"] not in modes:
-                modes.append(each["mode"])
-    return [(name, "/".join(modes), figure) for (name, _), (modes, figure) in found.items()]
+        for baseline in each.baselines:
+            figure = baseline.macro_f1
+            modes, _ = by_figure.setdefault((baseline.name, figure.value), ([], figure))
+            if each.mode not in modes:
+                modes.append(each.mode)
+    return [(name, "/".join(modes), figure) for (name, _), (modes, figure) in by_figure.items()]
