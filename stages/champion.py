@@ -143,13 +143,6 @@ class ChampionStage(Stage):
     options = ChampionOptions
     docs = "champion.md"
 
-    def __init__(self, chosen: ChampionOptions | None = None, why: str = ""):
-        self.chosen = chosen or ChampionOptions()
-        self.why = why
-
-    def with_options(self, options: Any, why: str) -> ChampionStage:
-        return ChampionStage(options, why)
-
     inputs = tuple(f"checkpoints/{variant.name}" for variant in CANDIDATES)
 
     outputs = (
@@ -170,6 +163,13 @@ class ChampionStage(Stage):
             _may_replace_it,
         ),
     )
+
+    def __init__(self, chosen: ChampionOptions | None = None, why: str = ""):
+        self.chosen = chosen or ChampionOptions()
+        self.why = why
+
+    def with_options(self, options: Any, why: str) -> ChampionStage:
+        return ChampionStage(options, why)
 
     def needs(self, project: Project, key: str) -> Iterator[tuple[Stage, str]]:
         """The trial judges what there is and gives every reason against it."""

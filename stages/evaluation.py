@@ -23,7 +23,7 @@ from features.registry import MODES
 from features.shards import read_table, write_table
 from models.registry import VARIANTS, Variant
 from stages.datasets import dataset_shards
-from stages.stage import FolderStage, Markdown, Output
+from stages.stage import Check, CheckResult, FolderStage, Markdown, Output
 from stages.status import Reason
 
 if TYPE_CHECKING:
@@ -158,6 +158,14 @@ def read_predictions(manifest: Manifest) -> pl.DataFrame:
     return pl.DataFrame(read_table(manifest.path("predictions")))
 
 
+def _false_alarms_within_budget(project: Project, key: str, artifact: Manifest) -> CheckResult:
+    report = read_report(artifact)
+    rate = report.detection.false_alarms_per_hour.value
+    budget = report.detection.budget_per_hour
+    facts = {"false_alarms_per_hour": rate, "budget_per_hour": budget}
+    return CheckResult(rate is None or rate <= budget, "warn", facts=facts)
+
+
 class EvalReports(FolderStage):
     """Evaluates one variant."""
 
@@ -176,6 +184,14 @@ class EvalReports(FolderStage):
         )
         kinds, input_kind = frozenset({"json"}), variant.spec.input_kind
         self.outputs = (Output(self.name, description, "evaluate", kinds, input_kind),)
+        self.checks = (
+            Check(
+                "false_alarms_within_budget",
+                self.name,
+                "On test, false alarms per hour of clean time stay within the budget.",
+                _false_alarms_within_budget,
+            ),
+        )
 
     def folder(self, workspace: Workspace, key: str) -> Path:
         return workspace.report_folder(key) / self.variant.name
@@ -260,6 +276,8 @@ class EvalReports(FolderStage):
             "confusion": Markdown(f"![confusion](data:image/png;base64,{encoded})"),
             "warnings": Markdown("\n".join(f"- {sentence(w)}" for w in report.warnings) or "none"),
             "model_card": Markdown(body_of(artifact.path("card").read_text())),
+            "card": artifact.path("card"),
+            "report": artifact.path("report"),
             **{f"f1_{row.name}": row.f1.value for row in report.per_class},
             **{f"baseline_{row.name}": row.macro_f1.value for row in report.baselines},
         }

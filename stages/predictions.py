@@ -11,11 +11,13 @@ import polars as pl
 from champion.history import SERVED, ChampionError, load_kept, read_champion, read_training
 from datasets.splits import RECIPES
 from datasets.windows import inputs, read_dataset
+from episodes.format import SOURCES
+from features.contract import contract_hashes
 from features.files import fingerprint
 from features.shards import read_windows, write_table
 from models.registry import variant
 from stages.ingest import TENSORS
-from stages.stage import FolderStage, Output
+from stages.stage import Check, CheckResult, FolderStage, Output
 from stages.status import StageError
 
 if TYPE_CHECKING:
@@ -38,22 +40,31 @@ class ScoreOptions:
     recipe: str = SERVED  # of a named model: whose checkpoint, host, sample or time
 
 
+def _sources_covered(project: Project, key: str, artifact: Manifest) -> CheckResult:
+    """Of the sources that the scoring model sees."""
+    coverage = artifact.facts.get("coverage", {})
+    absent = sorted(source for source, share in coverage.items() if share == 0)
+    return CheckResult(not absent, "warn", facts={"coverage": coverage, "absent_sources": absent})
+
+
+def _scored_under_the_live_contract(project: Project, key: str, artifact: Manifest) -> CheckResult:
+    live = contract_hashes(project.workspace.layout)
+    scored = artifact.facts.get("contract_hash")
+    return CheckResult(
+        scored in live.values(), "warn", facts={"contract_hash": scored, "live": dict(live)}
+    )
+
+
 class Predictions(FolderStage):
     """Phase probabilities of every window of a batch; episodes seen in training are marked."""
 
     name = "predictions"
-    version = "1"
+    version = "2"
     partition = "batch"
     job = "score"
     automatic = False
     options = ScoreOptions
     docs = "champion.md"
-
-    def __init__(self, chosen: ScoreOptions | None = None):
-        self.chosen = chosen or ScoreOptions()
-
-    def with_options(self, options: Any, why: str) -> Predictions:
-        return Predictions(options)
 
     inputs = ("ingest", "champion")
 
@@ -66,6 +77,27 @@ class Predictions(FolderStage):
             kinds=frozenset({"parquet"}),
         ),
     )
+
+    checks = (
+        Check(
+            "sources_covered",
+            name,
+            "Every source that the model sees has values in the batch's windows.",
+            _sources_covered,
+        ),
+        Check(
+            "scored_under_the_live_contract",
+            name,
+            "The checkpoint that scored was trained for the input layout in force.",
+            _scored_under_the_live_contract,
+        ),
+    )
+
+    def __init__(self, chosen: ScoreOptions | None = None):
+        self.chosen = chosen or ScoreOptions()
+
+    def with_options(self, options: Any, why: str) -> Predictions:
+        return Predictions(options)
 
     def needs(self, project: Project, key: str) -> Iterator[tuple[Stage, str]]:
         yield project.stages["ingest"], key
@@ -167,6 +199,12 @@ class Predictions(FolderStage):
             "seen_in_training": int(table["seen_in_training"].sum()),
             "checkpoint": f"{checkpoint.variant.name} ({recipe})",
             "checkpoint_id": checkpoint.artifact_id,
+            "contract_hash": checkpoint.header["contract_hash"],
+            "coverage": {
+                source.name: round(float(windows[f"coverage_{source.name}"].to_numpy().mean()), 4)
+                for source in SOURCES.values()
+                if len(windows) and (source.deployable or checkpoint.variant.mode == "oracle")
+            },
         }
 
     def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:
