@@ -10,7 +10,7 @@ from evaluation.datasets import RECIPES
 from evaluation.promotion import CHALLENGER, CHAMPION, Judgement
 from models.champion import ChampionError, Reign
 from models.checkpoint import CheckpointError
-from models.registry import variant
+from models.registry import find_variant
 from resources.guards import checkpoint_key, refuse, refuse_throwaway_instance
 from resources.promotion import CANDIDATES, best_on_validation, judge, promote
 from resources.reporting import Stopwatch, say
@@ -58,7 +58,7 @@ def champion(
     watch = Stopwatch()
     try:
         which = (
-            variant(config.challenger, "realistic")
+            find_variant(config.challenger, "realistic")
             if config.challenger
             else best_on_validation(workspace)
         )

@@ -11,7 +11,7 @@ from features.manifest import draft, fingerprint, read_manifest, reusable
 from features.shards import read_windows, write_table
 from models.champion import SERVED
 from models.checkpoint import Checkpoint
-from models.registry import variant
+from models.registry import find_variant
 from resources.guards import (
     refuse,
     refuse_throwaway_instance,
@@ -125,7 +125,7 @@ def _chosen(
         reign, checkpoint = require_champion(workspace)
         return checkpoint, reign.served, read_training(workspace, reign, reign.served)["episode_id"]
     try:
-        which = variant(config.model, config.mode)
+        which = find_variant(config.model, config.mode)
     except ValueError as error:
         refuse(str(error))
     if config.recipe not in RECIPES:

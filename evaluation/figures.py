@@ -9,9 +9,13 @@ import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+import pydantic.dataclasses
+from pydantic import Field
+
+from episodes.settings import SETTINGS, Int, NotNegative
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,19 +28,13 @@ SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 LEVEL = 0.95
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=SETTINGS)
 class ReportPolicy:
     """How figures are computed."""
 
-    replicates: int = 10_000
-    seed: int = 0
-    false_alarms_per_hour: float = 6.0  # of clean time, on validation: bounds the alarm threshold
-
-    def __post_init__(self) -> None:
-        if self.replicates < 100:
-            raise ValueError(f"evaluation: {self.replicates} replicates; take at least 100")
-        if not 0 <= self.false_alarms_per_hour < math.inf:
-            raise ValueError("evaluation: false_alarms_per_hour must be finite and not negative")
+    replicates: Annotated[Int, Field(ge=100)] = 10_000
+    seed: Int = 0
+    false_alarms_per_hour: NotNegative = 6.0  # of clean time, on validation: bounds the threshold
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,8 +208,8 @@ def read_training(workspace: Workspace, reign: Reign, recipe: str) -> pl.DataFra
 
 
 def _unverified(recipe: str, entry: Entry) -> Iterator[str]:
-    if entry.broken is not None:
-        yield f"Recipe {recipe}: {entry.broken}"
+    if entry.broken or entry.unverified:
+        yield f"Recipe {recipe}: {entry.broken or entry.unverified}"
     elif entry.differences:
         lines = entry.differences[:_SHOWN_LINES]
         more = len(entry.differences) - len(lines)

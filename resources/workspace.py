@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import dagster as dg
 import yaml
 from pydantic import Field, ValidationError, create_model, model_validator
 
+from episodes.settings import settings_errors, unknown_name
 from episodes.store import StoredEpisode, StoreListing, list_store
 from episodes.validation import ValidationPolicy
 from evaluation.datasets import SplitPolicy
@@ -21,7 +22,7 @@ from evaluation.figures import ReportPolicy
 from features import registry
 from features.ingest import STAGES, batch_fingerprint, settings_fingerprint
 from features.manifest import Manifest, read_manifest
-from models.registry import MODELS, Variant, model_config, unknown_name
+from models.registry import MODELS, Variant, model_config
 from resources.runs import writing_for
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,13 +31,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def config_section(kind: type) -> type[dg.Config]:
     """A Dagster config class with the fields, types and defaults of a core dataclass."""
-    hints = get_type_hints(kind)
-    columns = {f.name: (hints[f.name], Field(default=f.default)) for f in fields(kind)}
+    columns = {f.name: (type(f.default), Field(default=f.default)) for f in fields(kind)}
 
     class Section(_Section):
         @model_validator(mode="after")
         def _valid(self) -> Any:
-            kind(**self.model_dump())  # the dataclass has the last word on its values
+            try:
+                kind(**self.model_dump())  # the dataclass has the last word on its values
+            except ValidationError as error:
+                raise ValueError("; ".join(settings_errors(error, kind))) from None
             return self
 
     return create_model(kind.__name__, __base__=Section, __doc__=kind.__doc__, **columns)
@@ -48,9 +51,9 @@ class _Section(dg.Config):
     @model_validator(mode="before")
     @classmethod
     def _known(cls, values: Any) -> Any:
-        unknown = unknown_name(values, cls.model_fields, "setting")
-        if unknown:
-            raise ValueError(unknown)
+        for name in values if isinstance(values, dict) else ():
+            if name not in cls.model_fields:
+                raise ValueError(unknown_name(name, cls.model_fields))
         return values
 
 
@@ -229,9 +232,9 @@ def read_workspace(config: Path | None, overrides: Mapping[str, Any]) -> Workspa
             raise SettingsError(
                 f"{config}: no resources: workspace: config: section; see config/default.yaml"
             ) from None
-    unknown = unknown_name(values, Workspace.model_fields, "setting")
-    if unknown:
-        raise SettingsError(f"{config}: {unknown}")
+    for name in values:
+        if name not in Workspace.model_fields:
+            raise SettingsError(f"{config}: {unknown_name(name, Workspace.model_fields)}")
     try:
         return Workspace(**values | dict(overrides))
     except ValidationError as error:

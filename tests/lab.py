@@ -18,7 +18,7 @@ from builders import PROFILES, StoreBuilder
 from evaluation.datasets import RECIPES
 from models.champion import SERVED, Reign, crown, keep, now, read_champion
 from models.checkpoint import checkpoint_path
-from models.registry import variant
+from models.registry import find_variant
 from pipelines.definitions import build_defs
 from pipelines.partitions import sync_batches
 from resources.promotion import beside
@@ -134,7 +134,7 @@ def build_lab(root: Path, instance: dg.DagsterInstance) -> Lab:
 def put_in_use(lab: Lab, model: str, folder: Path | None = None) -> Reign:
     """Make a model champion without a judgement: its checkpoint of the one recipe serves all."""
     folder = folder or lab.workspace.champion_folder
-    which = variant(model, "realistic")
+    which = find_variant(model, "realistic")
     path = checkpoint_path(lab.workspace.checkpoint_folder(RECIPE), which)
     kept = dict.fromkeys(RECIPES, keep(folder, path, beside(lab.workspace, RECIPE, which)))
     before = read_champion(folder)

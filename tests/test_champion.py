@@ -42,13 +42,13 @@ from models.champion import (
     roll_back,
 )
 from models.checkpoint import CheckpointError, ContractMismatchError, checkpoint_path
-from models.registry import Variant, variant
+from models.registry import Variant, find_variant
 from pipelines.cli import FAILED, MISMATCH, OK, USAGE, app
 from pipelines.definitions import build_defs
 from resources.guards import checkpoint_key
 from resources.promotion import TRAINING_FILE, beside, judge, read_training
 
-GBT, KNN = variant("gbt", "realistic"), variant("knn", "realistic")
+GBT, KNN = find_variant("gbt", "realistic"), find_variant("knn", "realistic")
 
 
 # --- the rules, on predictions made by hand

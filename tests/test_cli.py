@@ -25,7 +25,7 @@ from features.manifest import read_manifest
 from features.registry import LAYOUT
 from models.champion import read_champion
 from models.checkpoint import checkpoint_path
-from models.registry import variant
+from models.registry import find_variant
 from pipelines.cli import FAILED, OK, REJECTED, USAGE, app
 
 ROOT = Path(__file__).parent.parent
@@ -207,7 +207,9 @@ def scoring(trained: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> La
 
 
 def checkpoint(lab: Lab, model: str) -> Path:
-    return checkpoint_path(lab.workspace.checkpoint_folder(RECIPE), variant(model, "realistic"))
+    return checkpoint_path(
+        lab.workspace.checkpoint_folder(RECIPE), find_variant(model, "realistic")
+    )
 
 
 def test_the_champion_scores_unless_a_checkpoint_is_named(scoring: Lab) -> None:

@@ -38,7 +38,7 @@ from evaluation.figures import document_text
 from evaluation.report import MAX_BATCHES, render_report
 from models.champion import Reign, crown, keep
 from models.checkpoint import checkpoint_path
-from models.registry import variant
+from models.registry import find_variant
 from pipelines.partitions import sync_batches
 from resources.evaluated import watched
 from resources.promotion import beside
@@ -332,7 +332,7 @@ def test_a_new_batch_is_compared_as_it_is_ingested(
 ) -> None:
     """First without a champion, then with one; the new host's netflow collector does not run."""
     artifacts = shutil.copytree(trained.artifacts, tmp_path / "artifacts")
-    which = variant("gbt", "realistic")
+    which = find_variant("gbt", "realistic")
     store = StoreBuilder(tmp_path / "store")
     for profile in PROFILES[:3] * 2:
         store.add("lab-d", profile=profile, without=("netflow",), start_ns=START_NS + DAY_NS

@@ -29,7 +29,7 @@ from features.windows import window_views
 from models.base import Classifier, Examples, NotFittedError, class_weights
 from models.knn import condense, labelled_windows
 from models.metrics import confusion_matrix, f1_by_class, macro_f1
-from models.registry import MODELS, VARIANTS, Variant, model_config, variant
+from models.registry import MODELS, VARIANTS, Variant, find_variant, model_config
 from models.scaling import (
     block_statistics,
     fit_piecewise_linear,
@@ -501,9 +501,9 @@ def test_hyper_parameters_not_given_have_defaults_and_whole_numbers_are_floats()
 
 def test_every_model_has_a_variant_a_mode():
     assert [which.name for which in VARIANTS] == [f"{n}_{mode}" for n in MODELS for mode in MODES]
-    assert variant("cnn", "oracle") == Variant("cnn", "oracle")
+    assert find_variant("cnn", "oracle") == Variant("cnn", "oracle")
     with pytest.raises(ValueError, match=r"models are gbt, mlp, .*, modes realistic, oracle"):
-        variant("svm", "oracle")
+        find_variant("svm", "oracle")
 
 
 # --- figures, against scikit-learn

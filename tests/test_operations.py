@@ -26,7 +26,7 @@ from lab import RECIPE, TINY, Lab, failure, materialized, new_instance
 from typer.testing import CliRunner
 
 from assets.partitions import BATCHES
-from models.registry import variant
+from models.registry import find_variant
 from pipelines.cli import FAILED, USAGE, app, main
 from pipelines.definitions import build_defs
 from pipelines.executors import build_executor, execution_from_environment
@@ -328,7 +328,7 @@ def test_artifacts_on_another_path_are_reused_and_recorded_there(
         config = {"ops": {"predictions": {"config": {"model": "gbt", "recipe": RECIPE}}}}
         refused = there.execute("score", batch, config=config)
         assert "was never trained for recipe sample" in failure(refused)
-        only = [dg.AssetKey("datasets"), checkpoint_key(variant("gbt", "realistic"))]
+        only = [dg.AssetKey("datasets"), checkpoint_key(find_variant("gbt", "realistic"))]
         retrained = there.execute("retrain", RECIPE, only=only)
         assert retrained.success, failure(retrained)
         made = materialized(retrained)

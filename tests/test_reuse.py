@@ -11,12 +11,12 @@ from lab import RECIPE, Lab, failure, materialized, new_instance
 from evaluation.datasets import read_dataset
 from features.ingest import STAGES
 from features.manifest import read_manifest
-from models.registry import variant
+from models.registry import find_variant
 from pipelines.jobs import RETRAIN_KEYS
 from pipelines.partitions import sync_batches
 from resources.guards import checkpoint_key, last_metadata
 
-WHICH = variant("gbt", "realistic")
+WHICH = find_variant("gbt", "realistic")
 
 
 def test_a_second_run_reuses_everything_and_growth_touches_one_batch(retrained: Lab) -> None:
