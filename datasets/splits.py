@@ -8,13 +8,15 @@ the build.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+import pydantic.dataclasses
 
 from episodes.format import NS_PER_S
+from episodes.settings import SETTINGS, Int, NotNegative, ShareWithin
 
 Recipe = Literal["host", "sample", "time"]
 RECIPES: dict[str, str] = {
@@ -29,33 +31,17 @@ class DatasetError(Exception):
     """A dataset cannot be built honestly; the message says why and what to change."""
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=SETTINGS)
 class SplitPolicy:
     """How episodes are assigned to sides."""
 
-    seed: int = 0
+    seed: Int = 0
     test_host: str = "lab-c"
-    test_share: float = 0.2  # of samples a profile, of episodes by time
-    val_share: float = 0.2  # of the training side
-    val_by: str = "sample"  # episode, sample or host
-    gap_s: float = 5.0  # between the end of training and the start of test, in ``time``
-    degraded: str = "train"  # none, train or all
-
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("val_by", ("episode", "sample", "host")),
-            ("degraded", ("none", "train", "all")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"split policy: {name} is {getattr(self, name)!r}; it can be "
-                    f"{', '.join(allowed)}"
-                )
-        for name in ("test_share", "val_share"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"split policy: {name} must lie between 0 and 1")
-        if not self.gap_s >= 0:
-            raise ValueError("split policy: gap_s must not be negative")
+    test_share: ShareWithin = 0.2  # of samples per profile, of episodes by time
+    val_share: ShareWithin = 0.2  # of the training side
+    val_by: Literal["episode", "sample", "host"] = "sample"
+    gap_s: NotNegative = 5.0  # between the end of training and the start of test, in ``time``
+    degraded: Literal["none", "train", "all"] = "train"
 
 
 def assign_splits(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> pl.DataFrame:

@@ -6,31 +6,24 @@ The statistics themselves are in the other modules; the form is in ``documents``
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pydantic.dataclasses
 from numpy.typing import NDArray
+from pydantic import Field
 
+from episodes.settings import SETTINGS, Int, NotNegative
 from evaluation.documents import LEVEL, Figure, Subject
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=SETTINGS)
 class ReportPolicy:
     """How figures are computed."""
 
-    replicates: int = 10_000
-    seed: int = 0
-    false_alarms_per_hour: float = 6.0  # of clean time, on validation: bounds the alarm threshold
-
-    def __post_init__(self) -> None:
-        if self.replicates < 100:
-            raise ValueError(f"report.replicates must be >= 100, got {self.replicates}")
-        if not 0 <= self.false_alarms_per_hour < math.inf:
-            raise ValueError(
-                "report.false_alarms_per_hour must be finite and >= 0, got "
-                f"{self.false_alarms_per_hour}"
-            )
+    replicates: Annotated[Int, Field(ge=100)] = 10_000
+    seed: Int = 0
+    false_alarms_per_hour: NotNegative = 6.0  # of clean time, on validation: bounds the threshold
 
 
 def figure(

@@ -45,7 +45,7 @@ from features.golden import differences
 from features.shards import read_table
 from models.checkpoint import Checkpoint, CheckpointError, ContractMismatchError, checkpoint_path
 from models.inspection import Entry, verify
-from models.registry import VARIANTS, Variant, variant
+from models.registry import VARIANTS, Variant, find_variant
 from stages.datasets import dataset_shards
 from stages.ingest import FEATURES, INDEX
 from stages.stage import Artifacts, Check, CheckResult, Markdown, Output, Stage
@@ -201,7 +201,7 @@ class ChampionStage(Stage):
     ) -> Artifacts:
         try:
             challenger = (
-                variant(self.chosen.challenger, "realistic")
+                find_variant(self.chosen.challenger, "realistic")
                 if self.chosen.challenger
                 else best_on_validation(project)
             )

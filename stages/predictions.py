@@ -15,7 +15,7 @@ from episodes.format import SOURCES
 from features.contract import contract_hashes
 from features.files import fingerprint
 from features.shards import read_windows, write_table
-from models.registry import variant
+from models.registry import find_variant
 from stages.ingest import TENSORS
 from stages.stage import Check, CheckResult, FolderStage, Output
 from stages.status import StageError
@@ -107,7 +107,7 @@ class Predictions(FolderStage):
     @property
     def _variant(self) -> Any:
         try:
-            return variant(self.chosen.model, self.chosen.mode)
+            return find_variant(self.chosen.model, self.chosen.mode)
         except ValueError as error:
             raise StageError(str(error)) from error
 
@@ -145,7 +145,7 @@ class Predictions(FolderStage):
 
     def folder(self, workspace: Workspace, key: str) -> Path:
         champion = None if self.chosen.model else read_champion(workspace.champion_folder)
-        scorer = variant(champion.model, champion.mode) if champion else self._variant
+        scorer = find_variant(champion.model, champion.mode) if champion else self._variant
         recipe = champion.served if champion else self._recipe
         return workspace.predictions_folder(key, recipe, scorer)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from config.paths import base_folder
 from datasets.splits import SplitPolicy
+from episodes.settings import NotNegativeInt, settings_errors
 from episodes.store import StoreListing, list_store
 from episodes.validation import ValidationPolicy
 from evaluation.figures import ReportPolicy
@@ -44,7 +44,7 @@ class Workspace(BaseModel):
 
     store: str = Field(default="data/store", description="Folder of the episode store; read only.")
     artifacts: str = Field(default="artifacts", description="Folder of everything a run writes.")
-    seed: int = Field(default=0, ge=0, description="Seed of every training.")
+    seed: NotNegativeInt = Field(default=0, description="Seed of every training.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto, cpu or cuda.")
     force: bool = Field(default=False, description="Rebuild everything, reuse nothing.")
     validation: ValidationPolicy = ValidationPolicy()
@@ -140,7 +140,7 @@ def checked_workspace(values: Mapping[str, Any], where: str = "settings") -> Wor
     try:
         return Workspace(**values)
     except ValidationError as error:
-        lines = "\n".join(f"  {line}" for line in _explained(error))
+        lines = "\n".join(f"  {line}" for line in settings_errors(error, Workspace))
         raise SettingsError(f"{where}:\n{lines}") from error
 
 
@@ -157,30 +157,3 @@ def workspace_from_environment(environ: Mapping[str, str] = os.environ) -> Works
     paths = {name: environ.get(f"PHASEWATCH_{name.upper()}") for name in ("store", "artifacts")}
     overrides = {name: str(Path(path).absolute()) for name, path in paths.items() if path}
     return read_workspace(Path(config) if config else None, overrides)
-
-
-def _explained(error: ValidationError) -> list[str]:
-    """One readable line per wrong setting."""
-    lines = []
-    for item in error.errors():
-        name = ".".join(str(part) for part in item["loc"])
-        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            *section, unknown = item["loc"]
-            known = _known_names(section)
-            near = get_close_matches(str(unknown), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
-            where = "".join(f"{part}." for part in section)[:-1]
-            lines.append(f"{where + ': ' if where else ''}no setting {str(unknown)!r}; {hint}")
-        else:
-            message = item["msg"].removeprefix("Value error, ").replace("Input should", "must")
-            lines.append(f"{name}: {message}, got {item['input']!r}")
-    return lines
-
-
-def _known_names(section: list[int | str]) -> list[str]:
-    kind: Any = Workspace
-    for part in section:
-        fields = getattr(kind, "model_fields", None)
-        kind = fields[str(part)].annotation if fields else kind
-    fields = getattr(kind, "model_fields", None) or kind.__dataclass_fields__
-    return list(fields)

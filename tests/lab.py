@@ -19,7 +19,7 @@ from champion import history
 from champion.history import SERVED, Champion, keep, now, read_champion
 from datasets.splits import RECIPES
 from models.checkpoint import checkpoint_path
-from models.registry import variant
+from models.registry import find_variant
 from pipelines.definitions import build_defs
 from pipelines.partitions import sync_batches
 from resources.guards import last_metadata
@@ -146,7 +146,7 @@ def build_lab(root: Path, instance: dg.DagsterInstance) -> Lab:
 def put_in_use(lab: Lab, model: str, folder: Path | None = None) -> Champion:
     """Make a model champion without a trial: its checkpoint of the one recipe serves all."""
     folder = folder or lab.workspace.champion_folder
-    chosen = variant(model, "realistic")
+    chosen = find_variant(model, "realistic")
     path = checkpoint_path(lab.workspace.checkpoint_folder(RECIPE), chosen)
     kept = dict.fromkeys(RECIPES, keep(folder, path, kept_files(lab.project, RECIPE, chosen)))
     before = read_champion(folder)

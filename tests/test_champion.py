@@ -44,13 +44,13 @@ from champion.rules import (
 from datasets.splits import RECIPES
 from features.registry import LAYOUT
 from models.checkpoint import CheckpointError, ContractMismatchError, checkpoint_path
-from models.registry import Variant, variant
+from models.registry import Variant, find_variant
 from pipelines.cli.app import FAILED, MISMATCH, OK, USAGE, app
 from pipelines.definitions import build_defs
 from stages.champion import judge, kept_files
 from stages.manifest import draft, read_manifest
 
-GBT, KNN = variant("gbt", "realistic"), variant("knn", "realistic")
+GBT, KNN = find_variant("gbt", "realistic"), find_variant("knn", "realistic")
 
 
 # --- the rules, on predictions made by hand
@@ -367,8 +367,8 @@ def test_a_challenger_that_does_not_verify_is_refused(lab: Lab) -> None:
     checkpoint_path(lab.workspace.checkpoint_folder("time"), KNN).unlink()
     reasons = judge(lab.project, KNN).judgement.reasons
     assert [r.split(":")[0] for r in reasons] == ["Recipe host", "Recipe time"]
-    assert "not the bytes that were trained" in reasons[0]
-    assert "no such checkpoint file" in reasons[1]
+    assert "not the sidecar that was trained" in reasons[0]
+    assert "no such checkpoint" in reasons[1]
 
 
 def test_golden_vectors_are_replayed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,7 +445,7 @@ def test_a_damaged_copy_is_no_way_out(lab: Lab) -> None:
     (reason,) = judge(lab.project, KNN).judgement.reasons
     assert reason.startswith("The champion cannot be loaded")
     put_in_use(folder, kept(lab, KNN), judged_against=reign)
-    with pytest.raises(CheckpointError, match="is not beside it"):
+    with pytest.raises(CheckpointError, match="is missing; copy both files"):
         roll_back(folder, LAYOUT, by="", why="")
 
 

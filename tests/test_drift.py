@@ -43,7 +43,7 @@ from evaluation.drift import (
 from evaluation.page import MAX_BATCHES, drift_lines
 from evaluation.wording import findings
 from models.checkpoint import checkpoint_path
-from models.registry import variant
+from models.registry import find_variant
 from pipelines.partitions import sync_batches
 from stages.champion import kept_files
 from stages.drift import Drift
@@ -374,7 +374,7 @@ def test_a_new_batch_is_compared_as_it_is_ingested(
 ) -> None:
     """First without a champion, then with one; the new host's netflow collector does not run."""
     artifacts = shutil.copytree(trained.artifacts, tmp_path / "artifacts")
-    which = variant("gbt", "realistic")
+    which = find_variant("gbt", "realistic")
     store = StoreBuilder(tmp_path / "store")
     for profile in PROFILES[:3] * 2:
         store.add("lab-d", profile=profile, without=("netflow",), start_ns=START_NS + DAY_NS

@@ -22,14 +22,14 @@ from assets.factory import asset_key
 from assets.partitions import RECIPE_PARTITIONS
 from features.registry import LAYOUT, Layout, WindowSpec
 from models.checkpoint import checkpoint_path, read_header
-from models.registry import MODELS, VARIANTS, variant
+from models.registry import MODELS, VARIANTS, find_variant
 from pipelines.cli.app import MISMATCH, app
 from pipelines.definitions import build_defs
 from pipelines.partitions import sync_batches
 from stages.evaluation import read_comparisons, read_report
 from stages.manifest import read_manifest
 
-WHICH = variant("gbt", "realistic")
+WHICH = find_variant("gbt", "realistic")
 SCORE = {
     "ops": {"predictions": {"config": {"model": "gbt", "mode": "realistic", "recipe": RECIPE}}}
 }

@@ -10,11 +10,11 @@ from lab import RECIPE, Lab, failure, materialized, new_instance
 
 from assets.factory import asset_key, asset_keys
 from datasets.windows import read_dataset
-from models.registry import variant
+from models.registry import find_variant
 from pipelines.partitions import sync_batches
 from stages.manifest import read_manifest
 
-WHICH = variant("gbt", "realistic")
+WHICH = find_variant("gbt", "realistic")
 
 
 def test_a_second_run_reuses_everything_and_growth_touches_one_batch(retrained: Lab) -> None:

@@ -256,7 +256,7 @@ def test_an_interval_leaves_out_what_is_undefined_and_may_be_open():
 
 
 def test_too_few_replicates_are_refused():
-    with pytest.raises(ValueError, match="replicates must be >= 100, got 99"):
+    with pytest.raises(ValueError, match="greater than or equal to 100"):
         ReportPolicy(replicates=99)
 
 

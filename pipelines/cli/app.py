@@ -228,17 +228,21 @@ def _sweep(episodes: list, policy: Any) -> Iterator[Record]:
 
 def _read_policy(path: Path) -> Any:
     import yaml
+    from pydantic import ValidationError
 
+    from episodes.settings import settings_errors
     from episodes.validation import ValidationPolicy
 
     try:
         return ValidationPolicy(**(yaml.safe_load(path.read_text()) or {}))
     except OSError as error:
         fail(f"{path}: {error.strerror}", USAGE)
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
-        known = ", ".join(ValidationPolicy.__dataclass_fields__)
-        said = str(error).removeprefix("ValidationPolicy.__init__() ")
-        fail(f"{path}: not a validation policy ({said}); it can set {known}", USAGE)
+    except ValidationError as error:
+        fail(
+            "\n".join(f"{path}: {line}" for line in settings_errors(error, ValidationPolicy)), USAGE
+        )
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+        fail(f"{path}: not a validation policy: {error}", USAGE)
 
 
 def _judged(episode: str, store: Path, *, anyway: bool) -> tuple[Record, Episode, Extracted]:

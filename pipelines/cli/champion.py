@@ -138,11 +138,11 @@ def rollback(
 
 def _variant(name: str) -> Any:
     """``gbt`` is gbt_realistic; ``gbt_oracle`` can be named, and is refused with the reason."""
-    from models.registry import VARIANTS, variant
+    from models.registry import VARIANTS, find_variant
 
     known = {which.name: which for which in VARIANTS}
     with failing({ValueError: USAGE}):
-        return known.get(name) or variant(name, "realistic")
+        return known.get(name) or find_variant(name, "realistic")
 
 
 def _user() -> str:
