@@ -120,6 +120,30 @@ def scored(
     )
 
 
+def misclassified(
+    predictions: pl.DataFrame, model: str, mode: str, classes: Sequence[str], split: str = "test"
+) -> pl.DataFrame:
+    """The windows that a predictor got wrong, the surest errors first.
+
+    Returns:
+        ``episode_id, host_id, profile, window, start_s, actual, predicted, probability`` (of the
+        predicted class).
+
+    Raises:
+        KeyError: the table does not have the predictor.
+    """
+    rows = scored(predictions, model, mode, classes, split)
+    return (
+        rows.windows.select("episode_id", "host_id", "profile", "window", "start_s", "actual")
+        .with_columns(
+            predicted=pl.Series([classes[i] for i in rows.predicted]),
+            probability=pl.Series(rows.proba.max(axis=1)),
+        )
+        .filter(pl.col("predicted") != pl.col("actual"))
+        .sort("probability", descending=True)
+    )
+
+
 def macro_f1_of_confusion(confusion: NDArray, roster: Sequence[int]) -> NDArray[np.float64]:
     """Mean F1 over the classes of the roster that occur; NaN where none does.
 

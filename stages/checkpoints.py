@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
-    from models.base import Classifier
+    from models.base import Classifier, Examples
     from stages.manifest import Manifest
     from stages.project import Project
     from stages.stage import Progress
@@ -210,10 +210,10 @@ class Checkpoints(Stage):
         return CheckResult(True, facts=live | {"checkpoint_id": checkpoint.artifact_id})
 
 
-def train(
+def fit(
     project: Project, variant: Variant, recipe: str, progress: Progress = silent
-) -> dict[str, Any]:
-    """Train a variant on a recipe's dataset and save its checkpoint; returns the header.
+) -> tuple[Classifier, Examples]:
+    """Train a variant on a recipe's dataset; returns the model and what it was trained on.
 
     Raises:
         StageError: there is no dataset.
@@ -230,7 +230,17 @@ def train(
         seed=workspace.seed,
         device=workspace.device,
     )
-    model.fit(training, val, progress)
+    return model.fit(training, val, progress), training
+
+
+def train(project: Project, variant: Variant, recipe: str, progress: Progress) -> dict[str, Any]:
+    """Train a variant on a recipe's dataset and save its checkpoint; returns the header.
+
+    Raises:
+        StageError: there is no dataset.
+    """
+    model, training = fit(project, variant, recipe, progress)
+    workspace, dataset = project.workspace, project.existing("datasets", recipe)
     stage = project.stages[f"checkpoints/{variant.name}"]
     return save_checkpoint(
         workspace.checkpoint_folder(recipe),

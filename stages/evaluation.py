@@ -12,7 +12,6 @@ import polars as pl
 from datasets.windows import inputs, read_dataset
 from evaluation import documents
 from evaluation.baselines import shortcut_predictions
-from evaluation.cards import body_of, model_card
 from evaluation.comparisons import compare
 from evaluation.documents import EvalReport, document_text
 from evaluation.report import evaluate
@@ -225,6 +224,8 @@ class EvalReports(FolderStage):
         staged: Draft,
         progress: Progress,
     ) -> dict[str, Any]:
+        from evaluation.cards import model_card  # needs Jinja, which a base install lacks
+
         workspace = project.workspace
         dataset = project.existing("datasets", key)
         header = project.artifact(f"checkpoints/{self.variant.name}", key).meta
@@ -252,6 +253,7 @@ class EvalReports(FolderStage):
         return {"recipe": key, "variant": self.variant.name}
 
     def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:
+        from evaluation.cards import body_of
         from evaluation.charts import confusion_png  # Matplotlib: slow to load, needed only here
 
         report = read_report(artifact)

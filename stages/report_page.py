@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from champion.history import ChampionError, read_champion
 from datasets.splits import RECIPES
 from evaluation.documents import Comparisons, EvalReport
-from evaluation.page import render_report
 from features.files import file_sha256, fingerprint, write_atomically
 from models.registry import VARIANTS
 from stages.checkpoints import code_commit
@@ -139,6 +138,8 @@ class ReportPage(Stage):
         outputs: Collection[str],
         progress: Progress,
     ) -> Artifacts:
+        from evaluation.page import render_report  # needs Jinja, which a base install lacks
+
         workspace, found = project.workspace, evaluated(project)
         if not found.reports:
             raise StageError("No evaluation report is current. Run: phasewatch run")
