@@ -9,7 +9,7 @@ export PHASEWATCH_ARTIFACTS := $(abspath $(ARTIFACTS))
 export DAGSTER_HOME := $(abspath $(or $(ARTIFACTS),artifacts))/dagster_home
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui test e2e ray bench yardstick lint clean
+.PHONY: help run ui test e2e ray bench yardstick lint lock clean
 
 help:  ## say what there is
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /make \1\t/' | expand -t 14
@@ -25,7 +25,7 @@ run: .venv/.installed  ## validate, extract, split, train, evaluate, report (STO
 
 ui: .venv/.installed  ## open Dagster on http://127.0.0.1:3000 (STORE=, ARTIFACTS=, CONFIG=)
 	$(BIN)/phasewatch sync
-	$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port 3000
+	$(BIN)/dg dev --host 127.0.0.1 --port 3000
 
 test: lint  ## linters, types, import rules and the test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -35,6 +35,9 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell $$(git ls-files '*.py' '*.md' '*.j2' '*.css' '*.yaml' '*.toml' Makefile)
+	$(BIN)/deptry .
+	$(BIN)/deptry . tests --exclude '\.venv|artifacts|build' --ignore DEP002,DEP004
 	$(BIN)/dg check defs
 
 e2e: .venv/.installed  ## a real Dagster, clicked by a real browser: growth, night, backfill, drift
@@ -56,6 +59,17 @@ artifacts/cache/aeon/.installed:
 
 yardstick: run artifacts/cache/aeon/.installed  ## the models beside a forest and MiniRocket (STORE=, ARTIFACTS=, CONFIG=)
 	$(BIN)/python -m benchmarks.yardstick --aeon artifacts/cache/aeon/bin/python
+
+artifacts/cache/lock/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check pip-tools==7.6.2
+	touch $@
+
+lock: artifacts/cache/lock/.installed  ## remake constraints.txt from pyproject.toml; what is pinned there stays (UPGRADE=1: the newest)
+	CUSTOM_COMPILE_COMMAND='make lock' $(<D)/bin/pip-compile --quiet --all-extras --allow-unsafe --strip-extras \
+		--annotation-style line --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+		$(if $(UPGRADE),--upgrade) --output-file constraints.txt pyproject.toml
+	sed -i 's/+cpu//' constraints.txt
 
 clean:  ## remove everything a run wrote (the environment stays)
 	find artifacts -mindepth 1 -not -name README.md -delete

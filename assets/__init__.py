@@ -1,7 +1,9 @@
-"""Software-defined assets, a module a stage: each calls the core and reports, nothing else."""
+"""Dagster assets and checks, built from the declared stages by one factory."""
 
 import warnings
 
-# Partitioned checks are a preview in Dagster 1.13 and what lets automation look at the right
+# Partitioned checks are a preview in Dagster 1.13, and automation needs them to look at the right
 # partition; the pinned version and the tests guard against a change.
 warnings.filterwarnings("ignore", message="Specifying a partitions_def on an AssetCheckSpec")
+# So are links from assets to their source.
+warnings.filterwarnings("ignore", message="Class `(LocalFile)?CodeReference")

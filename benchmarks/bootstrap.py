@@ -17,7 +17,7 @@ from sklearn.metrics import f1_score
 
 from benchmarks.extraction import peak_mib
 from evaluation.bootstrap import EpisodeBootstrap
-from evaluation.scores import macro_f1, macro_statistic
+from evaluation.scores import macro_f1_of_confusion, macro_statistic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +59,7 @@ def main() -> None:
     def by_scipy() -> None:
         stats.bootstrap(
             (np.arange(N_EPISODES),),
-            lambda drawn: macro_f1(confusions[0][drawn].sum(axis=0), roster),
+            lambda drawn: macro_f1_of_confusion(confusions[0][drawn].sum(axis=0), roster),
             n_resamples=N_BY_SCIPY,
             vectorized=False,
             method="percentile",

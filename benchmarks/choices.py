@@ -18,11 +18,12 @@ import numpy as np
 import polars as pl
 
 from benchmarks.yardstick import dataset_of, score, sides
-from evaluation.datasets import RECIPES, examples
+from datasets.splits import RECIPES
+from datasets.windows import examples
 from features.registry import LAYOUT, MODES
 from models.base import Examples
 from models.registry import MODELS, Variant, model_config
-from resources.workspace import Workspace, workspace_from_environment
+from stages.workspace import Workspace, workspace_from_environment
 
 FAR = 1e6  # a limit that nothing reaches
 CHOICES: dict[str, list[dict[str, int | float]]] = {

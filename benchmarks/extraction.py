@@ -29,10 +29,10 @@ from episodes.store import list_store
 from episodes.validation import ValidationPolicy, validate
 from features.alignment import align, make_grid
 from features.extraction import extract
-from features.ingest import ingest_batch
 from features.registry import LAYOUT
 from features.summary import summarise
 from features.windows import window_starts, window_views
+from stages.ingest import ingest_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

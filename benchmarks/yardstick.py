@@ -27,19 +27,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 
-from evaluation.datasets import RECIPES, SPLITS, examples, read_dataset
-from features.ingest import STAGES
-from features.manifest import read_manifest
+from datasets.splits import RECIPES, SPLITS
+from datasets.windows import examples, read_dataset
+from evaluation.documents import Comparisons
 from features.registry import LAYOUT, MODES
 from models.metrics import macro_f1
 from models.registry import MODELS, Variant
-from resources.evaluated import read_comparisons
-from resources.workspace import Workspace, workspace_from_environment
+from stages.datasets import dataset_shards
+from stages.evaluation import read_comparisons
+from stages.project import Project
+from stages.workspace import Workspace, workspace_from_environment
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from features.manifest import Manifest
     from models.base import Examples
 
 CLOSE = 0.05
@@ -47,18 +48,11 @@ HAVE_TO_BE_CLOSE = ("gbt", "mlp", "cnn", "gru", "lstm", "transformer")
 HAVE_TO_BE_BEATEN = ("prior", "uniform", "missingness_only")
 
 
-def dataset_of(
-    workspace: Workspace, recipe: str
-) -> tuple[pl.DataFrame, dict[str, dict[str, Manifest]]]:
+def dataset_of(workspace: Workspace, recipe: str) -> tuple[pl.DataFrame, dict[str, Any]]:
     """The table of a recipe's dataset, and the shards it points into."""
-    dataset = read_manifest(workspace.dataset_folder(recipe))
-    assert dataset is not None, f"no dataset {recipe}: phasewatch run"
-    table = read_dataset(dataset)
-    shards: dict[str, dict[str, Manifest]] = {}
-    for batch in table["batch"].unique():
-        found = workspace.batch_manifests(batch)
-        shards[batch] = {stage: m for stage in STAGES if (m := found[stage]) is not None}
-    return table, shards
+    project = Project(workspace)
+    dataset = project.existing("datasets", recipe)
+    return read_dataset(dataset), dataset_shards(project, dataset)
 
 
 def sides(workspace: Workspace, recipe: str, which: Variant) -> dict[str, Examples]:
@@ -93,15 +87,15 @@ def minirocket(windows: dict[str, Examples], python: str) -> float:
     return score(windows["test"], np.array(json.loads(done.stdout)))
 
 
-def unbeaten(document: dict[str, Any]) -> list[str]:
+def unbeaten(document: Comparisons) -> list[str]:
     """Models whose paired interval against a guess or the collectors reaches 0."""
     return [
-        f"{document['recipe']}: {c['model']}_{c['mode']} is not better than {c['other']['model']} "
-        f"beyond chance ({c['value']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}])"
-        for family in document["families"]
-        if family["name"] == "baselines"
-        for c in family["comparisons"]
-        if c["other"]["model"] in HAVE_TO_BE_BEATEN and not c["low"] > 0
+        f"{document.recipe}: {c.model}_{c.mode} is not significantly better than {c.other.model} "
+        f"({c.value:+.3f} [{c.low:+.3f}, {c.high:+.3f}])"
+        for family in document.families
+        if family.name == "baselines"
+        for c in family.comparisons
+        if c.other.model in HAVE_TO_BE_BEATEN and not c.low > 0
     ]
 
 
@@ -110,18 +104,17 @@ def main() -> None:
     parser.add_argument("--aeon", metavar="PYTHON", help="an interpreter that has aeon")
     arguments = parser.parse_args()
     workspace = workspace_from_environment()
+    project = Project(workspace)
 
     columns = [*MODELS, "forest", "forest+val"] + (["minirocket"] if arguments.aeon else [])
     print(f"{'test macro F1':18}" + "".join(f"{name:>12}" for name in columns))
     failures = []
     for recipe, mode in product(RECIPES, MODES):
-        manifest = read_manifest(workspace.comparisons_folder(recipe))
+        manifest = project.artifact("comparisons", recipe)
         if manifest is None:
             sys.exit(f"{recipe} was not evaluated: phasewatch run")
         document = read_comparisons(manifest)
-        scores = {
-            p["model"]: p["macro_f1"]["value"] for p in document["predictors"] if p["mode"] == mode
-        }
+        scores = {p.model: p.macro_f1.value for p in document.predictors if p.mode == mode}
         summary = sides(workspace, recipe, Variant("gbt", mode))
         scores["forest"] = forest(summary, "train")
         scores["forest+val"] = forest(summary, "train", "val")

@@ -1,4 +1,4 @@
 """Episodes as lab hosts ship them: format, store, safe reading, validation.
 
-What a model is later fed (channels, grids, windows) does not belong here: see ``features``.
+Model inputs (channels, grids, windows) do not belong here: see ``features``.
 """

@@ -14,13 +14,13 @@ PHASES = ("clean", "armed", "infecting", "infected_running", "dormant")
 
 CLEAN = "clean"
 INFECTED = ("infecting", "infected_running")
-"""The phases in which a detector should sound: the machine is being or has been taken over."""
+"""The phases in which a detector should raise an alarm: the VM is being or has been taken over."""
 
 FAILED = "failed"
-"""A label that is no class: an episode that carries it is rejected."""
+"""A label that is not a class: an episode that carries it is rejected."""
 
 JUSTIFYING_EVENT = {"infecting": "exploit_fire", "infected_running": "session_open"}
-"""Phase -> the event that has to have happened at or before its label."""
+"""Phase -> the event that must have happened at or before its label."""
 
 NS_PER_S = 1_000_000_000
 
@@ -33,7 +33,7 @@ class Source:
     file: str
     tag: str
     deployable: bool
-    expected_hz: float | None  # None: rows appear only when something happened
+    expected_hz: float | None  # None: rows appear only when something happens
     clock_may_be_coarse: bool = False  # t_wall_ns may have 1 s precision
 
 
@@ -53,7 +53,7 @@ EVENTS_FILE = "events.jsonl"
 READ_FILES = frozenset(
     {META_FILE, LABELS_FILE, EVENTS_FILE, *(source.file for source in SOURCES.values())}
 )
-"""Members of an episode's archive that are read; any other regular file is allowed and ignored."""
+"""Members of an archive that are read; any other regular file is allowed and ignored."""
 
 ARCHIVE_SUFFIX = ".tar.zst"
 
@@ -79,7 +79,9 @@ def episode_time_ms(episode_id: str) -> int:
         ValueError: ``episode_id`` is not a ULID.
     """
     if not is_episode_id(episode_id):
-        raise ValueError(f"{episode_id!r} is not a ULID (26 characters of Crockford's base 32)")
+        raise ValueError(
+            f"episode id must be a ULID (26 characters of Crockford's base 32), got {episode_id!r}"
+        )
     time_ms = 0
     for character in episode_id[:10]:
         time_ms = time_ms * 32 + _CROCKFORD[character]

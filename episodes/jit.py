@@ -1,18 +1,33 @@
-"""The one place where Numba is configured: compiled kernels are cached under ``artifacts/``."""
+"""The one place where Numba is configured: compiled kernels are cached where caches go."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-# Set before numba's first import: nothing outside artifacts/ is written.
-os.environ.setdefault(
-    "NUMBA_CACHE_DIR", str(Path(__file__).resolve().parent.parent / "artifacts" / "cache" / "numba")
-)
+from config.paths import cache_folder
+
+# before the first import of numba, which would write beside the source files
+os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_folder() / "numba"))
 
 import numba
+from numba.core import event
+
+
+class _Announcement(event.Listener):
+    """Says once that kernels are being compiled; Numba sends no event for a cached kernel."""
+
+    def on_start(self, _: Any) -> None:
+        event.unregister("numba:compile", self)
+        logging.getLogger("phasewatch").warning("compiling kernels, once; about a minute")
+
+    def on_end(self, _: Any) -> None:
+        """Required by Numba."""
+
+
+event.register("numba:compile", _Announcement())
 
 
 def jit(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -21,5 +36,5 @@ def jit(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def inlined(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile into the kernels that call it: an array passed on is counted, which costs."""
+    """Compile into the kernels that call it: passing an array costs a reference count."""
     return numba.njit(inline="always")(kernel)

@@ -1,6 +1,6 @@
-"""The receiver's store: what its index says, what its folders hold, and where the two differ.
+"""The receiver's store: its index, its folders, and where the two differ.
 
-The store is somebody else's: it is only ever read. Judging an episode is ``validation``'s.
+The store belongs to the receiver and is only read. ``validation`` judges episodes.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class StoredEpisode:
 
     host_id: str
     episode_id: str
-    path: Path  # where the archive is, or should be
-    size_bytes: int | None  # of the file on disk; None: there is none, or not all of it yet
+    path: Path  # of the archive, present or not
+    size_bytes: int | None  # of the file on disk; None: missing, or still arriving
     index_rows: tuple[IndexRow, ...]
-    other_hosts: tuple[str, ...] = ()  # further hosts that claim the same id
-    arrived_bytes: int | None = None  # of a file that is shorter than the index says
-    in_store: bool = True  # False: a file by itself; there is no index that could list it
+    other_hosts: tuple[str, ...] = ()  # other hosts that have the same id
+    arrived_bytes: int | None = None  # of a file shorter than its index row says
+    in_store: bool = True  # False: a single file, without an index
 
     @property
     def batch(self) -> str:
@@ -53,10 +53,10 @@ class StoredEpisode:
     def identity(self) -> list[object]:
         """What a batch's fingerprint covers: any change in it makes the batch stale.
 
-        The content is named by the index's hash, and no time stamp is in it: a copy of the store
-        is the same store. So an archive replaced by another of equal size under an unchanged row
-        makes nothing stale, for what was made of the content with that hash still holds; the other
-        content is rejected by its hash whenever it is read.
+        The content is identified by the index's hash, and timestamps are left out, so a copy of the
+        store is the same store. An archive replaced by another of equal size under an unchanged
+        row makes nothing stale: artefacts of the content with that hash are still right, and the
+        new content is rejected by its hash when it is read.
         """
         return [
             self.episode_id,
@@ -68,7 +68,7 @@ class StoredEpisode:
 
 @dataclass(frozen=True)
 class StoreListing:
-    """The store at one moment, index and files reconciled; neither is ever rewritten."""
+    """The store at one moment, with index and files reconciled; neither is rewritten."""
 
     root: Path
     batches: dict[str, tuple[StoredEpisode, ...]]  # sorted by key, episodes by id
@@ -88,7 +88,7 @@ class StoreListing:
 
     @property
     def differences(self) -> tuple[str, ...]:
-        """Where index and files disagree, and what belongs to no batch: one line each."""
+        """Where index and files disagree, and what belongs to no batch, one line each."""
         return (
             *self.problems,
             *(f"{e.host_id}/{e.episode_id}: on disk, not in the index" for e in self.unindexed),
@@ -101,30 +101,30 @@ class StoreListing:
         Raises:
             StoreError: the store has none, or several hosts claim it.
         """
-        found = [episode for episode in self.episodes if episode.episode_id == episode_id]
-        if not found:
+        episodes = [episode for episode in self.episodes if episode.episode_id == episode_id]
+        if not episodes:
             raise StoreError(f"{self.root}: no episode {episode_id} in the index or on disk")
-        if len(found) > 1:
-            hosts = ", ".join(episode.host_id for episode in found)
+        if len(episodes) > 1:
+            hosts = ", ".join(episode.host_id for episode in episodes)
             raise StoreError(
-                f"{self.root}: episode {episode_id} is claimed by several hosts ({hosts}); "
-                "name the archive's path instead"
+                f"{self.root}: several hosts have an episode {episode_id} ({hosts}); "
+                "give the archive's path instead"
             )
-        return found[0]
+        return episodes[0]
 
 
 def find_archive(path: Path) -> StoredEpisode:
-    """The episode of an archive named by its path: as its store lists it, or a file by itself.
+    """The episode of an archive given by its path: as its store lists it, or as a single file.
 
     Raises:
-        OSError: there is no such file.
+        OSError: the file does not exist.
     """
     size_bytes = path.lstat().st_size
-    here = path.parent.resolve() / path.name
-    host = here.parent
+    absolute = path.parent.resolve() / path.name
+    host = absolute.parent
     if host.parent.name == "episodes" and (host.parent.parent / "index.jsonl").is_file():
         for episode in list_store(host.parent.parent).episodes:
-            if episode.path == here:
+            if episode.path == absolute:
                 return episode
     episode_id = path.name.removesuffix(ARCHIVE_SUFFIX)
     return StoredEpisode("", episode_id, path, size_bytes, (), in_store=False)
@@ -140,17 +140,17 @@ def _absence(episode: StoredEpisode) -> str:
 def list_store(root: Path) -> StoreListing:
     """Reconcile ``index.jsonl`` with ``episodes/<host_id>/*.tar.zst``.
 
-    What is still arriving is not there yet, and so no problem: a file under any other name, a file
-    shorter than its index row says, an unfinished last line of the index.
+    Unfinished uploads are not reported as problems: a file under any other name, a file shorter
+    than its index row says, a last line of the index without a newline.
 
     Raises:
-        StoreError: ``root`` holds neither an index nor an ``episodes`` folder.
+        StoreError: ``root`` has neither an index nor an ``episodes`` folder.
     """
     root = Path(root)
     if not (root / "index.jsonl").is_file() and not (root / "episodes").is_dir():
         raise StoreError(
-            f"{root}: no episode store here (expected index.jsonl and episodes/<host>/"
-            f"<episode>{ARCHIVE_SUFFIX}); set `store` to the folder that holds them"
+            f"{root}: not an episode store (must have index.jsonl and episodes/<host>/"
+            f"<episode>{ARCHIVE_SUFFIX}); set `store` to the folder that has them"
         )
     problems: list[str] = []
     sizes = _list_files(root, problems)
@@ -167,13 +167,13 @@ def list_store(root: Path) -> StoreListing:
         path = root / "episodes" / host_id / f"{episode_id}{ARCHIVE_SUFFIX}"
         listed = rows[host_id, episode_id]
         size = sizes.get((host_id, episode_id))
-        if size is None:  # it may have come, and then its row, since the folder was listed
+        if size is None:  # the file and its row may have come since the folder was listed
             size = _size(path)
         arriving = (
             size is not None
             and bool(listed)
             and all(size < row.size_bytes for row in listed)
-            and stat.S_ISREG(path.lstat().st_mode)  # what is no file will not become one
+            and stat.S_ISREG(path.lstat().st_mode)  # anything else never becomes a file
         )
         episode = StoredEpisode(
             host_id=host_id,
@@ -199,17 +199,17 @@ def _list_files(root: Path, problems: list[str]) -> dict[tuple[str, str], int]:
         if not host.is_dir():
             continue
         if not is_host_id(host.name):
-            problems.append(f"episodes/{host.name}: not a host id; rename the folder")
+            problems.append(f"episodes/{host.name}: name must be a host id; rename the folder")
             continue
         for path in sorted(host.glob(f"*{ARCHIVE_SUFFIX}")):
             episode_id = path.name.removesuffix(ARCHIVE_SUFFIX)
             if path.name.startswith("."):  # an upload in progress
                 continue
             if not is_episode_id(episode_id):
-                problems.append(f"episodes/{host.name}/{path.name}: the name is not a ULID")
+                problems.append(f"episodes/{host.name}/{path.name}: name must be a ULID")
                 continue
             size = _size(path)
-            if size is not None:  # else it was renamed while we looked
+            if size is not None:  # None: it was renamed meanwhile
                 sizes[host.name, episode_id] = size
     return sizes
 
@@ -223,7 +223,7 @@ def _size(path: Path) -> int | None:
 
 def _read_index(path: Path, problems: list[str]) -> list[IndexRow]:
     if not path.is_file():
-        problems.append("index.jsonl: absent; every file counts as not indexed")
+        problems.append("index.jsonl: missing; every file counts as not indexed")
         return []
     lines = path.read_bytes().split(b"\n")
     rows = []
@@ -233,15 +233,15 @@ def _read_index(path: Path, problems: list[str]) -> list[IndexRow]:
         try:
             rows.append(_index_row(json.loads(line)))
         except (ValueError, RecursionError) as error:
-            if number < len(lines):  # the last line without a newline is still being written
+            if number < len(lines):  # a last line without a newline is still being written
                 problems.append(f"index.jsonl line {number}: {error}")
     return rows
 
 
 def _index_row(value: object) -> IndexRow:
     if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
-    wanted = {
+        raise ValueError(f"must be a JSON object, got {type(value).__name__}")
+    types = {
         "episode_id": str,
         "host_id": str,
         "sha256": str,
@@ -249,16 +249,18 @@ def _index_row(value: object) -> IndexRow:
         "received_at_wall": str,
         "schema_version": int,
     }
-    for name, kind in wanted.items():
+    for name, kind in types.items():
         if type(value.get(name)) is not kind:
-            raise ValueError(f"{name} is absent or no {kind.__name__}")
+            raise ValueError(
+                f"{name} is missing or not {'a string' if kind is str else 'an integer'}"
+            )
     if not is_host_id(value["host_id"]):
-        raise ValueError(f"host_id {value['host_id']!r} cannot name a host")
+        raise ValueError(f"host_id must be a host id, got {value['host_id']!r}")
     if not is_episode_id(value["episode_id"]):
-        raise ValueError(f"episode_id {value['episode_id']!r} is not a ULID")
+        raise ValueError(f"episode_id must be a ULID, got {value['episode_id']!r}")
     commit = value.get("code_commit")
     return IndexRow(
-        **{name: value[name] for name in wanted},
+        **{name: value[name] for name in types},
         code_commit=commit if isinstance(commit, str) else None,
         backfilled=value.get("backfilled") is True,
     )

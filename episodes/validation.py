@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pydantic.dataclasses
 
 from episodes.archive import ArchiveError, read_packed
 from episodes.format import (
@@ -29,6 +30,7 @@ from episodes.format import (
 )
 from episodes.jsonl import is_int64
 from episodes.reading import Episode, parse_episode
+from episodes.settings import SETTINGS, NotNegative, NotNegativeInt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -68,21 +70,16 @@ _WORST_FIRST = ("rejected", "errored", "degraded")
 _POLLED = tuple(source for source in SOURCES.values() if source.expected_hz)
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=SETTINGS)
 class ValidationPolicy:
     """The thresholds of every verdict."""
 
-    min_duration_s: float = 15.0
-    max_duration_s: float = 86_400.0  # a wall time years off would ask for a grid of terabytes
-    min_rows: int = 100
-    min_row_share: float = 0.8  # of the rows expected at the source's rate
-    max_gap_s: float = 2.0
-    max_source_offset_s: float = 2.0
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-                raise ValueError(f"validation policy: {name} is {value!r}, not a number >= 0")
+    min_duration_s: NotNegative = 15.0
+    max_duration_s: NotNegative = 86_400.0  # a clock years off would need terabytes
+    min_rows: NotNegativeInt = 100
+    min_row_share: NotNegative = 0.8  # of the rows expected at the source's rate
+    max_gap_s: NotNegative = 2.0
+    max_source_offset_s: NotNegative = 2.0
 
 
 @dataclass(frozen=True)

@@ -1,36 +1,32 @@
-"""Baselines that see no behaviour: only when a window lies, or only which collectors ran.
+"""Baselines that see no behaviour: only when a window occurs, or only which collectors ran.
 
-What they score is what a schedule or a gap in the recording gives away for free.
+Their score is what a schedule or a gap in the recording gives away for free.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from episodes.format import SOURCES
 from evaluation.scores import SHORTCUTS, baseline_id, prediction_rows
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
 
 def baseline_columns(name: str, mode: str) -> list[str]:
     """The columns of the window table that a baseline sees.
 
     Raises:
-        ValueError: there is no baseline of that name.
+        ValueError: no baseline has that name.
     """
     if name == "position_only":
         return ["start_s"]
     if name == "missingness_only":
         return [f"coverage_{s.name}" for s in SOURCES.values() if mode == "oracle" or s.deployable]
-    raise ValueError(f"no baseline {name!r}; there is {', '.join(SHORTCUTS)}")
+    raise ValueError(f"baseline must be one of {', '.join(SHORTCUTS)}, got {name!r}")
 
 
 def baseline_proba(
@@ -40,7 +36,7 @@ def baseline_proba(
 
     Fitted on the training windows of a dataset's table, for its other windows in their order.
     """
-    from sklearn.ensemble import RandomForestClassifier  # heavy, and few who import this fit
+    from sklearn.ensemble import RandomForestClassifier  # slow to import
 
     train = table.filter(pl.col("split") == "train")
     held_out = table.filter(pl.col("split") != "train")
@@ -60,7 +56,7 @@ def baseline_proba(
 def shortcut_predictions(
     table: pl.DataFrame, classes: Sequence[str], modes: Sequence[str], seed: int
 ) -> pl.DataFrame:
-    """What every baseline says, in each mode, of the windows of ``val`` and ``test``.
+    """Every baseline's predictions, in each mode, for the windows of ``val`` and ``test``.
 
     Args:
         table: a dataset's table; its training windows fit the baselines.

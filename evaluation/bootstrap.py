@@ -2,30 +2,40 @@
 
 Windows overlap and come in episodes, so episodes are resampled: a bootstrap over windows covered
 the truth 47 % of the time where one over episodes covered it 92 %. A statistic is a function of
-the episodes' weights; what it computes from them is its own module's affair.
+the episodes' weights; what it computes from them is not known here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from episodes.format import NS_PER_S
+from evaluation.documents import Bootstrap, Condition
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from evaluation.figures import ReportPolicy
+    from evaluation.scores import Scored
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """From weights ``(b, n_episodes)`` to values ``(b,)`` or ``(b, m)``; NaN where undefined."""
 
 Name = TypeVar("Name")
 _CELLS = 2**20  # weights in a piece: bounds memory on large corpora
-_KEPT_CELLS = 2**25  # up to so many weights are kept, in 128 MiB; beyond, they are drawn anew
+_KEPT_CELLS = 2**25  # up to so many weights are kept, in 128 MiB; beyond that they are drawn again
 
 
 class EpisodeBootstrap:
     """How often each episode of one test set is drawn, replicate by replicate.
 
-    As many groups are drawn with replacement as there are, and from each drawn group as many of
-    its episodes, anew at every drawing (the two-stage bootstrap of Davison and Hinkley 1997,
+    Groups are drawn with replacement, as many as exist, and from each drawn group as many episodes
+    as it has (the two-stage bootstrap of Davison and Hinkley 1997,
     section 3.8, both stages with replacement). With a single group this is the plain bootstrap of
     episodes. The weights follow from groups, replicates and seed alone.
     """
@@ -73,8 +83,49 @@ class EpisodeBootstrap:
         for weights in self.weights():
             for name, statistic in statistics.items():
                 parts[name].append(statistic(weights))
-        return {name: np.concatenate(found) for name, found in parts.items()}
+        return {name: np.concatenate(pieces) for name, pieces in parts.items()}
 
     def observed(self, statistic: Statistic) -> NDArray[np.float64]:
         """A statistic on the test set as it is: ``()`` or ``(m,)``."""
         return statistic(np.ones((1, self.n_episodes)))[0]
+
+
+def resampling(
+    recipe: str, test: Scored, policy: ReportPolicy
+) -> tuple[EpisodeBootstrap, Bootstrap]:
+    """The bootstrap of a recipe's test set, and what a document records about it.
+
+    In recipe ``sample`` held-out samples are drawn first, then episodes of each: another sample
+    could have been held out as well as these. A single held-out host leaves nothing to draw from.
+    """
+    two_stage = recipe == "sample"
+    group = (
+        test.episodes["sample_sha256"].rank("dense").to_numpy().astype(np.int64) - 1
+        if two_stage
+        else np.zeros(len(test.episodes), dtype=np.int64)
+    )
+    bootstrap = EpisodeBootstrap(group, policy.replicates, policy.seed)
+    support = test.confusion.sum(axis=2)[:, test.roster].astype(np.float64)
+    lacking = bootstrap.replicates_of({"": lambda w: ((w @ support) == 0).any(axis=1)})[""]
+    return bootstrap, Bootstrap(
+        stages=["sample", "episode"] if two_stage else ["episode"],
+        replicates=policy.replicates,
+        seed=policy.seed,
+        replicates_lacking_a_class=int(lacking.sum()),
+        conditional_on=condition(recipe, test.episodes),
+    )
+
+
+def condition(recipe: str, episodes: pl.DataFrame) -> Condition:
+    """What was held out, and how much of it there is."""
+    if recipe == "host":
+        names = sorted(set(episodes["host_id"]))
+        return Condition(unit="host", n=len(names), names=names)
+    if recipe == "sample":
+        names = sorted(episodes.unique("sample_sha256")["sample_name"])
+        return Condition(unit="sample", n=len(names), names=names)
+    first, last = (
+        datetime.fromtimestamp(int(t) // NS_PER_S, tz=UTC).strftime("%Y-%m-%d %H:%M")  # type: ignore[arg-type]
+        for t in (episodes["started_at_wall_ns"].min(), episodes["ended_at_wall_ns"].max())
+    )
+    return Condition(unit="period", n=1, names=[f"{first} to {last} UTC"])

@@ -1,4 +1,4 @@
-"""Calibration: whether a probability means what it says, before and after temperature scaling.
+"""Calibration: how reliable probabilities are, before and after temperature scaling.
 
 The temperature is fitted on validation; everything else is computed on test.
 """
@@ -6,21 +6,20 @@ The temperature is fitted on validation; everything else is computed on test.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from evaluation.bootstrap import EpisodeBootstrap, Statistic
-    from evaluation.figures import Subject
-    from evaluation.scores import Scored
+from evaluation.bootstrap import EpisodeBootstrap, Statistic
+from evaluation.documents import Calibrated, Calibration, FigureNote, ReliabilityBin, Subject
+from evaluation.figures import figure
+from evaluation.scores import Scored
 
 N_BINS = 15
 LEAST = 1e-7
 """A probability below this counts as this: one sure and wrong window must not decide a log loss."""
-_TEMPERATURES = (0.05, 20.0)  # outside, nothing but rounding tells temperatures apart
+_TEMPERATURES = (0.05, 20.0)  # outside, temperatures differ only by rounding
 
 
 def log_proba(proba: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -109,58 +108,59 @@ def mean_statistic(sums: NDArray[np.float64]) -> Statistic:
 
 
 def calibration(
-    own: Scored, val: Scored, bootstrap: EpisodeBootstrap, subject: Subject
-) -> dict[str, Any]:
+    test: Scored, val: Scored, bootstrap: EpisodeBootstrap, subject: Subject
+) -> Calibration:
     """ECE, Brier score and log loss with intervals, as trained and at the fitted temperature.
 
     The bins are those of the whole test split in every replicate. ECE cannot fall below 0 and
     grows with noise, so its replicates tend to lie above its value.
     """
     temperature = fit_temperature(val.proba, val.actual)
-    note = "fitted on validation by log loss; 1 changes nothing"
-    if np.isclose(temperature, _TEMPERATURES, rtol=1e-6).any():
-        note += "; this is the end of the range searched"
-    found: dict[str, Any] = {
-        "n_bins": N_BINS,
-        "temperature": subject.on("val").figure("temperature", temperature, note=note),
+    at_limit = np.isclose(temperature, _TEMPERATURES, rtol=1e-6).any()
+    note = FigureNote(code="temperature_at_limit" if at_limit else "fitted_on_validation")
+    return Calibration(
+        n_bins=N_BINS,
+        temperature=figure(subject.on("val"), "temperature", temperature, note=note),
+        as_trained=_calibrated(test, test.proba, "", bootstrap, subject),
+        scaled=_calibrated(test, scale(test.proba, temperature), "_scaled", bootstrap, subject),
+    )
+
+
+def _calibrated(
+    test: Scored,
+    proba: NDArray[np.float64],
+    suffix: str,
+    bootstrap: EpisodeBootstrap,
+    subject: Subject,
+) -> Calibrated:
+    confidence = proba.max(axis=1)
+    correct = (test.predicted == test.actual).astype(np.float64)
+    bins = equal_mass_bins(confidence)
+    member = np.arange(len(bins.low)) == bins.of[:, None]
+    cells = np.stack([np.ones(len(confidence)), confidence, correct], axis=1)
+    by_bin = test.per_episode(member[:, :, None] * cells[:, None, :])
+    actual = np.arange(proba.shape[1]) == test.actual[:, None]
+    losses = {
+        "brier": ((proba - actual) ** 2).sum(axis=1),
+        "log_loss": -log_proba(proba)[actual],
     }
-    for name, suffix, proba in (
-        ("as_trained", "", own.proba),
-        ("scaled", "_scaled", scale(own.proba, temperature)),
-    ):
-        confidence = proba.max(axis=1)
-        correct = (own.predicted == own.actual).astype(np.float64)
-        bins = equal_mass_bins(confidence)
-        member = np.arange(len(bins.low)) == bins.of[:, None]
-        cells = np.stack([np.ones(len(confidence)), confidence, correct], axis=1)
-        by_bin = own.per_episode(member[:, :, None] * cells[:, None, :])
-        actual = np.arange(proba.shape[1]) == own.actual[:, None]
-        losses = {
-            "brier": ((proba - actual) ** 2).sum(axis=1),
-            "log_loss": -log_proba(proba)[actual],
-        }
-        statistics: dict[str, Statistic] = {"ece": ece_statistic(by_bin)}
-        for metric, loss in losses.items():
-            values = np.stack([loss, np.ones(len(loss))], axis=1)
-            statistics[metric] = mean_statistic(own.per_episode(values))
-        replicates = bootstrap.replicates_of(statistics)
-        found[name] = {
-            metric: subject.figure(
-                metric + suffix, float(bootstrap.observed(statistic)), replicates[metric]
-            )
-            for metric, statistic in statistics.items()
-        } | {
-            "bins": [
-                {
-                    "low": float(low),
-                    "high": float(high),
-                    "windows": int(n),
-                    "confidence": float(sure / n),
-                    "accuracy": float(right / n),
-                }
-                for low, high, (n, sure, right) in zip(
-                    bins.low, bins.high, by_bin.sum(axis=0), strict=True
-                )
-            ]
-        }
-    return found
+    statistics: dict[str, Statistic] = {"ece": ece_statistic(by_bin)}
+    for metric, loss in losses.items():
+        values = np.stack([loss, np.ones(len(loss))], axis=1)
+        statistics[metric] = mean_statistic(test.per_episode(values))
+    replicates = bootstrap.replicates_of(statistics)
+    figures: dict[str, Any] = {
+        metric: figure(
+            subject, metric + suffix, float(bootstrap.observed(statistic)), replicates[metric]
+        )
+        for metric, statistic in statistics.items()
+    }
+    rows = [
+        ReliabilityBin(
+            low=low, high=high, windows=int(n), confidence=confident / n, accuracy=right / n
+        )
+        for low, high, (n, confident, right) in zip(
+            bins.low, bins.high, by_bin.sum(axis=0), strict=True
+        )
+    ]
+    return Calibrated(**figures, bins=rows)

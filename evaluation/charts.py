@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from evaluation.documents import Confusion
 
 DPI = 100
 
 
-def confusion_png(confusion: Mapping[str, Any], title: str) -> bytes:
+def confusion_png(confusion: Confusion, title: str) -> bytes:
     """A confusion matrix as PNG, about 400 pixels wide.
 
     Shaded by the share of its row, so that a rare class is as visible as a common one; the numbers
     are windows.
 
     Args:
-        confusion: ``classes`` and ``counts``, rows actual, columns predicted, as in a report.
-        title: drawn as it is, without mathematics.
+        title: plain text, without mathematics.
     """
-    classes = [str(name).replace("_", "_\n", 1) for name in confusion["classes"]]
-    counts = np.asarray(confusion["counts"], dtype=np.int64)
+    classes = [str(name).replace("_", "_\n", 1) for name in confusion.classes]
+    counts = np.asarray(confusion.counts, dtype=np.int64)
     total = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
 

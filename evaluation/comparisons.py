@@ -1,17 +1,29 @@
 """Comparisons: who is better than whom within one recipe, paired on the same resampled episodes.
 
-A family is all the answers to one question within one recipe and mode (or, for the question
-between modes, within the recipe): Holm's adjustment is made within a family.
+A family is all the answers to one question within one recipe and mode (for the question between
+modes: within the recipe). Holm's adjustment is made within a family.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations, product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import polars as pl
+from numpy.typing import NDArray
 
-from evaluation.figures import COMPARISONS_SCHEMA, Subject
+from evaluation.bootstrap import resampling
+from evaluation.documents import (
+    ComparedPredictor,
+    Comparison,
+    Comparisons,
+    Family,
+    Question,
+    Subject,
+)
+from evaluation.figures import ReportPolicy, figure
 from evaluation.scores import (
     ABLATED,
     BASELINES,
@@ -19,36 +31,15 @@ from evaluation.scores import (
     SHORTCUTS,
     baseline_id,
     guesses,
-    macro_f1,
+    macro_f1_of_confusion,
     macro_statistic,
     scored,
 )
-from evaluation.testset import resampling
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import polars as pl
-    from numpy.typing import NDArray
-
-    from evaluation.figures import ReportPolicy
-
-Who = tuple[str, str]  # model, mode
-
-QUESTIONS = {
-    "reference": "Is the model as good as the one that is best on validation?",
-    "pairs": "Do two models of one mode differ?",
-    "modes": "What do the channels of the oracle add to the model?",
-    "ablations": "What does the part that is left out add to the model?",
-    "baselines": "Is the model better than knowing the schedule, the collectors, or nothing?",
-}
-P_VALUE = (
-    "two-sided, (1 + k) / (B + 1), where k counts the replicates whose difference lies at least as "
-    "far from the observed difference as that lies from 0"
-)
+Variant = tuple[str, str]  # model, mode
 
 
-def whole(part: Who) -> Who:
+def whole(part: Variant) -> Variant:
     """The model that an ablation is a part of."""
     return part[0].split(ABLATED)[0], part[1]
 
@@ -81,13 +72,13 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def compare(
     predictions: pl.DataFrame,
-    variants: Sequence[Who],
+    variants: Sequence[Variant],
     classes: Sequence[str],
     dataset: dict[str, Any],
     identity: dict[str, Any],
     policy: ReportPolicy,
-) -> dict[str, Any]:
-    """Every comparison of one recipe as one versioned JSON value.
+) -> Comparisons:
+    """Every comparison of one recipe.
 
     Args:
         predictions: held-out predictions of every model and baseline of the recipe.
@@ -98,101 +89,103 @@ def compare(
         identity: ``recipe`` and ``dataset_version``.
     """
     modes = list(dict.fromkeys(mode for _, mode in variants))
-    recipe = identity["recipe"]
-    own = {who: scored(predictions, *who, classes) for who in variants}
-    first = own[variants[0]]
+    models = {variant: scored(predictions, *variant, classes) for variant in variants}
+    first = models[variants[0]]
     roster = first.roster
-    bootstrap, facts = resampling(recipe, first, policy)
+    bootstrap, facts = resampling(identity["recipe"], first, policy)
 
     ablated = {
         (name, mode): scored(predictions, name, mode, classes)
         for name, mode in predictions.select("model", "mode").unique().sort("*").iter_rows()
-        if ABLATED in name and whole((name, mode)) in own
+        if ABLATED in name and whole((name, mode)) in models
     }
     shortcuts = {
         (name, mode): scored(predictions, name, mode, classes)
         for mode in modes
         for name in SHORTCUTS
     }
-    fitted = own | ablated | shortcuts
+    fitted = models | ablated | shortcuts
     together = macro_statistic([predictor.confusion for predictor in fitted.values()], roster)
     guessed = guesses(first, dataset, classes, policy.seed)
     statistics = {name: statistic for name, (_, statistic) in guessed.items()}
     drawn = bootstrap.replicates_of({"fitted": together} | statistics)
     values = dict(zip(fitted, bootstrap.observed(together).tolist(), strict=True))
     replicates = dict(zip(fitted, drawn["fitted"].T, strict=True))
-    ids = {who: predictor.checkpoint_id for who, predictor in fitted.items()}
+    ids = {variant: predictor.checkpoint_id for variant, predictor in fitted.items()}
     for name, mode in product(GUESSES, modes):
         ids[name, mode] = baseline_id(name)
         values[name, mode], replicates[name, mode] = guessed[name][0], drawn[name]
-    on_val = {who: scored(predictions, *who, classes, "val") for who in variants}
-    val = {who: float(macro_f1(v.confusion.sum(axis=0), v.roster)) for who, v in on_val.items()}
-
-    def subject(who: Who) -> Subject:
-        return Subject(*who, recipe, "test", identity["dataset_version"], ids[who])
-
-    def difference(one: Who, other: Who) -> dict[str, Any]:
-        value, paired = values[one] - values[other], replicates[one] - replicates[other]
-        figure = subject(one).figure("macro_f1_difference", value, paired)
-        return figure | {"other": subject(other).who, "p": p_value(value, paired)}
-
-    def kind(who: Who) -> str:
-        return "model" if who in own else "ablation" if who in ablated else "baseline"
+    on_val = {variant: scored(predictions, *variant, classes, "val") for variant in variants}
+    val = {
+        variant: float(macro_f1_of_confusion(predictor.confusion.sum(axis=0), predictor.roster))
+        for variant, predictor in on_val.items()
+    }
+    subjects = {
+        (model, mode): Subject(model=model, mode=mode, checkpoint_id=ids[model, mode], **identity)
+        for model, mode in values
+    }
 
     def family(
-        name: str, mode: str | None, pairs: Sequence[tuple[Who, Who]], reference: Who | None = None
-    ) -> dict[str, Any]:
-        found = [difference(one, other) for one, other in pairs]
-        for entry, adjusted in zip(found, holm([f["p"] for f in found]), strict=True):
-            entry["p_holm"] = adjusted
-        return {
-            "name": name,
-            "mode": mode,
-            "question": QUESTIONS[name],
-            "reference": reference and {
-                "model": reference[0], "mode": reference[1], "checkpoint_id": ids[reference]
-            },
-            "comparisons": found,
-        }  # fmt: skip
+        name: Question,
+        mode: str | None,
+        pairs: Sequence[tuple[Variant, Variant]],
+        reference: Variant | None = None,
+    ) -> Family:
+        paired = [
+            (values[one] - values[other], replicates[one] - replicates[other])
+            for one, other in pairs
+        ]
+        p = [p_value(*difference) for difference in paired]
+        return Family(
+            name=name,
+            mode=mode,
+            reference=reference and subjects[reference].predictor,
+            comparisons=[
+                Comparison(
+                    **dict(figure(subjects[one], "macro_f1_difference", *difference)),
+                    other=subjects[other].predictor,
+                    p=raw,
+                    p_holm=adjusted,
+                )
+                for (one, other), difference, raw, adjusted in zip(
+                    pairs, paired, p, holm(p), strict=True
+                )
+            ],
+        )
 
     families = []
     for mode in modes:
-        here = [who for who in variants if who[1] == mode]
-        best = max(here, key=lambda who: val[who])
+        of_mode = [variant for variant in variants if variant[1] == mode]
+        best = max(of_mode, key=lambda variant: val[variant])
         families += [
-            family("reference", mode, [(who, best) for who in here if who != best], best),
-            family("pairs", mode, list(combinations(here, 2))),
-            family("baselines", mode, [(w, (name, mode)) for w in here for name in BASELINES]),
+            family("reference", mode, [(v, best) for v in of_mode if v != best], best),
+            family("pairs", mode, list(combinations(of_mode, 2))),
+            family("baselines", mode, [(v, (name, mode)) for v in of_mode for name in BASELINES]),
         ]
-        parts = [who for who in ablated if who[1] == mode]
+        parts = [variant for variant in ablated if variant[1] == mode]
         if parts:
-            families.append(family("ablations", mode, [(whole(who), who) for who in parts]))
+            families.append(family("ablations", mode, [(whole(part), part) for part in parts]))
     both = [
         ((model, "oracle"), (model, "realistic"))
         for model in dict.fromkeys(model for model, _ in variants)
         if {(model, "oracle"), (model, "realistic")} <= set(variants)
     ]
     families.append(family("modes", None, both))
-    return {
-        "schema": COMPARISONS_SCHEMA,
+    return Comparisons(
         **identity,
-        "split": "test",
-        "classes": list(classes),
-        "roster": [classes[i] for i in roster],
-        "n_windows": len(first.actual),
-        "n_episodes": len(first.episodes),
-        "bootstrap": facts,
-        "p_value": P_VALUE,
-        "predictors": [
-            {
-                **subject(who).who,
-                "kind": kind(who),
-                "macro_f1": subject(who).figure("macro_f1", values[who], replicates[who]),
-                "val_macro_f1": subject(who).on("val").figure("macro_f1", val[who])
-                if who in own
-                else None,
-            }
-            for who in values
+        classes=list(classes),
+        roster=[classes[i] for i in roster],
+        n_windows=len(first.actual),
+        n_episodes=len(first.episodes),
+        bootstrap=facts,
+        predictors=[
+            ComparedPredictor(
+                **dict(subject.predictor),
+                kind="model" if v in models else "ablation" if v in ablated else "baseline",
+                macro_f1=figure(subject, "macro_f1", values[v], replicates[v]),
+                val_macro_f1=figure(subject.on("val"), "macro_f1", val[v]) if v in val else None,
+            )
+            for v, subject in subjects.items()
         ],
-        "families": families,
-    }
+        families=families,
+    )

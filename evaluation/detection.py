@@ -1,38 +1,35 @@
-"""Detection: what a model is worth as an alarm, to whoever has to answer it.
+"""Detection: how good a model is as an alarm.
 
 The alarm score of a window is the probability that the machine is being or has been taken over
-(``INFECTED``). A window is alarmed where its score reaches the threshold, and that is known at the
-window's end. The threshold is chosen on validation; everything else is computed on test.
+(``INFECTED``). A window raises the alarm if its score reaches the threshold, at the window's end.
+The threshold is chosen on validation; everything else is computed on test.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import polars as pl
+from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from episodes.format import CLEAN, INFECTED
-from evaluation.figures import LEVEL
+from evaluation.bootstrap import EpisodeBootstrap, Statistic
+from evaluation.documents import LEVEL, AttackedEpisode, Detection, Figure, FigureNote, Subject
+from evaluation.figures import figure
+from evaluation.scores import Scored
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from evaluation.bootstrap import EpisodeBootstrap, Statistic
-    from evaluation.figures import Subject
-    from evaluation.scores import Scored
-
-_NO_THRESHOLD = 0.5  # where validation cannot tell
+_DEFAULT_THRESHOLD = 0.5  # without clean time on validation
 _S_PER_HOUR = 3600.0
 
 
 @dataclass(frozen=True)
-class Watch:
-    """One predictor's alarm scores over one split, in order of episode and window."""
+class AlarmScores:
+    """One predictor's alarm scores on one split, ordered by episode and window."""
 
     score: NDArray[np.float64]  # (n_windows,)
     end_s: NDArray[np.float64]  # (n_windows,) when the score is known
@@ -54,7 +51,7 @@ class Watch:
 
     @property
     def before(self) -> NDArray[np.float64]:
-        """The score of the window before, ``(n_windows,)``; -inf where there is none."""
+        """The score of the window before, ``(n_windows,)``; -inf for the first."""
         return np.where(self.first, -np.inf, np.roll(self.score, 1))
 
     def false_alarms(self, threshold: float) -> NDArray[np.bool_]:
@@ -75,10 +72,10 @@ class Watch:
 
         An alarm that was raised earlier and still stands counts from then on.
         """
-        found = np.full(len(self.onset_s), np.inf)
-        heard = (self.score >= threshold) & (self.end_s >= self.onset_s[self.episode])
-        np.minimum.at(found, self.episode[heard], self.end_s[heard])
-        return found
+        first = np.full(len(self.onset_s), np.inf)
+        alarmed = (self.score >= threshold) & (self.end_s >= self.onset_s[self.episode])
+        np.minimum.at(first, self.episode[alarmed], self.end_s[alarmed])
+        return first
 
 
 def alarm_score(proba: NDArray[np.float64], classes: Sequence[str]) -> NDArray[np.float64]:
@@ -87,34 +84,34 @@ def alarm_score(proba: NDArray[np.float64], classes: Sequence[str]) -> NDArray[n
     return proba[:, infected].sum(axis=1)
 
 
-def watch(own: Scored, classes: Sequence[str], length_s: float, stride_s: float) -> Watch:
-    """A predictor's scores as an alarm; windows are ``length_s`` long, one every ``stride_s``."""
-    windows = own.windows
-    return Watch(
-        score=alarm_score(own.proba, classes),
+def alarm_scores(
+    predictor: Scored, classes: Sequence[str], length_s: float, stride_s: float
+) -> AlarmScores:
+    """A predictor's alarm scores; windows are ``length_s`` long, one every ``stride_s``."""
+    windows = predictor.windows
+    return AlarmScores(
+        score=alarm_score(predictor.proba, classes),
         end_s=windows["start_s"].to_numpy() + length_s,
         clean=((windows["actual"] == CLEAN) & (windows["purity"] == 1.0)).to_numpy(),
-        first=np.diff(own.episode, prepend=-1) != 0,
-        episode=own.episode,
-        onset_s=own.episodes["onset_s"].fill_null(math.nan).to_numpy(),
+        first=np.diff(predictor.episode, prepend=-1) != 0,
+        episode=predictor.episode,
+        onset_s=predictor.episodes["onset_s"].fill_null(math.nan).to_numpy(),
         stride_s=stride_s,
     )
 
 
-def choose_threshold(val: Watch, per_hour: float) -> tuple[float, str | None]:
-    """The lowest score of validation down to which false alarms stay within a budget.
+def choose_threshold(val: AlarmScores, per_hour: float) -> tuple[float, FigureNote | None]:
+    """The lowest score on validation down to which false alarms stay within a budget.
 
     Thresholds are tried from the highest score down, and the first that costs more ends the
-    search: far below it, where alarms run into one, their number would fall again.
+    search: far below it, where alarms merge into one, their number would fall again.
 
     Returns:
-        ``(threshold, what to know of it)``.
+        ``(threshold, note)``.
     """
     hours = float(val.clean_hours.sum())
     if not hours:
-        return _NO_THRESHOLD, (
-            f"validation has no clean time to choose a threshold on; {_NO_THRESHOLD:g} is used"
-        )
+        return _DEFAULT_THRESHOLD, FigureNote(code="no_clean_validation")
     begins = val.clean & (val.score > val.before)  # alarmed first for thresholds in between
     candidates = np.unique(val.score)[::-1]
     reached, past = np.sort(val.score[begins]), np.sort(val.before[begins])
@@ -124,18 +121,10 @@ def choose_threshold(val: Watch, per_hour: float) -> tuple[float, str | None]:
     over = np.flatnonzero(events / hours > per_hour)
     within = int(over[0]) if len(over) else len(candidates)
     if not within:
-        return float(np.nextafter(candidates[0], np.inf)), (
-            "every threshold costs more false alarms on validation than the budget allows; this "
-            "one lies above every score there"
-        )
-    one = 1 / hours
-    note = (
-        f"validation has {hours:.3g} clean hours: one false alarm there is {one:.3g} an hour, so "
-        "the budget allows none"
-        if one > per_hour
-        else None
-    )
-    return float(candidates[within - 1]), note
+        above = float(np.nextafter(candidates[0], np.inf))
+        return above, FigureNote(code="over_budget_everywhere")
+    strict = FigureNote(code="budget_allows_none", numbers={"hours": hours, "per_hour": 1 / hours})
+    return float(candidates[within - 1]), strict if 1 / hours > per_hour else None
 
 
 def median_statistic(delay_s: NDArray[np.float64], attacked: NDArray[np.bool_]) -> Statistic:
@@ -169,10 +158,19 @@ def ratio_statistic(over: NDArray[np.float64], under: NDArray[np.float64]) -> St
 
 
 def detection(
-    test: Watch, val: Watch, own: Scored, per_hour: float, bootstrap: EpisodeBootstrap,
+    test: AlarmScores,
+    val: AlarmScores,
+    episodes: pl.DataFrame,
+    per_hour: float,
+    bootstrap: EpisodeBootstrap,
     subject: Subject,
-) -> dict[str, Any]:  # fmt: skip
-    """Threshold, false alarms, and per attacked episode the time to the first alarm."""
+) -> Detection:
+    """Threshold, false alarms, and per attacked episode the time to the first alarm.
+
+    Args:
+        episodes: the test episodes, one row each.
+        per_hour: false alarms allowed on validation.
+    """
     threshold, threshold_note = choose_threshold(val, per_hour)
     attacked = test.attacked()
     alarm_s = test.first_alarm_s(threshold)
@@ -188,53 +186,51 @@ def detection(
         "median_delay_s": median_statistic(delay_s, attacked),
     }
     replicates = bootstrap.replicates_of(statistics)
-    figures = {
-        name: subject.figure(name, float(bootstrap.observed(statistic)), replicates[name])
+    resampled: dict[str, Figure] = {
+        name: figure(subject, name, float(bootstrap.observed(statistic)), replicates[name])
         for name, statistic in statistics.items()
     }
-    _mend(figures, float(hours.sum()), int(attacked.sum()), replicates["median_delay_s"])
-    val_hours = float(val.clean_hours.sum())
+    n_false, n_attacked = int(false_alarms.sum()), int(attacked.sum())
+    test_hours, val_hours = float(hours.sum()), float(val.clean_hours.sum())
+    mended = _mended(resampled, n_false, test_hours, n_attacked, replicates["median_delay_s"])
     val_events = int(val.false_alarms(threshold).sum())
-    return {
-        "alarm_phases": list(INFECTED),
-        "budget_per_hour": per_hour,
-        "threshold": subject.on("val").figure("alarm_threshold", threshold, note=threshold_note),
-        "clean_hours": {"val": val_hours, "test": float(hours.sum())},
-        "false_alarms": {"val": val_events, "test": int(false_alarms.sum())},
-        "val_false_alarms_per_hour": subject.on("val").figure(
+    return Detection(
+        alarm_phases=list(INFECTED),
+        budget_per_hour=per_hour,
+        threshold=figure(subject.on("val"), "alarm_threshold", threshold, note=threshold_note),
+        clean_hours={"val": val_hours, "test": test_hours},
+        false_alarms={"val": val_events, "test": n_false},
+        val_false_alarms_per_hour=figure(
+            subject.on("val"),
             "false_alarms_per_hour",
             val_events / val_hours if val_hours else math.nan,
-            note="the threshold was chosen on these" if val_hours else "no clean time there",
+            note=FigureNote(code="chosen_on_these" if val_hours else "no_clean_validation"),
         ),
-        **figures,
-        "attacked_episodes": int(attacked.sum()),
-        "detected_episodes": int(detected.sum()),
-        "attacks_after_last_window": int((~np.isnan(test.onset_s) & ~attacked).sum()),
-        "undetected": own.episodes["episode_id"].to_numpy()[attacked & ~detected].tolist(),
-        "episodes": [
-            {
-                "episode_id": own.episodes["episode_id"][i],
-                "host_id": own.episodes["host_id"][i],
-                "profile": own.episodes["profile"][i],
-                "onset_s": float(test.onset_s[i]),
-                "first_alarm_s": float(alarm_s[i]) if detected[i] else None,
-                "delay_s": float(delay_s[i]) if detected[i] else None,
-            }
+        **{name: each.model_copy(update=mended[name]) for name, each in resampled.items()},
+        attacked_episodes=n_attacked,
+        detected_episodes=int(detected.sum()),
+        attacks_after_last_window=int((~np.isnan(test.onset_s) & ~attacked).sum()),
+        undetected=episodes["episode_id"].to_numpy()[attacked & ~detected].tolist(),
+        episodes=[
+            AttackedEpisode(
+                **episodes.select("episode_id", "host_id", "profile").row(i, named=True),
+                onset_s=test.onset_s[i],
+                first_alarm_s=alarm_s[i] if detected[i] else None,
+                delay_s=delay_s[i] if detected[i] else None,
+            )
             for i in np.flatnonzero(attacked).tolist()
         ],
-    }
+    )
 
 
-def _poisson(events: int, tail: float) -> tuple[float, float]:
-    """Exact bounds of the mean of a Poisson count."""
-    low = chi2.ppf(tail, 2 * events) / 2 if events else 0.0
-    return float(low), float(chi2.ppf(1 - tail, 2 * events + 2) / 2)
-
-
-def _mend(
-    figures: dict[str, dict[str, Any]], hours: float, attacked: int, delays: NDArray[np.float64]
-) -> None:
-    """Say why a figure or a bound is null, and widen what resampling makes too narrow.
+def _mended(
+    figures: dict[str, Figure],
+    n_false: int,
+    hours: float,
+    n_attacked: int,
+    delays: NDArray[np.float64],
+) -> dict[str, dict[str, Any]]:
+    """Notes on null figures and bounds, and wider bounds where resampling is too narrow.
 
     Resampling what never happened gives nothing, and what happened once or twice hardly more. So
     false alarms have the wider of resampling's and the exact Poisson bounds (Garwood 1936), and
@@ -242,37 +238,37 @@ def _mend(
     if episodes were independent.
     """
     tail = (1 - LEVEL) / 2
-    false, alarmed = figures["false_alarms_per_hour"], figures["clean_time_alarmed"]
-    share, median = figures["detected_share"], figures["median_delay_s"]
+    false, share = figures["false_alarms_per_hour"], figures["detected_share"]
+    median = figures["median_delay_s"]
+    mended: dict[str, dict[str, Any]] = {name: {} for name in figures}
     if not hours:
-        false["note"] = alarmed["note"] = (
-            "the test split has no time that is clean from end to end of a window: false alarms "
-            "cannot be counted"
-        )
+        for name in ("false_alarms_per_hour", "clean_time_alarmed"):
+            mended[name] = {"note": FigureNote(code="no_clean_time")}
     else:
-        events = round(false["value"] * hours)
-        low, high = (bound / hours for bound in _poisson(events, tail))
-        drawn_low, drawn_high = false["low"], false["high"]
-        false["low"] = low if drawn_low is None else min(low, drawn_low)
-        false["high"] = high if drawn_high is None else max(high, drawn_high)
-        false["note"] = (
-            f"{events} in {hours:.3g} clean hours; bounds are the wider of resampling's and the "
-            "exact Poisson ones"
+        low = chi2.ppf(tail, 2 * n_false) / 2 / hours if n_false else 0.0
+        high = chi2.ppf(1 - tail, 2 * n_false + 2) / 2 / hours
+        mended["false_alarms_per_hour"] = {
+            "low": float(low if false.low is None else min(low, false.low)),
+            "high": float(high if false.high is None else max(high, false.high)),
+            "note": FigureNote(code="poisson_bounds", numbers={"events": n_false, "hours": hours}),
+        }
+    if figures["clean_time_alarmed"].value == 0:
+        mended["clean_time_alarmed"] = {"high": None, "note": FigureNote(code="never_alarmed")}
+    if not n_attacked:
+        for name in ("detected_share", "median_delay_s"):
+            mended[name] = {"note": FigureNote(code="no_attack")}
+        return mended
+    if share.value in (0, 1):
+        exact = tail ** (1 / n_attacked)
+        mended["detected_share"] = {"low": exact} if share.value else {"high": 1 - exact}
+        mended["detected_share"]["note"] = FigureNote(
+            code="exact_binomial_bound", numbers={"episodes": n_attacked}
         )
-    if alarmed["value"] == 0:
-        alarmed["high"] = None
-        alarmed["note"] = "never alarmed while clean: resampling gives no upper bound"
-    if not attacked:
-        share["note"] = median["note"] = "no test episode is attacked: nothing could be detected"
-        return
-    if share["value"] in (0, 1):
-        exact = tail ** (1 / attacked)
-        share |= {"low": exact} if share["value"] else {"high": 1 - exact}
-        which = "all" if share["value"] else "none"
-        bound = "lower" if share["value"] else "upper"
-        share["note"] = f"{which} of {attacked}; the {bound} bound is the exact binomial one"
-    if median["value"] is None:
-        median["note"] = "infinite: at least half of the attacked episodes go undetected"
-    elif median["high"] is None:
-        lost = float(np.isinf(delays).mean())
-        median["note"] = f"no upper bound: half go undetected in {lost:.0%} of the replicates"
+    if median.value is None:
+        mended["median_delay_s"] = {"note": FigureNote(code="half_undetected")}
+    elif median.high is None:
+        lost = {"share": float(np.isinf(delays).mean())}
+        mended["median_delay_s"] = {
+            "note": FigureNote(code="half_undetected_at_times", numbers=lost)
+        }
+    return mended

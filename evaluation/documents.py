@@ -1,314 +1,461 @@
-"""The report on one checkpoint: every figure of it, as one versioned JSON value.
+"""What evaluation writes down: one typed, versioned model per document, and their JSON schema.
 
-Arranges what the statistics beside it compute; a page is rendered from the value alone. Its form
-is ``report.schema.json``.
+Only the form is here; ``report``, ``comparisons`` and ``drift`` compute the numbers. A document
+holds codes and numbers; ``wording`` makes the sentences. ``python -m evaluation.documents``
+rewrites ``report.schema.json``.
 """
 
-from __future__ import annotations
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
 
-import numpy as np
-import polars as pl
+SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
+LEVEL = 0.95
 
-from evaluation.calibration import calibration
-from evaluation.detection import detection, watch
-from evaluation.figures import REPORT_SCHEMA, Subject
-from evaluation.scores import (
-    BASELINES,
-    RATES,
-    SHORTCUTS,
-    Scored,
-    baseline_id,
-    f1_statistic,
-    guesses,
-    macro_f1,
-    macro_statistic,
-    scored,
-)
-from evaluation.testset import resampling
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from evaluation.bootstrap import EpisodeBootstrap, Statistic
-    from evaluation.figures import ReportPolicy
-    from features.registry import WindowSpec
-
-MAY_HAVE_LEARNED = {
-    "position_only": "it may have learned the schedule",
-    "missingness_only": "it may have learned which collectors ran",
-    "prior": "it may have learned nothing but how common each phase is",
-    "uniform": "it may have learned nothing",
-}
-FEWEST = 4  # episodes to resample: of fewer, a handful of values comes out, surer than they are
-CURVE = ("step", "train_loss", "val_loss", "val_macro_f1")
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Severity = Literal["ok", "warn", "fail"]
+CheckName = Literal["coverage", "channels", "missing", "verdicts", "class_mix"]
+Question = Literal["reference", "pairs", "ablations", "baselines", "modes"]
 
 
-def evaluate(
-    predictions: pl.DataFrame,
-    model: str,
-    mode: str,
-    classes: Sequence[str],
-    dataset: dict[str, Any],
-    identity: dict[str, Any],
-    policy: ReportPolicy,
-    window: WindowSpec,
-    training: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The report on one checkpoint and one recipe.
+class Model(BaseModel):
+    """Immutable and exact: no unknown field, and neither NaN nor infinity, which JSON lacks."""
 
-    Args:
-        predictions: held-out predictions of every model and baseline of the recipe.
-        classes: all classes, in class order.
-        dataset: the dataset's facts (see ``datasets.describe``).
-        identity: what goes into the report as it is: recipe, versions, hashes, ``config`` (the
-            model's hyper-parameters).
-        training: the checkpoint's ``history`` and ``best_step``.
-    """
-    own = scored(predictions, model, mode, classes)
-    val = scored(predictions, model, mode, classes, "val")
-    subject = Subject(
-        model, mode, identity["recipe"], "test", identity["dataset_version"], own.checkpoint_id
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, serialize_by_alias=True
     )
-    roster = own.roster
-    bootstrap, bootstrap_facts = resampling(identity["recipe"], own, policy)
-    lacking = bootstrap_facts["replicates_lacking_a_class"]
-    length_s, stride_s = window.length_ms / 1000, window.stride_ms / 1000
-    alarms = detection(
-        watch(own, classes, length_s, stride_s),
-        watch(val, classes, length_s, stride_s),
-        own,
-        policy.false_alarms_per_hour,
-        bootstrap,
-        subject,
+
+
+class Remark(Model):
+    """Something a reader must know, as a code; ``wording.sentence`` says it."""
+
+    code: str
+    about: str | None = None
+    numbers: Mapping[str, int | float] = {}
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+class Predictor(Model):
+    """A model in one mode, or a baseline."""
+
+    model: str
+    mode: str
+    checkpoint_id: str
+
+
+class Subject(Predictor):
+    """What a figure is about: a predictor, and the data it was evaluated on."""
+
+    recipe: str
+    split: Literal["val", "test"] = "test"
+    dataset_version: str
+
+    def on(self, split: str) -> "Subject":
+        """The same predictor on another split."""
+        return self.model_copy(update={"split": split})
+
+    @property
+    def predictor(self) -> Predictor:
+        """The predictor alone."""
+        return Predictor(model=self.model, mode=self.mode, checkpoint_id=self.checkpoint_id)
+
+
+FigureCode = Literal[
+    "budget_allows_none", "chosen_on_these", "constant", "exact_binomial_bound",
+    "fitted_on_validation", "half_undetected", "half_undetected_at_times", "never_alarmed",
+    "never_predicted", "no_attack", "no_clean_time", "no_clean_validation",
+    "no_validation_interval", "over_budget_everywhere", "poisson_bounds", "temperature_at_limit",
+    "too_few_episodes",
+]  # fmt: skip
+
+
+class FigureNote(Remark):
+    """Why a figure or a bound is null, or how it was made."""
+
+    code: FigureCode
+
+
+class Figure(Subject):
+    """A value with its interval, and everything needed to quote it by itself."""
+
+    metric: Literal[
+        "macro_f1", "macro_f1_difference", "f1", "precision", "recall", "temperature", "ece",
+        "brier", "log_loss", "ece_scaled", "brier_scaled", "log_loss_scaled", "alarm_threshold",
+        "false_alarms_per_hour", "clean_time_alarmed", "detected_share", "median_delay_s",
+    ]  # fmt: skip
+    value: float | None = Field(description="null: undefined or infinite; the note says which")
+    low: float | None
+    high: float | None
+    level: float = LEVEL
+    left_out: Count = Field(
+        description="replicates in which the figure was undefined or, for macro F1, a class was "
+        "missing"
     )
-    report: dict[str, Any] = {
-        "schema": REPORT_SCHEMA,
-        "model": model,
-        "mode": mode,
-        "split": "test",
-        "checkpoint_id": own.checkpoint_id,
-        **identity,
-        "classes": list(classes),
-        "roster": [classes[i] for i in roster],
-        "absent_classes": [c for i, c in enumerate(classes) if i not in roster],
-        "tested_profiles": dataset["tested_profiles"],
-        "untested_profiles": dataset["untested_profiles"],
-        "n_windows": len(own.actual),
-        "n_episodes": len(own.episodes),
-        "window": {"length_s": length_s, "stride_s": stride_s},
-        "splits": dataset["splits"],
-        "excluded_episodes": dataset["excluded"],
-        "bootstrap": bootstrap_facts,
-        **_f1_figures(own, val, classes, bootstrap, subject, lacking),
-        "baselines": _baselines(own, predictions, classes, dataset, policy, bootstrap, subject),
-        "confusion": {"classes": list(classes), "counts": own.confusion.sum(axis=0).tolist()},
-        "calibration": calibration(own, val, bootstrap, subject),
-        "detection": alarms,
-        "learning_curve": {
-            "columns": list(CURVE),
-            "rows": [list(row) for row in training["history"]],
-            "best_step": training["best_step"],
-        },
-        "timeline": _timeline(own, classes, alarms["threshold"]["value"], length_s),
-    }
-    report["warnings"] = _warnings(report)
-    return report
-
-
-def _f1_figures(
-    own: Scored,
-    val: Scored,
-    classes: Sequence[str],
-    bootstrap: EpisodeBootstrap,
-    subject: Subject,
-    lacking: int,
-) -> dict[str, Any]:
-    """Macro F1, the rates of every class of the roster, macro F1 within profiles and hosts."""
-    roster = own.roster
-    within = {
-        (column, name): (own.episodes[column] == name).to_numpy()
-        for column in ("profile", "host_id")
-        for name in own.episodes[column].unique().sort()
-    }
-    statistics: dict[str, Statistic] = {
-        "whole": f1_statistic(own.confusion, roster),
-        "within": macro_statistic(
-            [own.confusion * here[:, None, None] for here in within.values()], roster
-        ),
-    }
-    replicates = bootstrap.replicates_of(statistics)
-    observed = {name: bootstrap.observed(statistic) for name, statistic in statistics.items()}
-
-    def rates(at: int) -> dict[str, Any]:
-        """F1, precision and recall of the ``at``-th class of the roster."""
-        where = {"class": classes[roster[at]]}
-        columns = {name: 1 + at + i * len(roster) for i, name in enumerate(RATES)}
-        values, drawn = observed["whole"], replicates["whole"]
-        figures = {}
-        for name, column in columns.items():
-            value, resampled = float(values[column]), drawn[:, column]
-            same = np.all((resampled == value) | np.isnan(resampled))
-            figures[name] = subject.figure(
-                name,
-                value,
-                None if same else resampled,
-                where=where,
-                left_out=int(np.isnan(resampled).sum()),
-                note="never predicted" if np.isnan(value)
-                else "the same in every resample: no interval" if same else None,
-            )  # fmt: skip
-        return figures
-
-    def groups(column: str) -> list[dict[str, Any]]:
-        return [
-            {
-                column: name,
-                "windows": int(own.confusion[here].sum()),
-                "episodes": int(here.sum()),
-                "classes": int((own.confusion[here].sum(axis=(0, 2)) > 0).sum()),
-                "macro_f1": subject.figure(
-                    "macro_f1",
-                    float(observed["within"][i]),
-                    replicates["within"][:, i] if here.sum() >= FEWEST else None,
-                    where={column: name},
-                    note=None if here.sum() >= FEWEST else _too_few(int(here.sum())),
-                ),
-            }
-            for i, ((of, name), here) in enumerate(within.items())
-            if of == column
-        ]
-
-    support = own.confusion.sum(axis=(0, 2))
-    return {
-        "macro_f1": subject.figure(
-            "macro_f1", float(observed["whole"][0]), replicates["whole"][:, 0], left_out=lacking
-        ),
-        "val_macro_f1": subject.on("val").figure(
-            "macro_f1",
-            float(macro_f1(val.confusion.sum(axis=0), val.roster)),
-            note="for choosing only: no interval",
-        ),
-        "per_class": [
-            {"class": classes[c], "support": int(support[c]), **rates(at)}
-            for at, c in enumerate(roster)
-        ],
-        "per_profile": groups("profile"),
-        "per_host": groups("host_id"),
-    }
-
-
-def _too_few(episodes: int) -> str:
-    return f"{episodes} episode{'s' if episodes > 1 else ''}: too few to resample"
-
-
-def _baselines(
-    own: Scored,
-    predictions: pl.DataFrame,
-    classes: Sequence[str],
-    dataset: dict[str, Any],
-    policy: ReportPolicy,
-    bootstrap: EpisodeBootstrap,
-    subject: Subject,
-) -> list[dict[str, Any]]:
-    """Each baseline on the same windows, and by how much the model is better."""
-    shortcuts = {name: scored(predictions, name, own.mode, classes) for name in SHORTCUTS}
-    fitted = macro_statistic([p.confusion for p in (own, *shortcuts.values())], own.roster)
-    guessed = guesses(own, dataset, classes, policy.seed)
-    drawn = bootstrap.replicates_of(
-        {"fitted": fitted} | {name: statistic for name, (_, statistic) in guessed.items()}
+    where: dict[Literal["class", "profile", "host_id"], str] = Field(
+        {}, description="what the figure is restricted to; empty: nothing"
     )
-    own_value, *values = bootstrap.observed(fitted).tolist()
-    own_drawn, *replicates = drawn["fitted"].T
-    found = dict(zip(shortcuts, zip(values, replicates, strict=True), strict=True))
-    found |= {name: (value, drawn[name]) for name, (value, _) in guessed.items()}
-    others = {
-        name: replace(subject, model=name, checkpoint_id=baseline_id(name)) for name in BASELINES
+    note: FigureNote | None = None
+
+
+class Difference(Figure):
+    """A predictor's macro F1 minus that of another on the same resampled episodes."""
+
+    other: Predictor
+
+
+class Comparison(Difference):
+    """A difference with its p value, and Holm's within the family."""
+
+    p: Share
+    p_holm: Share
+
+
+# --- the report on one checkpoint ---------------------------------------------------------------
+
+
+class Condition(Model):
+    """What was held out. Intervals do not cover another choice of it."""
+
+    unit: Literal["host", "sample", "period"]
+    n: Annotated[int, Field(ge=1)]
+    names: list[str]
+
+
+class Bootstrap(Model):
+    """How intervals were made."""
+
+    unit: Literal["episode"] = "episode"
+    stages: list[Literal["sample", "episode"]]
+    replicates: Annotated[int, Field(ge=100)]
+    seed: int
+    replicates_lacking_a_class: Count
+    conditional_on: Condition
+
+
+class WindowSize(Model):
+    length_s: float
+    stride_s: float
+
+
+class SplitFacts(Model):
+    """What is on one side of a dataset."""
+
+    windows: Count
+    episodes: Count
+    hosts: list[str]
+    samples: list[str]
+    synthetic_episodes: Count
+    windows_by_phase: dict[str, Count]
+    coverage: dict[str, Share]
+
+
+class ClassScores(Model):
+    name: str
+    support: Annotated[int, Field(ge=1)]
+    f1: Figure
+    precision: Figure
+    recall: Figure
+
+
+class GroupScore(Model):
+    """Macro F1 within one profile or host, over the classes that occur there."""
+
+    name: str
+    windows: Count
+    episodes: Count
+    classes: Count
+    macro_f1: Figure
+
+
+class BaselineScore(Model):
+    name: str
+    macro_f1: Figure
+    difference: Difference
+
+
+class Confusion(Model):
+    """Windows: rows actual, columns predicted."""
+
+    classes: list[str]
+    counts: list[list[Count]]
+
+
+class ReliabilityBin(Model):
+    low: float
+    high: float
+    windows: Annotated[int, Field(ge=1)]
+    confidence: float
+    accuracy: Share
+
+
+class Calibrated(Model):
+    ece: Figure
+    brier: Figure
+    log_loss: Figure
+    bins: Annotated[list[ReliabilityBin], Field(min_length=1)]
+
+
+class Calibration(Model):
+    n_bins: Count
+    temperature: Figure
+    as_trained: Calibrated
+    scaled: Calibrated
+
+
+class AttackedEpisode(Model):
+    episode_id: str
+    host_id: str
+    profile: str
+    onset_s: float
+    first_alarm_s: float | None
+    delay_s: Positive | None
+
+
+class Detection(Model):
+    """The model as an alarm."""
+
+    alarm_phases: list[str]
+    budget_per_hour: Positive
+    threshold: Figure
+    clean_hours: dict[Literal["val", "test"], Positive]
+    false_alarms: dict[Literal["val", "test"], Count]
+    val_false_alarms_per_hour: Figure
+    false_alarms_per_hour: Figure
+    clean_time_alarmed: Figure
+    detected_share: Figure
+    median_delay_s: Figure
+    attacked_episodes: Count
+    detected_episodes: Count
+    attacks_after_last_window: Count
+    undetected: list[str]
+    episodes: list[AttackedEpisode]
+
+
+class LearningCurve(Model):
+    columns: list[str] = ["step", "train_loss", "val_loss", "val_macro_f1"]
+    rows: list[tuple[int, float | None, float | None, float | None]]
+    best_step: Count
+
+
+class Timeline(Model):
+    """One episode, window by window."""
+
+    episode_id: str
+    host_id: str
+    profile: str
+    sample_name: str
+    onset_s: float | None
+    threshold: float
+    length_s: float
+    start_s: list[float]
+    actual: list[str]
+    predicted: list[str]
+    proba: dict[str, list[Share]]
+
+
+class ReportWarning(Remark):
+    """What a reader must not overlook; about a baseline, a profile, a class, or the whole."""
+
+    code: Literal[
+        "not_better_than_baseline", "validation_above_test", "false_alarms_over_budget",
+        "untested_profile", "absent_class", "synthetic_episodes",
+    ]  # fmt: skip
+
+
+class EvalReport(Subject):
+    """The report on one checkpoint and recipe."""
+
+    schema_version: Literal["phasewatch.eval_report/4"] = Field(
+        default="phasewatch.eval_report/4", alias="schema"
+    )
+    contract_hash: str
+    schema_hash: str
+    validation_index_digest: str
+    code_commit: str
+    config: dict[str, int | float | bool | str] = Field(description="hyper-parameters")
+    classes: list[str]
+    roster: list[str] = Field(description="the classes that occur in the test split")
+    absent_classes: list[str]
+    tested_profiles: list[str]
+    untested_profiles: list[str]
+    n_windows: Count
+    n_episodes: Count
+    window: WindowSize
+    splits: dict[str, SplitFacts]
+    excluded_episodes: dict[str, Count]
+    bootstrap: Bootstrap
+    macro_f1: Figure
+    val_macro_f1: Figure
+    per_class: list[ClassScores]
+    per_profile: list[GroupScore]
+    per_host: list[GroupScore]
+    baselines: list[BaselineScore]
+    confusion: Confusion
+    calibration: Calibration
+    detection: Detection
+    learning_curve: LearningCurve
+    timeline: Timeline
+    warnings: list[ReportWarning] = []
+
+
+# --- comparisons within a recipe ----------------------------------------------------------------
+
+
+class ComparedPredictor(Predictor):
+    kind: Literal["model", "ablation", "baseline"]
+    macro_f1: Figure
+    val_macro_f1: Figure | None
+
+
+class Family(Model):
+    """All answers to one question; p values are adjusted within it."""
+
+    name: Question
+    mode: str | None = Field(description="null: the family spans the modes")
+    reference: Predictor | None
+    comparisons: list[Comparison]
+
+
+class Comparisons(Model):
+    """Who is better than whom within one recipe."""
+
+    schema_version: Literal["phasewatch.comparisons/3"] = Field(
+        default="phasewatch.comparisons/3", alias="schema"
+    )
+    recipe: str
+    dataset_version: str
+    split: Literal["test"] = "test"
+    classes: list[str]
+    roster: list[str]
+    n_windows: Count
+    n_episodes: Count
+    bootstrap: Bootstrap
+    predictors: list[ComparedPredictor]
+    families: list[Family]
+
+
+# --- drift --------------------------------------------------------------------------------------
+
+
+class ReferenceGroup(Model):
+    """Training windows of one host, in sums per episode."""
+
+    episodes: Count
+    windows: list[Count]
+    coverage: list[list[float]]
+    missing: list[list[Count]]
+    edges: list[list[float]]
+    counts: list[list[list[Count]]]
+    predicted: list[list[Count]]
+    labelled: list[Count]
+    verdicts: list[Count]
+
+
+class DriftReference(Model):
+    """What batches are compared with. Stored with each champion, so its form must not change."""
+
+    schema_version: Literal["phasewatch.reference/1"] = Field(
+        default="phasewatch.reference/1", alias="schema"
+    )
+    channels: list[str]
+    sources: list[str]
+    phases: list[str]
+    verdicts: list[str]
+    groups: dict[str, ReferenceGroup]
+
+
+class DriftRow(Model):
+    """One source, channel, verdict or phase; null: the check does not have that number."""
+
+    name: str
+    training: float | None = None
+    batch: float | None = None
+    value: float | None = None
+    expected: float | None = None
+    chance: float | None = None
+    severity: Severity | None = None
+
+
+class DriftCheck(Model):
+    name: CheckName
+    severity: Severity
+    rows: list[DriftRow] = Field(description="empty: the batch has no usable window")
+    value: float | None = None
+    expected: float | None = None
+    chance: float | None = None
+
+
+class DriftNote(Remark):
+    code: Literal["unknown_host", "too_little_training", "seen_in_training"]
+
+
+class Champion(Predictor):
+    recipe: str
+    dataset_version: str
+
+
+class TrainingData(Model):
+    hosts: str = Field(description="a host, or all")
+    episodes: Count
+    windows: Count
+
+
+class DriftThresholds(Model):
+    warn: float
+    fail: float
+    chance: Share
+    replicates: Count
+
+
+class BatchDrift(Model):
+    """How one batch differs from the champion's training data."""
+
+    schema_version: Literal["phasewatch.batch_drift/2"] = Field(
+        default="phasewatch.batch_drift/2", alias="schema"
+    )
+    batch: str
+    host: str
+    fingerprint: str = Field("", description="of the champion and the shards compared")
+    champion: Champion
+    episodes: Count
+    windows: Count
+    compared_with: TrainingData
+    thresholds: DriftThresholds
+    severity: Severity
+    notes: list[DriftNote]
+    checks: list[DriftCheck]
+
+
+# --- on disk ------------------------------------------------------------------------------------
+
+DOCUMENTS = (EvalReport, Comparisons, BatchDrift, DriftReference)
+
+
+def document_text(document: Model) -> str:
+    """A document as it is written."""
+    return document.model_dump_json(indent=1) + "\n"
+
+
+def schema_text() -> str:
+    """The JSON schema of every document, as it is committed."""
+    _, schema = models_json_schema(
+        [(document, "serialization") for document in DOCUMENTS],
+        title="Evaluation documents of phasewatch",
+    )
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "oneOf": [{"$ref": f"#/$defs/{document.__name__}"} for document in DOCUMENTS],
     }
-    return [
-        {
-            "name": name,
-            "macro_f1": other.figure("macro_f1", *found[name]),
-            "difference": subject.figure(
-                "macro_f1_difference",
-                own_value - found[name][0],
-                own_drawn - found[name][1],
-            )
-            | {"other": other.who},
-        }
-        for name, other in others.items()
-    ]
+    return json.dumps(head | schema, indent=1) + "\n"
 
 
-def _timeline(
-    own: Scored, classes: Sequence[str], threshold: float, length_s: float
-) -> dict[str, Any]:
-    """One episode, window by window: the same for every model of a recipe.
-
-    Of the test episodes the one with the most phases, then with the most windows, then first by id.
-    """
-    phases = (own.confusion.sum(axis=2) > 0).sum(axis=1)
-    windows = own.confusion.sum(axis=(1, 2))
-    chosen = max(range(len(windows)), key=lambda i: (phases[i], windows[i], -i))
-    here = own.episode == chosen
-    episode = own.episodes.row(chosen, named=True)
-    return {
-        **{name: episode[name] for name in ("episode_id", "host_id", "profile", "sample_name")},
-        "onset_s": episode["onset_s"],
-        "threshold": threshold,
-        "length_s": length_s,
-        "start_s": own.windows.filter(pl.Series(here))["start_s"].to_list(),
-        "actual": [classes[i] for i in own.actual[here]],
-        "predicted": [classes[i] for i in own.predicted[here]],
-        "proba": {phase: own.proba[here, i].round(6).tolist() for i, phase in enumerate(classes)},
-    }
-
-
-def _warnings(report: Mapping[str, Any]) -> list[dict[str, str | None]]:
-    """What a reader must not overlook: a code, what it is about, and a sentence each."""
-    said: list[dict[str, str | None]] = []
-
-    def warn(code: str, about: str | None, text: str) -> None:
-        said.append({"code": code, "about": about, "text": text})
-
-    for baseline in report["baselines"]:
-        difference = baseline["difference"]
-        if difference["low"] <= 0:
-            name = baseline["name"]
-            warn(
-                "not_better_than_baseline",
-                name,
-                f"Not better than {name.replace('_', '-')} beyond chance (difference "
-                f"{difference['value']:+.3f}, 95 % interval {difference['low']:+.3f} to "
-                f"{difference['high']:+.3f}): {MAY_HAVE_LEARNED[name]}.",
-            )
-    val = report["val_macro_f1"]["value"]
-    if val is not None and val > report["macro_f1"]["high"]:
-        warn(
-            "validation_above_test",
-            None,
-            f"Validation macro F1 {val:.3f} lies above the test interval: not "
-            "all that was learned on the training side carries over.",
-        )
-    alarms = report["detection"]
-    false = alarms["false_alarms_per_hour"]["value"]
-    if false is not None and false > alarms["budget_per_hour"]:
-        warn(
-            "false_alarms_over_budget",
-            None,
-            f"{false:.3g} false alarms an hour on test, where {alarms['budget_per_hour']:g} were "
-            f"allowed: the threshold rests on {alarms['clean_hours']['val']:.3g} clean hours.",
-        )
-    for profile in report["untested_profiles"]:
-        text = f"Profile {profile} was never tested: no figure speaks of it."
-        warn("untested_profile", profile, text)
-    for phase in report["absent_classes"]:
-        text = f"Phase {phase} is absent from the test set: never tested."
-        warn("absent_class", phase, text)
-    synthetic = sum(side["synthetic_episodes"] for side in report["splits"].values())
-    if synthetic:
-        text = f"{synthetic} synthetic episodes are part of this dataset."
-        warn("synthetic_episodes", None, text)
-    return said
+if __name__ == "__main__":
+    SCHEMA_FILE.write_text(schema_text())

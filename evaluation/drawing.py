@@ -6,11 +6,11 @@ A chart is drawn into a box of 1000 by 1000 and stretched to its place; lines ke
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+from evaluation.documents import LearningCurve, ReliabilityBin, Timeline
 
 PHASE_COLOURS = {  # on light paper, on dark paper
     "clean": ("#cdd5da", "#414b53"),
@@ -19,7 +19,7 @@ PHASE_COLOURS = {  # on light paper, on dark paper
     "infected_running": ("#8c1268", "#e0408f"),
     "dormant": ("#2f63d6", "#5b8cff"),
 }
-"""Told apart with every kind of colour vision; ``clean`` is near the paper and has an outline."""
+"""Distinct with every kind of colour vision; ``clean`` is near the paper and has an outline."""
 SPARE_COLOURS = ("#5f7f5f", "#8fb38f")  # of a phase that is not listed
 
 SIDE = 1000
@@ -48,76 +48,71 @@ def path(points: Iterable[tuple[float, float | None]]) -> str:
     return "".join(drawn)
 
 
-def learning_curve(curve: Mapping[str, Any]) -> dict[str, Any] | None:
+def learning_curve(curve: LearningCurve) -> dict[str, Any] | None:
     """Losses and validation macro F1 by step; None where nothing was learned step by step."""
-    columns, rows = curve["columns"], curve["rows"]
+    rows = curve.rows
     if len(rows) < 2:
         return None
-    step, train, val, score = (
-        columns.index(name) for name in ("step", "train_loss", "val_loss", "val_macro_f1")
-    )
-    best = next((i for i, row in enumerate(rows) if row[step] == curve["best_step"]), None)
+    best = next((i for i, row in enumerate(rows) if row[0] == curve.best_step), None)
     stride = max(1, math.ceil(len(rows) / MAX_POINTS))
     shown = [row for i, row in enumerate(rows) if i % stride == 0 or i in (best, len(rows) - 1)]
-    first, last = rows[0][step], rows[-1][step]
-    losses = [row[i] for row in shown for i in (train, val) if row[i] is not None]
+    first, last = rows[0][0], rows[-1][0]
+    losses = [loss for _, train, val, _ in shown for loss in (train, val) if loss is not None]
     top = max([*losses, LOW_LOSS])
 
-    def line(column: int, scale: float) -> str:
+    def line(values: Iterable[float | None], scale: float = 1.0) -> str:
         return path(
-            (
-                (row[step] - first) / (last - first),
-                None if row[column] is None else row[column] / scale,
-            )
-            for row in shown
+            ((row[0] - first) / (last - first), None if value is None else value / scale)
+            for row, value in zip(shown, values, strict=True)
         )
 
     return {
         "first": first,
         "last": last,
         "top": top,
-        "train": line(train, top),
-        "val": line(val, top),
-        "score": line(score, 1.0),
-        "best": None if best is None else place((rows[best][step] - first) / (last - first)),
-        "best_step": curve["best_step"],
-        "best_row": None if best is None else dict(zip(columns, rows[best], strict=True)),
+        "train": line((train for _, train, _, _ in shown), top),
+        "val": line((val for _, _, val, _ in shown), top),
+        "score": line(score for _, _, _, score in shown),
+        "best": None if best is None else place((rows[best][0] - first) / (last - first)),
+        "best_step": curve.best_step,
+        "best_row": None if best is None else dict(zip(curve.columns, rows[best], strict=True)),
     }
 
 
-def reliability(bins: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def reliability(bins: Sequence[ReliabilityBin]) -> dict[str, Any]:
     """Confidence against accuracy: the line, and its points."""
-    points = [(each["confidence"], each["accuracy"]) for each in bins]
+    points = [(each.confidence, each.accuracy) for each in bins]
     return {"line": path(points), "points": [(place(x), SIDE - place(y)) for x, y in points]}
 
 
 def timeline(
-    shown: Mapping[str, Any], phases: Sequence[str], alarm_phases: Sequence[str], stride_s: float
+    shown: Timeline, phases: Sequence[str], alarm_phases: Sequence[str], stride_s: float
 ) -> dict[str, Any] | None:
     """Strips of true and predicted phases and the alarm score; None without windows.
 
-    A window's phase is that at its centre, so its cell lies there, one stride wide. Its alarm is
-    known at its end, so its score stands there.
+    A window's phase is that at its centre, so its cell is drawn there, one stride wide. Its alarm
+    is known at its end, so its score is drawn there.
     """
-    starts, length = shown["start_s"], shown["length_s"]
+    starts, length = shown.start_s, shown.length_s
     if not starts:
         return None
     end = starts[-1] + length
-    proba = [shown["proba"][phase] for phase in alarm_phases if phase in shown["proba"]]
+    proba = [shown.proba[phase] for phase in alarm_phases if phase in shown.proba]
     score = [sum(each) for each in zip(*proba, strict=True)] or [0.0] * len(starts)
     cells = [(at + length / 2 - stride_s / 2, at + length / 2 + stride_s / 2) for at in starts]
     ends = [at + length for at in starts]
-    alarmed = [value >= shown["threshold"] for value in score]
+    alarmed = [value >= shown.threshold for value in score]
     spans = [(at, at + stride_s) for at, on in zip(ends, alarmed, strict=True) if on]
-    onset = shown["onset_s"]
+    onset = shown.onset_s
     return {
         "end": end,
         "strips": [
-            (name, _strip(shown[name], cells, phases, end)) for name in ("actual", "predicted")
+            (name, _strip(getattr(shown, name), cells, phases, end))
+            for name in ("actual", "predicted")
         ],
         "score": path((at / end, value) for at, value in zip(ends, score, strict=True)),
         "alarmed": _boxes(spans, end),
-        "threshold": SIDE - place(shown["threshold"]),
+        "threshold": SIDE - place(shown.threshold),
         "onset": None if onset is None else place(onset / end),
     }
 

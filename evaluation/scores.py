@@ -1,4 +1,4 @@
-"""Scores: one predictor's held-out predictions, its F1 figures, and what mere guessing scores.
+"""Scores: one predictor's held-out predictions, its F1 statistics, and what guessing scores.
 
 F1 of a class is ``2 TP / (2 TP + FP + FN)``. Macro F1 is its mean over the roster: the classes
 that occur in the whole test split. A replicate in which a class of the roster does not occur
@@ -7,28 +7,24 @@ leaves it out of its mean.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
+from evaluation.bootstrap import Statistic
 from models.metrics import f1_by_class
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from evaluation.bootstrap import Statistic
-
 SHORTCUTS = ("position_only", "missingness_only")
-"""Baselines that know nothing of behaviour; a model that does not beat them may be one of them."""
+"""Baselines that see no behaviour; a model that does not beat them may have learned no more."""
 GUESSES = ("prior", "uniform")
 """Baselines that know nothing at all; they are drawn, not fitted."""
 BASELINES = SHORTCUTS + GUESSES
 ABLATED = ":"
-"""Stands between a model's name and that of an ablation: the same model without a part of it."""
+"""Separates a model's name from the part left out: ``knn:labels_alone``."""
 RATES = ("f1", "precision", "recall")
 
 
@@ -50,7 +46,7 @@ class Scored:
     episode: NDArray[np.int64]  # (n_windows,) row of ``episodes``
     confusion: NDArray[np.int64]  # (n_episodes, n_classes, n_classes)
     windows: pl.DataFrame
-    episodes: pl.DataFrame  # a row an episode, ordered by id
+    episodes: pl.DataFrame  # one row per episode, ordered by id
 
     @property
     def roster(self) -> list[int]:
@@ -76,7 +72,7 @@ def prediction_rows(
     proba: NDArray,
     classes: Sequence[str],
 ) -> pl.DataFrame:
-    """Predictions as a table, a row a window: what ``scored`` reads.
+    """Predictions as a table, one row per window: what ``scored`` reads.
 
     Args:
         windows: rows of a dataset's table.
@@ -124,7 +120,31 @@ def scored(
     )
 
 
-def macro_f1(confusion: NDArray, roster: Sequence[int]) -> NDArray[np.float64]:
+def misclassified(
+    predictions: pl.DataFrame, model: str, mode: str, classes: Sequence[str], split: str = "test"
+) -> pl.DataFrame:
+    """The windows that a predictor got wrong, the surest errors first.
+
+    Returns:
+        ``episode_id, host_id, profile, window, start_s, actual, predicted, probability`` (of the
+        predicted class).
+
+    Raises:
+        KeyError: the table does not have the predictor.
+    """
+    rows = scored(predictions, model, mode, classes, split)
+    return (
+        rows.windows.select("episode_id", "host_id", "profile", "window", "start_s", "actual")
+        .with_columns(
+            predicted=pl.Series([classes[i] for i in rows.predicted]),
+            probability=pl.Series(rows.proba.max(axis=1)),
+        )
+        .filter(pl.col("predicted") != pl.col("actual"))
+        .sort("probability", descending=True)
+    )
+
+
+def macro_f1_of_confusion(confusion: NDArray, roster: Sequence[int]) -> NDArray[np.float64]:
     """Mean F1 over the classes of the roster that occur; NaN where none does.
 
     Args:
@@ -147,10 +167,10 @@ def _rates(confusion: NDArray, roster: Sequence[int]) -> list[NDArray[np.float64
     Precision is also NaN where a class is never predicted.
     """
     right = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
-    actual, said = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    actual, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
     occurs = actual > 0
     with np.errstate(invalid="ignore", divide="ignore"):
-        rates = (f1_by_class(confusion), right / said, right / actual)
+        rates = (f1_by_class(confusion), right / predicted, right / actual)
     return [np.where(occurs, rate, np.nan)[..., list(roster)] for rate in rates]
 
 
@@ -171,7 +191,7 @@ def f1_statistic(per_episode: NDArray[np.int64], roster: Sequence[int]) -> Stati
 
 
 def macro_statistic(confusions: Sequence[NDArray[np.int64]], roster: Sequence[int]) -> Statistic:
-    """Macro F1 of several predictors ``(b, n_predictors)``, in one product: that is what is fast.
+    """Macro F1 of several predictors ``(b, n_predictors)``, in one fast product.
 
     Args:
         confusions: by predictor, ``(n_episodes, n_classes, n_classes)`` each.
@@ -180,7 +200,9 @@ def macro_statistic(confusions: Sequence[NDArray[np.int64]], roster: Sequence[in
     flat = np.concatenate([c.reshape(len(c), k * k) for c in confusions], axis=1, dtype=np.float64)
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        return macro_f1((weights @ flat).reshape(len(weights), len(confusions), k, k), roster)
+        return macro_f1_of_confusion(
+            (weights @ flat).reshape(len(weights), len(confusions), k, k), roster
+        )
 
     return statistic
 
@@ -189,10 +211,10 @@ def macro_statistic(confusions: Sequence[NDArray[np.int64]], roster: Sequence[in
 
 
 def guess_weights(name: str, dataset: Mapping[str, Any], classes: Sequence[str]) -> NDArray:
-    """How often a guesser names each class: as training has it (``prior``), or equally often.
+    """How often a guesser predicts each class: as often as training (``prior``), or equally often.
 
     Raises:
-        ValueError: there is no guesser of that name.
+        ValueError: no guessing baseline has that name.
     """
     if name == "uniform":
         return np.full(len(classes), 1 / len(classes))
@@ -200,7 +222,7 @@ def guess_weights(name: str, dataset: Mapping[str, Any], classes: Sequence[str])
         counts = dataset["splits"]["train"]["windows_by_phase"]
         weights = np.array([counts.get(phase, 0) for phase in classes], dtype=np.float64)
         return weights / weights.sum()
-    raise ValueError(f"no guessing baseline {name!r}; there is {', '.join(GUESSES)}")
+    raise ValueError(f"baseline must be one of {', '.join(GUESSES)}, got {name!r}")
 
 
 def guess_macro_f1(
@@ -215,7 +237,7 @@ def guess_macro_f1(
     """
     k = support.shape[1]
     confusion = np.stack([random.multinomial(support[:, i], weights) for i in range(k)], axis=1)
-    return macro_f1(confusion, range(k))
+    return macro_f1_of_confusion(confusion, range(k))
 
 
 def guess_draws(
@@ -228,7 +250,7 @@ def guess_draws(
 
 
 def guess_statistic(per_episode: NDArray[np.int64], weights: NDArray, seed: int) -> Statistic:
-    """Macro F1 ``(b,)`` of a guess made anew in every replicate.
+    """Macro F1 ``(b,)`` of a guess drawn separately in every replicate.
 
     So an interval holds both the choice of episodes and the luck of guessing, and a difference to
     a model on the same weights is paired. Draws follow each other: one pass over the weights.
@@ -239,19 +261,20 @@ def guess_statistic(per_episode: NDArray[np.int64], weights: NDArray, seed: int)
 
 
 def guesses(
-    own: Scored, dataset: Mapping[str, Any], classes: Sequence[str], seed: int
+    test: Scored, dataset: Mapping[str, Any], classes: Sequence[str], seed: int
 ) -> dict[str, tuple[float, Statistic]]:
-    """Of each of ``GUESSES`` macro F1 on the windows of a predictor, and its statistic.
+    """Macro F1 of each of ``GUESSES`` on the windows of a predictor, and its statistic.
 
     The value is the mean of the seeded draws on the whole test split.
     """
-    found = {}
+    guessed = {}
     for name in GUESSES:
         weights = guess_weights(name, dataset, classes)
-        value = float(guess_draws(own.actual, weights, seed).mean())
-        found[name] = value, guess_statistic(own.confusion, weights, seed)
-    return found
+        value = float(guess_draws(test.actual, weights, seed).mean())
+        guessed[name] = value, guess_statistic(test.confusion, weights, seed)
+    return guessed
 
 
 def phases_of(proba: np.ndarray, phases: tuple[str, ...]) -> list[str]:
+    """The most probable phase of each window."""
     return [phases[i] for i in proba.argmax(axis=1)]

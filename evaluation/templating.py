@@ -1,18 +1,15 @@
-"""The templates of the page and the cards, and the words that they share."""
+"""The templates of the page and the cards, and the filters that they share."""
 
 from __future__ import annotations
 
 import functools
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from evaluation import wording
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from evaluation.documents import Figure
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -28,34 +25,31 @@ def templates(*, autoescape: bool) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        "num": wording.number,
-        "signed": lambda value: wording.number(value, sign=True),
-        "coarse_span": lambda figure: wording.span(figure, wording.measure),
-        "label": wording.baseline_label,
-        "places": places,
-        "brief": brief,
-        "slug": slug,
-        "cell": cell,
-        **{
-            name: getattr(wording, name)
-            for name in (
-                "clean_time",
-                "count",
-                "join_words",
-                "measure",
-                "plural",
-                "short",
-                "span",
-                "who",
-            )
-        },
-    }
-    environment.tests["finite"] = wording.finite
+    environment.filters.update(
+        num=wording.number,
+        signed=lambda value: wording.number(value, sign=True),
+        coarse_span=lambda figure: wording.span(figure, wording.measure),
+        label=wording.baseline_label,
+        variant=wording.variant_label,
+        places=places,
+        brief=brief,
+        slug=slug,
+        cell=cell,
+        clean_time=wording.clean_time,
+        conditional_on=wording.conditional_on,
+        count=wording.count,
+        join_words=wording.join_words,
+        measure=wording.measure,
+        plural=wording.plural,
+        sentence=wording.sentence,
+        short=wording.short,
+        span=wording.span,
+    )
+    environment.tests["finite"] = wording.is_finite
     return environment
 
 
-def places(figure: Mapping[str, Any], limit: float | None = None) -> str:
+def places(figure: Figure, limit: float | None = None) -> str:
     """Where a figure and its interval lie on an axis, as CSS properties.
 
     The axis goes from 0 to 1, or from ``-limit`` to ``limit``; what lies outside is at its edge.
@@ -65,9 +59,8 @@ def places(figure: Mapping[str, Any], limit: float | None = None) -> str:
         share = value if limit is None else (value + limit) / (2 * limit)
         return f"{100 * min(1.0, max(0.0, share)):.1f}%"
 
-    names = {"v": "value", "l": "low", "h": "high"}
-    known = {name: figure[key] for name, key in names.items() if wording.finite(figure[key])}
-    return ";".join(f"--{name}:{place(value)}" for name, value in known.items())
+    ends = {"v": figure.value, "l": figure.low, "h": figure.high}
+    return ";".join(f"--{name}:{place(end)}" for name, end in ends.items() if end is not None)
 
 
 def brief(value: float) -> str:
@@ -77,7 +70,7 @@ def brief(value: float) -> str:
 
 
 def slug(*names: str) -> str:
-    """A place on the page to link to; odd characters are dashes."""
+    """An anchor on the page; odd characters become dashes."""
     return "-".join(re.sub(r"[^A-Za-z0-9_]+", "-", name) for name in names)
 
 

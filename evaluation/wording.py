@@ -1,54 +1,165 @@
-"""How figures and facts of a document are said: on the page, in model cards, in the terminal."""
+"""Every sentence about a document: on the page, in cards, in the terminal, in Dagster.
+
+Documents hold codes and numbers; here they become words. Nothing is computed here.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
 
-from evaluation.scores import SHORTCUTS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    Report = Mapping[str, Any]
-    Figure = Mapping[str, Any]
+from evaluation.documents import (
+    CheckName,
+    Comparisons,
+    Condition,
+    Detection,
+    DriftCheck,
+    EvalReport,
+    Figure,
+    Remark,
+)
+from evaluation.scores import BASELINES, SHORTCUTS
 
 NOTHING = "–"
 SHORT_ID = 12  # characters of a hash that are shown
 LOW_COVERAGE = 0.5
-COVERAGE_GAP = 0.1  # between training and test: from here on it may pass for a difference of hosts
-BASELINES = {
-    "position_only": "knows only when a window lies in its episode: what it scores, the schedule "
-    "gives away for free.",
-    "missingness_only": "knows only which collectors ran: what it scores, gaps in the recording "
+COVERAGE_GAP = 0.1  # between training and test: from here on a model may learn the gap
+BASELINE_MEANS = {
+    "position_only": "sees only where a window lies in its episode. Its score is what the "
+    "schedule gives away.",
+    "missingness_only": "sees only which collectors ran. Its score is what gaps in the recording "
     "give away.",
-    "prior": "guesses phases as often as training has them; its line spans the luck of guessing.",
-    "uniform": "guesses each phase equally often; its line, too, spans that luck.",
+    "prior": "guesses each phase as often as it occurs in training.",
+    "uniform": "guesses every phase equally often. The intervals of both guesses include the luck "
+    "of guessing.",
 }
-WATCHED = {  # check of a batch -> what its figure is
-    "coverage": ("coverage", "of the worst source"),
-    "channels": ("channels", "largest PSI"),
-    "missing": ("missing", "of all values"),
-    "verdicts": ("verdicts", "PSI"),
-    "class_mix": ("phases predicted", "PSI"),
+MAY_HAVE_LEARNED = {
+    "position_only": "it may have learned the schedule",
+    "missingness_only": "it may have learned which collectors ran",
+    "prior": "it may have learned only how common each phase is",
+    "uniform": "it may have learned nothing",
 }
-SHARED_WARNINGS = {
-    "not_better_than_baseline": "not better than {about} beyond chance",
-    "validation_above_test": "validation macro F1 lies above the test interval: not all that was "
-    "learned carries over",
-    "false_alarms_over_budget": "more false alarms an hour than the threshold was chosen for",
+SENTENCES = {  # by code; {label} is the baseline, profile, class or host
+    # warnings of a report
+    "not_better_than_baseline": "Not significantly better than {label} (difference {value:+.3f}, "
+    "95 % interval {low:+.3f} to {high:+.3f}): {reason}.",
+    "validation_above_test": "Validation macro F1 {value:.3f} lies above the test interval: part "
+    "of what the model learned does not carry over.",
+    "false_alarms_over_budget": "{per_hour:.3g} false alarms per hour on test, budget {budget:g}. "
+    "The threshold was chosen on {val_hours:.3g} clean hours.",
+    "untested_profile": "Profile {label} was never tested.",
+    "absent_class": "Phase {label} does not occur in the test set, so it was never tested.",
+    "synthetic_episodes": "The dataset contains {episodes} synthetic episodes.",
+    # notes on figures
+    "budget_allows_none": "Validation has {hours:.3g} clean hours, so one false alarm there is "
+    "{per_hour:.3g} per hour and the budget allows none.",
+    "chosen_on_these": "The threshold was chosen on these windows.",
+    "constant": "no interval: the same in every resample",
+    "exact_binomial_bound": "All or none of {episodes}: one bound is the exact binomial one.",
+    "fitted_on_validation": "Fitted on validation by log loss; 1 changes nothing.",
+    "half_undetected": "infinite: at least half of the attacks were not detected",
+    "half_undetected_at_times": "no upper bound: half of the attacks were not detected in "
+    "{share:.0%} of the resamples",
+    "never_alarmed": "No alarm in clean time, so resampling gives no upper bound.",
+    "never_predicted": "never predicted",
+    "no_attack": "No test episode contains an attack.",
+    "no_clean_time": "No test window is entirely clean, so false alarms cannot be counted.",
+    "no_clean_validation": "Validation has no clean time, so the default threshold is used.",
+    "no_validation_interval": "Used for choosing only, so it has no interval.",
+    "over_budget_everywhere": "Every threshold exceeds the budget on validation, so this one lies "
+    "above every score there.",
+    "poisson_bounds": "{events} in {hours:.3g} clean hours. Each bound is the wider of "
+    "resampling's and the exact Poisson one.",
+    "temperature_at_limit": "Fitted on validation by log loss; at the end of the range searched.",
+    "too_few_episodes": "no interval: too few episodes to resample ({episodes})",
+    # notes on drift
+    "unknown_host": "Host {label} is not in the training data, so it is compared with all hosts. "
+    "What is specific to this machine also counts as a change.",
+    "too_little_training": "Training has {episodes} episodes to compare with. At least {needed} "
+    "are needed, so nothing is judged.",
+    "seen_in_training": "{seen} of its {episodes} episodes were trained on and show nothing new.",
 }
-"""What to say where several reports have one warning; others are said in their own words."""
+SHARED_SENTENCES = {  # of several reports whose numbers differ
+    "not_better_than_baseline": "Not significantly better than {label}: {reason}.",
+    "validation_above_test": "Validation macro F1 lies above the test interval: part of what the "
+    "model learned does not carry over.",
+    "false_alarms_over_budget": "More false alarms per hour on test than the budget.",
+}
 DATASET_WARNINGS = frozenset({"untested_profile", "absent_class", "synthetic_episodes"})
-"""Warnings that ``untested`` says, once for a dataset."""
+"""Warnings that ``untested`` states once per dataset."""
+P_VALUE = (
+    "p is two-sided: (1 + k) / (B + 1), where k of the B resamples differ from the observed "
+    "difference by at least its distance from 0."
+)
+DRIFT_CHECKS: dict[CheckName, str] = {
+    "coverage": "Every source covers the windows as in training.",
+    "channels": "Every channel that the model sees is distributed as in training (PSI).",
+    "missing": "No channel that the model sees is missing more often than in training.",
+    "verdicts": "Episodes are accepted, degraded and rejected as often as in training (PSI).",
+    "class_mix": "The model predicts each phase as often as on its validation episodes (PSI).",
+}
+DRIFT_COLUMNS: dict[CheckName, tuple[str, str]] = {
+    "coverage": ("coverage", "worst source"),
+    "channels": ("channels", "largest PSI"),
+    "missing": ("missing", "share of values"),
+    "verdicts": ("verdicts", "PSI"),
+    "class_mix": ("predicted phases", "PSI"),
+}
+_MIX_FINDING = (
+    "PSI {value:.2f}, above the {chance:.2f} that chance explains. Largest change: {name}, "
+    "{training:.0%} in training, {batch:.0%} in the batch."
+)
+DRIFT_FINDINGS: dict[CheckName, str] = {
+    "coverage": "{name} covers {batch:.0%} of the windows' time, {training:.0%} in training.",
+    "channels": "{name}: PSI {value:.2f}, above the {chance:.2f} that chance explains.",
+    "missing": "{name} is missing in {batch:.0%} of the windows, {training:.0%} in training.",
+    "verdicts": "Verdicts: " + _MIX_FINDING,
+    "class_mix": "Predicted phases: " + _MIX_FINDING,
+}
 
 
-def finite(value: float | None) -> bool:
+def sentence(remark: Remark, sentences: dict[str, str] = SENTENCES) -> str:
+    """The sentence for a code and its numbers."""
+    about = remark.about or ""
+    return sentences[remark.code].format(
+        label=baseline_label(about) if about in BASELINES else about,
+        reason=MAY_HAVE_LEARNED.get(about),
+        **remark.numbers,
+    )
+
+
+def findings(check: DriftCheck) -> list[str]:
+    """What a check of a batch found, largest change first; nothing if it passed."""
+    if check.severity == "ok":
+        return []
+    if not check.rows:
+        return ["The batch has no usable window."]
+    if check.value is not None:
+        moved = max(check.rows, key=lambda row: abs((row.batch or 0) - (row.training or 0)))
+        numbers = {"value": check.value, "chance": check.chance}
+        return [DRIFT_FINDINGS[check.name].format(**dict(moved) | numbers)]
+    changed = [row for row in check.rows if row.severity != "ok"]
+    changed.sort(key=lambda row: row.value or 0, reverse=True)
+    return [DRIFT_FINDINGS[check.name].format(**dict(row)) for row in changed]
+
+
+def conditional_on(condition: Condition) -> str:
+    """What was held out, and that intervals do not cover another choice of it."""
+    names = ", ".join(condition.names)
+    if condition.unit == "period":
+        return f"Tested on {names}. Intervals do not cover another period."
+    return (
+        f"Tested on {plural(condition.n, f'held-out {condition.unit}')} ({names}). Intervals do "
+        f"not cover other {condition.unit}s."
+    )
+
+
+def is_finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
 def number(value: float | None, *, sign: bool = False) -> str:
-    """Three decimals and a real minus; a dash where there is no finite value."""
+    """Three decimals and a real minus sign; a dash for no finite value."""
     if value is None or not math.isfinite(value):
         return NOTHING
     rounded = round(value, 3) + 0.0  # no negative zero
@@ -56,7 +167,7 @@ def number(value: float | None, *, sign: bool = False) -> str:
 
 
 def measure(value: float | None) -> str:
-    """Seconds or a rate, in as many digits as a reader needs; a dash where there is no value."""
+    """Seconds or a rate, in as many digits as a reader needs; a dash for no value."""
     if value is None or not math.isfinite(value):
         return NOTHING
     digits = 0 if abs(value) >= 100 or not value else 1 if abs(value) >= 10 else 2
@@ -64,18 +175,18 @@ def measure(value: float | None) -> str:
 
 
 def clean_time(hours: float) -> str:
-    """How long it was clean: what a rate of false alarms rests on."""
+    """Clean time, from which a rate of false alarms is computed."""
     if hours < 1:
         return f"{measure(60 * hours)} clean minutes"
     return f"{measure(hours)} clean hours"
 
 
-def span(figure: Figure, say: Callable[[float | None], str] = number) -> str:
-    """The interval; nothing where there is none, and an upper end that is not there is said."""
-    if not finite(figure["low"]):
+def span(figure: Figure, text: Callable[[float | None], str] = number) -> str:
+    """The interval; empty if undefined, open if it has no upper end."""
+    if not is_finite(figure.low):
         return ""
-    low = say(figure["low"])
-    return f"{low} to {say(figure['high'])}" if finite(figure["high"]) else f"{low} or more"
+    low = text(figure.low)
+    return f"{low} to {text(figure.high)}" if is_finite(figure.high) else f"{low} or more"
 
 
 def count(value: int | None) -> str:
@@ -84,13 +195,12 @@ def count(value: int | None) -> str:
 
 
 def short(value: str) -> str:
-    """The beginning of a hash; that a tree was dirty stays visible."""
-    text = str(value)
-    return text[:SHORT_ID] + ("-dirty" if text.endswith("-dirty") else "")
+    """The beginning of a hash, with its ``-dirty`` if it has one."""
+    return value[:SHORT_ID] + ("-dirty" if value.endswith("-dirty") else "")
 
 
 def plural(n: int, one: str, many: str = "") -> str:
-    """``3 hosts``; ``many`` where it is not ``one`` with an s."""
+    """``3 hosts``; ``many`` if the plural is not ``one`` with an s."""
     return f"{count(n)} {one if n == 1 else many or one + 's'}"
 
 
@@ -104,163 +214,153 @@ def baseline_label(name: str) -> str:
     return name.replace("_", "-")
 
 
-def who(report: Report) -> str:
-    return f"{report['model']} {report['mode']}"
+def variant_label(report: EvalReport) -> str:
+    return f"{report.model} {report.mode}"
 
 
-def coverage_of_profiles(report: Report) -> str:
-    """``5 of 6 profiles tested; scan-and-dial was never tested.``"""
-    tested, untested = report["tested_profiles"], report["untested_profiles"]
-    total = len(tested) + len(untested)
-    if not untested:
-        return f"All {plural(total, 'profile')} tested."
-    verb = "was" if len(untested) == 1 else "were"
-    return (
-        f"{len(tested)} of {plural(total, 'profile')} tested; "
-        f"{join_words(untested)} {verb} never tested."
-    )
-
-
-def untested(report: Report) -> list[str]:
-    """What the figures of a report do not speak of, or not of real machines; a sentence each."""
-    said = [coverage_of_profiles(report)]
-    absent = report["absent_classes"]
+def untested(report: EvalReport) -> list[str]:
+    """What the figures of a report do not cover, or not on real machines; one sentence each."""
+    missing = report.untested_profiles
+    total = len(report.tested_profiles) + len(missing)
+    if missing:
+        sentences = [
+            f"{len(report.tested_profiles)} of {plural(total, 'profile')} tested; "
+            f"{join_words(missing)} {'was' if len(missing) == 1 else 'were'} never tested."
+        ]
+    else:
+        sentences = [f"All {plural(total, 'profile')} tested."]
+    absent = report.absent_classes
     if absent:
-        noun, verb = ("Phase", "is") if len(absent) == 1 else ("Phases", "are")
-        said.append(
-            f"{noun} {join_words(absent)} {verb} absent from the test set: never tested, and no "
+        noun, verb = ("Phase", "does") if len(absent) == 1 else ("Phases", "do")
+        sentences.append(
+            f"{noun} {join_words(absent)} {verb} not occur in the test set: never tested, and not "
             "part of any mean."
         )
-    where = [
-        f"{count(side['synthetic_episodes'])} of {count(side['episodes'])} in {name}"
-        for name, side in report["splits"].items()
-        if side["synthetic_episodes"]
+    synthetic = [
+        f"{count(side.synthetic_episodes)} of {count(side.episodes)} in {name}"
+        for name, side in report.splits.items()
+        if side.synthetic_episodes
     ]
-    if where:
-        said.append(f"Synthetic episodes are part of this dataset: {join_words(where)}.")
-    return said
+    if synthetic:
+        sentences.append(f"The dataset contains synthetic episodes: {join_words(synthetic)}.")
+    return sentences
 
 
-def gaps(report: Report) -> list[str]:
-    """What was recorded or used unevenly, a sentence each."""
-    said = []
-    splits = report["splits"]
-    for source, covered in splits["test"]["coverage"].items():
-        trained = splits["train"]["coverage"].get(source)
+def gaps(report: EvalReport) -> list[str]:
+    """What was recorded or used unevenly, one sentence each."""
+    sentences = []
+    for source, covered in report.splits["test"].coverage.items():
+        trained = report.splits["train"].coverage.get(source)
         if trained is not None and abs(covered - trained) > COVERAGE_GAP:
-            said.append(
-                f"{source} covers {number(trained)} of training and {number(covered)} of test: a "
-                "difference in what was recorded can pass for one in behaviour."
+            sentences.append(
+                f"{source} covers {number(trained)} of training and {number(covered)} of test. A "
+                "model may mistake this gap for behavior."
             )
         elif covered < LOW_COVERAGE:
-            said.append(f"{source} covers only {number(covered)} of the test windows.")
-    if report["excluded_episodes"]:
-        why = "; ".join(f"{count(n)} {cause}" for cause, n in report["excluded_episodes"].items())
-        total = sum(report["excluded_episodes"].values())
-        said.append(f"{plural(total, 'episode')} left out ({why}).")
-    lacking = report["bootstrap"]["replicates_lacking_a_class"]
+            sentences.append(f"{source} covers only {number(covered)} of the test windows.")
+    if report.excluded_episodes:
+        causes = "; ".join(f"{count(n)} {cause}" for cause, n in report.excluded_episodes.items())
+        total = sum(report.excluded_episodes.values())
+        sentences.append(f"{plural(total, 'episode')} excluded ({causes}).")
+    lacking = report.bootstrap.replicates_lacking_a_class
     if lacking:
-        said.append(
-            f"In {count(lacking)} of {count(report['bootstrap']['replicates'])} replicates some "
-            "phase did not occur; it is then left out of that replicate's mean."
+        sentences.append(
+            f"{count(lacking)} of {count(report.bootstrap.replicates)} resamples miss a phase; "
+            "their mean is over the others."
         )
-    return said
+    return sentences
 
 
-def warnings(reports: Sequence[Report]) -> list[tuple[str, str]]:
-    """Warnings of the reports of one recipe: whom each concerns, and what it says."""
-    found: dict[tuple[str, str | None], list[tuple[Report, str]]] = {}
+def warnings(reports: Sequence[EvalReport]) -> list[tuple[str, str]]:
+    """Warnings of the reports of one recipe: the models concerned, and a sentence."""
+    by_subject: dict[tuple[str, str | None], list[tuple[EvalReport, Remark]]] = {}
     for report in reports:
-        for warning in report["warnings"]:
-            if warning["code"] not in DATASET_WARNINGS:
-                key = (warning["code"], warning["about"])
-                found.setdefault(key, []).append((report, warning["text"]))
-    said = []
-    for (code, about), entries in found.items():
-        alike = {text for _, text in entries}
-        if len(alike) == 1 or code not in SHARED_WARNINGS:
-            groups = [(text, [r for r, t in entries if t == text]) for text in sorted(alike)]
-        else:
-            shared = SHARED_WARNINGS[code].format(about=about and baseline_label(about))
-            groups = [(shared, [r for r, _ in entries])]
-        said += [
-            ("all models" if len(those) == len(reports) > 1 else fold(those), text)
-            for text, those in groups
-        ]
-    return said
+        for warning in report.warnings:
+            if warning.code not in DATASET_WARNINGS:
+                key = (warning.code, warning.about)
+                by_subject.setdefault(key, []).append((report, warning))
+    lines = []
+    for entries in by_subject.values():
+        remark = entries[0][1]
+        differ = any(other != remark for _, other in entries)
+        lines.append(
+            (
+                "all models"
+                if len(entries) == len(reports) > 1
+                else fold(report for report, _ in entries),
+                sentence(remark, SHARED_SENTENCES if differ else SENTENCES),
+            )
+        )
+    return lines
 
 
-def fold(reports: Iterable[Report]) -> str:
+def fold(reports: Iterable[EvalReport]) -> str:
     """``cnn realistic and oracle, gru oracle``."""
     by_model: dict[str, list[str]] = {}
     for report in reports:
-        by_model.setdefault(report["model"], []).append(report["mode"])
+        by_model.setdefault(report.model, []).append(report.mode)
     return ", ".join(f"{model} {join_words(modes)}" for model, modes in by_model.items())
 
 
-def below_shortcut(report: Report) -> list[str]:
-    """Shortcuts that the report's model does not beat beyond chance."""
+def below_shortcut(report: EvalReport) -> list[str]:
+    """Shortcuts that the report's model does not beat significantly."""
     return [
-        baseline_label(baseline["name"])
-        for baseline in report["baselines"]
-        if baseline["name"] in SHORTCUTS and not (baseline["difference"]["low"] or 0) > 0
+        baseline_label(baseline.name)
+        for baseline in report.baselines
+        if baseline.name in SHORTCUTS and not (baseline.difference.low or 0) > 0
     ]
 
 
 def chosen(
-    reports: Sequence[Report], mode: str, comparisons: Mapping[str, Any] | None
-) -> Report | None:
+    reports: Sequence[EvalReport], mode: str, comparisons: Comparisons | None
+) -> EvalReport | None:
     """The report on the model that is best on validation, of one recipe and mode.
 
-    Choosing on test would flatter the one that is chosen.
+    Choosing on test would flatter the chosen one.
     """
-    here = [report for report in reports if report["mode"] == mode]
-    for family in comparisons["families"] if comparisons else ():
-        if family["name"] == "reference" and family["mode"] == mode and family["reference"]:
-            named = [r for r in here if r["model"] == family["reference"]["model"]]
-            if named:
-                return named[0]
-    able = [report for report in here if finite(report["val_macro_f1"]["value"])]
-    return max(able, key=lambda report: report["val_macro_f1"]["value"], default=None)
+    of_mode = [report for report in reports if report.mode == mode]
+    for family in comparisons.families if comparisons else ():
+        if family.name == "reference" and family.mode == mode and family.reference:
+            for report in of_mode:
+                if report.model == family.reference.model:
+                    return report
+    return max(
+        (report for report in of_mode if report.val_macro_f1.value is not None),
+        key=lambda report: report.val_macro_f1.value,  # type: ignore[arg-type, return-value]
+        default=None,
+    )
 
 
-def by_test(reports: Iterable[Report]) -> list[Report]:
-    """From the highest macro F1 on test; what has none last."""
+def by_test(reports: Iterable[EvalReport]) -> list[EvalReport]:
+    """From the highest macro F1 on test; those without one last."""
     return sorted(
         reports,
-        key=lambda r: r["macro_f1"]["value"] if finite(r["macro_f1"]["value"]) else -1.0,
+        key=lambda report: -1.0 if report.macro_f1.value is None else report.macro_f1.value,
         reverse=True,
     )
 
 
-def alarms(detection: Mapping[str, Any]) -> list[str]:
-    """What a watch with these alarms is like, a sentence each."""
-    attacked, detected = detection["attacked_episodes"], detection["detected_episodes"]
-    delay, false = detection["median_delay_s"], detection["false_alarms_per_hour"]
-    said = []
+def alarms(detection: Detection) -> list[str]:
+    """How good the alarms are, one sentence each."""
+    attacked, detected = detection.attacked_episodes, detection.detected_episodes
+    delay, false = detection.median_delay_s, detection.false_alarms_per_hour
+    clean, events = clean_time(detection.clean_hours["test"]), detection.false_alarms["test"]
+    attacks = f"Detects {detected} of {plural(attacked, 'attack')}"
     if not attacked:
-        said.append("No test episode is attacked: nothing could be detected.")
+        attacks = SENTENCES["no_attack"]
+    elif is_finite(delay.value):
+        within = f"{measure(delay.value)} s of their start ({span(delay, measure)} s)"
+        attacks += f"; half of all attacks within {within}."
     else:
-        found = f"Raises the alarm in {detected} of {plural(attacked, 'attack')}"
-        if finite(delay["value"]):
-            said.append(
-                f"{found}; in half of all within {measure(delay['value'])} s of the true start "
-                f"({span(delay, measure)} s)."
-            )
-        else:
-            said.append(f"{found}: fewer than half, so that no median delay exists.")
-    clean, events = detection["clean_hours"]["test"], detection["false_alarms"]["test"]
-    budget = detection["budget_per_hour"]
-    if not finite(false["value"]):
-        said.append("No clean time in the test set: false alarms cannot be counted.")
-    elif not events:
-        said.append(
-            f"No false alarm in {clean_time(clean)}: at most {measure(false['high'])} an hour."
-        )
-    else:
-        over = f", where {budget:g} were aimed at" if false["value"] > budget else ""
-        said.append(
-            f"{plural(events, 'false alarm')} in {clean_time(clean)}: {measure(false['value'])} an "
-            f"hour ({span(false, measure)}){over}."
-        )
-    return said
+        attacks += ": fewer than half, so there is no median delay."
+    if not is_finite(false.value):
+        return [attacks, SENTENCES["no_clean_time"]]
+    if not events:
+        return [attacks, f"No false alarm in {clean}: at most {measure(false.high)} per hour."]
+    over = (false.value or 0) > detection.budget_per_hour
+    budget = f", budget {detection.budget_per_hour:g}" if over else ""
+    return [
+        attacks,
+        f"{plural(events, 'false alarm')} in {clean}: {measure(false.value)} per hour "
+        f"({span(false, measure)}){budget}.",
+    ]

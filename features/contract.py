@@ -142,7 +142,7 @@ def contract_of(layout: Layout, input_kind: InputKind) -> Contract:
     return Contract(sections)
 
 
-def contract_hashes(layout: Layout) -> dict[str, str]:
+def contract_hashes(layout: Layout) -> dict[InputKind, str]:
     """Contract hash of every input kind: what stages record beside what they wrote."""
     return {kind: contract_of(layout, kind).hash for kind in ("summary", "tensor")}
 

@@ -8,7 +8,7 @@ windows with their statistics. Which windows go into which split is decided else
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +24,14 @@ if TYPE_CHECKING:
 
     from episodes.validation import Record
     from features.extraction import Extracted
-    from features.manifest import Draft, Manifest
     from features.registry import Layout
+
+
+class NewFiles(Protocol):
+    """Where to write the files of an artifact."""
+
+    def new_file(self, role: str, suffix: str) -> Path: ...
+
 
 EPISODES_PER_SHARD = 256
 
@@ -65,7 +71,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 class ShardWriter:
     """Writes both kinds of shard in one pass, holding at most one shard's features in memory."""
 
-    def __init__(self, layout: Layout, tensor: Draft | None, feature: Draft | None):
+    def __init__(self, layout: Layout, tensor: NewFiles | None, feature: NewFiles | None):
         self._layout = layout
         self._tensor = tensor
         self._feature = feature
@@ -171,11 +177,9 @@ class SeriesFile:
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
-def read_windows(manifest: Manifest) -> pa.Table:
-    """The table of a batch's windows (``WINDOW_COLUMNS``), from its tensor shards."""
-    tables = [
-        read_table(manifest.path(role)) for role in sorted(manifest.files) if "windows" in role
-    ]
+def read_windows(paths: Sequence[Path]) -> pa.Table:
+    """The table of a batch's windows (``WINDOW_COLUMNS``), from its ``windows`` files."""
+    tables = [read_table(path) for path in paths]
     return pa.concat_tables(tables) if tables else pa.schema(_WINDOW_FIELDS).empty_table()
 
 

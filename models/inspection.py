@@ -1,13 +1,13 @@
-"""Checkpoints looked at without being used: what there is, and whether it is what it was.
+"""An inventory of checkpoints, and their verification.
 
-The inventory reads headers only. Verification loads, and replays the golden vectors through the
-code as it is. How either is shown is not known here.
+The inventory reads headers only. Verification loads each checkpoint and replays the golden vectors
+through the code as it is. Printing is done elsewhere.
 """
 
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from models.checkpoint import (
     SUFFIX,
     CheckpointError,
     ContractMismatchError,
+    MissingLibraryError,
     check_contract,
     golden_probabilities,
     load_checkpoint,
@@ -30,22 +31,23 @@ if TYPE_CHECKING:
     from features.registry import Layout
 
 PROBABILITY_TOLERANCE = 1e-4
-"""Sums in another order move a probability by about 1e-6; two channels swapped move one by 6e-3
-at the least (measured on the golden vectors, convolutions and trees)."""
+"""Another order of summation moves a probability by about 1e-6; swapping two channels moves one by
+at least 6e-3 (measured on the golden vectors, with convolutions and trees)."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One checkpoint of an inventory. What a broken header does not tell is None."""
+    """One checkpoint of an inventory."""
 
     path: Path
-    header: dict[str, Any] | None
-    broken: str | None  # why it could not be loaded under any layout
-    differences: list[str]  # to the live contract, or of the golden replay
+    header: dict[str, Any] | None  # None: broken
+    broken: str | None = None  # why it cannot be loaded under any layout
+    differences: list[str] = field(default_factory=list)  # from the live contract or the replay
+    unverified: str | None = None  # why it could not be verified here
 
     @property
     def usable(self) -> bool:
-        return self.broken is None and not self.differences
+        return not (self.broken or self.differences or self.unverified)
 
     def as_row(self) -> dict[str, Any]:
         """Plain values, the same keys for every entry."""
@@ -65,75 +67,78 @@ class Entry:
             "code_commit": meta.get("code_commit"),
             "usable": self.usable,
             "broken": self.broken,
+            "unverified": self.unverified,
             "differences": self.differences,
         }
 
 
 def find_checkpoints(path: Path) -> list[Path]:
-    """The headers at a path: itself, or every one in a folder, however deep."""
+    """The headers at a path: the file itself, or all in a folder and its subfolders."""
     return sorted(path.rglob(f"*{SUFFIX}")) if path.is_dir() else [path]
 
 
 def inspect(path: Path, layout: Layout) -> Entry:
-    """What a header says, and whether it would load; of the sidecar only the size is looked at."""
+    """Read a header and say whether it would load; of the sidecar only the size is checked."""
     header = None
     try:
         header = read_header(path)
-        _look_for_sidecar(path.parent / header["sidecar"], header["sidecar_bytes"])
+        _check_sidecar_size(path.parent / header["sidecar"], header["sidecar_bytes"])
         check_contract(header, layout, str(path))
     except ContractMismatchError as error:
-        return Entry(path, header, None, error.differences)
+        return Entry(path, header, differences=error.differences)
     except CheckpointError as error:
-        return Entry(path, header, str(error), [])
-    return Entry(path, header, None, [])
+        return Entry(path, header, broken=str(error))
+    return Entry(path, header)
 
 
-def _look_for_sidecar(path: Path, n_bytes: int) -> None:
+def _check_sidecar_size(path: Path, n_bytes: int) -> None:
     try:
         status = path.lstat()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}; retrain") from None
     if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"{path}: not a regular file")
+        raise CheckpointError(f"{path}: not a regular file; symlinks are not followed")
     if status.st_size != n_bytes:
         raise CheckpointError(
-            f"{path}: {status.st_size:,} bytes, the header says {n_bytes:,}; restore the file or "
-            "retrain"
+            f"{path}: size must be {n_bytes:,} bytes as in the header, got {status.st_size:,}; "
+            "restore the file or retrain"
         )
 
 
 def verify(path: Path, layout: Layout, replayed: list[str] | None = None) -> Entry:
-    """Load a checkpoint and replay the golden episodes; every difference is a line.
+    """Load a checkpoint and replay the golden episodes; one line per difference.
 
-    Extraction is replayed and compared with the committed vectors, and these are scored and
-    compared with what the header says. Scoring what was just extracted instead would tell
-    processors apart: trees split on values of the training set, so that a last bit can move a
-    probability by a tenth.
+    The episodes are extracted again and compared with the committed vectors; the committed vectors
+    are scored and compared with the header's probabilities. Scoring the new extraction instead
+    would only tell processors apart: trees split on values of the training set, so a change in the
+    last bit can move a probability by a tenth.
 
     Args:
-        replayed: ``features.golden.differences(layout)``, where many checkpoints are verified.
+        replayed: ``features.golden.differences(layout)``, if many checkpoints are verified.
     """
     entry = inspect(path, layout)
     if not entry.usable:
         return entry
     try:
-        loaded = load_checkpoint(path, layout)
-        stored = _stored_probabilities(path, loaded.header["golden"])
+        checkpoint = load_checkpoint(path, layout)
+        stored = _stored_probabilities(path, checkpoint.header["golden"])
     except ContractMismatchError as error:
-        return Entry(path, entry.header, None, error.differences)
+        return replace(entry, differences=error.differences)
+    except MissingLibraryError as error:
+        return replace(entry, unverified=str(error))
     except CheckpointError as error:
-        return Entry(path, entry.header, str(error), [])
+        return replace(entry, broken=str(error))
     lines = golden.differences(layout) if replayed is None else list(replayed)
-    if loaded.header["golden"]["sha256"] != golden_digest():
-        lines.append("the header's probabilities are of another golden file; retrain")
+    if checkpoint.header["golden"]["sha256"] != golden_digest():
+        lines.append("the header's probabilities are for another golden file; retrain")
     elif stored is None:
         lines.append(
-            f"no golden probabilities: {GOLDEN_FILE.name} was of another layout when it was "
+            f"no golden probabilities: {GOLDEN_FILE.name} was for another layout when this was "
             f"trained; {golden.REWRITE}, then retrain"
         )
-    elif scored := golden_probabilities(loaded, layout):
+    elif scored := golden_probabilities(checkpoint, layout):
         lines += _probability_differences(stored, scored, layout)
-    return Entry(path, loaded.header, None, lines)
+    return Entry(path, checkpoint.header, differences=lines)
 
 
 def _stored_probabilities(path: Path, stored: dict[str, Any]) -> dict[str, Any] | None:
@@ -146,11 +151,16 @@ def _stored_probabilities(path: Path, stored: dict[str, Any]) -> dict[str, Any] 
 
 
 def _probability_differences(was: dict[str, Any], now: dict[str, Any], layout: Layout) -> list[str]:
-    lines = [f"{extra}: scored on one side only" for extra in sorted(was.keys() ^ now.keys())]
+    lines = [
+        f"{extra}: must be scored at training and now, but one is missing"
+        for extra in sorted(was.keys() ^ now.keys())
+    ]
     for episode_id in sorted(was.keys() & now.keys()):
         before, after = was[episode_id], np.array(now[episode_id])
         if before.shape != after.shape:
-            lines.append(f"{episode_id}: probabilities {after.shape}, were {before.shape}")
+            lines.append(
+                f"{episode_id}: shape of probabilities was {before.shape}, is {after.shape}"
+            )
             continue
         off = ~(np.abs(after - before) <= PROBABILITY_TOLERANCE)
         lines += [

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
+from episodes.settings import settings_errors
 from features.registry import MODES
 from models.hyperparameters import (
     CnnConfig,
@@ -20,7 +22,7 @@ from models.hyperparameters import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
     from features.registry import InputKind, Mode
     from models.base import Classifier
@@ -131,46 +133,29 @@ class Variant:
 VARIANTS = tuple(Variant(model, mode) for model in MODELS for mode in MODES)
 
 
-def variant(model: str, mode: str) -> Variant:
+def find_variant(model: str, mode: str) -> Variant:
     """The variant of these names.
 
     Raises:
-        ValueError: there is none; the message names those there are.
+        ValueError: it does not exist; the message names those that do.
     """
-    for known in VARIANTS:
-        if (known.model, known.mode) == (model, mode):
-            return known
+    for variant in VARIANTS:
+        if (variant.model, variant.mode) == (model, mode):
+            return variant
     raise ValueError(
-        f"no model {model!r} in mode {mode!r}; models are {', '.join(MODELS)}, "
-        f"modes {', '.join(MODES)}"
+        f"no model {model!r} in mode {mode!r}; choose a model from {', '.join(MODELS)} and a mode "
+        f"from {', '.join(MODES)}"
     )
 
 
-def unknown_name(values: Any, known: Collection[str], what: str) -> str | None:
-    """What to say of the first key that does not exist; None: all do."""
-    for name in values if isinstance(values, dict) else ():
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
-            return f"no {what} {name!r}; {hint}"
-    return None
-
-
 def model_config(model: str, values: Mapping[str, Any]) -> Any:
-    """Typed hyper-parameters of a model from plain values, defaults for what is not given.
+    """Typed hyperparameters of a model from plain values, defaults for what is not given.
 
     Raises:
-        ValueError: an unknown name (the nearest known is named) or a value of another type.
+        ValueError: a setting that does not exist, or a value that is not allowed.
     """
-    kind = MODELS[model].config
-    known = {field.name: field for field in fields(kind)}
-    unknown = unknown_name(values, known, "hyper-parameter")
-    if unknown:
-        raise ValueError(f"{model}: {unknown}")
-    for name, value in values.items():
-        wanted = type(known[name].default)
-        if isinstance(value, bool) != (wanted is bool) or not isinstance(
-            value, (int, float) if wanted is float else wanted
-        ):
-            raise ValueError(f"{model}.{name} is {value!r}, no {wanted.__name__}")
-    return kind(**values)
+    config = MODELS[model].config
+    try:
+        return config(**values)
+    except ValidationError as error:
+        raise ValueError("\n".join(settings_errors(error, config, model))) from None

@@ -5,18 +5,13 @@ from typing import Any
 
 import dagster as dg
 
-from assets.batches import batch_assets
-from assets.champion import champion
-from assets.checkpoints import CHECKPOINT_ASSETS, CONTRACT_CHECKS
-from assets.datasets import datasets
-from assets.drift import drift
-from assets.evaluation import REPORT_ASSETS, comparisons, held_out_predictions, report
-from assets.predictions import predictions
+from assets.factory import build_assets, build_checks
+from pipelines.automation import new_batches, nightly
 from pipelines.executors import build_executor, execution_from_environment
-from pipelines.jobs import JOBS
-from pipelines.schedules import nightly
-from pipelines.sensors import new_batches
-from resources.workspace import Workspace, keeping_paths, workspace_from_environment
+from pipelines.jobs import build_jobs
+from resources.workspace import resource_of
+from stages.registry import STAGES
+from stages.workspace import Workspace, workspace_from_environment
 
 
 def build_defs(
@@ -25,27 +20,16 @@ def build_defs(
     """The whole graph.
 
     Args:
-        workspace: what it works on; if absent, the embedded store and ``artifacts/``.
+        workspace: what it works on; by default the embedded store and ``artifacts/``.
         execution: see ``build_executor``.
     """
     return dg.Definitions(
-        assets=[
-            batch_assets,
-            datasets,
-            *CHECKPOINT_ASSETS,
-            held_out_predictions,
-            *REPORT_ASSETS,
-            comparisons,
-            report,
-            champion,
-            predictions,
-            drift,
-        ],
-        asset_checks=CONTRACT_CHECKS,
-        jobs=JOBS,
+        assets=build_assets(STAGES.values()),
+        asset_checks=build_checks(STAGES.values()),
+        jobs=build_jobs(),
         sensors=[new_batches],
         schedules=[nightly],
-        resources={"workspace": keeping_paths(workspace or Workspace())},
+        resources={"workspace": resource_of(workspace or Workspace())},
         executor=build_executor(execution),
     )
 

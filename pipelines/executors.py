@@ -30,7 +30,7 @@ def build_executor(execution: Mapping[str, Any] | None = None) -> dg.ExecutorDef
     """
     kinds = {
         "in_process": dg.in_process_executor.config_schema.as_field(),
-        "ray": ray_executor.config_schema.as_field() if ray_executor else dg.Permissive(),
+        "ray": ray_executor.config_schema.as_field() if ray_executor else dg.Permissive({}),
     }
 
     @dg.executor(
@@ -43,7 +43,7 @@ def build_executor(execution: Mapping[str, Any] | None = None) -> dg.ExecutorDef
         ),
     )
     def in_process_or_ray(context: dg.InitExecutorContext) -> dg.Executor:
-        ((kind, config),) = context.executor_config.items()
+        ((kind, config),) = dict[str, Any](context.executor_config).items()
         if kind == "ray":
             return _on_ray(context, config)
         return _create(dg.in_process_executor, context, config)
@@ -61,7 +61,9 @@ def execution_from_environment(environ: Mapping[str, str] = os.environ) -> dict[
 def _create(
     executor: dg.ExecutorDefinition, context: dg.InitExecutorContext, config: Mapping[str, Any]
 ) -> dg.Executor:
-    return executor.executor_creation_fn(context._replace(executor_config=config))
+    create = executor.executor_creation_fn
+    assert create is not None
+    return create(context._replace(executor_config=config))
 
 
 def _on_ray(context: dg.InitExecutorContext, config: Mapping[str, Any]) -> dg.Executor:

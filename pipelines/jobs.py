@@ -1,44 +1,25 @@
-"""Jobs: what is run together."""
+"""Jobs: what is run together. Their assets follow from the stages."""
+
+from typing import Any
 
 import dagster as dg
 
-from assets.evaluation import report_key
-from features.ingest import STAGES
-from models.registry import VARIANTS
-from resources.guards import checkpoint_key
+from assets.factory import asset_keys
 
-INGEST_KEYS = [dg.AssetKey(stage) for stage in (*STAGES, "drift")]
-RETRAIN_KEYS = [
-    dg.AssetKey("datasets"),
-    *(checkpoint_key(which) for which in VARIANTS),
-    dg.AssetKey("held_out_predictions"),
-    *(report_key(which) for which in VARIANTS),
-    dg.AssetKey("comparisons"),
-    dg.AssetKey("report"),
-]
+DESCRIPTIONS = {
+    "ingest": "Validate a batch's episodes, write its shards, and report how it drifted.",
+    "retrain": "Split, train every model, evaluate, compare and report, for one recipe.",
+    "score": "Score a batch's episodes with the champion, or with a named checkpoint.",
+    "challenge": "Try a challenger against the champion; promote it only on request.",
+}
 
-ingest = dg.define_asset_job(
-    "ingest",
-    selection=dg.AssetSelection.assets(*INGEST_KEYS),
-    description="Validate a batch's episodes, write its shards, and say how it drifted.",
-)
 
-retrain = dg.define_asset_job(
-    "retrain",
-    selection=dg.AssetSelection.assets(*RETRAIN_KEYS),
-    description="Split, train every model, evaluate, compare and report, for one recipe.",
-)
-
-score = dg.define_asset_job(
-    "score",
-    selection=dg.AssetSelection.assets("predictions"),
-    description="Score a batch's episodes with the champion, or with a checkpoint that is named.",
-)
-
-challenge = dg.define_asset_job(
-    "challenge",
-    selection=dg.AssetSelection.assets("champion"),
-    description="Try a challenger against the champion; it is promoted only where told to.",
-)
-
-JOBS = [ingest, retrain, score, challenge]
+def build_jobs() -> list[Any]:
+    return [
+        dg.define_asset_job(
+            name,
+            selection=dg.AssetSelection.assets(*asset_keys(name)),
+            description=description,
+        )
+        for name, description in DESCRIPTIONS.items()
+    ]

@@ -7,16 +7,30 @@ import dagster as dg
 from assets.partitions import BATCHES
 from episodes.store import StoreListing
 from resources.runs import end_dead_runs
-from resources.workspace import Workspace
+from stages.project import Due, Project
+from stages.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class Synced:
-    """What a look at the store found."""
+    """What a look at the store showed."""
 
-    listing: StoreListing
+    project: Project
     new: list[str]  # batches registered just now
-    stale: list[str]  # batches to ingest
+    due: list[Due]  # batches to ingest
+
+    @property
+    def listing(self) -> StoreListing:
+        return self.project.listing
+
+    @property
+    def stale(self) -> list[str]:
+        return [due.key for due in self.due]
+
+    @property
+    def ingested(self) -> bool:
+        """Whether any batch can be trained on."""
+        return any(s.usable for s in self.project.statuses(self.project.stages["ingest"]))
 
 
 def sync_batches(instance: dg.DagsterInstance, workspace: Workspace) -> Synced:
@@ -25,10 +39,10 @@ def sync_batches(instance: dg.DagsterInstance, workspace: Workspace) -> Synced:
     Runs whose process was killed are marked as failed on the way: they would count as under way.
     """
     end_dead_runs(instance)
-    listing = workspace.listing()
+    project = Project(workspace)
     assert BATCHES.name is not None
     known = set(instance.get_dynamic_partitions(BATCHES.name))
-    new = [batch for batch in listing.batches if batch not in known]
+    new = [batch for batch in project.listing.batches if batch not in known]
     if new:
         instance.add_dynamic_partitions(BATCHES.name, new)
-    return Synced(listing, new, workspace.stale_batches(listing))
+    return Synced(project, new, project.due("ingest"))

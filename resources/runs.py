@@ -14,7 +14,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from features.manifest import writes_gated
+from features.files import writes_gated
 
 PROCESS_TAG = "phasewatch/process"
 FINISHED = (

@@ -1,4 +1,4 @@
-"""End to end, through a real ``dagster dev``: click, growth, night, backfill, drift, headless.
+"""End to end, through a real ``dg dev``: click, growth, night, backfill, drift, headless.
 
     make e2e
 
@@ -28,8 +28,7 @@ from builders import PROFILES, StoreBuilder
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOTS = Path(os.environ.get("PHASEWATCH_ARTIFACTS") or ROOT / "artifacts") / "e2e"
-PACKAGES = ("assets", "config", "episodes", "evaluation", "features", "live", "models",
-            "pipelines", "resources")  # fmt: skip
+ROOMS = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
 CONFIG = """
 resources:
   workspace:
@@ -43,7 +42,7 @@ MODELS = {
     "gbt": "{n_rounds: 12, max_depth: 3, early_stopping_rounds: 5, n_threads: 1}",
     "cnn": "{width: 8, depth: 1, epochs: 2, n_threads: 1}",
 }
-_LOCATION = "definitions.py"
+_LOCATION = "phasewatch"
 INGEST = ["validation_index", "tensor_shards", "feature_shards", "drift"]
 SCORE = {"ops": {"predictions": {"config": {"model": "gbt", "recipe": "host"}}}}
 DRIFT = "guest.net_rx_bytes: unit was B/s, is now kB/s"
@@ -55,10 +54,10 @@ class Lab:
     def __init__(self, folder: Path, models: tuple[str, ...] = tuple(MODELS)) -> None:
         self.tree = folder / "tree"
         self.artifacts = folder / "artifacts"
-        for name in PACKAGES:
+        for name in ROOMS:
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / name, self.tree / name, ignore=ignored)
-        shutil.copy(ROOT / "workspace.yaml", self.tree)
+        shutil.copy(ROOT / "pyproject.toml", self.tree)
         self._keep(models)
         self.config = folder / "config.yaml"
         self.config.write_text(CONFIG + "".join(f"        {m}: {MODELS[m]}\n" for m in models))
@@ -103,17 +102,17 @@ class Lab:
 
 
 class Server:
-    """A running ``dagster dev``: the web server, the daemon and the code server."""
+    """A running ``dg dev``: the web server, the daemon and the code server."""
 
     def __init__(self, lab: Lab) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
         self.log = lab.artifacts.parent / "dev.log"
-        words = ["dev", "--workspace", "workspace.yaml", "--host", "127.0.0.1"]
+        words = ["dev", "--host", "127.0.0.1"]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [Path(sys.executable).with_name("dagster"), *words, "--port", self.url[17:]],
+                [Path(sys.executable).with_name("dg"), *words, "--port", self.url[17:]],
                 cwd=lab.tree,
                 env=lab.env,
                 stdout=log,
@@ -321,7 +320,7 @@ def find_browser(stack: ExitStack, url: str) -> Browser | None:
         return None
 
 
-GROUP = "/locations/definitions.py/asset-groups/ingest"
+GROUP = f"/locations/{_LOCATION}/asset-groups/ingest"
 
 
 def click(server: Server, browser: Browser | None, batch: str) -> None:
@@ -439,7 +438,7 @@ def main() -> None:
         stack.callback(server.stop)
         stack.callback(lambda: shutil.copy(server.log, SHOTS))
         until(server.answers, "the server answers", 120)
-        say(f"dagster dev is up: {server.url}")
+        say(f"dg dev is up: {server.url}")
         browser = find_browser(stack, server.url)
         first, *others = [f"{host}.2026-11-02" for host in ("lab-a", "lab-b", "lab-c")]
         try:

@@ -15,14 +15,17 @@ import dagster as dg
 import pytest
 from builders import PROFILES, StoreBuilder
 
-from evaluation.datasets import RECIPES
-from models.champion import SERVED, Reign, crown, keep, now, read_champion
+from champion import history
+from champion.history import SERVED, Champion, keep, now, read_champion
+from datasets.splits import RECIPES
 from models.checkpoint import checkpoint_path
-from models.registry import variant
+from models.registry import find_variant
 from pipelines.definitions import build_defs
 from pipelines.partitions import sync_batches
-from resources.promotion import beside
-from resources.workspace import Workspace
+from resources.guards import last_metadata
+from stages.champion import kept_files
+from stages.project import Project
+from stages.workspace import Workspace
 
 RECIPE = "sample"
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -40,6 +43,15 @@ class Lab:
     @property
     def workspace(self) -> Workspace:
         return Workspace(store=str(self.store.root), artifacts=str(self.artifacts), **self.settings)
+
+    @property
+    def project(self) -> Project:
+        """What is on disk now."""
+        return Project(self.workspace)
+
+    def recorded(self, output: str, partition: str | None = None) -> dict[str, Any]:
+        """What Dagster recorded of the last materialization of an asset."""
+        return dict(last_metadata(self.instance, output, partition) or {})
 
     def execute(
         self,
@@ -131,18 +143,18 @@ def build_lab(root: Path, instance: dg.DagsterInstance) -> Lab:
     return Lab(store, root / "artifacts", instance, TINY)
 
 
-def put_in_use(lab: Lab, model: str, folder: Path | None = None) -> Reign:
-    """Make a model champion without a judgement: its checkpoint of the one recipe serves all."""
+def put_in_use(lab: Lab, model: str, folder: Path | None = None) -> Champion:
+    """Make a model champion without a trial: its checkpoint of the one recipe serves all."""
     folder = folder or lab.workspace.champion_folder
-    which = variant(model, "realistic")
-    path = checkpoint_path(lab.workspace.checkpoint_folder(RECIPE), which)
-    kept = dict.fromkeys(RECIPES, keep(folder, path, beside(lab.workspace, RECIPE, which)))
+    chosen = find_variant(model, "realistic")
+    path = checkpoint_path(lab.workspace.checkpoint_folder(RECIPE), chosen)
+    kept = dict.fromkeys(RECIPES, keep(folder, path, kept_files(lab.project, RECIPE, chosen)))
     before = read_champion(folder)
-    reign = Reign(
+    champion = Champion(
         number=0, action="promoted", model=model, mode="realistic", served=SERVED,
         checkpoints=kept, since=now(), by="test", why="", evidence={}, previous=None,
     )  # fmt: skip
-    return crown(folder, reign, judged_against=before)
+    return history.put_in_use(folder, champion, judged_against=before)
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

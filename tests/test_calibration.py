@@ -17,10 +17,12 @@ from evaluation.calibration import (
     log_proba,
     scale,
 )
-from evaluation.figures import Subject
+from evaluation.documents import Subject
 from evaluation.scores import SHORTCUTS, Scored, scored
 
-SUBJECT = Subject("gbt", "realistic", "host", "test", "d", "c")
+SUBJECT = Subject(
+    model="gbt", mode="realistic", checkpoint_id="c", recipe="host", dataset_version="d"
+)
 
 
 def soft(seed: int = 0, sharpness: float = 1.0, split: str = "test") -> Scored:
@@ -68,7 +70,7 @@ def test_equal_confidences_are_in_one_bin(confidence: NDArray):
 
 def test_figures_are_those_computed_by_hand():
     own, val = soft(sharpness=2.0), soft(1, sharpness=2.0)
-    found = calibration(own, val, plain(own), SUBJECT)
+    found = calibration(own, val, plain(own), SUBJECT).model_dump()
     assert found["temperature"]["value"] == pytest.approx(2.0, rel=0.35)
     for name, proba in (
         ("as_trained", own.proba),
@@ -103,7 +105,7 @@ def test_intervals_are_those_of_an_explicit_loop():
         drawn = np.repeat(np.arange(len(own.actual)), weights[own.episode])
         eces.append(slow_ece(own.proba.max(axis=1)[drawn], correct[drawn], bins[drawn]))
         losses.append(log_loss(own.actual[drawn], own.proba[drawn], labels=range(K)))
-    found = calibration(own, own, bootstrap, SUBJECT)["as_trained"]
+    found = calibration(own, own, bootstrap, SUBJECT).as_trained.model_dump()
     for metric, values in (("ece", eces), ("log_loss", losses)):
         bounds = [found[metric]["low"], found[metric]["high"]]
         assert bounds == pytest.approx(np.quantile(values, [0.025, 0.975]).tolist())
@@ -138,10 +140,10 @@ def test_a_temperature_exists_whatever_the_validation():
     assert fit_temperature(sure, np.array([1, 2, 0])) == pytest.approx(20.0)
 
 
-def test_a_temperature_at_the_end_of_the_range_is_said_to_be():
+def test_a_temperature_at_the_end_of_the_range_has_a_note():
     by_model = dict.fromkeys(("gbt", *SHORTCUTS), GOOD)
     actual = [w["actual"] for w in WINDOWS]
     right = dict.fromkeys(by_model, actual)
     found = report_on(predictions(WINDOWS, by_model, val=right))["calibration"]
-    assert found["temperature"]["note"].endswith("this is the end of the range searched")
+    assert found["temperature"]["note"]["code"] == "temperature_at_limit"
     assert found["temperature"]["split"] == "val"

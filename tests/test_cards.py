@@ -12,11 +12,13 @@ import yaml
 from held_out import GOOD, WINDOWS, report_of
 from lab import RECIPE, Lab
 
-from evaluation.cards import body_of, model_card
-from evaluation.wording import measure, number
-from features.manifest import read_manifest
+from evaluation import cards
+from evaluation.cards import body_of
+from evaluation.documents import EvalReport
+from evaluation.wording import conditional_on, measure, number
 from models.checkpoint import checkpoint_path, read_header
 from models.registry import VARIANTS
+from stages.manifest import read_manifest
 
 HEADINGS = [
     "## Model Details", "## Uses", "## Bias, Risks, and Limitations",
@@ -44,6 +46,10 @@ def report(**facts: Any) -> dict[str, Any]:
     return report_of(WINDOWS, GOOD, BAD, BAD, **facts)
 
 
+def model_card(header: dict[str, Any], report: dict[str, Any]) -> str:
+    return cards.model_card(header, EvalReport.model_validate(report))
+
+
 def front_matter(card: str) -> dict[str, Any]:
     assert card.startswith("---\n")
     return yaml.safe_load(card[4 : card.index("\n---\n", 4)])
@@ -62,16 +68,17 @@ def test_the_figures_are_those_of_the_report() -> None:
     assert values.get("median_delay_s") == delay
     for row in one["per_class"]:
         assert re.search(
-            rf"\| {row['class']} \| {row['support']} \| {number(row['f1']['value'])} \|", card
+            rf"\| {row['name']} \| {row['support']} \| {number(row['f1']['value'])} \|", card
         )
     low, high = one["macro_f1"]["low"], one["macro_f1"]["high"]
     assert f"| {number(one['macro_f1']['value'])} | {number(low)} to {number(high)} |" in card
     assert measure(one["detection"]["false_alarms_per_hour"]["value"]) in card
     assert "scan-and-dial was never tested" in card
-    assert one["bootstrap"]["conditional_on"]["text"] in card
-    assert "145 features a window" in card
+    condition = EvalReport.model_validate(one).bootstrap.conditional_on
+    assert conditional_on(condition) in card
+    assert "145 features per window" in card
     assert "| n_rounds | 12 |" in card
-    assert "1\u202f234 windows to train" in card
+    assert "1\u202f234 training" in card
 
 
 def test_it_has_the_headings_of_the_template_in_their_order() -> None:
@@ -95,7 +102,7 @@ def test_what_has_no_value_is_no_metric_and_no_none() -> None:
 def test_a_name_breaks_neither_table_nor_front_matter() -> None:
     evil = "a|b <b>\n---\nx: [1"
     one = report() | {"recipe": evil}
-    one["per_profile"][0]["profile"] = one["per_class"][0]["class"] = evil
+    one["per_profile"][0]["name"] = one["per_class"][0]["name"] = evil
     card = model_card(header() | {"name": evil}, one)
     assert front_matter(card)["model-index"][0]["results"][0]["dataset"]["config"] == evil
     rows = [line for line in card.splitlines() if line.startswith("| a\\|b &lt;b>")]

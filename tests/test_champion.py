@@ -17,38 +17,40 @@ from held_out import CLASSES, POLICY, WINDOWS, dataset, guess, predictions
 from lab import QUIET, TINY, Lab, copy_of, failure, materialized, once
 from typer.testing import CliRunner
 
+import champion.history
 import features.registry
-import models.champion
-from evaluation.datasets import RECIPES
-from evaluation.promotion import (
+from assets.factory import asset_key
+from champion.history import (
+    TRAINING_FILE,
+    Champion,
+    ChampionError,
+    keep,
+    kept_folder,
+    kept_path,
+    load_kept,
+    put_in_use,
+    read_champion,
+    read_history,
+    read_training,
+    roll_back,
+)
+from champion.rules import (
     against_baselines,
     against_champion,
     known_to,
     reasons_against_champion,
     reasons_against_first,
 )
-from features.manifest import draft, read_manifest
+from datasets.splits import RECIPES
 from features.registry import LAYOUT
-from models.champion import (
-    ChampionError,
-    Reign,
-    crown,
-    keep,
-    kept_folder,
-    kept_path,
-    load_kept,
-    read_champion,
-    read_history,
-    roll_back,
-)
 from models.checkpoint import CheckpointError, ContractMismatchError, checkpoint_path
-from models.registry import Variant, variant
-from pipelines.cli import FAILED, MISMATCH, OK, USAGE, app
+from models.registry import Variant, find_variant
+from pipelines.cli.app import FAILED, MISMATCH, OK, USAGE, app
 from pipelines.definitions import build_defs
-from resources.guards import checkpoint_key
-from resources.promotion import TRAINING_FILE, beside, judge, read_training
+from stages.champion import judge, kept_files
+from stages.manifest import draft, read_manifest
 
-GBT, KNN = variant("gbt", "realistic"), variant("knn", "realistic")
+GBT, KNN = find_variant("gbt", "realistic"), find_variant("knn", "realistic")
 
 
 # --- the rules, on predictions made by hand
@@ -202,11 +204,15 @@ def base(trained_lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     def make(root: Path) -> None:
         with copy_of(trained_lab, root) as lab:
             lab.settings = lab.settings | WEAK
-            only = [dg.AssetKey("datasets"), checkpoint_key(GBT), checkpoint_key(KNN)]
+            only = [
+                dg.AssetKey("datasets"),
+                asset_key(f"checkpoints/{GBT.name}"),
+                asset_key(f"checkpoints/{KNN.name}"),
+            ]
             for recipe in RECIPES:
                 result = lab.execute("retrain", recipe, only=only)
                 assert result.success, failure(result)
-            crown(lab.workspace.champion_folder, kept(lab, GBT), judged_against=None)
+            put_in_use(lab.workspace.champion_folder, kept(lab, GBT), judged_against=None)
 
     template = once(tmp_path_factory, "champion-lab", make)
     with copy_of(template, tmp_path_factory.mktemp("champion")) as lab:
@@ -214,13 +220,13 @@ def base(trained_lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield lab
 
 
-def kept(lab: Lab, which: Variant) -> Reign:
+def kept(lab: Lab, which: Variant) -> Champion:
     """A model as it is put in use, without a judgement."""
     ids = {
         recipe: keep(
             lab.workspace.champion_folder,
             checkpoint_path(lab.workspace.checkpoint_folder(recipe), which),
-            beside(lab.workspace, recipe, which),
+            kept_files(lab.project, recipe, which),
         )
         for recipe in RECIPES
     }
@@ -276,7 +282,7 @@ def test_a_better_challenger_replaces_it_and_a_rollback_restores_it(lab: Lab) ->
 
     again = phasewatch(lab, "promote", "knn")
     assert again.exit_code == FAILED
-    assert "is the champion already, with these very checkpoints" in again.stdout
+    assert "is already the champion, with these checkpoints" in again.stdout
     weaker = phasewatch(lab, "promote", "gbt")
     assert weaker.exit_code == FAILED
     assert "Recipe host: it may be worse than the champion by more than 0.005" in weaker.stdout
@@ -323,20 +329,20 @@ def test_what_is_no_reason_but_good_to_know_is_noted(lab: Lab, tmp_path: Path) -
 
 
 def test_two_rollbacks_go_two_steps_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models.champion, "load_kept", lambda *_: None)
+    monkeypatch.setattr(champion.history, "load_kept", lambda *_: None)
     last = None
     for model in ("gbt", "mlp", "cnn"):
-        last = crown(tmp_path, reign_of(model), judged_against=last)
+        last = put_in_use(tmp_path, reign_of(model), judged_against=last)
     back = [roll_back(tmp_path, LAYOUT, by="", why="").model for _ in range(2)]
     assert back == ["mlp", "gbt"]
-    forward = crown(tmp_path, reign_of("knn"), judged_against=read_champion(tmp_path))
+    forward = put_in_use(tmp_path, reign_of("knn"), judged_against=read_champion(tmp_path))
     assert roll_back(tmp_path, LAYOUT, by="", why="").model == "gbt"
     assert forward.number == 6
 
 
-def reign_of(model: str) -> Reign:
+def reign_of(model: str) -> Champion:
     ids = dict.fromkeys(RECIPES, "0" * 64)
-    return Reign(0, "promoted", model, "realistic", "time", ids, "", "", "", {}, None)
+    return Champion(0, "promoted", model, "realistic", "time", ids, "", "", "", {}, None)
 
 
 def test_a_dry_run_changes_nothing(lab: Lab) -> None:
@@ -359,17 +365,15 @@ def test_a_challenger_that_does_not_verify_is_refused(lab: Lab) -> None:
     sidecar = next(folder.glob("knn_realistic.*.safetensors"))
     sidecar.write_bytes(sidecar.read_bytes()[:-1] + b"?")
     checkpoint_path(lab.workspace.checkpoint_folder("time"), KNN).unlink()
-    reasons = judge(lab.workspace, KNN).judgement.reasons
+    reasons = judge(lab.project, KNN).judgement.reasons
     assert [r.split(":")[0] for r in reasons] == ["Recipe host", "Recipe time"]
-    assert "not the bytes that were trained" in reasons[0]
-    assert "no such checkpoint file" in reasons[1]
+    assert "not the sidecar that was trained" in reasons[0]
+    assert "no such checkpoint" in reasons[1]
 
 
 def test_golden_vectors_are_replayed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "resources.promotion.differences", lambda _: ["E: guest.forks.mean differs"]
-    )
-    reasons = judge(lab.workspace, KNN).judgement.reasons
+    monkeypatch.setattr("stages.champion.differences", lambda _: ["E: guest.forks.mean differs"])
+    reasons = judge(lab.project, KNN).judgement.reasons
     assert len(reasons) == len(RECIPES)
     assert all("does not verify: E: guest.forks.mean differs" in reason for reason in reasons)
 
@@ -380,7 +384,7 @@ def test_a_challenger_of_another_dataset_is_refused(lab: Lab) -> None:
     with draft(dataset.folder) as staged:
         shutil.copy(dataset.path("windows"), staged.new_file("windows", ".parquet"))
         staged.commit("grown since", dataset.facts)
-    (reason,) = judge(lab.workspace, KNN).judgement.reasons
+    (reason,) = judge(lab.project, KNN).judgement.reasons
     assert reason.startswith("Recipe sample: knn_realistic was trained on another version")
 
 
@@ -392,16 +396,16 @@ def test_episodes_that_the_champion_was_trained_on_are_left_out(lab: Lab) -> Non
     path = kept_path(workspace.champion_folder, reign, "time").with_name(TRAINING_FILE)
     windows = pl.read_parquet(next(workspace.dataset_folder("time").glob("*.parquet")))
     test = windows.filter(pl.col("split") == "test")["episode_id"].unique().sort()
-    known = read_training(workspace, reign, "time")
+    known = read_training(workspace.champion_folder, reign, "time")
     row = windows.select(known.columns).unique().filter(pl.col("episode_id") == test[0])
     pl.concat([known, row.with_columns(ended_at_wall_ns=pl.lit(0, pl.Int64))]).write_parquet(path)
-    found = judge(workspace, KNN).judgement.recipes["time"]
+    found = judge(lab.project, KNN).judgement.recipes["time"]
     assert (found["left_out"], found["episodes"]) == (1, len(test) - 1)
 
     pl.concat([known, row.with_columns(ended_at_wall_ns=pl.lit(2**62, pl.Int64))]).write_parquet(
         path
     )
-    judgement = judge(workspace, KNN).judgement
+    judgement = judge(lab.project, KNN).judgement
     assert not judgement.granted
     assert "Recipe time: 0 test episodes are left to compare on" in judgement.reasons[0]
 
@@ -410,7 +414,7 @@ def test_a_champion_of_another_layout_cannot_come_back(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     champion = read_champion(lab.workspace.champion_folder)
-    crown(lab.workspace.champion_folder, kept(lab, KNN), judged_against=champion)
+    put_in_use(lab.workspace.champion_folder, kept(lab, KNN), judged_against=champion)
     channels = list(LAYOUT.channels)
     channels[31] = replace(channels[31], unit="kB/s")
     monkeypatch.setattr(features.registry, "LAYOUT", replace(LAYOUT, channels=tuple(channels)))
@@ -427,8 +431,8 @@ def test_a_champion_of_another_layout_is_in_nobodys_way(
     def refuse(*_: object) -> None:
         raise ContractMismatchError("gbt", ["guest.net_rx_bytes: unit was B/s"], "Retrain")
 
-    monkeypatch.setattr("resources.promotion.load_kept", refuse)
-    recipes = judge(lab.workspace, KNN).judgement.recipes
+    monkeypatch.setattr("stages.champion.load_kept", refuse)
+    recipes = judge(lab.project, KNN).judgement.recipes
     assert all("baselines" in found for found in recipes.values())
 
 
@@ -438,10 +442,10 @@ def test_a_damaged_copy_is_no_way_out(lab: Lab) -> None:
     reign = read_champion(folder)
     assert reign is not None
     next(kept_folder(folder, reign.checkpoints["host"]).glob("*.ubj")).unlink()
-    (reason,) = judge(lab.workspace, KNN).judgement.reasons
-    assert reason.startswith("The champion cannot be compared with")
-    crown(folder, kept(lab, KNN), judged_against=reign)
-    with pytest.raises(CheckpointError, match="is not beside it"):
+    (reason,) = judge(lab.project, KNN).judgement.reasons
+    assert reason.startswith("The champion cannot be loaded")
+    put_in_use(folder, kept(lab, KNN), judged_against=reign)
+    with pytest.raises(CheckpointError, match="is missing; copy both files"):
         roll_back(folder, LAYOUT, by="", why="")
 
 
@@ -451,7 +455,7 @@ def test_a_damaged_copy_is_no_way_out(lab: Lab) -> None:
 def test_a_kill_while_the_pointer_is_written_leaves_it_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = crown(tmp_path, reign_of("gbt"), judged_against=None)
+    first = put_in_use(tmp_path, reign_of("gbt"), judged_against=None)
     text = (tmp_path / "champion.json").read_bytes()
 
     def killed(*_: object) -> None:
@@ -460,15 +464,15 @@ def test_a_kill_while_the_pointer_is_written_leaves_it_as_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            crown(tmp_path, reign_of("mlp"), judged_against=first)
+            put_in_use(tmp_path, reign_of("mlp"), judged_against=first)
     assert (tmp_path / "champion.json").read_bytes() == text
-    assert crown(tmp_path, reign_of("mlp"), judged_against=first).number == 2
+    assert put_in_use(tmp_path, reign_of("mlp"), judged_against=first).number == 2
 
 
 def test_a_champion_crowned_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
-    first = crown(tmp_path, reign_of("gbt"), judged_against=None)
-    with pytest.raises(ChampionError, match="another champion was crowned meanwhile"):
-        crown(tmp_path, reign_of("mlp"), judged_against=None)
+    first = put_in_use(tmp_path, reign_of("gbt"), judged_against=None)
+    with pytest.raises(ChampionError, match="another model was promoted meanwhile"):
+        put_in_use(tmp_path, reign_of("mlp"), judged_against=None)
     assert read_history(tmp_path) == [first]
 
 
@@ -522,13 +526,13 @@ def test_scoring_uses_the_champion(lab: Lab) -> None:
     metadata = materialized(result)["predictions"]
     assert metadata["checkpoint_id"] == reign.checkpoints["time"]
     scores = pl.read_parquet(next(Path(metadata["path"]).glob("*.parquet")))
-    training = set(read_training(lab.workspace, reign, "time")["episode_id"])
+    training = set(read_training(lab.workspace.champion_folder, reign, "time")["episode_id"])
     assert set(scores.filter("seen_in_training")["episode_id"]) == training & set(
         scores["episode_id"]
     )
 
     half = {"ops": {"predictions": {"config": {"recipe": "host"}}}}
-    assert "name the model as well" in failure(lab.execute("score", batch, config=half))
+    assert "name the model" in failure(lab.execute("score", batch, config=half))
     shutil.rmtree(lab.workspace.champion_folder)
     refused = lab.execute("score", batch)
     assert not refused.success

@@ -256,7 +256,7 @@ def test_every_variant_is_refused_under_another_layout(which: Variant, tmp_path:
     [
         (COMMIT, "or check out the registry that wrote it (commit 3fa1c2e)."),
         (f"{COMMIT}-dirty", "(commit 3fa1c2e, which had uncommitted changes)."),
-        ("unknown", "Retrain gbt_realistic; the commit that wrote it is not known."),
+        ("unknown", "Retrain gbt_realistic; the commit that wrote it is unknown."),
     ],
 )
 def test_the_remedy_says_what_is_known_of_the_commit(commit: str, advice: str, tmp_path: Path):
@@ -308,7 +308,7 @@ def test_a_flipped_bit_in_a_sidecar_is_refused_before_parsing(which: Variant, tm
             damaged = bytearray(content)
             damaged[position] ^= 1 << bit
             sidecar.write_bytes(damaged)
-            refuses(path, "not the bytes that were trained")
+            refuses(path, "not the sidecar that was trained")
 
 
 @pytest.mark.parametrize("content", [b"", b"\0", "shorter", "longer"])
@@ -317,7 +317,7 @@ def test_a_sidecar_of_another_length_is_refused(content: bytes | str, tmp_path: 
     sidecar = sidecar_of(path := put(tmp_path, CNN))
     whole = sidecar.read_bytes()
     sidecar.write_bytes({"shorter": whole[:-1], "longer": whole + b"\0"}.get(content, content))
-    refuses(path, "not the bytes that were trained")
+    refuses(path, "not the sidecar that was trained")
 
 
 @each_model
@@ -325,7 +325,7 @@ def test_a_sidecar_of_another_length_is_refused(content: bytes | str, tmp_path: 
 def test_a_swapped_sidecar_is_refused(which: Variant, tmp_path: Path):
     one, other = put(tmp_path, which), put(tmp_path, replace(which, mode="oracle"))
     sidecar_of(one).write_bytes(sidecar_of(other).read_bytes())
-    refuses(one, "not the bytes that were trained")
+    refuses(one, "not the sidecar that was trained")
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -409,12 +409,12 @@ def test_white_space_and_key_order_of_a_header_are_harmless(
     [
         ("", "not a checkpoint header"),
         ("{", "not a checkpoint header"),
-        ("[]", "no JSON object"),
-        ("{}", "version None"),
-        ('{"version": 1}', "version 1, this phasewatch reads 2; retrain"),
-        ('{"version": 2}', "lacks name, mode"),
-        ('{"version": 2, "version": 2}', "a key stands twice"),
-        ('{"version": 2, "train_meta": {"a": 1, "a": 1}}', "a key stands twice"),
+        ("[]", "must be a JSON object"),
+        ("{}", "version must be 2, got None"),
+        ('{"version": 1}', "version must be 2, got 1; retrain"),
+        ('{"version": 2}', "has no field name, mode"),
+        ('{"version": 2, "version": 2}', "a key appears twice"),
+        ('{"version": 2, "train_meta": {"a": 1, "a": 1}}', "a key appears twice"),
         ('{"version": 2, "a": NaN}', "not finite"),
         ('{"version": 2, "a": 1e999}', "not finite"),
         ('{"version": ' + "9" * 5000 + "}", "not a checkpoint header"),
@@ -422,7 +422,7 @@ def test_white_space_and_key_order_of_a_header_are_harmless(
         ('{"a":' * 100_000, "not a checkpoint header"),
         ("[" * 100_000, "not a checkpoint header"),
         (b"\xff\xfe\x00", "not a checkpoint header"),
-        ('{"version": 2, "a": "' + "x" * 2**20 + '"}', "over 1,048,576 bytes"),
+        ('{"version": 2, "a": "' + "x" * 2**20 + '"}', "at most 1,048,576 bytes"),
     ],
     ids=lambda value: str(value[:32]),
 )
@@ -435,7 +435,7 @@ def test_what_is_no_header_is_refused(text: str | bytes, why: str, tmp_path: Pat
 def test_a_duplicate_key_is_refused_even_if_it_says_the_same(tmp_path: Path):
     path = put(tmp_path, GBT)
     path.write_text(path.read_text().replace('"mode": "realistic",', '"mode": "realistic",' * 2))
-    refuses(path, "a key stands twice")
+    refuses(path, "a key appears twice")
 
 
 @pytest.mark.parametrize("name", sorted(models.checkpoint._FIELDS))
@@ -446,13 +446,16 @@ def test_a_header_that_lacks_a_field_is_refused_by_its_name(name: str, tmp_path:
     if name != "artifact_id":
         header["artifact_id"] = artifact_id(header)
     path.write_text(json.dumps(header))
-    refuses(path, "version None" if name == "version" else f"lacks {name}; retrain$")
+    refuses(
+        path,
+        "version must be 2, got None" if name == "version" else f"has no field {name}; retrain$",
+    )
 
 
 def test_a_sidecar_size_that_is_not_the_files_is_refused(tmp_path: Path):
     path = put(tmp_path, GBT)
     forge(path, sidecar_bytes=header_of(path)["sidecar_bytes"] + 1)
-    refuses(path, "not the bytes that were trained")
+    refuses(path, "not the sidecar that was trained")
 
 
 NONSENSE = (None, -1, 3, "x", [], {}, [[]], {"x": {}})
@@ -487,7 +490,7 @@ def test_links_are_refused(which_file: str, tmp_path: Path):
     link = path if which_file == "header" else sidecar_of(path)
     link.rename(tmp_path / "elsewhere")
     link.symlink_to(tmp_path / "elsewhere")
-    refuses(path, "links are refused")
+    refuses(path, "symlinks are not followed")
 
 
 @pytest.mark.parametrize(
@@ -498,7 +501,7 @@ def test_a_sidecar_that_is_no_name_beside_the_header_is_refused(name: object, tm
     path = put(tmp_path / "in", GBT)
     (tmp_path / "sidecar").write_bytes(sidecar_of(path).read_bytes())
     forge(path, sidecar=name)
-    refuses(path, "is not a file beside the header")
+    refuses(path, "must be a file name in the same folder")
 
 
 @pytest.mark.parametrize("which_file", ["header", "sidecar"])
@@ -507,8 +510,8 @@ def test_a_missing_file_is_named_with_the_remedy(which_file: str, tmp_path: Path
     gone = path if which_file == "header" else sidecar_of(path)
     gone.unlink()
     remedy = {
-        "header": "no such checkpoint file; train it first",
-        "sidecar": f"the sidecar of {path.name} is not beside it; copy both, or retrain",
+        "header": "no such checkpoint; train it first",
+        "sidecar": f"sidecar of {path.name} is missing; copy both files, or retrain",
     }
     refuses(path, f"{gone}: {remedy[which_file]}")
 
@@ -543,13 +546,13 @@ def test_a_header_over_the_limit_is_refused_unread(tmp_path: Path):
     with path.open("ab") as file:
         file.truncate(2**40)  # sparse: reading it whole would not end
     with at_most(1.0):
-        refuses(path, "over 1,048,576 bytes")
+        refuses(path, "at most 1,048,576 bytes")
 
 
 def test_a_sidecar_over_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = put(tmp_path, GBT)
     monkeypatch.setattr(models.checkpoint, "MAX_SIDECAR_BYTES", 1_000)
-    refuses(path, "over 1,000 bytes")
+    refuses(path, "at most 1,000 bytes")
 
 
 # --- writing
@@ -636,7 +639,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_scrap(
 def test_a_header_that_would_be_refused_is_not_written(tmp_path: Path):
     path = save(tmp_path, GBT)
     before = {name: (tmp_path / name).read_bytes() for name in names_in(tmp_path)}
-    with pytest.raises(CheckpointError, match="over 1 MiB"):
+    with pytest.raises(CheckpointError, match="at most 1,048,576 bytes"):
         save_checkpoint(
             tmp_path,
             GBT,

@@ -14,10 +14,11 @@ from lab import RECIPE, TINY, Lab
 from typer.testing import CliRunner, Result
 
 from episodes.store import list_store
-from evaluation.wording import number
+from evaluation.documents import Condition
+from evaluation.wording import conditional_on, number
 from features.registry import MODES
 from models.registry import VARIANTS
-from pipelines.cli import FAILED, OK, USAGE, app
+from pipelines.cli.app import FAILED, OK, USAGE, app
 
 
 def report(artifacts: Path, lab: Lab, *arguments: object) -> Result:
@@ -74,7 +75,9 @@ def test_the_leaderboard_is_sorted_and_has_every_figure(trained: Lab) -> None:
     assert {row[1] for row in best} == set(MODES)
     rest = "\n".join(lines[head + 1 + len(reports) :])
     assert "position-only" in rest
-    assert reports[0]["bootstrap"]["conditional_on"]["text"] in result.stdout
+    assert conditional_on(Condition.model_validate(reports[0]["bootstrap"]["conditional_on"])) in (
+        result.stdout
+    )
     assert lines[-1] == str(trained.workspace.report_page)
 
 
@@ -87,8 +90,8 @@ def test_what_is_asked_for_is_all_there_is(trained: Lab) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--recipe", "moon"], "no recipe 'moon'; there is host, sample, time"),
-        (["--mode", "x"], "no mode 'x'; there is realistic, oracle"),
+        (["--recipe", "moon"], "recipe must be one of host, sample, time, got 'moon'"),
+        (["--mode", "x"], "mode must be one of realistic, oracle, got 'x'"),
         (["--store", "/no/such/store"], "/no/such/store"),
     ],
 )
@@ -103,7 +106,7 @@ def test_nothing_evaluated_yet_says_what_to_do(trained: Lab, tmp_path: Path) -> 
     result = report(tmp_path, trained, "--recipe", "time")
     assert result.exit_code == FAILED
     assert (
-        f"{tmp_path}/reports: nothing has been evaluated yet. Do: phasewatch run --recipe time"
+        f"{tmp_path}/reports: nothing evaluated yet. Run: phasewatch run --recipe time"
     ) in result.stderr
 
 
@@ -114,14 +117,18 @@ def test_what_is_not_current_is_left_out_and_said(trained: Lab, copied: Path) ->
     checkpoints = copied / "checkpoints" / RECIPE
     (checkpoints / "cnn_oracle.ckpt.json").unlink()
     left_out = document(copied, trained)["left_out"]
-    assert {item["name"] for item in left_out} == {"gbt_oracle", "cnn_oracle"}
+    assert {item["stage"]: item["code"] for item in left_out} == {
+        "eval_reports/gbt_oracle": "damaged",
+        "eval_reports/cnn_oracle": "not_made",
+        "comparisons": "inputs",
+    }
     text = report(copied, trained).stdout
-    assert f"left out: its checkpoint is gone or damaged: cnn_oracle ({RECIPE})" in text
+    assert f"left out: checkpoints/cnn_oracle missing: cnn_oracle ({RECIPE})" in text
     shutil.rmtree(copied / "datasets")
     nothing = report(copied, trained)
     assert nothing.exit_code == FAILED
-    assert f"of another version of the dataset: gbt_realistic ({RECIPE})" in nothing.stderr
-    assert "Make it anew: phasewatch run" in nothing.stderr
+    assert f"datasets missing: gbt_realistic ({RECIPE})" in nothing.stderr
+    assert "Run: phasewatch run" in nothing.stderr
 
 
 def test_another_store_leaves_all_out_even_with_batches_of_the_same_names(
@@ -132,7 +139,7 @@ def test_another_store_leaves_all_out_even_with_batches_of_the_same_names(
     assert list_store(tmp_path).batches.keys() == trained.workspace.listing().batches.keys()
     result = report(trained.artifacts, trained, "--store", tmp_path)
     assert result.exit_code == FAILED
-    assert f"of another store than this one: gbt_realistic ({RECIPE})" in result.stderr
+    assert f"ingested from another store: gbt_realistic ({RECIPE})" in result.stderr
     assert len(result.stderr.splitlines()) == 3
 
 
@@ -158,24 +165,25 @@ def test_what_was_trained_with_other_settings_is_said(trained: Lab, tmp_path: Pa
     assert stale() == []
     (item,) = stale(models=TINY["models"] | {"gbt": {"n_rounds": 13}})
     assert item["recipe"] == RECIPE
-    assert "gbt_realistic was trained from other data, settings or layout" in item["why"]
+    assert item["why"].startswith("checkpoints/gbt_realistic sample: made with other settings")
     said = report(trained.artifacts, trained, "--config", config).stdout
     assert f"stale: recipe {RECIPE}: {item['why']}; phasewatch run --recipe {RECIPE}" in said
 
 
 def test_comparisons_of_other_checkpoints_are_left_out(trained: Lab, copied: Path) -> None:
-    from features.manifest import draft, read_manifest
-    from resources.evaluated import read_comparisons
+    from stages.evaluation import read_comparisons
+    from stages.manifest import draft, read_manifest
 
     folder = copied / "reports" / RECIPE / "comparisons"
     manifest = read_manifest(folder)
     assert manifest is not None
-    other = read_comparisons(manifest)
+    other = read_comparisons(manifest).model_dump()
     other["predictors"][0]["checkpoint_id"] = "another"
     with draft(folder) as staged:
         staged.new_file("comparisons", ".json").write_text(json.dumps(other))
-        staged.commit(manifest.fingerprint, manifest.facts)
+        staged.commit("of other predictions", manifest.facts)
     found = document(copied, trained)
     assert found["comparisons"] == []
     (item,) = found["left_out"]
-    assert (item["name"], item["why"]) == ("comparisons", "of other checkpoints than the reports")
+    assert (item["stage"], item["code"]) == ("comparisons", "inputs")
+    assert item["details"]["inputs"] == ["checkpoints/gbt_realistic"]

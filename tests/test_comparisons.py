@@ -23,10 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
+from evaluation.bootstrap import resampling
 from evaluation.comparisons import compare, holm, p_value
 from evaluation.figures import ReportPolicy
 from evaluation.scores import BASELINES, GUESSES, SHORTCUTS, scored
-from evaluation.testset import resampling
 
 MODELS = ("gbt", "cnn", "knn")
 VARIANTS = [(model, mode) for model in MODELS for mode in ("realistic", "oracle")]
@@ -36,9 +36,17 @@ TABLE = predictions(WINDOWS, TOLD, ON_VAL)
 WHOSE = {name: IDENTITY[name] for name in ("recipe", "dataset_version")}
 
 
+def compared(
+    table: Any, variants: Any = VARIANTS, identity: Any = WHOSE, policy: Any = POLICY
+) -> dict[str, Any]:
+    """A document as JSON has it."""
+    document = compare(table, variants, CLASSES, dataset(), identity, policy)
+    return document.model_dump(mode="json")
+
+
 def comparisons(recipe: str = "host", variants: Any = VARIANTS, policy: Any = POLICY) -> Any:
     identity = WHOSE | {"recipe": recipe}
-    return compare(TABLE, variants, CLASSES, dataset(), identity, policy)
+    return compared(TABLE, variants, identity, policy)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +71,7 @@ def test_the_document_is_what_the_schema_says(document: dict[str, Any]):
 def test_a_model_is_compared_with_itself_without_a_part():
     told = TOLD | {"knn:labels_alone": GOOD}
     table = predictions(WINDOWS, told, ON_VAL | {"knn:labels_alone": GOOD})
-    document = compare(table, VARIANTS, CLASSES, dataset(), WHOSE, POLICY)
+    document = compared(table)
     check_schema(document)
     found = family(document, "ablations")
     assert pairs(found) == [("knn", "knn:labels_alone")]
@@ -220,7 +228,7 @@ def test_one_test_episode_of_one_class_is_compared_too():
     windows = [w | {"actual": "clean"} for w in WINDOWS if w["episode_id"] == "E000"]
     told = {name: ["clean"] * len(windows) for name in TOLD}
     table = predictions(windows, told)
-    found = compare(table, VARIANTS, CLASSES, dataset(), WHOSE, ReportPolicy(100))
+    found = compared(table, policy=ReportPolicy(100))
     check_schema(found)
     assert found["roster"] == ["clean"]
     for c in family(found, "pairs")["comparisons"]:

@@ -13,9 +13,9 @@ import pytest
 from builders import HOSTS, PROFILES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from episodes.format import NS_PER_S, PHASES
-from evaluation.datasets import (
+from datasets.splits import (
     RECIPES,
     SPLITS,
     DatasetError,
@@ -25,6 +25,8 @@ from evaluation.datasets import (
     check_rosters,
     check_sides,
 )
+from episodes.format import NS_PER_S, PHASES
+from episodes.settings import settings_errors
 
 POLICY = SplitPolicy()
 LENGTH_S, EVERY_S = 60, 100  # an episode's length; from one start to the next
@@ -324,7 +326,7 @@ def test_the_sides_are_checked_wherever_they_come_from(
     def everything(rows: list[dict[str, Any]], *_: Any) -> tuple[set[str], set[str]]:
         return {row["episode_id"] for row in rows[::2]}, set()
 
-    monkeypatch.setattr("evaluation.datasets._test_side", everything)
+    monkeypatch.setattr("datasets.splits._test_side", everything)
     with pytest.raises(DatasetError, match=f"recipe {recipe}"):
         assign_splits(corpus(), recipe, POLICY)
 
@@ -396,19 +398,20 @@ def test_a_corpus_that_cannot_be_split_says_why(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"val_by": "window"}, "val_by is 'window'; it can be episode, sample, host"),
-        ({"degraded": "some"}, "degraded is 'some'; it can be none, train, all"),
-        ({"test_share": 0.0}, "test_share must lie between 0 and 1"),
-        ({"test_share": 1.0}, "test_share must lie between 0 and 1"),
-        ({"val_share": -0.1}, "val_share must lie between 0 and 1"),
-        ({"val_share": float("nan")}, "val_share must lie between 0 and 1"),
-        ({"gap_s": -1.0}, "gap_s must not be negative"),
-        ({"gap_s": float("nan")}, "gap_s"),
+        ({"val_by": "window"}, "val_by must be 'episode', 'sample' or 'host', got 'window'"),
+        ({"degraded": "some"}, "degraded must be 'none', 'train' or 'all', got 'some'"),
+        ({"test_share": 0.0}, "test_share must be > 0, got 0.0"),
+        ({"test_share": 1.0}, "test_share must be < 1, got 1.0"),
+        ({"val_share": -0.1}, "val_share must be > 0, got -0.1"),
+        ({"val_share": float("nan")}, "val_share must be finite, got nan"),
+        ({"gap_s": -1.0}, "gap_s must be >= 0, got -1.0"),
+        ({"gap_s": float("nan")}, "gap_s must be finite, got nan"),
     ],
 )
 def test_a_wrong_policy_is_refused_by_the_name_of_its_value(values: dict, message: str):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValidationError) as refused:
         SplitPolicy(**values)
+    assert settings_errors(refused.value, SplitPolicy) == [message]
 
 
 # --- the table and its facts

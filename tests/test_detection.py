@@ -11,7 +11,8 @@ import pytest
 from held_out import CLASSES, POLICY, WINDOWS, check_schema, predictions, report_of, report_on
 
 from evaluation.bootstrap import EpisodeBootstrap
-from evaluation.detection import Watch, choose_threshold, median_statistic
+from evaluation.detection import AlarmScores, choose_threshold, median_statistic
+from evaluation.documents import FigureNote
 from evaluation.figures import ReportPolicy
 from evaluation.scores import SHORTCUTS
 
@@ -19,11 +20,13 @@ CLEAN, ARMED, RUNNING, DORMANT = CLASSES
 STRIDE_S = 5.0
 
 
-def watched(scores: Sequence[Sequence[float]], clean: Sequence[str] | None = None) -> Watch:
+def alarm_scores(
+    scores: Sequence[Sequence[float]], clean: Sequence[str] | None = None
+) -> AlarmScores:
     """Episodes of windows with these scores; ``clean``: a letter a window, ``c`` where it is."""
     lengths = [len(s) for s in scores]
     clean = clean or ["c" * n for n in lengths]
-    return Watch(
+    return AlarmScores(
         score=np.concatenate([np.array(s, dtype=float) for s in scores]),
         end_s=np.concatenate([10.0 + STRIDE_S * np.arange(n) for n in lengths]),
         clean=np.array([letter == "c" for word in clean for letter in word]),
@@ -32,6 +35,10 @@ def watched(scores: Sequence[Sequence[float]], clean: Sequence[str] | None = Non
         onset_s=np.full(len(scores), np.nan),
         stride_s=STRIDE_S,
     )
+
+
+def code_of(note: FigureNote | None) -> str | None:
+    return note and note.code
 
 
 # --- false alarms and the threshold
@@ -51,10 +58,10 @@ def watched(scores: Sequence[Sequence[float]], clean: Sequence[str] | None = Non
 def test_a_false_alarm_is_a_run_that_begins_in_a_clean_window(
     scores: list, clean: list | None, events: int
 ):
-    assert watched(scores, clean).false_alarms(0.5).sum() == events
+    assert alarm_scores(scores, clean).false_alarms(0.5).sum() == events
 
 
-def slow_threshold(val: Watch, per_hour: float) -> float:
+def slow_threshold(val: AlarmScores, per_hour: float) -> float:
     hours = val.clean_hours.sum()
     best = math.inf
     for threshold in sorted(set(val.score), reverse=True):
@@ -67,7 +74,7 @@ def slow_threshold(val: Watch, per_hour: float) -> float:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_threshold_is_the_lowest_down_to_which_the_budget_holds(seed: int):
     random = np.random.default_rng(seed)
-    val = watched(
+    val = alarm_scores(
         random.random((9, 40)).round(2).tolist(),
         ["".join(random.choice(["c", "."], 40)) for _ in range(9)],
     )
@@ -82,7 +89,7 @@ def test_the_threshold_is_the_lowest_down_to_which_the_budget_holds(seed: int):
 
 def test_an_alarm_that_never_stops_is_not_taken_for_a_quiet_one():
     """At threshold 0 there is one false alarm; on the way there, four."""
-    val = watched([[0.1, 0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9]])
+    val = alarm_scores([[0.1, 0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9]])
     one_an_hour = 1 / val.clean_hours.sum()
     threshold, _ = choose_threshold(val, 1.5 * one_an_hour)
     assert val.false_alarms(0.0).sum() == 1
@@ -90,16 +97,18 @@ def test_an_alarm_that_never_stops_is_not_taken_for_a_quiet_one():
 
 
 def test_a_threshold_that_validation_cannot_choose_says_so():
-    threshold, note = choose_threshold(watched([[0.9, 0.1]], [".."]), 6.0)
+    threshold, note = choose_threshold(alarm_scores([[0.9, 0.1]], [".."]), 6.0)
     assert threshold == 0.5
-    assert "no clean time" in str(note)
-    threshold, note = choose_threshold(watched([[0.5, 0.5]]), 6.0)
+    assert code_of(note) == "no_clean_validation"
+    threshold, note = choose_threshold(alarm_scores([[0.5, 0.5]]), 6.0)
     assert threshold > 0.5
-    assert "above every score" in str(note)
-    threshold, note = choose_threshold(watched([[0.1, 0.2, 0.9]], ["cc."]), 6.0)
+    assert code_of(note) == "over_budget_everywhere"
+    threshold, note = choose_threshold(alarm_scores([[0.1, 0.2, 0.9]], ["cc."]), 6.0)
     assert threshold == 0.9
-    assert "so the budget allows none" in str(note)
-    assert choose_threshold(watched([[0.1] * 800]), 6.0) == (0.1, None)
+    assert code_of(note) == "budget_allows_none"
+    assert note is not None
+    assert note.numbers["hours"] * note.numbers["per_hour"] == 1
+    assert choose_threshold(alarm_scores([[0.1] * 800]), 6.0) == (0.1, None)
 
 
 # --- whole reports on made-up episodes
@@ -172,11 +181,13 @@ def test_undetected_episodes_make_the_median_infinite_not_smaller():
     found = report({"a": ("ccrr", 11.0, "..xx"), "b": ("ccrr", 11.0, "...."),
                     "c": ("ccrr", 11.0, "....")})["detection"]  # fmt: skip
     assert found["median_delay_s"]["value"] is None
-    assert found["median_delay_s"]["note"].startswith("infinite")
+    assert found["median_delay_s"]["note"]["code"] == "half_undetected"
     half = report({"a": ("ccrr", 11.0, "..xx"), "b": ("ccrr", 11.0, "....")})["detection"]
     assert half["median_delay_s"]["value"] == 9.0
     assert half["median_delay_s"]["high"] is None
-    assert "no upper bound" in half["median_delay_s"]["note"]
+    note = half["median_delay_s"]["note"]
+    assert note["code"] == "half_undetected_at_times"
+    assert 0 < note["numbers"]["share"] < 1
 
 
 def test_the_median_is_that_of_an_explicit_loop():
@@ -198,7 +209,7 @@ def test_without_clean_time_false_alarms_are_not_counted_and_it_is_said():
     ):
         figure = found["detection"]["false_alarms_per_hour"]
         assert (figure["value"], figure["low"], figure["high"]) == (None, None, None)
-        assert "false alarms cannot be counted" in figure["note"]
+        assert figure["note"]["code"] == "no_clean_time"
         assert found["detection"]["clean_time_alarmed"]["value"] is None
         assert found["detection"]["threshold"]["value"] == 0.5
 
@@ -208,7 +219,7 @@ def test_without_an_attack_nothing_can_be_detected_and_it_is_said():
     found = report({"a": ("cccc", None, "...."), "b": ("cccc", None, "...x")})["detection"]
     for metric in ("detected_share", "median_delay_s"):
         assert found[metric]["value"] is None
-        assert "nothing could be detected" in found[metric]["note"]
+        assert found[metric]["note"]["code"] == "no_attack"
     assert found["episodes"] == found["undetected"] == []
 
 
@@ -241,7 +252,8 @@ def test_more_false_alarms_than_allowed_are_warned_of():
     alarms = "x..x.x"
     found = report(dict.fromkeys("abcd", ("cccccc", None, alarms)))
     (warning,) = (w for w in found["warnings"] if w["code"] == "false_alarms_over_budget")
-    assert "false alarms an hour on test, where 6 were allowed" in warning["text"]
+    rate = found["detection"]["false_alarms_per_hour"]["value"]
+    assert (warning["numbers"]["per_hour"], warning["numbers"]["budget"]) == (rate, 6.0)
 
 
 def test_the_budget_buys_a_lower_threshold():
@@ -252,5 +264,5 @@ def test_the_budget_buys_a_lower_threshold():
     )
     assert strict["threshold"]["value"] > loose["threshold"]["value"]
     assert loose["budget_per_hour"] == 1e6
-    with pytest.raises(ValueError, match="must be finite and not negative"):
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
         ReportPolicy(false_alarms_per_hour=-1.0)

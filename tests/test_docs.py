@@ -18,7 +18,7 @@ import pytest
 from lab import RECIPE, Lab, put_in_use
 from typer.testing import CliRunner
 
-from pipelines.cli import FAILED, OK, USAGE, app
+from pipelines.cli.app import FAILED, OK, USAGE, app
 from pipelines.definitions import build_defs
 
 ROOT = Path(__file__).parent.parent

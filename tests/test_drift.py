@@ -1,8 +1,7 @@
-"""Drift: what counts as a change, what chance does, and what a batch's checks say."""
+"""Drift: what counts as a change, what chance does, and what a batch's checks find."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from math import log
@@ -14,10 +13,18 @@ import numpy as np
 import polars as pl
 import pytest
 from builders import DAY_NS, NS_PER_S, PROFILES, START_NS, StoreBuilder
+from held_out import check_schema
 from lab import RECIPE, Lab, failure, materialized, new_instance
-from test_report import FACTS, Page, report
+from test_report import FACTS, Page, render_report, report
 
+from champion.history import Champion, keep, put_in_use, read_champion
 from episodes.format import PHASES, SOURCES
+from evaluation.documents import (
+    BatchDrift,
+    DriftCheck,
+    DriftReference,
+    document_text,
+)
 from evaluation.drift import (
     CHECKS,
     FAIL,
@@ -32,19 +39,22 @@ from evaluation.drift import (
     psi,
     reference,
     severity_of,
-    watch_section,
 )
-from evaluation.figures import document_text
-from evaluation.report import MAX_BATCHES, render_report
-from models.champion import Reign, crown, keep
+from evaluation.page import MAX_BATCHES, drift_lines
+from evaluation.wording import findings
 from models.checkpoint import checkpoint_path
-from models.registry import variant
+from models.registry import find_variant
 from pipelines.partitions import sync_batches
-from resources.evaluated import watched
-from resources.promotion import beside
+from stages.champion import kept_files
+from stages.drift import Drift
 
 CHANNELS = ("guest.forks", "guest.load_1m", "netflow.syn_out")
-IDENTITY = {"champion": {"model": "gbt"}}
+IDENTITY = {
+    "champion": {
+        "model": "gbt", "mode": "realistic", "recipe": "time", "checkpoint_id": "c",
+        "dataset_version": "d",
+    }
+}  # fmt: skip
 
 
 def windows(
@@ -80,11 +90,12 @@ def verdicts(host: str = "lab-a", **counts: int) -> pl.DataFrame:
     return pl.DataFrame({"host_id": [host] * len(said), "verdict": said})
 
 
-def learned(rows: pl.DataFrame | None = None) -> dict[str, Any]:
+def learned(rows: pl.DataFrame | None = None) -> DriftReference:
     rows = windows(60) if rows is None else rows
     judged = [verdicts(host, accepted=54, rejected=6) for host in rows["host_id"].unique()]
     value = reference(rows, rows, pl.concat(judged), CHANNELS, 0)
-    return json.loads(json.dumps(value, allow_nan=False))
+    check_schema(value.model_dump(mode="json"))
+    return DriftReference.model_validate_json(document_text(value))
 
 
 LEARNED = learned()
@@ -92,20 +103,29 @@ LEARNED = learned()
 
 def compared(
     rows: pl.DataFrame, judged: Sequence[str] = ("accepted",) * 27 + ("rejected",) * 3, **other: Any
-) -> dict[str, Any]:
+) -> BatchDrift:
     arguments = {"host": "lab-a", "trained": LEARNED} | other
     document = compare_batch("lab-a.day", windows=rows, verdicts=judged, identity=IDENTITY,
                              **arguments)  # fmt: skip
-    assert json.loads(document_text(document)) == document
+    check_schema(document.model_dump(mode="json"))
     return document
 
 
-def severities(document: dict[str, Any]) -> dict[str, str]:
-    return {check["name"]: check["severity"] for check in document["checks"]}
+def severities(document: BatchDrift) -> dict[str, str]:
+    return {check.name: check.severity for check in document.checks}
 
 
-def check_of(document: dict[str, Any], name: str) -> dict[str, Any]:
-    return next(check for check in document["checks"] if check["name"] == name)
+def check_of(document: BatchDrift, name: str) -> DriftCheck:
+    return next(check for check in document.checks if check.name == name)
+
+
+def changed(check: DriftCheck) -> list[str]:
+    """The rows that do not pass."""
+    return [row.name for row in check.rows if row.severity != "ok"]
+
+
+def notes(document: BatchDrift) -> list[tuple[str, dict[str, Any]]]:
+    return [(note.code, dict(note.numbers)) for note in document.notes]
 
 
 # --- the index
@@ -147,14 +167,14 @@ def test_chance_is_the_bias_that_theory_gives_where_windows_are_independent() ->
     training = windows(200, n_windows=1)
     rows = check_of(
         compared(windows(40, n_windows=1, seed=1), trained=learned(training)), "channels"
-    )["rows"]
-    assert rows[0]["expected"] == pytest.approx(9 * (1 / 200 + 1 / 40), rel=0.15)
+    ).rows
+    assert rows[0].expected == pytest.approx(9 * (1 / 200 + 1 / 40), rel=0.15)
 
 
 def test_chance_knows_that_windows_of_an_episode_are_alike() -> None:
-    rows = check_of(compared(windows(5, n_windows=8, seed=1)), "channels")["rows"]
+    rows = check_of(compared(windows(5, n_windows=8, seed=1)), "channels").rows
     as_if_independent = 9 * (1 / 480 + 1 / 40)
-    assert rows[0]["expected"] > 2 * as_if_independent
+    assert (rows[0].expected or 0) > 2 * as_if_independent
 
 
 def test_chance_holds_for_all_channels_at_once() -> None:
@@ -180,7 +200,7 @@ def test_severity(value: float, chance: float, severity: str) -> None:
 
 
 def test_more_of_the_same_passes() -> None:
-    flagged = [compared(windows(30, seed=seed))["severity"] != "ok" for seed in range(1, 21)]
+    flagged = [compared(windows(30, seed=seed)).severity != "ok" for seed in range(1, 21)]
     assert sum(flagged) <= 3
 
 
@@ -188,21 +208,25 @@ def test_a_shift_fails_and_names_the_channel() -> None:
     rows = windows(30, seed=1).with_columns(pl.col("guest.load_1m.mean") + 3)
     document = compared(rows)
     assert severities(document) == dict.fromkeys(CHECKS, "ok") | {"channels": "fail"}
-    (said,) = check_of(document, "channels")["said"]
-    assert said.startswith("guest.load_1m: PSI ")
-    assert document["severity"] == "fail"
+    check = check_of(document, "channels")
+    assert changed(check) == ["guest.load_1m"]
+    assert document.severity == "fail"
+    value, chance = check.rows[1].value, check.rows[1].chance
+    assert findings(check) == [
+        f"guest.load_1m: PSI {value:.2f}, above the {chance:.2f} that chance explains."
+    ]
 
 
 def test_a_host_is_compared_with_itself() -> None:
     both = pl.concat([windows(40), windows(40, "lab-b", shift=4.0)])
     document = compared(windows(30, "lab-b", seed=1, shift=4.0), host="lab-b",
                         trained=learned(both))  # fmt: skip
-    assert document["severity"] == "ok"
-    assert document["compared_with"] == {"hosts": "lab-b", "episodes": 40, "windows": 320}
+    assert document.severity == "ok"
+    assert dict(document.compared_with) == {"hosts": "lab-b", "episodes": 40, "windows": 320}
     unknown = compared(windows(30, "lab-d", seed=1, shift=9.0), host="lab-d", trained=learned(both))
     assert severities(unknown)["channels"] == "fail"
-    assert unknown["compared_with"]["episodes"] == 80
-    assert "Host lab-d is not in the training data" in unknown["notes"][0]
+    assert unknown.compared_with.episodes == 80
+    assert [(note.code, note.about) for note in unknown.notes] == [("unknown_host", "lab-d")]
 
 
 def test_a_missing_source_is_noticed() -> None:
@@ -211,18 +235,18 @@ def test_a_missing_source_is_noticed() -> None:
     )
     document = compared(rows)
     assert severities(document)["coverage"] == severities(document)["missing"] == "fail"
-    assert check_of(document, "coverage")["said"] == [
+    assert findings(check_of(document, "coverage")) == [
         "netflow covers 0% of the windows' time, 100% in training."
     ]
-    assert check_of(document, "missing")["said"] == [
+    assert findings(check_of(document, "missing")) == [
         "netflow.syn_out is missing in 100% of the windows, 0% in training."
     ]
-    assert check_of(document, "channels")["rows"][2]["value"] is None
+    assert check_of(document, "channels").rows[2].value is None
 
 
 def test_more_coverage_is_no_loss() -> None:
     half = learned(windows(60, coverage_qmp=pl.lit(0.5)))
-    assert compared(windows(30, seed=1), trained=half)["severity"] == "ok"
+    assert compared(windows(30, seed=1), trained=half).severity == "ok"
 
 
 def test_missing_values_are_in_no_bin() -> None:
@@ -239,54 +263,58 @@ def test_missing_values_are_in_no_bin() -> None:
 def test_rejected_episodes_are_noticed() -> None:
     document = compared(windows(30, seed=1), ["accepted"] * 15 + ["rejected"] * 15)
     check = check_of(document, "verdicts")
-    assert check["severity"] == "fail"
-    assert "moved most: " in check["said"][0]
-    assert [row["batch"] for row in check["rows"]] == [0.5, 0, 0.5, 0]
+    assert check.severity == "fail"
+    assert check.value is not None
+    assert check.chance is not None
+    assert check.value > check.chance
+    assert [row.batch for row in check.rows] == [0.5, 0, 0.5, 0]
     assert figures(document)["usable_share"] == 0.5
 
 
 def test_another_mix_of_phases_is_noticed() -> None:
     rows = windows(30, seed=1, predicted=pl.lit("infecting"))
     check = check_of(compared(rows), "class_mix")
-    assert check["severity"] == "fail"
-    assert check["said"][0].endswith("infecting moved most: 19% in training, 100% in the batch.")
+    assert check.severity == "fail"
+    (text,) = findings(check)
+    assert text.endswith("Largest change: infecting, 19% in training, 100% in the batch.")
 
 
 def test_a_batch_without_a_usable_window_fails() -> None:
     document = compared(windows(1)[:0], ["errored"] * 4)
-    assert document["severity"] == "fail"
-    assert check_of(document, "channels")["said"] == ["lab-a.day has no usable window."]
+    assert document.severity == "fail"
+    assert (document.episodes, check_of(document, "channels").rows) == (0, [])
+    assert findings(check_of(document, "channels")) == ["The batch has no usable window."]
     assert figures(document)["windows"] == 0
 
 
 def test_too_little_training_judges_nothing() -> None:
     document = compared(windows(30, seed=1, shift=9.0), trained=learned(windows(4)))
-    assert document["severity"] == "ok"
-    assert "at least 5 are needed" in document["notes"][0]
+    assert document.severity == "ok"
+    assert changed(check_of(document, "channels"))
+    assert notes(document) == [("too_little_training", {"episodes": 4, "needed": 5})]
+    assert not any(findings(check) for check in document.checks)
 
 
-def test_what_was_trained_on_is_said() -> None:
+def test_what_was_trained_on_has_a_note() -> None:
     document = compared(windows(30, seed=1, seen_in_training=pl.lit(True)))
-    assert document["notes"] == [
-        "30 of its 30 episodes were trained on: they do not show what is new."
-    ]
+    assert notes(document) == [("seen_in_training", {"seen": 30, "episodes": 30})]
 
 
 def test_a_large_host_is_sampled() -> None:
     many = windows(MAX_EPISODES + 50, n_windows=1)
     assert draw_episodes(many, 0)["episode_id"].n_unique() == MAX_EPISODES
     assert draw_episodes(many, 0).equals(draw_episodes(many, 0))
-    assert learned(many)["groups"]["lab-a"]["episodes"] == MAX_EPISODES
+    assert learned(many).groups["lab-a"].episodes == MAX_EPISODES
 
 
 def test_the_page_has_a_line_a_batch_newest_day_first() -> None:
     good, bad = compared(windows(30, seed=1)), compared(windows(30, seed=1, shift=5.0))
     documents = [
-        good | {"batch": "lab-a.2026-11-20"},
-        bad | {"batch": "lab-a.2026-11-21"},
-        good | {"batch": "lab-b.2026-11-21", "host": "lab-b"},
+        good.model_copy(update={"batch": "lab-a.2026-11-20"}),
+        bad.model_copy(update={"batch": "lab-a.2026-11-21"}),
+        good.model_copy(update={"batch": "lab-b.2026-11-21", "host": "lab-b"}),
     ]
-    section = watch_section(documents)
+    section = drift_lines(documents)
     assert [line["batch"] for line in section] == [
         "lab-a.2026-11-21", "lab-b.2026-11-21", "lab-a.2026-11-20",
     ]  # fmt: skip
@@ -294,34 +322,48 @@ def test_the_page_has_a_line_a_batch_newest_day_first() -> None:
     channels = section[0]["checks"][1]
     assert channels["severity"] == "fail"
     assert channels["value"] == figures(bad)["psi_largest"] > FAIL
-    assert channels["said"] == check_of(bad, "channels")["said"]
+    texts = findings(check_of(bad, "channels"))
+    assert len(texts) == 3
 
-    facts = FACTS | {"champion": "gbt_realistic", "unwatched": 1}
-    text = Page(render_report([report()], facts, [], documents)).inside("watch")
-    assert "3 batches compared with the training data of gbt_realistic: 1 differs much" in text
-    assert "1 batch of the store was ingested before it was champion" in text
-    assert all(sentence in text for sentence in channels["said"])
+    facts = FACTS | {"champion": "gbt_realistic", "not_compared": 1}
+    text = Page(render_report([report()], facts, [], documents)).inside("drift")
+    assert "3 batches compared with the training data of gbt_realistic: 1 with strong" in text
+    assert "1 batch was ingested before this champion was promoted" in text
+    assert all(sentence in text for sentence in texts)
     assert text.index("lab-b.2026-11-21") < text.index("lab-a.2026-11-20")
 
 
 def test_the_page_shows_the_newest_batches_and_counts_the_others() -> None:
     bad = compared(windows(30, seed=1, shift=5.0))
     days = [f"lab-a.2026-{month:02}-{day:02}" for month in range(1, 5) for day in range(1, 29)]
-    documents = [bad | {"batch": day} for day in days]
-    facts = FACTS | {"champion": "gbt_realistic", "unwatched": 0}
-    text = Page(render_report([report()], facts, [], documents)).inside("watch")
+    documents = [bad.model_copy(update={"batch": day}) for day in days]
+    facts = FACTS | {"champion": "gbt_realistic", "not_compared": 0}
+    text = Page(render_report([report()], facts, [], documents)).inside("drift")
     older = len(days) - MAX_BATCHES
-    assert f"The newest {MAX_BATCHES} are shown; of the {older} older ones {older} differ." in text
+    assert (
+        f"The newest {MAX_BATCHES} are shown. Of the {older} older ones, {older} show drift."
+        in text
+    )
     assert days[-1] in text
     assert days[0] not in text
 
 
-def test_the_page_says_what_is_missing_to_watch() -> None:
-    nobody = Page(render_report([report()], FACTS)).inside("watch")
+def test_the_page_says_what_is_missing_to_compare() -> None:
+    nobody = Page(render_report([report()], FACTS)).inside("drift")
     assert "There was no champion when this page was made" in nobody
-    facts = FACTS | {"champion": "gbt_realistic", "unwatched": 3}
-    nothing = Page(render_report([report()], facts)).inside("watch")
-    assert "No batch was compared with gbt_realistic yet" in nothing
+    facts = FACTS | {"champion": "gbt_realistic", "not_compared": 3}
+    nothing = Page(render_report([report()], facts)).inside("drift")
+    assert "No batch has been compared with gbt_realistic." in nothing
+
+
+def test_a_reference_has_the_form_that_kept_champions_have() -> None:
+    value = learned().model_dump()
+    assert list(value) == ["schema", "channels", "sources", "phases", "verdicts", "groups"]
+    assert value["schema"] == "phasewatch.reference/1"
+    assert list(value["groups"]["lab-a"]) == [
+        "episodes", "windows", "coverage", "missing", "edges", "counts", "predicted", "labelled",
+        "verdicts",
+    ]  # fmt: skip
 
 
 # --- in Dagster
@@ -332,7 +374,7 @@ def test_a_new_batch_is_compared_as_it_is_ingested(
 ) -> None:
     """First without a champion, then with one; the new host's netflow collector does not run."""
     artifacts = shutil.copytree(trained.artifacts, tmp_path / "artifacts")
-    which = variant("gbt", "realistic")
+    which = find_variant("gbt", "realistic")
     store = StoreBuilder(tmp_path / "store")
     for profile in PROFILES[:3] * 2:
         store.add("lab-d", profile=profile, without=("netflow",), start_ns=START_NS + DAY_NS
@@ -342,19 +384,19 @@ def test_a_new_batch_is_compared_as_it_is_ingested(
         (batch,) = sync_batches(instance, lab.workspace).stale
         result = lab.execute("ingest", batch)
         assert result.success, failure(result)
-        assert materialized(result)["drift"]["why"].startswith("there is no champion")
+        assert materialized(result)["drift"]["severity"] == "not compared"
         checks = evaluations(result)
         assert checks.keys() == {f"{name}_as_in_training" for name in CHECKS}
         assert all(check.passed for check in checks.values())
         assert not lab.workspace.drift_path(batch).exists()
 
-        monkeypatch.setattr("resources.promotion.SERVED", RECIPE)
+        monkeypatch.setattr("stages.champion.SERVED", RECIPE)
         folder = lab.workspace.champion_folder
         path = checkpoint_path(trained.workspace.checkpoint_folder(RECIPE), which)
-        kept = keep(folder, path, beside(trained.workspace, RECIPE, which))
-        reign = Reign(0, "promoted", "gbt", "realistic", RECIPE, {RECIPE: kept}, "", "", "", {},
+        kept = keep(folder, path, kept_files(trained.project, RECIPE, which))
+        reign = Champion(0, "promoted", "gbt", "realistic", RECIPE, {RECIPE: kept}, "", "", "", {},
                       None)  # fmt: skip
-        crown(folder, reign, judged_against=None)
+        put_in_use(folder, reign, judged_against=None)
         result = lab.execute("ingest", batch, only=[dg.AssetKey("drift")])
         assert result.success, failure(result)
         said = materialized(result)["drift"]
@@ -370,12 +412,11 @@ def test_a_new_batch_is_compared_as_it_is_ingested(
         records = coverage.metadata["table"].records
         assert [record.data["name"] for record in records] == list(SOURCES)
         assert not checks["verdicts_as_in_training"].passed
-        document = json.loads(lab.workspace.drift_path(batch).read_text())
-        assert document["champion"]["checkpoint_id"] == kept
-        assert "Host lab-d is not in the training data" in document["notes"][0]
-        watching = watched(lab.workspace)
-        assert (watching.champion, watching.n_others) == (reign.name, 0)
-        assert watching.batches == [document]
+        document = BatchDrift.model_validate_json(lab.workspace.drift_path(batch).read_bytes())
+        assert document.champion.checkpoint_id == kept
+        assert [(note.code, note.about) for note in document.notes] == [("unknown_host", "lab-d")]
+        assert Drift.documents(lab.project) == [document]
+        assert lab.project.champion == read_champion(folder)
 
 
 def evaluations(result: dg.ExecuteInProcessResult) -> dict[str, Any]:

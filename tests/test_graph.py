@@ -14,22 +14,22 @@ from held_out import check_schema
 from lab import RECIPE, Lab, failure, materialized, new_instance
 from typer.testing import CliRunner
 
-import assets.checkpoints
 import features.registry
 import models.checkpoint
-import resources.guards
+import stages.checkpoints
+import stages.ingest
+from assets.factory import asset_key
 from assets.partitions import RECIPE_PARTITIONS
-from features.manifest import read_manifest
 from features.registry import LAYOUT, Layout, WindowSpec
 from models.checkpoint import checkpoint_path, read_header
-from models.registry import MODELS, VARIANTS, variant
-from pipelines.cli import MISMATCH, app
+from models.registry import MODELS, VARIANTS, find_variant
+from pipelines.cli.app import MISMATCH, app
 from pipelines.definitions import build_defs
 from pipelines.partitions import sync_batches
-from resources.evaluated import read_comparisons, read_report
-from resources.guards import checkpoint_key
+from stages.evaluation import read_comparisons, read_report
+from stages.manifest import read_manifest
 
-WHICH = variant("gbt", "realistic")
+WHICH = find_variant("gbt", "realistic")
 SCORE = {
     "ops": {"predictions": {"config": {"model": "gbt", "mode": "realistic", "recipe": RECIPE}}}
 }
@@ -47,7 +47,6 @@ def score(lab: Lab, **options: Any) -> dg.ExecuteInProcessResult:
 
 
 def test_every_stage_says_under_which_layout_it_was_made(trained: Lab) -> None:
-    instance = trained.instance
     expected: dict[str, str] = dict.fromkeys(
         ("tensor_shards", "feature_shards"), some_batch(trained)
     )
@@ -59,9 +58,7 @@ def test_every_stage_says_under_which_layout_it_was_made(trained: Lab) -> None:
     assert score(trained).success
     expected["predictions"] = some_batch(trained)
     for key, partition in expected.items():
-        metadata = resources.guards.last_metadata(
-            instance, dg.AssetKey.from_user_string(key), partition
-        )
+        metadata = trained.recorded(key, partition)
         assert metadata is not None, key
         assert metadata["schema_hash"], key
         assert metadata["contract_hash"], key
@@ -100,7 +97,7 @@ def test_evaluation_covers_val_and_test_and_is_what_the_schema_says(trained: Lab
     for which in VARIANTS:
         manifest = read_manifest(trained.workspace.report_folder(RECIPE) / which.name)
         assert manifest is not None
-        report = read_report(manifest)
+        report = read_report(manifest).model_dump(mode="json")
         check_schema(report)
         header = read_header(checkpoint_path(trained.workspace.checkpoint_folder(RECIPE), which))
         assert report["checkpoint_id"] == header["artifact_id"]
@@ -112,7 +109,7 @@ def test_evaluation_covers_val_and_test_and_is_what_the_schema_says(trained: Lab
         assert set(report["timeline"]["actual"]) == set(report["roster"])
     manifest = read_manifest(trained.workspace.comparisons_folder(RECIPE))
     assert manifest is not None
-    document = read_comparisons(manifest)
+    document = read_comparisons(manifest).model_dump(mode="json")
     check_schema(document)
     compared = {(p["model"], p["mode"]) for p in document["predictors"] if p["kind"] == "model"}
     assert compared == {(which.model, which.mode) for which in VARIANTS}
@@ -140,8 +137,7 @@ def test_tables_say_what_their_columns_are(trained: Lab) -> None:
         ("datasets", RECIPE, "split", "train, val or test"),
         ("held_out_predictions", RECIPE, "p_infecting", "probability of infecting"),
     ):
-        key = dg.AssetKey(name)
-        metadata = resources.guards.last_metadata(trained.instance, key, partition) or {}
+        metadata = trained.recorded(name, partition)
         schema = metadata["dagster/column_schema"]
         assert isinstance(schema, dg.TableSchema)
         (found,) = [c for c in schema.columns if c.name == column]
@@ -229,15 +225,22 @@ def test_each_guard_refuses_drift_by_itself(trained: Lab, monkeypatch: pytest.Mo
     """Guards are taken out one after the other; only without all of them does scoring run."""
     monkeypatch.setattr(features.registry, "LAYOUT", unit(LAYOUT))
 
-    monkeypatch.setattr(resources.guards, "require_recorded", lambda *_: None)
-    by_loader = score(trained)
-    assert "guest.net_rx_bytes: unit was B/s, is now kB/s" in failure(by_loader)
+    difference = "guest.net_rx_bytes: unit was B/s, is now kB/s"
+    by_status = failure(score(trained))
+    assert f"checkpoints/{WHICH.name} made for another input layout" in by_status
+    assert difference in by_status
+
+    monkeypatch.setattr(stages.checkpoints, "contract_differences", lambda *_: [])
+    by_shards = failure(score(trained))
+    assert "tensor_shards, feature_shards made for another input layout" in by_shards
+    assert "checkpoints/" not in by_shards
+
+    monkeypatch.setattr(stages.ingest.Ingest, "reason", lambda *_, **__: None)
+    by_loader = failure(score(trained))
+    assert difference in by_loader
+    assert "Inputs are missing or stale" not in by_loader
 
     monkeypatch.setattr(models.checkpoint, "check_contract", lambda *_: None)
-    by_shards = score(trained)
-    assert "tensor_shards is stale, made for another input layout" in failure(by_shards)
-
-    monkeypatch.setattr(resources.guards, "batch_faults", lambda *_: ([], []))
     assert score(trained).success
 
 
@@ -245,7 +248,7 @@ def test_after_drift_ingest_and_retrain_make_all_work_again(
     retrained: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = retrained
-    only = [dg.AssetKey("datasets"), checkpoint_key(WHICH)]
+    only = [dg.AssetKey("datasets"), asset_key(f"checkpoints/{WHICH.name}")]
     monkeypatch.setattr(features.registry, "LAYOUT", drop(LAYOUT))
     assert not score(lab).success
     assert lab.ingest() == list(lab.workspace.listing().batches)
@@ -261,8 +264,8 @@ def test_a_checkpoint_that_was_never_trained_is_refused(
     with new_instance(tmp_path / "home") as other:
         sync_batches(other, trained.workspace)
         refused = score(trained, instance=other)
-        assert "gbt_realistic was never trained for recipe sample" in failure(refused)
-        monkeypatch.setattr(resources.guards, "require_recorded", lambda *_: None)
+        assert "gbt_realistic sample: Dagster has no record of its training" in failure(refused)
+        monkeypatch.setattr("assets.factory.check_recorded", lambda *_: None)
         assert score(trained, instance=other).success
 
 
@@ -274,12 +277,12 @@ def test_a_checkpoint_swapped_by_hand_is_refused(
     aside = lab.artifacts / "aside"
     shutil.copytree(folder, aside)
     lab.settings = lab.settings | {"seed": 1}
-    only = [dg.AssetKey("datasets"), checkpoint_key(WHICH)]
+    only = [dg.AssetKey("datasets"), asset_key(f"checkpoints/{WHICH.name}")]
     assert lab.execute("retrain", RECIPE, only=only).success
     assert score(lab).success
     shutil.copytree(aside, folder, dirs_exist_ok=True)
-    assert "is not the checkpoint that was trained" in failure(score(lab))
-    monkeypatch.setattr(resources.guards, "require_recorded", lambda *_: None)
+    assert "not the checkpoint that was trained" in failure(score(lab))
+    monkeypatch.setattr("assets.factory.check_recorded", lambda *_: None)
     assert score(lab).success
 
 
@@ -288,13 +291,13 @@ def test_a_blocking_check_stops_the_run_that_made_a_bad_checkpoint(
 ) -> None:
     lab = retrained
     checkpoint_path(lab.workspace.checkpoint_folder(RECIPE), WHICH).unlink()
-    only = [checkpoint_key(WHICH), dg.AssetKey("held_out_predictions")]
-    save = assets.checkpoints.save_checkpoint
+    only = [asset_key(f"checkpoints/{WHICH.name}"), dg.AssetKey("held_out_predictions")]
+    save = stages.checkpoints.save_checkpoint
 
     def save_under_another_layout(folder, which, model, layout, **rest):
         return save(folder, which, model, unit(layout), **rest)
 
-    monkeypatch.setattr(assets.checkpoints, "save_checkpoint", save_under_another_layout)
+    monkeypatch.setattr(stages.checkpoints, "save_checkpoint", save_under_another_layout)
     result = lab.execute("retrain", RECIPE, only=only)
     assert not result.success
     assert f"checkpoints/{WHICH.name}" in materialized(result)
@@ -302,14 +305,14 @@ def test_a_blocking_check_stops_the_run_that_made_a_bad_checkpoint(
     evaluations = {
         e.check_name: e
         for e in result.get_asset_check_evaluations()
-        if e.asset_key == checkpoint_key(WHICH)
+        if e.asset_key == asset_key(f"checkpoints/{WHICH.name}")
     }
     assert not evaluations["contract_current"].passed
     assert "unit was kB/s, is now B/s" in str(
         evaluations["contract_current"].metadata["differences"].value
     )
     # Without the check the step runs, and its own guard refuses.
-    monkeypatch.setattr("pipelines.definitions.CONTRACT_CHECKS", [])
+    monkeypatch.setattr("pipelines.definitions.build_checks", lambda _: [])
     unchecked = lab.execute("retrain", RECIPE, only=only)
     assert "unit was kB/s, is now B/s" in failure(unchecked)
     assert "held_out_predictions:" in failure(unchecked)
@@ -320,7 +323,7 @@ def test_a_throwaway_instance_is_refused(trained: Lab) -> None:
         sync_batches(instance, trained.workspace)
         for job, partition in (("ingest", some_batch(trained)), ("retrain", RECIPE)):
             result = trained.execute(job, partition, instance=instance)
-            assert "Set DAGSTER_HOME to an absolute folder" in failure(result)
+            assert "DAGSTER_HOME is not set" in failure(result)
 
 
 def test_the_store_is_never_written(trained: Lab) -> None:

@@ -33,7 +33,7 @@ from features.registry import LAYOUT
 from models.checkpoint import load_checkpoint
 from models.inspection import find_checkpoints, inspect, verify
 from models.registry import VARIANTS, Variant
-from pipelines.cli import FAILED, MISMATCH, OK, USAGE, app
+from pipelines.cli.app import FAILED, MISMATCH, OK, USAGE, app
 
 
 def phasewatch(*arguments: object):
@@ -132,10 +132,10 @@ def test_a_difference_names_window_class_and_amount(tmp_path: Path):
 @pytest.mark.parametrize(
     ("golden", "says"),
     [
-        ({"sha256": golden_digest(), "proba": {}}, "scored on one side only"),
+        ({"sha256": golden_digest(), "proba": {}}, "but one is missing"),
         ({"sha256": golden_digest(), "proba": None}, "no golden probabilities"),
-        ({"sha256": "0" * 64, "proba": {}}, "of another golden file"),
-        ({"sha256": golden_digest(), "proba": {"01M7ZVNCNV5MT2GQHFWCZKMY7M": [[1.0]]}}, "were (1"),
+        ({"sha256": "0" * 64, "proba": {}}, "for another golden file"),
+        ({"sha256": golden_digest(), "proba": {"01M7ZVNCNV5MT2GQHFWCZKMY7M": [[1.0]]}}, "was (1"),
         ({}, "golden is malformed"),
         ({"sha256": golden_digest(), "proba": [1]}, "golden is malformed"),
         ({"sha256": golden_digest(), "proba": {"a": [[1], [1, 2]]}}, "golden is malformed"),
@@ -176,6 +176,7 @@ def test_an_inventory_tells_what_the_headers_say(tmp_path: Path):
             "code_commit": "3fa1c2e",
             "usable": True,
             "broken": None,
+            "unverified": None,
             "differences": [],
         }
 
@@ -198,12 +199,12 @@ def _flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "which_file", "says", "noticed_unread"),
     [
-        (_truncate, "sidecar", "the header says", True),
+        (_truncate, "sidecar", "as in the header", True),
         (Path.unlink, "sidecar", "No such file", True),
         (_link, "sidecar", "not a regular file", True),
-        (_flip, "sidecar", "not the bytes that were trained", False),
+        (_flip, "sidecar", "not the sidecar that was trained", False),
         (_flip, "header", "", True),
-        (_link, "header", "links are refused", True),
+        (_link, "header", "symlinks are not followed", True),
         (lambda path: path.write_text("{"), "header", "not a checkpoint header", True),
     ],
 )

@@ -29,7 +29,7 @@ from features.windows import window_views
 from models.base import Classifier, Examples, NotFittedError, class_weights
 from models.knn import condense, labelled_windows
 from models.metrics import confusion_matrix, f1_by_class, macro_f1
-from models.registry import MODELS, VARIANTS, Variant, model_config, variant
+from models.registry import MODELS, VARIANTS, Variant, find_variant, model_config
 from models.scaling import (
     block_statistics,
     fit_piecewise_linear,
@@ -466,26 +466,26 @@ def test_an_unknown_device_is_an_error(name: str):
     ],
 )
 def test_an_unknown_hyper_parameter_names_the_nearest(name: str, given: str, near: str):
-    message = f"{name}: no hyper-parameter '{given}'; did you mean {near}?"
+    message = f"{name}: no setting '{given}'; did you mean {near}?"
     with pytest.raises(ValueError) as caught:
         model_config(name, {given: 3})
     assert str(caught.value) == message
 
 
 def test_an_unknown_hyper_parameter_near_to_none_names_all():
-    with pytest.raises(ValueError, match="there is n_rounds, learning_rate, "):
+    with pytest.raises(ValueError, match="choose from n_rounds, learning_rate, "):
         model_config("gbt", {"xyzzy": 1})
 
 
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("gbt", {"n_rounds": 40.0}, "gbt.n_rounds is 40.0, no int"),
-        ("gbt", {"n_rounds": "40"}, "gbt.n_rounds is '40', no int"),
-        ("gbt", {"n_rounds": True}, "gbt.n_rounds is True, no int"),
-        ("cnn", {"dropout": "a lot"}, "cnn.dropout is 'a lot', no float"),
-        ("cnn", {"dropout": False}, "cnn.dropout is False, no float"),
-        ("cnn", {"epochs": None}, "cnn.epochs is None, no int"),
+        ("gbt", {"n_rounds": 40.0}, "gbt.n_rounds must be an int, got 40.0"),
+        ("gbt", {"n_rounds": "40"}, "gbt.n_rounds must be an int, got '40'"),
+        ("gbt", {"n_rounds": True}, "gbt.n_rounds must be an int, got True"),
+        ("cnn", {"dropout": "a lot"}, "cnn.dropout must be a number, got 'a lot'"),
+        ("cnn", {"dropout": False}, "cnn.dropout must be a number, got False"),
+        ("cnn", {"epochs": None}, "cnn.epochs must be an int, got None"),
     ],
 )
 def test_a_hyper_parameter_of_another_type_is_named(name: str, values: dict, message: str):
@@ -501,9 +501,11 @@ def test_hyper_parameters_not_given_have_defaults_and_whole_numbers_are_floats()
 
 def test_every_model_has_a_variant_a_mode():
     assert [which.name for which in VARIANTS] == [f"{n}_{mode}" for n in MODELS for mode in MODES]
-    assert variant("cnn", "oracle") == Variant("cnn", "oracle")
-    with pytest.raises(ValueError, match=r"models are gbt, mlp, .*, modes realistic, oracle"):
-        variant("svm", "oracle")
+    assert find_variant("cnn", "oracle") == Variant("cnn", "oracle")
+    with pytest.raises(
+        ValueError, match=r"a model from gbt, mlp, .* and a mode from realistic, oracle"
+    ):
+        find_variant("svm", "oracle")
 
 
 # --- figures, against scikit-learn
@@ -631,14 +633,14 @@ def test_the_signed_logarithm_keeps_sign_order_and_zero():
 @pytest.mark.parametrize(
     ("name", "values", "says"),
     [
-        ("gbt", {"n_rounds": -5}, "n_rounds is -5; it is over 0"),
-        ("gbt", {"learning_rate": float("nan")}, "learning_rate is nan"),
-        ("gbt", {"subsample": 1.5}, "subsample is 1.5; it is over 0, at most 1"),
-        ("cnn", {"epochs": 0}, "epochs is 0; it is over 0"),
-        ("cnn", {"dropout": -0.1}, "dropout is -0.1; it is 0 or more, at most 1"),
-        ("cnn", {"kernel": 4}, "kernel is 4; it is odd"),
-        ("transformer", {"n_heads": 5}, "a multiple of twice the heads"),
-        ("knn_semi", {"labelled_share": 1.2}, "labelled_share is 1.2; it is over 0, at most 1"),
+        ("gbt", {"n_rounds": -5}, "n_rounds must be > 0, got -5"),
+        ("gbt", {"learning_rate": float("nan")}, "learning_rate must be finite, got nan"),
+        ("gbt", {"subsample": 1.5}, "subsample must be <= 1, got 1.5"),
+        ("cnn", {"epochs": 0}, "epochs must be > 0, got 0"),
+        ("cnn", {"dropout": -0.1}, "dropout must be >= 0, got -0.1"),
+        ("cnn", {"kernel": 4}, "kernel must be odd, got 4"),
+        ("transformer", {"n_heads": 5}, "must be a multiple of twice n_heads"),
+        ("knn_semi", {"labelled_share": 1.2}, "labelled_share must be <= 1, got 1.2"),
     ],
 )
 def test_a_hyper_parameter_out_of_range_is_named(name: str, values: dict[str, Any], says: str):

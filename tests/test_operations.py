@@ -20,24 +20,22 @@ import dagster as dg
 import pytest
 import yaml
 from builders import PROFILES, START_NS, StoreBuilder
-from click.testing import Result
 from dagster._core.definitions.job_base import InMemoryJob
 from lab import RECIPE, TINY, Lab, failure, materialized, new_instance
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
+from assets.factory import asset_key, asset_keys
 from assets.partitions import BATCHES
-from models.registry import variant
-from pipelines.cli import FAILED, USAGE, app, main
+from models.registry import VARIANTS
+from pipelines.automation import new_batches, nightly
+from pipelines.cli.app import FAILED, USAGE, app, main
 from pipelines.definitions import build_defs
 from pipelines.executors import build_executor, execution_from_environment
-from pipelines.jobs import INGEST_KEYS
 from pipelines.partitions import sync_batches
-from pipelines.schedules import nightly
-from pipelines.sensors import new_batches
-from pipelines.staleness import MAX_FAILURES, stale_recipes
-from resources.guards import checkpoint_key, last_metadata
+from pipelines.requests import MAX_FAILURES
 from resources.runs import PROCESS_TAG, end_dead_runs
-from resources.workspace import Workspace, read_workspace
+from resources.workspace import resource_of
+from stages.workspace import Workspace, read_workspace
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,7 +51,7 @@ def small(tmp_path: Path) -> Iterator[Lab]:
 
 def tick(lab: Lab) -> dg.SensorResult:
     """One evaluation of the sensor."""
-    resources = {"workspace": lab.workspace}
+    resources = {"workspace": resource_of(lab.workspace)}
     with dg.build_sensor_context(instance=lab.instance, resources=resources) as context:
         result = new_batches(context)
     assert isinstance(result, dg.SensorResult)
@@ -65,7 +63,7 @@ def night(lab: Lab, later: timedelta = timedelta()) -> Any:
     with dg.build_schedule_context(
         instance=lab.instance,
         scheduled_execution_time=datetime.now(UTC) + later,
-        resources={"workspace": lab.workspace},
+        resources={"workspace": resource_of(lab.workspace)},
     ) as context:
         return nightly(context)
 
@@ -188,7 +186,7 @@ def test_a_night_ingests_then_retrains_what_changed(trained: Lab, tmp_path: Path
     (ingest,) = night(lab)
     assert (ingest.partition_key, ingest.asset_selection) == (
         batch,
-        INGEST_KEYS,
+        asset_keys("ingest"),
     )
     started = under_way(lab, "ingest", batch)
     assert f"ingest {batch}: run {started.run_id[:8]} is started" in str(night(lab))
@@ -203,7 +201,7 @@ def test_what_arrives_after_the_ingest_of_a_night_waits_for_the_next(small: Lab)
     retrains = night(small)
     assert {r.partition_key for r in retrains} == {"host", "sample", "time"}
     (ingest,) = night(small, later=timedelta(hours=20))
-    assert (ingest.partition_key, ingest.asset_selection) == (batch, INGEST_KEYS)
+    assert (ingest.partition_key, ingest.asset_selection) == (batch, asset_keys("ingest"))
 
     next(small.workspace.batch_folder(batch).glob("*/manifest.json")).unlink()
     (ingest,) = night(small)  # lost, so nothing can be built on it
@@ -213,24 +211,31 @@ def test_what_arrives_after_the_ingest_of_a_night_waits_for_the_next(small: Lab)
 def test_a_recipe_is_stale_where_data_settings_or_results_changed(
     trained: Lab, tmp_path: Path
 ) -> None:
-    def why(**settings: Any) -> str | None:
+    def why(**settings: Any) -> dict[str, str]:
+        """Stage -> code, of everything of the recipe that is not current."""
         lab = Lab(trained.store, artifacts, trained.instance, trained.settings | settings)
-        workspace = lab.workspace
-        found = {w.partition: w.why for w in stale_recipes(workspace, workspace.listing())}
-        return found.get(RECIPE)
+        due = {item.key: item for item in lab.project.due("retrain")}
+        return {s.stage: s.code for s in due[RECIPE].statuses} if RECIPE in due else {}
 
     artifacts = trained.artifacts
-    assert why() is None
-    assert why(seed=1) == "gbt_realistic was trained from other data, settings or layout"
-    assert why(splits=TINY["splits"] | {"val_share": 0.3}) == "the split policy changed"
+    assert why() == {}
+    names = {f"checkpoints/{variant.name}" for variant in VARIANTS}
+    assert why(seed=1) == dict.fromkeys([*names, "held_out_predictions"], "settings")
+    assert why(splits=TINY["splits"] | {"val_share": 0.3}) == {"datasets": "settings"}
+    assert set(why(report={"replicates": 300}).values()) == {"settings"}
     artifacts = tmp_path / "artifacts"
     shutil.copytree(trained.artifacts, artifacts)
     shutil.rmtree(artifacts / "reports" / RECIPE / "cnn_oracle")
-    assert why() == "cnn_oracle was not evaluated"
+    assert why() == {"eval_reports/cnn_oracle": "not_made"}
     next(artifacts.glob(f"checkpoints/{RECIPE}/cnn_realistic.ckpt.json")).unlink()
-    assert why() == "cnn_realistic was not trained"
+    assert why() == {
+        "checkpoints/cnn_realistic": "not_made",
+        "held_out_predictions": "inputs",
+        "eval_reports/cnn_oracle": "not_made",
+    }
     shutil.rmtree(artifacts / "datasets" / RECIPE)
-    assert why() == "there is no dataset"
+    assert why()["datasets"] == "not_made"
+    assert {why()[name] for name in names} == {"inputs", "not_made"}
 
 
 # --- killed runs
@@ -255,18 +260,18 @@ def test_a_run_that_has_ended_leaves_nothing(small: Lab) -> None:
     assert not refused.success
     assert "is CANCELED, its process is not: what it made is not kept" in failure(refused)
     assert not [path for path in small.artifacts.rglob("*") if path.is_file()]
-    assert last_metadata(small.instance, dg.AssetKey("tensor_shards"), batch) is None
+    assert small.recorded("tensor_shards", batch) == {}
 
 
 HANG = """
-import sys, time, features.ingest, assets.batches
-real = assets.batches.ingest_batch
+import sys, time, stages.ingest
+real = stages.ingest.ingest_batch
 def slowly(*args, **named):
     print("working", flush=True)
     time.sleep(600)
     return real(*args, **named)
-assets.batches.ingest_batch = slowly
-from pipelines.cli import app
+stages.ingest.ingest_batch = slowly
+from pipelines.cli.app import app
 app(["run", "--ingest-only"])
 """
 
@@ -327,8 +332,8 @@ def test_artifacts_on_another_path_are_reused_and_recorded_there(
         batch = next(iter(there.workspace.listing().batches))
         config = {"ops": {"predictions": {"config": {"model": "gbt", "recipe": RECIPE}}}}
         refused = there.execute("score", batch, config=config)
-        assert "was never trained for recipe sample" in failure(refused)
-        only = [dg.AssetKey("datasets"), checkpoint_key(variant("gbt", "realistic"))]
+        assert "Dagster has no record of its training" in failure(refused)
+        only = [dg.AssetKey("datasets"), asset_key("checkpoints/gbt_realistic")]
         retrained = there.execute("retrain", RECIPE, only=only)
         assert retrained.success, failure(retrained)
         made = materialized(retrained)
@@ -416,14 +421,14 @@ def test_doctor_says_what_is_stale_and_what_to_do(
     empty = tmp_path / "no-home"
     before = doctor(small, home=empty, monkeypatch=monkeypatch)
     assert before.exit_code == FAILED
-    assert before.output.startswith("problem: 3 of 3 batches are not ingested as they are now\n")
+    assert before.output.count("missing") >= 3
     assert "remedy: phasewatch run --ingest-only" in before.output
     assert not empty.exists()
 
     small.ingest()
     document = json.loads(doctor(small, "--json", home=empty, monkeypatch=monkeypatch).stdout)
-    assert document["stale"]["batches"] == []
-    assert document["stale"]["recipes"]["host"] == "there is no dataset"
+    assert "phasewatch run --ingest-only" not in document["stale"]
+    assert "datasets host: datasets missing" in document["stale"]["phasewatch run --recipe host"]
     assert document["artifacts"]["free_gb"] > 0
     assert not document["ok"]
 
@@ -448,7 +453,8 @@ def test_run_and_sync_tell_a_program_what_they_did(
     assert all("tensor_shards" in run["made"] for run in ran["runs"])
     assert ran["report"] is None
     (again,) = told("run", "--batch", batches[0])["runs"]
-    assert set(again["reused"]) == {"validation_index", "tensor_shards", "feature_shards"}
+    assert {"validation_index", "tensor_shards", "feature_shards"} <= set(again["reused"])
+    assert again["made"] == []
     with dg.DagsterInstance.from_config(str(tmp_path / "home")) as instance:
         assert instance.get_run_by_id(again["run_id"]) is not None
     wrong = told("run", "--recipe", "moon")
@@ -468,7 +474,7 @@ def test_doctor_finds_other_settings_and_a_killed_run(
             tags={"dagster/partition": batch, PROCESS_TAG: f"{socket.gethostname()}:1:0"},
         )
     told = doctor(small, home=home, monkeypatch=monkeypatch)
-    assert f"{home}/dagster.yaml is not config/dagster.yaml" in told.output
+    assert f"{home}/dagster.yaml differs from config/dagster.yaml" in told.output
     assert f"run {dead.run_id[:8]} (ingest {batch}) counts as under way" in told.output
     lines = [" ".join(line.split()) for line in told.output.splitlines()]
     assert f"runs_under_way {dead.run_id} ingest {batch} STARTED" in lines
@@ -476,7 +482,7 @@ def test_doctor_finds_other_settings_and_a_killed_run(
     settings = (ROOT / "config" / "dagster.yaml").read_text()
     (home / "dagster.yaml").write_text(settings + f"storage: {{sqlite: {{base_dir: {home}}}}}\n")
     told = doctor(small, home=home, monkeypatch=monkeypatch)
-    assert "is not config/dagster.yaml" not in told.output  # where it records is its own affair
+    assert "differs from config/dagster.yaml" not in told.output
 
 
 def test_doctor_says_that_a_folder_is_of_another_store(
@@ -486,7 +492,7 @@ def test_doctor_says_that_a_folder_is_of_another_store(
     other.populate(profiles=PROFILES[:3], variants=2, duration_s=40)
     lab = Lab(other, trained.artifacts, trained.instance, trained.settings)
     told = doctor(lab, home=tmp_path / "no-home", monkeypatch=monkeypatch)
-    assert f"{lab.artifacts} holds what was made of another store" in told.output
+    assert f"{lab.artifacts} holds artifacts of another store" in told.output
     same = doctor(trained, home=tmp_path / "no-home", monkeypatch=monkeypatch)
     assert "another store" not in same.output
 

@@ -11,13 +11,16 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from setuptools import find_packages
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PACKAGES = PROJECT["tool"]["setuptools"]["packages"]
+ROOMS = sorted({path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"})
 
 
-@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("name", ROOMS)
 def test_a_package_is_imported_from_the_clone(name: str) -> None:
     """Names like ``models`` are easily shadowed by something else on the path."""
     module = import_module(name)
@@ -26,9 +29,33 @@ def test_a_package_is_imported_from_the_clone(name: str) -> None:
     assert module.__doc__
 
 
-def test_every_room_with_python_is_a_package() -> None:
-    rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    assert rooms - {"tests", "benchmarks"} == set(PACKAGES)
+def test_every_room_is_installed_and_typed() -> None:
+    found = set(
+        find_packages(str(ROOT), PROJECT["tool"]["setuptools"]["packages"]["find"]["exclude"])
+    )
+    assert {name for name in found if "." not in name} == set(ROOMS)
+    assert all((ROOT / name / "py.typed").exists() for name in ROOMS)
+
+
+LOCK = {
+    canonicalize_name(line.partition("==")[0]): line.partition("==")[2].partition("#")[0].strip()
+    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if "==" in line
+}
+
+
+def test_the_lock_covers_what_is_declared() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    declared = [*PROJECT["project"]["dependencies"], *(r for e in extras.values() for r in e)]
+    for requirement in map(Requirement, declared):
+        assert LOCK[canonicalize_name(requirement.name)] in requirement.specifier, requirement
+
+
+def test_the_lock_is_for_plain_pip_and_any_build_of_torch() -> None:
+    """``make lock`` beside the CUDA build of torch would pin its packages for everyone."""
+    assert all(re.fullmatch(r"[0-9][0-9a-z.]*", version) for version in LOCK.values())
+    cuda = {name for name in LOCK if name.startswith(("nvidia-", "triton", "cuda-"))}
+    assert cuda == {"nvidia-nccl-cu12"}  # XGBoost's
 
 
 def test_artifacts_hold_no_python() -> None:
@@ -62,7 +89,7 @@ def test_the_linter_refuses_what_runs_code_on_load(name: str) -> None:
 
 
 def test_the_linter_refuses_it_in_every_package() -> None:
-    for room in PACKAGES:
+    for room in ROOMS:
         assert "TID251" in lint(
             "import pickle\n\npickle.HIGHEST_PROTOCOL\n", f"{room}/some_module.py"
         )
@@ -94,7 +121,7 @@ def lint(snippet: str, name: str) -> set[str]:
 def test_no_exception_from_the_ban_but_one_that_reads_no_pickle() -> None:
     lines = [
         line.strip()
-        for room in PACKAGES
+        for room in ROOMS
         for path in (ROOT / room).rglob("*.py")
         for line in path.read_text().splitlines()
         if re.search(r"noqa: .*(TID251|S30[12])", line)

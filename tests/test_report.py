@@ -6,8 +6,9 @@ import copy
 import functools
 import itertools
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -23,13 +24,26 @@ from held_out import (
     predictions,
 )
 
+import evaluation.page
+from datasets.splits import RECIPES
 from evaluation.charts import confusion_png
 from evaluation.comparisons import compare
-from evaluation.datasets import RECIPES
-from evaluation.documents import evaluate
+from evaluation.documents import (
+    SCHEMA_FILE,
+    BatchDrift,
+    Comparisons,
+    Confusion,
+    DriftNote,
+    EvalReport,
+    FigureNote,
+    LearningCurve,
+    ReportWarning,
+    Timeline,
+    schema_text,
+)
 from evaluation.drawing import PHASE_COLOURS, learning_curve, path, timeline
-from evaluation.report import render_report
-from evaluation.wording import clean_time, measure, number
+from evaluation.report import evaluate
+from evaluation.wording import SENTENCES, clean_time, conditional_on, measure, number
 from features.registry import LAYOUT, MODES
 from models.registry import MODELS, VARIANTS
 
@@ -41,7 +55,7 @@ FACTS = {
     "generated_from": ["d1" * 32],
     "left_out": [],
     "champion": None,
-    "unwatched": 3,
+    "not_compared": 3,
 }
 VOID = {"meta", "br", "wbr", "col", "link", "img", "input", "hr", "path"}
 TOLD = {
@@ -61,7 +75,7 @@ def documents() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         evaluate(
             *(table, model, mode, CLASSES, facts, IDENTITY | {"recipe": recipe}, POLICY),
             *(LAYOUT.window, TRAINING),
-        )
+        ).model_dump(mode="json")
         for recipe in ("host", "sample")
         for model, mode in variants
     ]
@@ -70,7 +84,7 @@ def documents() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
             *(table, variants, CLASSES, facts),
             {"recipe": recipe, "dataset_version": IDENTITY["dataset_version"]},
             POLICY,
-        )
+        ).model_dump(mode="json")
         for recipe in ("host", "sample")
     ]
     return reports, compared
@@ -103,6 +117,21 @@ def figures_in(value: Any) -> Any:
     elif isinstance(value, list):
         for each in value:
             yield from figures_in(each)
+
+
+def render_report(
+    reports: Sequence[dict[str, Any]],
+    facts: dict[str, Any],
+    comparisons: Sequence[dict[str, Any]] = (),
+    drift: Sequence[BatchDrift] = (),
+) -> str:
+    """The page of documents as JSON has them."""
+    return evaluation.page.render_report(
+        [EvalReport.model_validate(each) for each in reports],
+        facts,
+        [Comparisons.model_validate(each) for each in comparisons],
+        drift,
+    )
 
 
 class Page(HTMLParser):
@@ -154,6 +183,19 @@ def page_of(*reports: dict[str, Any], **facts: Any) -> Page:
 def test_the_documents_are_what_the_schema_says() -> None:
     for document in itertools.chain(*documents()):
         check_schema(document)
+
+
+def test_the_committed_schema_is_that_of_the_models() -> None:
+    assert SCHEMA_FILE.read_text() == schema_text()  # else: python -m evaluation.documents
+
+
+def test_every_code_has_a_sentence() -> None:
+    codes = [
+        code
+        for remark in (ReportWarning, FigureNote, DriftNote)
+        for code in get_args(remark.model_fields["code"].annotation)
+    ]
+    assert set(codes) == set(SENTENCES)
 
 
 def test_every_model_mode_and_recipe_is_there() -> None:
@@ -229,10 +271,10 @@ def test_what_is_best_is_decided_on_validation() -> None:
     modest["macro_f1"]["value"], lucky["macro_f1"]["value"] = 0.61234, 0.91234
     text = page_of(modest, lucky).inside("short")
     assert "gbt 0.612 macro F1" in text
-    assert "On test cnn came out higher (0.912)" in text
+    assert "On test cnn scores higher (0.912)" in text
 
 
-def test_in_short_says_what_watching_costs() -> None:
+def test_in_short_says_how_good_the_alarms_are() -> None:
     one = report()
     alarms = one["detection"]
     alarms |= {
@@ -244,13 +286,14 @@ def test_in_short_says_what_watching_costs() -> None:
     alarms["median_delay_s"] |= {"value": 6.25, "low": 2.0, "high": None}
     alarms["false_alarms_per_hour"] |= {"value": 12.0, "low": 4.0, "high": 20.0}
     text = page_of(one).inside("short")
-    assert "in 4 of 5 attacks; in half of all within 6.25 s of the true start (2.00 or more" in text
-    assert "3 false alarms in 15.0 clean minutes: 12.0 an hour (4.00 to 20.0), where 6 were" in text
-    assert one["bootstrap"]["conditional_on"]["text"] in text
+    assert "4 of 5 attacks; half of all attacks within 6.25 s of their start (2.00 or more" in text
+    assert "3 false alarms in 15.0 clean minutes: 12.0 per hour (4.00 to 20.0), budget 6." in text
+    condition = EvalReport.model_validate(one).bootstrap.conditional_on
+    assert conditional_on(condition) in text
     alarms["median_delay_s"]["value"], alarms["false_alarms"]["test"] = None, 0
     text = page_of(one).inside("short")
     assert "4 of 5 attacks: fewer than half" in text
-    assert "No false alarm in 15.0 clean minutes: at most 20.0 an hour." in text
+    assert "No false alarm in 15.0 clean minutes: at most 20.0 per hour." in text
 
 
 def test_every_figure_says_where_it_comes_from() -> None:
@@ -303,12 +346,12 @@ def test_no_report_at_all_is_a_page_too() -> None:
 
 def test_untested_profiles_and_absent_phases_are_said_once_in_words() -> None:
     one = report() | {"absent_classes": ["gone"]}
-    one["warnings"].append({"code": "absent_class", "about": "gone", "text": "gone is gone"})
+    one["warnings"].append({"code": "absent_class", "about": "gone"})
     text = page_of(one).text
     assert "3 of 4 profiles tested; scan-and-dial was never tested." in text
-    assert "Phase gone is absent from the test set" in text
-    assert "no figure speaks of it" not in text  # the report's own wording of the same
-    assert "gone is gone" not in text
+    assert "Phase gone does not occur in the test set" in text
+    assert text.count("scan-and-dial was never tested.") == 2  # leaderboard, recipe
+    assert text.count("Phase gone") == 2
 
 
 def test_synthetic_episodes_and_coverage_are_said() -> None:
@@ -316,21 +359,27 @@ def test_synthetic_episodes_and_coverage_are_said() -> None:
     one["splits"]["train"]["synthetic_episodes"] = 4
     one["splits"]["test"]["coverage"]["guest"] = 0.1
     text = page_of(one).text
-    assert "Synthetic episodes are part of this dataset: 4 of 12 in train." in text
+    assert "The dataset contains synthetic episodes: 4 of 12 in train." in text
     assert "guest covers 0.900 of training and 0.100 of test" in text
 
 
 def test_a_model_that_beats_no_shortcut_is_marked() -> None:
     one = report()
     one["baselines"][0]["difference"]["low"] = -0.01
-    text = "Not better than position-only beyond chance (so much)."
-    one["warnings"] = [{"code": "not_better_than_baseline", "about": "position_only", "text": text}]
+    numbers = {"value": 0.25, "low": -0.125, "high": 0.5}
+    one["warnings"] = [
+        {"code": "not_better_than_baseline", "about": "position_only", "numbers": numbers}
+    ]
     other = report(mode="oracle") | {"warnings": []}
     page = page_of(one, other)
-    assert f"gbt realistic: {text}" in page.text
-    assert "† not better than" in page.text
-    other["warnings"] = [one["warnings"][0] | {"text": "Not better than position-only (but else)."}]
-    assert "all models: not better than position-only beyond chance" in page_of(one, other).text
+    assert "gbt realistic: Not significantly better than position-only (difference +0.250" in (
+        page.text
+    )
+    assert "† not significantly better than" in page.text
+    other["warnings"] = [one["warnings"][0] | {"numbers": numbers | {"high": 0.75}}]
+    assert "all models: Not significantly better than position-only: it may" in (
+        page_of(one, other).text
+    )
 
 
 def test_two_dataset_versions_of_a_recipe_are_called_incomparable() -> None:
@@ -350,15 +399,16 @@ def test_hostile_names_are_escaped() -> None:
     evil = "<script>alert(1)</script>\"'&{{ 7*7 }};}"
     one = report(evil, evil, evil)
     one["classes"] = one["confusion"]["classes"] = [evil, *CLASSES[1:]]
-    one["roster"][0] = one["per_class"][0]["class"] = evil
+    one["roster"][0] = one["per_class"][0]["name"] = evil
     one["timeline"]["proba"][evil] = one["timeline"]["proba"]["clean"]
     one["detection"]["undetected"] = one["detection"]["alarm_phases"] = [evil]
     one["untested_profiles"] = [evil]
-    one["warnings"] = [{"code": "x", "about": evil, "text": evil}]
-    one["per_host"][0]["host_id"] = one["per_profile"][0]["profile"] = evil
+    one["warnings"] = [{"code": "not_better_than_baseline", "about": evil,
+                        "numbers": {"value": 0, "low": 0, "high": 0}}]  # fmt: skip
+    one["per_host"][0]["name"] = one["per_profile"][0]["name"] = evil
     one["checkpoint_id"] = one["dataset_version"] = evil
     one["timeline"] |= {"sample_name": evil, "host_id": evil, "episode_id": evil}
-    one["bootstrap"]["conditional_on"] |= {"text": evil, "names": [evil]}
+    one["bootstrap"]["conditional_on"] |= {"names": [evil]}
     one["splits"]["test"] |= {"hosts": [evil], "coverage": {evil: 0.1}}
     one["excluded_episodes"] = {evil: 1}
     one["config"] = {evil: evil}
@@ -390,11 +440,10 @@ def test_figures_that_are_no_number_are_dashes() -> None:
         figure |= {"value": None, "low": None, "high": None}
     one["timeline"]["onset_s"] = None
     one["learning_curve"]["rows"] = []
-    one["splits"]["val"]["coverage"]["guest"] = float("nan")
     text = render_report([one], FACTS, compared)
     assert not re.search(r"\b(nan|NaN|inf|None|null|Undefined)\b", Page(text).text)
     assert not re.search(r"[\"':](nan|inf|None)", text)
-    assert "Nothing is learned step by step." in text
+    assert "This model does not learn in steps." in text
 
 
 def test_equal_documents_in_any_order_give_equal_bytes() -> None:
@@ -407,13 +456,17 @@ def test_equal_documents_in_any_order_give_equal_bytes() -> None:
 
 
 def test_documents_that_cannot_be_shown_are_refused() -> None:
-    with pytest.raises(ValueError, match="schema 'other/1'"):
+    with pytest.raises(ValueError, match=r"schema\s+Input should be 'phasewatch.eval_report/4'"):
         render_report([report() | {"schema": "other/1"}], FACTS)
-    with pytest.raises(ValueError, match="schema 'other/1'"):
+    with pytest.raises(ValueError, match=r"schema\s+Input should be 'phasewatch.comparisons/3'"):
         render_report([], FACTS, [comparisons()[0] | {"schema": "other/1"}])
-    with pytest.raises(ValueError, match="two reports of gbt_realistic, recipe host"):
+    with pytest.raises(ValueError, match="Extra inputs are not permitted"):
+        render_report([report() | {"more": 1}], FACTS)
+    with pytest.raises(ValueError, match="Input should be a finite number"):
+        render_report([report() | {"macro_f1": report()["macro_f1"] | {"value": np.nan}}], FACTS)
+    with pytest.raises(ValueError, match="two reports have the same model, mode and recipe"):
         render_report([report(), report()], FACTS)
-    with pytest.raises(ValueError, match="two comparisons of recipe host"):
+    with pytest.raises(ValueError, match="two comparisons have the same recipe"):
         render_report([], FACTS, [comparisons()[0]] * 2)
 
 
@@ -452,10 +505,7 @@ def test_a_line_is_broken_where_a_value_is_unknown() -> None:
 
 def test_a_long_learning_curve_keeps_its_ends_and_its_best_step() -> None:
     rows = [[step, 2.0 - step / 1000, 4.0 if step == 777 else 1.0, None] for step in range(1000)]
-    curve = learning_curve(
-        {"columns": ["step", "train_loss", "val_loss", "val_macro_f1"], "rows": rows,
-         "best_step": 777}
-    )  # fmt: skip
+    curve = learning_curve(LearningCurve.model_validate({"rows": rows, "best_step": 777}))
     assert curve is not None
     assert curve["top"] == 4.0
     assert (curve["first"], curve["last"], curve["best"]) == (0, 999, 778)
@@ -471,8 +521,11 @@ def test_a_timeline_puts_phases_at_centres_and_alarms_at_ends() -> None:
         "start_s": [0.0, 5.0, 10.0], "length_s": 10.0, "threshold": 0.5, "onset_s": 10.0,
         "actual": ["clean", "clean", "infecting"], "predicted": ["clean", "infecting", "infecting"],
         "proba": {"infecting": [0.1, 0.4, 0.6], "infected_running": [0.0, 0.2, 0.1]},
+        "episode_id": "E", "host_id": "h", "profile": "p", "sample_name": "s",
     }  # fmt: skip
-    drawn = timeline(shown, LAYOUT.phases, ["infecting", "infected_running"], 5.0)
+    drawn = timeline(
+        Timeline.model_validate(shown), LAYOUT.phases, ["infecting", "infected_running"], 5.0
+    )
     assert drawn is not None
     assert drawn["end"] == 20.0
     actual, predicted = dict(drawn["strips"])["actual"], dict(drawn["strips"])["predicted"]
@@ -519,7 +572,7 @@ def test_phases_are_told_apart_with_every_kind_of_colour_vision(scheme: int, pap
 
 
 def test_confusion_png_is_a_small_deterministic_picture() -> None:
-    confusion = report()["confusion"]
+    confusion = Confusion.model_validate(report()["confusion"])
     picture = confusion_png(confusion, "gbt $realistic_x$ <b>")
     assert picture.startswith(b"\x89PNG\r\n\x1a\n")
     assert 300 <= int.from_bytes(picture[16:20], "big") <= 500

@@ -8,15 +8,13 @@ from pathlib import Path
 import dagster as dg
 from lab import RECIPE, Lab, failure, materialized, new_instance
 
-from evaluation.datasets import read_dataset
-from features.ingest import STAGES
-from features.manifest import read_manifest
-from models.registry import variant
-from pipelines.jobs import RETRAIN_KEYS
+from assets.factory import asset_key, asset_keys
+from datasets.windows import read_dataset
+from models.registry import find_variant
 from pipelines.partitions import sync_batches
-from resources.guards import checkpoint_key, last_metadata
+from stages.manifest import read_manifest
 
-WHICH = variant("gbt", "realistic")
+WHICH = find_variant("gbt", "realistic")
 
 
 def test_a_second_run_reuses_everything_and_growth_touches_one_batch(retrained: Lab) -> None:
@@ -24,9 +22,11 @@ def test_a_second_run_reuses_everything_and_growth_touches_one_batch(retrained: 
     batch, *_ = lab.workspace.listing().batches
     assert lab.ingest() == []
     again = materialized(lab.execute("ingest", batch))
-    assert all(again[stage]["reused"] for stage in STAGES)
-    stages = {key.to_user_string(): key for key in RETRAIN_KEYS if key.path[-1] != "report"}
-    before = {name: last_metadata(lab.instance, key, RECIPE) or {} for name, key in stages.items()}
+    assert all(again[output]["reused"] for output in again if output != "drift")
+    stages = {
+        key.to_user_string(): key for key in asset_keys("retrain") if key.path[-1] != "report"
+    }
+    before = {name: lab.recorded(name, RECIPE) for name, key in stages.items()}
     after = materialized(lab.execute("retrain", RECIPE))
     assert after.keys() == {*stages, "report"}
     for name, first in before.items():
@@ -69,7 +69,7 @@ def test_the_page_leaves_out_what_is_of_other_data(retrained: Lab) -> None:
     lab.store.add(host="lab-d", profile="io-walk", sample="io-walk.v0", duration_s=40)
     lab.ingest()
     refused = lab.execute("retrain", RECIPE, only=[dg.AssetKey("report")])
-    assert "No current evaluation report" in failure(refused)
+    assert "No evaluation report is current" in failure(refused)
 
 
 def test_one_stage_alone_can_be_materialized(ingested: Lab) -> None:
@@ -86,7 +86,7 @@ def test_equal_input_gives_equal_bytes(trained: Lab, tmp_path: Path) -> None:
     with new_instance(tmp_path / "home") as instance:
         twin = Lab(trained.store, tmp_path / "again", instance, trained.settings)
         twin.ingest()
-        only = [dg.AssetKey("datasets"), checkpoint_key(WHICH)]
+        only = [dg.AssetKey("datasets"), asset_key(f"checkpoints/{WHICH.name}")]
         assert twin.execute("retrain", RECIPE, only=only).success
     made = {
         path.relative_to(twin.artifacts): path.read_bytes()
@@ -100,7 +100,7 @@ def test_equal_input_gives_equal_bytes(trained: Lab, tmp_path: Path) -> None:
 def test_datasets_name_the_batches_that_are_missing(lab: Lab) -> None:
     missing = failure(lab.execute("retrain", RECIPE, only=[dg.AssetKey("datasets")]))
     for batch in lab.workspace.listing().batches:
-        assert f"{batch}: tensor_shards is missing" in missing
+        assert f"ingest {batch}: validation_index, tensor_shards, feature_shards missing" in missing
     assert "phasewatch run --ingest-only" in missing
 
 
@@ -109,14 +109,14 @@ def test_a_batch_ingested_in_part_is_refused(ingested: Lab) -> None:
     batch = ingested.workspace.listing().find(late.episode_id).batch
     assert ingested.execute("ingest", batch, only=[dg.AssetKey("tensor_shards")]).success
     refused = failure(ingested.execute("retrain", RECIPE, only=[dg.AssetKey("datasets")]))
-    assert f"{batch}: its stages were not made from the same episodes" in refused
+    assert f"{batch}: its outputs were not made from the same episodes" in refused
 
 
 def test_a_training_goes_on_while_the_store_grows(retrained: Lab) -> None:
     """Late episodes of a batch are left out, named, and in the dataset after the next ingest."""
     late = retrained.store.add(host="lab-a", profile="io-walk", sample="io-walk.v0", duration_s=40)
     batch = retrained.workspace.listing().find(late.episode_id).batch
-    only = [dg.AssetKey("datasets"), checkpoint_key(WHICH), dg.AssetKey("report")]
+    only = [dg.AssetKey("datasets"), asset_key(f"checkpoints/{WHICH.name}"), dg.AssetKey("report")]
     result = retrained.execute("retrain", RECIPE, only=only)
     assert result.success, failure(result)
     assert materialized(result)["datasets"]["reused"]

@@ -15,26 +15,17 @@ import pyarrow as pa
 import pytest
 from builders import DAY_NS, Members, StoreBuilder, edit_rows, make_members
 
-import features.ingest
-import features.manifest
 import features.shards
+import stages.ingest
+import stages.manifest
+from datasets.windows import examples, inputs
 from episodes.format import PHASES
 from episodes.reading import read_episode
 from episodes.store import StoredEpisode, list_store
 from episodes.validation import ValidationPolicy, validate
-from evaluation.datasets import examples, inputs
 from features.contract import contract_hashes
 from features.extraction import Extracted, extract
-from features.ingest import STAGES, batch_fingerprint, index_table, ingest_batch
-from features.manifest import (
-    Manifest,
-    draft,
-    file_sha256,
-    fingerprint,
-    read_manifest,
-    reusable,
-    write_atomically,
-)
+from features.files import file_sha256, fingerprint, write_atomically
 from features.registry import LAYOUT
 from features.shards import (
     WINDOW_COLUMNS,
@@ -47,8 +38,27 @@ from features.shards import (
 )
 from features.windows import window_views
 from models.registry import VARIANTS, Variant
+from stages.ingest import (
+    FEATURES,
+    INDEX,
+    TENSORS,
+    batch_fingerprint,
+    index_table,
+    ingest_batch,
+)
+from stages.manifest import Manifest, draft, read_manifest
 
+OUTPUTS = (INDEX, TENSORS, FEATURES)
 POLICY = ValidationPolicy()
+
+
+def reusable(folder: Path, fingerprint: str) -> Manifest | None:
+    """The artifact in a folder, if it has this fingerprint and is undamaged."""
+    manifest = read_manifest(folder)
+    same = manifest is not None and manifest.fingerprint == fingerprint
+    return manifest if same and not manifest.damage() else None
+
+
 DURATIONS_S = (20.0, 25.0, 30.0, 20.0, 40.0)
 
 
@@ -65,7 +75,7 @@ class Batch:
     extracted: dict[str, Extracted]  # by id, of the usable ones
 
     def windows(self) -> pl.DataFrame:
-        table = pl.from_arrow(read_windows(self.manifests["tensor_shards"]))
+        table = pl.from_arrow(read_windows(self.manifests["tensor_shards"].paths("windows")))
         assert isinstance(table, pl.DataFrame)
         return table.with_columns(batch=pl.lit("b"))
 
@@ -218,7 +228,9 @@ def test_examples_are_the_windows_of_a_split_with_their_classes(which: Variant, 
 
 def test_windows_of_several_batches_are_told_apart(batch: Batch, tmp_path: Path):
     other = ingest(batch.episodes[-1:], tmp_path)
-    there = pl.from_arrow(read_windows(other["tensor_shards"])).with_columns(batch=pl.lit("a"))
+    there = pl.from_arrow(read_windows(other["tensor_shards"].paths("windows"))).with_columns(
+        batch=pl.lit("a")
+    )
     both = pl.concat([batch.windows(), there])
     shards = batch.shards | {"a": other}
     for which in VARIANTS:
@@ -259,7 +271,7 @@ def test_a_channel_that_is_missing_everywhere_is_named(tmp_path: Path):
 def test_progress_counts_episodes_and_ends_with_the_verdicts(batch: Batch, tmp_path: Path):
     calls: list[tuple[int, int, str]] = []
     ingest_batch(
-        batch.episodes, tmp_path, POLICY, LAYOUT, stages=["validation_index"],
+        batch.episodes, tmp_path, POLICY, LAYOUT, outputs=["validation_index"],
         progress=lambda *call: calls.append(call),
     )  # fmt: skip
     assert [done for done, _, _ in calls] == list(range(8))
@@ -267,11 +279,11 @@ def test_progress_counts_episodes_and_ends_with_the_verdicts(batch: Batch, tmp_p
     assert calls[-1][2] == "4 accepted + 1 degraded + 1 rejected + 1 errored = 7"
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", OUTPUTS)
 def test_a_stage_alone_gives_what_it_gives_among_all(stage: str, batch: Batch, tmp_path: Path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features.shards, "EPISODES_PER_SHARD", 2)
-        got = ingest_batch(batch.episodes, tmp_path, POLICY, LAYOUT, stages=[stage])
+        got = ingest_batch(batch.episodes, tmp_path, POLICY, LAYOUT, outputs=[stage])
     assert list(got) == [path.name for path in tmp_path.iterdir()] == [stage]
     assert got[stage].version == batch.manifests[stage].version
 
@@ -295,9 +307,9 @@ def test_a_batch_without_a_usable_episode_is_an_empty_artefact(batch: Batch, tmp
     assert facts["episodes"] == facts["windows"] == facts["bins"] == 0
     assert facts["missing_channels"] == []
     assert set(facts["coverage"].values()) == {0.0}
-    windows = read_windows(manifests["tensor_shards"])
+    windows = read_windows(manifests["tensor_shards"].paths("windows"))
     assert len(windows) == 0
-    assert windows.schema == read_windows(batch.manifests["tensor_shards"]).schema
+    assert windows.schema == read_windows(batch.manifests["tensor_shards"].paths("windows")).schema
 
 
 def stops_early() -> Members:
@@ -329,7 +341,7 @@ def test_an_episode_without_a_window_does_not_stop_the_batch(
     odd, good = list_store(store.root).episodes
     manifests = ingest([odd, good], tmp_path / "out")
     assert len(read_table(manifests["validation_index"].path("index"))) == 2
-    windows = pl.from_arrow(read_windows(manifests["tensor_shards"]))
+    windows = pl.from_arrow(read_windows(manifests["tensor_shards"].paths("windows")))
     assert set(windows["episode_id"]) == {good.episode_id}
     expected = extract(read_episode(good.path, good.episode_id, LAYOUT.fields), LAYOUT)
     of_batch = windows.with_columns(batch=pl.lit("b"))
@@ -395,7 +407,7 @@ def test_the_fingerprint_changes_with_everything_a_batch_is_made_from(
         "window": replace(LAYOUT, window=replace(LAYOUT.window, max_age_ms=500)),
     }.items():
         found[name] = batch_fingerprint([head, *rest], POLICY, layout)
-    monkeypatch.setattr(features.ingest, "INGEST_VERSION", "another")
+    monkeypatch.setattr(stages.ingest.Ingest, "version", "another")
     found["code"] = batch_fingerprint([head, *rest], POLICY, LAYOUT)
     assert len(set(found.values())) == len(found)
 
@@ -505,7 +517,7 @@ def test_a_kill_before_the_manifest_leaves_the_old_state(
 
     old = write(tmp_path, b"old")
     if step != "before":
-        monkeypatch.setattr(features.manifest, step, killed)
+        monkeypatch.setattr(stages.manifest, step, killed)
     with pytest.raises(KeyboardInterrupt), draft(tmp_path) as staged:  # noqa: PT012
         staged.new_file("data", ".bin").write_bytes(b"new")
         if step == "before":
@@ -527,7 +539,7 @@ def test_a_kill_while_ingesting_leaves_the_old_state(
             raise KeyboardInterrupt
         return validate(stored, *rest)
 
-    monkeypatch.setattr(features.ingest, "validate", killed)
+    monkeypatch.setattr(stages.ingest, "validate", killed)
     with pytest.raises(KeyboardInterrupt):
         ingest(batch.episodes, tmp_path)
     identity = batch_fingerprint(batch.episodes[:1], POLICY, LAYOUT)
@@ -539,18 +551,18 @@ def test_a_kill_while_ingesting_leaves_the_old_state(
 def test_a_kill_between_stages_shows_in_their_fingerprints(
     batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def killed(draft: features.manifest.Draft, *rest: Any) -> Manifest:
+    def killed(draft: stages.manifest.Draft, *rest: Any) -> Manifest:
         if draft._folder.name == "feature_shards":
             raise KeyboardInterrupt
         return real(draft, *rest)
 
     ingest(batch.episodes[:1], tmp_path)
-    real = features.manifest.Draft.commit
-    monkeypatch.setattr(features.manifest.Draft, "commit", killed)
+    real = stages.manifest.Draft.commit
+    monkeypatch.setattr(stages.manifest.Draft, "commit", killed)
     with pytest.raises(KeyboardInterrupt):
         ingest(batch.episodes[:2], tmp_path)
     identity = batch_fingerprint(batch.episodes[:2], POLICY, LAYOUT)
-    current = {stage: reusable(tmp_path / stage, identity) is not None for stage in STAGES}
+    current = {stage: reusable(tmp_path / stage, identity) is not None for stage in OUTPUTS}
     assert current == {"validation_index": True, "tensor_shards": True, "feature_shards": False}
 
 

@@ -1172,9 +1172,9 @@ def test_a_last_line_whole_but_for_its_newline_counts(store: StoreBuilder) -> No
         (b"\xff\xfe", ""),
         (b"[" * 100_000, ""),
         (b'{"size_bytes": ' + b"9" * 5000 + b"}", ""),
-        (b"[]", "not a JSON object"),
-        (b"null", "not a JSON object"),
-        (b"{}", "episode_id is absent"),
+        (b"[]", "must be a JSON object"),
+        (b"null", "must be a JSON object"),
+        (b"{}", "episode_id is missing"),
     ],
 )
 def test_a_malformed_index_line_is_reported_and_not_fatal(
@@ -1232,9 +1232,9 @@ def test_names_that_fit_nothing_are_problems(store: StoreBuilder) -> None:
     listing = list_store(store.root)
     assert [e.episode_id for e in listing.episodes] == [added.episode_id]
     assert listing.problems == (
-        "episodes/lab a: not a host id; rename the folder",
-        f"episodes/lab-a/{ID.lower()}.tar.zst: the name is not a ULID",
-        "episodes/lab-a/latest.tar.zst: the name is not a ULID",
+        "episodes/lab a: name must be a host id; rename the folder",
+        f"episodes/lab-a/{ID.lower()}.tar.zst: name must be a ULID",
+        "episodes/lab-a/latest.tar.zst: name must be a ULID",
     )
 
 
@@ -1263,7 +1263,7 @@ def test_either_half_of_a_store_is_enough(tmp_path: Path) -> None:
     files.index_path.unlink()
     listing = list_store(files.root)
     assert len(listing.unindexed) == 1
-    assert listing.problems == ("index.jsonl: absent; every file counts as not indexed",)
+    assert listing.problems == ("index.jsonl: missing; every file counts as not indexed",)
 
     index = StoreBuilder(tmp_path / "index")
     index.add_index_row("lab-a", ID)
@@ -1282,7 +1282,9 @@ def test_no_store_is_an_error_that_names_the_path(
     make: Callable[[Path], None], tmp_path: Path
 ) -> None:
     make(tmp_path / "nothing")
-    with pytest.raises(StoreError, match=re.escape(f"{tmp_path / 'nothing'}: no episode store")):
+    with pytest.raises(
+        StoreError, match=re.escape(f"{tmp_path / 'nothing'}: not an episode store")
+    ):
         list_store(tmp_path / "nothing")
 
 

@@ -1,0 +1,102 @@
+"""What Dagster shows of an artifact: its facts, its contract, the columns of its tables."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow.parquet as pq
+
+from features.contract import contract_hashes
+from features.registry import InputKind, Layout
+from stages.stage import Markdown, Rows
+
+
+def as_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts as metadata values: lists and dicts as JSON, ``differences`` as a list to read."""
+    return {name: _value(name, fact) for name, fact in facts.items() if fact is not None}
+
+
+def _value(name: str, fact: Any) -> Any:
+    if isinstance(fact, Markdown):
+        return dg.MetadataValue.md(fact.text)
+    if isinstance(fact, Rows):
+        return dg.MetadataValue.table([dg.TableRecord(row) for row in fact.rows])
+    if isinstance(fact, Path):
+        return dg.MetadataValue.path(str(fact))
+    if name == "differences":
+        return dg.MetadataValue.md("\n".join(f"- {line}" for line in fact))
+    return dg.MetadataValue.json(fact) if isinstance(fact, dict | list) else fact
+
+
+def layout_metadata(layout: Layout, kind: InputKind | None = None) -> dict[str, Any]:
+    """Schema and contract hash: of one kind of input, or of both if an asset carries both."""
+    contracts = contract_hashes(layout)
+    if kind is not None:
+        return {"schema_hash": layout.schema_hash(kind), "contract_hash": contracts[kind]}
+    return {
+        "schema_hash": " ".join(f"{k}:{layout.schema_hash(k)}" for k in contracts),
+        "contract_hash": " ".join(f"{k}:{value}" for k, value in contracts.items()),
+    }
+
+
+def artifact_metadata(artifact: Any) -> dict[str, Any]:
+    """Where an artifact lies, its size and identity; of tables, their columns too."""
+    if not hasattr(artifact, "fingerprint"):
+        return {}
+    return {
+        "fingerprint": artifact.fingerprint,
+        "bytes": artifact.n_bytes,
+        "path": dg.MetadataValue.path(str(artifact.folder)),
+    }
+
+
+_COLUMNS = {
+    "episode_id": "ULID of the episode; sorts by time",
+    "host_id": "lab host that recorded it",
+    "batch": "host and UTC day",
+    "split": "train, val or test",
+    "verdict": "accepted, degraded, rejected or errored",
+    "reasons": "codes behind the verdict; `details` says each in words",
+    "window": "position of the window in its episode",
+    "start_s": "start of the window, seconds after the first label",
+    "label": "phase at the centre of the window",
+    "actual": "phase at the centre of the window",
+    "labelled": "phase at the centre of the window",
+    "predicted": "most probable phase",
+    "purity": "share of the window that has its label's phase",
+    "onset_s": "start of the attack, seconds after the first label; null: there is none",
+    "seen_in_training": "the checkpoint was trained or validated on this episode",
+    "checkpoint_id": "hash of the checkpoint's contents",
+    "shard": "number of the shard that holds the window",
+    "first_bin": "row of the tensor shard at which the window begins",
+    "row": "row of the feature shard",
+}
+
+
+def _described(column: str, layout: Layout) -> str | None:
+    """What a column of any of our tables holds."""
+    name, _, statistic = column.rpartition(".")
+    for channel in layout.channels:
+        if channel.name == name:
+            return f"{statistic} over the window, {channel.unit}"
+    prefix, _, rest = column.partition("_")
+    if prefix == "p":
+        return f"probability of {rest}"
+    if prefix == "coverage":
+        return f"share of values that {rest} has"
+    return _COLUMNS.get(column)
+
+
+def table_schema(artifact: Any, layout: Layout) -> dict[str, Any]:
+    """The columns of an artifact's tables, described."""
+    files = getattr(artifact, "files", {})
+    tables = sorted(role for role in files if artifact.path(role).suffix == ".parquet")
+    if not tables:
+        return {}
+    schema = pq.read_schema(artifact.path(tables[0]))
+    columns = [
+        dg.TableColumn(field.name, str(field.type), _described(field.name, layout))
+        for field in schema
+    ]
+    return {"dagster/column_schema": dg.TableSchema(columns)}

@@ -1,0 +1,1 @@
+"""Datasets: which windows train, validate and test, and their inputs."""

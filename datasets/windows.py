@@ -1,0 +1,87 @@
+"""Windows of a dataset as model inputs: lazy views into the shards, and the tables beside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import polars as pl
+
+from features.shards import WINDOW_COLUMNS, SummaryWindows, TensorWindows, read_table
+from models.base import Examples
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from features.registry import Layout
+    from models.registry import Variant
+
+
+class Files(Protocol):
+    """The files of one artifact, by role."""
+
+    def path(self, role: str) -> Path: ...
+    def paths(self, kind: str) -> list[Path]: ...
+
+
+def examples(
+    table: pl.DataFrame,
+    shards: Mapping[str, Mapping[str, Files]],
+    split: str,
+    variant: Variant,
+    layout: Layout,
+) -> Examples:
+    """The windows of one split as inputs of one variant: lazy views into the shards.
+
+    Args:
+        table: a dataset's table.
+        shards: batch -> ``tensor_shards`` and ``feature_shards`` -> files.
+    """
+    side = table.filter(pl.col("split") == split)
+    code = {phase: i for i, phase in enumerate(layout.phases)}
+    y = np.array([code[label] for label in side["label"]], dtype=np.int64)
+    return Examples(
+        inputs(side, shards, variant, layout),
+        y,
+        episode=side["episode_id"].to_numpy(),
+        profile=side["profile"].to_numpy(),
+        degraded=(side["verdict"] == "degraded").to_numpy(),
+    )
+
+
+def inputs(
+    windows: pl.DataFrame,
+    shards: Mapping[str, Mapping[str, Files]],
+    variant: Variant,
+    layout: Layout,
+) -> TensorWindows | SummaryWindows:
+    """The inputs of one variant for a table of windows, in its order."""
+    kind = variant.spec.input_kind
+    keep = layout.keep_mask(variant.mode, kind)
+    stage, role = (
+        ("feature_shards", "features") if kind == "summary" else ("tensor_shards", "series")
+    )
+    parts = list(zip(windows["batch"], windows["shard"], strict=True))
+    known = {part: i for i, part in enumerate(sorted(set(parts)))}
+    paths = tuple(shards[batch][stage].path(f"{role}-{shard:05}") for batch, shard in known)
+    shard = np.array([known[part] for part in parts], dtype=np.int64)
+    if kind == "summary":
+        names = tuple(n for n, kept in zip(layout.feature_names, keep, strict=True) if kept)
+        return SummaryWindows(paths, shard, windows["row"].to_numpy(), names)
+    return TensorWindows(paths, shard, windows["first_bin"].to_numpy(), keep, layout.window.n_bins)
+
+
+def read_dataset(dataset: Files) -> pl.DataFrame:
+    """The table of a dataset: the columns of ``shards.WINDOW_COLUMNS``, ``batch``, ``split``."""
+    return pl.DataFrame(read_table(dataset.path("windows")))
+
+
+def read_channel_means(shards: Files, channels: list[str]) -> pl.DataFrame:
+    """Windows of a batch with the mean of each channel, from its feature shards."""
+    columns = [*WINDOW_COLUMNS, *(f"{channel}.mean" for channel in channels)]
+    paths = shards.paths("features")
+    if not paths:  # no episode of the batch was accepted
+        texts = ("episode_id", "host_id", "label")
+        return pl.DataFrame(schema={c: pl.String if c in texts else pl.Float64 for c in columns})
+    return pl.concat(pl.DataFrame(read_table(path, columns)) for path in paths)

@@ -1,0 +1,81 @@
+"""Files written whole or not at all, and the hashes that name what they hold.
+
+What the files mean is not known here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def fingerprint(value: object) -> str:
+    """sha256 of a JSON value, independent of the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_may_write: ContextVar[Callable[[], None]] = ContextVar("may_write", default=lambda: None)
+
+
+@contextmanager
+def writes_gated(ask: Callable[[], None]) -> Iterator[None]:
+    """Within, ``ask`` is called before anything is put in place; what it raises stops the write.
+
+    For whoever may be told to stop while working, and must leave nothing behind after that.
+    """
+    before = _may_write.get()
+    _may_write.set(ask)
+    try:
+        yield
+    finally:
+        _may_write.set(before)
+
+
+def check_may_write() -> None:
+    """Raise what ``writes_gated`` was given to raise, if the caller may no longer write."""
+    _may_write.get()()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that its name always shows the old content whole or the new one whole.
+
+    Every artefact and checkpoint is put in place by this, so here ``writes_gated`` is asked.
+    """
+    check_may_write()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".tmp-{os.getpid()}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

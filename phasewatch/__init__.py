@@ -1,0 +1,184 @@
+"""The Python way in: the few stable functions that a notebook needs. See docs/python.md.
+
+Importing this loads nothing heavy. Each function loads what it needs when it is called, and none
+needs Dagster; training libraries are needed only by the models that use them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+    from numpy.typing import NDArray
+
+    from episodes.reading import Episode
+    from evaluation.documents import EvalReport
+    from features.extraction import Extracted
+    from models.base import Classifier, Examples
+    from models.checkpoint import Checkpoint
+    from stages.project import Project
+
+__all__ = [
+    "extract",
+    "find_misclassified",
+    "load_checkpoint",
+    "open_project",
+    "open_windows",
+    "predict",
+    "read_episode",
+    "read_report",
+    "train",
+]
+
+
+def open_project(
+    config: str | Path | None = None,
+    store: str | Path | None = None,
+    artifacts: str | Path | None = None,
+) -> Project:
+    """A store and an artifacts folder under some settings; the other functions take it.
+
+    Args:
+        config: run configuration (YAML); default: PHASEWATCH_CONFIG, or the defaults.
+        store: episode store; default: PHASEWATCH_STORE, or what the configuration says.
+        artifacts: default: PHASEWATCH_ARTIFACTS, or what the configuration says.
+
+    Raises:
+        SettingsError: the configuration cannot be used.
+    """
+    import os
+
+    from stages.project import Project
+    from stages.workspace import workspace_from_environment
+
+    given = {"config": config, "store": store, "artifacts": artifacts}
+    chosen = {f"PHASEWATCH_{n.upper()}": str(p) for n, p in given.items() if p is not None}
+    return Project(workspace_from_environment(os.environ | chosen))
+
+
+def read_episode(project: Project, episode: str | Path) -> Episode:
+    """One episode: labels, events and the rows of every source.
+
+    Args:
+        episode: an id in the project's store, or the path of a ``.tar.zst``.
+
+    Raises:
+        StoreError: the store has no such episode.
+        ArchiveError: the archive cannot be read.
+    """
+    from episodes import reading
+    from episodes.format import ARCHIVE_SUFFIX
+    from episodes.store import find_archive
+
+    if str(episode).endswith(ARCHIVE_SUFFIX):
+        stored = find_archive(Path(episode))
+    else:
+        stored = project.listing.find(str(episode))
+    return reading.read_episode(stored.path, stored.episode_id, project.workspace.layout.fields)
+
+
+def extract(project: Project, episode: Episode) -> Extracted:
+    """The 10 Hz series, windows and features of an episode.
+
+    Returns:
+        ``series (n_bins, n_channels)``, ``windows``, ``features (n_windows, n_features)``.
+
+    Raises:
+        AlignmentError: the episode has no usable clock.
+    """
+    from features import extraction
+
+    return extraction.extract(episode, project.workspace.layout)
+
+
+def open_windows(
+    project: Project, recipe: str, model: str, mode: str = "realistic", split: str = "train"
+) -> Examples:
+    """The windows of one split as a model's inputs: lazy views, ``X[:]`` reads them all.
+
+    Returns:
+        ``X (n_windows, n_features)`` or ``(n_windows, n_timepoints, n_channels)``, NaN = missing;
+        ``y (n_windows,)``, positions in ``project.workspace.layout.phases``; ``episode
+        (n_windows,)``.
+
+    Raises:
+        StageError: there is no dataset; run ``phasewatch run``.
+        ValueError: there is no such model, mode or split.
+    """
+    from datasets.splits import SPLITS
+    from datasets.windows import examples, read_dataset
+    from models.registry import find_variant
+    from stages.datasets import dataset_shards
+
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    dataset = project.existing("datasets", recipe)
+    table, shards = read_dataset(dataset), dataset_shards(project, dataset)
+    return examples(table, shards, split, find_variant(model, mode), project.workspace.layout)
+
+
+def train(project: Project, recipe: str, model: str, mode: str = "realistic") -> Classifier:
+    """Train a model on a recipe's training split with the project's settings. Nothing is saved.
+
+    Raises:
+        StageError: there is no dataset; run ``phasewatch run``.
+        ValueError: there is no such model or mode.
+    """
+    from models.registry import find_variant
+    from stages.checkpoints import fit
+
+    return fit(project, find_variant(model, mode), recipe)[0]
+
+
+def load_checkpoint(
+    project: Project, recipe: str, model: str, mode: str = "realistic"
+) -> Checkpoint:
+    """A trained checkpoint, if it was trained for the input layout in force.
+
+    Raises:
+        ContractMismatchError: lists every difference of the layouts.
+        CheckpointError: the checkpoint is missing or damaged, or a library is not installed.
+    """
+    from models.registry import find_variant
+
+    return project.checkpoint(find_variant(model, mode), recipe)
+
+
+def predict(project: Project, checkpoint: Checkpoint, episode: Episode) -> NDArray[np.float32]:
+    """Probabilities ``(n_windows, n_classes)`` of an episode's windows, in class order."""
+    extracted = extract(project, episode)
+    layout = project.workspace.layout
+    return checkpoint.predict_episode(extracted.series, extracted.features, layout)
+
+
+def read_report(project: Project, recipe: str, model: str, mode: str = "realistic") -> EvalReport:
+    """The evaluation report on a checkpoint.
+
+    Raises:
+        StageError: there is none; run ``phasewatch run``.
+    """
+    from stages import evaluation
+
+    return evaluation.read_report(project.existing(f"eval_reports/{model}_{mode}", recipe))
+
+
+def find_misclassified(
+    project: Project, recipe: str, model: str, mode: str = "realistic", split: str = "test"
+) -> pl.DataFrame:
+    """The windows that a model got wrong, the surest errors first.
+
+    Returns:
+        ``episode_id, host_id, profile, window, start_s, actual, predicted, probability`` (of the
+        predicted phase).
+
+    Raises:
+        StageError: there are no held-out predictions; run ``phasewatch run``.
+    """
+    from evaluation.scores import misclassified
+    from stages.evaluation import read_predictions
+
+    predictions = read_predictions(project.existing("held_out_predictions", recipe))
+    return misclassified(predictions, model, mode, project.workspace.layout.phases, split)

@@ -1,0 +1,83 @@
+"""What starts runs by itself: the sensor of new batches and the nightly schedule."""
+
+import os
+from datetime import timedelta
+
+import dagster as dg
+
+from pipelines.partitions import sync_batches
+from pipelines.requests import decide, decide_ingest, ingested_since, under_way
+from resources.workspace import WorkspaceResource
+from stages.status import shortened
+
+NIGHT = os.environ.get("PHASEWATCH_NIGHT") or "*/5 2-5 * * *"
+"""Cron expression (UTC) of the ticks of a night."""
+
+ONE_NIGHT = timedelta(hours=12)
+
+# A schedule has one job, and Dagster allows a job one partitioning only. Batches and recipes are
+# partitioned differently, so it is the job Dagster makes of all assets; each request names its
+# assets and its partition.
+_ALL_ASSETS_JOB = "__ASSET_JOB"
+
+
+@dg.sensor(
+    job_name="ingest",
+    minimum_interval_seconds=60,
+    description="Registers new batches and ingests those that are new or changed.",
+)
+def new_batches(
+    context: dg.SensorEvaluationContext, workspace: WorkspaceResource
+) -> dg.SensorResult:
+    """Registers new batches and requests one run for each that is new or changed."""
+    synced = sync_batches(context.instance, workspace.core)
+    decision = decide_ingest(context.instance, synced)
+    for reason in decision.waiting:
+        context.log.warning(reason)
+    if decision.requests:
+        return dg.SensorResult(run_requests=decision.requests)
+    return dg.SensorResult(
+        skip_reason=shortened(decision.waiting)
+        or f"all {len(synced.listing.batches)} batches are current"
+    )
+
+
+@dg.schedule(
+    cron_schedule=NIGHT,
+    job_name=_ALL_ASSETS_JOB,
+    description=(
+        "Ingests what is stale, then retrains each recipe whose data or settings changed: one "
+        "step per tick."
+    ),
+)
+def nightly(
+    context: dg.ScheduleEvaluationContext, workspace: WorkspaceResource
+) -> list[dg.RunRequest] | dg.SkipReason:
+    """Syncs and ingests what is stale; then retrains each recipe that is stale.
+
+    A night has many ticks, and each takes the next step that is due, from what is on disk and under
+    way: however long the ingest takes, a retrain is requested only when it is done. Episodes that
+    reach a batch after its ingest wait for the next night: a store in use is never at rest.
+    """
+    instance = context.instance
+    synced = sync_batches(instance, workspace.core)
+    since = context.scheduled_execution_time - ONE_NIGHT
+    late = [due for due in synced.due if ingested_since(instance, due, since)]
+    ingests = decide_ingest(instance, synced, [due for due in synced.due if due not in late])
+    if ingests.requests:
+        return ingests.requests
+    if ingests.waiting:
+        return dg.SkipReason(shortened(ingests.waiting))
+    running = under_way(instance, "ingest")
+    if running:
+        return dg.SkipReason(f"{len(running)} batches are being ingested")
+    due = synced.project.due("retrain") if synced.ingested else []
+    due = [item for item in due if item.key] or due  # the page comes last
+    if not due:
+        return dg.SkipReason(
+            f"nothing changed: all {len(synced.listing.batches)} batches are ingested, and every "
+            "recipe is trained on them"
+            + (f"; {len(late)} gained episodes since, for the next night" if late else "")
+        )
+    retrains = decide(instance, due)
+    return retrains.requests or dg.SkipReason(shortened(retrains.waiting))

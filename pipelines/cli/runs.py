@@ -1,0 +1,190 @@
+"""Runs the jobs in this process, one after the other: what ``phasewatch run`` does.
+
+What is current is skipped, and without anything to do Dagster is not started.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from datasets.splits import RECIPES
+from episodes.store import StoreError
+from stages.project import Project
+from stages.workspace import SettingsError, Workspace
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from pipelines.partitions import Synced
+
+log = logging.getLogger("phasewatch")
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+class RunError(Exception):
+    """A run failed; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A run that ended well."""
+
+    job: str  # ingest or retrain
+    partition: str  # batch or recipe; empty: what exists once for the store
+    run_id: str
+    made: list[str]  # assets, in the order of the run
+    reused: list[str]  # assets found as they would have been made
+
+
+def run_all(
+    workspace: Workspace,
+    recipes: list[str] | None,
+    *,
+    batches: list[str] | None = None,
+    ingest_only: bool = False,
+) -> list[Ran]:
+    """Sync, ingest the stale batches, retrain the stale recipes (of these, None: all).
+
+    Args:
+        batches: ingest these instead, stale or not.
+
+    Raises:
+        SettingsError: there is no such recipe, batch or store.
+        RunError: a run failed; those after it were not started.
+    """
+    for recipe in recipes or ():
+        if recipe not in RECIPES:
+            raise SettingsError(f"no recipe {recipe!r}; choose from {', '.join(RECIPES)}")
+    project = open_project(workspace)
+    for batch in batches or ():
+        if batch not in project.listing.batches:
+            near = get_close_matches(batch, project.listing.batches, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise SettingsError(f"{workspace.store_path}: no batch {batch!r}{hint}")
+    ran = []
+    ingest = batches or _keys(project, "ingest", project.listing.batches)
+    log.info("%d batches, %d to ingest", len(project.listing.batches), len(ingest))
+    if ingest:
+        ran += _execute_all(workspace, "ingest", ingest)
+        project = Project(workspace)
+    if ingest_only:
+        return ran
+    wanted = recipes or list(RECIPES)
+    stale = _keys(project, "retrain", wanted)
+    for recipe in wanted:
+        if recipe not in stale:
+            log.info("recipe %s is current", recipe)
+    if stale:
+        ran += _execute_all(workspace, "retrain", stale)
+        project = Project(workspace)
+    page = [due for due in project.due("retrain", verify=True) if not due.key]
+    if page:
+        outputs = [status.stage for status in page[0].statuses]
+        ran += _execute_all(workspace, "retrain", [""], outputs)
+    return ran
+
+
+def _keys(project: Project, job: str, wanted: Any) -> list[str]:
+    """The keys among those wanted that a job would change; all of them under ``force``."""
+    if project.workspace.force:
+        return list(wanted)
+    due = {item.key for item in project.due(job, verify=True)}
+    return [key for key in wanted if key in due]
+
+
+def open_project(workspace: Workspace) -> Project:
+    """The project, its store listed; differences between index and files are logged.
+
+    Raises:
+        SettingsError: there is no store.
+    """
+    project = Project(workspace)
+    try:
+        differences = project.listing.differences
+    except StoreError as error:
+        raise SettingsError(str(error)) from error
+    for difference in differences[:5]:
+        log.warning("store: %s", difference)
+    if len(differences) > 5:
+        log.warning("store: and %d more; see phasewatch validate", len(differences) - 5)
+    return project
+
+
+def sync_only(workspace: Workspace) -> Synced:
+    """Register the store's batches with Dagster.
+
+    Raises:
+        SettingsError: there is no store.
+    """
+    import dagster as dg
+
+    from pipelines.home import prepare_dagster_home
+    from pipelines.partitions import sync_batches
+
+    open_project(workspace)
+    prepare_dagster_home()
+    with dg.DagsterInstance.get() as instance:
+        return sync_batches(instance, workspace)
+
+
+def _execute_all(
+    workspace: Workspace, job: str, keys: list[str], outputs: list[str] | None = None
+) -> list[Ran]:
+    import dagster as dg
+
+    from pipelines.definitions import build_defs
+    from pipelines.home import prepare_dagster_home
+    from pipelines.partitions import sync_batches
+
+    prepare_dagster_home()
+    with dg.DagsterInstance.get() as instance:
+        sync_batches(instance, workspace)
+        definitions = build_defs(workspace=workspace)
+        return [_execute(definitions, job, key, instance, outputs) for key in keys]
+
+
+def _execute(
+    definitions: dg.Definitions,
+    job: str,
+    key: str,
+    instance: dg.DagsterInstance,
+    outputs: list[str] | None,
+) -> Ran:
+    from assets.factory import asset_key
+
+    result = definitions.resolve_job_def(job).execute_in_process(
+        run_config=_QUIET,
+        instance=instance,
+        partition_key=key or None,
+        asset_selection=[asset_key(output) for output in outputs] if outputs else None,
+        raise_on_error=False,
+    )
+    if result.success:
+        made: dict[bool, list[str]] = {False: [], True: []}
+        for event in result.get_asset_materialization_events():
+            reused = event.materialization.metadata.get("reused")
+            made[bool(reused and reused.value)].append(
+                event.materialization.asset_key.to_user_string()
+            )
+        return Ran(job, key, result.run_id, made[False], made[True])
+    failures = [
+        f"{event.step_key}: {_reason(event.step_failure_data)}"
+        for event in result.get_step_failure_events()
+    ]
+    raise RunError(
+        f"{job} {key} failed (run {result.run_id[:8]})\n"
+        + "\n".join(failures or ["see the run in the UI"])
+    )
+
+
+def _reason(failure: Any) -> str:
+    """Why a step failed: its own message, or the innermost error's."""
+    if failure.user_failure_data and failure.user_failure_data.description:
+        return failure.user_failure_data.description
+    error = failure.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return error.message.strip() if error else "unknown"

@@ -1,0 +1,463 @@
+"""The champion: a challenger is tried on the current test data and put in use if it may be."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from champion.history import (
+    REFERENCE_FILE,
+    SERVED,
+    TRAINING_FILE,
+    Champion,
+    keep,
+    load_kept,
+    now,
+    put_in_use,
+    read_champion,
+    read_training,
+)
+from champion.rules import (
+    CHALLENGER,
+    CHAMPION,
+    MIN_EPISODES,
+    TRAINING_COLUMNS,
+    Judgement,
+    against_baselines,
+    against_champion,
+    known_to,
+    reasons_against_champion,
+    reasons_against_first,
+)
+from datasets.splits import RECIPES
+from datasets.windows import inputs, read_channel_means, read_dataset
+from evaluation.baselines import shortcut_predictions
+from evaluation.documents import DriftReference
+from evaluation.drift import draw_episodes, reference
+from evaluation.scores import phases_of, prediction_rows
+from features.files import fingerprint
+from features.golden import differences
+from features.shards import read_table
+from models.checkpoint import Checkpoint, CheckpointError, ContractMismatchError, checkpoint_path
+from models.inspection import Entry, verify
+from models.registry import VARIANTS, Variant, find_variant
+from stages.datasets import dataset_shards
+from stages.ingest import FEATURES, INDEX
+from stages.stage import Artifacts, Check, CheckResult, Markdown, Output, Stage
+from stages.status import Reason, StageError, shortened
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from stages.manifest import Manifest
+    from stages.project import Project
+    from stages.stage import Progress
+
+CANDIDATES = [variant for variant in VARIANTS if variant.mode == "realistic"]
+
+
+@dataclass(frozen=True)
+class ChampionOptions:
+    """Which model is tried, and whether it is promoted if it may be."""
+
+    challenger: str = ""  # a model of the registry; empty: the one best on validation
+    promote: bool = False  # put the challenger in use if nothing speaks against it
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A challenger that was judged, and the champion it was judged against."""
+
+    variant: Variant
+    checkpoints: dict[str, str]  # recipe -> checkpoint id
+    champion: Champion | None  # before the trial
+    judgement: Judgement
+    promoted: Champion | None = None
+
+    @property
+    def is_champion(self) -> bool:
+        return self.champion is not None and self.champion.checkpoints == self.checkpoints
+
+    # as an artifact: the history's last entry
+
+    @property
+    def now(self) -> Champion | None:
+        return self.promoted or self.champion
+
+    @property
+    def version(self) -> str:
+        return self.now.checkpoints[self.now.served] if self.now else "none"
+
+
+def trial_verdict(trial: Trial) -> str:
+    """The outcome of a trial in one phrase."""
+    name = trial.variant.name
+    if trial.promoted:
+        return f"{name} is promoted"
+    if trial.judgement.granted:
+        return f"{name} may be promoted: phasewatch promote {trial.variant.model}"
+    return f"{name} may not be promoted: {len(trial.judgement.reasons)} reasons"
+
+
+def trial_figures(judgement: Judgement) -> dict[str, float]:
+    """The numbers of a trial that are worth a plot."""
+    figures = {}
+    for recipe, evidence in judgement.recipes.items():
+        for name in (CHALLENGER, CHAMPION):
+            if name in evidence:
+                figures[f"macro_f1_{name}_{recipe}"] = evidence[name]
+        if "difference" in evidence:
+            figures[f"difference_low_{recipe}"] = evidence["difference"]["low"]
+    return figures
+
+
+def _may_replace_it(project: Project, key: str, trial: Trial) -> CheckResult:
+    reasons = "\n".join(f"- {reason}" for reason in trial.judgement.reasons)
+    return CheckResult(
+        trial.judgement.granted or trial.is_champion,
+        "warn",
+        trial_verdict(trial),
+        {
+            "challenger": trial.variant.name,
+            "reasons": Markdown(reasons or "none"),
+            "evidence": trial.judgement.recipes,
+            **trial_figures(trial.judgement),
+        },
+    )
+
+
+class ChampionStage(Stage):
+    """The realistic model in use. A challenger is tried; it is promoted only on request."""
+
+    name = "champion"
+    version = "1"
+    partition = ""
+    job = "challenge"
+    automatic = False
+    reusable = False
+    options = ChampionOptions
+    docs = "champion.md"
+
+    inputs = tuple(f"checkpoints/{variant.name}" for variant in CANDIDATES)
+
+    outputs = (
+        Output(
+            name,
+            "The realistic model in use. A challenger is tried, and promoted only on request.",
+            group="score",
+            kinds=frozenset({"json"}),
+        ),
+    )
+
+    checks = (
+        Check(
+            "challenger_may_replace_it",
+            name,
+            "The challenger is not worse on any recipe, better on one, loses no profile or "
+            "host, and verifies. A failure is informational: the champion stays.",
+            _may_replace_it,
+        ),
+    )
+
+    def __init__(self, chosen: ChampionOptions | None = None, why: str = ""):
+        self.chosen = chosen or ChampionOptions()
+        self.why = why
+
+    def with_options(self, options: Any, why: str) -> ChampionStage:
+        return ChampionStage(options, why)
+
+    def needs(self, project: Project, key: str) -> Iterator[tuple[Stage, str]]:
+        """The trial judges what there is and gives every reason against it."""
+        yield from ()
+
+    def read(self, project: Project, key: str) -> Artifacts:
+        return {self.name: read_champion(project.workspace.champion_folder)}
+
+    def fingerprint(self, project: Project, key: str) -> str:
+        return fingerprint([validation_mean(project, variant) for variant in CANDIDATES])
+
+    def reason(
+        self,
+        project: Project,
+        key: str,
+        artifacts: Artifacts,
+        *,
+        verify: bool,
+    ) -> Reason | None:
+        (champion,) = artifacts.values()
+        return None if champion else Reason("not_made", {"outputs": [self.name]})
+
+    def make(
+        self,
+        project: Project,
+        key: str,
+        outputs: Collection[str],
+        progress: Progress,
+    ) -> Artifacts:
+        try:
+            challenger = (
+                find_variant(self.chosen.challenger, "realistic")
+                if self.chosen.challenger
+                else best_on_validation(project)
+            )
+        except ValueError as error:
+            raise StageError(str(error)) from error
+        if challenger is None:
+            raise StageError(
+                f"No realistic model is trained for each of {', '.join(RECIPES)}. "
+                "Run: phasewatch run"
+            )
+        if self.chosen.promote:
+            return {self.name: promote(project, challenger, by="dagster", why=self.why)}
+        return {self.name: judge(project, challenger)}
+
+    def facts(self, project: Project, output: str, artifact: Trial) -> Mapping[str, Any]:
+        return champion_facts(artifact.now)
+
+    def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
+        trial = artifacts[self.name]
+        return f"{trial.now.name if trial.now else 'none'}: {trial_verdict(trial)}"
+
+
+def champion_facts(champion: Champion | None) -> dict[str, Any]:
+    """What Dagster shows of the champion."""
+    if champion is None:
+        return {"champion": "none"}
+    return {
+        "champion": champion.name,
+        "number": champion.number,
+        "action": champion.action,
+        "since": champion.since,
+        "by": champion.by,
+        "why": champion.why,
+        "served": champion.served,
+        "checkpoint_id": champion.checkpoints[champion.served],
+        "checkpoints": champion.checkpoints,
+        **{
+            f"macro_f1_{recipe}": evidence[CHALLENGER]
+            for recipe, evidence in champion.evidence.items()
+            if CHALLENGER in evidence
+        },
+    }
+
+
+# --- trial and promotion ------------------------------------------------------------------------
+
+
+def judge(project: Project, challenger: Variant) -> Trial:
+    """Try a variant's checkpoints of all recipes against the champion, on the current test data.
+
+    Without a champion that loads for the layout in force, the baselines are the bar. Nothing is
+    written.
+
+    Raises:
+        ChampionError: the history cannot be read.
+        StageError: a dataset is missing, or was made from other shards than those on disk.
+    """
+    workspace = project.workspace
+    champion = read_champion(workspace.champion_folder)
+
+    def refused(*reasons: str, checkpoints: dict[str, str] | None = None) -> Trial:
+        return Trial(challenger, checkpoints or {}, champion, Judgement(list(reasons)))
+
+    if challenger.mode != "realistic":
+        return refused(
+            f"{challenger.name} cannot be promoted: it needs the host's view of the machine (/proc "
+            "of QEMU, its monitor), and on a device nothing watches from outside. Only realistic "
+            "models can."
+        )
+    replayed = differences(workspace.layout)
+    entries = {
+        recipe: verify(
+            checkpoint_path(workspace.checkpoint_folder(recipe), challenger),
+            workspace.layout,
+            replayed,
+        )
+        for recipe in RECIPES
+    }
+    reasons = [line for recipe, entry in entries.items() for line in _unverified(recipe, entry)]
+    if reasons:
+        return refused(*reasons)
+    headers = {recipe: entry.header or {} for recipe, entry in entries.items()}
+    ids = {recipe: header["artifact_id"] for recipe, header in headers.items()}
+    if champion is not None and champion.checkpoints == ids:
+        return refused(
+            f"{challenger.name} is already the champion, with these checkpoints.", checkpoints=ids
+        )
+    try:
+        bar = champion if champion is not None and _fits(project, champion) else None
+    except CheckpointError as error:
+        return refused(
+            f"The champion cannot be loaded: {error}. Restore the file, or roll back: "
+            "phasewatch rollback",
+            checkpoints=ids,
+        )
+    datasets = project.stages["datasets"]
+    recipes = {}
+    for recipe, header in headers.items():
+        project.require([(datasets, recipe)])
+        dataset = project.existing("datasets", recipe)
+        if header["train_meta"]["dataset_version"] != dataset.version:
+            reasons.append(
+                f"Recipe {recipe}: {challenger.name} was trained on another version of the "
+                "dataset, so it may know its test episodes. "
+                f"Retrain: phasewatch run --recipe {recipe}"
+            )
+        else:
+            recipes[recipe] = _evidence(project, recipe, challenger, bar, dataset)
+    if not reasons:
+        rule = reasons_against_first if bar is None else reasons_against_champion
+        reasons = rule(recipes)
+    return Trial(challenger, ids, champion, Judgement(reasons, recipes))
+
+
+def promote(project: Project, challenger: Variant, *, by: str, why: str) -> Trial:
+    """Judge a variant and put it in use if nothing speaks against it.
+
+    Raises:
+        ChampionError, CheckpointError, StageError: see ``judge``, ``keep``, ``put_in_use``.
+    """
+    trial = judge(project, challenger)
+    if not trial.judgement.granted:
+        return trial
+    workspace = project.workspace
+    kept = {
+        recipe: keep(
+            workspace.champion_folder,
+            checkpoint_path(workspace.checkpoint_folder(recipe), challenger),
+            kept_files(project, recipe, challenger),
+        )
+        for recipe in RECIPES
+    }
+    if kept != trial.checkpoints:
+        raise CheckpointError(
+            f"{challenger.name} was retrained during its trial; try again: phasewatch promote "
+            f"{challenger.model}"
+        )
+    champion = Champion(
+        number=0, action="promoted", model=challenger.model, mode=challenger.mode, served=SERVED,
+        checkpoints=kept, since=now(), by=by, why=why, evidence=trial.judgement.recipes,
+        previous=None,
+    )  # fmt: skip
+    promoted = put_in_use(workspace.champion_folder, champion, judged_against=trial.champion)
+    return replace(trial, promoted=promoted)
+
+
+def validation_mean(project: Project, variant: Variant) -> float | None:
+    """Macro F1 on validation, mean over the recipes; None if a recipe's checkpoint is missing."""
+    files = [project.artifact(f"checkpoints/{variant.name}", recipe) for recipe in RECIPES]
+    if any(file is None or file.header is None for file in files):
+        return None
+    return float(np.mean([file.val_macro_f1 for file in files]))
+
+
+def best_on_validation(project: Project) -> Variant | None:
+    """Of the realistic models trained for every recipe, the one best on validation, on average.
+
+    Test data do not choose: they would flatter a challenger picked on them.
+    """
+    scores = {variant: validation_mean(project, variant) for variant in CANDIDATES}
+    trained = {variant: score for variant, score in scores.items() if score is not None}
+    return max(trained, key=lambda variant: trained[variant]) if trained else None
+
+
+def _unverified(recipe: str, entry: Entry) -> Iterator[str]:
+    if entry.broken is not None:
+        yield f"Recipe {recipe}: {entry.broken}"
+    elif entry.differences:
+        listed = shortened(entry.differences)
+        yield (
+            f"Recipe {recipe}: {entry.path} does not verify: {listed} "
+            f"(phasewatch inspect --verify {entry.path})"
+        )
+
+
+def _fits(project: Project, champion: Champion) -> bool:
+    """Whether the champion is for the input layout in force; otherwise anyone may follow it."""
+    workspace = project.workspace
+    try:
+        for recipe in RECIPES:
+            load_kept(workspace.champion_folder, champion, workspace.layout, recipe)
+    except ContractMismatchError:
+        return False
+    return True
+
+
+def _evidence(
+    project: Project, recipe: str, challenger: Variant, champion: Champion | None, dataset: Manifest
+) -> dict[str, Any]:
+    """Score the challenger, and the champion or the baselines, on the test side as it is now."""
+    workspace = project.workspace
+    table, shards = read_dataset(dataset), dataset_shards(project, dataset)
+    test = table.filter(pl.col("split") == "test")
+    classes, policy = workspace.layout.phases, workspace.report
+
+    def scored(name: str, checkpoint: Checkpoint, windows: pl.DataFrame) -> pl.DataFrame:
+        X = inputs(windows, shards, checkpoint.variant, workspace.layout)
+        proba = checkpoint.model.predict_proba(X)
+        mode = checkpoint.variant.mode
+        return prediction_rows(windows, name, mode, checkpoint.artifact_id, proba, classes)
+
+    loaded = project.checkpoint(challenger, recipe)
+    evidence: dict[str, Any] = {"dataset_version": dataset.version}
+    if champion is None:
+        baselines = shortcut_predictions(table, classes, [challenger.mode], workspace.seed)
+        predictions = pl.concat(
+            [scored(CHALLENGER, loaded, test), baselines.filter(pl.col("split") == "test")]
+        )
+        return evidence | against_baselines(recipe, predictions, classes, dataset.facts, policy)
+    training = read_training(workspace.champion_folder, champion, recipe)
+    known = known_to(recipe, training, test)
+    unseen = test.filter(~known)
+    n_unseen = unseen["episode_id"].n_unique()
+    evidence |= {
+        "against": champion.number, "left_out": test.filter(known)["episode_id"].n_unique()
+    }  # fmt: skip
+    if n_unseen < MIN_EPISODES:
+        return evidence | {"episodes": n_unseen}
+    former = load_kept(workspace.champion_folder, champion, workspace.layout, recipe)
+    both = [scored(CHALLENGER, loaded, unseen), scored(CHAMPION, former, unseen)]
+    return evidence | against_champion(recipe, pl.concat(both), classes, policy)
+
+
+def kept_files(project: Project, recipe: str, variant: Variant) -> dict[str, bytes]:
+    """Files kept with a checkpoint: the next dataset forgets what this one was trained on."""
+    dataset = project.existing("datasets", recipe)
+    table = read_dataset(dataset).filter(pl.col("split") != "test")
+    episodes = io.BytesIO()
+    table.select(TRAINING_COLUMNS).unique().sort("episode_id").write_parquet(episodes)
+    files = {TRAINING_FILE: episodes.getvalue()}
+    if recipe == SERVED:
+        value = _reference(project, variant, table, dataset_shards(project, dataset))
+        files[REFERENCE_FILE] = json.dumps(value.model_dump(), allow_nan=False).encode()
+    return files
+
+
+def _reference(
+    project: Project, variant: Variant, table: pl.DataFrame, shards: Mapping[str, Any]
+) -> DriftReference:
+    layout, seed = project.workspace.layout, project.workspace.seed
+    visible = layout.keep_mask(variant.mode, "tensor")
+    channels = [name for name, kept in zip(layout.channel_names, visible, strict=True) if kept]
+    train, val = (
+        draw_episodes(table.filter(pl.col("split") == split), seed) for split in ("train", "val")
+    )
+    checkpoint = project.checkpoint(variant, SERVED)
+    proba = checkpoint.model.predict_proba(inputs(val, shards, variant, layout))
+    verdicts = pl.concat(
+        pl.DataFrame(read_table(files[INDEX].path("index"), ["host_id", "verdict"]))
+        for files in shards.values()
+    )
+    features = pl.concat(
+        read_channel_means(files[FEATURES], channels).filter(
+            pl.col("episode_id").is_in(train["episode_id"].implode())
+        )
+        for files in shards.values()
+    )
+    predicted = val.with_columns(predicted=pl.Series(phases_of(proba, layout.phases)))
+    return reference(features, predicted, verdicts, channels, seed)

@@ -1,0 +1,293 @@
+"""Checkpoints: one stage per variant, one checkpoint per recipe."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from config.paths import base_folder
+from datasets.windows import examples, read_dataset
+from features.contract import contract_of
+from features.files import fingerprint
+from models.base import silent
+from models.checkpoint import (
+    CheckpointError,
+    ContractMismatchError,
+    checkpoint_path,
+    contract_differences,
+    load_checkpoint,
+    read_header,
+    read_sidecar,
+    remedy,
+    save_checkpoint,
+)
+from models.registry import Variant
+from models.scaling import principal_axes
+from stages.datasets import dataset_shards
+from stages.stage import Artifacts, Check, CheckResult, Output, Stage
+from stages.status import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from pathlib import Path
+
+    from models.base import Classifier, Examples
+    from stages.manifest import Manifest
+    from stages.project import Project
+    from stages.stage import Progress
+
+_KINDS = {"torch": "pytorch"}  # where Dagster has another name for a library
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """A checkpoint on disk, known by its header."""
+
+    path: Path
+    header: dict[str, Any] | None  # None: it cannot be read
+    problem: str = ""  # why it cannot be read
+
+    @property
+    def version(self) -> str:
+        return self.header["artifact_id"] if self.header else "damaged"
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        assert self.header is not None, self.problem
+        return self.header
+
+    @property
+    def fingerprint(self) -> str:
+        return self.meta["train_meta"].get("fingerprint", "")
+
+    @property
+    def n_bytes(self) -> int:
+        return self.path.stat().st_size + self.meta["sidecar_bytes"]
+
+    @property
+    def folder(self) -> Path:
+        return self.path
+
+    @property
+    def val_macro_f1(self) -> float:
+        return self.meta["train_meta"]["val_macro_f1"]
+
+
+class Checkpoints(Stage):
+    """Trains one variant."""
+
+    version = "1"
+    partition = "recipe"
+    job = "retrain"
+    pool = "training"
+    recorded = True
+    docs = "models.md"
+
+    inputs = ("datasets",)
+
+    def __init__(self, variant: Variant):
+        self.variant = variant
+        self.name = f"checkpoints/{variant.name}"
+        spec = variant.spec
+        description = (
+            f"{variant.model}, {variant.mode}: {spec.description}. The header carries the contract "
+            "of its input; loading it for another layout fails."
+        )
+        kinds = frozenset({_KINDS.get(spec.library, spec.library)})
+        self.outputs = (Output(self.name, description, "train", kinds, spec.input_kind),)
+        self.checks = (
+            Check(
+                "contract_current",
+                self.name,
+                "The checkpoint loads for the input layout in force.",
+                self._contract_current,
+                blocking=True,
+                alone=True,
+            ),
+        )
+
+    def path(self, project: Project, recipe: str) -> Path:
+        return checkpoint_path(project.workspace.checkpoint_folder(recipe), self.variant)
+
+    def read(self, project: Project, key: str) -> Artifacts:
+        path = self.path(project, key)
+        if not path.is_symlink() and not path.exists():
+            return {self.name: None}
+        try:
+            return {self.name: CheckpointFile(path, read_header(path))}
+        except CheckpointError as error:
+            return {self.name: CheckpointFile(path, None, str(error))}
+
+    def fingerprint(self, project: Project, key: str) -> str:
+        """The header keeps it in ``train_meta``."""
+        workspace = project.workspace
+        return fingerprint(
+            {
+                "stage": self.version,
+                "dataset": project.existing("datasets", key).version,
+                "variant": self.variant.name,
+                "config": asdict(workspace.model_config_of(self.variant)),
+                "seed": workspace.seed,
+                "contract": contract_of(workspace.layout, self.variant.spec.input_kind).hash,
+            }
+        )
+
+    def reason(
+        self, project: Project, key: str, artifacts: Artifacts, *, verify: bool
+    ) -> Reason | None:
+        (file,) = artifacts.values()
+        if file is None:
+            return Reason("not_made", {"outputs": [self.name]})
+        if file.header is None:
+            return Reason("damaged", {"problem": file.problem})
+        try:
+            if verify:
+                read_sidecar(file.path, file.header)
+            elif not (file.path.parent / file.header["sidecar"]).is_file():
+                return Reason("damaged", {"problem": f"{file.path}: its sidecar is gone"})
+            differences = contract_differences(
+                file.header, project.workspace.layout, str(file.path)
+            )
+        except CheckpointError as error:
+            return Reason("damaged", {"problem": str(error)})
+        if differences:
+            details = {"outputs": [self.name], "differences": differences}
+            return Reason("contract", details, remedy=remedy(file.header))
+        dataset = project.artifact("datasets", key)
+        if dataset is None or dataset.version != file.header["train_meta"]["dataset_version"]:
+            return Reason("inputs", {"inputs": ["datasets"]})
+        return None if file.fingerprint == self.fingerprint(project, key) else Reason("settings")
+
+    def make(
+        self,
+        project: Project,
+        key: str,
+        outputs: Collection[str],
+        progress: Progress,
+    ) -> Artifacts:
+        header = train(project, self.variant, key, progress)
+        return {self.name: CheckpointFile(self.path(project, key), header)}
+
+    def facts(
+        self,
+        project: Project,
+        output: str,
+        artifact: CheckpointFile,
+    ) -> Mapping[str, Any]:
+        meta = artifact.meta["train_meta"]
+        return {
+            "checkpoint_id": artifact.version,
+            "val_macro_f1": meta["val_macro_f1"],
+            "train_windows": meta["train_windows"],
+            "best_step": meta["best_step"],
+            "dataset_version": meta["dataset_version"],
+            "code_commit": meta["code_commit"],
+            "device": meta["device"],
+            # as written, not as they should be
+            "schema_hash": artifact.meta["schema_hash"],
+            "contract_hash": artifact.meta["contract_hash"],
+        }
+
+    def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
+        return f"val macro F1 {artifacts[self.name].val_macro_f1:.3f}"
+
+    def _contract_current(self, project: Project, key: str, artifact: Any) -> CheckResult:
+        """Load the checkpoint, whatever the stage says of it."""
+        layout = project.workspace.layout
+        live = {"live_contract_hash": contract_of(layout, self.variant.spec.input_kind).hash}
+        try:
+            checkpoint = load_checkpoint(self.path(project, key), layout)
+        except ContractMismatchError as error:
+            return CheckResult(
+                False, description=str(error), facts=live | {"differences": error.differences}
+            )
+        except CheckpointError as error:
+            return CheckResult(
+                False, description=str(error), facts=live | {"differences": [str(error)]}
+            )
+        return CheckResult(True, facts=live | {"checkpoint_id": checkpoint.artifact_id})
+
+
+def fit(
+    project: Project, variant: Variant, recipe: str, progress: Progress = silent
+) -> tuple[Classifier, Examples]:
+    """Train a variant on a recipe's dataset; returns the model and what it was trained on.
+
+    Raises:
+        StageError: there is no dataset.
+    """
+    workspace = project.workspace
+    dataset = project.existing("datasets", recipe)
+    table, shards = read_dataset(dataset), dataset_shards(project, dataset)
+    training, val = (
+        examples(table, shards, split, variant, workspace.layout) for split in ("train", "val")
+    )
+    model = variant.spec.build(
+        workspace.model_config_of(variant),
+        len(workspace.layout.phases),
+        seed=workspace.seed,
+        device=workspace.device,
+    )
+    return model.fit(training, val, progress), training
+
+
+def train(project: Project, variant: Variant, recipe: str, progress: Progress) -> dict[str, Any]:
+    """Train a variant on a recipe's dataset and save its checkpoint; returns the header.
+
+    Raises:
+        StageError: there is no dataset.
+    """
+    model, training = fit(project, variant, recipe, progress)
+    workspace, dataset = project.workspace, project.existing("datasets", recipe)
+    stage = project.stages[f"checkpoints/{variant.name}"]
+    return save_checkpoint(
+        workspace.checkpoint_folder(recipe),
+        variant,
+        model,
+        workspace.layout,
+        pca_proj=principal_axes(training.X),
+        train_meta={
+            "fingerprint": stage.fingerprint(project, recipe),
+            **_train_meta(variant, recipe, dataset, model, workspace.seed),
+        },
+    )
+
+
+def _train_meta(
+    variant: Variant, recipe: str, dataset: Manifest, model: Classifier, seed: int
+) -> dict[str, Any]:
+    facts = dataset.facts
+    return {
+        "recipe": recipe,
+        "split_policy": facts["policy"],
+        "roster": sorted(facts["splits"]["train"]["windows_by_phase"]),
+        "train_windows": facts["splits"]["train"]["windows"],
+        "val_windows": facts["splits"]["val"]["windows"],
+        "dataset_version": dataset.version,
+        "validation_index_digest": facts["validation_index_digest"],
+        "seed": seed,
+        "device": model.device_,
+        "code_commit": code_commit(),
+        "libraries": {name: version(name) for name in ("numpy", variant.spec.library)},
+        "val_macro_f1": model.val_macro_f1_,
+        "best_step": model.history_.best_step,
+        "history": [
+            [e.step, e.train_loss, e.val_loss, e.val_macro_f1] for e in model.history_.epochs
+        ],
+    }
+
+
+def code_commit() -> str:
+    """The clone's commit, with ``-dirty`` where it has uncommitted changes; else ``unknown``."""
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            cwd=base_folder(),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,183 @@
+"""Datasets: per recipe, which windows train, validate and test."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from datasets.splits import SPLITS, DatasetError, build_table
+from datasets.windows import read_dataset
+from features.files import fingerprint
+from features.shards import read_windows, write_table
+from stages.ingest import INDEX, TENSORS
+from stages.stage import Check, CheckResult, FolderStage, Output
+from stages.status import Reason, StageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from stages.manifest import Draft, Manifest
+    from stages.project import Project
+    from stages.stage import Progress, Stage
+    from stages.workspace import Workspace
+
+Versions = dict[str, dict[str, str]]  # batch -> output -> data version
+
+
+def every_episode_ingested(project: Project, key: str, dataset: Manifest) -> CheckResult:
+    stale = [s.key for s in project.statuses(project.stages["ingest"]) if not s.current]
+    description = (
+        f"{len(stale)} batches changed since they were ingested; the dataset lacks what is new in "
+        "them. Ingest them: phasewatch run --ingest-only"
+    )
+    return CheckResult(not stale, "warn", description if stale else None, {"batches": stale})
+
+
+def splits_disjoint(project: Project, key: str, dataset: Manifest) -> CheckResult:
+    """Evidence from the table as written: counts of what is on two sides."""
+    table = read_dataset(dataset)
+    sides = table.group_by("episode_id").agg(pl.col("split").n_unique())
+    on_two = sides.filter(pl.col("split") > 1)["episode_id"].to_list()
+    test = table.filter(pl.col("split") == "test")
+    training = table.filter(pl.col("split") != "test")
+    column = {"host": "host_id", "sample": "sample_sha256"}.get(key)
+    shared = sorted(set(test[column]) & set(training[column])) if column else []
+    begins = min(test["started_at_wall_ns"].to_list())
+    gap_s = (begins - max(training["ended_at_wall_ns"].to_list())) / 1e9
+    overlap = key == "time" and gap_s < dataset.facts["policy"]["gap_s"]
+    return CheckResult(
+        not on_two and not shared and not overlap,
+        facts={
+            "episodes_on_two_sides": on_two,
+            "shared": shared,
+            "seconds_between_training_and_test": gap_s,
+        },
+    )
+
+
+class Datasets(FolderStage):
+    """Windows of all batches with their split: a table over the shards, never a copy of data."""
+
+    name = "datasets"
+    version = "1"
+    partition = "recipe"
+    job = "retrain"
+    docs = "evaluation.md"
+
+    inputs = ("ingest",)
+
+    outputs = (
+        Output(
+            name,
+            "Windows of all batches with their split: a table over the shards, never a copy "
+            "of data.",
+            group="train",
+            kinds=frozenset({"parquet"}),
+        ),
+    )
+
+    checks = (
+        Check(
+            "splits_disjoint",
+            name,
+            "No episode, held-out host or sample, or span of time is on two sides.",
+            splits_disjoint,
+            blocking=True,
+        ),
+        Check(
+            "every_episode_ingested",
+            name,
+            "No batch gained episodes since it was ingested; the dataset lacks them.",
+            every_episode_ingested,
+        ),
+    )
+
+    def folder(self, workspace: Workspace, key: str) -> Path:
+        return workspace.dataset_folder(key)
+
+    def fingerprint(self, project: Project, key: str) -> str:
+        return fingerprint(
+            {
+                "stage": self.version,
+                "recipe": key,
+                "policy": asdict(project.workspace.splits),
+                "batches": shard_versions(project),
+            }
+        )
+
+    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+        before, now = manifest.facts["batches"], shard_versions(project)
+        changed = sorted(batch for batch in before if now.get(batch) != before[batch])
+        if changed:
+            return Reason("inputs", {"inputs": changed})
+        added = sorted(now.keys() - before.keys())
+        return Reason("batches_added", {"batches": added}) if added else Reason("settings")
+
+    def made_from(self, project: Project, key: str) -> Iterator[tuple[Stage, str]]:
+        """The batches it was built on; those that came later are of no matter."""
+        manifest = project.artifact(self.name, key)
+        for batch in manifest.facts["batches"] if manifest else ():
+            yield project.stages["ingest"], batch
+
+    def write(
+        self,
+        project: Project,
+        key: str,
+        staged: Draft,
+        progress: Progress,
+    ) -> dict[str, Any]:
+        shards = {batch: project.artifacts("ingest", batch) for batch in project.listing.batches}
+        if not shards:
+            raise StageError(f"The store {project.workspace.store_path} has no batch.")
+        windows = pl.concat(
+            pl.DataFrame(read_windows(files[TENSORS].paths("windows"))).with_columns(
+                batch=pl.lit(batch)
+            )
+            for batch, files in shards.items()
+        )
+        try:
+            table, facts = build_table(windows, key, project.workspace.splits)
+        except DatasetError as error:
+            raise StageError(str(error)) from error
+        facts["batches"] = shard_versions(project)
+        facts["validation_index_digest"] = fingerprint(
+            {batch: files[INDEX].version for batch, files in shards.items()}
+        )
+        write_table(table.to_arrow(), staged.new_file("windows", ".parquet"))
+        return facts
+
+    def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:
+        facts = artifact.facts
+        profiles, untested = facts["profiles"], facts["untested_profiles"]
+        splits = facts["splits"]
+        return {
+            "profiles_tested": f"{len(profiles) - len(untested)} of {len(profiles)} profiles "
+            "tested",
+            "untested_profiles": untested,
+            "excluded_episodes": facts["excluded"],
+            "validation_index_digest": facts["validation_index_digest"],
+            "roster": {split: splits[split]["windows_by_phase"] for split in SPLITS},
+            **{f"{split}_windows": splits[split]["windows"] for split in SPLITS},
+            **{f"{split}_episodes": splits[split]["episodes"] for split in SPLITS},
+        }
+
+
+def shard_versions(project: Project) -> Versions:
+    """Data version of every artifact, by batch and output, of the batches that are ingested."""
+    versions = {
+        batch: {
+            name: manifest.version
+            for name, manifest in project.artifacts("ingest", batch).items()
+            if manifest is not None
+        }
+        for batch in project.listing.batches
+    }
+    return {batch: found for batch, found in versions.items() if found}
+
+
+def dataset_shards(project: Project, dataset: Manifest) -> dict[str, dict[str, Manifest]]:
+    """The shards that a dataset points into, by batch and output."""
+    return {batch: project.artifacts("ingest", batch) for batch in dataset.facts["batches"]}

@@ -1,0 +1,137 @@
+"""Manifests: what a stage wrote and from what. Only ``stages/`` reads them.
+
+An artifact is a folder with one ``manifest.json``. Files carry a piece of their content's hash in
+their name, and the manifest is replaced last, in one rename: a kill at any moment leaves the old
+state or the new one, never a mixture.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from features.files import check_may_write, file_sha256, fingerprint, write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MANIFEST_FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished artifact.
+
+    ``facts`` is what the stage reports of its result: counts, versions, whatever its readers need.
+    """
+
+    folder: Path
+    fingerprint: str
+    files: dict[str, dict[str, Any]]  # role -> {"name", "sha256", "bytes"}
+    facts: dict[str, Any]
+
+    @property
+    def version(self) -> str:
+        """The data version: equal inputs and equal bytes give an equal one."""
+        return fingerprint([self.fingerprint, {k: f["sha256"] for k, f in self.files.items()}])
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(file["bytes"] for file in self.files.values())
+
+    def path(self, role: str) -> Path:
+        return self.folder / self.files[role]["name"]
+
+    def paths(self, kind: str) -> list[Path]:
+        """The files whose role contains ``kind``, in the order of their roles."""
+        return [self.path(role) for role in sorted(self.files) if kind in role]
+
+    def damage(self, *, verify: bool = True) -> str | None:
+        """What is wrong with the files on disk; None if nothing is.
+
+        Args:
+            verify: hash every file; otherwise only presence and size are checked.
+        """
+        for role, file in self.files.items():
+            path = self.path(role)
+            if not path.is_file():
+                return f"{path} is gone"
+            if path.stat().st_size != file["bytes"] or (
+                verify and file_sha256(path) != file["sha256"]
+            ):
+                return f"{path} was changed after it was written"
+        return None
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The artifact in ``folder``, None if there is no readable one."""
+    try:
+        value = json.loads((folder / MANIFEST_FILE).read_bytes())
+        files = {
+            str(role): {
+                "name": Path(str(file["name"])).name,
+                "sha256": str(file["sha256"]),
+                "bytes": int(file["bytes"]),
+            }
+            for role, file in value["files"].items()
+        }
+        return Manifest(folder, str(value["fingerprint"]), files, dict(value["facts"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def write_manifest(manifest: Manifest) -> Manifest:
+    """Put a manifest in place; the files it names must be there already."""
+    value = {
+        "fingerprint": manifest.fingerprint, "files": manifest.files, "facts": manifest.facts,
+    }  # fmt: skip
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
+    write_atomically(manifest.folder / MANIFEST_FILE, text.encode() + b"\n")
+    return manifest
+
+
+class Draft:
+    """Files of an artifact that is being written; nothing shows before ``commit``."""
+
+    def __init__(self, folder: Path, scratch: Path):
+        self._folder = folder
+        self._scratch = scratch
+        self._roles: dict[str, str] = {}
+
+    def new_file(self, role: str, suffix: str) -> Path:
+        """Where to write the file that plays ``role``."""
+        self._roles[role] = suffix
+        return self._scratch / f"{role}{suffix}"
+
+    def commit(self, fingerprint: str, facts: dict[str, Any]) -> Manifest:
+        """Move the files into place, then the manifest; drop what the last manifest named."""
+        check_may_write()
+        previous = read_manifest(self._folder)
+        files = {}
+        for role, suffix in self._roles.items():
+            written = self._scratch / f"{role}{suffix}"
+            digest = file_sha256(written)
+            name = f"{role}.{digest[:12]}{suffix}"
+            files[role] = {"name": name, "sha256": digest, "bytes": written.stat().st_size}
+            with written.open("rb") as content:
+                os.fsync(content.fileno())
+            written.replace(self._folder / name)
+        manifest = write_manifest(Manifest(self._folder, fingerprint, files, facts))
+        kept = {file["name"] for file in files.values()}
+        for file in previous.files.values() if previous else ():
+            if file["name"] not in kept:
+                (self._folder / file["name"]).unlink(missing_ok=True)
+        return manifest
+
+
+@contextmanager
+def draft(folder: Path) -> Iterator[Draft]:
+    """Stage an artifact beside its final place; without ``commit`` nothing remains."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".tmp-{os.getpid()}-") as scratch:
+        yield Draft(folder, Path(scratch))

@@ -1,0 +1,222 @@
+"""Predictions: a batch's windows scored with the champion, or with a checkpoint that is named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from champion.history import SERVED, ChampionError, load_kept, read_champion, read_training
+from datasets.splits import RECIPES
+from datasets.windows import inputs, read_dataset
+from episodes.format import SOURCES
+from features.contract import contract_hashes
+from features.files import fingerprint
+from features.shards import read_windows, write_table
+from models.registry import find_variant
+from stages.ingest import TENSORS
+from stages.stage import Check, CheckResult, FolderStage, Output
+from stages.status import StageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from models.checkpoint import Checkpoint
+    from stages.manifest import Draft, Manifest
+    from stages.project import Project
+    from stages.stage import Artifacts, Progress, Stage
+    from stages.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """Which checkpoint scores; by default the champion's."""
+
+    model: str = ""  # a model of the registry; empty: the champion
+    mode: str = "realistic"  # of a named model: realistic or oracle
+    recipe: str = SERVED  # of a named model: whose checkpoint, host, sample or time
+
+
+def _sources_covered(project: Project, key: str, artifact: Manifest) -> CheckResult:
+    """Of the sources that the scoring model sees."""
+    coverage = artifact.facts.get("coverage", {})
+    absent = sorted(source for source, share in coverage.items() if share == 0)
+    return CheckResult(not absent, "warn", facts={"coverage": coverage, "absent_sources": absent})
+
+
+def _scored_under_the_live_contract(project: Project, key: str, artifact: Manifest) -> CheckResult:
+    live = contract_hashes(project.workspace.layout)
+    scored = artifact.facts.get("contract_hash")
+    return CheckResult(
+        scored in live.values(), "warn", facts={"contract_hash": scored, "live": dict(live)}
+    )
+
+
+class Predictions(FolderStage):
+    """Phase probabilities of every window of a batch; episodes seen in training are marked."""
+
+    name = "predictions"
+    version = "2"
+    partition = "batch"
+    job = "score"
+    automatic = False
+    options = ScoreOptions
+    docs = "champion.md"
+
+    inputs = ("ingest", "champion")
+
+    outputs = (
+        Output(
+            name,
+            "Phase probabilities of every window of a batch; episodes seen in training are "
+            "marked. Fails with the contract diff if the checkpoint is for another layout.",
+            group="score",
+            kinds=frozenset({"parquet"}),
+        ),
+    )
+
+    checks = (
+        Check(
+            "sources_covered",
+            name,
+            "Every source that the model sees has values in the batch's windows.",
+            _sources_covered,
+        ),
+        Check(
+            "scored_under_the_live_contract",
+            name,
+            "The checkpoint that scored was trained for the input layout in force.",
+            _scored_under_the_live_contract,
+        ),
+    )
+
+    def __init__(self, chosen: ScoreOptions | None = None):
+        self.chosen = chosen or ScoreOptions()
+
+    def with_options(self, options: Any, why: str) -> Predictions:
+        return Predictions(options)
+
+    def needs(self, project: Project, key: str) -> Iterator[tuple[Stage, str]]:
+        yield project.stages["ingest"], key
+        if self.chosen.model:
+            yield project.stages[f"checkpoints/{self._variant.name}"], self._recipe
+
+    @property
+    def _variant(self) -> Any:
+        try:
+            return find_variant(self.chosen.model, self.chosen.mode)
+        except ValueError as error:
+            raise StageError(str(error)) from error
+
+    @property
+    def _recipe(self) -> str:
+        if self.chosen.recipe not in RECIPES:
+            raise StageError(
+                f"recipe must be one of {', '.join(RECIPES)}, got {self.chosen.recipe!r}"
+            )
+        return self.chosen.recipe
+
+    def checkpoint(self, project: Project) -> tuple[Checkpoint, str, pl.Series]:
+        """The checkpoint that scores, its recipe, and the episodes it was trained on.
+
+        Raises:
+            StageError: there is no champion, or a name is unknown.
+            ChampionError, CheckpointError: the champion cannot be read or loaded.
+        """
+        if self.chosen.model:
+            table = read_dataset(project.existing("datasets", self._recipe))
+            training = table.filter(pl.col("split") != "test")["episode_id"].unique().sort()
+            return project.checkpoint(self._variant, self._recipe), self._recipe, training
+        if self.chosen != ScoreOptions():
+            raise StageError("mode and recipe choose a named model's checkpoint; name the model.")
+        folder = project.workspace.champion_folder
+        champion = read_champion(folder)
+        if champion is None:
+            raise StageError(
+                "There is no champion to score with. Promote a trained model: phasewatch promote "
+                "gbt. Or name a checkpoint in the run configuration: ops: predictions: config: "
+                "{model: gbt, recipe: host}"
+            )
+        checkpoint = load_kept(folder, champion, project.workspace.layout)
+        return checkpoint, champion.served, read_training(folder, champion)["episode_id"]
+
+    def folder(self, workspace: Workspace, key: str) -> Path:
+        champion = None if self.chosen.model else read_champion(workspace.champion_folder)
+        scorer = find_variant(champion.model, champion.mode) if champion else self._variant
+        recipe = champion.served if champion else self._recipe
+        return workspace.predictions_folder(key, recipe, scorer)
+
+    def read(self, project: Project, key: str) -> Artifacts:
+        try:
+            return super().read(project, key)
+        except (StageError, ChampionError):
+            return {self.name: None}
+
+    def fingerprint(self, project: Project, key: str) -> str:
+        checkpoint, _, _ = self.checkpoint(project)
+        shards = project.artifacts("ingest", key)
+        return fingerprint(
+            {
+                "stage": self.version,
+                "checkpoint": checkpoint.artifact_id,
+                "shards": {name: manifest.version for name, manifest in shards.items()},
+            }
+        )
+
+    def write(
+        self,
+        project: Project,
+        key: str,
+        staged: Draft,
+        progress: Progress,
+    ) -> dict[str, Any]:
+        layout, shards = project.workspace.layout, project.artifacts("ingest", key)
+        checkpoint, recipe, training = self.checkpoint(project)
+        windows = pl.DataFrame(read_windows(shards[TENSORS].paths("windows"))).with_columns(
+            batch=pl.lit(key)
+        )
+        X = inputs(windows, {key: shards}, checkpoint.variant, layout)
+        proba = checkpoint.model.predict_proba(X)
+        predicted = np.array(layout.phases)[proba.argmax(axis=1)] if len(proba) else []
+        table = windows.select(
+            "episode_id",
+            "host_id",
+            "window",
+            "start_s",
+            pl.col("label").alias("labelled"),
+            pl.Series("predicted", predicted).cast(pl.String),
+            *(pl.Series(f"p_{phase}", proba[:, i]) for i, phase in enumerate(layout.phases)),
+            pl.col("episode_id").is_in(training.implode()).alias("seen_in_training"),
+            pl.lit(checkpoint.artifact_id).alias("checkpoint_id"),
+        )
+        write_table(table.to_arrow(), staged.new_file("predictions", ".parquet"))
+        return {
+            "windows": len(table),
+            "predicted": dict(sorted(table["predicted"].value_counts().iter_rows())),
+            "seen_in_training": int(table["seen_in_training"].sum()),
+            "checkpoint": f"{checkpoint.variant.name} ({recipe})",
+            "checkpoint_id": checkpoint.artifact_id,
+            "contract_hash": checkpoint.header["contract_hash"],
+            "coverage": {
+                source.name: round(float(windows[f"coverage_{source.name}"].to_numpy().mean()), 4)
+                for source in SOURCES.values()
+                if len(windows) and (source.deployable or checkpoint.variant.mode == "oracle")
+            },
+        }
+
+    def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:
+        facts = artifact.facts
+        return {
+            "checkpoint": facts.get("checkpoint"),
+            "checkpoint_id": facts.get("checkpoint_id"),
+            "dagster/partition_row_count": facts["windows"],
+            "windows_seen_in_training": facts["seen_in_training"],
+            "predicted": facts["predicted"],
+        }
+
+    def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
+        manifest = artifacts[self.name]
+        return f"{manifest.facts['windows']} windows in {manifest.path('predictions')}"

@@ -1,0 +1,229 @@
+"""A project: a store and an artifacts folder under some settings, each looked at once.
+
+The one place that answers whether an artifact is current, and the one that makes it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from champion.history import ChampionError, kept_path, read_champion
+from datasets.splits import RECIPES
+from models.base import silent
+from models.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    check_contract,
+    checkpoint_path,
+    load_checkpoint,
+    read_header,
+)
+from stages import registry
+from stages.status import Reason, StageError, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from champion.history import Champion
+    from episodes.store import StoreListing
+    from models.registry import Variant
+    from stages.stage import Artifacts, Progress, Stage
+    from stages.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Made:
+    """What ``Project.make`` made, or found as it would have made it."""
+
+    artifacts: Artifacts
+    reused: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Due:
+    """A batch or recipe (or, without a key, the page) that a job would change."""
+
+    job: str
+    key: str
+    statuses: list[Status]  # those that are not current
+    identity: str  # of what it would be made from
+
+
+class Project:
+    """What is in a store and in an artifacts folder, as it was when first asked for.
+
+    Args:
+        workspace: paths and settings.
+    """
+
+    def __init__(self, workspace: Workspace):
+        self.workspace = workspace
+        self.stages = registry.STAGES
+        self._artifacts: dict[tuple[str, str], Artifacts] = {}
+        self._statuses: dict[tuple[str, str, bool], Status] = {}
+        self._checkpoints: dict[tuple[str, str], Checkpoint] = {}
+
+    @cached_property
+    def listing(self) -> StoreListing:
+        return self.workspace.listing()
+
+    @cached_property
+    def champion(self) -> Champion | None:
+        """The champion in use; None if there is none that loads for the layout in force."""
+        folder = self.workspace.champion_folder
+        try:
+            champion = read_champion(folder)
+            if champion is not None:
+                path = kept_path(folder, champion)
+                check_contract(read_header(path), self.workspace.layout, str(path))
+        except (ChampionError, CheckpointError):
+            return None
+        return champion
+
+    def keys(self, stage: Stage) -> list[str]:
+        """Every batch of the store, every recipe, or the one empty key."""
+        if stage.partition == "batch":
+            return list(self.listing.batches)
+        return list(RECIPES) if stage.partition == "recipe" else [""]
+
+    def artifacts(self, stage: str, key: str) -> Artifacts:
+        """What is on disk of a stage, by output."""
+        if (stage, key) not in self._artifacts:
+            self._artifacts[stage, key] = self.stages[stage].read(self, key)
+        return self._artifacts[stage, key]
+
+    def artifact(self, stage: str, key: str) -> Any:
+        """What is on disk of a stage with one output, None if there is nothing."""
+        (artifact,) = self.artifacts(stage, key).values()
+        return artifact
+
+    def existing(self, stage: str, key: str) -> Any:
+        """The artifact of a stage with one output.
+
+        Raises:
+            StageError: there is none.
+        """
+        artifact = self.artifact(stage, key)
+        if artifact is None:
+            raise StageError.of([self.status(self.stages[stage], key)])
+        return artifact
+
+    def checkpoint(self, variant: Variant, recipe: str) -> Checkpoint:
+        """A loaded checkpoint; loading compares its contract with the layout in force.
+
+        Raises:
+            ContractMismatchError, CheckpointError: see ``load_checkpoint``.
+        """
+        if (variant.name, recipe) not in self._checkpoints:
+            path = checkpoint_path(self.workspace.checkpoint_folder(recipe), variant)
+            self._checkpoints[variant.name, recipe] = load_checkpoint(path, self.workspace.layout)
+        return self._checkpoints[variant.name, recipe]
+
+    def status(
+        self,
+        stage: Stage,
+        key: str,
+        *,
+        verify: bool = False,
+        outputs: Collection[str] | None = None,
+    ) -> Status:
+        """Whether a stage's artifact is current; with ``outputs``, whether these of them are."""
+        if outputs is None and (stage.name, key, verify) in self._statuses:
+            return self._statuses[stage.name, key, verify]
+        if self.stages.get(stage.name) is stage:
+            artifacts = self.artifacts(stage.name, key)
+        else:  # with the options of a run
+            artifacts = stage.read(self, key)
+        chosen = {n: a for n, a in artifacts.items() if outputs is None or n in outputs}
+        reason = stage.reason(self, key, chosen, verify=verify)
+        status = Status(stage.name, key, reason or Reason("current"), stage.remedy(key))
+        if outputs is None:
+            self._statuses[stage.name, key, verify] = status
+        return status
+
+    def statuses(
+        self, stage: Stage, keys: Iterable[str] | None = None, *, verify: bool = False
+    ) -> list[Status]:
+        """``status`` for keys; by default for every key."""
+        chosen = self.keys(stage) if keys is None else keys
+        return [self.status(stage, key, verify=verify) for key in chosen]
+
+    def require(self, needs: Iterable[tuple[Stage, str]]) -> None:
+        """Refuse what nothing can be built on, and whatever was made from such.
+
+        Raises:
+            StageError: lists every unusable artifact, why, and what to do.
+        """
+        unusable: dict[tuple[str, str], Status] = {}
+        pending, seen = list(needs), set()
+        while pending:
+            stage, key = pending.pop(0)
+            if (stage.name, key) in seen:
+                continue
+            seen.add((stage.name, key))
+            status = self.status(stage, key, verify=True)
+            if status.usable:
+                pending += stage.made_from(self, key)
+            else:
+                unusable[stage.name, key] = status
+        if unusable:
+            raise StageError.of(list(unusable.values()))
+
+    def make(
+        self,
+        stage: Stage,
+        key: str,
+        *,
+        outputs: Collection[str] | None = None,
+        progress: Progress = silent,
+    ) -> Made:
+        """Make a stage's artifact, or find it current and reuse it.
+
+        Raises:
+            StageError: an input is missing, stale in a way that matters, or damaged.
+        """
+        began = time.monotonic()
+        self.require(stage.needs(self, key))
+        wanted = [o.name for o in stage.outputs if outputs is None or o.name in outputs]
+        reused = (
+            not self.workspace.force
+            and stage.reusable
+            and (self.status(stage, key, verify=True, outputs=wanted).current)
+        )
+        if reused:
+            artifacts = {n: a for n, a in stage.read(self, key).items() if n in wanted}
+        else:
+            artifacts = stage.make(self, key, wanted, progress)
+            self._forget()
+        return Made(artifacts, reused, round(time.monotonic() - began, 3))
+
+    def due(self, job: str, *, verify: bool = False) -> list[Due]:
+        """What a job would change, by key, in the order of the store and of the recipes."""
+        stages = [s for s in self.stages.values() if s.job == job and s.automatic]
+        by_key: dict[str, list[Status]] = {}
+        for stage in stages:
+            for status in self.statuses(stage, verify=verify):
+                entry = by_key.setdefault(status.key, [])
+                if not status.current:
+                    entry.append(status)
+        return [
+            Due(job, key, statuses, self.identity(job, key))
+            for key, statuses in by_key.items()
+            if statuses
+        ]
+
+    def identity(self, job: str, key: str) -> str:
+        """Fingerprint of what the first stage of a job is made from: tells new work from old."""
+        partition = "batch" if key in self.listing.batches else "recipe" if key else ""
+        first = next(s for s in self.stages.values() if s.job == job and s.partition == partition)
+        return first.fingerprint(self, key)
+
+    def _forget(self) -> None:
+        """Look again: what was just made changes the status of what is built on it."""
+        self._artifacts.clear()
+        self._statuses.clear()
+        self._checkpoints.clear()

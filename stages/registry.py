@@ -1,0 +1,34 @@
+"""The list of stages, in the order of the data's way. Everything that lists stages reads it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from models.registry import VARIANTS
+from stages.champion import ChampionStage
+from stages.checkpoints import Checkpoints
+from stages.datasets import Datasets
+from stages.drift import Drift
+from stages.evaluation import Comparisons, EvalReports, HeldOutPredictions
+from stages.ingest import Ingest
+from stages.predictions import Predictions
+from stages.report_page import ReportPage
+
+if TYPE_CHECKING:
+    from stages.stage import Stage
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Ingest(),
+        Drift(),
+        Datasets(),
+        *map(Checkpoints, VARIANTS),
+        HeldOutPredictions(),
+        *map(EvalReports, VARIANTS),
+        Comparisons(),
+        ReportPage(),
+        ChampionStage(),
+        Predictions(),
+    )
+}

@@ -1,0 +1,200 @@
+"""The page: what has been evaluated and can be compared, to be read by people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from champion.history import ChampionError, read_champion
+from datasets.splits import RECIPES
+from evaluation.documents import Comparisons, EvalReport
+from features.files import file_sha256, fingerprint, write_atomically
+from models.registry import VARIANTS
+from stages.checkpoints import code_commit
+from stages.drift import Drift
+from stages.evaluation import read_comparisons, read_report
+from stages.ingest import INDEX
+from stages.manifest import Manifest, read_manifest, write_manifest
+from stages.stage import Artifacts, Output, Stage
+from stages.status import Reason, StageError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from stages.project import Project
+    from stages.stage import Progress
+    from stages.status import Status
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Documents that can be compared with each other, and why the others are left out."""
+
+    reports: list[EvalReport] = field(default_factory=list)
+    comparisons: list[Comparisons] = field(default_factory=list)
+    left_out: list[Status] = field(default_factory=list)
+    versions: list[str] = field(default_factory=list)  # data versions of the documents
+
+
+def evaluated(project: Project, recipes: Collection[str] = tuple(RECIPES)) -> Evaluated:
+    """The documents of some recipes that speak of the checkpoints, data and layout in force."""
+    found = Evaluated()
+    stages = project.stages
+    ingested = project.statuses(stages["ingest"])
+    foreign = next((status for status in ingested if status.code == "other_store"), None)
+    names = [(f"eval_reports/{v.name}", f"checkpoints/{v.name}") for v in VARIANTS]
+    for recipe, (name, *upstream) in product(recipes, [*names, ("comparisons",)]):
+        manifest = project.artifact(name, recipe)
+        if manifest is None:
+            continue
+        chain = [
+            *([foreign] if foreign else []),
+            *(project.status(stages[s], recipe) for s in ("datasets", *upstream)),
+            project.status(stages[name], recipe, verify=True),
+        ]
+        obstacle = next((s for s in chain if not comparable(s)), None)
+        if obstacle:
+            found.left_out.append(_about(obstacle, name, recipe))
+            continue
+        if name == "comparisons":
+            found.comparisons.append(read_comparisons(manifest))
+        else:
+            found.reports.append(read_report(manifest))
+        found.versions.append(manifest.version)
+    return found
+
+
+def comparable(status: Status) -> bool:
+    """Whether what was made speaks of the data and the layout in force."""
+    return status.usable and status.code not in ("batches_added", "other_store")
+
+
+def _about(obstacle: Status, name: str, recipe: str) -> Status:
+    from dataclasses import replace
+
+    return replace(obstacle, stage=name, key=recipe)
+
+
+class ReportPage(Stage):
+    """One page on every checkpoint and recipe evaluated so far, to be read by people."""
+
+    name = "report"
+    version = "5"
+    partition = ""
+    job = "retrain"
+    docs = "evaluation.md"
+
+    inputs = (*(f"eval_reports/{variant.name}" for variant in VARIANTS), "comparisons", "drift")
+
+    outputs = (
+        Output(
+            name,
+            "One page on every checkpoint and recipe evaluated so far, to be read by people.",
+            group="evaluate",
+            kinds=frozenset({"html"}),
+            fresh=True,
+        ),
+    )
+
+    def needs(self, project: Project, key: str) -> Any:
+        """Nothing in particular: what is not current is left out and named."""
+        return iter(())
+
+    def read(self, project: Project, key: str) -> Artifacts:
+        manifest = read_manifest(project.workspace.report_page.parent)
+        return {self.name: manifest if manifest and "page" in manifest.files else None}
+
+    def fingerprint(self, project: Project, key: str) -> str:
+        found = evaluated(project)
+        drift = Drift.documents(project)
+        return fingerprint(
+            {
+                "stage": self.version,
+                "documents": found.versions,
+                "left_out": [status.as_row() for status in found.left_out],
+                "champion": _champion(project),
+                "drift": [document.model_dump() for document in drift],
+                "verdicts": _verdicts(project),
+            }
+        )
+
+    def reason(
+        self, project: Project, key: str, artifacts: Artifacts, *, verify: bool
+    ) -> Reason | None:
+        (manifest,) = artifacts.values()
+        if manifest is None:
+            return Reason("not_made", {"outputs": [self.name]})
+        if damage := manifest.damage(verify=verify):
+            return Reason("damaged", {"problem": damage})
+        same = manifest.fingerprint == self.fingerprint(project, key)
+        return None if same else Reason("contents")
+
+    def make(
+        self,
+        project: Project,
+        key: str,
+        outputs: Collection[str],
+        progress: Progress,
+    ) -> Artifacts:
+        from evaluation.page import render_report  # needs Jinja, which a base install lacks
+
+        workspace, found = project.workspace, evaluated(project)
+        if not found.reports:
+            raise StageError("No evaluation report is current. Run: phasewatch run")
+        drift = Drift.documents(project)
+        verdicts = _verdicts(project)
+        page = render_report(
+            found.reports,
+            {
+                "store": workspace.store,
+                "episodes": sum(verdicts.values()),
+                "verdicts": verdicts,
+                "code_commit": code_commit(),
+                "generated_from": found.versions,
+                "left_out": [
+                    {"recipe": s.key, "name": s.stage.rpartition("/")[2], "why": s.message}
+                    for s in found.left_out
+                ],
+                "champion": _champion(project),
+                "not_compared": len(project.listing.batches) - len(drift),
+            },
+            found.comparisons,
+            drift,
+        )
+        path = workspace.report_page
+        write_atomically(path, page.encode())
+        file = {"name": path.name, "sha256": file_sha256(path), "bytes": path.stat().st_size}
+        facts = {
+            "reports": len(found.reports),
+            "comparisons": len(found.comparisons),
+            "left_out": [status.as_row() for status in found.left_out],
+        }
+        manifest = Manifest(path.parent, self.fingerprint(project, key), {"page": file}, facts)
+        return {self.name: write_manifest(manifest)}
+
+    def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:
+        return {**artifact.facts, "page": artifact.path("page")}
+
+    def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
+        left_out = artifacts[self.name].facts["left_out"]
+        note = f", {len(left_out)} documents left out" if left_out else ""
+        return f"{artifacts[self.name].path('page')}{note}"
+
+
+def _champion(project: Project) -> str | None:
+    try:
+        champion = read_champion(project.workspace.champion_folder)
+    except ChampionError:
+        return None
+    return champion.name if champion else None
+
+
+def _verdicts(project: Project) -> dict[str, int]:
+    """Episodes by verdict, of the batches that are ingested."""
+    verdicts: Counter[str] = Counter()
+    for batch in project.listing.batches:
+        index = project.artifacts("ingest", batch)[INDEX]
+        verdicts.update(index.facts["verdicts"] if index else {})
+    return dict(verdicts)

@@ -1,0 +1,129 @@
+"""Status of an artifact: current, stale, missing or damaged, with a code, numbers and a remedy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+State = Literal["current", "stale", "missing", "damaged"]
+
+REASONS: dict[str, tuple[State, bool, str]] = {
+    # code: state, whether stages downstream may build on the artifact, sentence
+    "current": ("current", True, "current"),
+    "no_champion": ("current", True, "not compared: there is no champion that can be loaded"),
+    "not_made": ("missing", False, "{outputs} missing"),
+    "not_in_store": ("missing", False, "not in the store {store}"),
+    "damaged": ("damaged", False, "{problem}"),
+    "format": ("stale", False, "written in an older form"),
+    "contract": ("stale", False, "{outputs} made for another input layout"),
+    "settings": ("stale", True, "made with other settings"),
+    "policy": ("stale", False, "{outputs} made with another policy or version of phasewatch"),
+    "outputs_differ": ("stale", False, "its outputs were not made from the same episodes"),
+    "episodes": ("stale", True, "{changed} episodes arrived or changed since it was ingested"),
+    "other_store": ("stale", True, "ingested from another store"),
+    "batches_added": ("stale", True, "{batches} not included"),
+    "inputs": ("stale", False, "made from other {inputs}"),
+    "checkpoint": ("stale", False, "compared with another champion"),
+    "contents": ("stale", True, "its reports, comparisons or drift changed"),
+}
+"""Every reason an artifact may have; the sentence is made here and nowhere else."""
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why an artifact has its status: a key of ``REASONS``, and the numbers and names behind it."""
+
+    code: str
+    details: dict[str, Any] = field(default_factory=dict)
+    remedy: str | None = None  # where the stage's own does not mend it
+    usable: bool | None = None  # where it is not the code's
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether a stage's artifact for a key is current, and otherwise why not and what to do."""
+
+    stage: str
+    key: str  # batch or recipe; empty for the whole store
+    reason: Reason
+    stage_remedy: str
+
+    @property
+    def code(self) -> str:
+        return self.reason.code
+
+    @property
+    def state(self) -> State:
+        return REASONS[self.code][0]
+
+    @property
+    def current(self) -> bool:
+        return self.state == "current"
+
+    @property
+    def usable(self) -> bool:
+        """Whether stages downstream may build on what is on disk."""
+        usable = self.reason.usable
+        return REASONS[self.code][1] if usable is None else usable
+
+    @property
+    def remedy(self) -> str:
+        """The command or step that makes the artifact current."""
+        return self.reason.remedy or f"Run: {self.stage_remedy}"
+
+    @property
+    def differences(self) -> list[str]:
+        """Lines of a contract diff; empty for other reasons."""
+        return list(self.reason.details.get("differences", ()))
+
+    @property
+    def message(self) -> str:
+        """The reason as a sentence."""
+        details = {name: _listed(value) for name, value in self.reason.details.items()}
+        return REASONS[self.code][2].format_map(details)
+
+    @property
+    def line(self) -> str:
+        """Stage, key and reason, for lists."""
+        return (
+            f"{self.stage} {self.key}: {self.message}"
+            if self.key
+            else (f"{self.stage}: {self.message}")
+        )
+
+    def as_row(self) -> dict[str, Any]:
+        """Plain values for JSON documents."""
+        return {
+            "stage": self.stage, "key": self.key, "state": self.state, "code": self.code,
+            "details": self.reason.details, "remedy": self.remedy,
+        }  # fmt: skip
+
+
+def _listed(value: Any) -> str:
+    return shortened(value, ", ") if isinstance(value, list) else str(value)
+
+
+def shortened(items: list[str], separator: str = "; ", shown: int = _SHOWN) -> str:
+    """The first items, and how many more there are."""
+    more = len(items) - shown
+    return separator.join([*items[:shown], *([f"and {more} more"] if more > 0 else [])])
+
+
+class StageError(Exception):
+    """A stage cannot be made; the message says why and what to do."""
+
+    def __init__(self, message: str, differences: list[str] | None = None):
+        super().__init__(message)
+        self.differences = differences or []
+
+    @classmethod
+    def of(cls, statuses: list[Status]) -> StageError:
+        """For inputs that nothing can be built on."""
+        lines = [f"  - {status.line}" for status in statuses]
+        differences = list(dict.fromkeys(line for s in statuses for line in s.differences))
+        if differences:
+            lines += ["Contract mismatch:", *(f"  - {line}" for line in differences)]
+        remedies = list(dict.fromkeys(status.remedy for status in statuses))
+        return cls("\n".join(["Inputs are missing or stale:", *lines, *remedies]), differences)

@@ -1,0 +1,159 @@
+"""Settings and paths: which store, which artifacts folder, and every setting, checked on reading.
+
+What is on disk there is ``stages.project``'s.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from config.paths import base_folder
+from datasets.splits import SplitPolicy
+from episodes.settings import NotNegativeInt, settings_errors
+from episodes.store import StoreListing, list_store
+from episodes.validation import ValidationPolicy
+from evaluation.figures import ReportPolicy
+from features import registry
+from models.registry import MODELS, Variant
+
+
+class SettingsError(Exception):
+    """A configuration cannot be used; the message names the file and the setting."""
+
+
+_STRICT = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+Models: type[BaseModel] = create_model(
+    "Models",
+    __config__=_STRICT,
+    __doc__="Hyper-parameters, one section per model.",
+    **{name: (spec.config, spec.config()) for name, spec in MODELS.items()},  # type: ignore[call-overload]
+)
+
+
+class Workspace(BaseModel):
+    """Paths and settings of a run. Relative paths start at the clone."""
+
+    model_config = _STRICT
+
+    store: str = Field(default="data/store", description="Folder of the episode store; read only.")
+    artifacts: str = Field(default="artifacts", description="Folder of everything a run writes.")
+    seed: NotNegativeInt = Field(default=0, description="Seed of every training.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto, cpu or cuda.")
+    force: bool = Field(default=False, description="Rebuild everything, reuse nothing.")
+    validation: ValidationPolicy = ValidationPolicy()
+    splits: SplitPolicy = SplitPolicy()
+    report: ReportPolicy = ReportPolicy()
+    models: Models = Models()  # type: ignore[valid-type]
+
+    @property
+    def layout(self) -> registry.Layout:
+        """The input layout in force."""
+        return registry.LAYOUT
+
+    @property
+    def store_path(self) -> Path:
+        return base_folder() / self.store
+
+    @property
+    def artifacts_path(self) -> Path:
+        return base_folder() / self.artifacts
+
+    def model_config_of(self, variant: Variant) -> Any:
+        """Typed hyper-parameters of a variant's model."""
+        return getattr(self.models, variant.model)
+
+    def listing(self) -> StoreListing:
+        return list_store(self.store_path)
+
+    def batch_folder(self, batch: str) -> Path:
+        return self.artifacts_path / "batches" / batch
+
+    def dataset_folder(self, recipe: str) -> Path:
+        return self.artifacts_path / "datasets" / recipe
+
+    def checkpoint_folder(self, recipe: str) -> Path:
+        return self.artifacts_path / "checkpoints" / recipe
+
+    def held_out_predictions_folder(self, recipe: str) -> Path:
+        return self.artifacts_path / "held_out_predictions" / recipe
+
+    def report_folder(self, recipe: str) -> Path:
+        return self.artifacts_path / "reports" / recipe
+
+    def comparisons_folder(self, recipe: str) -> Path:
+        return self.report_folder(recipe) / "comparisons"
+
+    @property
+    def report_page(self) -> Path:
+        return self.artifacts_path / "reports" / "report.html"
+
+    def predictions_folder(self, batch: str, recipe: str, variant: Variant) -> Path:
+        return self.artifacts_path / "predictions" / batch / f"{variant.name}.{recipe}"
+
+    @property
+    def champion_folder(self) -> Path:
+        """The champion's pointer, and copies of every checkpoint that was ever in use."""
+        return self.artifacts_path / "champion"
+
+    def drift_path(self, batch: str) -> Path:
+        return self.artifacts_path / "drift" / f"{batch}.json"
+
+
+def read_workspace(config: Path | None, overrides: Mapping[str, Any] | None = None) -> Workspace:
+    """The workspace that a run configuration describes; ``overrides`` win over the file.
+
+    Raises:
+        SettingsError: the file cannot be read or holds a setting that does not exist.
+    """
+    values: dict[str, Any] = {}
+    if config is not None:
+        try:
+            document = yaml.safe_load(config.read_text()) or {}
+        except OSError as error:
+            raise SettingsError(f"{config}: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{config}: not YAML: {error}") from error
+        try:
+            if document.keys() != {"execution"}:  # config/ray.yaml: where to run, no settings
+                values = dict(document["resources"]["workspace"]["config"] or {})
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise SettingsError(
+                f"{config}: section resources: workspace: config is missing; "
+                "see config/default.yaml"
+            ) from None
+    return checked_workspace(values | dict(overrides or {}), str(config or "settings"))
+
+
+def checked_workspace(values: Mapping[str, Any], where: str = "settings") -> Workspace:
+    """The workspace of plain values.
+
+    Raises:
+        SettingsError: names every setting that is unknown or has a wrong value.
+    """
+    try:
+        return Workspace(**values)
+    except ValidationError as error:
+        lines = "\n".join(f"  {line}" for line in settings_errors(error, Workspace))
+        raise SettingsError(f"{where}:\n{lines}") from error
+
+
+def workspace_from_environment(environ: Mapping[str, str] = os.environ) -> Workspace:
+    """What a process uses unless it is told otherwise.
+
+    ``PHASEWATCH_CONFIG`` names a run configuration; ``PHASEWATCH_STORE`` and
+    ``PHASEWATCH_ARTIFACTS`` win over it. ``make`` sets them from CONFIG, STORE and ARTIFACTS.
+
+    Raises:
+        SettingsError: see ``read_workspace``.
+    """
+    config = environ.get("PHASEWATCH_CONFIG")
+    paths = {name: environ.get(f"PHASEWATCH_{name.upper()}") for name in ("store", "artifacts")}
+    overrides = {name: str(Path(path).absolute()) for name, path in paths.items() if path}
+    return read_workspace(Path(config) if config else None, overrides)
