@@ -76,6 +76,7 @@ FILLED = {
 EPISODES = ("EPISODE", "01M7ZVV20HFQWZ385HM9KXP5BJ")
 
 NAMED = {
+    "phasewatch --version",
     "phasewatch contract diff",
     "phasewatch extract",
     "phasewatch inspect --verify",
