@@ -38,7 +38,6 @@ from models.inspection import find_checkpoints, inspect, verify
 from models.registry import MODELS, VARIANTS, Variant
 from pipelines.cli.app import FAILED, MISMATCH, OK, USAGE, app
 
-
 BASE_LIBRARIES = {"numpy"}  # of the base install; every other one is in the extra train
 
 
