@@ -40,20 +40,18 @@ from models.scaling import (
 )
 
 TINY: dict[str, dict[str, Any]] = lab.TINY["models"]
-_NET: dict[str, Any] = {
-    "width": 16, "depth": 1, "epochs": 40, "batch_size": 16, "dropout": 0.0,
-    "offset_noise": 0.0, "label_smoothing": 0.0, "learning_rate": 5e-3,
-}  # fmt: skip
-ABLE: dict[str, dict[str, Any]] = {
+ABLE_BY_LIBRARY: dict[str, dict[str, Any]] = {
     # small, and able to learn 64 windows by heart within a second
-    "gbt": {"n_rounds": 40, "learning_rate": 0.3, "min_child_weight": 0.1, "n_threads": 1},
-    "mlp": _NET,
-    "knn": {},
-    "knn_semi": {"labelled_share": 1.0},
-    "cnn": _NET,
-    "gru": _NET,
-    "lstm": _NET | {"epochs": 60},
-    "transformer": _NET,
+    "xgboost": {"n_rounds": 40, "learning_rate": 0.3, "min_child_weight": 0.1, "n_threads": 1},
+    "torch": {
+        "width": 16, "depth": 1, "epochs": 60, "batch_size": 16, "dropout": 0.0,
+        "offset_noise": 0.0, "label_smoothing": 0.0, "learning_rate": 5e-3,
+    },
+    "numpy": {"labelled_share": 1.0},
+}  # fmt: skip
+ABLE = {
+    name: lab.settings_of(name, ABLE_BY_LIBRARY.get(spec.library, {}))
+    for name, spec in MODELS.items()
 }
 NETS = [name for name, spec in MODELS.items() if spec.library == "torch"]
 WINDOW_NETS = [name for name in NETS if MODELS[name].input_kind == "tensor"]
