@@ -181,9 +181,17 @@ def validate(
         if stored.size_bytes is not None:
             packed = read_packed(stored.path)
             sha256 = hashlib.sha256(packed).hexdigest()
-            _check_hash(sha256, stored, findings)
+            indexed = sorted({row.sha256 for row in stored.index_rows})
+            if indexed and sha256 not in indexed:
+                findings.add(
+                    "tar_hash_mismatch",
+                    f"the archive's sha256 is {sha256[:12]}…, the index says {indexed[0][:12]}…",
+                )
             episode = parse_episode(packed, stored.episode_id, fields)
-            _check_episode(episode, stored, policy, findings)
+            _check_meta(episode, stored, findings)
+            _check_files(episode, findings)
+            _check_labels(episode, findings)
+            _check_rows(episode, policy, findings)
     except ArchiveError as error:
         findings.add(error.code, error.detail)
     except OSError as error:
@@ -217,24 +225,6 @@ def _check_index(stored: StoredEpisode, findings: _Findings) -> None:
         findings.add("not_in_index", "on disk without a row in index.jsonl")
     if stored.size_bytes is None:
         findings.add("listed_file_absent", f"in index.jsonl, but {stored.path.name} is not on disk")
-
-
-def _check_episode(
-    episode: Episode, stored: StoredEpisode, policy: ValidationPolicy, findings: _Findings
-) -> None:
-    _check_meta(episode, stored, findings)
-    _check_files(episode, findings)
-    _check_labels(episode, findings)
-    _check_rows(episode, policy, findings)
-
-
-def _check_hash(sha256: str, stored: StoredEpisode, findings: _Findings) -> None:
-    indexed = {row.sha256 for row in stored.index_rows}
-    if indexed and sha256 not in indexed:
-        findings.add(
-            "tar_hash_mismatch",
-            f"the archive's sha256 is {sha256[:12]}…, the index says {sorted(indexed)[0][:12]}…",
-        )
 
 
 def _check_meta(episode: Episode, stored: StoredEpisode, findings: _Findings) -> None:
@@ -334,11 +324,8 @@ def _check_labels(episode: Episode, findings: _Findings) -> None:
             )
     for phase, event in JUSTIFYING_EVENT.items():
         times = [t for t, name in zip(labels.t_wall_ns, labels.names, strict=True) if name == phase]
-        happened = [
-            t
-            for t, name in zip(episode.events.t_wall_ns, episode.events.names, strict=True)
-            if name == event
-        ]
+        events = zip(episode.events.t_wall_ns, episode.events.names, strict=True)
+        happened = [t for t, name in events if name == event]
         if times and (not happened or min(times) < min(happened)):
             findings.add("infection_without_event", f"{phase} with no {event} at or before it")
 
@@ -382,7 +369,7 @@ def _check_rows(episode: Episode, policy: ValidationPolicy, findings: _Findings)
                 "source_gap",
                 f"{source.name}: {gap:.1f} s without a row, over {policy.max_gap_s:g} s",
             )
-    for what, times in (("first", first), ("last", last)):
+    for place, times in (("first", first), ("last", last)):
         if (
             times
             and max(times.values()) - min(times.values()) > policy.max_source_offset_s * NS_PER_S
@@ -391,7 +378,7 @@ def _check_rows(episode: Episode, policy: ValidationPolicy, findings: _Findings)
             name = max(times, key=lambda source: abs(times[source] - middle))
             findings.add(
                 "source_offset",
-                f"{name}: its {what} row is over {policy.max_source_offset_s:g} s away from "
+                f"{name}: its {place} row is over {policy.max_source_offset_s:g} s away from "
                 "the other sources'",
             )
     if not len(episode.sources["netflow"]):

@@ -38,22 +38,19 @@ class Grid:
     n_bins: int
 
 
-def recover_coarse_clock(rows: Rows) -> NDArray[np.int64]:
-    """Times of rows whose wall clock may have been written in whole seconds.
+def instants(source: str, rows: Rows) -> NDArray[np.int64]:
+    """The Unix time in ns of each row of a source, also if it was written in whole seconds.
 
     ``t_wall - t_mono`` is a constant less a truncation in [0, 1) s; its maximum over the episode
     is closest to the constant. If any row has a finer wall time, all are returned unchanged.
     """
     wall = rows.t_wall_ns
-    if not len(wall) or np.any(wall % NS_PER_S) or not np.any(rows.has_mono):
+    if not SOURCES[source].clock_may_be_coarse or not np.any(rows.has_mono):
+        return wall
+    if np.any(wall % NS_PER_S):
         return wall
     offset = (wall - rows.t_mono_ns)[rows.has_mono].max()
     return np.where(rows.has_mono, rows.t_mono_ns + offset, wall)
-
-
-def instants(name: str, rows: Rows) -> NDArray[np.int64]:
-    """The Unix time in ns of each row of a source."""
-    return recover_coarse_clock(rows) if SOURCES[name].clock_may_be_coarse else rows.t_wall_ns
 
 
 def make_grid(label_t_wall_ns: NDArray[np.int64], sources: Mapping[str, Rows], bin_ns: int) -> Grid:

@@ -69,13 +69,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:  # makes the rename durable
         os.fsync(handle)
     finally:
         os.close(handle)

@@ -88,8 +88,9 @@ class ShardWriter:
 
     def add(self, record: Record, extracted: Extracted) -> None:
         """Append one usable episode."""
-        if self._shard < 0 or self._episodes == EPISODES_PER_SHARD:
-            self._finish_shard()
+        if self._episodes == EPISODES_PER_SHARD:
+            self.close()
+        if not self._episodes:
             self._start_shard()
         windows = extracted.windows
         first_row = len(self._columns["row"])
@@ -121,13 +122,8 @@ class ShardWriter:
         for phase in windows.label:
             self.windows_by_phase[str(phase)] += 1
 
-    def close(self) -> None:
-        """Finish the last shard."""
-        self._finish_shard()
-
     def _start_shard(self) -> None:
         self._shard += 1
-        self._episodes = 0
         self._bins = 0
         self._columns = {name: [] for name in WINDOW_COLUMNS}
         self._features = []
@@ -135,8 +131,9 @@ class ShardWriter:
             path = self._tensor.new_file(f"series-{self._shard:05}", ".npy")
             self._series = SeriesFile(path, len(self._layout.channels))
 
-    def _finish_shard(self) -> None:
-        if self._shard < 0 or not self._episodes:
+    def close(self) -> None:
+        """Finish the shard being written."""
+        if not self._episodes:
             return
         windows = pa.table(
             {name: pa.array(self._columns[name], kind) for name, kind in _WINDOW_FIELDS}

@@ -82,29 +82,7 @@ class Gbt(Classifier):
                 _BlockIter(val, weights), ref=matrix, max_bin=config.max_bin
             )
             evals.append((val_matrix, "val"))
-        curves: dict[str, dict[str, list[float]]] = {}
-        self.booster_ = xgb.train(
-            self._parameters(),
-            matrix,
-            config.n_rounds,
-            evals=evals,
-            evals_result=curves,
-            early_stopping_rounds=config.early_stopping_rounds if val is not None else None,
-            callbacks=[_Report(config.n_rounds, progress)],
-            verbose_eval=False,
-        )
-        best = self.booster_.best_iteration if val is not None else config.n_rounds - 1
-        self.booster_ = self.booster_[: best + 1]
-        losses = curves["train"]["mlogloss"]
-        val_losses = curves["val"]["mlogloss"] if val is not None else [None] * len(losses)
-        self.history_ = History(
-            [Epoch(i, t, v, None) for i, (t, v) in enumerate(zip(losses, val_losses, strict=True))],
-            best,
-        )
-
-    def _parameters(self) -> dict[str, Any]:
-        config: GbtConfig = self.config
-        return {
+        parameters = {
             "objective": "multi:softprob",
             "num_class": self.n_classes,
             "eval_metric": "mlogloss",
@@ -121,6 +99,25 @@ class Gbt(Classifier):
             "seed": self.seed,
             "verbosity": 0,
         }
+        curves: dict[str, dict[str, list[float]]] = {}
+        self.booster_ = xgb.train(
+            parameters,
+            matrix,
+            config.n_rounds,
+            evals=evals,
+            evals_result=curves,
+            early_stopping_rounds=config.early_stopping_rounds if val is not None else None,
+            callbacks=[_Report(config.n_rounds, progress)],
+            verbose_eval=False,
+        )
+        best = self.booster_.best_iteration if val is not None else config.n_rounds - 1
+        self.booster_ = self.booster_[: best + 1]
+        losses = curves["train"]["mlogloss"]
+        val_losses = curves["val"]["mlogloss"] if val is not None else [None] * len(losses)
+        self.history_ = History(
+            [Epoch(i, t, v, None) for i, (t, v) in enumerate(zip(losses, val_losses, strict=True))],
+            best,
+        )
 
     def _predict_proba(self, X: Inputs) -> NDArray[np.float32]:
         return np.concatenate(
