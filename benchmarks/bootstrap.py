@@ -1,4 +1,4 @@
-"""How long paired intervals over episodes take, beside the obvious ways to have them.
+"""How long paired intervals over episodes take, compared with the obvious ways.
 
     python -m benchmarks.bootstrap
 
@@ -39,7 +39,7 @@ def main() -> None:
     random = np.random.default_rng(0)
     episode = np.sort(random.integers(N_EPISODES, size=N_WINDOWS))
     actual = random.integers(N_CLASSES, size=N_WINDOWS)
-    told = [
+    predictions = [
         np.where(random.random(N_WINDOWS) < 0.7, actual, random.integers(N_CLASSES, size=N_WINDOWS))
         for _ in range(N_MODELS)
     ]
@@ -50,7 +50,7 @@ def main() -> None:
         np.add.at(counts, (episode, actual, predicted), 1)
         return counts
 
-    confusions = [confusion(predicted) for predicted in told]
+    confusions = [confusion(predicted) for predicted in predictions]
 
     def ours(group: NDArray[np.int64]) -> NDArray[np.float64]:
         bootstrap = EpisodeBootstrap(group, N_REPLICATES, 0)
@@ -71,7 +71,7 @@ def main() -> None:
         for _ in range(N_BY_SKLEARN):
             drawn = random.integers(N_EPISODES, size=N_EPISODES)
             rows = np.concatenate([np.arange(first[e], first[e + 1]) for e in drawn])
-            f1_score(actual[rows], told[0][rows], labels=list(roster), average="macro")
+            f1_score(actual[rows], predictions[0][rows], labels=list(roster), average="macro")
 
     everything = N_REPLICATES * N_MODELS
     ways = {

@@ -1,11 +1,11 @@
-"""What each choice in the models' recipes is worth on this corpus: one is changed, all else stays.
+"""How much each choice in the models' settings matters on this corpus: one is changed at a time.
 
     phasewatch run
     python -m benchmarks.choices [--hosts] [MODEL ...]
 
 Prints the mean validation macro F1 over the recipes and modes, and its difference from the default
-(validation is what the choices were made on; test is shown beside it, after the fact). With
-``--hosts`` one host of the training side is learned and another judged, each way round.
+(the choices were made on validation; test is shown for information). With ``--hosts``, models
+train on one host of the training side and are scored on another, for each pair.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CHOICES: dict[str, list[dict[str, int | float]]] = {
 }
 
 
-Trial = dict[str, Examples]  # what to learn from (train), and what to judge by (val, test)
+Trial = dict[str, Examples]  # by split: train, val and maybe test
 
 
 def trials_by_recipe(workspace: Workspace, kind: str) -> list[Trial]:
@@ -47,18 +47,18 @@ def trials_by_recipe(workspace: Workspace, kind: str) -> list[Trial]:
 
 
 def trials_by_host(workspace: Workspace, kind: str) -> list[Trial]:
-    """Of recipe ``host``'s training side one host to learn and one to judge by, each pair."""
+    """Each pair of hosts of recipe ``host``'s training side: one to train on, one to score."""
     table, shards = dataset_of(workspace, "host")
     known = table.filter(pl.col("split") != "test")
-    found = []
+    trials = []
     for learn, judge in permutations(sorted(known["host_id"].unique()), 2):
         split = pl.col("host_id").replace_strict({learn: "train", judge: "val"}, default="-")
         pair = known.with_columns(split=split)
-        found += [
+        trials += [
             {s: examples(pair, shards, s, Variant(kind, mode), LAYOUT) for s in ("train", "val")}
             for mode in MODES
         ]
-    return found
+    return trials
 
 
 def main() -> None:
@@ -87,11 +87,11 @@ def main() -> None:
                 )  # fmt: skip
             val, *test = np.mean(scores, axis=0)
             default = val if default is None else default
-            said = ", ".join(f"{k}={v:g}" for k, v in changed.items()) or "as configured"
+            settings = ", ".join(f"{k}={v:g}" for k, v in changed.items()) or "as configured"
             seconds = (time.perf_counter() - began) / len(scores)
             shown = f"{test[0]:8.3f}" if test else f"{'':8}"
             print(
-                f"{model:13}{said:29}{val:8.3f}{val - default:+8.3f}{shown}{seconds:8.1f}",
+                f"{model:13}{settings:29}{val:8.3f}{val - default:+8.3f}{shown}{seconds:8.1f}",
                 flush=True,
             )
 

@@ -1,9 +1,9 @@
-"""How fast an episode becomes windows, beside the obvious ways to do the same.
+"""How fast an episode becomes windows, compared with the obvious ways.
 
     python -m benchmarks.extraction [STORE]
 
-Absolute figures are this machine's, today's; the ratios are what holds. Everything runs on one
-core. The best of several repetitions is reported, because others share the machine.
+Absolute figures depend on the machine; compare the ratios. Everything runs on one core. The best of
+several repetitions is reported, because others share the machine.
 """
 
 from __future__ import annotations

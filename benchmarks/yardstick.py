@@ -1,15 +1,15 @@
-"""How good the models are beside two that need no tuning, on the very same windows.
+"""The models compared with two that need no tuning, on the same windows.
 
     phasewatch run
     python -m benchmarks.yardstick [--aeon PYTHON]
 
 A random forest on the summary inputs (300 balanced trees) and MiniRocket with a ridge classifier on
-the windows; both train on the windows of ``train`` alone, as the models do. The forest's score with
-``val`` added is shown beside. MiniRocket is aeon's, which needs an interpreter of its own
-(``make yardstick`` makes one): its numba is older than ours.
+the windows; both train on ``train`` only, as the models do. The forest's score with ``val`` added
+is shown too. MiniRocket comes from aeon, which needs another interpreter (``make yardstick`` makes
+one) because it needs an older Numba.
 
-Exit code 1 where a model that has to come within .05 of the forest does not, where no model reaches
-the forest, or where a model does not beat prior, uniform and missingness-only beyond chance.
+Exit code 1 if a model that must come within .05 of the forest does not, if no model reaches the
+forest, or if a model is not significantly better than prior, uniform and missingness-only.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def dataset_of(workspace: Workspace, recipe: str) -> tuple[pl.DataFrame, dict[st
     return read_dataset(dataset), dataset_shards(project, dataset)
 
 
-def sides(workspace: Workspace, recipe: str, which: Variant) -> dict[str, Examples]:
+def sides(workspace: Workspace, recipe: str, variant: Variant) -> dict[str, Examples]:
     """The windows of a recipe as inputs of a variant, by split."""
     table, shards = dataset_of(workspace, recipe)
-    return {split: examples(table, shards, split, which, LAYOUT) for split in SPLITS}
+    return {split: examples(table, shards, split, variant, LAYOUT) for split in SPLITS}
 
 
 def score(examples_: Examples, predicted: np.ndarray) -> float:
@@ -73,13 +73,13 @@ def forest(windows: dict[str, Examples], *training: str) -> float:
 
 
 def minirocket(windows: dict[str, Examples], python: str) -> float:
-    """aeon's, in an interpreter of its own; a missing value is the channel's training mean."""
+    """aeon's, in another interpreter; missing values become the channel's training mean."""
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/y_train.npy", windows["train"].y)
         for side in ("train", "test"):
             np.save(f"{folder}/X_{side}.npy", windows[side].X[:])
         script = Path(__file__).parent / "minirocket.py"
-        # that interpreter must not find our packages
+        # that interpreter must not import these packages
         alone = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         done = subprocess.run(
             [python, script, folder], check=True, capture_output=True, text=True, env=alone
@@ -88,7 +88,7 @@ def minirocket(windows: dict[str, Examples], python: str) -> float:
 
 
 def unbeaten(document: Comparisons) -> list[str]:
-    """Models whose paired interval against a guess or the collectors reaches 0."""
+    """Models whose paired interval against a baseline reaches 0."""
     return [
         f"{document.recipe}: {c.model}_{c.mode} is not significantly better than {c.other.model} "
         f"({c.value:+.3f} [{c.low:+.3f}, {c.high:+.3f}])"
@@ -100,7 +100,7 @@ def unbeaten(document: Comparisons) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The models beside a forest and MiniRocket.")
+    parser = argparse.ArgumentParser(description="Compare the models with a forest and MiniRocket.")
     parser.add_argument("--aeon", metavar="PYTHON", help="an interpreter that has aeon")
     arguments = parser.parse_args()
     workspace = workspace_from_environment()

@@ -2,9 +2,9 @@
 
     python data/build_store.py CORPUS_STORE
 
-A planted defect is a 20 s crop of a recorded episode, broken in one way, under an id that ends in
-``DEFECTnn``; none of them is usable, so no crop can leak into a training set. One recorded
-episode loses its index row.
+A planted defect is a 20 s crop of a recorded episode, broken in one way, with an id that ends in
+``DEFECTnn``. None is usable, so no crop can leak into a training set. One recorded episode loses
+its index row.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from episodes.store import StoredEpisode, list_store
 
 TARGET = Path(__file__).resolve().parent / "store"
 CROP_S = 20
-NOT_INDEXED = 7  # which recorded episode of the first batch loses its index row
+NOT_INDEXED = 7  # position of the recorded episode that loses its index row
 
 Members = dict[str, bytes]
 
@@ -45,7 +45,7 @@ def pack(folder: str, members: Members, link: str | None = None) -> bytes:
 
 
 def crop(members: Members, episode_id: str, seconds: int) -> Members:
-    """The first seconds of an episode under another id, hashes and counts made to fit."""
+    """The first seconds of an episode with another id, and matching hashes and counts."""
     meta = json.loads(members[META_FILE])
     end = meta["started_at_wall_ns"] + seconds * 10**9
     cropped: Members = {}
@@ -68,7 +68,7 @@ def seal(members: Members, meta: dict) -> Members:
 
 
 def reseal(members: Members, **changes: bytes) -> Members:
-    """Replace files (``labels=…`` for ``labels.jsonl``) and make the meta fit."""
+    """Replace files (``labels=…`` for ``labels.jsonl``) and update the meta."""
     rest = {name: content for name, content in members.items() if name != META_FILE}
     rest |= {f"{name}.jsonl": content for name, content in changes.items()}
     return seal(rest, json.loads(members[META_FILE]))
@@ -79,7 +79,7 @@ def label_rows(members: Members) -> list[dict]:
 
 
 def backwards(members: Members) -> Members:
-    """A last label that is earlier than the one before it."""
+    """A last label that is earlier than its predecessor."""
     rows = label_rows(members)
     earlier = {**rows[-1], "t_wall_ns": rows[-1]["t_wall_ns"] - 10**9}
     return reseal(members, labels=as_lines([*rows, earlier]))
@@ -92,7 +92,7 @@ def as_lines(rows: list[dict]) -> bytes:
 def main(corpus: Path) -> None:
     listing = list_store(corpus)
     if TARGET.resolve() == corpus.resolve():
-        sys.exit(f"{corpus} is the store to build; name the recorded corpus to build it from")
+        sys.exit(f"CORPUS_STORE must be the recorded corpus, got the store to build: {corpus}")
     shutil.rmtree(TARGET / "episodes", ignore_errors=True)
     shutil.copytree(corpus / "episodes", TARGET / "episodes")
     index = (corpus / "index.jsonl").read_text().splitlines()

@@ -1,8 +1,7 @@
 """Splits: which windows train, validate and test, for each recipe.
 
-A dataset is a table of windows with a column ``split``; the inputs stay in the shards. Sides are
-assigned to whole episodes. A leak, an overlap or a class that is tested but never trained stops
-the build.
+A dataset is a table of windows with a column ``split``; the inputs stay in the shards. Whole
+episodes go to a side. A leak, an overlap or a class that is tested but not trained stops the build.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ SPLITS = ("train", "val", "test")
 
 
 class DatasetError(Exception):
-    """A dataset cannot be built honestly; the message says why and what to change."""
+    """A dataset cannot be built soundly; the message says why and what to change."""
 
 
 @pydantic.dataclasses.dataclass(frozen=True, slots=True, config=SETTINGS)
@@ -52,21 +51,23 @@ def assign_splits(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> p
             started_at_wall_ns, ended_at_wall_ns``.
 
     Returns:
-        The same rows, ordered by start, with ``split``; null where the episode takes no part,
+        The same rows, ordered by start, with ``split``; null if the episode takes no part,
         and then ``excluded`` says why.
 
     Raises:
-        DatasetError: no side can be made, or an assertion about the sides does not hold.
+        DatasetError: a side would be empty, or the sides break a promise of the recipe.
     """
     if recipe not in RECIPES:
-        raise DatasetError(f"no recipe {recipe!r}; there is {', '.join(RECIPES)}")
+        raise DatasetError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
     rows = episodes.sort("started_at_wall_ns", "episode_id").to_dicts()
     excluded: dict[str, str] = {}
     if policy.degraded == "none":
         excluded = {r["episode_id"]: "degraded" for r in rows if r["verdict"] == "degraded"}
     usable = [row for row in rows if row["episode_id"] not in excluded]
     if not usable:
-        raise DatasetError("no usable episode: see the validation index for the reasons")
+        raise DatasetError(
+            f"recipe {recipe}: must have a usable episode, got none; phasewatch validate shows why"
+        )
 
     test, gap = _test_side(usable, recipe, policy)
     excluded |= dict.fromkeys(gap, "in the gap before the test period")
@@ -106,14 +107,17 @@ def _test_side(
         hosts = sorted({row["host_id"] for row in rows})
         if policy.test_host not in hosts or len(hosts) < 2:
             raise DatasetError(
-                f"recipe host: test_host is {policy.test_host!r}, the corpus has "
-                f"{', '.join(hosts)}; set splits.test_host to one of several hosts"
+                f"recipe host: splits.test_host must be one of several hosts, "
+                f"got {policy.test_host!r}; the corpus has {', '.join(hosts)}"
             )
         return {r["episode_id"] for r in rows if r["host_id"] == policy.test_host}, set()
     if recipe == "sample":
         held_out = _hold_out_samples(rows, policy.test_share, [policy.seed, 1])
         if not held_out:
-            raise DatasetError("recipe sample: no profile has two samples, none can be held out")
+            raise DatasetError(
+                "recipe sample: a profile must have two samples to hold one out, got one in each; "
+                "add episodes of other samples"
+            )
         return {r["episode_id"] for r in rows if r["sample_sha256"] in held_out}, set()
     first_test = rows[len(rows) - max(1, round(policy.test_share * len(rows)))]
     begins = first_test["started_at_wall_ns"]
@@ -150,7 +154,10 @@ def _val_side(rows: list[dict[str, Any]], recipe: str, policy: SplitPolicy) -> s
     elif policy.val_by == "host":
         hosts = sorted({row["host_id"] for row in rows})
         if len(hosts) < 2:
-            raise DatasetError(f"recipe {recipe}: val_by host, but one host is left to train on")
+            raise DatasetError(
+                f"recipe {recipe}: splits.val_by host must have two hosts outside the test side, "
+                f"got {len(hosts)}; set it to episode or sample"
+            )
         chosen = hosts[int(random.integers(len(hosts)))]
         val = {row["episode_id"] for row in rows if row["host_id"] == chosen}
     else:
@@ -158,14 +165,14 @@ def _val_side(rows: list[dict[str, Any]], recipe: str, policy: SplitPolicy) -> s
         val = {rows[i]["episode_id"] for i in random.permutation(len(rows))[:count]}
     if not val or len(val) == len(rows):
         raise DatasetError(
-            f"recipe {recipe}: val_by {policy.val_by} leaves nothing to train or to validate on "
-            f"({len(rows)} episodes)"
+            f"recipe {recipe}: splits.val_by {policy.val_by} must leave episodes to train and to "
+            f"validate on, got {len(val)} of {len(rows)} for validation; add episodes or change it"
         )
     return val
 
 
 def check_sides(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> None:
-    """The promises about the sides.
+    """Check what a recipe promises about its sides.
 
     Raises:
         DatasetError: an episode, a sample (recipe ``sample``), the test host (``host``) or a span
@@ -174,40 +181,50 @@ def check_sides(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> Non
     sides: dict[str, set[str]] = {}
     for episode_id, split in episodes.select("episode_id", "split").drop_nulls().iter_rows():
         sides.setdefault(episode_id, set()).add(split)
-    for episode_id, found in sides.items():
-        if len(found) > 1:
-            raise DatasetError(f"episode {episode_id} is on the sides {', '.join(sorted(found))}")
+    for episode_id, splits in sides.items():
+        if len(splits) > 1:
+            raise DatasetError(
+                f"recipe {recipe}: episode {episode_id} must be on one side, "
+                f"got {', '.join(sorted(splits))}"
+            )
     training = episodes.filter(pl.col("split").is_in(["train", "val"]))
     test = episodes.filter(pl.col("split") == "test")
     for column in {"sample": ["sample_sha256"], "host": ["host_id"], "time": []}[recipe]:
         shared = set(training[column]) & set(test[column])
         if shared:
             raise DatasetError(
-                f"recipe {recipe}: {column} {', '.join(sorted(shared))} is in training and in test"
+                f"recipe {recipe}: {column} must be in training or in test, "
+                f"got {', '.join(sorted(shared))} in both"
             )
     if recipe == "time" and len(test) and len(training):
-        # over before the test begins, by the gap asked for
+        # training must end before the test begins, by the gap
         begins = test["started_at_wall_ns"].cast(pl.Int64).to_list()
         ends = training["ended_at_wall_ns"].cast(pl.Int64).to_list()
         if max(ends) > min(begins) - int(policy.gap_s * NS_PER_S):
-            raise DatasetError("recipe time: a training episode overlaps the test period")
+            raise DatasetError(
+                f"recipe time: training must end splits.gap_s ({policy.gap_s:g} s) before the test "
+                "begins, got a later training episode"
+            )
 
 
 def check_rosters(windows: pl.DataFrame) -> None:
-    """Every class and profile of the test side is trained on, and no side is empty.
+    """Check that every class and profile tested is trained on, and that no side is empty.
 
     Raises:
         DatasetError: names the class or profile.
     """
     for split in SPLITS:
         if windows.filter(pl.col("split") == split).is_empty():
-            raise DatasetError(f"no window is in {split}: the corpus is too small for this recipe")
+            raise DatasetError(f"{split} must have windows, got none; add episodes")
     train = windows.filter(pl.col("split") == "train")
     test = windows.filter(pl.col("split") == "test")
     for column in ("label", "profile"):
         unseen = set(test[column]) - set(train[column])
         if unseen:
-            raise DatasetError(f"{column} {', '.join(sorted(unseen))} is tested but never trained")
+            raise DatasetError(
+                f"every {column} tested must be trained on, got {', '.join(sorted(unseen))} in "
+                "test only; add episodes or change splits"
+            )
 
 
 def build_table(
@@ -219,8 +236,8 @@ def build_table(
         windows: the window tables of all batches, with a column ``batch``.
 
     Returns:
-        ``(windows with split, facts)``: windows that take no part are not in the table, and the
-        facts say which episodes those are.
+        ``(windows with split, facts)``: windows that take no part are not in the table; the facts
+        count their episodes.
 
     Raises:
         DatasetError: see ``assign_splits`` and ``check_rosters``.
@@ -232,7 +249,8 @@ def build_table(
     twice = episodes.filter(pl.col("episode_id").is_duplicated())["episode_id"].unique().sort()
     if len(twice):
         raise DatasetError(
-            f"episodes {', '.join(twice)} are described in two ways; ingest their batches anew"
+            f"episodes must have one description, got several for {', '.join(twice)}; ingest their "
+            "batches again: phasewatch run --force"
         )
     assigned = assign_splits(episodes, recipe, policy)
     table = (
@@ -247,7 +265,7 @@ def build_table(
 def describe(
     table: pl.DataFrame, assigned: pl.DataFrame, recipe: str, policy: SplitPolicy
 ) -> dict[str, Any]:
-    """What a dataset covers and, as plainly, what it does not."""
+    """What a dataset covers, and what it does not."""
     profiles = sorted(set(table["profile"]))
     attacked = table.filter((pl.col("split") == "test") & (pl.col("label") == "infected_running"))
     tested = sorted(set(attacked["profile"]))

@@ -1,4 +1,4 @@
-"""Windows of a dataset as model inputs: lazy views into the shards, and the tables beside them."""
+"""Windows of a dataset as model inputs: lazy views into the shards, and their tables."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Safe reading of an episode's ``.tar.zst``: stream it, keep allow-listed members, count bytes.
 
-Nothing is ever extracted to disk. What the members mean is not decided here.
+Nothing is extracted to disk. What the members mean is not decided here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_MEMBERS = 1_000
 
 
 class ArchiveError(Exception):
-    """An archive that is not read; ``code`` is ``unsafe_archive`` or ``broken_archive``."""
+    """An archive that cannot be read; ``code`` is ``unsafe_archive`` or ``broken_archive``."""
 
     def __init__(self, code: str, detail: str):
         super().__init__(detail)
@@ -33,7 +33,7 @@ class ArchiveError(Exception):
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Only a block of zeros ends an archive; tarfile takes any damaged header for its end."""
+    """Only a block of zeros ends an archive; tarfile takes any damaged header for the end."""
 
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> _StrictTarInfo:
@@ -48,7 +48,7 @@ class _StrictTarInfo(tarfile.TarInfo):
 def _is_whole(packed: bytes) -> bool:
     """Whether the last zstd frame is complete, checksum included (RFC 8878's block headers).
 
-    The streaming reader takes the end of its input for the end of the data.
+    The streaming reader takes the end of its input for the end of the data, so it sees no cut.
     """
     at = 0
     while at < len(packed):
@@ -73,7 +73,7 @@ def _is_whole(packed: bytes) -> bool:
 class _CountingReader(io.RawIOBase):
     """Counts what comes out of the decompressor and stops it at a limit.
 
-    The library's own ``max_output_size`` does not hold back a decompression bomb.
+    The library's own ``max_output_size`` does not stop a decompression bomb.
     """
 
     def __init__(self, stream: zstandard.ZstdDecompressionReader, limit: int):
@@ -88,24 +88,26 @@ class _CountingReader(io.RawIOBase):
         self._left -= count
         if self._left < 0:
             raise ArchiveError(
-                "unsafe_archive", f"unpacks to more than {MAX_UNPACKED_BYTES:,} bytes"
+                "unsafe_archive",
+                f"unpacked size must be at most {MAX_UNPACKED_BYTES:,} bytes, got more",
             )
         return count
 
 
 def read_packed(path: Path) -> bytes:
-    """The bytes of an archive, read once: what is hashed is what is unpacked.
+    """The bytes of an archive, read once: the bytes hashed are the bytes unpacked.
 
     Raises:
         OSError: the file cannot be read.
-        ArchiveError: it is a link, or larger than any episode.
+        ArchiveError: it is a symlink, or larger than any episode.
     """
     if path.is_symlink():
-        raise ArchiveError("unsafe_archive", f"{path.name} is a link")
+        raise ArchiveError("unsafe_archive", f"{path.name} is a symlink; symlinks are not followed")
     size = path.stat().st_size
     if size > MAX_ARCHIVE_BYTES:
         raise ArchiveError(
-            "unsafe_archive", f"{path.name} has {size:,} bytes, over {MAX_ARCHIVE_BYTES:,}"
+            "unsafe_archive",
+            f"{path.name} must be at most {MAX_ARCHIVE_BYTES:,} bytes, got {size:,}",
         )
     return path.read_bytes()
 
@@ -114,7 +116,7 @@ def read_members(packed: bytes, episode_id: str) -> dict[str, bytes]:
     """Content of the allow-listed members of a ``.tar.zst`` held in memory.
 
     Raises:
-        ArchiveError: it is broken, or holds something no episode has any business holding.
+        ArchiveError: it is broken, or has a member that no episode may have.
     """
     members: dict[str, bytes] = {}
     decompressor = zstandard.ZstdDecompressor(max_window_size=2**27)
@@ -126,26 +128,28 @@ def read_members(packed: bytes, episode_id: str) -> dict[str, bytes]:
         ):
             for count, member in enumerate(tar):
                 if count >= MAX_MEMBERS:
-                    raise ArchiveError("unsafe_archive", f"holds more than {MAX_MEMBERS} members")
+                    raise ArchiveError(
+                        "unsafe_archive", f"must have at most {MAX_MEMBERS} members, got more"
+                    )
                 name = _checked_name(member, episode_id)
                 if name not in READ_FILES:
                     continue
                 if name in members:
-                    raise ArchiveError("unsafe_archive", f"holds {name} twice")
+                    raise ArchiveError("unsafe_archive", f"{name} appears twice")
                 if member.size > MAX_MEMBER_BYTES:
                     raise ArchiveError(
                         "unsafe_archive",
-                        f"{name} has {member.size:,} bytes, over {MAX_MEMBER_BYTES:,}",
+                        f"{name} must be at most {MAX_MEMBER_BYTES:,} bytes, got {member.size:,}",
                     )
                 content = tar.extractfile(member)
                 assert content is not None  # a regular file, by _checked_name
                 members[name] = content.read()
-            while plain.read(2**20):  # to the end: damage behind the last member shows there
+            while plain.read(2**20):  # to the end, to see damage after the last member
                 pass
         if not _is_whole(packed):
             raise EOFError("the last frame is cut off")
     except (zstandard.ZstdError, tarfile.TarError, EOFError, RecursionError) as error:
-        raise ArchiveError("broken_archive", f"not a readable .tar.zst: {error}") from error
+        raise ArchiveError("broken_archive", f"cannot be read as .tar.zst: {error}") from error
     return members
 
 
@@ -156,12 +160,13 @@ def _checked_name(member: tarfile.TarInfo, episode_id: str) -> str | None:
         return None
     if not member.isreg() or member.issparse():
         raise ArchiveError(
-            "unsafe_archive", f"member {member.name!r} is neither a file nor the episode's folder"
+            "unsafe_archive",
+            f"members must be regular files or the episode's folder, got {member.name!r}",
         )
     if parts[0] == ".":
         parts = parts[1:]
     if len(parts) != 2 or parts[0] != episode_id or parts[1] in ("", ".", ".."):
         raise ArchiveError(
-            "unsafe_archive", f"member {member.name!r} lies outside the folder {episode_id}/"
+            "unsafe_archive", f"members must be in the folder {episode_id}/, got {member.name!r}"
         )
     return parts[1]

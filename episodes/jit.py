@@ -1,4 +1,4 @@
-"""The one place where Numba is configured: compiled kernels are cached where caches go."""
+"""The one place where Numba is configured: compiled kernels go to ``config.paths.cache_folder``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from config.paths import cache_folder
 
-# before the first import of numba, which would write beside the source files
+# Set before numba's first import: by default it caches next to the source files.
 os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_folder() / "numba"))
 
 import numba
@@ -17,11 +17,14 @@ from numba.core import event
 
 
 class _Announcement(event.Listener):
-    """Says once that kernels are being compiled; Numba sends no event for a cached kernel."""
+    """Logs once that kernels are compiled; Numba sends no event for a cached kernel."""
 
     def on_start(self, _: Any) -> None:
         event.unregister("numba:compile", self)
-        logging.getLogger("phasewatch").warning("compiling kernels, once; about a minute")
+        logging.getLogger("phasewatch").warning(
+            "compiling kernels, which takes about a minute; they are kept in %s",
+            os.environ["NUMBA_CACHE_DIR"],
+        )
 
     def on_end(self, _: Any) -> None:
         """Required by Numba."""

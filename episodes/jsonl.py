@@ -2,8 +2,8 @@
 
 A compiled scanner reads the plain subset of JSON that collectors write (objects of numbers, short
 strings, booleans) at memory speed. A line with anything else in it (escapes, non-ASCII, numbers
-that need more than 53 bits to round) goes to the standard library's parser, so that the result
-is always that of ``json.loads``. What a column means is not known here.
+that need more than 53 bits to round) goes to the standard library's parser, so the result is
+always that of ``json.loads``. The meaning of columns is not known here.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ _ENVELOPE: tuple[FieldPath, ...] = (
     ("available_in_deployment",),
 )
 MAX_ROWS = 1_000_000
-"""Over a day at 10 Hz; lines beyond it are not parsed, and said to be there."""
+"""Over a day at 10 Hz; further lines are not parsed, and reported as a problem."""
 
-ABSENT, NUMBER, UNUSABLE = 0, 1, 2  # what a field held in a row
+NO_WALL_TIME = "t_wall_ns is missing or not an integer"
+
+ABSENT, NUMBER, UNUSABLE = 0, 1, 2  # state of a field in a row
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Rows:
     t_mono_ns: NDArray[np.int64]  # (n_rows,), 0 where ``has_mono`` is False
     has_mono: NDArray[np.bool_]  # (n_rows,)
     values: NDArray[np.float64]  # (n_rows, n_fields), NaN = missing
-    unusable: NDArray[np.int64]  # (n_fields,) values that were there but were no finite number
+    unusable: NDArray[np.int64]  # (n_fields,) values that are not finite numbers
     absent: NDArray[np.int64]  # (n_fields,) rows without the field
     problems: tuple[str, ...]  # malformed lines and rows with a faulty envelope, by line number
     n_malformed: int
@@ -79,8 +81,8 @@ def parse_rows(
     Args:
         content: the file; blank lines are skipped.
         fields: path of each wanted value inside a row.
-        tag: what ``source`` has to say in every row.
-        max_problems: how many problems are described in words (all are counted).
+        tag: the value that ``source`` must have in every row.
+        max_problems: how many problems are described (all are counted).
     """
     buffer = np.frombuffer(content, dtype=np.uint8)
     starts, ends = _line_bounds(buffer)
@@ -101,22 +103,26 @@ def parse_rows(
         if not line.strip():
             good[i] = False
             continue
-        why = _parse_line(line, fields, tag, times[i], values[i], held[i])
-        if why:
-            malformed[i] = why
+        problem = _parse_line(line, fields, tag, times[i], values[i], held[i])
+        if problem:
+            malformed[i] = problem
     for i in np.flatnonzero((held[:, WALL] != NUMBER) & ~slow).tolist():
-        malformed[i] = "no integer t_wall_ns"
+        malformed[i] = NO_WALL_TIME
 
     good[list(malformed)] = False
     problems = dict(malformed)
-    for slot, what in (
-        (MONO, "no integer t_mono_ns"),
-        (TAG, f"source is not {tag!r}"),
-        (DEPLOYABLE, "available_in_deployment is no boolean"),
+    for slot, problem in (
+        (MONO, "t_mono_ns is missing or not an integer"),
+        (TAG, f"source must be {tag!r}"),
+        (DEPLOYABLE, "available_in_deployment is missing or not a boolean"),
     ):
         for i in np.flatnonzero(good & (held[:, slot] != NUMBER)).tolist():
-            problems.setdefault(i, what)
-    described = [f"over {MAX_ROWS:,} lines; the rest was not read"] if too_many else []
+            problems.setdefault(i, problem)
+    described = (
+        [f"must have at most {MAX_ROWS:,} lines, got more; the rest was not read"]
+        if too_many
+        else []
+    )
     for i in sorted(problems)[:max_problems]:
         number = content.count(b"\n", 0, starts[i]) + 1
         described.append(f"line {number}: {problems[i]}")
@@ -159,7 +165,7 @@ def _loads(line: bytes) -> object:
 
 
 def is_int64(value: object) -> bool:
-    """Whether ``value`` is an integer (no boolean, no 1.0) that fits 64 bits."""
+    """Whether ``value`` is an integer (not a boolean, not 1.0) that fits 64 bits."""
     return type(value) is int and -(2**63) <= value < 2**63
 
 
@@ -171,7 +177,7 @@ def _parse_line(
     values: NDArray[np.float64],
     held: NDArray[np.uint8],
 ) -> str | None:
-    """What ``_scan`` does, by the standard library; why the line is malformed, if it is."""
+    """Do what ``_scan`` does, with the standard library; returns why the line is malformed."""
     row = _loads(line)
     if not isinstance(row, dict):
         return "not a JSON object"
@@ -185,7 +191,7 @@ def _parse_line(
     held[DEPLOYABLE] = NUMBER if isinstance(row.get("available_in_deployment"), bool) else UNUSABLE
     for i, path in enumerate(fields):
         values[i], held[_FIRST_FIELD + i] = _number(row, path)
-    return None if held[WALL] == NUMBER else "no integer t_wall_ns"
+    return None if held[WALL] == NUMBER else NO_WALL_TIME
 
 
 def _number(row: dict[str, Any], path: FieldPath) -> tuple[float, int]:
@@ -274,8 +280,8 @@ def _is_word(buffer, i, end, word):
     return True
 
 
-_NOBODY = -1_000_000  # fills no slot and opens no wanted object
-_LEARNED = 64  # at most so many further keys are remembered
+_UNWANTED = -1_000_000  # target of a key that fills no slot and opens no wanted object
+_LEARNED = 64  # how many further keys are remembered at most
 
 _TRUE, _FALSE, _NULL = _ascii("true"), _ascii("false"), _ascii("null")
 _POWERS = np.array([10.0**k for k in range(23)])  # exact in float64
@@ -285,8 +291,8 @@ _POWERS = np.array([10.0**k for k in range(23)])  # exact in float64
 def _scan_number(buffer, i, end):
     """``(next index or -1, is an integer, int64, float64)``; -1: leave it to the slow path.
 
-    A decimal of at most 2^53 in digits times or over a power of ten up to 10^22 is rounded once,
-    hence correctly; so is a conversion from int64.
+    Digits of at most 2^53 times or over a power of ten up to 10^22 are rounded once, so correctly;
+    a conversion from int64 is too.
     """
     negative = i < end and buffer[i] == 45
     if negative:
@@ -368,9 +374,8 @@ def _scan(
 ):
     """Fill ``times``, ``values``, ``held`` line by line; set ``slow`` where a line is not plain.
 
-    Collectors write the keys of every row in one order: ``after`` remembers which key followed
-    which, so that a key is usually found by one comparison. Keys nobody asked for are learned
-    as they come, and then found as fast.
+    Collectors write the keys of every row in one order. ``after`` remembers which key followed
+    each key, so one comparison usually finds the next one. Unwanted keys are remembered too.
     """
     n_keys = len(parent)
     capacity = n_keys + _LEARNED
@@ -379,7 +384,7 @@ def _scan(
     begins = np.zeros(capacity, dtype=np.int64)
     lengths = np.zeros(capacity, dtype=np.int64)
     inside = np.zeros(capacity, dtype=np.int64)
-    fills = np.full(capacity, _NOBODY, dtype=np.int64)
+    fills = np.full(capacity, _UNWANTED, dtype=np.int64)
     for k in range(n_keys):
         begins[k] = key_ends[k - 1] if k > 0 else 0
         lengths[k] = key_ends[k] - begins[k]
@@ -411,37 +416,37 @@ def _scan(
                 plain = False
                 break
             first = i + 1
-            found = after[previous + 1]
+            key = after[previous + 1]
             if (
-                found < 0
-                or inside[found] != nodes[depth]
-                or not _matches(buffer, first, end, known, begins[found], lengths[found])
+                key < 0
+                or inside[key] != nodes[depth]
+                or not _matches(buffer, first, end, known, begins[key], lengths[key])
             ):
-                found = -1
+                key = -1
                 for k in range(n_keys):
                     if inside[k] == nodes[depth] and _matches(
                         buffer, first, end, known, begins[k], lengths[k]
                     ):
-                        found = k
+                        key = k
                         break
-            if found >= 0:
-                quote = first + lengths[found]
+            if key >= 0:
+                quote = first + lengths[key]
             else:
                 quote = _string_end(buffer, first, end)
                 if quote < 0:
                     plain = False
                     break
                 if n_keys < capacity and used + quote - first <= len(known):
-                    found = n_keys
+                    key = n_keys
                     n_keys += 1
-                    begins[found] = used
-                    lengths[found] = quote - first
-                    inside[found] = nodes[depth]
+                    begins[key] = used
+                    lengths[key] = quote - first
+                    inside[key] = nodes[depth]
                     known[used : used + quote - first] = buffer[first:quote]
                     used += quote - first
-            if found >= 0:
-                after[previous + 1] = found
-                previous = found
+            if key >= 0:
+                after[previous + 1] = key
+                previous = key
             i = _skip_space(buffer, quote + 1, end)
             if i >= end or buffer[i] != 58:
                 plain = False
@@ -452,8 +457,8 @@ def _scan(
                 break
             # one value
             byte = buffer[i]
-            slot = fills[found] if found >= 0 else np.int64(_NOBODY)
-            opens = _NOBODY < slot < 0
+            slot = fills[key] if key >= 0 else np.int64(_UNWANTED)
+            opens = _UNWANTED < slot < 0
             state = 2
             if byte == 123:
                 # only an object that holds wanted keys is plain, and only once a line

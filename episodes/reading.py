@@ -1,6 +1,6 @@
 """One episode in memory: its meta, labels, events and telemetry columns, as shipped.
 
-Reading repairs nothing and judges nothing; what is wrong is kept as text for ``validation``.
+Reading repairs nothing and judges nothing; problems are kept as text for ``validation``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from episodes.archive import read_members, read_packed
 from episodes.format import EVENTS_FILE, LABELS_FILE, META_FILE, SOURCES
-from episodes.jsonl import FieldPath, Rows, is_int64, parse_objects, parse_rows
+from episodes.jsonl import NO_WALL_TIME, FieldPath, Rows, is_int64, parse_objects, parse_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Moments:
-    """Labels or events: what was written, when. In file order."""
+    """Labels or events with their times, in file order."""
 
     t_wall_ns: NDArray[np.int64]  # (n,)
     names: tuple[str, ...]
@@ -33,7 +33,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Episode:
-    """An episode's content. A file that is absent reads as empty; ``members`` tells which were."""
+    """An episode's content. A missing file reads as empty; ``members`` has the files present."""
 
     episode_id: str
     members: Mapping[str, bytes]
@@ -79,12 +79,14 @@ def parse_episode(
 
 def _parse_meta(content: bytes | None) -> tuple[dict[str, Any], str | None]:
     if content is None:
-        return {}, "absent"
+        return {}, "missing"
     try:
         meta = json.loads(content)
     except (ValueError, RecursionError) as error:
         return {}, f"not JSON: {error}"
-    return (meta, None) if isinstance(meta, dict) else ({}, "not a JSON object")
+    if not isinstance(meta, dict):
+        return {}, f"must be a JSON object, got {type(meta).__name__}"
+    return meta, None
 
 
 def _parse_moments(content: bytes, key: str) -> Moments:
@@ -93,9 +95,9 @@ def _parse_moments(content: bytes, key: str) -> Moments:
     names: list[str] = []
     for number, row in rows:
         if not is_int64(row.get("t_wall_ns")):
-            problems.append(f"line {number}: no integer t_wall_ns")
+            problems.append(f"line {number}: {NO_WALL_TIME}")
         elif not isinstance(row.get(key), str):
-            problems.append(f"line {number}: {key} is no string")
+            problems.append(f"line {number}: {key} is missing or not a string")
         else:
             times.append(row["t_wall_ns"])
             names.append(row[key])

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import ConfigDict, Field
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from pydantic import ValidationError
 
 SETTINGS = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -27,7 +25,7 @@ Positive = Annotated[Float, Field(gt=0)]
 NotNegative = Annotated[Float, Field(ge=0)]
 Share = Annotated[NotNegative, Field(le=1)]
 PositiveShare = Annotated[Positive, Field(le=1)]
-ShareWithin = Annotated[Positive, Field(lt=1)]  # of two sides that both have to get something
+ShareWithin = Annotated[Positive, Field(lt=1)]  # of two sides, neither empty
 
 _MUST_BE = {
     "int_type": "an int",
@@ -54,35 +52,22 @@ def settings_errors(error: ValidationError, settings: Any, prefix: str = "") -> 
         settings: the class that was validated, a pydantic dataclass or model.
         prefix: dotted name of the section that ``settings`` describes; empty at the top.
     """
-    return [
-        _line(fault, settings, [*filter(None, [prefix]), *map(str, fault["loc"])])
-        for fault in error.errors()
-    ]
+    return [_line(fault, settings, [prefix] if prefix else []) for fault in error.errors()]
 
 
-def _line(fault: Any, settings: Any, path: list[str]) -> str:
-    *sections, name = path or [""]
-    kind = fault["type"]
-    described = settings  # what the faulty place is declared as
+def _line(fault: Any, declared: Any, path: list[str]) -> str:
+    context = fault.get("ctx", {})
     for step in fault["loc"]:
-        known = described.__pydantic_fields__
+        known = declared.__pydantic_fields__
         if step not in known:
-            return ": ".join([*filter(None, [".".join(sections)]), unknown_name(name, known)])
-        described = known[step].annotation
-    name = ".".join(path)
-    if kind == "value_error" and hasattr(described, "__pydantic_fields__"):
-        return ".".join([*path, str(fault["ctx"]["error"])])  # of fields that do not fit together
-    if kind == "value_error":
-        problem = str(fault["ctx"]["error"])
-    elif kind in _MUST_BE:
-        problem = f"must be {_MUST_BE[kind].format(**fault.get('ctx', {}))}"
-    else:
-        problem = f"is not valid: {fault['msg']}"
-    return f"{name} {problem}, got {fault['input']!r}"
-
-
-def unknown_name(name: str, known: Collection[str], what: str = "setting") -> str:
-    """What to say of a name that does not exist."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
-    return f"no {what} {name!r}; {hint}"
+            near = difflib.get_close_matches(step, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+            return ".".join(path) + f"{': ' if path else ''}no setting {step!r}; {hint}"
+        path = [*path, step]
+        declared = known[step].annotation
+    if "error" in context and hasattr(declared, "__pydantic_fields__"):
+        return ".".join([*path, str(context["error"])])  # of a section: it names its setting
+    problem = context.get("error") or fault["msg"].replace("Input should", "must")
+    if fault["type"] in _MUST_BE:
+        problem = f"must be {_MUST_BE[fault['type']].format(**context)}"
+    return f"{'.'.join(path)} {problem}, got {fault['input']!r}"

@@ -1,7 +1,7 @@
 """Verdicts on episodes: is one usable, and if not, why exactly.
 
-Every check adds a reason; none stops the others, so that one sweep tells all there is to mend.
-Nothing here touches the store, and nothing here knows what models are fed.
+Every check adds a reason and none stops the others, so one sweep lists everything to fix. The store
+and model inputs are not known here.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class Record:
     batch: str
     verdict: str
     reasons: tuple[str, ...]
-    details: tuple[str, ...]  # one a reason, in the same order
-    flags: tuple[str, ...]  # worth knowing, no reason to degrade
+    details: tuple[str, ...]  # one per reason, in the same order
+    flags: tuple[str, ...]  # worth knowing, but no reason to degrade
     sample_name: str | None
     sample_sha256: str | None
     profile: str | None
@@ -108,7 +108,7 @@ class Record:
     ended_at_wall_ns: int | None
     duration_s: float | None
     rows: dict[str, int]  # by source
-    coverage: dict[str, float | None]  # by source: rows over rows expected; None: no expectation
+    coverage: dict[str, float | None]  # by source: rows / expected rows; None: no rate expected
     largest_gap_s: dict[str, float | None]
     unusable_values: dict[str, int]
     seconds: dict[str, float]  # by phase
@@ -119,10 +119,10 @@ class Record:
 
     @property
     def line(self) -> str:
-        """For people: who, the verdict, and every reason with its code."""
-        said = [f"{d} [{code}]" for code, d in zip(self.reasons, self.details, strict=True)]
-        who = " ".join(filter(None, (self.episode_id, self.host_id, self.verdict)))
-        return who + (f": {'; '.join(said)}" if said else "")
+        """For people: the episode, its verdict, and every reason with its code."""
+        reasons = [f"{d} [{code}]" for code, d in zip(self.reasons, self.details, strict=True)]
+        head = " ".join(filter(None, (self.episode_id, self.host_id, self.verdict)))
+        return head + (f": {'; '.join(reasons)}" if reasons else "")
 
     def with_reason(self, code: str, detail: str) -> Record:
         """The same record with one more reason, and the verdict that follows."""
@@ -132,7 +132,7 @@ class Record:
         )
 
     def as_row(self) -> dict[str, Any]:
-        """Flat, for a table: one column a source or a phase."""
+        """Flat, for a table: one column per source or phase."""
         row = asdict(self)
         for name in ("reasons", "details", "flags"):
             row[name] = list(row[name])
@@ -156,8 +156,8 @@ class _Findings:
 
 
 def _verdict(reasons: Iterable[str]) -> str:
-    found = {REASONS[code] for code in reasons}
-    return next((verdict for verdict in _WORST_FIRST if verdict in found), "accepted")
+    verdicts = {REASONS[code] for code in reasons}
+    return next((verdict for verdict in _WORST_FIRST if verdict in verdicts), "accepted")
 
 
 def validate(
@@ -165,11 +165,10 @@ def validate(
     policy: ValidationPolicy,
     fields: Mapping[str, Sequence[FieldPath]],
 ) -> tuple[Record, Episode | None]:
-    """Judge one episode; never raises for what is wrong with it.
+    """Judge one episode; a faulty episode never raises.
 
     Args:
-        fields: the values to parse on the way (see ``read_episode``), so that extraction needs
-            no second reading.
+        fields: the values to parse (see ``read_episode``), so extraction need not read again.
 
     Returns:
         The index row, and the episode where it could be read at all.
@@ -182,14 +181,22 @@ def validate(
         if stored.size_bytes is not None:
             packed = read_packed(stored.path)
             sha256 = hashlib.sha256(packed).hexdigest()
-            _check_hash(sha256, stored, findings)
+            indexed = sorted({row.sha256 for row in stored.index_rows})
+            if indexed and sha256 not in indexed:
+                findings.add(
+                    "tar_hash_mismatch",
+                    f"the archive's sha256 is {sha256[:12]}…, the index says {indexed[0][:12]}…",
+                )
             episode = parse_episode(packed, stored.episode_id, fields)
-            _check_episode(episode, stored, policy, findings)
+            _check_meta(episode, stored, findings)
+            _check_files(episode, findings)
+            _check_labels(episode, findings)
+            _check_rows(episode, policy, findings)
     except ArchiveError as error:
         findings.add(error.code, error.detail)
     except OSError as error:
         findings.add("io_error", f"{stored.path.name}: {error.strerror or error}")
-    except Exception as error:  # the sweep goes on, whatever one episode holds
+    except Exception as error:  # one episode must not stop the sweep
         findings.add("unforeseen_error", where(error))
     return _record(stored, sha256, episode, findings), episode
 
@@ -220,30 +227,12 @@ def _check_index(stored: StoredEpisode, findings: _Findings) -> None:
         findings.add("listed_file_absent", f"in index.jsonl, but {stored.path.name} is not on disk")
 
 
-def _check_episode(
-    episode: Episode, stored: StoredEpisode, policy: ValidationPolicy, findings: _Findings
-) -> None:
-    _check_meta(episode, stored, findings)
-    _check_files(episode, findings)
-    _check_labels(episode, findings)
-    _check_rows(episode, policy, findings)
-
-
-def _check_hash(sha256: str, stored: StoredEpisode, findings: _Findings) -> None:
-    indexed = {row.sha256 for row in stored.index_rows}
-    if indexed and sha256 not in indexed:
-        findings.add(
-            "tar_hash_mismatch",
-            f"the archive's sha256 is {sha256[:12]}…, the index says {sorted(indexed)[0][:12]}…",
-        )
-
-
 def _check_meta(episode: Episode, stored: StoredEpisode, findings: _Findings) -> None:
     if episode.meta_problem:
         findings.add("schema", f"{META_FILE}: {episode.meta_problem}")
         return
     meta = episode.meta
-    wanted: dict[str, type | tuple[type, ...]] = {
+    types: dict[str, type] = {
         "episode_id": str,
         "host_id": str,
         "schema_version": int,
@@ -255,10 +244,10 @@ def _check_meta(episode: Episode, stored: StoredEpisode, findings: _Findings) ->
         "experiment.tier": int,
         "files": dict,
     }
-    for name, kind in wanted.items():
+    for name, kind in types.items():
         value = _dig(meta, name)
         if not isinstance(value, kind) or (kind is int and not is_int64(value)):
-            findings.add("schema", f"{META_FILE}: {name} is absent or of the wrong type")
+            findings.add("schema", f"{META_FILE}: {name} is missing or of the wrong type")
     named = {"episode_id": stored.episode_id} | (
         {"host_id": stored.host_id} if stored.in_store else {}
     )
@@ -291,7 +280,7 @@ def _check_files(episode: Episode, findings: _Findings) -> None:
             continue
         content = episode.members[name]
         if not isinstance(facts, dict) or not isinstance(facts.get("sha256"), str):
-            findings.add("schema", f"{META_FILE}: files.{name}.sha256 is absent or no string")
+            findings.add("schema", f"{META_FILE}: files.{name}.sha256 is missing or not a string")
         elif hashlib.sha256(content).hexdigest() != facts["sha256"]:
             findings.add("file_hash_mismatch", f"{name}: sha256 differs from {META_FILE}'s")
         elif is_int64(facts.get("rows")) and facts["rows"] != sum(
@@ -313,8 +302,8 @@ def _check_labels(episode: Episode, findings: _Findings) -> None:
             findings.add("schema", f"{name}: {problem}")
     labels = episode.labels
     if LABELS_FILE not in episode.members:
-        if LABELS_FILE not in _listed_files(episode):  # else it is "listed, but absent"
-            findings.add("schema", f"{LABELS_FILE}: absent")
+        if LABELS_FILE not in _listed_files(episode):  # else listed_file_absent says so
+            findings.add("schema", f"{LABELS_FILE}: missing")
         return
     if not labels.names:
         findings.add("schema", f"{LABELS_FILE}: no label")
@@ -329,14 +318,14 @@ def _check_labels(episode: Episode, findings: _Findings) -> None:
         if name == FAILED:
             findings.add("failed_label", f"{LABELS_FILE}: phase 'failed'")
         else:
-            findings.add("unknown_label", f"{LABELS_FILE}: phase {name!r} is not a known one")
+            findings.add(
+                "unknown_label",
+                f"{LABELS_FILE}: phase must be one of {', '.join(PHASES)}, got {name!r}",
+            )
     for phase, event in JUSTIFYING_EVENT.items():
         times = [t for t, name in zip(labels.t_wall_ns, labels.names, strict=True) if name == phase]
-        happened = [
-            t
-            for t, name in zip(episode.events.t_wall_ns, episode.events.names, strict=True)
-            if name == event
-        ]
+        events = zip(episode.events.t_wall_ns, episode.events.names, strict=True)
+        happened = [t for t, name in events if name == event]
         if times and (not happened or min(times) < min(happened)):
             findings.add("infection_without_event", f"{phase} with no {event} at or before it")
 
@@ -380,7 +369,7 @@ def _check_rows(episode: Episode, policy: ValidationPolicy, findings: _Findings)
                 "source_gap",
                 f"{source.name}: {gap:.1f} s without a row, over {policy.max_gap_s:g} s",
             )
-    for what, times in (("first", first), ("last", last)):
+    for place, times in (("first", first), ("last", last)):
         if (
             times
             and max(times.values()) - min(times.values()) > policy.max_source_offset_s * NS_PER_S
@@ -389,7 +378,7 @@ def _check_rows(episode: Episode, policy: ValidationPolicy, findings: _Findings)
             name = max(times, key=lambda source: abs(times[source] - middle))
             findings.add(
                 "source_offset",
-                f"{name}: its {what} row is over {policy.max_source_offset_s:g} s away from "
+                f"{name}: its {place} row is over {policy.max_source_offset_s:g} s away from "
                 "the other sources'",
             )
     if not len(episode.sources["netflow"]):

@@ -1,7 +1,7 @@
 """Rows of four sources to one 10 Hz series on the wall clock.
 
-The rules (what is carried, interpolated, summed, missing) are those of docs/data-format.md.
-Everything is computed in float64 and integer nanoseconds; the series is stored as float32.
+docs/data-format.md has the rules: what is carried, interpolated, summed or missing. Everything is
+computed in float64 and integer nanoseconds; the series is stored as float32.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_SPAN_S = 86_400
 
 
 class AlignmentError(ValueError):
-    """An episode that no series can be made of; the message says why."""
+    """An episode cannot be aligned; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -38,44 +38,43 @@ class Grid:
     n_bins: int
 
 
-def recover_coarse_clock(rows: Rows) -> NDArray[np.int64]:
-    """Instants of rows whose wall clock may have been written in whole seconds.
+def instants(source: str, rows: Rows) -> NDArray[np.int64]:
+    """The Unix time in ns of each row of a source, also if it was written in whole seconds.
 
     ``t_wall - t_mono`` is a constant less a truncation in [0, 1) s; its maximum over the episode
-    is closest to the constant. Rows with any finer wall time are returned as they are.
+    is closest to the constant. If any row has a finer wall time, all are returned unchanged.
     """
     wall = rows.t_wall_ns
-    if not len(wall) or np.any(wall % NS_PER_S) or not np.any(rows.has_mono):
+    if not SOURCES[source].clock_may_be_coarse or not np.any(rows.has_mono):
+        return wall
+    if np.any(wall % NS_PER_S):
         return wall
     offset = (wall - rows.t_mono_ns)[rows.has_mono].max()
     return np.where(rows.has_mono, rows.t_mono_ns + offset, wall)
 
 
-def instants(name: str, rows: Rows) -> NDArray[np.int64]:
-    """The Unix time in ns at which each row of a source holds."""
-    return recover_coarse_clock(rows) if SOURCES[name].clock_may_be_coarse else rows.t_wall_ns
-
-
 def make_grid(label_t_wall_ns: NDArray[np.int64], sources: Mapping[str, Rows], bin_ns: int) -> Grid:
     """The bins from the earliest label to the last row of a polled source.
 
-    A source with rows only when something happens ends the grid only where it is alone.
+    A source with rows only when something happens sets the end only if there is no other.
 
     Raises:
-        AlignmentError: there is no label, or the telemetry lies over a day off (a clock astray).
+        AlignmentError: there is no label, or the telemetry is over a day away (a wrong clock).
     """
     if not len(label_t_wall_ns):
-        raise AlignmentError("no label: episode time starts at the earliest one")
+        raise AlignmentError(
+            "labels.jsonl: must have a label, got none; episode time starts at the earliest"
+        )
     origin = int(label_t_wall_ns.min())
     polled = [r.t_wall_ns for n, r in sources.items() if SOURCES[n].expected_hz and len(r)]
     ends = polled or [instants(n, rows) for n, rows in sources.items() if len(rows)]
     span = max((int(t.max()) for t in ends), default=origin) - origin
     lead = origin - min((int(t.min()) for t in ends), default=origin)
-    for distance, where in ((span, "ends {} s after"), (lead, "begins {} s before")):
+    for distance, place in ((span, "end {} s after"), (lead, "begin {} s before")):
         if distance > MAX_SPAN_S * NS_PER_S:
             raise AlignmentError(
-                f"the telemetry {where.format(distance // NS_PER_S)} the first label, "
-                f"over {MAX_SPAN_S} s"
+                f"telemetry must {place.format(f'at most {MAX_SPAN_S}')} the first label, "
+                f"got {distance // NS_PER_S} s; check the host's clock"
             )
     return Grid(origin, bin_ns, max(0, span // bin_ns))
 
@@ -107,7 +106,7 @@ def align(sources: Mapping[str, Rows], grid: Grid, layout: Layout) -> NDArray[np
                 _sum(times, column_values, grid.origin_ns, grid.bin_ns, out)
     with np.errstate(over="ignore"):
         stored = series.astype(np.float32)
-    stored[np.isinf(stored)] = np.nan  # too large for float32: no number a model could use
+    stored[np.isinf(stored)] = np.nan  # too large for float32
     return stored
 
 
@@ -132,8 +131,8 @@ def _hold(times, values, origin, bin_ns, max_age_ns, out):
 def _rate(times, values, origin, bin_ns, max_gap_ns, out):
     """Counter: the increase over the bin, interpolated between rows, per second.
 
-    Increments are added stretch by stretch (never differences of large cumulative values), so a
-    bin depends on the rows around it alone and a counter that did not move gives exactly 0.
+    Increments are added stretch by stretch and large cumulative values are never subtracted, so a
+    bin depends only on the rows around it, and a counter that did not move gives exactly 0.
     """
     at = np.empty(len(times), dtype=np.int64)
     held = np.empty(len(times))
@@ -142,7 +141,7 @@ def _rate(times, values, origin, bin_ns, max_gap_ns, out):
         if np.isnan(values[i]):
             continue
         if n > 0 and at[n - 1] == times[i]:
-            n -= 1  # equal instants: the last one wins
+            n -= 1  # equal times: the last row wins
         at[n] = times[i]
         held[n] = values[i]
         n += 1
@@ -174,7 +173,7 @@ def _rate(times, values, origin, bin_ns, max_gap_ns, out):
 
 @jit
 def _sum(times, values, origin, bin_ns, out):
-    """Bucket: the sum of the rows in the bin, 0 without any; a row without a value spoils it."""
+    """Bucket: the sum of the rows in the bin, 0 without rows, missing if a row has no value."""
     out[:] = 0.0
     for i in range(len(times)):
         j = (times[i] - origin) // bin_ns

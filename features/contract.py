@@ -1,7 +1,7 @@
-"""The input contract: what a model's input means, as ordered sections that can be hashed and read.
+"""The input contract: the meaning of a model's input, as ordered sections with hashes.
 
-A checkpoint carries the contract it was trained under; loading compares it with the one in force
-and, where they differ, says every difference in words. Files and models are not known here.
+A checkpoint carries the contract it was trained under. Loading compares it with the live one and
+lists every difference. Files and models are not known here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from features.registry import InputKind, Layout
 
 PREPROCESSING_VERSION = 1
-"""Raised with every change of code that changes a series or a statistic under an equal layout."""
+"""Increase it with every change of code that changes a series or statistic of an equal layout."""
 
 GOLDEN_FILE = Path(__file__).parent / "golden" / "golden.npz"
 
@@ -35,14 +35,14 @@ RULES: dict[str, Any] = {
     "assignment": "phase of the latest label at or before the window's centre",
     "purity": "share of bin centres at which the phase is the window's label",
 }
-"""What the code does that no setting of the layout says. Whoever changes it there says so here."""
+"""Rules that are in the code and not in the layout. Change them in both places."""
 
 
 def canonical_json(value: object) -> bytes:
-    """RFC 8785 for what contracts hold: keys in order of UTF-16, no space, no floats.
+    """RFC 8785 for the values of contracts: keys in order of UTF-16, no space, no floats.
 
     Raises:
-        ValueError: ``value`` holds a float, an integer of 2^53 or more, a key that is no string,
+        ValueError: ``value`` has a float, an integer of 2^53 or more, a key that is not a string,
             or text that is not Unicode.
     """
     return json.dumps(_canonical(value), separators=(",", ":"), ensure_ascii=False).encode()
@@ -52,21 +52,21 @@ def _canonical(value: object) -> object:
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
-                raise ValueError(f"key {key!r} is no string")
-        # UTF-16 puts what lies beyond U+FFFF before U+E000; code points would not
+                raise ValueError(f"key must be a string, got {key!r}")
+        # UTF-16 puts characters above U+FFFF before U+E000; code points would not
         keys = sorted(value, key=lambda key: key.encode("utf-16-be"))
         return {key: _canonical(value[key]) for key in keys}
     if isinstance(value, list):
         return [_canonical(item) for item in value]
     if isinstance(value, int) and abs(value) >= 2**53:
-        raise ValueError(f"{value} is 2^53 or more")
+        raise ValueError(f"integer must be below 2^53, got {value}")
     if not isinstance(value, str | int | None):
-        raise ValueError(f"{value!r} cannot be part of a hashed section")
+        raise ValueError(f"value must be text, an integer, true, false or null, got {value!r}")
     return value
 
 
 def section_hash(name: str, value: object) -> str:
-    """sha256 of a section, separated by its name from every other use of the same bytes."""
+    """sha256 of a section; its name keeps equal bytes of two sections apart."""
     return hashlib.sha256(f"phasewatch/{name}/v1\0".encode() + canonical_json(value)).hexdigest()
 
 
@@ -85,7 +85,7 @@ class Contract:
         return section_hash("contract", self.hashes)
 
     def as_header(self) -> dict[str, Any]:
-        """How a checkpoint's header holds it."""
+        """The contract as a checkpoint's header has it."""
         hashes = self.hashes
         return {
             name: {"hash": hashes[name], "value": value} for name, value in self.sections.items()
@@ -143,12 +143,16 @@ def contract_of(layout: Layout, input_kind: InputKind) -> Contract:
 
 
 def contract_hashes(layout: Layout) -> dict[InputKind, str]:
-    """Contract hash of every input kind: what stages record beside what they wrote."""
+    """Contract hash of every input kind, for the manifests of stages."""
     return {kind: contract_of(layout, kind).hash for kind in ("summary", "tensor")}
 
 
+_ORDERED = {"stats": ("statistic", "ordered"), "labels": ("class", "classes")}
+"""Section with an ordered list -> noun of an entry, key of the list."""
+
+
 def diff_contracts(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Every difference between two contracts' sections, one line each, in a person's words."""
+    """Every difference between two contracts' sections, one line each."""
     lines: list[str] = []
     for name in dict.fromkeys([*now, *was]):
         if name not in now:
@@ -157,14 +161,11 @@ def diff_contracts(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
             lines.append(f"section {name} is new")
         elif name == "channels":
             lines += _diff_channels(was[name], now[name])
-        elif name == "stats":
-            lines += _diff_ordered("statistic", was[name]["ordered"], now[name]["ordered"])
-            rest = ({k: v for k, v in side[name].items() if k != "ordered"} for side in (was, now))
-            lines += _diff_values("stats", *rest)
-        elif name == "labels":
-            lines += _diff_ordered("class", was[name]["classes"], now[name]["classes"])
-            rest = ({k: v for k, v in side[name].items() if k != "classes"} for side in (was, now))
-            lines += _diff_values("labels", *rest)
+        elif name in _ORDERED:
+            noun, key = _ORDERED[name]
+            lines += _diff_ordered(noun, was[name][key], now[name][key])
+            rest = ({k: v for k, v in side[name].items() if k != key} for side in (was, now))
+            lines += _diff_values(name, *rest)
         else:
             lines += _diff_values(name, was[name], now[name])
     return lines
@@ -183,9 +184,9 @@ def _diff_channels(was: list[dict[str, Any]], now: list[dict[str, Any]]) -> Iter
                 yield f"{before['name']}: {key} was {_word(old)}, is now {_word(new)}"
 
 
-def _diff_ordered(what: str, was: list[str], now: list[str]) -> Iterator[str]:
-    """The fate of every entry, each told once: gone, new, moved, or shifted with its neighbours."""
-    run: list[int] = []  # positions of consecutive entries that moved by one and the same distance
+def _diff_ordered(noun: str, was: list[str], now: list[str]) -> Iterator[str]:
+    """One line per entry that is gone, new or moved, or per run that moved together."""
+    run: list[int] = []  # positions of consecutive entries that moved by the same distance
 
     def shift(i: int) -> int:
         return now.index(was[i]) - i
@@ -194,11 +195,11 @@ def _diff_ordered(what: str, was: list[str], now: list[str]) -> Iterator[str]:
         if len(run) > 1:
             first, last, by = run[0], run[-1], shift(run[0])
             yield (
-                f"{what}s {first}-{last} ({was[first]} … {was[last]}) moved by {by:+d} "
+                f"{noun}s {first}-{last} ({was[first]} … {was[last]}) moved by {by:+d} "
                 f"to {first + by}-{last + by}"
             )
         elif run:
-            yield f"{what} {run[0]} was {was[run[0]]}, has moved to {now.index(was[run[0]])}"
+            yield f"{noun} {run[0]} was {was[run[0]]}, has moved to {now.index(was[run[0]])}"
         run.clear()
 
     for i in range(max(len(was), len(now))):
@@ -213,10 +214,10 @@ def _diff_ordered(what: str, was: list[str], now: list[str]) -> Iterator[str]:
             continue
         yield from flush()
         if old is None and comes:
-            yield f"{what} {i} is new: {new}"
+            yield f"{noun} {i} is new: {new}"
         elif old is not None and old != new:
             gone = f"moved to {now.index(old)}" if moves else "gone"
-            yield f"{what} {i} was {old} ({gone})" + (f", is now {new} (new)" if comes else "")
+            yield f"{noun} {i} was {old} ({gone})" + (f", is now {new} (new)" if comes else "")
     yield from flush()
 
 

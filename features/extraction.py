@@ -23,13 +23,13 @@ SOURCE_NAMES = tuple(SOURCES)
 
 @dataclass(frozen=True)
 class Extracted:
-    """What an episode gives a model."""
+    """The model inputs of one episode."""
 
     series: NDArray[np.float32]  # (n_bins, n_channels)
     windows: WindowTable
     features: NDArray[np.float32]  # (n_windows, n_features)
     coverage: NDArray[np.float32]  # (n_windows, n_sources), in order of SOURCE_NAMES
-    onset_s: float | None  # of the attack; None: there is none
+    onset_s: float | None  # of the attack; None: no attack
 
 
 def extract(episode: Episode, layout: Layout) -> Extracted:

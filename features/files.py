@@ -1,6 +1,6 @@
-"""Files written whole or not at all, and the hashes that name what they hold.
+"""Files written whole or not at all, and hashes of their content.
 
-What the files mean is not known here.
+The meaning of files is not known here.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _may_write: ContextVar[Callable[[], None]] = ContextVar("may_write", default=lam
 
 @contextmanager
 def writes_gated(ask: Callable[[], None]) -> Iterator[None]:
-    """Within, ``ask`` is called before anything is put in place; what it raises stops the write.
+    """Call ``ask`` before every write in this context; an exception of it stops the write.
 
-    For whoever may be told to stop while working, and must leave nothing behind after that.
+    For work that can be told to stop and must write nothing after that.
     """
     before = _may_write.get()
     _may_write.set(ask)
@@ -47,14 +47,14 @@ def writes_gated(ask: Callable[[], None]) -> Iterator[None]:
 
 
 def check_may_write() -> None:
-    """Raise what ``writes_gated`` was given to raise, if the caller may no longer write."""
+    """Raise if ``writes_gated`` says that the caller may no longer write."""
     _may_write.get()()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that its name always shows the old content whole or the new one whole.
+    """Write a file so that a reader sees the whole old content or the whole new one.
 
-    Every artefact and checkpoint is put in place by this, so here ``writes_gated`` is asked.
+    Every artifact and checkpoint is written by this, so ``writes_gated`` is asked here.
     """
     check_may_write()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,13 +69,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:  # makes the rename durable
         os.fsync(handle)
     finally:
         os.close(handle)

@@ -1,4 +1,4 @@
-"""Golden vectors: frozen episodes and what they gave, replayed to catch silent changes.
+"""Golden vectors: frozen episodes and what was extracted from them, to catch silent changes.
 
 Two recorded episodes: one with a coarse netflow clock and no guest rows, one with a gap, in which
 ``new_flows`` was changed by hand so that no two channels coincide. The committed file holds their
@@ -15,6 +15,7 @@ import numpy as np
 
 from episodes.format import ARCHIVE_SUFFIX
 from features.contract import GOLDEN_FILE
+from features.files import file_sha256
 from features.registry import LAYOUT
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ REWRITE = "rewrite it: python -m features.golden"
 
 @dataclass(frozen=True)
 class GoldenEpisode:
-    """What one frozen episode gave when it was frozen."""
+    """What was extracted from one episode when it was frozen."""
 
     series: NDArray[np.float32]  # (n_bins, n_channels)
     features: NDArray[np.float32]  # (n_windows, n_features)
@@ -39,10 +40,10 @@ class GoldenEpisode:
 
 
 def read_golden(layout: Layout = LAYOUT) -> dict[str, GoldenEpisode] | None:
-    """The committed vectors by episode id; None where they were made for other inputs.
+    """The committed vectors by episode id; None if they were made for other inputs.
 
-    Inputs are other where channels, statistics or windows have other names, order or lengths; a
-    unit or a rule may differ, for it does not keep the vectors from being fed to a model.
+    Inputs differ if channels, statistics or windows have other names, order or lengths. A unit or a
+    rule may differ: a model can still be given the vectors.
     """
     with np.load(GOLDEN_FILE, allow_pickle=False) as file:  # noqa: TID251  no pickle is read
         if file["inputs"].tolist() != _inputs(layout):
@@ -61,8 +62,10 @@ def _inputs(layout: Layout) -> list[str]:
 
 
 def replay(layout: Layout = LAYOUT) -> dict[str, Extracted]:
-    """Extract every golden episode with the code as it is, by id."""
-    from episodes.reading import read_episode  # compiled code: reading the vectors needs none
+    """Extract every golden episode with the current code; by id."""
+    from episodes.reading import (
+        read_episode,  # here: these load compiled code, which read_golden does not need
+    )
     from features.extraction import extract
 
     extracted = {}
@@ -73,27 +76,27 @@ def replay(layout: Layout = LAYOUT) -> dict[str, Extracted]:
 
 
 def differences(layout: Layout = LAYOUT) -> list[str]:
-    """What a replay gives otherwise than the committed file says; empty: nothing.
+    """How a replay differs from the committed file; empty if it does not.
 
-    A line an episode and channel says which quantities differ, where most and by how much. Values
-    are compared within 1e-5 of the larger of the value and the quantity's RMS, because processors
-    differ in the last bits; missing values and labels exactly.
+    One line per episode and channel names the quantities that differ, with the largest difference.
+    Values are compared within 1e-5 of the larger of the value and the quantity's RMS, because
+    processors differ in the last bits; missing values and labels are compared exactly.
     """
     from episodes.archive import ArchiveError
     from features.alignment import AlignmentError
 
     golden = read_golden(layout)
     if golden is None:
-        return [f"{GOLDEN_FILE.name} was made for other channels, statistics or windows; {REWRITE}"]
+        return [f"{GOLDEN_FILE.name} is for other channels, statistics or windows; {REWRITE}"]
     try:
         replayed = replay(layout)
     except (ArchiveError, AlignmentError, OSError) as error:
         return [f"the golden episodes cannot be replayed: {error}"]
-    lines = [f"{gone}: the golden episode is gone" for gone in golden.keys() - replayed.keys()]
+    lines = [f"{gone}: the golden episode is missing" for gone in golden.keys() - replayed.keys()]
     lines += [f"{new}: not in {GOLDEN_FILE.name}; {REWRITE}" for new in replayed.keys() - golden]
     for episode_id in sorted(golden.keys() & replayed.keys()):
-        told = _episode_differences(golden[episode_id], replayed[episode_id], layout)
-        lines += [f"{episode_id}: {line}" for line in told]
+        changes = _episode_differences(golden[episode_id], replayed[episode_id], layout)
+        lines += [f"{episode_id}: {line}" for line in changes]
     return lines
 
 
@@ -105,33 +108,33 @@ def _episode_differences(was: GoldenEpisode, now: Extracted, layout: Layout) -> 
     }
     other_shapes = {name: pair for name, pair in pairs.items() if pair[0].shape != pair[1].shape}
     for name, (before, after) in other_shapes.items():
-        yield f"{name} of shape {before.shape}, now {after.shape}"
+        yield f"shape of {name} was {before.shape}, is {after.shape}"
     if other_shapes:
         return
     for window in np.flatnonzero(was.labels != now.windows.label):
         yield f"window {window}: label was {was.labels[window]}, is {now.windows.label[window]}"
     n_stats = len(layout.stats)
     for i, channel in enumerate(layout.channel_names):
-        found = [difference(was.series[:, i], now.series[:, i], "series", "bin")]
+        changes = [difference(was.series[:, i], now.series[:, i], "series", "bin")]
         for j, stat in enumerate(layout.stats, start=i * n_stats):
-            found.append(difference(was.features[:, j], now.features[:, j], stat, "window"))
-        if any(found):
-            yield f"{channel}: " + "; ".join(filter(None, found))
+            changes.append(difference(was.features[:, j], now.features[:, j], stat, "window"))
+        if any(changes):
+            yield f"{channel}: " + "; ".join(filter(None, changes))
 
 
 def difference(
     was: NDArray[np.float32], now: NDArray[np.float32], name: str, unit: str
 ) -> str | None:
-    """How ``now`` differs from ``was``, both ``(n,)``: how often, and where most; None: nowhere."""
+    """How often ``now`` differs from ``was``, both ``(n,)``, and where most; None: nowhere."""
     error = np.abs(now.astype(np.float64) - was)
-    there = was[~np.isnan(was)].astype(np.float64)
-    rms = np.sqrt(np.mean(there**2)) if len(there) else 0.0
+    present = was[~np.isnan(was)].astype(np.float64)
+    rms = np.sqrt(np.mean(present**2)) if len(present) else 0.0
     off = ~(error <= RELATIVE_TOLERANCE * np.fmax(np.abs(was), rms)) & ~(
         np.isnan(was) & np.isnan(now)
     )
     if not off.any():
         return None
-    # a value that came or went is the largest difference of all
+    # a value that became missing, or stopped being so, is the largest difference of all
     worst = int(np.argmax(np.where(off, np.nan_to_num(error, nan=np.inf), -1.0)))
     before, after = (
         "missing" if np.isnan(side[worst]) else f"{side[worst]:.7g}" for side in (was, now)
@@ -142,14 +145,23 @@ def difference(
     )
 
 
-def _write() -> None:
+def _write() -> str:
+    """Replay the golden episodes and write what they give; returns a line about it."""
+    before = file_sha256(GOLDEN_FILE)
     arrays: dict[str, NDArray] = {"inputs": np.array(_inputs(LAYOUT))}
     for episode_id, extracted in replay().items():
         arrays[f"{episode_id}.series"] = extracted.series
         arrays[f"{episode_id}.features"] = extracted.features
         arrays[f"{episode_id}.labels"] = extracted.windows.label
     np.savez_compressed(GOLDEN_FILE, **arrays)  # type: ignore[arg-type]
+    after = file_sha256(GOLDEN_FILE)
+    effect = "unchanged" if after == before else f"was {before[:12]}: retrain every checkpoint"
+    n_episodes, n_inputs = len(arrays) // 3, len(LAYOUT.channel_names)
+    return (
+        f"wrote {GOLDEN_FILE}: {n_episodes} episodes, {n_inputs} channels, "
+        f"sha256 {after[:12]} ({effect})"
+    )
 
 
 if __name__ == "__main__":
-    _write()
+    print(_write())

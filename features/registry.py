@@ -1,18 +1,21 @@
 """The feature registry: every channel, the grid, the windows, the statistics, in order.
 
-This is the one place to edit when an input changes. Whatever is changed here changes the contract
-(see ``contract``), and every checkpoint trained before refuses to load.
+Edit inputs here and nowhere else. Every change here changes the contract (see ``contract``), and
+checkpoints trained before it no longer load.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from episodes.format import PHASES, SOURCES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
     from episodes.jsonl import FieldPath
@@ -22,12 +25,12 @@ Mode = Literal["realistic", "oracle"]
 InputKind = Literal["summary", "tensor"]
 
 MODES: tuple[Mode, ...] = ("realistic", "oracle")
-"""``realistic`` sees what a deployed device can see of itself; ``oracle`` sees every channel."""
+"""``realistic`` uses channels that a deployed device can read; ``oracle`` uses every channel."""
 
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """One input signal: where its value stands in a row and how rows become a series."""
+    """One input signal: where its value is in a row, and how rows become a series."""
 
     name: str
     source: str
@@ -45,13 +48,16 @@ class WindowSpec:
     length_ms: int = 10_000
     stride_ms: int = 5_000
     max_age_ms: int = 1_000
-    min_bins: int = 10  # fewer bins with a value: the statistic is missing
+    min_bins: int = 10  # with fewer values, a statistic is missing
 
     def __post_init__(self) -> None:
-        if min(self.bin_ms, self.length_ms, self.stride_ms, self.max_age_ms) <= 0:
-            raise ValueError("window: every duration must be positive")
-        if self.length_ms % self.bin_ms or self.stride_ms % self.bin_ms:
-            raise ValueError("window: length_ms and stride_ms must be multiples of bin_ms")
+        for name in ("bin_ms", "length_ms", "stride_ms", "max_age_ms"):
+            if (value := getattr(self, name)) <= 0:
+                raise ValueError(f"window.{name} must be > 0, got {value}")
+            if name in ("length_ms", "stride_ms") and value % self.bin_ms:
+                raise ValueError(
+                    f"window.{name} must be a multiple of bin_ms ({self.bin_ms}), got {value}"
+                )
 
     @property
     def bin_ns(self) -> int:
@@ -149,7 +155,7 @@ CHANNELS: tuple[Channel, ...] = (
 
 @dataclass(frozen=True)
 class Layout:
-    """Everything that fixes what a model's input means. ``LAYOUT`` is the one in force."""
+    """Everything that defines a model's input. ``LAYOUT`` is the live one."""
 
     channels: tuple[Channel, ...] = CHANNELS
     window: WindowSpec = field(default_factory=WindowSpec)
@@ -157,25 +163,33 @@ class Layout:
     phases: tuple[str, ...] = PHASES
 
     def __post_init__(self) -> None:
-        names = [channel.name for channel in self.channels]
-        if len(set(names)) != len(names):
-            raise ValueError("registry: two channels share a name")
-        places = [(channel.source, channel.path) for channel in self.channels]
-        if len(set(places)) != len(places):
-            raise ValueError("registry: two channels read the same field of a source")
+        lists: dict[str, Sequence[object]] = {
+            "channel names": self.channel_names,
+            "fields of channels": [(channel.source, channel.path) for channel in self.channels],
+            "statistics": self.stats,
+            "phases": self.phases,
+        }
+        for name, entries in lists.items():
+            twice = [str(entry) for entry, count in Counter(entries).items() if count > 1]
+            if twice:
+                raise ValueError(f"registry: {name} must be unique, got {', '.join(twice)} twice")
         for channel in self.channels:
             if channel.source not in SOURCES:
-                raise ValueError(f"registry: {channel.name} has no source {channel.source!r}")
-            if (channel.kind == "bucket") != (SOURCES[channel.source].expected_hz is None):
                 raise ValueError(
-                    f"registry: {channel.name}: {channel.kind} does not fit its source"
+                    f"registry: source of {channel.name} must be one of {', '.join(SOURCES)}, "
+                    f"got {channel.source!r}"
                 )
-        for what, entries in (("statistics", self.stats), ("phases", self.phases)):
-            if len(set(entries)) != len(entries):
-                raise ValueError(f"registry: two {what} are the same")
-        unknown = set(self.stats) - set(STATS)
-        if unknown:
-            raise ValueError(f"registry: no statistic {', '.join(sorted(unknown))}")
+            polled = SOURCES[channel.source].expected_hz is not None
+            if (channel.kind == "bucket") == polled:
+                raise ValueError(
+                    f"registry: kind of {channel.name} must be "
+                    f"{'level or counter' if polled else 'bucket'}, got {channel.kind}"
+                )
+        if unknown := set(self.stats) - set(STATS):
+            raise ValueError(
+                f"registry: statistics must be among {', '.join(STATS)}, "
+                f"got {', '.join(sorted(unknown))}"
+            )
 
     @property
     def channel_names(self) -> tuple[str, ...]:
@@ -188,14 +202,14 @@ class Layout:
 
     @property
     def fields(self) -> dict[str, tuple[FieldPath, ...]]:
-        """Per source the paths of its channels, in registry order: what reading has to parse."""
+        """Per source the paths of its channels, in registry order: the fields to parse."""
         return {
             source: tuple(c.path for c in self.channels if c.source == source) for source in SOURCES
         }
 
     def columns(self, source: str) -> np.ndarray:
         """Positions of a source's channels in the series."""
-        import numpy as np  # here, so that whoever only reads the registry starts without it
+        import numpy as np  # here: the registry itself loads without NumPy
 
         return np.array([i for i, c in enumerate(self.channels) if c.source == source], dtype=int)
 
@@ -205,14 +219,14 @@ class Layout:
     def keep_mask(self, mode: Mode, input_kind: InputKind) -> np.ndarray:
         """Which inputs a mode may see, as booleans over ``input_names``."""
         if mode not in MODES:
-            raise ValueError(f"no mode {mode!r}; there is {' and '.join(MODES)}")
+            raise ValueError(f"mode must be {' or '.join(MODES)}, got {mode!r}")
         import numpy as np
 
         keep = np.array([mode == "oracle" or c.deployable for c in self.channels], dtype=bool)
         return np.repeat(keep, len(self.stats)) if input_kind == "summary" else keep
 
     def schema_hash(self, input_kind: InputKind) -> str:
-        """sha256 of the sorted input names: for inventories; ``contract`` is what is compared."""
+        """sha256 of the sorted input names, for inventories; loading compares contracts."""
         names = "\n".join(sorted(self.input_names(input_kind)))
         return hashlib.sha256(names.encode()).hexdigest()
 

@@ -1,8 +1,8 @@
-"""Shards: what a batch's usable episodes give, on disk, and how to read it back.
+"""Shards: the inputs of a batch's usable episodes on disk, and how to read them.
 
 A tensor shard is the 10 Hz series of up to 256 episodes, end to end, time-major, memory-mapped,
 with a table of its windows; a window is a view into it. A feature shard is one table: the same
-windows with their statistics. Which windows go into which split is decided elsewhere.
+windows with their statistics. Splits are not known here.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ _WINDOW_FIELDS = [
     ("start_s", pa.float64()),
     ("label", pa.string()),
     ("purity", pa.float32()),
-    ("onset_s", pa.float64()),  # of the episode's attack, exact; null: there is none
+    ("onset_s", pa.float64()),  # of the episode's attack, exact; null: no attack
     *((f"coverage_{source}", pa.float32()) for source in SOURCE_NAMES),
     ("shard", pa.int32()),
-    ("first_bin", pa.int64()),  # row of the tensor shard at which the window begins
+    ("first_bin", pa.int64()),  # first row of the window in the tensor shard
     ("row", pa.int64()),  # row of the feature shard
 ]
 WINDOW_COLUMNS = tuple(name for name, _ in _WINDOW_FIELDS)
@@ -88,8 +88,9 @@ class ShardWriter:
 
     def add(self, record: Record, extracted: Extracted) -> None:
         """Append one usable episode."""
-        if self._shard < 0 or self._episodes == EPISODES_PER_SHARD:
-            self._finish_shard()
+        if self._episodes == EPISODES_PER_SHARD:
+            self.close()
+        if not self._episodes:
             self._start_shard()
         windows = extracted.windows
         first_row = len(self._columns["row"])
@@ -121,13 +122,8 @@ class ShardWriter:
         for phase in windows.label:
             self.windows_by_phase[str(phase)] += 1
 
-    def close(self) -> None:
-        """Finish the last shard."""
-        self._finish_shard()
-
     def _start_shard(self) -> None:
         self._shard += 1
-        self._episodes = 0
         self._bins = 0
         self._columns = {name: [] for name in WINDOW_COLUMNS}
         self._features = []
@@ -135,8 +131,9 @@ class ShardWriter:
             path = self._tensor.new_file(f"series-{self._shard:05}", ".npy")
             self._series = SeriesFile(path, len(self._layout.channels))
 
-    def _finish_shard(self) -> None:
-        if self._shard < 0 or not self._episodes:
+    def close(self) -> None:
+        """Finish the shard being written."""
+        if not self._episodes:
             return
         windows = pa.table(
             {name: pa.array(self._columns[name], kind) for name, kind in _WINDOW_FIELDS}
@@ -154,7 +151,7 @@ class ShardWriter:
 
 
 class SeriesFile:
-    """A ``.npy`` of float32 rows written as they come; its header is completed on closing."""
+    """A ``.npy`` of float32 rows, appended one by one; closing completes the header."""
 
     def __init__(self, path: Path, n_channels: int):
         self._file = path.open("wb")
@@ -206,9 +203,9 @@ class TensorWindows:
         out = np.empty((len(shard), self.n_timepoints, len(kept)), dtype=np.float32)
         for number in np.unique(shard):
             series = np.lib.format.open_memmap(self.paths[number], mode="r")
-            here = np.flatnonzero(shard == number)
-            bins = first_bin[here, None] + np.arange(self.n_timepoints)
-            out[here] = series[bins][:, :, kept]
+            rows = np.flatnonzero(shard == number)
+            bins = first_bin[rows, None] + np.arange(self.n_timepoints)
+            out[rows] = series[bins][:, :, kept]
         return out
 
 
@@ -233,7 +230,7 @@ class SummaryWindows:
         out = np.empty((len(shard), len(self.names)), dtype=np.float32)
         for number in np.unique(shard):
             table = read_table(self.paths[number], self.names)
-            here = np.flatnonzero(shard == number)
+            rows = np.flatnonzero(shard == number)
             for i, name in enumerate(self.names):
-                out[here, i] = table.column(name).to_numpy()[row[here]]
+                out[rows, i] = table.column(name).to_numpy()[row[rows]]
         return out

@@ -24,7 +24,7 @@ def summarise(
 
     ``mean``; ``std`` (population); ``p95`` (linear interpolation); ``slope`` (least squares, per
     second); ``zero_frac`` (share of bins equal to 0): each over the bins that have a value, and
-    missing where fewer than ``window.min_bins`` have one. Accumulated in float64.
+    missing if fewer than ``window.min_bins`` have one. Accumulated in float64.
     """
     window = layout.window
     out = np.empty((len(starts), series.shape[1], len(STATS)), dtype=np.float32)

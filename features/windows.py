@@ -1,4 +1,4 @@
-"""Windows over a series: where they start, which phase they carry, how purely.
+"""Windows over a series: where they start, their phase, and its share of the window.
 
 A window is a slice of the series, a view; it is never copied to disk.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WindowTable:
-    """One entry a window, in order of time."""
+    """One entry per window, in order of time."""
 
     start_bin: NDArray[np.int64]  # (n_windows,)
     start_s: NDArray[np.float64]  # (n_windows,) seconds since the episode's first label
@@ -41,8 +41,8 @@ def window_starts(n_bins: int, window: WindowSpec) -> NDArray[np.int64]:
 def label_windows(labels: Moments, grid: Grid, window: WindowSpec) -> WindowTable:
     """Label each window with the phase at its centre.
 
-    The phase at an instant is that of the latest label at or before it; of labels with one
-    instant, the last in the file.
+    The phase at a time is that of the latest label at or before it; of labels with the same time,
+    the last in the file.
     """
     starts = window_starts(grid.n_bins, window)
     order = np.argsort(labels.t_wall_ns, kind="stable")
@@ -62,8 +62,8 @@ def label_windows(labels: Moments, grid: Grid, window: WindowSpec) -> WindowTabl
 def onset_s(labels: Moments, grid: Grid) -> float | None:
     """When an attack first begins: the earliest label of ``INFECTED``; None: never.
 
-    Exact, in seconds since the episode's first label; of labels with one instant, the last in the
-    file counts. A relapse is no second onset.
+    Exact, in seconds since the episode's first label; of labels with the same time, the last in the
+    file counts. A relapse is not a second onset.
     """
     in_force = dict(zip(labels.t_wall_ns.tolist(), labels.names, strict=True))
     onsets = [instant for instant, phase in in_force.items() if phase in INFECTED]

@@ -1,7 +1,8 @@
 """Windows of one guest while its rows arrive, and their scores.
 
 Rows are aligned by the batch code on a short buffer, so a live window is bit for bit the batch
-window of the same rows. Only realistic checkpoints are accepted: a device sees nothing else.
+window of the same rows. Only realistic checkpoints are accepted: a device cannot read the other
+channels.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class LiveWindow:
 class LiveWindows:
     """Turns lines of telemetry into windows.
 
-    Rows have to arrive within ``max_age_ms`` of each other's instants: a window is finished when a
-    polled source is that far past its end, for no later row can then reach back into it. Until
-    its first row a source counts as absent; batch, which knows the whole episode, may say 0.
+    Rows must arrive within ``max_age_ms`` of each other's times: a window is finished when a polled
+    source is that far past its end, because no later row can then change it. Until its first row a
+    source is missing; batch code, which has the whole episode, may give 0.
 
     Args:
         origin_ns: wall time at which the grid starts; in an episode that of its earliest label.
@@ -74,7 +75,7 @@ class LiveWindows:
         yield from self._finished(self._last_polled - self._layout.window.max_age_ms * 1_000_000)
 
     def close(self) -> Iterator[LiveWindow]:
-        """The windows that are whole when no further row comes."""
+        """The windows that are whole if no further row comes."""
         yield from self._finished(self._last_polled)
 
     def _finished(self, until_ns: int) -> Iterator[LiveWindow]:
@@ -99,7 +100,7 @@ class LiveWindows:
         }
 
     def _forget(self, before_ns: int) -> None:
-        """Drop rows that no window from here on can need; a source stays known to have rows."""
+        """Drop rows that no later window needs; keep one, so the source is known to have rows."""
         for name, rows in self._on_clock().items():
             keep = np.flatnonzero(rows.t_wall_ns >= before_ns)
             if not len(keep):
@@ -127,8 +128,8 @@ class LiveScorer:
     def __init__(self, checkpoint: Checkpoint):
         if checkpoint.header["mode"] != "realistic":
             raise ValueError(
-                f"{checkpoint.variant.name} was trained on channels that nothing on a device can "
-                "see; live scoring takes realistic checkpoints only"
+                f"live scoring needs a realistic checkpoint, got {checkpoint.variant.name}; "
+                "a device cannot read its channels"
             )
         self._model = checkpoint.model
         self._kept = np.array(checkpoint.header["keep_mask"])

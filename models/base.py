@@ -1,4 +1,4 @@
-"""What every classifier is: fit, predict_proba, a sidecar that restores it. No files, no splits."""
+"""The interface of classifiers: fit, predict_proba, sidecar, restore. No files, no splits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class NotFittedError(RuntimeError):
-    """A model was asked for something it can only do once fitted."""
+    """A model was used before it was fitted."""
 
 
 class Inputs(Protocol):
@@ -40,12 +40,12 @@ class Examples:
 
     ``X`` is ``(n_windows, n_features)`` or ``(n_windows, n_timepoints, n_channels)``, float, NaN =
     missing, in memory or lazy; ``y`` is ``(n_windows,)``, integers below ``n_classes``.
-    The others say where windows come from, for a model that draws whole episodes.
+    The other fields say where windows come from, for models that draw whole episodes.
     """
 
     X: Inputs
     y: NDArray[np.int64]
-    episode: NDArray[Any] | None = None  # (n_windows,), which episode a window is of
+    episode: NDArray[Any] | None = None  # (n_windows,), the episode of each window
     profile: NDArray[Any] | None = None  # (n_windows,)
     degraded: NDArray[np.bool_] | None = None  # (n_windows,), of an episode with known defects
 
@@ -53,7 +53,7 @@ class Examples:
         return len(self.y)
 
     def groups(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
-        """``(episode, profile, degraded)``; not given: each window is an episode of its own."""
+        """``(episode, profile, degraded)``; by default each window is an episode."""
         n = len(self)
         return (
             np.arange(n) if self.episode is None else self.episode,
@@ -80,20 +80,20 @@ class History:
     best_step: int = 0
 
 
-def silent(step: int, total: int, what: str) -> None:
-    """A progress callback that says nothing."""
+def silent(step: int, total: int, text: str) -> None:
+    """A progress callback that reports nothing."""
 
 
 class Classifier(ABC):
     """A probabilistic classifier over a fixed number of classes.
 
     Subclasses implement ``_fit``, ``_predict_proba``, ``to_sidecar`` and ``restore``. A class that
-    is absent from the training set keeps its column: nothing shifts.
+    is missing from the training set keeps its column.
     """
 
     input_kind: ClassVar[InputKind]
     sidecar_suffix: ClassVar[str]
-    trains_on_cuda: ClassVar[bool] = True  # where there is one and the device allows it
+    trains_on_cuda: ClassVar[bool] = True  # if available and allowed by the device
 
     def __init__(self, config: Any, n_classes: int, *, seed: int = 0, device: str = "auto"):
         self.config = config
@@ -112,22 +112,24 @@ class Classifier(ABC):
         val: Examples | None = None,
         progress: Callable[[int, int, str], None] = silent,
     ) -> Classifier:
-        """Train; ``val`` is scored on the way. Progress is called with (step, steps, text).
+        """Train, and score ``val`` during training. Progress is called with (step, steps, text).
 
         Raises:
             ValueError: shapes, classes or lengths do not fit together.
-            RuntimeError: the device that was asked for is not there.
+            RuntimeError: the requested device is not available.
         """
         for name, examples in (("train", train), ("val", val)):
             if examples is not None:
                 self._check(name, examples)
         if not len(train):
-            raise ValueError("train has no windows")
+            raise ValueError("train must have windows, got none")
         if val is not None and not len(val):
             val = None
         if val is not None and val.X.shape[1:] != train.X.shape[1:]:
-            raise ValueError(f"val has inputs {val.X.shape[1:]}, train {train.X.shape[1:]}")
-        self.n_inputs_ = self.val_macro_f1_ = None  # a fit that fails leaves no fitted model
+            raise ValueError(
+                f"val must have inputs {train.X.shape[1:]} as train has, got {val.X.shape[1:]}"
+            )
+        self.n_inputs_ = self.val_macro_f1_ = None  # a failed fit must not leave a fitted model
         self.device_ = pick_device(self.device, useful=self.trains_on_cuda)
         self._fit(train, val, progress)
         self.n_inputs_ = train.X.shape[-1]
@@ -144,18 +146,18 @@ class Classifier(ABC):
             ValueError: ``X`` has another number of inputs than the training set.
         """
         if self.n_inputs_ is None:
-            raise NotFittedError(f"{type(self).__name__} is not fitted")
+            raise NotFittedError(f"{type(self).__name__} is not fitted; call fit or restore first")
         if len(X.shape) != self._n_axes or X.shape[-1] != self.n_inputs_:
             raise ValueError(
-                f"{type(self).__name__}: inputs {tuple(X.shape)}, trained on {self.n_inputs_} "
-                f"in the last of {self._n_axes} axes"
+                f"{type(self).__name__}: X must have {self._n_axes} axes, the last with "
+                f"{self.n_inputs_} inputs, got {tuple(X.shape)}"
             )
         if not len(X):
             return np.empty((0, self.n_classes), dtype=np.float32)
         return self._predict_proba(X)
 
     def ablations(self, X: Inputs) -> dict[str, NDArray[np.float32]]:  # noqa: ARG002
-        """Name -> probabilities of the same model without a part of it; by default none."""
+        """Name -> probabilities of the model with a part left out; by default none."""
         return {}
 
     @property
@@ -165,12 +167,19 @@ class Classifier(ABC):
     def _check(self, name: str, examples: Examples) -> None:
         if len(examples.X.shape) != self._n_axes:
             raise ValueError(
-                f"{name}: {type(self).__name__} takes {self._n_axes} axes, X is {examples.X.shape}"
+                f"{name}.X must have {self._n_axes} axes for {type(self).__name__}, "
+                f"got {tuple(examples.X.shape)}"
             )
         if len(examples.X) != len(examples.y):
-            raise ValueError(f"{name}: {len(examples.X)} windows, {len(examples.y)} labels")
+            raise ValueError(
+                f"{name} must have one label per window, got {len(examples.X)} windows, "
+                f"{len(examples.y)} labels"
+            )
         if len(examples.y) and not 0 <= examples.y.min() <= examples.y.max() < self.n_classes:
-            raise ValueError(f"{name}: labels outside 0..{self.n_classes - 1}")
+            raise ValueError(
+                f"{name}.y must be in 0..{self.n_classes - 1}, got {examples.y.min()} to "
+                f"{examples.y.max()}"
+            )
 
     @abstractmethod
     def _fit(
@@ -185,7 +194,7 @@ class Classifier(ABC):
 
     @abstractmethod
     def to_sidecar(self) -> bytes:
-        """Everything learned, in a format whose loading runs no code."""
+        """The fitted weights, in a format that runs no code when loaded."""
 
     @abstractmethod
     def restore(self, sidecar: bytes, n_inputs: int, standardize: dict[str, Any] | None) -> None:
@@ -193,7 +202,7 @@ class Classifier(ABC):
 
 
 def class_weights(y: NDArray[np.int64], n_classes: int) -> NDArray[np.float32]:
-    """Weights that give every class present the same total; 0 for an absent one."""
+    """Weights that give every class present the same total; 0 for a missing class."""
     counts = np.bincount(y, minlength=n_classes).astype(np.float64)
     present = counts > 0
     weights = np.zeros(n_classes)

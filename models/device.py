@@ -1,4 +1,4 @@
-"""Which processor trains."""
+"""The processor that trains."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ log = logging.getLogger("phasewatch")
 
 
 def pick_device(name: str, *, useful: bool = True) -> Literal["cpu", "cuda"]:
-    """``auto`` falls back to the CPU with a warning; an explicit ``cuda`` has to be there.
+    """``auto`` falls back to the CPU with a warning; an explicit ``cuda`` must be available.
 
     Args:
-        useful: whether whoever asks could use CUDA at all; else it is the CPU, without a word.
+        useful: whether the caller can use CUDA; if not, it gets the CPU without a warning.
 
     Raises:
-        ValueError: ``name`` is none of auto, cpu and cuda.
-        RuntimeError: ``cuda`` was asked for and is not available.
+        ValueError: ``name`` is not auto, cpu or cuda.
+        RuntimeError: ``cuda`` was requested and is not available.
     """
     if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device is {name!r}; it can be auto, cpu or cuda")
+        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}")
     if name == "cpu" or not useful:
         return "cpu"
-    import torch  # heavy, and not needed where the answer is known
+    import torch  # heavy, and not needed above
 
     if torch.cuda.is_available():
         return "cuda"
     if name == "cuda":
-        raise RuntimeError("device is cuda, but no CUDA device is available; use auto or cpu")
+        raise RuntimeError("device cuda is not available; use auto or cpu")
     log.warning("no CUDA device: training on the CPU")
     return "cpu"

@@ -21,7 +21,7 @@ _BLOCK = 65_536
 
 
 class _BlockIter(xgb.DataIter):
-    """Feeds a quantile matrix block by block, so that X is never in memory whole."""
+    """Feeds a quantile matrix block by block, so the whole X is never in memory."""
 
     def __init__(self, examples: Examples, weights: NDArray[np.float32]):
         super().__init__()
@@ -32,9 +32,9 @@ class _BlockIter(xgb.DataIter):
     def next(self, input_data: Callable) -> bool:
         if self._at >= len(self._examples):
             return False
-        here = slice(self._at, self._at + _BLOCK)
-        y = self._examples.y[here]
-        X = np.asarray(self._examples.X[here], dtype=np.float32)
+        block = slice(self._at, self._at + _BLOCK)
+        y = self._examples.y[block]
+        X = np.asarray(self._examples.X[block], dtype=np.float32)
         input_data(data=X, label=y, weight=self._weights[y])
         self._at += _BLOCK
         return True
@@ -73,38 +73,16 @@ class Gbt(Classifier):
         config: GbtConfig = self.config
         weights = class_weights(train.y, self.n_classes)
         if val is not None and not weights[val.y].any():
-            val = None  # nothing but classes that were never trained: no ground to stop on
+            val = None  # only classes that were not trained: no criterion to stop on
         matrix = xgb.QuantileDMatrix(_BlockIter(train, weights), max_bin=config.max_bin)
         evals = [(matrix, "train")]
         if val is not None:
-            # a class the training set lacks cannot be learned, and must not decide when to stop
+            # weights are 0 for classes missing from training: they must not decide when to stop
             val_matrix = xgb.QuantileDMatrix(
                 _BlockIter(val, weights), ref=matrix, max_bin=config.max_bin
             )
             evals.append((val_matrix, "val"))
-        curves: dict[str, dict[str, list[float]]] = {}
-        self.booster_ = xgb.train(
-            self._parameters(),
-            matrix,
-            config.n_rounds,
-            evals=evals,
-            evals_result=curves,
-            early_stopping_rounds=config.early_stopping_rounds if val is not None else None,
-            callbacks=[_Report(config.n_rounds, progress)],
-            verbose_eval=False,
-        )
-        best = self.booster_.best_iteration if val is not None else config.n_rounds - 1
-        self.booster_ = self.booster_[: best + 1]
-        losses = curves["train"]["mlogloss"]
-        val_losses = curves["val"]["mlogloss"] if val is not None else [None] * len(losses)
-        self.history_ = History(
-            [Epoch(i, t, v, None) for i, (t, v) in enumerate(zip(losses, val_losses, strict=True))],
-            best,
-        )
-
-    def _parameters(self) -> dict[str, Any]:
-        config: GbtConfig = self.config
-        return {
+        parameters = {
             "objective": "multi:softprob",
             "num_class": self.n_classes,
             "eval_metric": "mlogloss",
@@ -121,6 +99,25 @@ class Gbt(Classifier):
             "seed": self.seed,
             "verbosity": 0,
         }
+        curves: dict[str, dict[str, list[float]]] = {}
+        self.booster_ = xgb.train(
+            parameters,
+            matrix,
+            config.n_rounds,
+            evals=evals,
+            evals_result=curves,
+            early_stopping_rounds=config.early_stopping_rounds if val is not None else None,
+            callbacks=[_Report(config.n_rounds, progress)],
+            verbose_eval=False,
+        )
+        best = self.booster_.best_iteration if val is not None else config.n_rounds - 1
+        self.booster_ = self.booster_[: best + 1]
+        losses = curves["train"]["mlogloss"]
+        val_losses = curves["val"]["mlogloss"] if val is not None else [None] * len(losses)
+        self.history_ = History(
+            [Epoch(i, t, v, None) for i, (t, v) in enumerate(zip(losses, val_losses, strict=True))],
+            best,
+        )
 
     def _predict_proba(self, X: Inputs) -> NDArray[np.float32]:
         return np.concatenate(
@@ -140,7 +137,7 @@ class Gbt(Classifier):
         self.booster_.load_model(bytearray(sidecar))
         if self.booster_.num_features() != n_inputs:
             raise ValueError(
-                f"the trees take {self.booster_.num_features()} inputs, not {n_inputs}"
+                f"trees must take {n_inputs} inputs, got {self.booster_.num_features()}"
             )
         self.n_inputs_ = n_inputs
         self.standardize_ = standardize

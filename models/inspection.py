@@ -82,27 +82,23 @@ def inspect(path: Path, layout: Layout) -> Entry:
     header = None
     try:
         header = read_header(path)
-        _check_sidecar_size(path.parent / header["sidecar"], header["sidecar_bytes"])
+        sidecar, n_bytes = path.parent / header["sidecar"], header["sidecar_bytes"]
+        status = sidecar.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{sidecar}: not a regular file; symlinks are not followed")
+        if status.st_size != n_bytes:
+            raise CheckpointError(
+                f"{sidecar}: size must be {n_bytes:,} bytes as in the header, got "
+                f"{status.st_size:,}; restore the file or retrain"
+            )
         check_contract(header, layout, str(path))
     except ContractMismatchError as error:
         return Entry(path, header, differences=error.differences)
     except CheckpointError as error:
         return Entry(path, header, broken=str(error))
-    return Entry(path, header)
-
-
-def _check_sidecar_size(path: Path, n_bytes: int) -> None:
-    try:
-        status = path.lstat()
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}; retrain") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"{path}: not a regular file; symlinks are not followed")
-    if status.st_size != n_bytes:
-        raise CheckpointError(
-            f"{path}: size must be {n_bytes:,} bytes as in the header, got {status.st_size:,}; "
-            "restore the file or retrain"
-        )
+        return Entry(path, header, broken=f"{error.filename}: {error.strerror}; retrain")
+    return Entry(path, header)
 
 
 def verify(path: Path, layout: Layout, replayed: list[str] | None = None) -> Entry:

@@ -1,6 +1,6 @@
 """Nearest neighbours on summary inputs, with all labels or with a few and pseudo-labels.
 
-Exact search in NumPy: a checkpoint is served without any library beside it.
+Exact search in NumPy: a checkpoint needs no training library.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from models.base import Classifier, Examples, blocks
-from models.scaling import fit_scaling, raw_inputs, scale
+from models.scaling import fit_scaling, leading_axes, raw_inputs, scale
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _BLOCK = 512
 _CLOSEST = 1e-3
-"""Distances below count as this: a window seen in training is its own answer, and the last bits of
-a distance decide nothing."""
+"""Smaller distances count as this, so a window seen in training gets its label, and the last bits
+of a distance decide nothing."""
 
 
 class Knn(Classifier):
@@ -48,19 +48,11 @@ class Knn(Classifier):
         progress(1, 1, f"{len(self.y_)} windows stored")
 
     def _fit_axes(self, X: Inputs) -> None:
-        """Scaling, and the principal axes ``(n_inputs, n_components)`` of what is scaled."""
-        self.standardize_ = fit_scaling(X, limit=self.config.limit)
-        n_inputs = X.shape[-1]
-        gram, total = np.zeros((n_inputs, n_inputs)), np.zeros(n_inputs)
-        for block in blocks(X, _BLOCK):
-            rows = scale(block, self.standardize_).astype(np.float64)
-            gram += rows.T @ rows
-            total += rows.sum(axis=0)
-        mean = total / len(X)
-        _, vectors = np.linalg.eigh(gram / len(X) - np.outer(mean, mean))
-        axes = vectors[:, ::-1][:, : self.config.n_components]
-        largest = axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]
-        self.axes_ = np.ascontiguousarray(axes * np.where(largest < 0, -1.0, 1.0), np.float32)
+        """Fit the scaling, and the principal axes ``(n_inputs, n_components)`` of scaled inputs."""
+        scaling = self.standardize_ = fit_scaling(X, limit=self.config.limit)
+        scaled = (scale(block, scaling).astype(np.float64) for block in blocks(X, _BLOCK))
+        axes = leading_axes(scaled, self.config.n_components)
+        self.axes_ = np.ascontiguousarray(axes, np.float32)
 
     def _project(self, X: Inputs) -> NDArray[np.float32]:
         assert self.standardize_ is not None
@@ -98,17 +90,17 @@ class Knn(Classifier):
     def restore(self, sidecar: bytes, n_inputs: int, standardize: dict[str, Any] | None) -> None:
         tensors = load(sidecar)
         if standardize is None or not raw_inputs(standardize) == n_inputs == len(tensors["axes"]):
-            raise ValueError(f"standardize is not for {n_inputs} inputs")
+            raise ValueError(f"standardize must be for {n_inputs} inputs")
         self.standardize_ = standardize
         self.axes_, self.points_, self.y_ = tensors["axes"], tensors["points"], tensors["y"]
         self.n_inputs_ = n_inputs
 
 
 class KnnSemi(Knn):
-    """Nearest neighbours that are told the labels of a few training episodes only.
+    """Nearest neighbours trained with the labels of a few training episodes.
 
-    The windows of the other episodes, and of every degraded one, take the class that the labelled
-    ones vote for where the vote is clear enough; then all of them vote. One round of self-training:
+    The windows of the other episodes, and of every degraded one, get the class that the labelled
+    ones vote for if the vote is clear enough; then all of them vote. One round of self-training:
     Yarowsky, "Unsupervised Word Sense Disambiguation Rivaling Supervised Methods", ACL 1995.
     """
 
@@ -124,10 +116,10 @@ class KnnSemi(Knn):
         self._remember(points[labelled], train.y[labelled])
         proba = self._vote(points[~labelled], self.points_, self.y_)
         clear = proba.max(axis=1) >= self.config.confidence
-        said = proba.argmax(axis=1)[clear]
+        pseudo_y = proba.argmax(axis=1)[clear]
         room = max(0, self.config.max_windows - len(self.y_))
-        kept = condense(said, room, self.n_classes, self.seed)
-        self.pseudo_points_, self.pseudo_y_ = points[~labelled][clear][kept], said[kept]
+        kept = condense(pseudo_y, room, self.n_classes, self.seed)
+        self.pseudo_points_, self.pseudo_y_ = points[~labelled][clear][kept], pseudo_y[kept]
         progress(
             1,
             1,
@@ -200,7 +192,9 @@ def labelled_windows(train: Examples, share: float, seed: int) -> NDArray[np.boo
     random = np.random.default_rng([seed, len(train)])
     whole = random.permutation(np.unique(episode[~degraded]))
     if not len(whole):
-        raise ValueError("every training episode is degraded: none can keep its labels")
+        raise ValueError(
+            "knn_semi must have an episode that is not degraded to take labels from, got none"
+        )
     wanted = max(1, round(share * len(np.unique(episode))))
     holds: dict[Any, set[Any]] = {e: set() for e in whole}
     for e, c, p in zip(episode, train.y, profile, strict=True):

@@ -27,6 +27,6 @@ def f1_by_class(confusion: NDArray) -> NDArray[np.float64]:
 
 
 def macro_f1(actual: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: int) -> float:
-    """Mean F1 over the classes present in ``actual``: a class never tested is not averaged in."""
+    """Mean F1 over the classes present in ``actual``: classes not tested are left out."""
     f1 = f1_by_class(confusion_matrix(actual, predicted, n_classes))
     return float(np.mean(f1[np.unique(actual)]))

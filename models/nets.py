@@ -1,4 +1,4 @@
-"""What neural classifiers have in common beside the training loop: scaling, weights as bytes."""
+"""Common to neural classifiers, except for the training loop: scaling, weights as bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class NetClassifier(Classifier):
-    """A classifier around a ``torch`` module; subclasses say which, and how inputs are scaled."""
+    """A classifier around a ``torch`` module; subclasses build it and scale inputs."""
 
     sidecar_suffix = ".safetensors"
 
@@ -66,7 +66,7 @@ class NetClassifier(Classifier):
 
     def restore(self, sidecar: bytes, n_inputs: int, standardize: dict[str, Any] | None) -> None:
         if standardize is None or raw_inputs(standardize) != n_inputs:
-            raise ValueError(f"standardize is not for {n_inputs} inputs")
+            raise ValueError(f"standardize must be for {n_inputs} inputs")
         self.device_ = "cpu"
         self.net_ = self.build(scaled_columns(standardize))
         self.net_.load_state_dict(load(sidecar))
@@ -85,10 +85,10 @@ class WindowNetClassifier(NetClassifier):
 
 
 class StepEmbedding(torch.nn.Module):
-    """Features of every step by itself: linear, normalised, rectified.
+    """Features of each step on its own: linear, normalised, rectified.
 
-    The normalisation over the batch is what lets a small net with attention or recurrence behind it
-    train well on some thousand windows.
+    Thanks to the normalisation over the batch, a small net with attention or recurrence after it
+    trains well on a few thousand windows.
     """
 
     def __init__(self, n_columns: int, width: int, dropout: float):
@@ -106,10 +106,10 @@ class StepEmbedding(torch.nn.Module):
 
 
 class PooledHead(torch.nn.Module):
-    """Logits from what a net says of every step, over a window of any length.
+    """Logits from a net's features of every step, for windows of any length.
 
-    Mean and maximum over time of the net's features, beside mean and deviation of the inputs
-    themselves: what no net has to learn, it cannot learn wrongly.
+    It pools mean and maximum of the features over time, and mean and deviation of the inputs, which
+    the net then need not learn.
     """
 
     def __init__(self, n_features: int, n_columns: int, n_classes: int, dropout: float):

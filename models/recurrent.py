@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _RecurrentNet(nn.Module):
-    """Steps embedded, a recurrent layer both ways, pooling."""
+    """Embedded steps, a bidirectional recurrent layer, pooling."""
 
     def __init__(self, cell: Any, n_columns: int, n_classes: int, config: GruConfig | LstmConfig):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Every kind of model, in one place: assets, configuration, commands and charts derive from it."""
+"""The models. Assets, settings, commands and charts derive from this list."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Where a model's class is (imported only when built), its configuration, what it eats."""
+    """A model's class (imported only when built), its settings and its kind of input."""
 
     module: str
     classifier: str

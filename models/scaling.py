@@ -1,8 +1,8 @@
 """Scaling and explicit imputation of inputs, fitted on the training set alone.
 
 A fitted scaling is plain JSON, kept in the checkpoint's header as ``standardize``; ``scale`` reads
-it. A value outside the range that training saw saturates, as it would in a tree: an unseen host
-that is twice as busy must not drive a net to where nothing was ever learned.
+it. Values outside the range of training saturate, as in a tree: an unseen host that is twice as
+busy must not take a net to inputs it was never trained on.
 """
 
 from __future__ import annotations
@@ -14,27 +14,34 @@ import numpy as np
 from models.base import blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
     from models.base import Inputs
 
 _BLOCK = 1024
-_QUANTILE_WINDOWS = 100_000  # quantiles are those of so many windows, spread evenly
+_QUANTILE_WINDOWS = 100_000  # windows that quantiles are taken from, spread evenly
 
 
 def fit_scaling(X: Inputs, *, block_bins: int = 1, limit: float | None = None) -> dict[str, Any]:
-    """Mean and standard deviation of ``sign(x) log(1 + |x|)`` per input, over what is there.
+    """Mean and standard deviation of ``sign(x) log(1 + |x|)`` per input, over values present.
 
     Rates span nine decades between an idle and a saturated guest; the logarithm keeps both
     visible. A missing value becomes 0 after scaling: the training mean.
 
     Args:
-        block_bins: windows of a tensor are first condensed, see ``block_statistics``; 1: not.
-        limit: scaled values are clipped to this many standard deviations; None: not.
+        block_bins: windows of a tensor are first condensed, see ``block_statistics``; 1: off.
+        limit: scaled values are clipped to this many standard deviations; None: off.
     """
-    steps = _steps(X, block_bins)
+
+    def steps() -> Iterator[NDArray[np.float64]]:
+        for block in blocks(X, _BLOCK):
+            condensed = block.astype(np.float64)
+            if block_bins > 1:
+                condensed = block_statistics(condensed, block_bins)
+            yield signed_log(condensed.reshape(-1, condensed.shape[-1]))
+
     n_columns = X.shape[-1] * (1 if block_bins == 1 else 2)
     count, total, squares = (np.zeros(n_columns) for _ in range(3))
     for values in steps():
@@ -44,7 +51,7 @@ def fit_scaling(X: Inputs, *, block_bins: int = 1, limit: float | None = None) -
     for values in steps():
         squares += np.nansum((values - mean) ** 2, axis=0)
     std = np.sqrt(squares / np.maximum(count, 1))
-    std[std < 1e-6] = 1.0  # a constant input carries nothing, and must not be blown up
+    std[std < 1e-6] = 1.0  # a constant input has no information; do not amplify noise
     return {
         "transform": "signed_log1p",
         "block_bins": block_bins,
@@ -54,32 +61,19 @@ def fit_scaling(X: Inputs, *, block_bins: int = 1, limit: float | None = None) -
     }
 
 
-def _steps(X: Inputs, block_bins: int) -> Callable[[], Any]:
-    """A function that runs over all rows ``(n, n_columns)`` of the condensed, logarithmic X."""
-
-    def run() -> Any:
-        for block in blocks(X, _BLOCK):
-            condensed = block.astype(np.float64)
-            if block_bins > 1:
-                condensed = block_statistics(condensed, block_bins)
-            yield signed_log(condensed.reshape(-1, condensed.shape[-1]))
-
-    return run
-
-
 def fit_piecewise_linear(X: Inputs, n_pieces: int) -> dict[str, Any]:
     """Edges of ``n_pieces`` intervals per input that hold equally many training values each.
 
     Gorishniy et al., "On Embeddings for Numerical Features in Tabular Deep Learning", NeurIPS
-    2022: an input becomes one column an interval, 0 below it, 1 above it, linear within it.
+    2022: an input becomes one column per interval, 0 below it, 1 above it, linear within it.
     """
     values = np.asarray(X[:: max(1, len(X) // _QUANTILE_WINDOWS)], dtype=np.float64)
-    # what is missing or constant throughout training says nothing: it stays below its edges
+    # an input that is missing or constant throughout training stays below its edges
     edges = np.full((X.shape[-1], n_pieces + 1), np.finfo(np.float64).max)
     for j, column in enumerate(values.T):
-        there = column[~np.isnan(column)]
-        if len(there) and there.min() < there.max():
-            edges[j] = np.quantile(there, np.linspace(0, 1, n_pieces + 1))
+        present = column[~np.isnan(column)]
+        if len(present) and present.min() < present.max():
+            edges[j] = np.quantile(present, np.linspace(0, 1, n_pieces + 1))
     count, total = 0, np.zeros(edges.size - len(edges))
     for block in blocks(X, _BLOCK):
         pieces = _pieces(block, edges)
@@ -89,23 +83,23 @@ def fit_piecewise_linear(X: Inputs, n_pieces: int) -> dict[str, Any]:
     return {"transform": "piecewise_linear", "edges": edges.tolist(), "mean": mean.tolist()}
 
 
-_PIECE_STD = 0.4  # about what a column of a piece varies by: brings the columns to unit scale
+_PIECE_STD = 0.4  # about the deviation of a piece's column: brings columns to unit scale
 
 
 def _pieces(X: NDArray, edges: NDArray[np.float64]) -> NDArray[np.float64]:
     """``(n_windows, n_inputs * n_pieces)``, NaN where X is."""
     low, width = edges[:, :-1], np.diff(edges, axis=1)
     above = X[:, :, None].astype(np.float64) - low
-    # an interval of no width, where many values are equal, is a step
+    # an interval of width 0, where many values are equal, is a step
     inside = np.divide(above, width, out=np.sign(above), where=width > 0)
     return np.clip(inside, 0.0, 1.0).reshape(len(X), -1)
 
 
 def block_statistics(X: NDArray, block_bins: int) -> NDArray[np.float64]:
-    """Mean and standard deviation of every ``block_bins`` timepoints, what is missing left out.
+    """Mean and standard deviation of every ``block_bins`` timepoints, missing values left out.
 
-    Taken before any logarithm: a counter read ten times a second moves in steps, so the logarithm
-    of its single bins says how the steps fell, not how much there was.
+    Taken before any logarithm: a counter read ten times per second moves in steps, so the logarithm
+    of single bins would measure how the steps fell, not their size.
 
     Args:
         X: ``(n_windows, n_timepoints, n_channels)``; a last block that is cut off is used as is.
@@ -118,11 +112,11 @@ def block_statistics(X: NDArray, block_bins: int) -> NDArray[np.float64]:
     padded = np.full((n, n_blocks * block_bins, channels), np.nan)
     padded[:, :length] = X
     cut = padded.reshape(n, n_blocks, block_bins, channels)
-    there = ~np.isnan(cut)
-    count = there.sum(axis=2)
+    present = ~np.isnan(cut)
+    count = present.sum(axis=2)
     with np.errstate(invalid="ignore"):
-        mean = np.where(there, cut, 0.0).sum(axis=2) / np.where(count, count, np.nan)
-        off = np.where(there, cut - mean[:, :, None], 0.0)
+        mean = np.where(present, cut, 0.0).sum(axis=2) / np.where(count, count, np.nan)
+        off = np.where(present, cut - mean[:, :, None], 0.0)
         std = np.sqrt((off**2).sum(axis=2) / np.where(count, count, np.nan))
     return np.concatenate([mean, std], axis=2)
 
@@ -168,24 +162,29 @@ def scale(block: NDArray[np.float32], scaling: dict[str, Any]) -> NDArray[np.flo
 def principal_axes(X: Inputs) -> NDArray[np.float64]:
     """First two principal axes ``(n_inputs, 2)`` of the scaled training inputs.
 
-    Windows of a tensor enter by their means per channel. The sign is fixed so that the largest
-    component of an axis is positive. Six decimals: the last bits of a matrix product depend on
-    how many threads there are for it, and equal training is to give an equal header anywhere.
+    Windows of a tensor enter by their means per channel. Six decimals: the last bits of a matrix
+    product depend on the number of threads, and equal training must give an equal header.
     """
     scaling = fit_scaling(X)
-    n_inputs = X.shape[-1]
-    gram, total, n = np.zeros((n_inputs, n_inputs)), np.zeros(n_inputs), 0
-    for block in blocks(X, _BLOCK):
-        rows = scale(block, scaling).astype(np.float64)
-        if rows.ndim == 3:
-            rows = rows.mean(axis=1)
-        gram += rows.T @ rows
-        total += rows.sum(axis=0)
+    scaled = (scale(block, scaling).astype(np.float64) for block in blocks(X, _BLOCK))
+    axes = leading_axes((rows.mean(axis=1) if rows.ndim == 3 else rows for rows in scaled), 2)
+    return np.pad(axes, ((0, 0), (0, 2 - axes.shape[1]))).round(6)
+
+
+def leading_axes(blocks_of_rows: Iterable[NDArray[np.float64]], n_axes: int) -> NDArray[np.float64]:
+    """Principal axes ``(n_inputs, n_axes)`` of rows ``(n, n_inputs)``, or as many as inputs.
+
+    The sign makes the largest component of each axis positive.
+    """
+    gram: Any = 0.0
+    total: Any = 0.0
+    n = 0
+    for rows in blocks_of_rows:
+        gram = gram + rows.T @ rows
+        total = total + rows.sum(axis=0)
         n += len(rows)
-    mean = total / max(n, 1)
-    _, vectors = np.linalg.eigh(gram / max(n, 1) - np.outer(mean, mean))
-    axes = vectors[:, ::-1][:, :2]
-    if axes.shape[1] < 2:
-        axes = np.hstack([axes, np.zeros((n_inputs, 2 - axes.shape[1]))])
-    largest = axes[np.abs(axes).argmax(axis=0), np.arange(2)]
-    return (axes * np.where(largest < 0, -1.0, 1.0)).round(6)
+    mean = total / n
+    _, vectors = np.linalg.eigh(gram / n - np.outer(mean, mean))
+    axes = vectors[:, ::-1][:, :n_axes]
+    largest = axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]
+    return axes * np.where(largest < 0, -1.0, 1.0)

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from models.hyperparameters import NetConfig
 
 IN_MEMORY_BYTES = 2 * 2**30
-"""A training set up to this size is scaled once and kept on the device; a larger one is gathered
-and scaled batch by batch."""
+"""A training set up to this size is scaled once and kept on the device; a larger one is read and
+scaled batch by batch."""
 _BLOCK = 4096
 
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Use so many threads, and give them back."""
+    """Use ``count`` threads, and restore the number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -57,11 +57,11 @@ class _Batches:
         return len(self._y)
 
     def __getitem__(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        there = self._move(index)
+        moved = self._move(index)
         if self._all is not None:
-            return self._all[there], self._y[there]
+            return self._all[moved], self._y[moved]
         block = np.asarray(self._X[index.numpy()], dtype=np.float32)
-        return self._move(self._scaled(block)), self._y[there]
+        return self._move(self._scaled(block)), self._y[moved]
 
     def _scaled(self, block: NDArray[np.float32]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(scale(block, self._scaling)))
@@ -86,15 +86,15 @@ def train_net(
 ) -> History:
     """Train in place: AdamW, class-weighted cross-entropy, linear warm-up then cosine decay.
 
-    Every epoch runs, and the last weights stay: at the end of the decay they are the steadiest, and
-    what validation says of them was not chosen on validation.
+    Every epoch runs and the last weights stay. At the end of the decay they are the steadiest, and
+    their validation figures are not biased by a choice on validation.
 
     Raises:
-        ValueError: a single window cannot be normalised over its batch.
-        RuntimeError: the loss is no longer a number.
+        ValueError: there is a single window, which cannot be normalised over its batch.
+        RuntimeError: the loss is not finite.
     """
     if len(train) < 2:
-        raise ValueError("a net needs at least two windows to train on")
+        raise ValueError("train must have at least two windows for a net, got one")
     shuffling = torch.Generator().manual_seed(seed)
     noise = torch.Generator(device).manual_seed(seed)
     net.to(device)
@@ -122,7 +122,7 @@ def train_net(
         net.train()
         order = torch.randperm(len(batches), generator=shuffling)
         loss_sum = torch.zeros((), device=device)  # summed on the device: no sync in the loop
-        # equal parts: one window left over could not be normalised over its batch
+        # equal parts: a last batch of one window could not be normalised
         for index in order.tensor_split(steps_per_epoch):
             inputs, y = batches[index]
             if config.offset_noise:
@@ -143,23 +143,22 @@ def train_net(
             loss_sum += loss.detach() * len(index)
         train_loss = float(loss_sum) / len(train)
         if not math.isfinite(train_loss):
-            raise RuntimeError(f"the loss is {train_loss} after epoch {epoch + 1}: lower the rate")
+            raise RuntimeError(
+                f"loss must be finite, got {train_loss} after epoch {epoch + 1}; "
+                "lower learning_rate"
+            )
         val_loss = score = None
-        said = f"loss {train_loss:.3f}"
+        text = f"loss {train_loss:.3f}"
         if val is not None and val_batches is not None:
             proba = _probabilities(net, val_batches)
             score = macro_f1(val.y, proba.argmax(axis=1), n_classes)
-            val_loss = _log_loss(proba, val.y)
-            said += f", val loss {val_loss:.3f}, val macro F1 {score:.3f}"
+            actual = proba[np.arange(len(val)), val.y].astype(np.float64)
+            val_loss = float(-np.log(np.maximum(actual, 1e-12)).mean())
+            text += f", val loss {val_loss:.3f}, val macro F1 {score:.3f}"
         history.epochs.append(Epoch(epoch, train_loss, val_loss, score))
-        progress(epoch + 1, config.epochs, said)
+        progress(epoch + 1, config.epochs, text)
     net.eval()
     return history
-
-
-def _log_loss(proba: NDArray[np.float32], y: NDArray[np.int64]) -> float:
-    chosen = proba[np.arange(len(y)), y].astype(np.float64)
-    return float(-np.log(np.maximum(chosen, 1e-12)).mean())
 
 
 @torch.no_grad()

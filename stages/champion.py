@@ -367,8 +367,8 @@ def best_on_validation(project: Project) -> Variant | None:
 
 
 def _unverified(recipe: str, entry: Entry) -> Iterator[str]:
-    if entry.broken is not None:
-        yield f"Recipe {recipe}: {entry.broken}"
+    if problem := entry.broken or entry.unverified:
+        yield f"Recipe {recipe}: {problem}"
     elif entry.differences:
         listed = shortened(entry.differences)
         yield (

@@ -20,7 +20,7 @@ EXTRA = Channel("guest.steal_jiffies", "guest", ("steal_jiffies",), "jiffies/s",
 class Change:
     """Another layout, or another rule of the code, or both."""
 
-    lines: tuple[str, ...]  # what a diff has to say, whole, in this order
+    lines: tuple[str, ...]  # all lines of the diff, in this order
     layout: Layout = LAYOUT
     rules: dict[str, Any] = field(default_factory=dict)  # of features.contract.RULES
     constants: dict[str, Any] = field(default_factory=dict)  # of features.contract
@@ -36,19 +36,32 @@ class Change:
             yield self.layout
 
 
-def channel(which: str, /, **changes: Any) -> Layout:
+LIVE = LAYOUT.channels
+NAMES = LAYOUT.channel_names
+LAST = len(NAMES) - 1
+
+
+def at(name: str) -> int:
+    """Position of a channel in the live layout."""
+    return NAMES.index(name)
+
+
+def shifted(first: int, last: int, by: int) -> str:
+    """The line on channels ``first`` to ``last`` of the live layout that moved together."""
+    return (
+        f"channels {first}-{last} ({NAMES[first]} … {NAMES[last]}) moved by {by:+d} "
+        f"to {first + by}-{last + by}"
+    )
+
+
+def channel(name: str, /, **changes: Any) -> Layout:
     """The layout with one channel described otherwise."""
-    return replace(
-        LAYOUT,
-        channels=tuple(replace(c, **changes) if c.name == which else c for c in LAYOUT.channels),
-    )
+    return channels(*(replace(c, **changes) if c.name == name else c for c in LIVE))
 
 
-def channels(*order: int | Channel) -> Layout:
-    """The layout with these channels, by position in the live one."""
-    return replace(
-        LAYOUT, channels=tuple(LAYOUT.channels[i] if isinstance(i, int) else i for i in order)
-    )
+def channels(*order: Channel) -> Layout:
+    """The layout with these channels."""
+    return replace(LAYOUT, channels=order)
 
 
 def window(**changes: int) -> Layout:
@@ -60,54 +73,49 @@ def with_statistics(*stats: str) -> Layout:
         return replace(LAYOUT, stats=stats)
 
 
-def _swapped_paths() -> Layout:
-    user, system = LAYOUT.channels[17:19]
-    swapped = (replace(user, path=system.path), replace(system, path=user.path))
-    return channels(*range(17), *swapped, *range(19, 46))
+def _swapped_paths(one: str, other: str) -> Layout:
+    path = {one: LIVE[at(other)].path, other: LIVE[at(one)].path}
+    return channels(*(replace(c, path=path.get(c.name, c.path)) for c in LIVE))
 
 
 def _rule(name: str, kind: str, text: str) -> dict[str, Any]:
     return {name: contract.RULES[name] | {kind: text}}
 
 
-_COUNTERS = [c.name for c in LAYOUT.channels if c.kind == "counter"]
+_COUNTERS = [c.name for c in LIVE if c.kind == "counter"]
+_RENAMED, _AMID = at("proc.vcpu_wait_ns"), at("guest.cpu_user_jiffies")
+_DROPPED = at("proc.rss_bytes")
+# of the change "several at once": two channels go, the last but one is replaced
+_FIRST_GONE, _SECOND_GONE = at("proc.vcpu_run_ns"), at("guest.cpu_iowait_jiffies")
 
 CHANGES: dict[str, Change] = {
     "channels reordered": Change(
         (
-            "channel 0 was proc.cpu_user_jiffies, has moved to 1",
-            "channel 1 was proc.cpu_sys_jiffies, has moved to 0",
+            f"channel 0 was {NAMES[0]}, has moved to 1",
+            f"channel 1 was {NAMES[1]}, has moved to 0",
         ),
-        channels(1, 0, *range(2, 46)),
+        channels(LIVE[1], LIVE[0], *LIVE[2:]),
     ),
     "channel moved to the end": Change(
-        (
-            "channel 0 was proc.cpu_user_jiffies, has moved to 45",
-            "channels 1-45 (proc.cpu_sys_jiffies … netflow.new_flows) moved by -1 to 0-44",
-        ),
-        channels(*range(1, 46), 0),
+        (f"channel 0 was {NAMES[0]}, has moved to {LAST}", shifted(1, LAST, -1)),
+        channels(*LIVE[1:], LIVE[0]),
     ),
     "channel renamed": Change(
-        ("channel 3 was proc.vcpu_wait_ns (gone), is now proc.vcpu_queue_ns (new)",),
+        (f"channel {_RENAMED} was proc.vcpu_wait_ns (gone), is now proc.vcpu_queue_ns (new)",),
         channel("proc.vcpu_wait_ns", name="proc.vcpu_queue_ns"),
     ),
-    "channel added": Change(
-        ("channel 46 is new: guest.steal_jiffies",), channels(*range(46), EXTRA)
-    ),
+    "channel added": Change((f"channel {LAST + 1} is new: {EXTRA.name}",), channels(*LIVE, EXTRA)),
     "channel added amid": Change(
         (
-            "channel 17 was guest.cpu_user_jiffies (moved to 18), is now guest.steal_jiffies (new)",
-            "channels 18-45 (guest.cpu_system_jiffies … netflow.new_flows) moved by +1 to 19-46",
+            f"channel {_AMID} was {NAMES[_AMID]} (moved to {_AMID + 1}), is now {EXTRA.name} (new)",
+            shifted(_AMID + 1, LAST, +1),
         ),
-        channels(*range(17), EXTRA, *range(17, 46)),
+        channels(*LIVE[:_AMID], EXTRA, *LIVE[_AMID:]),
     ),
-    "channel dropped": Change(("channel 45 was netflow.new_flows (gone)",), channels(*range(45))),
+    "channel dropped": Change((f"channel {LAST} was {NAMES[LAST]} (gone)",), channels(*LIVE[:-1])),
     "channel dropped amid": Change(
-        (
-            "channel 9 was proc.rss_bytes (gone)",
-            "channels 10-45 (qmp.rd_bytes … netflow.new_flows) moved by -1 to 9-44",
-        ),
-        channels(*range(9), *range(10, 46)),
+        (f"channel {_DROPPED} was {NAMES[_DROPPED]} (gone)", shifted(_DROPPED + 1, LAST, -1)),
+        channels(*LIVE[:_DROPPED], *LIVE[_DROPPED + 1 :]),
     ),
     "two channels read each other's field": Change(
         (
@@ -115,7 +123,7 @@ CHANGES: dict[str, Change] = {
             'guest.cpu_system_jiffies: path was ["cpu_system_jiffies"], '
             'is now ["cpu_user_jiffies"]',
         ),
-        _swapped_paths(),
+        _swapped_paths("guest.cpu_user_jiffies", "guest.cpu_system_jiffies"),
     ),
     "path": Change(
         ('guest.load_1m: path was ["load_1m"], is now ["load", "1m"]',),
@@ -223,15 +231,14 @@ CHANGES: dict[str, Change] = {
     ),
     "several at once": Change(
         (
-            "channel 2 was proc.vcpu_run_ns (gone)",
-            "channels 3-19 (proc.vcpu_wait_ns … guest.cpu_idle_jiffies) moved by -1 to 2-18",
-            "channel 20 was guest.cpu_iowait_jiffies (gone)",
-            "channels 21-43 (guest.cpu_softirq_jiffies … netflow.distinct_dst_ips) moved by -2 "
-            "to 19-41",
-            "channel 44 was netflow.distinct_dst_ports (moved to 42), "
-            "is now guest.steal_jiffies (new)",
-            "channel 45 was netflow.new_flows, has moved to 43",
-            "netflow.new_flows: unit was 1, is now k",
+            f"channel {_FIRST_GONE} was proc.vcpu_run_ns (gone)",
+            shifted(_FIRST_GONE + 1, _SECOND_GONE - 1, -1),
+            f"channel {_SECOND_GONE} was guest.cpu_iowait_jiffies (gone)",
+            shifted(_SECOND_GONE + 1, LAST - 2, -2),
+            f"channel {LAST - 1} was {NAMES[LAST - 1]} (moved to {LAST - 3}), "
+            f"is now {EXTRA.name} (new)",
+            f"channel {LAST} was {NAMES[LAST]}, has moved to {LAST - 2}",
+            f"{NAMES[LAST]}: unit was 1, is now k",
             "window.stride_ms was 5000, is now 2500",
             'window.edge was "whole windows only", is now padded',
             "class 5 is new: recovering",
@@ -239,7 +246,9 @@ CHANGES: dict[str, Change] = {
         ),
         replace(
             channels(
-                0, 1, *range(3, 20), *range(21, 45), replace(LAYOUT.channels[45], unit="k"), EXTRA
+                *(c for c in LIVE[:-1] if c not in (LIVE[_FIRST_GONE], LIVE[_SECOND_GONE])),
+                replace(LIVE[LAST], unit="k"),
+                EXTRA,
             ),
             window=replace(LAYOUT.window, stride_ms=2_500),
             phases=(*LAYOUT.phases, "recovering"),

@@ -19,7 +19,7 @@ from champion import history
 from champion.history import SERVED, Champion, keep, now, read_champion
 from datasets.splits import RECIPES
 from models.checkpoint import checkpoint_path
-from models.registry import find_variant
+from models.registry import MODELS, find_variant
 from pipelines.definitions import build_defs
 from pipelines.partitions import sync_batches
 from resources.guards import last_metadata
@@ -109,17 +109,21 @@ def materialized(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]
     }
 
 
+def settings_of(model: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Of these values, those that the model has a setting for."""
+    return {
+        n: value for n, value in values.items() if n in MODELS[model].config.__dataclass_fields__
+    }
+
+
+SMALL = {
+    "n_rounds": 12, "max_depth": 3, "early_stopping_rounds": 5, "n_threads": 1, "n_components": 8,
+    "width": 8, "depth": 1, "epochs": 2, "n_heads": 2,
+}  # fmt: skip
+"""Makes the training of any model a matter of a second."""
+
 TINY: dict[str, Any] = {
-    "models": {
-        "gbt": {"n_rounds": 12, "max_depth": 3, "early_stopping_rounds": 5, "n_threads": 1},
-        "mlp": {"width": 8, "depth": 1, "epochs": 2},
-        "knn": {"n_components": 8},
-        "knn_semi": {"n_components": 8},
-        "cnn": {"width": 8, "depth": 1, "epochs": 2},
-        "gru": {"width": 8, "epochs": 2},
-        "lstm": {"width": 8, "epochs": 2},
-        "transformer": {"width": 8, "depth": 1, "epochs": 2, "n_heads": 2},
-    },
+    "models": {model: settings_of(model, SMALL) for model in MODELS},
     "splits": {"test_share": 0.34, "val_share": 0.34},
     "report": {"replicates": 200},
     "device": "cpu",

@@ -113,7 +113,7 @@ def test_an_archive_that_cannot_be_read_is_rejected_whatever_is_asked(
     path = next(STORE.rglob(f"*{BROKEN}.tar.zst"))
     told = phasewatch("extract", path, "--out", tmp_path / "e.npz", *anyway)
     assert told.exit_code == REJECTED
-    assert "not a readable .tar.zst" in told.output
+    assert "cannot be read as .tar.zst" in told.output
     assert not list(tmp_path.iterdir())
 
 
@@ -324,6 +324,12 @@ def test_a_damaged_file_is_a_failure(tmp_path: Path) -> None:
         ("models: {gbm: {}}", "models: no setting 'gbm'; did you mean gbt?"),
         ("stores: x", "no setting 'stores'; did you mean store?"),
         ("models: {gbt: {n_rounds: many}}", "models.gbt.n_rounds must be an int, got 'many'"),
+        ("models: {gbt: {max_depth: 0}}", "models.gbt.max_depth must be > 0, got 0"),
+        ("models: {gbt: {subsample: .nan}}", "models.gbt.subsample must be finite, got nan"),
+        ("models: {cnn: {kernel: 4}}", "models.cnn.kernel must be odd, got 4"),
+        ("splits: none", "splits must be a section of settings, got 'none'"),
+        ("report: {replicates: true}", "report.replicates must be an int, got True"),
+        ("seed: true", "seed must be an int, got True"),
         ("splits: {val_by: day}", "splits.val_by must be 'episode', 'sample' or 'host', got 'day'"),
         ("device: tpu", "device must be 'auto', 'cpu' or 'cuda', got 'tpu'"),
     ],

@@ -27,6 +27,7 @@ from features.contract import (
     diff_contracts,
     section_hash,
 )
+from features.files import file_sha256
 from features.registry import LAYOUT, Channel, InputKind
 from features.windows import window_views
 
@@ -404,10 +405,20 @@ def test_a_golden_episode_that_is_gone_or_damaged_is_noticed(copied: Path):
     first, second = sorted(copied.glob("*.tar.zst"))
     first.unlink()
     gone = first.name.removesuffix(".tar.zst")
-    assert golden.differences() == [f"{gone}: the golden episode is gone"]
+    assert golden.differences() == [f"{gone}: the golden episode is missing"]
     second.write_bytes(second.read_bytes()[:100])
     [line] = golden.differences()
     assert line.startswith("the golden episodes cannot be replayed: ")
+
+
+def test_rewriting_the_golden_file_says_what_it_wrote(copied: Path):
+    path = copied / "golden.npz"
+    size = f"2 episodes, {len(LAYOUT.channels)} channels"
+    assert golden._write() == f"wrote {path}: {size}, sha256 {file_sha256(path)[:12]} (unchanged)"
+    np.savez(path, inputs=np.array(golden._inputs(LAYOUT)))
+    lost = file_sha256(path)
+    assert f"(was {lost[:12]}: retrain every checkpoint)" in golden._write()
+    assert golden.differences() == []
 
 
 @pytest.mark.parametrize(

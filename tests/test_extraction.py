@@ -557,7 +557,7 @@ def test_grid_ends_with_netflow_only_where_it_is_alone():
 
 
 def test_no_grid_without_a_label_or_over_a_day():
-    with pytest.raises(AlignmentError, match="no label"):
+    with pytest.raises(AlignmentError, match="must have a label"):
         make_grid(np.zeros(0, dtype=np.int64), {}, BIN)
     with pytest.raises(AlignmentError, match="after the first label"):
         make_grid(np.array([0]), {"proc": rows_of("proc", [(0, {})])}, BIN)

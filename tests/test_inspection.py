@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from test_checkpoint import (
     GBT,
     ONE_OF_EACH_KIND,
     each_kind,
+    each_model,
     each_variant,
     forge,
     header_of,
@@ -30,10 +33,12 @@ from features import registry
 from features.contract import contract_of, golden_digest
 from features.golden import read_golden
 from features.registry import LAYOUT
-from models.checkpoint import load_checkpoint, read_header
+from models.checkpoint import MissingLibraryError, load_checkpoint, read_header
 from models.inspection import find_checkpoints, inspect, verify
-from models.registry import VARIANTS, Variant
+from models.registry import MODELS, VARIANTS, Variant
 from pipelines.cli.app import FAILED, MISMATCH, OK, USAGE, app
+
+BASE_LIBRARIES = {"numpy"}  # of the base install; every other one is in the extra train
 
 
 def phasewatch(*arguments: object):
@@ -217,6 +222,45 @@ def test_a_broken_checkpoint_is_an_entry_with_its_error(
     assert (seen.broken is not None) == noticed_unread
     assert verified.broken is not None
     assert says in verified.broken
+
+
+def uninstall(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let imports of a library fail, and with it the models that need it."""
+    monkeypatch.setitem(sys.modules, library, None)
+    for module in {spec.module for spec in MODELS.values() if spec.library == library}:
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+
+@each_model
+def test_a_missing_library_leaves_a_checkpoint_unverified_and_not_broken(
+    which: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, library = put(tmp_path, which), which.spec.library
+    if library in BASE_LIBRARIES:
+        return
+    reason = (
+        f"{path}: {which.name} needs {library}, which is not installed; install the extra: "
+        "pip install 'phasewatch[train]'"
+    )
+    uninstall(library, monkeypatch)
+    with pytest.raises(MissingLibraryError, match=f"^{re.escape(reason)}$"):
+        load_checkpoint(path, LAYOUT)
+    entry = verify(path, LAYOUT, [])
+    assert (entry.unverified, entry.broken, entry.differences) == (reason, None, [])
+    assert not entry.usable
+    assert inspect(path, LAYOUT).usable  # the header needs no library
+    told = phasewatch("inspect", "--verify", path)
+    assert told.exit_code == OK
+    assert "not verified: " in told.stdout
+    [row] = json.loads(phasewatch("inspect", "--verify", "--json", path).stdout)["checkpoints"]
+    assert (row["unverified"], row["usable"]) == (reason, False)
+
+
+def test_what_a_model_itself_misses_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = put(tmp_path, GBT)
+    uninstall("xgboost", monkeypatch)
+    monkeypatch.setitem(sys.modules, "models.gbt", None)
+    assert "cannot be rebuilt" in (verify(path, LAYOUT, []).broken or "")
 
 
 def test_one_of_another_layout_lists_every_difference(tmp_path: Path):
