@@ -30,6 +30,7 @@ PAGES = [
 PROGRAMS = ("phasewatch", "dagster", "dagster-daemon", "dagster-webserver", "make", "python")
 
 RUN = {
+    "phasewatch --version": OK,
     "phasewatch champion": OK,
     "phasewatch contract": OK,
     "phasewatch contract diff CHECKPOINT": OK,
@@ -76,7 +77,6 @@ FILLED = {
 EPISODES = ("EPISODE", "01M7ZVV20HFQWZ385HM9KXP5BJ")
 
 NAMED = {
-    "phasewatch --version",
     "phasewatch contract diff",
     "phasewatch extract",
     "phasewatch inspect --verify",
