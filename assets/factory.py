@@ -209,12 +209,12 @@ def _reporter(context: dg.AssetExecutionContext, what: str) -> Callable[[int, in
         if done < total and now - last[0] < _EVERY_S:
             return
         last[0] = now
-        _say(context, f"{what}: {done}/{total} {text}")
+        _say(context, f"{what}: {done}/{total} {text}", progress=True)
 
     return report
 
 
-def _say(context: dg.AssetExecutionContext, line: str) -> None:
+def _say(context: dg.AssetExecutionContext, line: str, *, progress: bool = False) -> None:
     """One line to the run's log in the UI and to the terminal."""
     context.log.info(line)
-    log.info(line)
+    log.info(line, extra={"progress": progress})

@@ -92,6 +92,7 @@ NOT_RUN = {
     "phasewatch --show-completion": "depends on the shell; test_cli completes a word",
     "source .venv/bin/activate": "make makes it",
     'export DAGSTER_HOME="$PWD/artifacts/dagster_home"': "set for every command here",
+    "python -m pytest tests/test_scores.py": "the suite runs it",
     "python -m features.golden": "rewrites what is committed; test_inspection replays it",
     "python -m benchmarks.choices": "takes an hour",
     "python -m benchmarks.choices --hosts": "takes an hour",
@@ -116,7 +117,7 @@ def commands(page: Path) -> Iterator[Command]:
         where = f"{page}:{number}"
         if line.startswith("```"):
             fence = line[3:] if fence is None else None
-        elif fence == "sh" and (text := re.sub(r"\s+# .*", "", line).strip()):
+        elif fence == "sh" and (text := re.sub(r"(^|\s+)# .*", "", line).strip()):
             yield Command(where, text)
         elif fence is None:
             for code in re.findall(r"`([^`]+)`", line):

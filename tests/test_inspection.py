@@ -33,7 +33,7 @@ from features import registry
 from features.contract import contract_of, golden_digest
 from features.golden import read_golden
 from features.registry import LAYOUT
-from models.checkpoint import MissingLibraryError, load_checkpoint
+from models.checkpoint import MissingLibraryError, load_checkpoint, read_header
 from models.inspection import find_checkpoints, inspect, verify
 from models.registry import MODELS, VARIANTS, Variant
 from pipelines.cli.app import FAILED, MISMATCH, OK, USAGE, app
@@ -291,14 +291,17 @@ def rows(told: Any) -> dict[str, dict[str, Any]]:
 def test_inspect_lists_a_folder(shelf: Path):
     told = phasewatch("inspect", shelf)
     assert told.exit_code == OK
-    head, *lines = told.stdout.splitlines()
-    assert head.split()[:3] == ["checkpoint", "model", "mode"]
+    head, *lines = told.stdout.split("\n\n")[0].splitlines()
+    assert head.split()[:3] == ["model", "mode", "recipe"]
     assert len(lines) == len(ONE_OF_EACH_KIND)
     assert all(line.endswith("yes") for line in lines)
+    for path in find_checkpoints(shelf):  # hashes are shown whole, to be copied
+        assert read_header(path)["artifact_id"] in told.stdout
     listed = rows(phasewatch("inspect", shelf, "--json"))
     assert listed.keys() == {which.name for which in ONE_OF_EACH_KIND}
     one = find_checkpoints(shelf)[0]
-    assert len(phasewatch("inspect", one, one, shelf).stdout.splitlines()) == 1 + len(listed)
+    assert phasewatch("inspect", one, one, shelf).stdout == told.stdout
+    assert phasewatch("inspect", shelf.parent / "README.md").exit_code == USAGE
 
 
 def test_inspect_shows_a_broken_checkpoint_as_a_row(shelf: Path):
@@ -316,7 +319,8 @@ def test_inspect_shows_a_broken_checkpoint_as_a_row(shelf: Path):
 def test_inspect_says_in_a_line_why_one_would_not_load(shelf: Path):
     told = phasewatch("inspect", shelf)
     assert told.exit_code == OK
-    assert told.stdout.count("no: guest.net_rx_bytes: unit was B/s, is now kB/s") == 2
+    assert told.stdout.count("no, 1 differences") == 2
+    assert told.stdout.count("guest.net_rx_bytes: unit was B/s, is now kB/s") == 1
     assert phasewatch("inspect", shelf, "--verify").exit_code == MISMATCH
 
 

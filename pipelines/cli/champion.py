@@ -1,148 +1,204 @@
 """Commands about the model in use: ``champion``, ``promote``, ``rollback``."""
 
+from __future__ import annotations
+
 import getpass
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.cli import options
 from pipelines.cli.console import (
     FAILED,
     MISMATCH,
+    OK,
+    TEXT_ONLY,
     USAGE,
-    ConfigOption,
-    JsonOption,
-    RunArtifactsOption,
-    RunStoreOption,
+    Document,
+    Table,
     failing,
-    say_json,
-    say_table,
     workspace_of,
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from champion.history import Champion
+    from features.registry import Layout
     from stages.champion import Trial
     from stages.project import Project
 
-WhyOption = Annotated[str, typer.Option(help="Kept in the history, for whoever asks later.")]
 _SHOWN_DIGITS = 12
 
 
-def champion(
-    config: ConfigOption = None,
-    artifacts: RunArtifactsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show which model is in use, since when, on which evidence, and which were before."""
+@dataclass(frozen=True)
+class History(Document):
+    """The champion, and the history of champions."""
+
+    champion: dict[str, Any] | None
+    history: list[dict[str, Any]]
+    problem: str | None  # why the champion does not load
+
+    def text(self) -> Iterator[str | Table]:
+        if self.champion is None:
+            yield "There is no champion yet. Promote a trained model: phasewatch promote MODEL"
+            return
+        now = self.champion
+        because = f": {now['why']}" if now["why"] else ""
+        name = f"{now['model']}_{now['mode']}"
+        yield f"{name}, {now['action']} {now['since']} by {now['by']}{because}"
+        yield f"scores with {now['path']}"
+        if self.problem:
+            yield f"problem: {self.problem}"
+        yield ""
+        yield _evidence(now["evidence"])
+        yield ""
+        columns = ("#", "champion", "since", "by", "how", f"checkpoint ({now['served']})", "why")
+        yield Table(columns, [
+            (c["number"], f"{c['model']}_{c['mode']}", c["since"], c["by"], c["action"],
+             c["checkpoints"][c["served"]][:_SHOWN_DIGITS], c["why"])
+            for c in reversed(self.history)
+        ])  # fmt: skip
+
+
+def champion(config: options.Config = None, artifacts: options.Artifacts = None) -> History:
+    """Show the model in use: since when, on which evidence, and which were before."""
     from champion.history import ChampionError, kept_path, read_history
 
-    folder = workspace_of(config, None, artifacts, made=True).champion_folder
+    workspace = workspace_of(config, None, artifacts, must_exist=True)
+    folder = workspace.champion_folder
     with failing({ChampionError: FAILED}):
         history = read_history(folder)
-    if as_json:
-        from dataclasses import asdict
+    return History(
+        champion=asdict(history[-1]) | {"path": str(kept_path(folder, history[-1]))}
+        if history
+        else None,
+        history=[asdict(champion) for champion in history],
+        problem=_problem(folder, history[-1], workspace.layout) if history else None,
+    )
 
-        say_json({
-            "champion": asdict(history[-1]) | {"path": str(kept_path(folder, history[-1]))}
-            if history else None,
-            "history": [asdict(reign) for reign in history],
-        })  # fmt: skip
-        return
-    if not history:
-        typer.echo("There is no champion yet. Promote a trained model: phasewatch promote MODEL")
-        return
-    reign = history[-1]
-    typer.echo(f"{reign.name}, {reign.action} {reign.since} by {reign.by}" + _because(reign))
-    typer.echo(f"scores with {kept_path(folder, reign)}\n")
-    _show_evidence(reign.evidence)
-    typer.echo()
-    columns = ("#", "champion", "since", "by", "how", f"checkpoint ({reign.served})", "why")
-    say_table(columns, [
-        (r.number, r.name, r.since, r.by, r.action, r.checkpoints[r.served][:_SHOWN_DIGITS], r.why)
-        for r in reversed(history)
-    ])  # fmt: skip
+
+def _problem(folder: Path, champion: Champion, layout: Layout) -> str | None:
+    """Why the champion's checkpoint would not load; its model is not rebuilt."""
+    from champion.history import kept_path
+    from models.checkpoint import CheckpointError, check_contract, read_header, read_sidecar
+
+    path = kept_path(folder, champion)
+    try:
+        header = read_header(path)
+        read_sidecar(path, header)
+        check_contract(header, layout, str(path))
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+@dataclass(frozen=True)
+class Promotion(Document):
+    """The outcome of a trial."""
+
+    challenger: str
+    checkpoints: dict[str, str]
+    against: str | None
+    granted: bool
+    promoted: bool
+    reasons: list[str]
+    notes: list[str]
+    recipes: dict[str, dict[str, Any]]
+    model: str = field(metadata=TEXT_ONLY)
+
+    def text(self) -> Iterator[str | Table]:
+        if self.recipes:
+            yield _evidence(self.recipes)
+            yield ""
+        if not self.granted:
+            yield f"{self.challenger} is not promoted:"
+            yield from (f"  - {reason}" for reason in self.reasons)
+        elif not self.promoted:
+            yield f"{self.challenger} may be promoted: phasewatch promote {self.model}"
+        else:
+            yield f"{self.challenger} is champion" + (
+                f"; {self.against} was before" if self.against else ""
+            )
+        yield from (f"note: {note}" for note in self.notes)
+
+    @property
+    def exit_code(self) -> int:
+        return OK if self.granted else FAILED
 
 
 def promote(
-    model: Annotated[str, typer.Argument(help="A model of the registry, such as gbt.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, such as gbt.")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Judge it, change nothing; exit codes as without.")
+        bool, typer.Option("--dry-run", help="Judge it and change nothing; same exit codes.")
     ] = False,
-    why: WhyOption = "",
-    config: ConfigOption = None,
-    store: RunStoreOption = None,
-    artifacts: RunArtifactsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Put a trained model in use where the rules allow it (docs/champion.md); else say why not."""
+    why: options.Why = "",
+    config: options.Config = None,
+    store: options.Store = None,
+    artifacts: options.Artifacts = None,
+) -> Promotion:
+    """Put a trained model in use if the rules allow it (docs/champion.md)."""
     from champion.history import ChampionError
     from models.checkpoint import CheckpointError
+    from models.registry import VARIANTS, find_variant
     from stages import champion as core
     from stages.project import Project
     from stages.status import StageError
 
-    which = _variant(model)
-    workspace = workspace_of(config, store, artifacts, made=True)
-    project = Project(workspace)
+    by_name = {variant.name: variant for variant in VARIANTS}
+    with failing({ValueError: USAGE}):  # an oracle can be named, and is rejected with the reason
+        challenger = by_name.get(model) or find_variant(model, "realistic")
+    project = Project(workspace_of(config, store, artifacts, must_exist=True))
     with failing({ChampionError: FAILED, CheckpointError: FAILED, StageError: FAILED}):
         if dry_run:
-            trial = core.judge(project, which)
+            trial = core.judge(project, challenger)
         else:
-            trial = core.promote(project, which, by=_user(), why=why)
+            trial = core.promote(project, challenger, by=_user(), why=why)
             if trial.promoted:
                 _tell_dagster(trial.promoted)
-    granted = trial.judgement.granted
-    notes = list(_notes(project, trial))
-    if as_json:
-        say_json({
-            "challenger": which.name,
-            "checkpoints": trial.checkpoints,
-            "against": trial.champion.name if trial.champion else None,
-            "granted": granted,
-            "promoted": granted and not dry_run,
-            "reasons": trial.judgement.reasons,
-            "notes": notes,
-            "recipes": trial.judgement.recipes,
-        })  # fmt: skip
-    else:
-        _show_trial(trial, dry_run=dry_run)
-        for note in notes:
-            typer.echo(f"note: {note}")
-    if not granted:
-        raise typer.Exit(FAILED)
+    return Promotion(
+        challenger=challenger.name,
+        checkpoints=trial.checkpoints,
+        against=trial.champion.name if trial.champion else None,
+        granted=trial.judgement.granted,
+        promoted=trial.promoted is not None,
+        reasons=trial.judgement.reasons,
+        notes=list(_notes(project, trial)),
+        recipes=trial.judgement.recipes,
+        model=challenger.model,
+    )
+
+
+@dataclass(frozen=True)
+class Rollback(Document):
+    """The champion after a rollback."""
+
+    champion: Champion
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self.champion)
+
+    def text(self) -> Iterator[str]:
+        number = self.champion.number
+        yield f"{self.champion.name} is champion again (number {number} of the history)"
 
 
 def rollback(
-    why: WhyOption = "",
-    config: ConfigOption = None,
-    artifacts: RunArtifactsOption = None,
-    as_json: JsonOption = False,
-) -> None:
+    why: options.Why = "",
+    config: options.Config = None,
+    artifacts: options.Artifacts = None,
+) -> Rollback:
     """Put the previous champion in use again; exit 4 if it is for another input layout."""
-    from dataclasses import asdict
-
     from champion.history import ChampionError, roll_back
-    from features import registry
     from models.checkpoint import CheckpointError, ContractMismatchError
 
-    folder = workspace_of(config, None, artifacts, made=True).champion_folder
+    workspace = workspace_of(config, None, artifacts, must_exist=True)
     with failing({ContractMismatchError: MISMATCH, CheckpointError: FAILED, ChampionError: FAILED}):
-        reign = roll_back(folder, registry.LAYOUT, by=_user(), why=why)
-    _tell_dagster(reign)
-    if as_json:
-        say_json(asdict(reign))
-    else:
-        typer.echo(f"{reign.name} is champion again (number {reign.number} of the history)")
-
-
-def _variant(name: str) -> Any:
-    """``gbt`` is gbt_realistic; ``gbt_oracle`` can be named, and is refused with the reason."""
-    from models.registry import VARIANTS, find_variant
-
-    known = {which.name: which for which in VARIANTS}
-    with failing({ValueError: USAGE}):
-        return known.get(name) or find_variant(name, "realistic")
+        champion = roll_back(workspace.champion_folder, workspace.layout, by=_user(), why=why)
+    _tell_dagster(champion)
+    return Rollback(champion)
 
 
 def _user() -> str:
@@ -153,7 +209,7 @@ def _user() -> str:
         return "unknown"
 
 
-def _tell_dagster(reign: "Champion") -> None:
+def _tell_dagster(champion: Champion) -> None:
     try:
         import dagster as dg
     except ModuleNotFoundError:  # the base install: there is no Dagster to tell
@@ -166,12 +222,12 @@ def _tell_dagster(reign: "Champion") -> None:
     prepare_dagster_home()
     with dg.DagsterInstance.get() as instance:
         instance.report_runless_asset_event(
-            dg.AssetMaterialization("champion", metadata=as_metadata(champion_facts(reign)))
+            dg.AssetMaterialization("champion", metadata=as_metadata(champion_facts(champion)))
         )
 
 
-def _notes(project: "Project", trial: "Trial") -> Iterator[str]:
-    """What is no reason against a challenger, but good to know before it is in use."""
+def _notes(project: Project, trial: Trial) -> Iterator[str]:
+    """What does not speak against a challenger, but is good to know before it is in use."""
     from stages.champion import best_on_validation, validation_mean
 
     challenger = trial.variant
@@ -191,48 +247,28 @@ def _notes(project: "Project", trial: "Trial") -> Iterator[str]:
         )
 
 
-def _because(reign: "Champion") -> str:
-    return f": {reign.why}" if reign.why else ""
-
-
-def _show_trial(trial: "Trial", *, dry_run: bool) -> None:
-    if trial.judgement.recipes:
-        _show_evidence(trial.judgement.recipes)
-        typer.echo()
-    name = trial.variant.name
-    if not trial.judgement.granted:
-        typer.echo(f"{name} is not promoted:")
-        for reason in trial.judgement.reasons:
-            typer.echo(f"  - {reason}")
-    elif dry_run:
-        typer.echo(f"{name} may be promoted: phasewatch promote {trial.variant.model}")
-    else:
-        after = f"; {trial.champion.name} was before" if trial.champion else ""
-        typer.echo(f"{name} is champion{after}")
-
-
-def _show_evidence(recipes: dict[str, dict[str, Any]]) -> None:
+def _evidence(recipes: dict[str, dict[str, Any]]) -> Table:
     """Macro F1 on each recipe, beside the champion it replaced or the best of the baselines."""
     from evaluation.wording import baseline_label
 
     rows = []
-    for recipe, found in recipes.items():
-        if "difference" in found:
-            other, against, difference = "champion", found["champion"], found["difference"]
-        elif "baselines" in found:
-            closest = max(found["baselines"], key=lambda b: b["macro_f1"])
+    for recipe, evidence in recipes.items():
+        if "difference" in evidence:
+            other, against = "champion", evidence["champion"]
+            difference = evidence["difference"]
+        elif "baselines" in evidence:
+            closest = max(evidence["baselines"], key=lambda b: b["macro_f1"])
             other, against = baseline_label(closest["name"]), closest["macro_f1"]
             difference = closest["difference"]
         else:
-            rows.append((recipe, "-", "-", "-", "-", found["episodes"], found["left_out"]))
+            rows.append((recipe, *["-"] * 4, evidence["episodes"], evidence["left_out"]))
             continue
-        low, high = difference["low"], difference["high"]
         rows.append((
-            recipe, f"{found['challenger']:.3f}", f"{against:.3f} ({other})",
-            f"{difference['value']:+.3f}", f"{low:+.3f} to {high:+.3f}",
-            found["episodes"], found.get("left_out", 0),
+            recipe, f"{evidence['challenger']:.3f}", f"{against:.3f} ({other})",
+            f"{difference['value']:+.3f}",
+            f"{difference['low']:+.3f} to {difference['high']:+.3f}",
+            evidence["episodes"], evidence.get("left_out", 0),
         ))  # fmt: skip
-    say_table(
-        ("recipe", "macro F1", "against", "difference", "95 % interval", "episodes", "left out"),
-        rows,
-    )
+    columns = ("recipe", "macro F1", "against", "difference", "95 % interval", "episodes",
+               "left out")  # fmt: skip
+    return Table(columns, rows)

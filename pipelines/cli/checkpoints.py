@@ -1,6 +1,9 @@
 """Commands about checkpoints and their contract: ``contract``, ``contract diff``, ``inspect``."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,73 +13,87 @@ from pipelines.cli.console import (
     FAILED,
     MISMATCH,
     OK,
+    TEXT_ONLY,
     USAGE,
-    JsonOption,
+    Document,
+    Table,
     existing,
     existing_file,
     fail,
     failing,
-    say_json,
-    say_table,
     track,
+    with_json,
 )
 
 if TYPE_CHECKING:
+    from features.contract import Contract
+    from features.registry import InputKind
     from models.inspection import Entry
 
 contract_app = typer.Typer(help="The input contract in force: what a model's input means.")
 
-_SHOWN_DIGITS = 12
+
+@dataclass(frozen=True)
+class Contracts(Document):
+    """The contract of each kind of input."""
+
+    kinds: dict[str, dict[str, Any]]
+    live: dict[InputKind, Contract] = field(metadata=TEXT_ONLY)
+
+    def as_json(self) -> dict[str, Any]:
+        return self.kinds
+
+    def text(self) -> Iterator[str | Table]:
+        shown = next(iter(self.live.values()))  # of summary inputs if both: it has one section more
+        yield Table(
+            ("contract hash of", "sha256"),
+            [(f"{kind} inputs", one.hash) for kind, one in self.live.items()],
+        )
+        yield ""
+        yield Table(("section", "sha256"), list(shown.hashes.items()))
+        channels = shown.sections["channels"]
+        deployable = sum(channel["deployable"] for channel in channels)
+        yield f"\nchannels: {len(channels)}; realistic models see the {deployable} deployable ones"
+        yield Table(
+            ("#", *channels[0]),
+            [(i, *map(_cell, channel.values())) for i, channel in enumerate(channels)],
+        )
+        for name, value in shown.sections.items():
+            if name != "channels":
+                yield f"\n{name}" + (" (summary inputs only)" if name == "stats" else "")
+                for key, item in _leaves(value):
+                    yield f"  {key:<17} {item}"
 
 
 @contract_app.callback(invoke_without_command=True)
+@with_json
 def contract(
     context: typer.Context,
     kind: Annotated[
         Literal["summary", "tensor"] | None,
         typer.Option(help="Inputs of one kind only; default: both."),
     ] = None,
-    as_json: JsonOption = False,
-) -> None:
+) -> Contracts | None:
     """Show the input contract in force: hashes, channels, window, statistics, labels."""
     if context.invoked_subcommand is not None:
-        return
+        return None
     from features import registry
     from features.contract import contract_of
 
     layout = registry.LAYOUT
     kinds: list[registry.InputKind] = [kind] if kind else ["summary", "tensor"]
     live = {each: contract_of(layout, each) for each in kinds}
-    if as_json:
-        say_json(
-            {
-                each: {
-                    "contract_hash": one.hash,
-                    "schema_hash": layout.schema_hash(each),
-                    "sections": one.as_header(),
-                }
-                for each, one in live.items()
+    return Contracts(
+        kinds={
+            each: {
+                "contract_hash": one.hash,
+                "schema_hash": layout.schema_hash(each),
+                "sections": one.as_header(),
             }
-        )
-        return
-    one = live[kinds[0]]  # of summary inputs if shown: it has a section more, the rest is equal
-    say_table(
-        ("contract hash of", "sha256"), [(f"{e} inputs", found.hash) for e, found in live.items()]
+            for each, one in live.items()
+        },
+        live=live,
     )
-    typer.echo()
-    say_table(("section", "sha256"), list(one.hashes.items()))
-    channels = one.sections["channels"]
-    seen = sum(channel["deployable"] for channel in channels)
-    typer.echo(f"\nchannels: {len(channels)}, of which realistic models see the {seen} deployable")
-    say_table(
-        ("#", *channels[0]),
-        [(i, *map(_cell, channel.values())) for i, channel in enumerate(channels)],
-    )
-    for name, value in one.sections.items():
-        if name != "channels":
-            typer.echo(f"\n{name}" + (" (summary inputs only)" if name == "stats" else ""))
-            for key, item in _leaves(value):
-                typer.echo(f"  {key:<17} {item}")
 
 
 def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -93,70 +110,127 @@ def _cell(value: Any) -> str:
     return "/".join(value) if isinstance(value, list) else value
 
 
+@dataclass(frozen=True)
+class ContractDiff(Document):
+    """Every difference between a checkpoint's contract and the one in force."""
+
+    checkpoint: str
+    contract_hash: str
+    differences: list[str]
+    remedy: str | None
+
+    def text(self) -> Iterator[str]:
+        yield from self.differences
+        yield f"\n{self.remedy}" if self.differences else "no difference"
+
+    @property
+    def exit_code(self) -> int:
+        return MISMATCH if self.differences else OK
+
+
 @contract_app.command()
+@with_json
 def diff(
-    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt.json; its sidecar is not read.")],
-    as_json: JsonOption = False,
-) -> None:
-    """Every difference between a checkpoint's contract and the one in force; exit 4 if any."""
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .ckpt.json; its sidecar is not read.")
+    ],
+) -> ContractDiff:
+    """Compare a checkpoint's contract with the one in force; exit 4 if they differ."""
     from features import registry
     from models.checkpoint import CheckpointError, contract_differences, read_header, remedy
 
     with failing({CheckpointError: FAILED}):
         header = read_header(existing_file(checkpoint))
         differences = contract_differences(header, registry.LAYOUT, str(checkpoint))
-    advice = remedy(header) if differences else None
-    if as_json:
-        say_json(
-            {
-                "checkpoint": str(checkpoint),
-                "contract_hash": header["contract_hash"],
-                "differences": differences,
-                "remedy": advice,
-            }
-        )
-    elif differences:
-        typer.echo("\n".join([*differences, f"\n{advice}"]))
-    else:
-        typer.echo("no difference")
-    raise typer.Exit(MISMATCH if differences else OK)
+    return ContractDiff(
+        checkpoint=str(checkpoint),
+        contract_hash=header["contract_hash"],
+        differences=differences,
+        remedy=remedy(header) if differences else None,
+    )
+
+
+@dataclass(frozen=True)
+class Inventory(Document):
+    """What checkpoints are, and whether they would load."""
+
+    verified: bool
+    checkpoints: list[dict[str, Any]]
+    entries: list[Entry] = field(metadata=TEXT_ONLY)
+
+    def text(self) -> Iterator[str | Table]:
+        columns = ("model", "mode", "recipe", "val F1", "MB", "commit",
+                   "verified" if self.verified else "loads")  # fmt: skip
+        yield Table(columns, [self._row(entry) for entry in self.entries])
+        yield ""
+        for entry, row in zip(self.entries, self.checkpoints, strict=True):
+            yield str(entry.path)
+            for name in ("dataset_version", "contract_hash", "schema_hash", "checkpoint_id"):
+                if row[name]:
+                    yield f"  {name:<15} {row[name]}"
+            if entry.broken is not None:
+                yield f"  broken: {entry.broken.removeprefix(f'{entry.path}: ')}"
+            if entry.unverified is not None:
+                yield f"  not verified: {entry.unverified.removeprefix(f'{entry.path}: ')}"
+        alike: dict[tuple[str, ...], list[Path]] = {}  # one change of code shows in each of them
+        for entry in self.entries:
+            if entry.differences:
+                alike.setdefault(tuple(entry.differences), []).append(entry.path)
+        for lines, paths in alike.items():
+            yield "\n" + "\n".join([*map(str, paths), *(f"  - {line}" for line in lines)])
+
+    def _row(self, entry: Entry) -> tuple[str, ...]:
+        row = entry.as_row()
+        score, size, commit = row["val_macro_f1"], row["bytes"], row["code_commit"]
+        return (
+            *(row[name] or "-" for name in ("model", "mode", "recipe")),
+            "-" if score is None else f"{score:.3f}",
+            "-" if size is None else f"{size / 1e6:.2f}",
+            "-" if commit is None else commit[:7] + ("-dirty" if "-" in commit else ""),
+            "broken" if entry.broken is not None
+            else f"no, {len(entry.differences)} differences" if entry.differences
+            else "not verified" if entry.unverified is not None
+            else "yes",
+        )  # fmt: skip
+
+    @property
+    def exit_code(self) -> int:
+        if self.verified and any(entry.broken for entry in self.entries):
+            return FAILED
+        if self.verified and any(entry.differences for entry in self.entries):
+            return MISMATCH
+        return OK
 
 
 def inspect(
     paths: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="PATH...", help="A .ckpt.json, or a folder: all in it, however deep."
-        ),
+        typer.Argument(metavar="PATH...", help="A .ckpt.json, or a folder with some at any depth."),
     ],
     verify: Annotated[
         bool,
         typer.Option(
             "--verify",
-            help="Load each, and replay the golden vectors: exit 1 if one is broken, else 4 if one "
+            help="Load each and replay the golden vectors: exit 1 if one is broken, else 4 if one "
             "differs.",
         ),
     ] = False,
-    as_json: JsonOption = False,
-) -> None:
+) -> Inventory:
     """List checkpoints from their headers: what each is, and whether it would load today."""
+    from models.checkpoint import SUFFIX
     from models.inspection import find_checkpoints
 
-    found = [each for path in paths for each in find_checkpoints(existing(path))]
-    if not found:
-        fail(f"{', '.join(map(str, paths))}: no .ckpt.json in there; train: phasewatch run", USAGE)
-    entries = list(_look(list(dict.fromkeys(found)), verify=verify))
-    if as_json:
-        say_json({"verified": verify, "checkpoints": [entry.as_row() for entry in entries]})
-    else:
-        _show(entries, verify=verify)
-    if verify and any(entry.broken for entry in entries):
-        raise typer.Exit(FAILED)
-    if verify and any(entry.differences for entry in entries):
-        raise typer.Exit(MISMATCH)
+    for path in paths:
+        if existing(path).is_file() and not path.name.endswith(SUFFIX):
+            fail(f"{path}: not a checkpoint; its name must end in {SUFFIX}", USAGE)
+    checkpoints = [each for path in paths for each in find_checkpoints(path)]
+    if not checkpoints:
+        fail(f"{', '.join(map(str, paths))}: no {SUFFIX} in it; train: phasewatch run", USAGE)
+    entries = list(_look(list(dict.fromkeys(checkpoints)), verify=verify))
+    return Inventory(verify, [entry.as_row() for entry in entries], entries)
 
 
-def _look(paths: list[Path], *, verify: bool) -> Iterator["Entry"]:
+def _look(paths: list[Path], *, verify: bool) -> Iterator[Entry]:
     from features import registry
     from models import inspection
 
@@ -169,46 +243,3 @@ def _look(paths: list[Path], *, verify: bool) -> Iterator["Entry"]:
     replayed = differences(layout)  # the same for all
     for path in track(paths, "verifying"):
         yield inspection.verify(path, layout, replayed)
-
-
-def _show(entries: list["Entry"], *, verify: bool) -> None:
-    columns = ("checkpoint", "model", "mode", "recipe", "val F1", "dataset", "contract", "schema",
-               "MB", "commit", "verified" if verify else "loads")  # fmt: skip
-    rows = []
-    for entry in entries:
-        row = entry.as_row()
-        score, size, commit = row["val_macro_f1"], row["bytes"], row["code_commit"]
-        rows.append(
-            (
-                entry.path,
-                *(row[name] or "-" for name in ("model", "mode", "recipe")),
-                "-" if score is None else f"{score:.3f}",
-                *(
-                    (row[name] or "-")[:_SHOWN_DIGITS]
-                    for name in ("dataset_version", "contract_hash", "schema_hash")
-                ),
-                "-" if size is None else f"{size / 1e6:.2f}",
-                "-" if commit is None else commit[:7] + ("-dirty" if "-" in commit else ""),
-                _verdict(entry, verify=verify),
-            )
-        )
-    say_table(columns, rows)
-    alike: dict[tuple[str, ...], list[Path]] = {}  # a change of the code shows in every checkpoint
-    for entry in entries if verify else ():
-        if entry.differences:
-            alike.setdefault(tuple(entry.differences), []).append(entry.path)
-    for lines, paths in alike.items():
-        typer.echo("\n" + "\n".join([*map(str, paths), *(f"  - {line}" for line in lines)]))
-
-
-def _verdict(entry: "Entry", *, verify: bool) -> str:
-    if entry.broken is not None:
-        return "broken: " + entry.broken.removeprefix(f"{entry.path}: ")
-    if entry.unverified is not None:
-        return "not verified: " + entry.unverified.removeprefix(f"{entry.path}: ")
-    if not entry.differences:
-        return "yes"
-    if verify:  # they are listed below the table
-        return f"no: listed below ({len(entry.differences)})"
-    first, *rest = entry.differences
-    return f"no: {first}" + (f" (and {len(rest)} more)" if rest else "")

@@ -1,65 +1,145 @@
-"""What the commands share: exit codes, options, and how they speak. No command is here.
+"""What the commands share: exit codes, documents and how they are shown. No command is here.
 
-Exit codes: 0 ok, 1 failed, 2 usage, 3 data rejected, 4 contract mismatch.
+A command returns a ``Document``. ``with_json`` adds ``--json`` and prints the document as text or
+as JSON; an error is printed on stderr and, with ``--json``, as ``error`` of the document too.
 """
 
+from __future__ import annotations
+
+import inspect
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
 
 import typer
 
 if TYPE_CHECKING:
     from stages.workspace import Workspace
 
+OK, FAILED, USAGE, REJECTED, MISMATCH = range(5)
+INTERRUPTED = 130
+
 _LAST_COLUMN = 16  # characters at least: it wraps, the others may not
 
-OK, FAILED, USAGE, REJECTED, MISMATCH = range(5)
 
-_as_json = False
+@dataclass(frozen=True)
+class Table:
+    """Rows to be shown in aligned columns."""
 
-
-def _remember(as_json: bool) -> bool:
-    global _as_json
-    _as_json = as_json
-    return as_json
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
 
 
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="One JSON document on stdout.", callback=_remember)
-]
+TEXT_ONLY = {"text_only": True}
+"""Metadata of a field of a document that JSON leaves out."""
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(envvar="PHASEWATCH_CONFIG", help="Run configuration (YAML): config/default.yaml."),
-]
-RunStoreOption = Annotated[
-    Path | None,
-    typer.Option(envvar="PHASEWATCH_STORE", help="Episode store; wins over the configuration."),
-]
-RunArtifactsOption = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="PHASEWATCH_ARTIFACTS", help="Folder of what is made; wins over the configuration."
-    ),
-]
+
+@dataclass(frozen=True)
+class Document:
+    """The result of a command: its fields are the JSON document."""
+
+    def text(self) -> Iterator[str | Table]:
+        """The document for people."""
+        raise NotImplementedError
+
+    @property
+    def exit_code(self) -> int:
+        return OK
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if "text_only" not in field.metadata
+        }
+
+
+class CommandError(Exception):
+    """A command cannot do its work: the message, the exit code and what is known so far."""
+
+    def __init__(self, message: str, code: int, document: dict[str, Any]):
+        super().__init__(message)
+        self.code = code
+        self.document = document
+
+
+def fail(message: str, code: int = FAILED, **document: Any) -> NoReturn:
+    """End the command with a message on stderr."""
+    raise CommandError(message, code, document)
+
+
+@contextmanager
+def failing(codes: Mapping[type[Exception], int]) -> Iterator[None]:
+    """Turn expected errors into an exit code: of the first class that fits."""
+    try:
+        yield
+    except tuple(codes) as error:
+        fail(str(error), next(code for kind, code in codes.items() if isinstance(error, kind)))
+
+
+def with_json(function: Callable[..., Document | None]) -> Callable[..., None]:
+    """A function that returns a ``Document`` as typer takes it: it prints, and has ``--json``."""
+
+    @wraps(function)
+    def run(as_json: bool = False, **arguments: Any) -> None:
+        try:
+            document = function(**arguments)
+        except CommandError as error:
+            note(str(error))
+            if as_json:
+                typer.echo(json.dumps(error.document | {"error": str(error)}, indent=1))
+            raise typer.Exit(error.code) from None
+        if document is not None:  # None: a subcommand follows
+            show(document, as_json=as_json)
+            raise typer.Exit(document.exit_code)
+
+    option = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+    hints = get_type_hints(function, include_extras=True)
+    parameters = [
+        parameter.replace(annotation=hints[parameter.name])
+        for parameter in inspect.signature(function).parameters.values()
+    ]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters.append(inspect.Parameter("as_json", keyword, default=False, annotation=option))
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def show(document: Document, *, as_json: bool) -> None:
+    """Print a document: the one renderer of all commands."""
+    if as_json:
+        typer.echo(json.dumps(document.as_json(), indent=1))
+        return
+    for part in document.text():
+        if isinstance(part, Table):
+            _show_table(part)
+        else:
+            typer.echo(part)
+
+
+def note(message: str) -> None:
+    """One line on stderr, beside the document."""
+    typer.echo(message, err=True)
 
 
 def workspace_of(
     config: Path | None,
-    store: Path | None,
-    artifacts: Path | None,
+    store: Path | None = None,
+    artifacts: Path | None = None,
     *,
-    made: bool = False,
+    must_exist: bool = False,
     **settings: Any,
-) -> "Workspace":
-    """The workspace that these options name; leaves with USAGE where one of them is wrong.
+) -> Workspace:
+    """The workspace that the options name.
 
     Args:
-        made: there has to be an artefacts folder: something in it is to be read.
+        must_exist: the artifacts folder must be there, because something in it is read.
         settings: win over the configuration, as the paths do.
     """
     from stages.workspace import SettingsError, read_workspace
@@ -68,7 +148,7 @@ def workspace_of(
     given = {name: str(path.absolute()) for name, path in paths.items() if path is not None}
     with failing({SettingsError: USAGE}):
         workspace = read_workspace(config, given | settings)
-    if made and not workspace.artifacts_path.is_dir():
+    if must_exist and not workspace.artifacts_path.is_dir():
         fail(
             f"{workspace.artifacts_path}: no such folder; name another with --artifacts, or make "
             "it: phasewatch run",
@@ -77,44 +157,30 @@ def workspace_of(
     return workspace
 
 
-def fail(message: str, code: int = FAILED, **found: Any) -> NoReturn:
-    """Say what is wrong on stderr, with ``--json`` as ``error`` of the document too, and leave."""
-    typer.echo(message, err=True)
-    if _as_json:
-        say_json({**found, "error": message})
-    raise typer.Exit(code)
-
-
-@contextmanager
-def failing(codes: Mapping[type[Exception], int]) -> Iterator[None]:
-    """These errors are foreseen: leave with their message and code, the first that fits."""
-    try:
-        yield
-    except tuple(codes) as error:
-        fail(str(error), next(code for kind, code in codes.items() if isinstance(error, kind)))
-
-
 def existing(path: Path) -> Path:
-    """The path of something that is to be read; leaves with USAGE where nothing is there."""
+    """The path of something that is to be read."""
     if not path.exists() and not path.is_symlink():
         fail(f"{path}: no such file or folder", USAGE)
     return path
 
 
 def existing_file(path: Path) -> Path:
-    """The same where a folder will not do."""
+    """The same for a file."""
     if existing(path).is_dir():
         fail(f"{path}: a folder; name a file in it", USAGE)
     return path
 
 
-def say_json(document: Any) -> None:
-    """The one document of a command's ``--json``."""
-    typer.echo(json.dumps(document, indent=1))
+def one_of(name: str, value: str, known: Iterable[str]) -> str:
+    """A value that must be one of the known ones."""
+    known = list(known)
+    if value not in known:
+        fail(f"{name} must be one of {', '.join(known)}, got {value!r}", USAGE)
+    return value
 
 
-def track(items: Sequence, what: str) -> Iterable:
-    """The items, with a progress bar on stderr where that is a terminal."""
+def track(items: Sequence[Any], what: str) -> Iterable[Any]:
+    """The items, with a progress bar on stderr on a terminal."""
     from rich.console import Console
     from rich.progress import track as bar
 
@@ -122,23 +188,23 @@ def track(items: Sequence, what: str) -> Iterable:
     return bar(items, what, console=console, transient=True)
 
 
-def say_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table on a terminal wide enough for it; else aligned columns that nothing cuts off."""
-    texts = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
+def _show_table(table: Table) -> None:
+    """Borders on a terminal wide enough for them; otherwise aligned columns, never cut off."""
+    texts = [[str(cell) for cell in row] for row in table.rows]
+    widths = [max(map(len, column)) for column in zip(table.columns, *texts, strict=True)]
     if sys.stdout.isatty():
         from rich import box
+        from rich import table as rich_table
         from rich.console import Console
-        from rich.table import Table
         from rich.text import Text
 
         console = Console()
         if sum(widths[:-1]) + 3 * len(widths) + min(widths[-1], _LAST_COLUMN) <= console.width:
-            table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+            shown = rich_table.Table(*table.columns, box=box.SIMPLE_HEAD, pad_edge=False)
             for row in texts:
-                table.add_row(*map(Text, row))
-            console.print(table)
+                shown.add_row(*map(Text, row))
+            console.print(shown)
             return
-    for row in (columns, *texts):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+    for cells in (table.columns, *texts):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
         typer.echo(line.rstrip())

@@ -1,4 +1,4 @@
-"""What ``phasewatch doctor`` looks at. Nothing is written or made here."""
+"""The command ``doctor``: what is installed and what is stale. Nothing is written or made."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from episodes.store import StoreError
+from pipelines.cli import options
+from pipelines.cli.console import FAILED, OK, Document, Table, workspace_of
 from pipelines.home import SETTINGS, dagster_home
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import dagster as dg
 
     from stages.project import Project
+    from stages.status import Status
     from stages.workspace import Workspace
 
 EXTRAS = {
@@ -29,6 +31,8 @@ EXTRAS = {
     "orchestrate": ("dagster", "dagster-webserver"),
 }
 MIN_FREE_BYTES = 2_000_000_000
+STATE_WORDS = {"stale": "not current", "missing": "missing", "damaged": "damaged"}
+_SHOWN = 5  # items of a list
 
 
 @dataclass
@@ -41,8 +45,61 @@ class Findings:
     def problem(self, what: str, remedy: str) -> None:
         self.problems.append({"problem": what, "remedy": remedy})
 
-    def as_document(self) -> dict[str, Any]:
-        return {"ok": not self.problems, "problems": self.problems, **self.sections}
+
+@dataclass(frozen=True)
+class Diagnosis(Document):
+    """Problems first, then everything that was looked at."""
+
+    findings: Findings
+
+    def as_json(self) -> dict[str, Any]:
+        problems = self.findings.problems
+        return {"ok": not problems, "problems": problems, **self.findings.sections}
+
+    def text(self) -> Iterator[str | Table]:
+        for item in self.findings.problems:
+            yield f"problem: {item['problem']}\n  remedy: {item['remedy']}"
+        yield "" if self.findings.problems else "no problem found\n"
+        rows, shown = [], ""
+        for name, section in self.findings.sections.items():
+            for key, value in section.items():
+                for i, line in enumerate(_lines(value)):
+                    rows.append(("" if name == shown else name, "" if i else key, line))
+                    shown = name
+        yield Table(("about", "what", "found"), rows)
+
+    @property
+    def exit_code(self) -> int:
+        return FAILED if self.findings.problems else OK
+
+
+def doctor(
+    config: options.Config = None,
+    store: options.Store = None,
+    artifacts: options.Artifacts = None,
+) -> Diagnosis:
+    """Show what is installed, which store it is and what is stale; exit 1 on problems."""
+    return Diagnosis(examine(lambda: workspace_of(config, store, artifacts)))
+
+
+def _lines(value: Any) -> list[str]:
+    """A finding in words, one item per line; the first few of many."""
+    if isinstance(value, dict):
+        return [f"{name}: {item or 'missing'}" for name, item in value.items()] or ["none"]
+    if isinstance(value, list):
+        lines = [" ".join(i.values()) if isinstance(i, dict) else str(i) for i in value]
+        more = len(lines) - _SHOWN
+        return [*lines[:_SHOWN], *([f"and {more} more"] if more > 0 else [])] or ["none"]
+    if isinstance(value, bool):
+        return ["yes" if value else "no"]
+    return ["none" if value is None else str(value)]
+
+
+def extra_of(module: str) -> str:
+    """The extra that brings a library."""
+    names = {"sklearn": "scikit-learn"}
+    wanted = names.get(module, module)
+    return next((extra for extra, packages in EXTRAS.items() if wanted in packages), "train")
 
 
 def examine(read_workspace: Callable[[], Workspace]) -> Findings:
@@ -169,10 +226,11 @@ def _automation(findings: Findings, section: dict[str, Any], instance: dg.Dagste
 
 def _stages(findings: Findings, workspace: Workspace) -> None:
     """Every stage that is not current, grouped by what mends it."""
+    from episodes.store import StoreError
     from stages.project import Project
-    from stages.status import shortened
 
-    findings.sections["store"] = section = {"path": str(workspace.store_path)}
+    section: dict[str, Any] = {"path": str(workspace.store_path)}
+    findings.sections["store"] = section
     project = Project(workspace)
     try:
         listing = project.listing
@@ -188,9 +246,7 @@ def _stages(findings: Findings, workspace: Workspace) -> None:
         findings.problem(f"{workspace.store_path}: no episode in it", "see docs/data-format.md")
         return
     stale = stale_statuses(project)
-    findings.sections["stale"] = {
-        remedy: [status.line for status in statuses] for remedy, statuses in stale.items()
-    }
+    findings.sections["stale"] = {remedy: _counted(statuses) for remedy, statuses in stale.items()}
     if any(status.code == "other_store" for group in stale.values() for status in group):
         findings.problem(
             f"{workspace.artifacts_path} holds artifacts of another store; a run would replace "
@@ -198,12 +254,33 @@ def _stages(findings: Findings, workspace: Workspace) -> None:
             "use one artifacts folder per store: --artifacts, or PHASEWATCH_ARTIFACTS",
         )
     for remedy, statuses in stale.items():
-        findings.problem(shortened([status.line for status in statuses]), remedy)
+        findings.problem("; ".join(_counted(statuses)), remedy)
 
 
-def stale_statuses(project: Project) -> dict[str, list[Any]]:
+def _counted(statuses: list[Status]) -> list[str]:
+    """One line per kind of stage, key and reason: ``checkpoints host: 3 made with ...``."""
+    groups: dict[tuple[str, str, str], list[Status]] = {}
+    for status in statuses:
+        kind = status.stage.partition("/")[0]
+        key = "" if status.stage == "ingest" else status.key
+        groups.setdefault((kind, key, status.code), []).append(status)
+    lines = []
+    for (kind, key, _), group in groups.items():
+        where = f"{kind} {key}".strip()
+        from stages.status import shortened
+
+        first = group[0]
+        if len(group) == 1:
+            lines.append(first.line)
+        else:
+            names = shortened([s.key if kind == "ingest" else s.stage for s in group], ", ", 3)
+            lines.append(f"{where}: {len(group)} {STATE_WORDS[first.state]} ({names})")
+    return lines
+
+
+def stale_statuses(project: Project) -> dict[str, list[Status]]:
     """Everything that is not current in the automatic stages, by the command that mends it."""
-    groups: dict[str, list[Any]] = {}
+    groups: dict[str, list[Status]] = {}
     for stage in project.stages.values():
         if not stage.automatic:
             continue

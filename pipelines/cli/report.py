@@ -1,27 +1,30 @@
 """The command ``report``: the evaluation in the terminal, or as one JSON document."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from pipelines.cli import options
 from pipelines.cli.console import (
+    TEXT_ONLY,
     USAGE,
-    ConfigOption,
-    JsonOption,
-    RunArtifactsOption,
-    RunStoreOption,
+    Document,
+    Table,
     fail,
     failing,
-    say_json,
-    say_table,
+    one_of,
     workspace_of,
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from evaluation.documents import Comparisons, EvalReport, Figure
-    from stages.report_page import Evaluated
+    from stages.status import Status
     from stages.workspace import Workspace
 
 _SHOWN = 4  # names per reason for leaving out
@@ -31,30 +34,57 @@ _COLUMNS = (
 )
 
 
+@dataclass(frozen=True)
+class Leaderboard(Document):
+    """Reports and comparisons that are current, and what is not."""
+
+    reports: list[dict[str, Any]]
+    comparisons: list[dict[str, Any]]
+    left_out: list[dict[str, Any]]
+    stale: list[dict[str, str]]
+    current: list[EvalReport] = field(metadata=TEXT_ONLY)
+    compared: list[Comparisons] = field(metadata=TEXT_ONLY)
+    omitted: list[Status] = field(metadata=TEXT_ONLY)
+    page: Path | None = field(metadata=TEXT_ONLY)
+
+    def text(self) -> Iterator[str | Table]:
+        from datasets.splits import RECIPES
+
+        for recipe in RECIPES:
+            reports = [report for report in self.current if report.recipe == recipe]
+            if reports:
+                found = [each for each in self.compared if each.recipe == recipe]
+                yield from _recipe(recipe, reports, found[0] if found else None)
+        for line in _left_out(self.omitted):
+            yield f"left out: {line}"
+        for item in self.stale:
+            yield (
+                f"stale: recipe {item['recipe']}: {item['why']}; phasewatch run --recipe "
+                f"{item['recipe']}"
+            )
+        if self.page:
+            yield str(self.page)
+
+
 def report(
-    config: ConfigOption = None,
-    store: RunStoreOption = None,
-    artifacts: RunArtifactsOption = None,
-    recipe: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="host, sample or time; repeat for several."),
-    ] = None,
+    config: options.Config = None,
+    store: options.Store = None,
+    artifacts: options.Artifacts = None,
+    recipe: options.Recipes = None,
     mode: Annotated[
         str | None, typer.Option(metavar="NAME", help="realistic or oracle; default: both.")
     ] = None,
-    as_json: JsonOption = False,
-) -> None:
+) -> Leaderboard:
     """Print the leaderboard: models, baselines and warnings per recipe, and the page's path."""
     from datasets.splits import RECIPES
     from episodes.store import StoreError
     from features.registry import MODES
 
     for name in recipe or ():
-        if name not in RECIPES:
-            fail(f"recipe must be one of {', '.join(RECIPES)}, got {name!r}", USAGE)
-    if mode is not None and mode not in MODES:
-        fail(f"mode must be one of {', '.join(MODES)}, got {mode!r}", USAGE)
-    workspace = workspace_of(config, store, artifacts, made=True)
+        one_of("recipe", name, RECIPES)
+    if mode is not None:
+        one_of("mode", mode, MODES)
+    workspace = workspace_of(config, store, artifacts, must_exist=True)
     from stages.project import Project
     from stages.report_page import evaluated
     from stages.status import shortened
@@ -63,76 +93,62 @@ def report(
     with failing({StoreError: USAGE}):
         current = evaluated(project, recipe or list(RECIPES))
     reports = [each for each in current.reports if mode in (None, each.mode)]
-    current = replace(current, reports=reports)  # comparisons of a recipe stay whole
-    if not current.reports:
-        _explain_nothing(workspace, current, recipe)
-    shown = {each.recipe for each in current.reports}
-    stale = [
-        {"recipe": due.key, "why": shortened([status.line for status in due.statuses])}
-        for due in project.due("retrain")
-        if due.key in shown
-    ]
-    if as_json:
-        say_json(
-            {
-                "reports": [each.model_dump() for each in current.reports],
-                "comparisons": [each.model_dump() for each in current.comparisons],
-                "left_out": [status.as_row() for status in current.left_out],
-                "stale": stale,
-            }
-        )
-        return
-    for name in recipe or RECIPES:
-        reports = [each for each in current.reports if each.recipe == name]
-        if reports:
-            compared = [each for each in current.comparisons if each.recipe == name]
-            _show(name, reports, compared[0] if compared else None)
-    for line in _left_out(current):
-        typer.echo(f"left out: {line}")
-    for item in stale:
-        typer.echo(
-            f"stale: recipe {item['recipe']}: {item['why']}; phasewatch run --recipe "
-            f"{item['recipe']}"
-        )
-    if workspace.report_page.exists():
-        typer.echo(str(workspace.report_page))
+    if not reports:
+        _explain_nothing(workspace, current.left_out, recipe)
+    shown = {each.recipe for each in reports}
+    return Leaderboard(
+        reports=[each.model_dump() for each in reports],
+        comparisons=[each.model_dump() for each in current.comparisons],
+        left_out=[status.as_row() for status in current.left_out],
+        stale=[
+            {"recipe": due.key, "why": shortened([status.line for status in due.statuses])}
+            for due in project.due("retrain")
+            if due.key in shown
+        ],
+        current=reports,
+        compared=current.comparisons,
+        omitted=current.left_out,
+        page=workspace.report_page if workspace.report_page.exists() else None,
+    )
 
 
-def _left_out(current: "Evaluated") -> Iterator[str]:
+def _left_out(statuses: list[Status]) -> Iterator[str]:
     """What is not shown, one line per reason."""
     by_reason: dict[str, list[str]] = {}
-    for item in current.left_out:
-        name = item.stage.rpartition("/")[2]
-        by_reason.setdefault(item.message, []).append(f"{name} ({item.key})")
+    for status in statuses:
+        name = status.stage.rpartition("/")[2]
+        by_reason.setdefault(status.message, []).append(f"{name} ({status.key})")
     for why, names in by_reason.items():
         more = len(names) - _SHOWN
         yield f"{why}: {', '.join(names[:_SHOWN])}" + (f" and {more} more" if more > 0 else "")
 
 
 def _explain_nothing(
-    workspace: "Workspace", current: "Evaluated", recipes: list[str] | None
+    workspace: Workspace, left_out: list[Status], recipes: list[str] | None
 ) -> NoReturn:
     remedy = " ".join(["phasewatch run", *(f"--recipe {name}" for name in recipes or ())])
-    where = workspace.report_page.parent
-    if current.left_out:
-        listed = "\n".join(f"  {line}" for line in _left_out(current))
+    folder = workspace.report_page.parent
+    if left_out:
+        listed = "\n".join(f"  {line}" for line in _left_out(left_out))
         fail(
-            f"{where}: no evaluation is current:\n{listed}\nRun: {remedy}",
-            left_out=[status.as_row() for status in current.left_out],
+            f"{folder}: no evaluation is current:\n{listed}\nRun: {remedy}",
+            left_out=[status.as_row() for status in left_out],
         )
-    fail(f"{where}: nothing evaluated yet. Run: {remedy}")
+    fail(f"{folder}: nothing evaluated yet. Run: {remedy}")
 
 
-def _show(recipe: str, reports: list["EvalReport"], compared: "Comparisons | None") -> None:
+def _recipe(
+    recipe: str, reports: list[EvalReport], compared: Comparisons | None
+) -> Iterator[str | Table]:
     from datasets.splits import RECIPES
     from evaluation import wording
     from features.registry import MODES
 
     first = reports[0]
-    typer.echo(f"recipe {recipe}: {RECIPES[recipe]}")
-    typer.echo(wording.conditional_on(first.bootstrap.conditional_on))
+    yield f"recipe {recipe}: {RECIPES[recipe]}"
+    yield wording.conditional_on(first.bootstrap.conditional_on)
     picked = [wording.chosen(reports, mode, compared) for mode in MODES]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for each in wording.by_test(reports):
         alarms = each.detection
         rows.append(
@@ -151,21 +167,21 @@ def _show(recipe: str, reports: list["EvalReport"], compared: "Comparisons | Non
     for name, modes, figure in _baselines(reports):
         label = wording.baseline_label(name)
         rows.append((label, modes, *_figure(figure), *[wording.NOTHING] * 5, "baseline"))
-    say_table(_COLUMNS, rows)
+    yield Table(_COLUMNS, rows)
     for text in (*wording.untested(first), *wording.gaps(first)):
-        typer.echo(f"note: {text}")
+        yield f"note: {text}"
     for models, text in wording.warnings(reports):
-        typer.echo(f"warning: {models}: {text}")
-    typer.echo()
+        yield f"warning: {models}: {text}"
+    yield ""
 
 
-def _figure(figure: "Figure") -> tuple[str, str]:
+def _figure(figure: Figure) -> tuple[str, str]:
     from evaluation import wording
 
     return wording.number(figure.value), wording.span(figure) or wording.NOTHING
 
 
-def _baselines(reports: list["EvalReport"]) -> list[tuple[str, str, "Figure"]]:
+def _baselines(reports: list[EvalReport]) -> list[tuple[str, str, Figure]]:
     """Each baseline's figure once, with the modes that have it."""
     by_figure: dict[tuple[str, float | None], tuple[list[str], Figure]] = {}
     for each in reports:

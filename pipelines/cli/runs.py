@@ -143,7 +143,11 @@ def _execute_all(
     with dg.DagsterInstance.get() as instance:
         sync_batches(instance, workspace)
         definitions = build_defs(workspace=workspace)
-        return [_execute(definitions, job, key, instance, outputs) for key in keys]
+        ran = []
+        for i, key in enumerate(keys, start=1):
+            log.info("%s %s (%d of %d)", job, key, i, len(keys))
+            ran.append(_execute(definitions, job, key, instance, outputs))
+        return ran
 
 
 def _execute(

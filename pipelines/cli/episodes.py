@@ -1,0 +1,360 @@
+"""Commands about episodes: ``validate``, ``extract``, ``predict``."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.cli import options
+from pipelines.cli.console import (
+    FAILED,
+    MISMATCH,
+    REJECTED,
+    TEXT_ONLY,
+    USAGE,
+    Document,
+    Table,
+    existing_file,
+    fail,
+    failing,
+    note,
+    track,
+    workspace_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from episodes.reading import Episode
+    from episodes.store import StoredEpisode
+    from episodes.validation import Record, ValidationPolicy
+    from features.extraction import Extracted
+    from models.checkpoint import Checkpoint
+    from stages.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Verdicts(Document):
+    """The verdicts on a store's episodes, or what another policy would change."""
+
+    store: str
+    differences: list[str]
+    summary: str
+    episodes: list[dict[str, Any]]
+    changes: list[dict[str, Any]] | None
+    whole_store: bool = field(metadata=TEXT_ONLY)
+    lines: list[str] = field(metadata=TEXT_ONLY)
+
+    def as_json(self) -> dict[str, Any]:
+        document = super().as_json()
+        del document["episodes" if self.changes is not None else "changes"]
+        return document
+
+    def text(self) -> Iterator[str]:
+        if self.whole_store:
+            yield from self.differences
+        if self.changes is None:
+            yield from self.lines
+        else:
+            for change in self.changes:
+                details = "; ".join(change["details"])
+                yield f"{change['episode_id']} {change['was']} -> {change['would_be']}: {details}"
+            yield f"{len(self.changes)} of {len(self.episodes)} verdicts would change; then:"
+        yield self.summary
+
+
+def validate(
+    episode: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[EPISODE]", help="Only this episode: its id, or the path of a .tar.zst."
+        ),
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Another policy (YAML): show what it would change."),
+    ] = None,
+    config: options.Config = None,
+    store: options.Store = None,
+) -> Verdicts:
+    """Judge every episode of a store. Nothing is written."""
+    from episodes.store import StoreError
+    from episodes.validation import summary_line
+
+    workspace = workspace_of(config, store)
+    with failing({StoreError: USAGE}):
+        listing = None if episode else workspace.listing()
+    chosen = [_stored(workspace, episode)] if episode else (listing.episodes if listing else [])
+    records = list(_judge(chosen, workspace.validation))
+    others = list(_judge(chosen, _read_policy(policy))) if policy else None
+    changes = None if others is None else [
+        {
+            "episode_id": before.episode_id,
+            "was": before.verdict,
+            "would_be": after.verdict,
+            "details": list(after.details or before.details),
+        }
+        for before, after in zip(records, others, strict=True)
+        if before.verdict != after.verdict
+    ]  # fmt: skip
+    return Verdicts(
+        store=str(workspace.store_path),
+        differences=list(listing.differences) if listing else [],
+        summary=summary_line([record.verdict for record in others or records]),
+        episodes=[record.as_row() for record in records],
+        changes=changes,
+        whole_store=episode is None,
+        lines=[record.line for record in records if record.reasons],
+    )
+
+
+def _stored(workspace: Workspace, episode: str) -> StoredEpisode:
+    """The episode of an id in the store, or of a path."""
+    from episodes.format import ARCHIVE_SUFFIX
+    from episodes.store import StoreError, find_archive
+
+    with failing({StoreError: USAGE}):
+        if not episode.endswith(ARCHIVE_SUFFIX):
+            return workspace.listing().find(episode)
+        try:
+            return find_archive(Path(episode))
+        except OSError as error:
+            fail(f"{episode}: {error.strerror}", USAGE)
+
+
+def _judge(episodes: list[StoredEpisode], policy: ValidationPolicy) -> Iterator[Record]:
+    from episodes.validation import validate as judge
+    from features.registry import LAYOUT
+
+    for stored in track(episodes, "validating"):
+        yield judge(stored, policy, LAYOUT.fields)[0]
+
+
+def _read_policy(path: Path) -> ValidationPolicy:
+    import yaml
+    from pydantic import TypeAdapter, ValidationError
+
+    from episodes.settings import settings_errors
+    from episodes.validation import ValidationPolicy
+
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+        return TypeAdapter(ValidationPolicy).validate_python(values)
+    except OSError as error:
+        fail(f"{path}: {error.strerror}", USAGE)
+    except ValidationError as error:
+        problems = "; ".join(settings_errors(error, ValidationPolicy))
+        fail(f"{path}: not a validation policy: {problems}", USAGE)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        fail(f"{path}: not YAML: {error}", USAGE)
+
+
+def _verdict(record: Record) -> dict[str, Any]:
+    """How an episode was judged, as every JSON document has it."""
+    return {
+        "episode": record.episode_id,
+        "verdict": record.verdict,
+        "reasons": list(record.reasons),
+        "details": list(record.details),
+    }
+
+
+def _extracted(
+    workspace: Workspace, episode: str, *, anyway: bool
+) -> tuple[Record, Episode, Extracted]:
+    """Judge and extract an episode; its verdict goes to stderr.
+
+    Fails with REJECTED if it cannot be read, or is not usable and ``anyway`` was not given.
+    """
+    from episodes.validation import validate as judge
+    from features.alignment import AlignmentError
+    from features.extraction import extract as extract_episode
+
+    stored = _stored(workspace, episode)
+    record, read = judge(stored, workspace.validation, workspace.layout.fields)
+    if read is None or not (record.usable or anyway):
+        hint = "" if read is None else "\nIt is skipped; --anyway uses it all the same."
+        fail(record.line + hint, REJECTED, **_verdict(record))
+    note(record.line)
+    try:
+        return record, read, extract_episode(read, workspace.layout)
+    except AlignmentError as error:
+        fail(f"{stored.path}: {error}", REJECTED, **_verdict(record))
+
+
+@dataclass(frozen=True)
+class ExtractedFile(Document):
+    """Where an episode's series, windows and features were written."""
+
+    verdict: dict[str, Any]
+    path: str
+    windows: int
+    bins: int
+    malformed_rows: dict[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        document = super().as_json()
+        return document.pop("verdict") | document
+
+    def text(self) -> Iterator[str]:
+        yield f"{self.path}: {self.windows} windows, {self.bins} bins"
+
+
+def extract(
+    episode: options.Episode,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The .npz to write.")],
+    anyway: options.Anyway = False,
+    config: options.Config = None,
+    store: options.Store = None,
+) -> ExtractedFile:
+    """Extract one episode without shards: series, windows and features (docs/data-format.md)."""
+    import numpy as np
+
+    workspace = workspace_of(config, store)
+    if not out.absolute().parent.is_dir():
+        fail(f"{out}: folder {out.absolute().parent} does not exist", USAGE)
+    record, read, extracted = _extracted(workspace, episode, anyway=anyway)
+    malformed = {name: rows.n_malformed for name, rows in read.sources.items()}
+    for name, n_rows in malformed.items():
+        if n_rows:
+            note(f"{name}: {n_rows} malformed rows skipped")
+    windows = extracted.windows
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=out.absolute().parent, suffix=".npz")
+        with os.fdopen(handle, "wb") as file:
+            np.savez_compressed(
+                file,
+                series=extracted.series,
+                features=extracted.features,
+                labels=windows.label,
+                purity=windows.purity,
+                starts_s=windows.start_s,
+                channel_names=np.array(workspace.layout.channel_names),
+                feature_names=np.array(workspace.layout.feature_names),
+            )
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(out)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        fail(f"{out}: not written ({error.strerror})", USAGE)
+    return ExtractedFile(
+        verdict=_verdict(record),
+        path=str(out),
+        windows=len(windows),
+        bins=len(extracted.series),
+        malformed_rows=malformed,
+    )
+
+
+@dataclass(frozen=True)
+class Prediction(Document):
+    """Phase probabilities of an episode's windows."""
+
+    verdict: dict[str, Any]
+    model: str
+    checkpoint: str
+    checkpoint_id: str
+    seen_in_training: bool | None
+    windows: list[dict[str, Any]]
+
+    def as_json(self) -> dict[str, Any]:
+        document = super().as_json()
+        return document.pop("verdict") | document
+
+    def text(self) -> Iterator[str | Table]:
+        columns = ("start", "phase", "probability", "labelled", "alarm score")
+        yield Table(columns, [
+            (f"{row['start_s']:6.1f} s", row["phase"],
+             f"{row['probabilities'][row['phase']]:.2f}", row["labelled"],
+             f"{row['alarm_score']:.4f}")
+            for row in self.windows
+        ])  # fmt: skip
+
+
+def predict(
+    episode: options.Episode,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Score with this .ckpt.json, its sidecar in the same folder; default: the "
+            "champion.",
+        ),
+    ] = None,
+    anyway: options.Anyway = False,
+    config: options.Config = None,
+    store: options.Store = None,
+    artifacts: options.Artifacts = None,
+) -> Prediction:
+    """Score one episode, window by window, with the champion or with a checkpoint."""
+    from evaluation.detection import alarm_score
+
+    workspace = workspace_of(config, store, artifacts, must_exist=checkpoint is None)
+    path, loaded, known = _load(workspace, checkpoint)
+    record, _, extracted = _extracted(workspace, episode, anyway=anyway)
+    layout, windows = workspace.layout, extracted.windows
+    proba = loaded.predict_episode(extracted.series, extracted.features, layout)
+    scores = alarm_score(proba.astype(float), layout.phases)
+    seen = None if known is None else record.episode_id in known
+    note(f"scored by {loaded.variant.name}, {path}")
+    if seen:
+        note("warning: this episode was in the training set")
+    return Prediction(
+        verdict=_verdict(record),
+        model=loaded.variant.name,
+        checkpoint=str(path),
+        checkpoint_id=loaded.artifact_id,
+        seen_in_training=seen,
+        windows=[
+            {
+                "start_s": float(start),
+                "phase": layout.phases[int(p.argmax())],
+                "probabilities": {
+                    phase: round(float(v), 6) for phase, v in zip(layout.phases, p, strict=True)
+                },
+                "labelled": str(label),
+                "alarm_score": round(float(score), 6),
+            }
+            for start, label, p, score in zip(
+                windows.start_s, windows.label, proba, scores, strict=True
+            )
+        ],
+    )
+
+
+def _load(workspace: Workspace, path: Path | None) -> tuple[Path, Checkpoint, set[str] | None]:
+    """The checkpoint at a path, or without one the champion's.
+
+    With it the episodes that it was trained or validated on, None if that is not known.
+    """
+    from champion.history import (
+        ChampionError,
+        kept_path,
+        load_kept,
+        read_champion,
+        read_training,
+    )
+    from models.checkpoint import CheckpointError, ContractMismatchError, load_checkpoint
+
+    layout, folder = workspace.layout, workspace.champion_folder
+    with failing({ContractMismatchError: MISMATCH, CheckpointError: FAILED, ChampionError: FAILED}):
+        if path is not None:
+            return path, load_checkpoint(existing_file(path), layout), None
+        champion = read_champion(folder)
+        if champion is None:
+            fail(
+                f"{folder}: there is no champion to score with. Promote a trained model "
+                "(phasewatch promote MODEL), or name a checkpoint: --checkpoint FILE"
+            )
+        known = None
+        with suppress(ChampionError):  # the champion scores all the same
+            known = set(read_training(folder, champion)["episode_id"])
+        return kept_path(folder, champion), load_kept(folder, champion, layout), known

@@ -1,0 +1,214 @@
+"""Statuses and the project, without Dagster; and a stage that is added in one declaration."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from builders import PROFILES, StoreBuilder
+from lab import RECIPE, Lab, put_in_use
+from typer.testing import CliRunner
+
+import features.registry
+from features.files import fingerprint
+from features.registry import LAYOUT
+from pipelines.automation import new_batches
+from pipelines.cli.app import app
+from pipelines.definitions import build_defs
+from resources.workspace import resource_of
+from stages.project import Project
+from stages.registry import STAGES
+from stages.stage import FolderStage, Output
+from stages.status import REASONS, Reason, StageError, Status
+
+ROOT = Path(__file__).parent.parent
+
+
+def codes(project: Project, stage: str) -> dict[str, str]:
+    """Key -> code of a stage's statuses."""
+    return {status.key: status.code for status in project.statuses(STAGES[stage])}
+
+
+# --- statuses
+
+
+@pytest.mark.parametrize("code", REASONS)
+def test_every_reason_has_a_sentence(code: str) -> None:
+    details = {
+        "outputs": ["tensor_shards"], "store": "/a/store", "problem": "a file is gone",
+        "changed": 2, "batches": ["lab-a.day"], "inputs": ["datasets"],
+    }  # fmt: skip
+    status = Status("datasets", "host", Reason(code, details), "phasewatch run --recipe host")
+    assert "{" not in status.line
+    assert status.line.startswith("datasets host: ")
+    assert status.remedy == "Run: phasewatch run --recipe host"
+    assert status.current == (REASONS[code][0] == "current")
+
+
+def test_a_fresh_store_has_everything_to_make(lab: Lab) -> None:
+    batches = list(lab.project.listing.batches)
+    assert codes(lab.project, "ingest") == dict.fromkeys(batches, "not_made")
+    assert set(codes(lab.project, "drift").values()) == {"no_champion"}
+    assert [due.key for due in lab.project.due("ingest")] == batches
+    assert {due.key for due in lab.project.due("retrain")} == {"host", "sample", "time", ""}
+    with pytest.raises(StageError, match="phasewatch run --ingest-only"):
+        lab.project.make(STAGES["datasets"], RECIPE)
+
+
+def test_ingest_reports_what_changed(
+    ingested: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, *others = ingested.project.listing.batches
+    assert set(codes(ingested.project, "ingest").values()) == {"current"}
+
+    ingested.store.add(host=batch.rsplit(".", 1)[0], profile=PROFILES[0], duration_s=40)
+    grown = ingested.project
+    assert codes(grown, "ingest") == {batch: "episodes"} | dict.fromkeys(others, "current")
+    (status,) = grown.statuses(STAGES["ingest"], [batch])
+    assert (status.usable, status.reason.details) == (True, {"changed": 1})
+
+    (status,) = ingested.project.statuses(STAGES["ingest"], ["lab-z.2026-01-01"])
+    assert (status.code, status.state) == ("not_in_store", "missing")
+
+    other = StoreBuilder(tmp_path / "other")
+    other.populate(profiles=PROFILES[:1], duration_s=40)
+    elsewhere = Project(ingested.workspace.model_copy(update={"store": str(other.root)}))
+    assert set(codes(elsewhere, "ingest").values()) == {"other_store"}
+
+    shard = next(ingested.workspace.batch_folder(others[0]).glob("tensor_shards/*.npy"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    assert codes(ingested.project, "ingest")[others[0]] == "current"  # of its size it is
+    (status,) = ingested.project.statuses(STAGES["ingest"], [others[0]], verify=True)
+    assert (status.code, status.remedy) == ("damaged", f"Run: phasewatch run --batch {others[0]}")
+
+    policy = replace(ingested.workspace.validation, min_rows=5)
+    stricter = Project(ingested.workspace.model_copy(update={"validation": policy}))
+    assert set(codes(stricter, "ingest").values()) == {"policy"}
+
+    channels = (replace(LAYOUT.channels[0], unit="kB"), *LAYOUT.channels[1:])
+    monkeypatch.setattr(features.registry, "LAYOUT", replace(LAYOUT, channels=channels))
+    (status,) = ingested.project.statuses(STAGES["ingest"], [others[0]])
+    assert (status.code, status.usable) == ("contract", False)
+    assert status.differences == ["proc.cpu_user_jiffies: unit was jiffies/s, is now kB"]
+
+
+def test_a_dataset_tells_new_batches_from_changed_ones(retrained: Lab) -> None:
+    retrained.store.add(host="lab-d", profile=PROFILES[0], duration_s=40)
+    (new,) = retrained.ingest()
+    (status,) = retrained.project.statuses(STAGES["datasets"], [RECIPE])
+    assert (status.code, status.usable) == ("batches_added", True)
+    assert status.reason.details == {"batches": [new]}
+    late = retrained.store.add(host="lab-a", profile=PROFILES[0], duration_s=40)
+    retrained.ingest()
+    (status,) = retrained.project.statuses(STAGES["datasets"], [RECIPE])
+    assert (status.code, status.usable) == ("inputs", False)
+    batch = retrained.project.listing.find(late.episode_id).batch
+    assert status.reason.details == {"inputs": [batch]}
+
+
+def test_drift_and_page_follow_the_champion(retrained: Lab, monkeypatch: Any) -> None:
+    monkeypatch.setattr("stages.champion.SERVED", RECIPE)
+    monkeypatch.setattr("lab.SERVED", RECIPE)
+    assert codes(retrained.project, "report") == {"": "current"}
+    put_in_use(retrained, "gbt")
+    assert set(codes(retrained.project, "drift").values()) == {"not_made"}
+    assert codes(retrained.project, "report") == {"": "contents"}
+    batch = next(iter(retrained.project.listing.batches))
+    made = retrained.project.make(STAGES["drift"], batch)
+    assert not made.reused
+    assert retrained.project.make(STAGES["drift"], batch).reused
+    put_in_use(retrained, "knn")
+    assert codes(retrained.project, "drift")[batch] == "checkpoint"
+
+
+def test_stages_work_without_dagster(trained: Lab) -> None:
+    program = (
+        "import sys; sys.modules['dagster'] = None\n"
+        "from stages.project import Project\n"
+        "from stages.workspace import workspace_from_environment\n"
+        "project = Project(workspace_from_environment())\n"
+        "stages = [s for s in project.stages.values() if s.automatic]\n"
+        "print(sum(status.current for s in stages for status in project.statuses(s)))\n"
+    )
+    environment = {
+        "PHASEWATCH_STORE": str(trained.store.root),
+        "PHASEWATCH_ARTIFACTS": str(trained.artifacts),
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) >= 3
+
+
+# --- a stage added in one declaration
+
+
+class Heartbeat(FolderStage):
+    """A dummy: one file per batch."""
+
+    name = "heartbeat"
+    version = "1"
+    partition = "batch"
+    job = "ingest"
+    docs = "operations.md"
+    inputs = ("ingest",)
+    outputs = (Output(name, "A dummy.", "ingest", frozenset({"json"})),)
+
+    def folder(self, workspace: Any, key: str) -> Path:
+        return workspace.artifacts_path / self.name / key
+
+    def fingerprint(self, project: Project, key: str) -> str:
+        return fingerprint([self.version, key])
+
+    def write(self, project: Project, key: str, staged: Any, progress: Any) -> dict[str, Any]:
+        staged.new_file("beat", ".json").write_text(json.dumps(key))
+        return {"beats": 1}
+
+    def facts(self, project: Project, output: str, artifact: Any) -> dict[str, Any]:
+        return dict(artifact.facts)
+
+
+def materialize(lab: Lab, batch: str, outputs: Collection[str]) -> dg.ExecuteInProcessResult:
+    keys = [dg.AssetKey(output) for output in outputs]
+    return lab.execute("ingest", batch, only=keys)
+
+
+def test_a_declared_stage_appears_everywhere(
+    ingested: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    batches = list(ingested.project.listing.batches)
+    monkeypatch.setitem(STAGES, "heartbeat", Heartbeat())
+
+    graph = build_defs().resolve_asset_graph()
+    assert dg.AssetKey("heartbeat") in graph.get_all_asset_keys()
+    assert graph.get(dg.AssetKey("heartbeat")).parent_keys == {
+        dg.AssetKey(output.name) for output in STAGES["ingest"].outputs
+    }
+
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    paths = ["--store", str(ingested.store.root), "--artifacts", str(ingested.artifacts)]
+    told = CliRunner().invoke(app, ["doctor", *paths])
+    assert "heartbeat" in told.output
+
+    with dg.build_sensor_context(
+        instance=ingested.instance, resources={"workspace": resource_of(ingested.workspace)}
+    ) as context:
+        result = new_batches(context)
+    assert isinstance(result, dg.SensorResult)
+    assert sorted(str(r.partition_key) for r in result.run_requests or ()) == batches
+
+    made = materialize(ingested, batches[0], ["heartbeat"])
+    assert made.success
+    assert ingested.recorded("heartbeat", batches[0])["beats"] == 1
+    assert codes(ingested.project, "heartbeat")[batches[0]] == "current"
+    shutil.rmtree(ingested.artifacts / "heartbeat")
+    assert codes(ingested.project, "heartbeat")[batches[0]] == "not_made"
