@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import models  # noqa: F401  (sets OpenMP up before scikit-learn loads it)
+from config.paths import cache_folder
 
-# Before matplotlib's first import: nothing outside artifacts/ is written.
-os.environ.setdefault(
-    "MPLCONFIGDIR", str(Path(__file__).resolve().parent.parent / "artifacts/cache/matplotlib")
-)
+# Before matplotlib's first import: it would write to the home folder.
+os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))

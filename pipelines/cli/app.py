@@ -46,19 +46,25 @@ for function in (
 app.add_typer(checkpoints.contract_app, name="contract")
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"phasewatch {version('phasewatch')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
-    debug: Annotated[  # noqa: ARG001  main() reads it from the command line
+    debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")
     ] = False,
     show_version: Annotated[
-        bool, typer.Option("--version", is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_show_version, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     """Detects which phase of a compromise a virtual machine is in, from its telemetry."""
-    if show_version:
-        typer.echo(f"phasewatch {version('phasewatch')}")
-        raise typer.Exit
 
 
 def main() -> None:
