@@ -11,13 +11,13 @@ REASONS: dict[str, tuple[State, bool, str]] = {
     # code: state, whether stages downstream may build on the artifact, sentence
     "current": ("current", True, "current"),
     "no_champion": ("current", True, "not compared: there is no champion that can be loaded"),
-    "not_made": ("missing", False, "{outputs} missing"),
+    "not_made": ("missing", False, "{outputs}missing"),
     "not_in_store": ("missing", False, "not in the store {store}"),
     "damaged": ("damaged", False, "{problem}"),
     "format": ("stale", False, "written in an older form"),
-    "contract": ("stale", False, "{outputs}: contract mismatch"),
+    "contract": ("stale", False, "{outputs}contract mismatch"),
     "settings": ("stale", True, "made with other settings"),
-    "policy": ("stale", False, "{outputs} made with another policy or version of phasewatch"),
+    "policy": ("stale", False, "{outputs}made with another policy or version of phasewatch"),
     "outputs_differ": ("stale", False, "its outputs were not made from the same episodes"),
     "episodes": ("stale", True, "{changed} episodes arrived or changed since it was ingested"),
     "other_store": ("stale", True, "ingested from another store"),
@@ -82,6 +82,8 @@ class Status:
     def message(self) -> str:
         """The reason as a sentence."""
         details = {name: _listed(value) for name, value in self.reason.details.items()}
+        several = self.reason.details.get("outputs", []) != [self.stage]
+        details["outputs"] = f"{details['outputs']}: " if "outputs" in details and several else ""
         return REASONS[self.code][2].format_map(details)
 
     @property

@@ -123,11 +123,11 @@ def test_what_is_not_current_is_left_out_and_said(trained: Lab, copied: Path) ->
         "comparisons": "inputs",
     }
     text = report(copied, trained).stdout
-    assert f"left out: checkpoints/cnn_oracle missing: cnn_oracle ({RECIPE})" in text
+    assert f"left out: checkpoints/cnn_oracle: missing: cnn_oracle ({RECIPE})" in text
     shutil.rmtree(copied / "datasets")
     nothing = report(copied, trained)
     assert nothing.exit_code == FAILED
-    assert f"datasets missing: gbt_realistic ({RECIPE})" in nothing.stderr
+    assert f"datasets: missing: gbt_realistic ({RECIPE})" in nothing.stderr
     assert "Run: phasewatch run" in nothing.stderr
 
 

@@ -227,7 +227,7 @@ def test_each_guard_refuses_drift_by_itself(trained: Lab, monkeypatch: pytest.Mo
 
     difference = "guest.net_rx_bytes: unit was B/s, is now kB/s"
     by_status = failure(score(trained))
-    assert f"checkpoints/{WHICH.name}: contract mismatch" in by_status
+    assert f"checkpoints/{WHICH.name} {RECIPE}: contract mismatch" in by_status
     assert difference in by_status
 
     monkeypatch.setattr(stages.checkpoints, "contract_differences", lambda *_: [])

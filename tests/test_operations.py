@@ -428,7 +428,7 @@ def test_doctor_says_what_is_stale_and_what_to_do(
     small.ingest()
     document = json.loads(doctor(small, "--json", home=empty, monkeypatch=monkeypatch).stdout)
     assert "phasewatch run --ingest-only" not in document["stale"]
-    assert "datasets host: datasets missing" in document["stale"]["phasewatch run --recipe host"]
+    assert "datasets host: missing" in document["stale"]["phasewatch run --recipe host"]
     assert document["artifacts"]["free_gb"] > 0
     assert not document["ok"]
 

@@ -100,7 +100,9 @@ def test_equal_input_gives_equal_bytes(trained: Lab, tmp_path: Path) -> None:
 def test_datasets_name_the_batches_that_are_missing(lab: Lab) -> None:
     missing = failure(lab.execute("retrain", RECIPE, only=[dg.AssetKey("datasets")]))
     for batch in lab.workspace.listing().batches:
-        assert f"ingest {batch}: validation_index, tensor_shards, feature_shards missing" in missing
+        assert (
+            f"ingest {batch}: validation_index, tensor_shards, feature_shards: missing" in missing
+        )
     assert "phasewatch run --ingest-only" in missing
 
 
