@@ -2,7 +2,7 @@
 
 Every later part keeps this promise for its predecessor. The archive holds a store, an artifacts
 folder and a Dagster home, made by that commit's own labs: recipe ``sample`` trained, gbt champion,
-one batch scored.
+one batch scored. ``keep_artifacts`` makes such an archive.
 """
 
 from __future__ import annotations
