@@ -130,8 +130,12 @@ def misclassified(
         predicted class).
 
     Raises:
+        ValueError: the table does not have the split.
         KeyError: the table does not have the predictor.
     """
+    splits = sorted(predictions["split"].unique())
+    if split not in splits:
+        raise ValueError(f"split must be one of {', '.join(splits)}, got {split!r}")
     rows = scored(predictions, model, mode, classes, split)
     return (
         rows.windows.select("episode_id", "host_id", "profile", "window", "start_s", "actual")

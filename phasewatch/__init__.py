@@ -47,7 +47,8 @@ def open_project(
         artifacts: default: PHASEWATCH_ARTIFACTS, or what the configuration says.
 
     Raises:
-        SettingsError: the configuration cannot be used.
+        SettingsError: the configuration cannot be used. A store that does not exist is a
+            StoreError as soon as it is listed.
     """
     import os
 
@@ -60,13 +61,14 @@ def open_project(
 
 
 def read_episode(project: Project, episode: str | Path) -> Episode:
-    """One episode: labels, events and the rows of every source.
+    """One episode: labels, events and the rows of every source. ``phasewatch validate`` judges it.
 
     Args:
         episode: an id in the project's store, or the path of a ``.tar.zst``.
 
     Raises:
         StoreError: the store has no such episode.
+        OSError: there is no such file.
         ArchiveError: the archive cannot be read.
     """
     from episodes import reading
@@ -105,26 +107,21 @@ def open_windows(
         (n_windows,)``.
 
     Raises:
-        StageError: there is no dataset; run ``phasewatch run``.
+        StageError: there is no such recipe; or the dataset is missing, or was made from other
+            shards than those on disk: the message names the command that makes it.
         ValueError: there is no such model, mode or split.
     """
-    from datasets.splits import SPLITS
-    from datasets.windows import examples, read_dataset
     from models.registry import find_variant
-    from stages.datasets import dataset_shards
+    from stages import datasets
 
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    dataset = project.existing("datasets", recipe)
-    table, shards = read_dataset(dataset), dataset_shards(project, dataset)
-    return examples(table, shards, split, find_variant(model, mode), project.workspace.layout)
+    return datasets.open_windows(project, recipe, find_variant(model, mode), split)
 
 
 def train(project: Project, recipe: str, model: str, mode: str = "realistic") -> Classifier:
     """Train a model on a recipe's training split with the project's settings. Nothing is saved.
 
     Raises:
-        StageError: there is no dataset; run ``phasewatch run``.
+        StageError: see ``open_windows``.
         ValueError: there is no such model or mode.
     """
     from models.registry import find_variant
@@ -141,6 +138,7 @@ def load_checkpoint(
     Raises:
         ContractMismatchError: lists every difference of the layouts.
         CheckpointError: the checkpoint is missing or damaged, or a library is not installed.
+        ValueError: there is no such model or mode.
     """
     from models.registry import find_variant
 
@@ -148,7 +146,11 @@ def load_checkpoint(
 
 
 def predict(project: Project, checkpoint: Checkpoint, episode: Episode) -> NDArray[np.float32]:
-    """Probabilities ``(n_windows, n_classes)`` of an episode's windows, in class order."""
+    """Probabilities ``(n_windows, n_classes)`` of an episode's windows, in class order.
+
+    Raises:
+        AlignmentError: the episode has no usable clock.
+    """
     extracted = extract(project, episode)
     layout = project.workspace.layout
     return checkpoint.predict_episode(extracted.series, extracted.features, layout)
@@ -158,11 +160,15 @@ def read_report(project: Project, recipe: str, model: str, mode: str = "realisti
     """The evaluation report on a checkpoint.
 
     Raises:
-        StageError: there is none; run ``phasewatch run``.
+        StageError: there is no such recipe; or the report is missing, in an older form, or on
+            another checkpoint or dataset: the message names the command that makes it.
+        ValueError: there is no such model or mode.
     """
+    from models.registry import find_variant
     from stages import evaluation
 
-    return evaluation.read_report(project.existing(f"eval_reports/{model}_{mode}", recipe))
+    variant = find_variant(model, mode)
+    return evaluation.read_report(project.usable(f"eval_reports/{variant.name}", recipe))
 
 
 def find_misclassified(
@@ -175,10 +181,15 @@ def find_misclassified(
         predicted phase).
 
     Raises:
-        StageError: there are no held-out predictions; run ``phasewatch run``.
+        StageError: there is no such recipe; or the held-out predictions are missing, or of other
+            checkpoints: the message names the command that makes them.
+        ValueError: there is no such model, mode or split (val or test).
     """
     from evaluation.scores import misclassified
+    from models.registry import find_variant
     from stages.evaluation import read_predictions
 
-    predictions = read_predictions(project.existing("held_out_predictions", recipe))
-    return misclassified(predictions, model, mode, project.workspace.layout.phases, split)
+    variant = find_variant(model, mode)
+    predictions = read_predictions(project.usable("held_out_predictions", recipe))
+    phases = project.workspace.layout.phases
+    return misclassified(predictions, variant.model, variant.mode, phases, split)

@@ -216,6 +216,9 @@ class ChampionStage(Stage):
             return {self.name: promote(project, challenger, by="dagster", why=self.why)}
         return {self.name: judge(project, challenger)}
 
+    def remedy(self, key: str) -> str:
+        return "phasewatch promote MODEL"
+
     def facts(self, project: Project, output: str, artifact: Trial) -> Mapping[str, Any]:
         return champion_facts(artifact.now)
 

@@ -8,7 +8,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from config.paths import base_folder
-from datasets.windows import examples, read_dataset
 from features.contract import contract_of
 from features.files import fingerprint
 from models.base import silent
@@ -25,7 +24,7 @@ from models.checkpoint import (
 )
 from models.registry import Variant
 from models.scaling import principal_axes
-from stages.datasets import dataset_shards
+from stages.datasets import open_windows
 from stages.stage import Artifacts, Check, CheckResult, Output, Stage
 from stages.status import Reason
 
@@ -216,14 +215,10 @@ def fit(
     """Train a variant on a recipe's dataset; returns the model and what it was trained on.
 
     Raises:
-        StageError: there is no dataset.
+        StageError: see ``open_windows``.
     """
     workspace = project.workspace
-    dataset = project.existing("datasets", recipe)
-    table, shards = read_dataset(dataset), dataset_shards(project, dataset)
-    training, val = (
-        examples(table, shards, split, variant, workspace.layout) for split in ("train", "val")
-    )
+    training, val = (open_windows(project, recipe, variant, split) for split in ("train", "val"))
     model = variant.spec.build(
         workspace.model_config_of(variant),
         len(workspace.layout.phases),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from datasets.splits import SPLITS, DatasetError, build_table
-from datasets.windows import read_dataset
+from datasets.windows import examples, read_dataset
 from features.files import fingerprint
 from features.shards import read_windows, write_table
 from stages.ingest import INDEX, TENSORS
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from models.base import Examples
+    from models.registry import Variant
     from stages.manifest import Draft, Manifest
     from stages.project import Project
     from stages.stage import Progress, Stage
@@ -176,6 +178,21 @@ def shard_versions(project: Project) -> Versions:
         for batch in project.listing.batches
     }
     return {batch: found for batch, found in versions.items() if found}
+
+
+def open_windows(project: Project, recipe: str, variant: Variant, split: str) -> Examples:
+    """The windows of one split as a variant's inputs: lazy views into the shards.
+
+    Raises:
+        StageError: there is no dataset, or it was made from other shards than those on disk.
+        ValueError: there is no such split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    project.require([(project.stages[Datasets.name], recipe)])
+    dataset = project.existing(Datasets.name, recipe)
+    shards = dataset_shards(project, dataset)
+    return examples(read_dataset(dataset), shards, split, variant, project.workspace.layout)
 
 
 def dataset_shards(project: Project, dataset: Manifest) -> dict[str, dict[str, Manifest]]:

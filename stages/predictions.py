@@ -18,7 +18,7 @@ from features.shards import read_windows, write_table
 from models.registry import find_variant
 from stages.ingest import TENSORS
 from stages.stage import Check, CheckResult, FolderStage, Output
-from stages.status import StageError
+from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -165,6 +165,15 @@ class Predictions(FolderStage):
                 "shards": {name: manifest.version for name, manifest in shards.items()},
             }
         )
+
+    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+        if "contract_hash" not in manifest.facts:  # written by version 1
+            return Reason("format")
+        return super().why(project, key, manifest)
+
+    def remedy(self, key: str) -> str:
+        tags = f'{{"dagster/partition": "{key}"}}'
+        return f"dagster job execute -m pipelines.definitions -j score --tags '{tags}'"
 
     def write(
         self,

@@ -112,6 +112,17 @@ class Project:
             raise StageError.of([self.status(self.stages[stage], key)])
         return artifact
 
+    def usable(self, stage: str, key: str) -> Any:
+        """The artifact of a stage with one output, if it can be read and built on.
+
+        Raises:
+            StageError: it is missing, damaged, in an older form, or made from other inputs.
+        """
+        status = self.status(self.stages[stage], key, verify=True)
+        if not status.usable:
+            raise StageError.of([status])
+        return self.existing(stage, key)
+
     def checkpoint(self, variant: Variant, recipe: str) -> Checkpoint:
         """A loaded checkpoint; loading compares its contract with the layout in force.
 
@@ -131,7 +142,13 @@ class Project:
         verify: bool = False,
         outputs: Collection[str] | None = None,
     ) -> Status:
-        """Whether a stage's artifact is current; with ``outputs``, whether these of them are."""
+        """Whether a stage's artifact is current; with ``outputs``, whether these of them are.
+
+        Raises:
+            StageError: there is no such recipe.
+        """
+        if stage.partition == "recipe" and key not in RECIPES:
+            raise StageError(f"recipe must be one of {', '.join(RECIPES)}, got {key!r}")
         if outputs is None and (stage.name, key, verify) in self._statuses:
             return self._statuses[stage.name, key, verify]
         if self.stages.get(stage.name) is stage:

@@ -16,7 +16,7 @@ REASONS: dict[str, tuple[State, bool, str]] = {
     "damaged": ("damaged", False, "{problem}"),
     "format": ("stale", False, "written in an older form"),
     "contract": ("stale", False, "{outputs}contract mismatch"),
-    "settings": ("stale", True, "made with other settings"),
+    "settings": ("stale", True, "made with other settings or another version of phasewatch"),
     "policy": ("stale", False, "{outputs}made with another policy or version of phasewatch"),
     "outputs_differ": ("stale", False, "its outputs were not made from the same episodes"),
     "episodes": ("stale", True, "{changed} episodes arrived or changed since it was ingested"),

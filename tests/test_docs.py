@@ -98,6 +98,7 @@ NOT_RUN = {
     "python -m benchmarks.choices": "takes an hour",
     "python -m benchmarks.choices --hosts": "takes an hour",
     "python data/build_store.py CORPUS_STORE": "needs the recorded corpus",
+    "python tests/keep_artifacts.py": "writes 3 MB; test_compatibility opens what it wrote",
     "ray start --head --dashboard-host=0.0.0.0": "test_ray starts a cluster of its own",
     "ray start --address=head:6379": "test_ray starts a cluster of its own",
     "export RAY_ADDRESS=http://head:8265": "test_ray sets it",

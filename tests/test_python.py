@@ -6,14 +6,22 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from lab import RECIPE, Lab
 
 import phasewatch
+from episodes.store import StoreError
 from evaluation.documents import EvalReport
+from models.checkpoint import CheckpointError
+from stages.project import Project
+from stages.status import StageError
+from stages.workspace import SettingsError
 
 ROOT = Path(__file__).parent.parent
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.S)
@@ -30,25 +38,37 @@ sys.meta_path.insert(0, NotInstalled())
 """
 
 
-def paths(lab: Lab) -> dict[str, str]:
-    return {"PHASEWATCH_STORE": str(lab.store.root), "PHASEWATCH_ARTIFACTS": str(lab.artifacts)}
+def environment(lab: Lab, folder: Path) -> dict[str, str]:
+    """What names the lab: with other settings, ``make`` would rebuild what is shared."""
+    config = folder / "lab.yaml"
+    config.write_text(yaml.safe_dump({"resources": {"workspace": {"config": lab.settings}}}))
+    return {
+        "PHASEWATCH_CONFIG": str(config),
+        "PHASEWATCH_STORE": str(lab.store.root),
+        "PHASEWATCH_ARTIFACTS": str(lab.artifacts),
+    }
 
 
-def test_every_snippet_of_the_docs_runs(trained: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in paths(trained).items():
+def test_every_snippet_of_the_docs_runs(
+    trained: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment(trained, tmp_path).items():
         monkeypatch.setenv(name, value)
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     for snippet in SNIPPETS:
         exec(snippet, names)
     assert isinstance(names["report"], EvalReport)
-    assert len(SNIPPETS) >= 7
+    assert names["made"].reused
+    assert len(SNIPPETS) >= 8
+    called = set(re.findall(r"phasewatch\.(\w+)\(", "".join(SNIPPETS)))
+    assert called == set(phasewatch.__all__)
 
 
-def test_snippets_run_without_training_libraries_and_dagster(trained: Lab) -> None:
+def test_snippets_run_without_training_libraries_and_dagster(trained: Lab, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", BASE_INSTALL + "\n".join(SNIPPETS)],
         cwd=ROOT,
-        env=paths(trained) | {"PYTHONPATH": str(ROOT), "PATH": ""},
+        env=environment(trained, tmp_path) | {"PYTHONPATH": str(ROOT), "PATH": ""},
         capture_output=True,
         text=True,
         check=False,
@@ -60,7 +80,8 @@ def test_importing_the_door_loads_nothing_heavy() -> None:
     program = textwrap.dedent(
         """
         import sys, phasewatch
-        print(*(n for n in ("numpy", "polars", "pydantic", "stages") if n in sys.modules))
+        heavy = {"numpy", "polars", "pydantic", "dagster", "stages", "episodes"}
+        print(*(heavy & sys.modules.keys()), *(set(phasewatch.__all__) - set(dir(phasewatch))))
         """
     )
     done = subprocess.run(
@@ -94,5 +115,64 @@ def test_a_trained_model_is_the_one_that_a_run_saves(trained: Lab) -> None:
     windows = phasewatch.open_windows(trained.project, RECIPE, "knn", split="test")
     saved = phasewatch.load_checkpoint(trained.project, RECIPE, "knn").model
     assert np.array_equal(model.predict_proba(windows.X), saved.predict_proba(windows.X))
-    with pytest.raises(ValueError, match="split must be one of train, val, test, got 'tset'"):
-        phasewatch.open_windows(trained.project, RECIPE, "knn", split="tset")
+
+
+WRONG: dict[str, tuple[Callable[[Project], Any], type[Exception], str]] = {
+    # call, error, what it says
+    "episode": (lambda p: phasewatch.read_episode(p, "nowhere"), StoreError, "nowhere"),
+    "file": (lambda p: phasewatch.read_episode(p, "/no/e.tar.zst"), OSError, "/no/e.tar.zst"),
+    "recipe": (
+        lambda p: phasewatch.open_windows(p, "moon", "knn"), StageError,
+        "recipe must be one of host, sample, time, got 'moon'",
+    ),
+    "recipe of a training": (
+        lambda p: phasewatch.train(p, "moon", "knn"), StageError, "recipe must be one of",
+    ),
+    "recipe of a report": (
+        lambda p: phasewatch.read_report(p, "moon", "knn"), StageError, "recipe must be one of",
+    ),
+    "split": (
+        lambda p: phasewatch.open_windows(p, RECIPE, "knn", split="tset"), ValueError,
+        "split must be one of train, val, test, got 'tset'",
+    ),
+    "split not held out": (
+        lambda p: phasewatch.find_misclassified(p, RECIPE, "knn", split="train"), ValueError,
+        "split must be one of test, val, got 'train'",
+    ),
+    "model": (lambda p: phasewatch.read_report(p, RECIPE, "nope"), ValueError, "'nope'"),
+    "mode": (lambda p: phasewatch.find_misclassified(p, RECIPE, "knn", "x"), ValueError, "'x'"),
+    "not made": (
+        lambda p: phasewatch.open_windows(p, "host", "knn"), StageError,
+        "datasets host: datasets missing\nRun: phasewatch run --recipe host",
+    ),
+    "not trained": (
+        lambda p: phasewatch.load_checkpoint(p, "host", "knn"), CheckpointError, "train it first",
+    ),
+    "configuration": (lambda _: phasewatch.open_project("no.yaml"), SettingsError, "no.yaml"),
+    "store": (lambda _: phasewatch.open_project(store="/no").listing, StoreError, "/no: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_an_error_says_what_is_wrong(name: str, trained: Lab) -> None:
+    call, kind, message = WRONG[name]
+    with pytest.raises(kind, match=re.escape(message)):
+        call(trained.project)
+
+
+def test_windows_of_shards_that_changed_are_refused(retrained: Lab) -> None:
+    """The dataset's rows would point at other windows."""
+    shard = next(retrained.artifacts.glob("batches/*/tensor_shards/*.npy"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(StageError, match="was changed after it was written"):
+        phasewatch.open_windows(retrained.project, RECIPE, "cnn")
+    shard.write_bytes(content)
+    phasewatch.open_windows(retrained.project, RECIPE, "cnn")
+
+    late = retrained.store.add(host="lab-a", profile="io-walk", sample="io-walk.v0", duration_s=40)
+    batch = retrained.project.listing.find(late.episode_id).batch
+    assert retrained.ingest() == [batch]
+    for call in (phasewatch.open_windows, phasewatch.train):
+        with pytest.raises(StageError, match=f"datasets {RECIPE}: made from other {batch}"):
+            call(retrained.project, RECIPE, "knn")

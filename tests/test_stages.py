@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from pipelines.automation import new_batches
 from pipelines.cli.app import app
 from pipelines.definitions import build_defs
 from resources.workspace import resource_of
-from stages.project import Project
+from stages.project import Made, Project
 from stages.registry import STAGES
 from stages.stage import FolderStage, Output
 from stages.status import REASONS, Reason, StageError, Status
@@ -51,6 +51,120 @@ def test_every_reason_has_a_sentence(code: str) -> None:
     assert status.line.startswith("datasets host: ")
     assert status.remedy == "Run: phasewatch run --recipe host"
     assert status.current == (REASONS[code][0] == "current")
+
+
+BATCH = "lab-a.2026-11-02"
+
+
+def in_use(lab: Lab, monkeypatch: pytest.MonkeyPatch, *models: str) -> None:
+    """Put models in use, one after the other, as if the one trained recipe were served."""
+    monkeypatch.setattr("stages.champion.SERVED", RECIPE)
+    monkeypatch.setattr("lab.SERVED", RECIPE)
+    for model in models:
+        put_in_use(lab, model)
+
+
+def make(lab: Lab, stage: str, key: str, **chosen: Any) -> Made:
+    return lab.project.make(STAGES[stage], key, **chosen)
+
+
+def add_late(lab: Lab, host: str = "lab-a") -> str:
+    """An episode arrives; returns its batch."""
+    late = lab.store.add(host=host, profile=PROFILES[0], sample=f"{PROFILES[0]}.v0", duration_s=40)
+    return lab.project.listing.find(late.episode_id).batch
+
+
+def lose_sidecar(lab: Lab, _: Any) -> None:
+    next(lab.workspace.checkpoint_folder(RECIPE).glob("knn_realistic.*.safetensors")).unlink()
+
+
+def write_older_drift(lab: Lab, monkeypatch: Any) -> None:
+    in_use(lab, monkeypatch, "knn")
+    make(lab, "drift", BATCH)
+    lab.workspace.drift_path(BATCH).write_text('{"schema": "phasewatch.watch/0"}')
+
+
+def change_unit(lab: Lab, monkeypatch: Any) -> None:  # noqa: ARG001
+    channels = (replace(LAYOUT.channels[0], unit="kB"), *LAYOUT.channels[1:])
+    monkeypatch.setattr(features.registry, "LAYOUT", replace(LAYOUT, channels=channels))
+
+
+def change_replicates(lab: Lab, _: Any) -> None:
+    lab.settings = lab.settings | {"report": {"replicates": 150}}
+
+
+def change_policy(lab: Lab, _: Any) -> None:
+    lab.settings = lab.settings | {"validation": {"min_rows": 5}}
+
+
+def ingest_one_output(lab: Lab, _: Any) -> None:
+    make(lab, "ingest", add_late(lab), outputs=["tensor_shards"])
+
+
+def change_store(lab: Lab, _: Any) -> None:
+    lab.store = StoreBuilder(lab.store.root.with_name("other"))
+    lab.store.populate(profiles=PROFILES[:1], duration_s=40)
+
+
+def follow_champion(lab: Lab, monkeypatch: Any) -> None:
+    in_use(lab, monkeypatch, "knn")
+    make(lab, "drift", BATCH)
+    in_use(lab, monkeypatch, "gbt")
+
+
+CAUSES: dict[str, tuple[str, str, Callable[[Lab, Any], Any]]] = {
+    # code: stage, key, what happened
+    "current": ("ingest", BATCH, lambda *_: None),
+    "no_champion": ("drift", BATCH, lambda *_: None),
+    "not_made": ("datasets", RECIPE, lambda lab, _: shutil.rmtree(lab.artifacts / "datasets")),
+    "not_in_store": ("ingest", "lab-z.2026-01-01", lambda *_: None),
+    "damaged": ("checkpoints/knn_realistic", RECIPE, lose_sidecar),
+    "format": ("drift", BATCH, write_older_drift),
+    "contract": ("checkpoints/gbt_realistic", RECIPE, change_unit),
+    "settings": ("comparisons", RECIPE, change_replicates),
+    "policy": ("ingest", BATCH, change_policy),
+    "outputs_differ": ("ingest", BATCH, ingest_one_output),
+    "episodes": ("ingest", BATCH, lambda lab, _: add_late(lab)),
+    "other_store": ("ingest", BATCH, change_store),
+    "batches_added": (
+        "datasets", RECIPE, lambda lab, _: make(lab, "ingest", add_late(lab, "lab-d")),
+    ),
+    "inputs": ("datasets", RECIPE, lambda lab, _: make(lab, "ingest", add_late(lab))),
+    "checkpoint": ("drift", BATCH, follow_champion),
+    "contents": ("report", "", lambda lab, monkeypatch: in_use(lab, monkeypatch, "gbt")),
+}  # fmt: skip
+
+
+def test_every_reason_has_a_cause_here() -> None:
+    assert CAUSES.keys() == REASONS.keys()
+
+
+@pytest.mark.parametrize("code", CAUSES)
+def test_a_reason_is_given_and_making_mends_it(
+    code: str, retrained: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, key, cause = CAUSES[code]
+    stage = STAGES[name]
+    cause(retrained, monkeypatch)
+    project = retrained.project
+    status = project.status(stage, key)
+    assert (status.code, status.state) == (code, REASONS[code][0])
+    assert "{" not in status.line
+    assert status.remedy
+    if status.current:
+        assert make(retrained, name, key).reused == stage.reusable
+        return
+    if code == "not_in_store":
+        with pytest.raises(StageError, match=key):
+            project.make(stage, key)
+        return
+    assert key in [due.key for due in project.due(stage.job)]
+    if code == "contract":  # its inputs have to be mended first
+        with pytest.raises(StageError, match="unit was jiffies/s, is now kB"):
+            project.make(stage, key)
+        return
+    assert not make(retrained, name, key).reused
+    assert retrained.project.status(stage, key, verify=True).current
 
 
 def test_a_fresh_store_has_everything_to_make(lab: Lab) -> None:
@@ -188,16 +302,20 @@ def test_a_declared_stage_appears_everywhere(
     batches = list(ingested.project.listing.batches)
     monkeypatch.setitem(STAGES, "heartbeat", Heartbeat())
 
-    graph = build_defs().resolve_asset_graph()
-    assert dg.AssetKey("heartbeat") in graph.get_all_asset_keys()
+    definitions = build_defs()
+    graph = definitions.resolve_asset_graph()
+    job = definitions.resolve_job_def("ingest")
+    assert dg.AssetKey("heartbeat") in job.asset_layer.executable_asset_keys
     assert graph.get(dg.AssetKey("heartbeat")).parent_keys == {
         dg.AssetKey(output.name) for output in STAGES["ingest"].outputs
     }
 
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
     paths = ["--store", str(ingested.store.root), "--artifacts", str(ingested.artifacts)]
-    told = CliRunner().invoke(app, ["doctor", *paths])
-    assert "heartbeat" in told.output
+    told = json.loads(CliRunner().invoke(app, ["doctor", *paths, "--json"]).stdout)
+    assert [
+        line for line in told["stale"]["phasewatch run --ingest-only"] if "heartbeat" in line
+    ] == [f"heartbeat {batch}: heartbeat missing" for batch in batches]
 
     with dg.build_sensor_context(
         instance=ingested.instance, resources={"workspace": resource_of(ingested.workspace)}
