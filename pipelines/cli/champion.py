@@ -23,14 +23,9 @@ from pipelines.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from champion.history import Champion
-    from features.registry import Layout
     from stages.champion import Trial
     from stages.project import Project
-
-_SHOWN_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -39,60 +34,50 @@ class History(Document):
 
     champion: dict[str, Any] | None
     history: list[dict[str, Any]]
-    problem: str | None  # why the champion does not load
+    problem: dict[str, Any] | None  # why the champion does not load, and what to do
 
     def text(self) -> Iterator[str | Table]:
         if self.champion is None:
             yield "There is no champion yet. Promote a trained model: phasewatch promote MODEL"
             return
-        now = self.champion
-        because = f": {now['why']}" if now["why"] else ""
-        name = f"{now['model']}_{now['mode']}"
-        yield f"{name}, {now['action']} {now['since']} by {now['by']}{because}"
-        yield f"scores with {now['path']}"
+        yield f"{self.champion['model']}_{self.champion['mode']} scores with"
+        yield self.champion["path"]
         if self.problem:
-            yield f"problem: {self.problem}"
+            yield f"problem: {self.problem['problem']}"
+            yield from (f"  - {line}" for line in self.problem["differences"])
+            yield f"  remedy: {self.problem['remedy']}"
         yield ""
-        yield _evidence(now["evidence"])
-        yield ""
-        columns = ("#", "champion", "since", "by", "how", f"checkpoint ({now['served']})", "why")
-        yield Table(columns, [
-            (c["number"], f"{c['model']}_{c['mode']}", c["since"], c["by"], c["action"],
-             c["checkpoints"][c["served"]][:_SHOWN_DIGITS], c["why"])
-            for c in reversed(self.history)
-        ])  # fmt: skip
+        yield _evidence(self.champion["evidence"])
+        yield "\nHistory, newest first:"
+        for entry in reversed(self.history):
+            yield (
+                f"{entry['number']:>3}  {entry['model']}_{entry['mode']}, {entry['action']} "
+                f"{entry['since']} by {entry['by']}" + (f": {entry['why']}" if entry["why"] else "")
+            )
+            yield f"     checkpoint {entry['checkpoints'][entry['served']]}"
 
 
 def champion(config: options.Config = None, artifacts: options.Artifacts = None) -> History:
-    """Show the model in use: since when, on which evidence, and which were before."""
+    """Show the model in use, its evidence and the history."""
     from champion.history import ChampionError, kept_path, read_history
+    from stages.project import Project
 
-    workspace = workspace_of(config, None, artifacts, must_exist=True)
-    folder = workspace.champion_folder
+    project = Project(workspace_of(config, None, artifacts, must_exist=True))
+    folder = project.workspace.champion_folder
     with failing({ChampionError: FAILED}):
         history = read_history(folder)
+        status = project.status(project.stages["champion"], "", verify=True)
+    if not history:
+        return History(None, [], None)
     return History(
-        champion=asdict(history[-1]) | {"path": str(kept_path(folder, history[-1]))}
-        if history
-        else None,
+        champion=asdict(history[-1]) | {"path": str(kept_path(folder, history[-1]))},
         history=[asdict(champion) for champion in history],
-        problem=_problem(folder, history[-1], workspace.layout) if history else None,
-    )
-
-
-def _problem(folder: Path, champion: Champion, layout: Layout) -> str | None:
-    """Why the champion's checkpoint would not load; its model is not rebuilt."""
-    from champion.history import kept_path
-    from models.checkpoint import CheckpointError, check_contract, read_header, read_sidecar
-
-    path = kept_path(folder, champion)
-    try:
-        header = read_header(path)
-        read_sidecar(path, header)
-        check_contract(header, layout, str(path))
-    except CheckpointError as error:
-        return str(error)
-    return None
+        problem=None if status.current else {
+            "problem": status.message,
+            "differences": status.differences,
+            "remedy": status.remedy,
+        },
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,7 +124,10 @@ def promote(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> Promotion:
-    """Put a trained model in use if the rules allow it (docs/champion.md)."""
+    """Put a trained model in use if the rules allow it.
+
+    docs/champion.md explains the rules. Exit code 1 if they do not allow it.
+    """
     from champion.history import ChampionError
     from models.checkpoint import CheckpointError
     from models.registry import VARIANTS, find_variant
@@ -190,7 +178,10 @@ def rollback(
     config: options.Config = None,
     artifacts: options.Artifacts = None,
 ) -> Rollback:
-    """Put the previous champion in use again; exit 4 if it is for another input layout."""
+    """Put the previous champion in use again.
+
+    Exit code 4 if it was trained for another input layout.
+    """
     from champion.history import ChampionError, roll_back
     from models.checkpoint import CheckpointError, ContractMismatchError
 

@@ -15,6 +15,7 @@ from pipelines.cli.console import (
     OK,
     TEXT_ONLY,
     USAGE,
+    Command,
     Document,
     Table,
     existing,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from features.registry import InputKind
     from models.inspection import Entry
 
-contract_app = typer.Typer(help="The input contract in force: what a model's input means.")
+contract_app = typer.Typer()
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,10 @@ def contract(
     context: typer.Context,
     kind: Annotated[
         Literal["summary", "tensor"] | None,
-        typer.Option(help="Inputs of one kind only; default: both."),
+        typer.Option(metavar="KIND", help="summary or tensor inputs only; default: both."),
     ] = None,
 ) -> Contracts | None:
-    """Show the input contract in force: hashes, channels, window, statistics, labels."""
+    """Show the input contract in force: what a model's input means."""
     if context.invoked_subcommand is not None:
         return None
     from features import registry
@@ -128,14 +129,17 @@ class ContractDiff(Document):
         return MISMATCH if self.differences else OK
 
 
-@contract_app.command()
+@contract_app.command(cls=Command)
 @with_json
 def diff(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="FILE", help="A .ckpt.json; its sidecar is not read.")
     ],
 ) -> ContractDiff:
-    """Compare a checkpoint's contract with the one in force; exit 4 if they differ."""
+    """Compare a checkpoint's contract with the one in force.
+
+    Exit code 4 if they differ.
+    """
     from features import registry
     from models.checkpoint import CheckpointError, contract_differences, read_header, remedy
 
@@ -211,12 +215,15 @@ def inspect(
         bool,
         typer.Option(
             "--verify",
-            help="Load each and replay the golden vectors: exit 1 if one is broken, else 4 if one "
+            help="Load each and replay the golden vectors. Exit code 1 if one is broken, 4 if one "
             "differs.",
         ),
     ] = False,
 ) -> Inventory:
-    """List checkpoints from their headers: what each is, and whether it would load today."""
+    """List checkpoints, and whether each would load today.
+
+    Only headers are read, unless --verify is given.
+    """
     from models.checkpoint import SUFFIX
     from models.inspection import find_checkpoints
 

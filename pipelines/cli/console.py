@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
 
 import typer
+from typer.core import TyperArgument, TyperCommand
 
 if TYPE_CHECKING:
     from stages.workspace import Workspace
@@ -24,7 +25,28 @@ if TYPE_CHECKING:
 OK, FAILED, USAGE, REJECTED, MISMATCH = range(5)
 INTERRUPTED = 130
 
+EXTRAS = {
+    "base": ("numpy", "numba", "polars", "pyarrow", "pydantic", "safetensors", "zstandard"),
+    "train": ("torch", "xgboost", "scikit-learn", "matplotlib", "jinja2"),
+    "orchestrate": ("dagster", "dagster-webserver"),
+}
+"""What ``doctor`` looks for, by the extra that installs it."""
+
 _LAST_COLUMN = 16  # characters at least: it wraps, the others may not
+
+
+class Command(TyperCommand):
+    """A command whose help shows arguments by their metavars, without their Python types."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for parameter in self.params:
+            if isinstance(parameter, TyperArgument):
+                parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]  # noqa: ARG005
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        arguments = [p.metavar for p in self.params if isinstance(p, TyperArgument) and p.metavar]
+        return ["[OPTIONS]", *arguments]
 
 
 @dataclass(frozen=True)
@@ -90,10 +112,11 @@ def with_json(function: Callable[..., Document | None]) -> Callable[..., None]:
         try:
             document = function(**arguments)
         except CommandError as error:
-            note(str(error))
-            if as_json:
-                typer.echo(json.dumps(error.document | {"error": str(error)}, indent=1))
+            show_error(str(error), error.document, as_json=as_json)
             raise typer.Exit(error.code) from None
+        except KeyboardInterrupt:
+            show_error("interrupted", {}, as_json=as_json)
+            raise typer.Exit(INTERRUPTED) from None
         if document is not None:  # None: a subcommand follows
             show(document, as_json=as_json)
             raise typer.Exit(document.exit_code)
@@ -121,6 +144,20 @@ def show(document: Document, *, as_json: bool) -> None:
             _show_table(part)
         else:
             typer.echo(part)
+
+
+def show_error(message: str, document: dict[str, Any], *, as_json: bool) -> None:
+    note(message)
+    if as_json:
+        typer.echo(json.dumps(document | {"error": message}, indent=1))
+
+
+def not_installed(module: str) -> str:
+    """The message for a library that is missing, with the extra that brings it."""
+    library = {"sklearn": "scikit-learn"}.get(name := module.partition(".")[0], name)
+    extra = next((extra for extra, names in EXTRAS.items() if library in names), "train")
+    package = "phasewatch" if extra == "base" else f"phasewatch[{extra}]"
+    return f"{library} is not installed: pip install '{package}'"
 
 
 def note(message: str) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,8 +212,13 @@ def extract(
     config: options.Config = None,
     store: options.Store = None,
 ) -> ExtractedFile:
-    """Extract one episode without shards: series, windows and features (docs/data-format.md)."""
+    """Write the series, windows and features of one episode to a file.
+
+    docs/data-format.md describes the file.
+    """
     import numpy as np
+
+    from features.files import write_atomically
 
     workspace = workspace_of(config, store)
     if not out.absolute().parent.is_dir():
@@ -224,26 +228,20 @@ def extract(
     for name, n_rows in malformed.items():
         if n_rows:
             note(f"{name}: {n_rows} malformed rows skipped")
-    windows = extracted.windows
-    temporary = None
+    windows, content = extracted.windows, io.BytesIO()
+    np.savez_compressed(
+        content,
+        series=extracted.series,
+        features=extracted.features,
+        labels=windows.label,
+        purity=windows.purity,
+        starts_s=windows.start_s,
+        channel_names=np.array(workspace.layout.channel_names),
+        feature_names=np.array(workspace.layout.feature_names),
+    )
     try:
-        handle, temporary = tempfile.mkstemp(dir=out.absolute().parent, suffix=".npz")
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(
-                file,
-                series=extracted.series,
-                features=extracted.features,
-                labels=windows.label,
-                purity=windows.purity,
-                starts_s=windows.start_s,
-                channel_names=np.array(workspace.layout.channel_names),
-                feature_names=np.array(workspace.layout.feature_names),
-            )
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(out)
+        write_atomically(out, content.getvalue())
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         fail(f"{out}: not written ({error.strerror})", USAGE)
     return ExtractedFile(
         verdict=_verdict(record),
@@ -294,7 +292,10 @@ def predict(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> Prediction:
-    """Score one episode, window by window, with the champion or with a checkpoint."""
+    """Score the windows of one episode.
+
+    The champion scores, or the checkpoint that is named.
+    """
     from evaluation.detection import alarm_score
 
     workspace = workspace_of(config, store, artifacts, must_exist=checkpoint is None)

@@ -75,7 +75,7 @@ def report(
         str | None, typer.Option(metavar="NAME", help="realistic or oracle; default: both.")
     ] = None,
 ) -> Leaderboard:
-    """Print the leaderboard: models, baselines and warnings per recipe, and the page's path."""
+    """Print the leaderboard of each recipe, and the path of the page."""
     from datasets.splits import RECIPES
     from episodes.store import StoreError
     from features.registry import MODES

@@ -44,9 +44,9 @@ def run(
         bool, typer.Option("--force", help="Rebuild everything, reuse nothing.")
     ] = False,
 ) -> RunDocument:
-    """Ingest and retrain what is not current, and print the path of the report.
+    """Ingest and retrain what is not current.
 
-    With --batch: ingest these batches and stop.
+    Prints the path of the report. With --batch: ingests these batches and stops.
     """
     workspace = workspace_of(config, store, artifacts, **({"force": True} if force else {}))
     from pipelines.cli.runs import RunError, run_all
@@ -86,7 +86,10 @@ def sync(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> Batches:
-    """Register the store's batches with Dagster; `make ui` does this first."""
+    """Register the store's batches with Dagster.
+
+    `make ui` does this first.
+    """
     workspace = workspace_of(config, store, artifacts)
     from pipelines.cli.runs import sync_only
     from stages.workspace import SettingsError

@@ -6,12 +6,14 @@ What is current is skipped, and without anything to do Dagster is not started.
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from datasets.splits import RECIPES
 from episodes.store import StoreError
+from pipelines.cli.console import not_installed
 from stages.project import Project
 from stages.workspace import SettingsError, Workspace
 
@@ -157,6 +159,8 @@ def _execute(
     instance: dg.DagsterInstance,
     outputs: list[str] | None,
 ) -> Ran:
+    import dagster as dg
+
     from assets.factory import asset_key
 
     result = definitions.resolve_job_def(job).execute_in_process(
@@ -178,6 +182,8 @@ def _execute(
         f"{event.step_key}: {_reason(event.step_failure_data)}"
         for event in result.get_step_failure_events()
     ]
+    if any(failure.endswith(dg.DagsterExecutionInterruptedError.__name__) for failure in failures):
+        raise KeyboardInterrupt
     raise RunError(
         f"{job} {key} failed (run {result.run_id[:8]})\n"
         + "\n".join(failures or ["see the run in the UI"])
@@ -191,4 +197,6 @@ def _reason(failure: Any) -> str:
     error = failure.error
     while error is not None and error.cause is not None:
         error = error.cause
-    return error.message.strip() if error else "unknown"
+    message = error.message.strip() if error else "unknown"
+    missing = re.fullmatch(r"ModuleNotFoundError: No module named '(.+)'", message)
+    return not_installed(missing[1]) if missing else message
