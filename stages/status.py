@@ -15,7 +15,7 @@ REASONS: dict[str, tuple[State, bool, str]] = {
     "not_in_store": ("missing", False, "not in the store {store}"),
     "damaged": ("damaged", False, "{problem}"),
     "format": ("stale", False, "written in an older form"),
-    "contract": ("stale", False, "{outputs} made for another input layout"),
+    "contract": ("stale", False, "{outputs}: contract mismatch"),
     "settings": ("stale", True, "made with other settings"),
     "policy": ("stale", False, "{outputs} made with another policy or version of phasewatch"),
     "outputs_differ": ("stale", False, "its outputs were not made from the same episodes"),
@@ -124,6 +124,6 @@ class StageError(Exception):
         lines = [f"  - {status.line}" for status in statuses]
         differences = list(dict.fromkeys(line for s in statuses for line in s.differences))
         if differences:
-            lines += ["Contract mismatch:", *(f"  - {line}" for line in differences)]
+            lines += ["Differences:", *(f"  - {line}" for line in differences)]
         remedies = list(dict.fromkeys(status.remedy for status in statuses))
         return cls("\n".join(["Inputs are missing or stale:", *lines, *remedies]), differences)

@@ -44,6 +44,7 @@ from champion.rules import (
 from datasets.splits import RECIPES
 from features.registry import LAYOUT
 from models.checkpoint import CheckpointError, ContractMismatchError, checkpoint_path
+from models.inspection import Entry
 from models.registry import Variant, find_variant
 from pipelines.cli.app import FAILED, MISMATCH, OK, USAGE, app
 from pipelines.definitions import build_defs
@@ -376,6 +377,16 @@ def test_golden_vectors_are_replayed(lab: Lab, monkeypatch: pytest.MonkeyPatch) 
     reasons = judge(lab.project, KNN).judgement.reasons
     assert len(reasons) == len(RECIPES)
     assert all("does not verify: E: guest.forks.mean differs" in reason for reason in reasons)
+
+
+def test_a_challenger_that_cannot_be_verified_here_is_refused(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = {"unverified": "needs xgboost, which is not installed"}
+    monkeypatch.setattr("stages.champion.verify", lambda path, *_: Entry(path, {}, **missing))
+    trial = judge(lab.project, KNN)
+    assert not trial.judgement.granted
+    assert trial.judgement.reasons == [f"Recipe {r}: {missing['unverified']}" for r in RECIPES]
 
 
 def test_a_challenger_of_another_dataset_is_refused(lab: Lab) -> None:

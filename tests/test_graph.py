@@ -227,12 +227,12 @@ def test_each_guard_refuses_drift_by_itself(trained: Lab, monkeypatch: pytest.Mo
 
     difference = "guest.net_rx_bytes: unit was B/s, is now kB/s"
     by_status = failure(score(trained))
-    assert f"checkpoints/{WHICH.name} made for another input layout" in by_status
+    assert f"checkpoints/{WHICH.name}: contract mismatch" in by_status
     assert difference in by_status
 
     monkeypatch.setattr(stages.checkpoints, "contract_differences", lambda *_: [])
     by_shards = failure(score(trained))
-    assert "tensor_shards, feature_shards made for another input layout" in by_shards
+    assert "tensor_shards, feature_shards: contract mismatch" in by_shards
     assert "checkpoints/" not in by_shards
 
     monkeypatch.setattr(stages.ingest.Ingest, "reason", lambda *_, **__: None)
