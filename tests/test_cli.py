@@ -214,6 +214,9 @@ def test_another_policy_is_a_dry_run(tmp_path: Path) -> None:
     wrong = phasewatch("validate", "--policy", policy)
     assert wrong.exit_code == USAGE
     assert "max_gap_s" in wrong.output
+    policy.write_text("[10]\n")
+    wrong = phasewatch("validate", "--policy", policy)
+    assert (wrong.exit_code, ": must be a section" in wrong.output) == (USAGE, True)
 
 
 # --- predict

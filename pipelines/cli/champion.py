@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +14,6 @@ from pipelines.cli.console import (
     FAILED,
     MISMATCH,
     OK,
-    TEXT_ONLY,
     USAGE,
     Document,
     Table,
@@ -92,7 +91,6 @@ class Promotion(Document):
     reasons: list[str]
     notes: list[str]
     recipes: dict[str, dict[str, Any]]
-    model: str = field(metadata=TEXT_ONLY)
 
     def text(self) -> Iterator[str | Table]:
         if self.recipes:
@@ -102,7 +100,7 @@ class Promotion(Document):
             yield f"{self.challenger} is not promoted:"
             yield from (f"  - {reason}" for reason in self.reasons)
         elif not self.promoted:
-            yield f"{self.challenger} may be promoted: phasewatch promote {self.model}"
+            yield f"{self.challenger} may be promoted: phasewatch promote {self.challenger}"
         else:
             yield f"{self.challenger} is champion" + (
                 f"; {self.against} was before" if self.against else ""
@@ -155,7 +153,6 @@ def promote(
         reasons=trial.judgement.reasons,
         notes=list(_notes(project, trial)),
         recipes=trial.judgement.recipes,
-        model=challenger.model,
     )
 
 
@@ -252,14 +249,18 @@ def _evidence(recipes: dict[str, dict[str, Any]]) -> Table:
             other, against = baseline_label(closest["name"]), closest["macro_f1"]
             difference = closest["difference"]
         else:
-            rows.append((recipe, *["-"] * 4, evidence["episodes"], evidence["left_out"]))
+            rows.append((recipe, *["-"] * 4, _episodes(evidence)))
             continue
         rows.append((
             recipe, f"{evidence['challenger']:.3f}", f"{against:.3f} ({other})",
             f"{difference['value']:+.3f}",
             f"{difference['low']:+.3f} to {difference['high']:+.3f}",
-            evidence["episodes"], evidence.get("left_out", 0),
+            _episodes(evidence),
         ))  # fmt: skip
-    columns = ("recipe", "macro F1", "against", "difference", "95 % interval", "episodes",
-               "left out")  # fmt: skip
+    columns = ("recipe", "macro F1", "against", "change", "95 % interval", "episodes")
     return Table(columns, rows)
+
+
+def _episodes(evidence: dict[str, Any]) -> str:
+    left_out = evidence.get("left_out", 0)
+    return f"{evidence['episodes']}" + (f" ({left_out} left out)" if left_out else "")

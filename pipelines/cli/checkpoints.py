@@ -55,10 +55,12 @@ class Contracts(Document):
         channels = shown.sections["channels"]
         deployable = sum(channel["deployable"] for channel in channels)
         yield f"\nchannels: {len(channels)}; realistic models see the {deployable} deployable ones"
-        yield Table(
-            ("#", *channels[0]),
-            [(i, *map(_cell, channel.values())) for i, channel in enumerate(channels)],
-        )
+        yield Table(("#", "name", "unit", "kind", "deployable"), [
+            (i, channel["name"], channel["unit"], channel["kind"],
+             "yes" if channel["deployable"] else "no")
+            for i, channel in enumerate(channels)
+        ])  # fmt: skip
+        yield "(--json also has their paths in the source, and how counters wrap)"
         for name, value in shown.sections.items():
             if name != "channels":
                 yield f"\n{name}" + (" (summary inputs only)" if name == "stats" else "")
@@ -103,12 +105,6 @@ def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
             yield from _leaves(item, f"{prefix}{key}.")
         else:
             yield prefix + key, ", ".join(item) if isinstance(item, list) else str(item)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "/".join(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ def existing(path: Path) -> Path:
 def existing_file(path: Path) -> Path:
     """The same for a file."""
     if existing(path).is_dir():
-        fail(f"{path}: a folder; name a file in it", USAGE)
+        fail(f"{path}: must be a file, got a folder", USAGE)
     return path
 
 
@@ -212,7 +212,7 @@ def one_of(name: str, value: str, known: Iterable[str]) -> str:
     """A value that must be one of the known ones."""
     known = list(known)
     if value not in known:
-        fail(f"{name} must be one of {', '.join(known)}, got {value!r}", USAGE)
+        fail(f"no {name} {value!r}; choose from {', '.join(known)}", USAGE)
     return value
 
 

@@ -124,8 +124,8 @@ def _disk(findings: Diagnosis, folder: Path) -> None:
     findings.sections["artifacts"] = {"path": str(folder), "free_gb": round(free / 1e9, 1)}
     if free < MIN_FREE_BYTES:
         findings.problem(
-            f"{folder}: {free / 1e9:.1f} GB free, under {MIN_FREE_BYTES / 1e9:.0f}",
-            "free some, or set `artifacts` to a larger disk",
+            f"{folder}: at least {MIN_FREE_BYTES / 1e9:.0f} GB must be free, got {free / 1e9:.1f}",
+            "delete something, or set `artifacts` to a folder on a larger disk",
         )
     if not os.access(existing, os.W_OK):
         findings.problem(f"{existing}: not writable", "set `artifacts` to a writable folder")

@@ -47,7 +47,6 @@ class Verdicts(Document):
     summary: str
     episodes: list[dict[str, Any]]
     changes: list[dict[str, Any]] | None
-    whole_store: bool = field(metadata=TEXT_ONLY)
     lines: list[str] = field(metadata=TEXT_ONLY)
 
     def as_json(self) -> dict[str, Any]:
@@ -56,8 +55,7 @@ class Verdicts(Document):
         return document
 
     def text(self) -> Iterator[str]:
-        if self.whole_store:
-            yield from self.differences
+        yield from self.differences
         if self.changes is None:
             yield from self.lines
         else:
@@ -108,7 +106,6 @@ def validate(
         summary=summary_line([record.verdict for record in others or records]),
         episodes=[record.as_row() for record in records],
         changes=changes,
-        whole_store=episode is None,
         lines=[record.line for record in records if record.reasons],
     )
 
@@ -188,18 +185,24 @@ def _extracted(
 
 
 @dataclass(frozen=True)
-class ExtractedFile(Document):
-    """Where an episode's series, windows and features were written."""
+class OfEpisode(Document):
+    """A document about one episode; the JSON begins with its verdict."""
 
     verdict: dict[str, Any]
-    path: str
-    windows: int
-    bins: int
-    malformed_rows: dict[str, int]
 
     def as_json(self) -> dict[str, Any]:
         document = super().as_json()
         return document.pop("verdict") | document
+
+
+@dataclass(frozen=True)
+class ExtractedFile(OfEpisode):
+    """Where an episode's series, windows and features were written."""
+
+    path: str
+    windows: int
+    bins: int
+    malformed_rows: dict[str, int]
 
     def text(self) -> Iterator[str]:
         yield f"{self.path}: {self.windows} windows, {self.bins} bins"
@@ -253,19 +256,14 @@ def extract(
 
 
 @dataclass(frozen=True)
-class Prediction(Document):
+class Prediction(OfEpisode):
     """Phase probabilities of an episode's windows."""
 
-    verdict: dict[str, Any]
     model: str
     checkpoint: str
     checkpoint_id: str
     seen_in_training: bool | None
     windows: list[dict[str, Any]]
-
-    def as_json(self) -> dict[str, Any]:
-        document = super().as_json()
-        return document.pop("verdict") | document
 
     def text(self) -> Iterator[str | Table]:
         columns = ("start", "phase", "probability", "labelled", "alarm score")
