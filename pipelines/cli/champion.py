@@ -12,12 +12,11 @@ import typer
 from pipelines.cli import options
 from pipelines.cli.console import (
     FAILED,
-    MISMATCH,
     OK,
     USAGE,
     Document,
     Table,
-    failing,
+    fail,
     workspace_of,
 )
 
@@ -58,14 +57,13 @@ class History(Document):
 
 def champion(config: options.Config = None, artifacts: options.Artifacts = None) -> History:
     """Show the model in use, its evidence and the history."""
-    from champion.history import ChampionError, kept_path, read_history
+    from champion.history import kept_path, read_history
     from stages.project import Project
 
     project = Project(workspace_of(config, None, artifacts, must_exist=True))
     folder = project.workspace.champion_folder
-    with failing({ChampionError: FAILED}):
-        history = read_history(folder)
-        status = project.status(project.stages["champion"], "", verify=True)
+    history = read_history(folder)
+    status = project.status(project.stages["champion"], "", verify=True)
     if not history:
         return History(None, [], None)
     return History(
@@ -126,24 +124,22 @@ def promote(
 
     docs/champion.md explains the rules. Exit code 1 if they do not allow it.
     """
-    from champion.history import ChampionError
-    from models.checkpoint import CheckpointError
     from models.registry import VARIANTS, find_variant
     from stages import champion as core
     from stages.project import Project
-    from stages.status import StageError
 
     by_name = {variant.name: variant for variant in VARIANTS}
-    with failing({ValueError: USAGE}):  # an oracle can be named, and is rejected with the reason
+    try:  # an oracle can be named, and is rejected with the reason
         challenger = by_name.get(model) or find_variant(model, "realistic")
+    except ValueError as error:
+        fail(str(error), USAGE)
     project = Project(workspace_of(config, store, artifacts, must_exist=True))
-    with failing({ChampionError: FAILED, CheckpointError: FAILED, StageError: FAILED}):
-        if dry_run:
-            trial = core.judge(project, challenger)
-        else:
-            trial = core.promote(project, challenger, by=_user(), why=why)
-            if trial.promoted:
-                _tell_dagster(trial.promoted)
+    if dry_run:
+        trial = core.judge(project, challenger)
+    else:
+        trial = core.promote(project, challenger, by=_user(), why=why)
+        if trial.promoted:
+            _tell_dagster(trial.promoted)
     return Promotion(
         challenger=challenger.name,
         checkpoints=trial.checkpoints,
@@ -179,12 +175,10 @@ def rollback(
 
     Exit code 4 if it was trained for another input layout.
     """
-    from champion.history import ChampionError, roll_back
-    from models.checkpoint import CheckpointError, ContractMismatchError
+    from champion.history import roll_back
 
     workspace = workspace_of(config, None, artifacts, must_exist=True)
-    with failing({ContractMismatchError: MISMATCH, CheckpointError: FAILED, ChampionError: FAILED}):
-        champion = roll_back(workspace.champion_folder, workspace.layout, by=_user(), why=why)
+    champion = roll_back(workspace.champion_folder, workspace.layout, by=_user(), why=why)
     _tell_dagster(champion)
     return Rollback(champion)
 

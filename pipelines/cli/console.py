@@ -9,8 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -24,6 +23,19 @@ if TYPE_CHECKING:
 
 OK, FAILED, USAGE, REJECTED, MISMATCH = range(5)
 INTERRUPTED = 130
+
+EXIT_CODES = {
+    "SettingsError": USAGE,
+    "StoreError": USAGE,
+    "ContractMismatchError": MISMATCH,
+    "CheckpointError": FAILED,
+    "ChampionError": FAILED,
+    "StageError": FAILED,
+}
+"""Exit code of the errors that any command may meet; their messages are shown as they are.
+
+By name, because importing the classes would load libraries that ``--help`` does not need.
+"""
 
 EXTRAS = {
     "base": ("numpy", "numba", "polars", "pyarrow", "pydantic", "safetensors", "zstandard"),
@@ -95,15 +107,6 @@ def fail(message: str, code: int = FAILED, **document: Any) -> NoReturn:
     raise CommandError(message, code, document)
 
 
-@contextmanager
-def failing(codes: Mapping[type[Exception], int]) -> Iterator[None]:
-    """Turn expected errors into an exit code: of the first class that fits."""
-    try:
-        yield
-    except tuple(codes) as error:
-        fail(str(error), next(code for kind, code in codes.items() if isinstance(error, kind)))
-
-
 def with_json(function: Callable[..., Document | None]) -> Callable[..., None]:
     """A function that returns a ``Document`` as typer takes it: it prints, and has ``--json``."""
 
@@ -117,6 +120,12 @@ def with_json(function: Callable[..., Document | None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             show_error("interrupted", {}, as_json=as_json)
             raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__name__ in EXIT_CODES]
+            if not kinds:
+                raise
+            show_error(str(error), {}, as_json=as_json)
+            raise typer.Exit(EXIT_CODES[kinds[0]]) from None
         if document is not None:  # None: a subcommand follows
             show(document, as_json=as_json)
             raise typer.Exit(document.exit_code)
@@ -179,12 +188,11 @@ def workspace_of(
         must_exist: the artifacts folder must be there, because something in it is read.
         settings: win over the configuration, as the paths do.
     """
-    from stages.workspace import SettingsError, read_workspace
+    from stages.workspace import read_workspace
 
     paths = {"store": store, "artifacts": artifacts}
     given = {name: str(path.absolute()) for name, path in paths.items() if path is not None}
-    with failing({SettingsError: USAGE}):
-        workspace = read_workspace(config, given | settings)
+    workspace = read_workspace(config, given | settings)
     if must_exist and not workspace.artifacts_path.is_dir():
         fail(
             f"{workspace.artifacts_path}: no such folder; name another with --artifacts, or make "

@@ -12,8 +12,6 @@ import typer
 
 from pipelines.cli import options
 from pipelines.cli.console import (
-    FAILED,
-    MISMATCH,
     REJECTED,
     TEXT_ONLY,
     USAGE,
@@ -21,7 +19,6 @@ from pipelines.cli.console import (
     Table,
     existing_file,
     fail,
-    failing,
     note,
     track,
     workspace_of,
@@ -81,15 +78,14 @@ def validate(
     store: options.Store = None,
 ) -> Verdicts:
     """Judge every episode of a store. Nothing is written."""
-    from episodes.store import StoreError
     from episodes.validation import summary_line
 
     workspace = workspace_of(config, store)
-    with failing({StoreError: USAGE}):
-        listing = None if episode else workspace.listing()
+    other = _read_policy(policy) if policy else None
+    listing = None if episode else workspace.listing()
     chosen = [_stored(workspace, episode)] if episode else (listing.episodes if listing else [])
     records = list(_judge(chosen, workspace.validation))
-    others = list(_judge(chosen, _read_policy(policy))) if policy else None
+    others = list(_judge(chosen, other)) if other else None
     changes = None if others is None else [
         {
             "episode_id": before.episode_id,
@@ -113,15 +109,14 @@ def validate(
 def _stored(workspace: Workspace, episode: str) -> StoredEpisode:
     """The episode of an id in the store, or of a path."""
     from episodes.format import ARCHIVE_SUFFIX
-    from episodes.store import StoreError, find_archive
+    from episodes.store import find_archive
 
-    with failing({StoreError: USAGE}):
-        if not episode.endswith(ARCHIVE_SUFFIX):
-            return workspace.listing().find(episode)
-        try:
-            return find_archive(Path(episode))
-        except OSError as error:
-            fail(f"{episode}: {error.strerror}", USAGE)
+    if not episode.endswith(ARCHIVE_SUFFIX):
+        return workspace.listing().find(episode)
+    try:
+        return find_archive(Path(episode))
+    except OSError as error:
+        fail(f"{episode}: {error.strerror}", USAGE)
 
 
 def _judge(episodes: list[StoredEpisode], policy: ValidationPolicy) -> Iterator[Record]:
@@ -341,19 +336,18 @@ def _load(workspace: Workspace, path: Path | None) -> tuple[Path, Checkpoint, se
         read_champion,
         read_training,
     )
-    from models.checkpoint import CheckpointError, ContractMismatchError, load_checkpoint
+    from models.checkpoint import load_checkpoint
 
     layout, folder = workspace.layout, workspace.champion_folder
-    with failing({ContractMismatchError: MISMATCH, CheckpointError: FAILED, ChampionError: FAILED}):
-        if path is not None:
-            return path, load_checkpoint(existing_file(path), layout), None
-        champion = read_champion(folder)
-        if champion is None:
-            fail(
-                f"{folder}: there is no champion to score with. Promote a trained model "
-                "(phasewatch promote MODEL), or name a checkpoint: --checkpoint FILE"
-            )
-        known = None
-        with suppress(ChampionError):  # the champion scores all the same
-            known = set(read_training(folder, champion)["episode_id"])
-        return kept_path(folder, champion), load_kept(folder, champion, layout), known
+    if path is not None:
+        return path, load_checkpoint(existing_file(path), layout), None
+    champion = read_champion(folder)
+    if champion is None:
+        fail(
+            f"{folder}: there is no champion to score with. Promote a trained model "
+            "(phasewatch promote MODEL), or name a checkpoint: --checkpoint FILE"
+        )
+    known = None
+    with suppress(ChampionError):  # the champion scores all the same
+        known = set(read_training(folder, champion)["episode_id"])
+    return kept_path(folder, champion), load_kept(folder, champion, layout), known

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cli import options
-from pipelines.cli.console import FAILED, USAGE, Document, failing, note, workspace_of
+from pipelines.cli.console import Document, note, workspace_of
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,11 @@ def run(
     Prints the path of the report. With --batch: ingests these batches and stops.
     """
     workspace = workspace_of(config, store, artifacts, **({"force": True} if force else {}))
-    from pipelines.cli.runs import RunError, run_all
-    from stages.workspace import SettingsError
+    from pipelines.cli.runs import run_all
 
     _log_to_stderr()
     ingest_only = ingest_only or bool(batch)
-    with failing({SettingsError: USAGE, RunError: FAILED}):
-        ran = run_all(workspace, recipe or None, batches=batch or None, ingest_only=ingest_only)
+    ran = run_all(workspace, recipe or None, batches=batch or None, ingest_only=ingest_only)
     if not ran:
         note("nothing to do: everything asked for is current")
     return RunDocument(
@@ -92,10 +90,8 @@ def sync(
     """
     workspace = workspace_of(config, store, artifacts)
     from pipelines.cli.runs import sync_only
-    from stages.workspace import SettingsError
 
-    with failing({SettingsError: USAGE}):
-        synced = sync_only(workspace)
+    synced = sync_only(workspace)
     return Batches(
         store=str(workspace.store_path),
         batches=list(synced.listing.batches),
