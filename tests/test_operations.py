@@ -450,14 +450,14 @@ def test_doctor_says_what_is_stale_and_what_to_do(
     empty = tmp_path / "no-home"
     before = doctor(small, home=empty, monkeypatch=monkeypatch)
     assert before.exit_code == FAILED
-    assert f"checkpoints: {3 * len(VARIANTS)} of {3 * len(VARIANTS)} missing\n" in before.output
+    assert f"checkpoints: {3 * len(VARIANTS)} of {3 * len(VARIANTS)}: missing\n" in before.output
     assert "remedy: phasewatch run\n" in before.output
     assert not empty.exists()
 
     small.ingest()
     document = json.loads(doctor(small, "--json", home=empty, monkeypatch=monkeypatch).stdout)
     assert "ingest" not in document["stale"]
-    assert document["stale"]["datasets"] == ["3 of 3 missing"]
+    assert document["stale"]["datasets"] == ["3 of 3: missing"]
     assert [problem["remedy"] for problem in document["problems"]] == ["phasewatch run"]
     assert document["artifacts"]["free_gb"] > 0
     assert not document["ok"]
@@ -484,12 +484,12 @@ def test_doctor_counts_what_is_stale_and_names_one_remedy(
     gbt = retrained.artifacts / "checkpoints" / RECIPE / "gbt_realistic.ckpt.json"
     stale, remedies = problems(seed=1)
     total = 3 * len(VARIANTS)
-    assert f"{total} of {total} made with other settings" in stale["checkpoints"]
+    assert f"{total} of {total}: made with other settings" in stale["checkpoints"]
     assert remedies == ["phasewatch run"]
     gbt.unlink()
     shutil.rmtree(next(iter((retrained.artifacts / "batches").iterdir())))
     stale, remedies = problems()
-    assert f"1 of {total} missing (gbt_realistic {RECIPE})" in stale["checkpoints"]
+    assert f"1 of {total}: missing (gbt_realistic {RECIPE})" in stale["checkpoints"]
     assert stale["ingest"][0].startswith("1 of ")
     assert remedies == ["phasewatch run"]
 

@@ -252,7 +252,7 @@ def _stages(findings: Diagnosis, workspace: Workspace) -> None:
 
 
 def _counted(statuses: list[Status]) -> dict[str, list[str]]:
-    """Kind of stage -> ``16 of 48 made with other settings (gbt_realistic host, ...)``."""
+    """Kind of stage -> ``16 of 48: made with other settings (gbt_realistic host, ...)``."""
     from stages.status import shortened
 
     groups: dict[tuple[str, str], list[Status]] = {}
@@ -267,7 +267,7 @@ def _counted(statuses: list[Status]) -> dict[str, list[str]]:
     for (kind, problem), group in groups.items():
         names = [f"{s.stage.partition('/')[2]} {s.key}".strip() for s in group]
         where = f" ({shortened(names, ', ', 3)})" if len(group) < totals[kind] else ""
-        counts.setdefault(kind, []).append(f"{len(group)} of {totals[kind]} {problem}{where}")
+        counts.setdefault(kind, []).append(f"{len(group)} of {totals[kind]}: {problem}{where}")
     return counts
 
 

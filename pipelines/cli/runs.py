@@ -153,7 +153,7 @@ def _execute(
     )
     if not result.success:
         failures = [
-            f"{event.step_key}: {_reason(event.step_failure_data)}"
+            f"{str(event.step_key).replace('__', '/')}: {_reason(event.step_failure_data)}"
             for event in result.get_step_failure_events()
         ]
         if any(
@@ -179,5 +179,6 @@ def _reason(failure: Any) -> str:
     while error is not None and error.cause is not None:
         error = error.cause
     message = error.message.strip() if error else "unknown"
+    message = re.sub(r"^dagster\.[\w.]+: ", "", message)
     missing = re.fullmatch(r"ModuleNotFoundError: No module named '(.+)'", message)
     return not_installed(missing[1]) if missing else message
