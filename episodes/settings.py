@@ -70,4 +70,4 @@ def _line(fault: Any, declared: Any, path: list[str]) -> str:
     problem = context.get("error") or fault["msg"].replace("Input should", "must")
     if fault["type"] in _MUST_BE:
         problem = f"must be {_MUST_BE[fault['type']].format(**context)}"
-    return f"{'.'.join(path)} {problem}, got {fault['input']!r}"
+    return f"{'.'.join(path)} {problem}, got {fault['input']!r}".lstrip()

@@ -16,6 +16,7 @@ from champion.history import (
     TRAINING_FILE,
     Champion,
     keep,
+    kept_path,
     load_kept,
     now,
     put_in_use,
@@ -43,7 +44,15 @@ from evaluation.scores import phases_of, prediction_rows
 from features.files import fingerprint
 from features.golden import differences
 from features.shards import read_table
-from models.checkpoint import Checkpoint, CheckpointError, ContractMismatchError, checkpoint_path
+from models.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    ContractMismatchError,
+    check_contract,
+    checkpoint_path,
+    read_header,
+    read_sidecar,
+)
 from models.inspection import Entry, verify
 from models.registry import VARIANTS, Variant, find_variant
 from stages.datasets import dataset_shards
@@ -190,7 +199,23 @@ class ChampionStage(Stage):
         verify: bool,
     ) -> Reason | None:
         (champion,) = artifacts.values()
-        return None if champion else Reason("not_made", {"outputs": [self.name]})
+        if champion is None:
+            return Reason("not_made", {"outputs": [self.name]})
+        path = kept_path(project.workspace.champion_folder, champion)
+        try:
+            header = read_header(path)
+            if verify:
+                read_sidecar(path, header)
+            check_contract(header, project.workspace.layout, str(path))
+        except ContractMismatchError as error:
+            return Reason("contract", {"outputs": [self.name], "differences": error.differences})
+        except CheckpointError as error:
+            remedy = "Restore the file, or roll back: phasewatch rollback"
+            return Reason("damaged", {"problem": str(error)}, remedy=remedy)
+        return None
+
+    def remedy(self, key: str) -> str:
+        return "phasewatch run, then phasewatch promote MODEL"
 
     def make(
         self,
@@ -215,9 +240,6 @@ class ChampionStage(Stage):
         if self.chosen.promote:
             return {self.name: promote(project, challenger, by="dagster", why=self.why)}
         return {self.name: judge(project, challenger)}
-
-    def remedy(self, key: str) -> str:
-        return "phasewatch promote MODEL"
 
     def facts(self, project: Project, output: str, artifact: Trial) -> Mapping[str, Any]:
         return champion_facts(artifact.now)

@@ -10,16 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from champion.history import ChampionError, kept_path, read_champion
+from champion.history import ChampionError
 from datasets.splits import RECIPES
 from models.base import silent
 from models.checkpoint import (
     Checkpoint,
-    CheckpointError,
-    check_contract,
     checkpoint_path,
     load_checkpoint,
-    read_header,
 )
 from stages import registry
 from stages.status import Reason, StageError, Status
@@ -74,15 +71,11 @@ class Project:
     @cached_property
     def champion(self) -> Champion | None:
         """The champion in use; None if there is none that loads for the layout in force."""
-        folder = self.workspace.champion_folder
         try:
-            champion = read_champion(folder)
-            if champion is not None:
-                path = kept_path(folder, champion)
-                check_contract(read_header(path), self.workspace.layout, str(path))
-        except (ChampionError, CheckpointError):
+            current = self.status(self.stages["champion"], "").current
+            return self.artifact("champion", "") if current else None
+        except ChampionError:
             return None
-        return champion
 
     def keys(self, stage: Stage) -> list[str]:
         """Every batch of the store, every recipe, or the one empty key."""

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from lab import RECIPE, Lab, put_in_use
+from lab import RECIPE, TINY, Lab, put_in_use
 from typer.testing import CliRunner
 
-from champion.history import read_champion
+from champion.history import kept_path, read_champion
 from datasets.windows import read_dataset
 from episodes.reading import read_episode
 from episodes.store import list_store
@@ -61,6 +63,13 @@ def test_extract_writes_what_a_shard_would_hold(tmp_path: Path) -> None:
         assert "failed" in file["labels"]
         assert file["channel_names"].tolist() == list(LAYOUT.channel_names)
         assert file["feature_names"].tolist() == list(LAYOUT.feature_names)
+
+
+def test_an_extract_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    in_the_way = tmp_path / "e.npz"
+    in_the_way.mkdir()
+    assert phasewatch("extract", SOUND, "--out", in_the_way).exit_code == USAGE
+    assert list(tmp_path.rglob("*")) == [in_the_way]
 
 
 def test_extract_as_json_is_one_document(tmp_path: Path) -> None:
@@ -173,6 +182,20 @@ def test_one_episode_is_judged_by_its_id() -> None:
     assert told.output.splitlines()[-1].endswith("= 1")
 
 
+def test_an_archive_is_validated_by_the_policy_of_the_configuration(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    policy = {"validation": {"min_duration_s": 9000}}
+    config.write_text(json.dumps({"resources": {"workspace": {"config": policy}}}))
+    path = list_store(STORE).find(SOUND).path
+    for words in ((SOUND,), (path,)):
+        assert phasewatch("validate", *words).output.startswith("1 accepted")
+        told = phasewatch("validate", *words, "--config", config)
+        assert "[too_short]" in told.output
+    out = ("--out", tmp_path / "e.npz")
+    assert phasewatch("extract", SOUND, *out, "--config", config).exit_code == REJECTED
+    assert not (tmp_path / "e.npz").exists()
+
+
 def test_validate_as_json_is_one_document() -> None:
     document = json.loads(phasewatch("validate", "--json").stdout)
     assert len(document["episodes"]) == 91
@@ -191,6 +214,9 @@ def test_another_policy_is_a_dry_run(tmp_path: Path) -> None:
     wrong = phasewatch("validate", "--policy", policy)
     assert wrong.exit_code == USAGE
     assert "max_gap_s" in wrong.output
+    policy.write_text("[10]\n")
+    wrong = phasewatch("validate", "--policy", policy)
+    assert (wrong.exit_code, ": must be a section" in wrong.output) == (USAGE, True)
 
 
 # --- predict
@@ -263,6 +289,48 @@ def test_nothing_is_scored_of_a_rejected_episode() -> None:
     assert (told.exit_code, told.stdout) == (REJECTED, "")
     assert "[failed_label]" in told.stderr
     assert phasewatch("predict", FAILED_LABEL, "--store", STORE, "--anyway").exit_code == OK
+
+
+def test_a_champion_that_would_not_load_is_reported(
+    scoring: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "no-home"))
+
+    def problem() -> Any:
+        return json.loads(phasewatch("champion", "--json").stdout)["problem"]
+
+    def remedies() -> set[str]:
+        return {p["remedy"] for p in json.loads(phasewatch("doctor", "--json").stdout)["problems"]}
+
+    retrain = "phasewatch run, then phasewatch promote MODEL"
+    assert problem() is None
+    assert retrain not in remedies()
+    channels = (replace(LAYOUT.channels[0], unit="kB"), *LAYOUT.channels[1:])
+    with monkeypatch.context() as drifted:
+        drifted.setattr("features.registry.LAYOUT", replace(LAYOUT, channels=channels))
+        difference = f"{channels[0].name}: unit was {LAYOUT.channels[0].unit}, is now kB"
+        assert problem()["differences"] == [difference]
+        assert difference in phasewatch("champion").stdout
+        assert retrain in remedies()
+    kept = read_champion(scoring.workspace.champion_folder)
+    assert kept is not None
+    header = kept_path(scoring.workspace.champion_folder, kept)
+    sidecar = header.with_name(json.loads(header.read_text())["sidecar"])
+    sidecar.write_bytes(sidecar.read_bytes()[:-1] + b"?")
+    assert str(sidecar) in problem()["problem"]
+    assert "phasewatch rollback" in problem()["remedy"]
+    header.write_text("{")
+    assert str(header) in problem()["problem"]
+    assert any("phasewatch rollback" in remedy for remedy in remedies())
+    assert phasewatch("champion").exit_code == OK
+
+
+def test_the_history_shows_whole_checkpoint_ids(scoring: Lab) -> None:
+    kept = read_champion(scoring.workspace.champion_folder)
+    assert kept is not None
+    assert f"     checkpoint {kept.checkpoints[kept.served]}" in (
+        phasewatch("champion").stdout.splitlines()
+    )
 
 
 def test_without_a_champion_it_says_what_to_do(tmp_path: Path) -> None:
@@ -361,18 +429,58 @@ COLOURFUL = {"NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"}
 PLAIN = {name: value for name, value in os.environ.items() if name not in COLOURFUL}
 
 
-def test_what_is_not_installed_is_named_and_the_doctor_helps() -> None:
-    """Scoring with a named checkpoint needs no Dagster; who is champion is in the settings."""
+def without_dagster(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     program = (
         "import sys; sys.modules['dagster'] = None\n"
-        f"sys.argv = ['phasewatch', 'predict', {SOUND!r}]\n"
+        f"sys.argv = ['phasewatch', *{words!r}]\n"
         "from pipelines.cli.app import main; main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_the_champion_scores_where_dagster_is_not_installed(scoring: Lab) -> None:
+    episode = scoring.store.added[0].episode_id
+    done = without_dagster("predict", episode, "--json")
+    assert done.returncode == OK, done.stderr
+    assert json.loads(done.stdout) == json.loads(phasewatch("predict", episode, "--json").stdout)
+
+
+def test_what_is_not_installed_is_named_with_its_extra(tmp_path: Path) -> None:
+    done = without_dagster("run", "--artifacts", str(tmp_path), "--json")
     assert done.returncode == FAILED
-    assert "there is no champion to score with" in done.stderr
+    message = "dagster is not installed: pip install 'phasewatch[orchestrate]'"
+    assert done.stderr.splitlines()[-1] == message
+    assert json.loads(done.stdout) == {"error": message}
+
+
+def test_a_run_with_nothing_to_do_starts_no_dagster(trained: Lab, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"resources": {"workspace": {"config": TINY}}}))
+    folders = {
+        "PHASEWATCH_STORE": str(trained.store.root),
+        "PHASEWATCH_ARTIFACTS": str(trained.artifacts),
+        "PHASEWATCH_CONFIG": str(config),
+    }
+    done = without_dagster("run", "--recipe", RECIPE, **folders)
+    assert (done.returncode, done.stdout) == (OK, f"{trained.workspace.report_page}\n"), done.stderr
+    assert f"recipe {RECIPE} is current" in done.stderr
+    assert "nothing to do" in done.stderr
+    assert without_dagster("run", "--recipe", RECIPE, "--force", **folders).returncode == FAILED
+
+
+COMMANDS = ["", "run", "sync", "validate", "extract", "predict", "report", "champion", "promote",
+            "rollback", "inspect", "doctor", "contract", "contract diff"]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_no_python_types_and_cuts_nothing_off(command: str) -> None:
+    told = phasewatch(*command.split(), "--help")
+    assert told.exit_code == OK
+    assert not re.search(r"<|[a-z,;]\.\.\.|\{", told.output), told.output
+    assert max(map(len, told.output.splitlines())) <= 80
 
 
 def installed(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -90,8 +90,8 @@ def test_what_is_asked_for_is_all_there_is(trained: Lab) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--recipe", "moon"], "recipe must be one of host, sample, time, got 'moon'"),
-        (["--mode", "x"], "mode must be one of realistic, oracle, got 'x'"),
+        (["--recipe", "moon"], "no recipe 'moon'; choose from host, sample, time"),
+        (["--mode", "x"], "no mode 'x'; choose from realistic, oracle"),
         (["--store", "/no/such/store"], "/no/such/store"),
     ],
 )

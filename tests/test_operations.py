@@ -29,6 +29,7 @@ from assets.partitions import BATCHES
 from models.registry import VARIANTS
 from pipelines.automation import new_batches, nightly
 from pipelines.cli.app import FAILED, USAGE, app, main
+from pipelines.cli.console import INTERRUPTED
 from pipelines.definitions import build_defs
 from pipelines.executors import build_executor, execution_from_environment
 from pipelines.partitions import sync_batches
@@ -315,6 +316,34 @@ def test_a_killed_command_leaves_no_process_and_its_run_is_ended(small: Lab) -> 
     assert not list(small.artifacts.rglob("manifest.json"))
 
 
+def test_an_interrupted_run_says_so_and_is_not_left_under_way(small: Lab) -> None:
+    home = Path(small.instance.root_directory)
+    environment = os.environ | {
+        "DAGSTER_HOME": str(home),
+        "PHASEWATCH_STORE": str(small.store.root),
+        "PHASEWATCH_ARTIFACTS": str(small.artifacts),
+        "PYTHONPATH": str(ROOT),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANG],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().strip() == "working"
+        process.send_signal(signal.SIGINT)
+        _, progress = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == INTERRUPTED
+    assert progress.splitlines()[-1] == "interrupted"
+    assert "(1 of 3)" in progress
+    assert "Traceback" not in progress
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        (run,) = instance.get_runs()
+        assert run.status is dg.DagsterRunStatus.FAILURE
+
+
 # --- another machine
 
 
@@ -421,16 +450,48 @@ def test_doctor_says_what_is_stale_and_what_to_do(
     empty = tmp_path / "no-home"
     before = doctor(small, home=empty, monkeypatch=monkeypatch)
     assert before.exit_code == FAILED
-    assert before.output.count("missing") >= 3
-    assert "remedy: phasewatch run --ingest-only" in before.output
+    assert f"checkpoints: {3 * len(VARIANTS)} of {3 * len(VARIANTS)}: missing\n" in before.output
+    assert "remedy: phasewatch run\n" in before.output
     assert not empty.exists()
 
     small.ingest()
     document = json.loads(doctor(small, "--json", home=empty, monkeypatch=monkeypatch).stdout)
-    assert "phasewatch run --ingest-only" not in document["stale"]
-    assert "datasets host: missing" in document["stale"]["phasewatch run --recipe host"]
+    assert "ingest" not in document["stale"]
+    assert document["stale"]["datasets"] == ["3 of 3: missing"]
+    assert [problem["remedy"] for problem in document["problems"]] == ["phasewatch run"]
     assert document["artifacts"]["free_gb"] > 0
     assert not document["ok"]
+
+
+def test_doctor_counts_what_is_stale_and_names_one_remedy(
+    retrained: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for recipe in {"host", "sample", "time"} - {RECIPE}:
+        for folder in ("datasets", "checkpoints", "held_out_predictions", "reports"):
+            shutil.copytree(
+                retrained.artifacts / folder / RECIPE, retrained.artifacts / folder / recipe
+            )
+    config = tmp_path / "config.yaml"
+
+    def problems(**settings: Any) -> tuple[dict[str, list[str]], list[str]]:
+        document = {"resources": {"workspace": {"config": TINY | settings}}}
+        config.write_text(json.dumps(document))
+        words = ["--json", "--config", str(config)]
+        told = doctor(retrained, *words, home=tmp_path / "no-home", monkeypatch=monkeypatch)
+        found = json.loads(told.stdout)
+        return found["stale"], [problem["remedy"] for problem in found["problems"]]
+
+    gbt = retrained.artifacts / "checkpoints" / RECIPE / "gbt_realistic.ckpt.json"
+    stale, remedies = problems(seed=1)
+    total = 3 * len(VARIANTS)
+    assert stale["checkpoints"][0].startswith(f"{total} of {total}: made with other settings")
+    assert remedies == ["phasewatch run"]
+    gbt.unlink()
+    shutil.rmtree(next(iter((retrained.artifacts / "batches").iterdir())))
+    stale, remedies = problems()
+    assert f"1 of {total}: missing (gbt_realistic {RECIPE})" in stale["checkpoints"]
+    assert stale["ingest"][0].startswith("1 of ")
+    assert remedies == ["phasewatch run"]
 
 
 def test_run_and_sync_tell_a_program_what_they_did(

@@ -313,9 +313,7 @@ def test_a_declared_stage_appears_everywhere(
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
     paths = ["--store", str(ingested.store.root), "--artifacts", str(ingested.artifacts)]
     told = json.loads(CliRunner().invoke(app, ["doctor", *paths, "--json"]).stdout)
-    assert [
-        line for line in told["stale"]["phasewatch run --ingest-only"] if "heartbeat" in line
-    ] == [f"heartbeat {batch}: heartbeat missing" for batch in batches]
+    assert told["stale"]["heartbeat"] == [f"{len(batches)} of {len(batches)}: missing"]
 
     with dg.build_sensor_context(
         instance=ingested.instance, resources={"workspace": resource_of(ingested.workspace)}

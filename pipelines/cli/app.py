@@ -11,11 +11,13 @@ import typer
 from pipelines.cli import champion, checkpoints, doctor, episodes, report, run
 from pipelines.cli.console import (
     FAILED,
-    INTERRUPTED,
     MISMATCH,
     OK,
     REJECTED,
     USAGE,
+    Command,
+    not_installed,
+    show_error,
     with_json,
 )
 
@@ -42,7 +44,7 @@ for function in (
     checkpoints.inspect,
     doctor.doctor,
 ):
-    app.command()(with_json(function))
+    app.command(cls=Command)(with_json(function))
 app.add_typer(checkpoints.contract_app, name="contract")
 
 
@@ -71,22 +73,16 @@ def main() -> None:
     """Entry point: an unexpected error ends in one message and an exit code."""
     try:
         app()
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED)
     except Exception as error:
         if "--debug" in sys.argv[1:]:
             raise
-        typer.echo(_unexpected(error), err=True)
+        show_error(_unexpected(error), {}, as_json="--json" in sys.argv[1:])
         sys.exit(FAILED)
 
 
 def _unexpected(error: Exception) -> str:
-    from pipelines.cli.doctor import extra_of
-
-    if isinstance(error, ModuleNotFoundError):
-        extra = extra_of(error.name or "")
-        return f"{error.name} is not installed: pip install 'phasewatch[{extra}]'"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return not_installed(error.name)
     first_line = str(error).strip().partition("\n")[0]
     return (
         f"{type(error).__name__}: {first_line}\nThis is unexpected; "

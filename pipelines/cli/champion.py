@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,25 +12,18 @@ import typer
 from pipelines.cli import options
 from pipelines.cli.console import (
     FAILED,
-    MISMATCH,
     OK,
-    TEXT_ONLY,
     USAGE,
     Document,
     Table,
-    failing,
+    fail,
     workspace_of,
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from champion.history import Champion
-    from features.registry import Layout
     from stages.champion import Trial
     from stages.project import Project
-
-_SHOWN_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -39,60 +32,49 @@ class History(Document):
 
     champion: dict[str, Any] | None
     history: list[dict[str, Any]]
-    problem: str | None  # why the champion does not load
+    problem: dict[str, Any] | None  # why the champion does not load, and what to do
 
     def text(self) -> Iterator[str | Table]:
         if self.champion is None:
             yield "There is no champion yet. Promote a trained model: phasewatch promote MODEL"
             return
-        now = self.champion
-        because = f": {now['why']}" if now["why"] else ""
-        name = f"{now['model']}_{now['mode']}"
-        yield f"{name}, {now['action']} {now['since']} by {now['by']}{because}"
-        yield f"scores with {now['path']}"
+        yield f"{self.champion['model']}_{self.champion['mode']} scores with"
+        yield self.champion["path"]
         if self.problem:
-            yield f"problem: {self.problem}"
+            yield f"problem: {self.problem['problem']}"
+            yield from (f"  - {line}" for line in self.problem["differences"])
+            yield f"  remedy: {self.problem['remedy']}"
         yield ""
-        yield _evidence(now["evidence"])
-        yield ""
-        columns = ("#", "champion", "since", "by", "how", f"checkpoint ({now['served']})", "why")
-        yield Table(columns, [
-            (c["number"], f"{c['model']}_{c['mode']}", c["since"], c["by"], c["action"],
-             c["checkpoints"][c["served"]][:_SHOWN_DIGITS], c["why"])
-            for c in reversed(self.history)
-        ])  # fmt: skip
+        yield _evidence(self.champion["evidence"])
+        yield "\nHistory, newest first:"
+        for entry in reversed(self.history):
+            yield (
+                f"{entry['number']:>3}  {entry['model']}_{entry['mode']}, {entry['action']} "
+                f"{entry['since']} by {entry['by']}" + (f": {entry['why']}" if entry["why"] else "")
+            )
+            yield f"     checkpoint {entry['checkpoints'][entry['served']]}"
 
 
 def champion(config: options.Config = None, artifacts: options.Artifacts = None) -> History:
-    """Show the model in use: since when, on which evidence, and which were before."""
-    from champion.history import ChampionError, kept_path, read_history
+    """Show the model in use, its evidence and the history."""
+    from champion.history import kept_path, read_history
+    from stages.project import Project
 
-    workspace = workspace_of(config, None, artifacts, must_exist=True)
-    folder = workspace.champion_folder
-    with failing({ChampionError: FAILED}):
-        history = read_history(folder)
+    project = Project(workspace_of(config, None, artifacts, must_exist=True))
+    folder = project.workspace.champion_folder
+    history = read_history(folder)
+    status = project.status(project.stages["champion"], "", verify=True)
+    if not history:
+        return History(None, [], None)
     return History(
-        champion=asdict(history[-1]) | {"path": str(kept_path(folder, history[-1]))}
-        if history
-        else None,
+        champion=asdict(history[-1]) | {"path": str(kept_path(folder, history[-1]))},
         history=[asdict(champion) for champion in history],
-        problem=_problem(folder, history[-1], workspace.layout) if history else None,
-    )
-
-
-def _problem(folder: Path, champion: Champion, layout: Layout) -> str | None:
-    """Why the champion's checkpoint would not load; its model is not rebuilt."""
-    from champion.history import kept_path
-    from models.checkpoint import CheckpointError, check_contract, read_header, read_sidecar
-
-    path = kept_path(folder, champion)
-    try:
-        header = read_header(path)
-        read_sidecar(path, header)
-        check_contract(header, layout, str(path))
-    except CheckpointError as error:
-        return str(error)
-    return None
+        problem=None if status.current else {
+            "problem": status.message,
+            "differences": status.differences,
+            "remedy": status.remedy,
+        },
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,7 +89,6 @@ class Promotion(Document):
     reasons: list[str]
     notes: list[str]
     recipes: dict[str, dict[str, Any]]
-    model: str = field(metadata=TEXT_ONLY)
 
     def text(self) -> Iterator[str | Table]:
         if self.recipes:
@@ -117,7 +98,7 @@ class Promotion(Document):
             yield f"{self.challenger} is not promoted:"
             yield from (f"  - {reason}" for reason in self.reasons)
         elif not self.promoted:
-            yield f"{self.challenger} may be promoted: phasewatch promote {self.model}"
+            yield f"{self.challenger} may be promoted: phasewatch promote {self.challenger}"
         else:
             yield f"{self.challenger} is champion" + (
                 f"; {self.against} was before" if self.against else ""
@@ -139,25 +120,26 @@ def promote(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> Promotion:
-    """Put a trained model in use if the rules allow it (docs/champion.md)."""
-    from champion.history import ChampionError
-    from models.checkpoint import CheckpointError
+    """Put a trained model in use if the rules allow it.
+
+    docs/champion.md explains the rules. Exit code 1 if they do not allow it.
+    """
     from models.registry import VARIANTS, find_variant
     from stages import champion as core
     from stages.project import Project
-    from stages.status import StageError
 
     by_name = {variant.name: variant for variant in VARIANTS}
-    with failing({ValueError: USAGE}):  # an oracle can be named, and is rejected with the reason
+    try:  # an oracle can be named, and is rejected with the reason
         challenger = by_name.get(model) or find_variant(model, "realistic")
+    except ValueError as error:
+        fail(str(error), USAGE)
     project = Project(workspace_of(config, store, artifacts, must_exist=True))
-    with failing({ChampionError: FAILED, CheckpointError: FAILED, StageError: FAILED}):
-        if dry_run:
-            trial = core.judge(project, challenger)
-        else:
-            trial = core.promote(project, challenger, by=_user(), why=why)
-            if trial.promoted:
-                _tell_dagster(trial.promoted)
+    if dry_run:
+        trial = core.judge(project, challenger)
+    else:
+        trial = core.promote(project, challenger, by=_user(), why=why)
+        if trial.promoted:
+            _tell_dagster(trial.promoted)
     return Promotion(
         challenger=challenger.name,
         checkpoints=trial.checkpoints,
@@ -167,7 +149,6 @@ def promote(
         reasons=trial.judgement.reasons,
         notes=list(_notes(project, trial)),
         recipes=trial.judgement.recipes,
-        model=challenger.model,
     )
 
 
@@ -190,13 +171,14 @@ def rollback(
     config: options.Config = None,
     artifacts: options.Artifacts = None,
 ) -> Rollback:
-    """Put the previous champion in use again; exit 4 if it is for another input layout."""
-    from champion.history import ChampionError, roll_back
-    from models.checkpoint import CheckpointError, ContractMismatchError
+    """Put the previous champion in use again.
+
+    Exit code 4 if it was trained for another input layout.
+    """
+    from champion.history import roll_back
 
     workspace = workspace_of(config, None, artifacts, must_exist=True)
-    with failing({ContractMismatchError: MISMATCH, CheckpointError: FAILED, ChampionError: FAILED}):
-        champion = roll_back(workspace.champion_folder, workspace.layout, by=_user(), why=why)
+    champion = roll_back(workspace.champion_folder, workspace.layout, by=_user(), why=why)
     _tell_dagster(champion)
     return Rollback(champion)
 
@@ -261,14 +243,18 @@ def _evidence(recipes: dict[str, dict[str, Any]]) -> Table:
             other, against = baseline_label(closest["name"]), closest["macro_f1"]
             difference = closest["difference"]
         else:
-            rows.append((recipe, *["-"] * 4, evidence["episodes"], evidence["left_out"]))
+            rows.append((recipe, *["-"] * 4, _episodes(evidence)))
             continue
         rows.append((
             recipe, f"{evidence['challenger']:.3f}", f"{against:.3f} ({other})",
             f"{difference['value']:+.3f}",
             f"{difference['low']:+.3f} to {difference['high']:+.3f}",
-            evidence["episodes"], evidence.get("left_out", 0),
+            _episodes(evidence),
         ))  # fmt: skip
-    columns = ("recipe", "macro F1", "against", "difference", "95 % interval", "episodes",
-               "left out")  # fmt: skip
+    columns = ("recipe", "macro F1", "against", "change", "95 % interval", "episodes")
     return Table(columns, rows)
+
+
+def _episodes(evidence: dict[str, Any]) -> str:
+    left_out = evidence.get("left_out", 0)
+    return f"{evidence['episodes']}" + (f" ({left_out} left out)" if left_out else "")

@@ -9,14 +9,14 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
 
 import typer
+from typer.core import TyperArgument, TyperCommand
 
 if TYPE_CHECKING:
     from stages.workspace import Workspace
@@ -24,7 +24,41 @@ if TYPE_CHECKING:
 OK, FAILED, USAGE, REJECTED, MISMATCH = range(5)
 INTERRUPTED = 130
 
+EXIT_CODES = {
+    "SettingsError": USAGE,
+    "StoreError": USAGE,
+    "ContractMismatchError": MISMATCH,
+    "CheckpointError": FAILED,
+    "ChampionError": FAILED,
+    "StageError": FAILED,
+}
+"""Exit code of the errors that any command may meet; their messages are shown as they are.
+
+By name, because importing the classes would load libraries that ``--help`` does not need.
+"""
+
+EXTRAS = {
+    "base": ("numpy", "numba", "polars", "pyarrow", "pydantic", "safetensors", "zstandard"),
+    "train": ("torch", "xgboost", "scikit-learn", "matplotlib", "jinja2"),
+    "orchestrate": ("dagster", "dagster-webserver"),
+}
+"""What ``doctor`` looks for, by the extra that installs it."""
+
 _LAST_COLUMN = 16  # characters at least: it wraps, the others may not
+
+
+class Command(TyperCommand):
+    """A command whose help shows arguments by their metavars, without their Python types."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for parameter in self.params:
+            if isinstance(parameter, TyperArgument):
+                parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]  # noqa: ARG005
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        arguments = [p.metavar for p in self.params if isinstance(p, TyperArgument) and p.metavar]
+        return ["[OPTIONS]", *arguments]
 
 
 @dataclass(frozen=True)
@@ -73,15 +107,6 @@ def fail(message: str, code: int = FAILED, **document: Any) -> NoReturn:
     raise CommandError(message, code, document)
 
 
-@contextmanager
-def failing(codes: Mapping[type[Exception], int]) -> Iterator[None]:
-    """Turn expected errors into an exit code: of the first class that fits."""
-    try:
-        yield
-    except tuple(codes) as error:
-        fail(str(error), next(code for kind, code in codes.items() if isinstance(error, kind)))
-
-
 def with_json(function: Callable[..., Document | None]) -> Callable[..., None]:
     """A function that returns a ``Document`` as typer takes it: it prints, and has ``--json``."""
 
@@ -90,10 +115,17 @@ def with_json(function: Callable[..., Document | None]) -> Callable[..., None]:
         try:
             document = function(**arguments)
         except CommandError as error:
-            note(str(error))
-            if as_json:
-                typer.echo(json.dumps(error.document | {"error": str(error)}, indent=1))
+            show_error(str(error), error.document, as_json=as_json)
             raise typer.Exit(error.code) from None
+        except KeyboardInterrupt:
+            show_error("interrupted", {}, as_json=as_json)
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__name__ in EXIT_CODES]
+            if not kinds:
+                raise
+            show_error(str(error), {}, as_json=as_json)
+            raise typer.Exit(EXIT_CODES[kinds[0]]) from None
         if document is not None:  # None: a subcommand follows
             show(document, as_json=as_json)
             raise typer.Exit(document.exit_code)
@@ -123,6 +155,20 @@ def show(document: Document, *, as_json: bool) -> None:
             typer.echo(part)
 
 
+def show_error(message: str, document: dict[str, Any], *, as_json: bool) -> None:
+    note(message)
+    if as_json:
+        typer.echo(json.dumps(document | {"error": message}, indent=1))
+
+
+def not_installed(module: str) -> str:
+    """The message for a library that is missing, with the extra that brings it."""
+    library = {"sklearn": "scikit-learn"}.get(name := module.partition(".")[0], name)
+    extra = next((extra for extra, names in EXTRAS.items() if library in names), "train")
+    package = "phasewatch" if extra == "base" else f"phasewatch[{extra}]"
+    return f"{library} is not installed: pip install '{package}'"
+
+
 def note(message: str) -> None:
     """One line on stderr, beside the document."""
     typer.echo(message, err=True)
@@ -142,12 +188,11 @@ def workspace_of(
         must_exist: the artifacts folder must be there, because something in it is read.
         settings: win over the configuration, as the paths do.
     """
-    from stages.workspace import SettingsError, read_workspace
+    from stages.workspace import read_workspace
 
     paths = {"store": store, "artifacts": artifacts}
     given = {name: str(path.absolute()) for name, path in paths.items() if path is not None}
-    with failing({SettingsError: USAGE}):
-        workspace = read_workspace(config, given | settings)
+    workspace = read_workspace(config, given | settings)
     if must_exist and not workspace.artifacts_path.is_dir():
         fail(
             f"{workspace.artifacts_path}: no such folder; name another with --artifacts, or make "
@@ -167,7 +212,7 @@ def existing(path: Path) -> Path:
 def existing_file(path: Path) -> Path:
     """The same for a file."""
     if existing(path).is_dir():
-        fail(f"{path}: a folder; name a file in it", USAGE)
+        fail(f"{path}: must be a file, got a folder", USAGE)
     return path
 
 
@@ -175,7 +220,7 @@ def one_of(name: str, value: str, known: Iterable[str]) -> str:
     """A value that must be one of the known ones."""
     known = list(known)
     if value not in known:
-        fail(f"{name} must be one of {', '.join(known)}, got {value!r}", USAGE)
+        fail(f"no {name} {value!r}; choose from {', '.join(known)}", USAGE)
     return value
 
 

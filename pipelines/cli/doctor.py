@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections import Counter
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from config.paths import CLONE
 from pipelines.cli import options
-from pipelines.cli.console import FAILED, OK, Document, Table, workspace_of
+from pipelines.cli.console import EXTRAS, FAILED, OK, Document, Table, workspace_of
 from pipelines.home import SETTINGS, dagster_home
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     import dagster as dg
@@ -25,67 +27,44 @@ if TYPE_CHECKING:
     from stages.status import Status
     from stages.workspace import Workspace
 
-EXTRAS = {
-    "base": ("numpy", "numba", "polars", "pyarrow", "pydantic", "safetensors", "zstandard"),
-    "train": ("torch", "xgboost", "scikit-learn", "matplotlib", "jinja2"),
-    "orchestrate": ("dagster", "dagster-webserver"),
-}
 MIN_FREE_BYTES = 2_000_000_000
-STATE_WORDS = {"stale": "not current", "missing": "missing", "damaged": "damaged"}
 _SHOWN = 5  # items of a list
-
-
-@dataclass
-class Findings:
-    """What was found, section by section, and the problems, each with its remedy."""
-
-    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
-    problems: list[dict[str, str]] = field(default_factory=list)
-
-    def problem(self, what: str, remedy: str) -> None:
-        self.problems.append({"problem": what, "remedy": remedy})
 
 
 @dataclass(frozen=True)
 class Diagnosis(Document):
-    """Problems first, then everything that was looked at."""
+    """Problems, each with its remedy, and then everything that was looked at."""
 
-    findings: Findings
+    problems: list[dict[str, str]] = field(default_factory=list)
+    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def problem(self, problem: str, remedy: str) -> None:
+        self.problems.append({"problem": problem, "remedy": remedy})
 
     def as_json(self) -> dict[str, Any]:
-        problems = self.findings.problems
-        return {"ok": not problems, "problems": problems, **self.findings.sections}
+        return {"ok": not self.problems, "problems": self.problems, **self.sections}
 
     def text(self) -> Iterator[str | Table]:
-        for item in self.findings.problems:
+        for item in self.problems:
             yield f"problem: {item['problem']}\n  remedy: {item['remedy']}"
-        yield "" if self.findings.problems else "no problem found\n"
-        rows, shown = [], ""
-        for name, section in self.findings.sections.items():
+        yield "" if self.problems else "no problem found\n"
+        rows = []
+        for name, section in self.sections.items():
             for key, value in section.items():
-                for i, line in enumerate(_lines(value)):
-                    rows.append(("" if name == shown else name, "" if i else key, line))
-                    shown = name
+                for line in _lines(value):
+                    rows.append((name, key, line))
+                    name = key = ""  # shown once
         yield Table(("about", "what", "found"), rows)
 
     @property
     def exit_code(self) -> int:
-        return FAILED if self.findings.problems else OK
-
-
-def doctor(
-    config: options.Config = None,
-    store: options.Store = None,
-    artifacts: options.Artifacts = None,
-) -> Diagnosis:
-    """Show what is installed, which store it is and what is stale; exit 1 on problems."""
-    return Diagnosis(examine(lambda: workspace_of(config, store, artifacts)))
+        return FAILED if self.problems else OK
 
 
 def _lines(value: Any) -> list[str]:
     """A finding in words, one item per line; the first few of many."""
     if isinstance(value, dict):
-        return [f"{name}: {item or 'missing'}" for name, item in value.items()] or ["none"]
+        return [f"{name}: {item or 'missing'}" for name, item in value.items()]
     if isinstance(value, list):
         lines = [" ".join(i.values()) if isinstance(i, dict) else str(i) for i in value]
         more = len(lines) - _SHOWN
@@ -95,29 +74,28 @@ def _lines(value: Any) -> list[str]:
     return ["none" if value is None else str(value)]
 
 
-def extra_of(module: str) -> str:
-    """The extra that brings a library."""
-    names = {"sklearn": "scikit-learn"}
-    wanted = names.get(module, module)
-    return next((extra for extra, packages in EXTRAS.items() if wanted in packages), "train")
+def doctor(
+    config: options.Config = None,
+    store: options.Store = None,
+    artifacts: options.Artifacts = None,
+) -> Diagnosis:
+    """Show what is installed and what is not current.
 
-
-def examine(read_workspace: Callable[[], Workspace]) -> Findings:
-    """Look at the installation, the disk, the GPU, Dagster and the state of every stage."""
-    findings = Findings()
+    Problems come first, each with its remedy. Exit code 1 if there is one.
+    """
+    findings = Diagnosis()
     missing = _installed(findings)
-    if "base" in missing:
-        return findings
-    workspace = read_workspace()
-    _disk(findings, workspace.artifacts_path)
-    _gpu(findings, workspace.device, torch="train" not in missing)
-    if "orchestrate" not in missing:
-        _dagster(findings)
-    _stages(findings, workspace)
+    if "base" not in missing:
+        workspace = workspace_of(config, store, artifacts)
+        _disk(findings, workspace.artifacts_path)
+        _gpu(findings, workspace.device, torch="train" not in missing)
+        if "orchestrate" not in missing:
+            _dagster(findings)
+        _stages(findings, workspace)
     return findings
 
 
-def _installed(findings: Findings) -> list[str]:
+def _installed(findings: Diagnosis) -> list[str]:
     missing = []
     for extra, packages in EXTRAS.items():
         versions = {name: _version(name) for name in packages}
@@ -125,10 +103,10 @@ def _installed(findings: Findings) -> list[str]:
         absent = [name for name, found in versions.items() if found is None]
         if absent:
             missing.append(extra)
-            which = "" if extra == "base" else f"[{extra}]"
+            package = ("." if CLONE else "phasewatch") + ("" if extra == "base" else f"[{extra}]")
+            pinned = "-c constraints.txt -e " if CLONE else ""
             findings.problem(
-                f"{', '.join(absent)} not installed",
-                f"pip install -c constraints.txt -e '.{which}'",
+                f"{', '.join(absent)} not installed", f"pip install {pinned}'{package}'"
             )
     return missing
 
@@ -140,20 +118,20 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _disk(findings: Findings, folder: Path) -> None:
+def _disk(findings: Diagnosis, folder: Path) -> None:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     findings.sections["artifacts"] = {"path": str(folder), "free_gb": round(free / 1e9, 1)}
     if free < MIN_FREE_BYTES:
         findings.problem(
-            f"{folder}: {free / 1e9:.1f} GB free, under {MIN_FREE_BYTES / 1e9:.0f}",
-            "free some, or set `artifacts` to a larger disk",
+            f"{folder}: at least {MIN_FREE_BYTES / 1e9:.0f} GB must be free, got {free / 1e9:.1f}",
+            "delete something, or set `artifacts` to a folder on a larger disk",
         )
     if not os.access(existing, os.W_OK):
         findings.problem(f"{existing}: not writable", "set `artifacts` to a writable folder")
 
 
-def _gpu(findings: Findings, device: str, *, torch: bool) -> None:
+def _gpu(findings: Diagnosis, device: str, *, torch: bool) -> None:
     gpus: list[str] = []
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
@@ -174,7 +152,7 @@ def _gpu(findings: Findings, device: str, *, torch: bool) -> None:
         findings.problem("device is cuda, but no GPU is usable", "set `device: auto`")
 
 
-def _dagster(findings: Findings) -> None:
+def _dagster(findings: Diagnosis) -> None:
     home = dagster_home()
     section: dict[str, Any] = {"home": str(home), "ready": (home / "dagster.yaml").is_file()}
     findings.sections["dagster"] = section
@@ -194,7 +172,7 @@ def _dagster(findings: Findings) -> None:
         _automation(findings, section, instance)
 
 
-def _automation(findings: Findings, section: dict[str, Any], instance: dg.DagsterInstance) -> None:
+def _automation(findings: Diagnosis, section: dict[str, Any], instance: dg.DagsterInstance) -> None:
     import dagster as dg
 
     from resources.runs import PROCESS_TAG, UNFINISHED, is_gone
@@ -224,8 +202,9 @@ def _automation(findings: Findings, section: dict[str, Any], instance: dg.Dagste
             )
 
 
-def _stages(findings: Findings, workspace: Workspace) -> None:
-    """Every stage that is not current, grouped by what mends it."""
+def _stages(findings: Diagnosis, workspace: Workspace) -> None:
+    """Every stage that is not current, in counts."""
+    from champion.history import ChampionError
     from episodes.store import StoreError
     from stages.project import Project
 
@@ -243,48 +222,59 @@ def _stages(findings: Findings, workspace: Workspace) -> None:
         "differences": list(listing.differences),
     }
     if not listing.batches:
-        findings.problem(f"{workspace.store_path}: no episode in it", "see docs/data-format.md")
+        findings.problem(f"{workspace.store_path}: no episodes", "see docs/data-format.md")
         return
-    stale = stale_statuses(project)
-    findings.sections["stale"] = {remedy: _counted(statuses) for remedy, statuses in stale.items()}
-    if any(status.code == "other_store" for group in stale.values() for status in group):
+    statuses = [
+        status
+        for stage in project.stages.values()
+        if stage.automatic
+        for status in project.statuses(stage)
+    ]
+    stale = [status for status in statuses if not status.current]
+    findings.sections["stale"] = counts = _counted(statuses)
+    if any(status.code == "other_store" for status in stale):
         findings.problem(
             f"{workspace.artifacts_path} holds artifacts of another store; a run would replace "
             "them",
             "use one artifacts folder per store: --artifacts, or PHASEWATCH_ARTIFACTS",
         )
-    for remedy, statuses in stale.items():
-        findings.problem("; ".join(_counted(statuses)), remedy)
+    if stale:
+        listed = [f"{kind}: {line}" for kind, lines in counts.items() for line in lines]
+        findings.problem("not current\n    " + "\n    ".join(listed), _remedy(project, stale))
+    try:
+        champion = project.status(project.stages["champion"], "")
+    except ChampionError as error:
+        findings.problem(str(error), "see docs/champion.md")
+        return
+    if champion.state not in ("current", "missing"):
+        remedy = champion.remedy.removeprefix("Run: ")
+        findings.problem("\n    ".join([champion.line, *champion.differences]), remedy)
 
 
-def _counted(statuses: list[Status]) -> list[str]:
-    """One line per kind of stage, key and reason: ``checkpoints host: 3 made with ...``."""
-    groups: dict[tuple[str, str, str], list[Status]] = {}
+def _counted(statuses: list[Status]) -> dict[str, list[str]]:
+    """Kind of stage -> ``16 of 48: made with other settings (gbt_realistic host, ...)``."""
+    from stages.status import shortened
+
+    groups: dict[tuple[str, str], list[Status]] = {}
+    totals: Counter[str] = Counter()
     for status in statuses:
         kind = status.stage.partition("/")[0]
-        key = "" if status.stage == "ingest" else status.key
-        groups.setdefault((kind, key, status.code), []).append(status)
-    lines = []
-    for (kind, key, _), group in groups.items():
-        where = f"{kind} {key}".strip()
-        from stages.status import shortened
-
-        first = group[0]
-        if len(group) == 1:
-            lines.append(first.line)
-        else:
-            names = shortened([s.key if kind == "ingest" else s.stage for s in group], ", ", 3)
-            lines.append(f"{where}: {len(group)} {STATE_WORDS[first.state]} ({names})")
-    return lines
+        totals[kind] += 1
+        if not status.current:
+            problem = "missing" if status.code == "not_made" else status.message
+            groups.setdefault((kind, problem), []).append(status)
+    counts: dict[str, list[str]] = {}
+    for (kind, problem), group in groups.items():
+        names = [f"{s.stage.partition('/')[2]} {s.key}".strip() for s in group]
+        where = f" ({shortened(names, ', ', 3)})" if len(group) < totals[kind] else ""
+        counts.setdefault(kind, []).append(f"{len(group)} of {totals[kind]}: {problem}{where}")
+    return counts
 
 
-def stale_statuses(project: Project) -> dict[str, list[Status]]:
-    """Everything that is not current in the automatic stages, by the command that mends it."""
-    groups: dict[str, list[Status]] = {}
-    for stage in project.stages.values():
-        if not stage.automatic:
-            continue
-        for status in project.statuses(stage):
-            if not status.current:
-                groups.setdefault(status.stage_remedy, []).append(status)
-    return groups
+def _remedy(project: Project, stale: list[Status]) -> str:
+    """The one command that makes all of it current."""
+    keys = {s.key for s in stale if project.stages[s.stage].job != "ingest"}
+    if not keys:
+        return "phasewatch run --ingest-only"
+    recipes = sorted(keys - {""})
+    return "phasewatch run" + (f" --recipe {recipes[0]}" if len(recipes) == 1 else "")

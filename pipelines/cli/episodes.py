@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,6 @@ import typer
 
 from pipelines.cli import options
 from pipelines.cli.console import (
-    FAILED,
-    MISMATCH,
     REJECTED,
     TEXT_ONLY,
     USAGE,
@@ -22,7 +19,6 @@ from pipelines.cli.console import (
     Table,
     existing_file,
     fail,
-    failing,
     note,
     track,
     workspace_of,
@@ -48,7 +44,6 @@ class Verdicts(Document):
     summary: str
     episodes: list[dict[str, Any]]
     changes: list[dict[str, Any]] | None
-    whole_store: bool = field(metadata=TEXT_ONLY)
     lines: list[str] = field(metadata=TEXT_ONLY)
 
     def as_json(self) -> dict[str, Any]:
@@ -57,8 +52,7 @@ class Verdicts(Document):
         return document
 
     def text(self) -> Iterator[str]:
-        if self.whole_store:
-            yield from self.differences
+        yield from self.differences
         if self.changes is None:
             yield from self.lines
         else:
@@ -84,15 +78,14 @@ def validate(
     store: options.Store = None,
 ) -> Verdicts:
     """Judge every episode of a store. Nothing is written."""
-    from episodes.store import StoreError
     from episodes.validation import summary_line
 
     workspace = workspace_of(config, store)
-    with failing({StoreError: USAGE}):
-        listing = None if episode else workspace.listing()
+    other = _read_policy(policy) if policy else None
+    listing = None if episode else workspace.listing()
     chosen = [_stored(workspace, episode)] if episode else (listing.episodes if listing else [])
     records = list(_judge(chosen, workspace.validation))
-    others = list(_judge(chosen, _read_policy(policy))) if policy else None
+    others = list(_judge(chosen, other)) if other else None
     changes = None if others is None else [
         {
             "episode_id": before.episode_id,
@@ -109,7 +102,6 @@ def validate(
         summary=summary_line([record.verdict for record in others or records]),
         episodes=[record.as_row() for record in records],
         changes=changes,
-        whole_store=episode is None,
         lines=[record.line for record in records if record.reasons],
     )
 
@@ -117,15 +109,14 @@ def validate(
 def _stored(workspace: Workspace, episode: str) -> StoredEpisode:
     """The episode of an id in the store, or of a path."""
     from episodes.format import ARCHIVE_SUFFIX
-    from episodes.store import StoreError, find_archive
+    from episodes.store import find_archive
 
-    with failing({StoreError: USAGE}):
-        if not episode.endswith(ARCHIVE_SUFFIX):
-            return workspace.listing().find(episode)
-        try:
-            return find_archive(Path(episode))
-        except OSError as error:
-            fail(f"{episode}: {error.strerror}", USAGE)
+    if not episode.endswith(ARCHIVE_SUFFIX):
+        return workspace.listing().find(episode)
+    try:
+        return find_archive(Path(episode))
+    except OSError as error:
+        fail(f"{episode}: {error.strerror}", USAGE)
 
 
 def _judge(episodes: list[StoredEpisode], policy: ValidationPolicy) -> Iterator[Record]:
@@ -189,18 +180,24 @@ def _extracted(
 
 
 @dataclass(frozen=True)
-class ExtractedFile(Document):
-    """Where an episode's series, windows and features were written."""
+class OfEpisode(Document):
+    """A document about one episode; the JSON begins with its verdict."""
 
     verdict: dict[str, Any]
-    path: str
-    windows: int
-    bins: int
-    malformed_rows: dict[str, int]
 
     def as_json(self) -> dict[str, Any]:
         document = super().as_json()
         return document.pop("verdict") | document
+
+
+@dataclass(frozen=True)
+class ExtractedFile(OfEpisode):
+    """Where an episode's series, windows and features were written."""
+
+    path: str
+    windows: int
+    bins: int
+    malformed_rows: dict[str, int]
 
     def text(self) -> Iterator[str]:
         yield f"{self.path}: {self.windows} windows, {self.bins} bins"
@@ -213,8 +210,13 @@ def extract(
     config: options.Config = None,
     store: options.Store = None,
 ) -> ExtractedFile:
-    """Extract one episode without shards: series, windows and features (docs/data-format.md)."""
+    """Write the series, windows and features of one episode to a file.
+
+    docs/data-format.md describes the file.
+    """
     import numpy as np
+
+    from features.files import write_atomically
 
     workspace = workspace_of(config, store)
     if not out.absolute().parent.is_dir():
@@ -224,26 +226,20 @@ def extract(
     for name, n_rows in malformed.items():
         if n_rows:
             note(f"{name}: {n_rows} malformed rows skipped")
-    windows = extracted.windows
-    temporary = None
+    windows, content = extracted.windows, io.BytesIO()
+    np.savez_compressed(
+        content,
+        series=extracted.series,
+        features=extracted.features,
+        labels=windows.label,
+        purity=windows.purity,
+        starts_s=windows.start_s,
+        channel_names=np.array(workspace.layout.channel_names),
+        feature_names=np.array(workspace.layout.feature_names),
+    )
     try:
-        handle, temporary = tempfile.mkstemp(dir=out.absolute().parent, suffix=".npz")
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(
-                file,
-                series=extracted.series,
-                features=extracted.features,
-                labels=windows.label,
-                purity=windows.purity,
-                starts_s=windows.start_s,
-                channel_names=np.array(workspace.layout.channel_names),
-                feature_names=np.array(workspace.layout.feature_names),
-            )
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(out)
+        write_atomically(out, content.getvalue())
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         fail(f"{out}: not written ({error.strerror})", USAGE)
     return ExtractedFile(
         verdict=_verdict(record),
@@ -255,19 +251,14 @@ def extract(
 
 
 @dataclass(frozen=True)
-class Prediction(Document):
+class Prediction(OfEpisode):
     """Phase probabilities of an episode's windows."""
 
-    verdict: dict[str, Any]
     model: str
     checkpoint: str
     checkpoint_id: str
     seen_in_training: bool | None
     windows: list[dict[str, Any]]
-
-    def as_json(self) -> dict[str, Any]:
-        document = super().as_json()
-        return document.pop("verdict") | document
 
     def text(self) -> Iterator[str | Table]:
         columns = ("start", "phase", "probability", "labelled", "alarm score")
@@ -294,7 +285,10 @@ def predict(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> Prediction:
-    """Score one episode, window by window, with the champion or with a checkpoint."""
+    """Score the windows of one episode.
+
+    The champion scores, or the checkpoint that is named.
+    """
     from evaluation.detection import alarm_score
 
     workspace = workspace_of(config, store, artifacts, must_exist=checkpoint is None)
@@ -342,19 +336,18 @@ def _load(workspace: Workspace, path: Path | None) -> tuple[Path, Checkpoint, se
         read_champion,
         read_training,
     )
-    from models.checkpoint import CheckpointError, ContractMismatchError, load_checkpoint
+    from models.checkpoint import load_checkpoint
 
     layout, folder = workspace.layout, workspace.champion_folder
-    with failing({ContractMismatchError: MISMATCH, CheckpointError: FAILED, ChampionError: FAILED}):
-        if path is not None:
-            return path, load_checkpoint(existing_file(path), layout), None
-        champion = read_champion(folder)
-        if champion is None:
-            fail(
-                f"{folder}: there is no champion to score with. Promote a trained model "
-                "(phasewatch promote MODEL), or name a checkpoint: --checkpoint FILE"
-            )
-        known = None
-        with suppress(ChampionError):  # the champion scores all the same
-            known = set(read_training(folder, champion)["episode_id"])
-        return kept_path(folder, champion), load_kept(folder, champion, layout), known
+    if path is not None:
+        return path, load_checkpoint(existing_file(path), layout), None
+    champion = read_champion(folder)
+    if champion is None:
+        fail(
+            f"{folder}: there is no champion to score with. Promote a trained model "
+            "(phasewatch promote MODEL), or name a checkpoint: --checkpoint FILE"
+        )
+    known = None
+    with suppress(ChampionError):  # the champion scores all the same
+        known = set(read_training(folder, champion)["episode_id"])
+    return kept_path(folder, champion), load_kept(folder, champion, layout), known

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import typer
 
 from pipelines.cli import options
-from pipelines.cli.console import FAILED, TEXT_ONLY, USAGE, Document, failing, note, workspace_of
+from pipelines.cli.console import Document, note, workspace_of
 
 
 @dataclass(frozen=True)
@@ -44,20 +44,18 @@ def run(
         bool, typer.Option("--force", help="Rebuild everything, reuse nothing.")
     ] = False,
 ) -> RunDocument:
-    """Ingest and retrain what is not current, and print the path of the report.
+    """Ingest and retrain what is not current.
 
-    With --batch: ingest these batches and stop.
+    Prints the path of the report. With --batch: ingests these batches and stops.
     """
     workspace = workspace_of(config, store, artifacts, **({"force": True} if force else {}))
-    from pipelines.cli.runs import RunError, run_all
-    from stages.workspace import SettingsError
+    from pipelines.cli.runs import run_all
 
     _log_to_stderr()
     ingest_only = ingest_only or bool(batch)
-    with failing({SettingsError: USAGE, RunError: FAILED}):
-        ran = run_all(workspace, recipe or None, batches=batch or None, ingest_only=ingest_only)
+    ran = run_all(workspace, recipe or None, batches=batch or None, ingest_only=ingest_only)
     if not ran:
-        note("everything is current, nothing to do")
+        note("nothing to do: everything asked for is current")
     return RunDocument(
         store=str(workspace.store_path),
         artifacts=str(workspace.artifacts_path),
@@ -75,10 +73,10 @@ class Batches(Document):
     new: list[str]
     stale: list[str]
     differences: list[str]
-    summary: str = field(metadata=TEXT_ONLY)
 
     def text(self) -> Iterator[str]:
-        yield self.summary
+        counts = len(self.batches), len(self.new), len(self.stale)
+        yield "{} batches, {} new, {} to ingest".format(*counts)
 
 
 def sync(
@@ -86,58 +84,47 @@ def sync(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> Batches:
-    """Register the store's batches with Dagster; `make ui` does this first."""
+    """Register the store's batches with Dagster.
+
+    `make ui` does this first.
+    """
     workspace = workspace_of(config, store, artifacts)
     from pipelines.cli.runs import sync_only
-    from stages.workspace import SettingsError
 
-    with failing({SettingsError: USAGE}):
-        synced = sync_only(workspace)
-    batches = list(synced.listing.batches)
+    synced = sync_only(workspace)
     return Batches(
         store=str(workspace.store_path),
-        batches=batches,
+        batches=list(synced.listing.batches),
         new=synced.new,
         stale=synced.stale,
         differences=list(synced.listing.differences),
-        summary=f"{len(batches)} batches, {len(synced.new)} new, {len(synced.stale)} to ingest",
     )
 
 
 def _log_to_stderr() -> None:
     """Progress and warnings on stderr: every line on a terminal, fewer in a file."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(_once())
-    if not sys.stderr.isatty():
-        handler.addFilter(_sparse(every_s=30.0))
+    handler.addFilter(_Sparse(0.0 if sys.stderr.isatty() else 25.0))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("phasewatch").setLevel(logging.INFO)
 
 
-def _once() -> Callable[[logging.LogRecord], bool]:
-    """A filter that lets each warning through once."""
-    seen: set[str] = set()
+class _Sparse(logging.Filter):
+    """Lets each warning through once, progress every so many seconds, all else always."""
 
-    def first_time(record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:
-            return True
-        new = record.getMessage() not in seen
-        seen.add(record.getMessage())
-        return new
+    def __init__(self, every_s: float):
+        super().__init__()
+        self.every_s = every_s
+        self.shown: set[str] = set()
+        self.last = 0.0
 
-    return first_time
-
-
-def _sparse(every_s: float) -> Callable[[logging.LogRecord], bool]:
-    """A filter that lets progress through once in a while, and everything else always."""
-    last = [0.0]
-
-    def due(record: logging.LogRecord) -> bool:
-        if not getattr(record, "progress", False):
-            return True
-        if record.created - last[0] < every_s:
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if record.levelno >= logging.WARNING and message in self.shown:
             return False
-        last[0] = record.created
+        if getattr(record, "progress", False):
+            if record.created - self.last < self.every_s:
+                return False
+            self.last = record.created
+        self.shown.add(message)
         return True
-
-    return due

@@ -6,26 +6,23 @@ What is current is skipped, and without anything to do Dagster is not started.
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from datasets.splits import RECIPES
-from episodes.store import StoreError
+from pipelines.cli.console import USAGE, fail, not_installed, one_of
 from stages.project import Project
-from stages.workspace import SettingsError, Workspace
 
 if TYPE_CHECKING:
     import dagster as dg
 
     from pipelines.partitions import Synced
+    from stages.workspace import Workspace
 
 log = logging.getLogger("phasewatch")
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-
-
-class RunError(Exception):
-    """A run failed; the message says which and why."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +45,19 @@ def run_all(
 ) -> list[Ran]:
     """Sync, ingest the stale batches, retrain the stale recipes (of these, None: all).
 
+    After a run that fails none is started.
+
     Args:
         batches: ingest these instead, stale or not.
-
-    Raises:
-        SettingsError: there is no such recipe, batch or store.
-        RunError: a run failed; those after it were not started.
     """
     for recipe in recipes or ():
-        if recipe not in RECIPES:
-            raise SettingsError(f"no recipe {recipe!r}; choose from {', '.join(RECIPES)}")
+        one_of("recipe", recipe, RECIPES)
     project = open_project(workspace)
     for batch in batches or ():
         if batch not in project.listing.batches:
             near = get_close_matches(batch, project.listing.batches, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise SettingsError(f"{workspace.store_path}: no batch {batch!r}{hint}")
+            fail(f"{workspace.store_path}: no batch {batch!r}{hint}", USAGE)
     ran = []
     ingest = batches or _keys(project, "ingest", project.listing.batches)
     log.info("%d batches, %d to ingest", len(project.listing.batches), len(ingest))
@@ -96,16 +90,9 @@ def _keys(project: Project, job: str, wanted: Any) -> list[str]:
 
 
 def open_project(workspace: Workspace) -> Project:
-    """The project, its store listed; differences between index and files are logged.
-
-    Raises:
-        SettingsError: there is no store.
-    """
+    """The project, its store listed; differences between index and files are logged."""
     project = Project(workspace)
-    try:
-        differences = project.listing.differences
-    except StoreError as error:
-        raise SettingsError(str(error)) from error
+    differences = project.listing.differences
     for difference in differences[:5]:
         log.warning("store: %s", difference)
     if len(differences) > 5:
@@ -114,11 +101,7 @@ def open_project(workspace: Workspace) -> Project:
 
 
 def sync_only(workspace: Workspace) -> Synced:
-    """Register the store's batches with Dagster.
-
-    Raises:
-        SettingsError: there is no store.
-    """
+    """Register the store's batches with Dagster."""
     import dagster as dg
 
     from pipelines.home import prepare_dagster_home
@@ -157,6 +140,8 @@ def _execute(
     instance: dg.DagsterInstance,
     outputs: list[str] | None,
 ) -> Ran:
+    import dagster as dg
+
     from assets.factory import asset_key
 
     result = definitions.resolve_job_def(job).execute_in_process(
@@ -166,22 +151,24 @@ def _execute(
         asset_selection=[asset_key(output) for output in outputs] if outputs else None,
         raise_on_error=False,
     )
-    if result.success:
-        made: dict[bool, list[str]] = {False: [], True: []}
-        for event in result.get_asset_materialization_events():
-            reused = event.materialization.metadata.get("reused")
-            made[bool(reused and reused.value)].append(
-                event.materialization.asset_key.to_user_string()
-            )
-        return Ran(job, key, result.run_id, made[False], made[True])
-    failures = [
-        f"{event.step_key}: {_reason(event.step_failure_data)}"
-        for event in result.get_step_failure_events()
-    ]
-    raise RunError(
-        f"{job} {key} failed (run {result.run_id[:8]})\n"
-        + "\n".join(failures or ["see the run in the UI"])
-    )
+    if not result.success:
+        failures = [
+            f"{str(event.step_key).replace('__', '/')}: {_reason(event.step_failure_data)}"
+            for event in result.get_step_failure_events()
+        ]
+        if any(
+            failure.endswith(dg.DagsterExecutionInterruptedError.__name__) for failure in failures
+        ):
+            raise KeyboardInterrupt
+        fail(
+            f"{job} {key} failed (run {result.run_id[:8]})\n"
+            + "\n".join(failures or ["see the run in the UI"])
+        )
+    made: dict[bool, list[str]] = {False: [], True: []}
+    for event in result.get_asset_materialization_events():
+        reused = event.materialization.metadata.get("reused")
+        made[bool(reused and reused.value)].append(event.materialization.asset_key.to_user_string())
+    return Ran(job, key, result.run_id, made[False], made[True])
 
 
 def _reason(failure: Any) -> str:
@@ -191,4 +178,7 @@ def _reason(failure: Any) -> str:
     error = failure.error
     while error is not None and error.cause is not None:
         error = error.cause
-    return error.message.strip() if error else "unknown"
+    message = error.message.strip() if error else "unknown"
+    message = re.sub(r"^dagster\.[\w.]+: ", "", message)
+    missing = re.fullmatch(r"ModuleNotFoundError: No module named '(.+)'", message)
+    return not_installed(missing[1]) if missing else message
