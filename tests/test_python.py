@@ -143,7 +143,7 @@ WRONG: dict[str, tuple[Callable[[Project], Any], type[Exception], str]] = {
     "mode": (lambda p: phasewatch.find_misclassified(p, RECIPE, "knn", "x"), ValueError, "'x'"),
     "not made": (
         lambda p: phasewatch.open_windows(p, "host", "knn"), StageError,
-        "datasets host: datasets missing\nRun: phasewatch run --recipe host",
+        "datasets host: missing\nRun: phasewatch run --recipe host",
     ),
     "not trained": (
         lambda p: phasewatch.load_checkpoint(p, "host", "knn"), CheckpointError, "train it first",
