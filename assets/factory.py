@@ -17,6 +17,7 @@ from assets.metadata import artifact_metadata, as_metadata, layout_metadata, tab
 from assets.partitions import EVERY_PARTITION, FRESH, OWNERS, PARTITIONS
 from champion.history import ChampionError
 from config.paths import base_folder
+from episodes.store import StoreError
 from models.checkpoint import CheckpointError
 from resources.guards import check_recorded, refuse, refuse_throwaway_instance
 from resources.workspace import WorkspaceResource, config_section
@@ -106,9 +107,10 @@ def _make(
         project.require(stage.needs(project, key))
         check_recorded(context.instance, project, stage, key)
         made = project.make(stage, key, outputs=selected, progress=_reporter(context, what))
-    except (StageError, CheckpointError, ChampionError) as error:
+    except (StageError, CheckpointError, ChampionError, StoreError) as error:
         refuse(str(error), getattr(error, "differences", None))
-    outcome = "reused" if made.reused else stage.summary(project, key, made.artifacts)
+    reused = made.reused and all(made.artifacts.values())  # nothing to make is not reuse
+    outcome = "reused" if reused else stage.summary(project, key, made.artifacts)
     _say(context, f"{what}: {outcome} ({made.seconds:.1f} s)")
     layout = workspace.layout
     for output in stage.outputs:

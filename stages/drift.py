@@ -116,6 +116,8 @@ class Drift(Stage):
         ]
 
     def read(self, project: Project, key: str) -> Artifacts:
+        if project.champion is None:  # a former champion's drift says nothing of today
+            return {self.name: None}
         path = project.workspace.drift_path(key)
         try:
             document = BatchDrift.model_validate_json(path.read_bytes())

@@ -142,16 +142,18 @@ class Project:
         """
         if stage.partition == "recipe" and key not in RECIPES:
             raise StageError(f"recipe must be one of {', '.join(RECIPES)}, got {key!r}")
-        if outputs is None and (stage.name, key, verify) in self._statuses:
+        declared = self.stages.get(stage.name) is stage
+        remembered = declared and outputs is None
+        if remembered and (stage.name, key, verify) in self._statuses:
             return self._statuses[stage.name, key, verify]
-        if self.stages.get(stage.name) is stage:
+        if declared:
             artifacts = self.artifacts(stage.name, key)
         else:  # with the options of a run
             artifacts = stage.read(self, key)
         chosen = {n: a for n, a in artifacts.items() if outputs is None or n in outputs}
         reason = stage.reason(self, key, chosen, verify=verify)
         status = Status(stage.name, key, reason or Reason("current"), stage.remedy(key))
-        if outputs is None:
+        if remembered:
             self._statuses[stage.name, key, verify] = status
         return status
 
@@ -237,3 +239,4 @@ class Project:
         self._artifacts.clear()
         self._statuses.clear()
         self._checkpoints.clear()
+        self.__dict__.pop("champion", None)
