@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from champion.history import ChampionError
 from datasets.splits import RECIPES
+from features.files import fingerprint
 from models.base import silent
 from models.checkpoint import (
     Checkpoint,
@@ -229,10 +230,15 @@ class Project:
         ]
 
     def identity(self, job: str, key: str) -> str:
-        """Fingerprint of what the first stage of a job is made from: tells new work from old."""
+        """Fingerprint of the work on a key: its first stage's inputs, settings and the champion.
+
+        A job that failed too often is given up until this changes.
+        """
         partition = "batch" if key in self.listing.batches else "recipe" if key else ""
         first = next(s for s in self.stages.values() if s.job == job and s.partition == partition)
-        return first.fingerprint(self, key)
+        settings = self.workspace.model_dump_json(exclude={"store", "artifacts", "force"})
+        champion = self.champion.number if self.champion else None
+        return fingerprint([first.fingerprint(self, key), settings, champion])
 
     def _forget(self) -> None:
         """Look again: what was just made changes the status of what is built on it."""
