@@ -2,7 +2,7 @@
 
 A champion is a model in realistic mode with its checkpoints of all recipes: they are the evidence,
 and the one of recipe ``SERVED`` scores. One pointer file holds the history, the last entry is in
-use. Whether a model may become champion is judged in ``champion.trial``.
+use. Whether a model may become champion is judged in ``stages.champion``.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def known_to(recipe: str, training: pl.DataFrame, test: pl.DataFrame) -> pl.Seri
     samples, or all that began before its last episode ended.
 
     Args:
-        training: ``TRAINING_COLUMNS`` of the training and validation side, a row an episode.
+        training: ``TRAINING_COLUMNS`` of the training and validation side, one row per episode.
         test: windows or episodes with the same columns.
     """
     known = test["episode_id"].is_in(training["episode_id"].implode())

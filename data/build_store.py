@@ -89,6 +89,7 @@ def as_lines(rows: list[dict]) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
+# Long, because it plants one defect after the other.
 def main(corpus: Path) -> None:
     listing = list_store(corpus)
     if TARGET.resolve() == corpus.resolve():

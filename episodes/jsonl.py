@@ -73,6 +73,7 @@ class Rows:
         )
 
 
+# Long, because the fast and the slow path fill the same arrays.
 def parse_rows(
     content: bytes, fields: Sequence[FieldPath], tag: str, max_problems: int = 20
 ) -> Rows:
@@ -287,6 +288,7 @@ _TRUE, _FALSE, _NULL = _ascii("true"), _ascii("false"), _ascii("null")
 _POWERS = np.array([10.0**k for k in range(23)])  # exact in float64
 
 
+# Long, because a number is read in one pass: sign, digits, point, exponent.
 @inlined
 def _scan_number(buffer, i, end):
     """``(next index or -1, is an integer, int64, float64)``; -1: leave it to the slow path.
@@ -368,6 +370,7 @@ def _matches(buffer, first, end, key_bytes, begin, length):
     return True
 
 
+# Long, because an array passed to another kernel is counted, which costs (``jit``).
 @jit
 def _scan(
     buffer, starts, ends, key_bytes, key_ends, parent, target, tag, times, values, held, slow

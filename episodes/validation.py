@@ -302,7 +302,7 @@ def _check_labels(episode: Episode, findings: _Findings) -> None:
             findings.add("schema", f"{name}: {problem}")
     labels = episode.labels
     if LABELS_FILE not in episode.members:
-        if LABELS_FILE not in _listed_files(episode):  # else listed_file_absent says so
+        if LABELS_FILE not in _listed_files(episode):  # else the reason is listed_file_absent
             findings.add("schema", f"{LABELS_FILE}: missing")
         return
     if not labels.names:

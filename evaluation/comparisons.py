@@ -70,6 +70,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
+# Long, because it puts one document together, field by field.
 def compare(
     predictions: pl.DataFrame,
     variants: Sequence[Variant],

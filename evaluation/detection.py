@@ -157,6 +157,7 @@ def ratio_statistic(over: NDArray[np.float64], under: NDArray[np.float64]) -> St
     return statistic
 
 
+# Long, because it puts one document together, field by field.
 def detection(
     test: AlarmScores,
     val: AlarmScores,

@@ -253,6 +253,7 @@ def _mix(windows: pl.DataFrame) -> NDArray[np.int64]:
 # --- a batch ------------------------------------------------------------------------------------
 
 
+# Long, because it puts one document together, field by field.
 def compare_batch(
     batch: str,
     host: str,

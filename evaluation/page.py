@@ -56,6 +56,7 @@ def render_report(
 # --- arranging ----------------------------------------------------------------------------------
 
 
+# Long, because it puts one document together, field by field.
 def view(
     reports: Sequence[EvalReport],
     facts: Mapping[str, Any],
@@ -186,6 +187,7 @@ def _ranked(
     return sorted(models, key=rank)
 
 
+# Long, because it puts one document together, field by field.
 def _recipe(
     recipe: str,
     models: list[str],

@@ -49,6 +49,7 @@ BOUNDS = ("value", "low", "high")
 FEWEST = 4  # episodes to resample: fewer take few values, and their interval is too narrow
 
 
+# Long, because it puts one document together, field by field.
 def evaluate(
     predictions: pl.DataFrame,
     model: str,
@@ -114,6 +115,7 @@ def evaluate(
     return report.model_copy(update={"warnings": _warnings(report)})
 
 
+# Long, because it puts one document together, field by field.
 def _f1_figures(
     test: Scored,
     val: Scored,

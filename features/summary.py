@@ -40,6 +40,7 @@ def summarise(
     return out[:, :, wanted].reshape(len(starts), series.shape[1] * len(wanted))
 
 
+# Long, because an array passed to another kernel is counted, which costs (``jit``).
 @jit
 def _summarise(series, starts, n_bins, min_bins, bin_s, out):
     n_channels = series.shape[1]

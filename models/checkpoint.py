@@ -114,6 +114,7 @@ def checkpoint_path(folder: Path, variant: Variant) -> Path:
     return folder / f"{variant.name}{SUFFIX}"
 
 
+# Long, because it puts one header together, field by field.
 def save_checkpoint(
     folder: Path,
     variant: Variant,

@@ -72,6 +72,7 @@ class _Batches:
         return values
 
 
+# Long, because a training loop is read from top to bottom.
 def train_net(
     net: torch.nn.Module,
     train: Examples,

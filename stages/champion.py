@@ -274,6 +274,7 @@ def champion_facts(champion: Champion | None) -> dict[str, Any]:
 # --- trial and promotion ------------------------------------------------------------------------
 
 
+# Long, because the grounds for refusal are tried in order, each with its own reason.
 def judge(project: Project, challenger: Variant) -> Trial:
     """Try a variant's checkpoints of all recipes against the champion, on the current test data.
 

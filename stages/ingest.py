@@ -360,7 +360,7 @@ _OPTIONAL_TYPES: dict[str, pa.DataType] = {
 
 
 def index_table(records: Sequence[Record]) -> pa.Table:
-    """The validation index: a row an episode, typed the same whatever the rows hold."""
+    """The validation index: one row per episode, with the same types whatever the rows hold."""
     rows = [record.as_row() for record in records]
     arrays = {}
     for name in rows[0] if rows else ():

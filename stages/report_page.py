@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from stages.status import Reason, StageError
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from evaluation.documents import BatchDrift
     from stages.project import Project
     from stages.stage import Progress
     from stages.status import Status
@@ -56,7 +57,7 @@ def evaluated(project: Project, recipes: Collection[str] = tuple(RECIPES)) -> Ev
         ]
         obstacle = next((s for s in chain if not comparable(s)), None)
         if obstacle:
-            found.left_out.append(_about(obstacle, name, recipe))
+            found.left_out.append(replace(obstacle, stage=name, key=recipe))
             continue
         if name == "comparisons":
             found.comparisons.append(read_comparisons(manifest))
@@ -69,12 +70,6 @@ def evaluated(project: Project, recipes: Collection[str] = tuple(RECIPES)) -> Ev
 def comparable(status: Status) -> bool:
     """Whether what was made speaks of the data and the layout in force."""
     return status.usable and status.code not in ("batches_added", "other_store")
-
-
-def _about(obstacle: Status, name: str, recipe: str) -> Status:
-    from dataclasses import replace
-
-    return replace(obstacle, stage=name, key=recipe)
 
 
 class ReportPage(Stage):
@@ -107,8 +102,9 @@ class ReportPage(Stage):
         return {self.name: manifest if manifest and "page" in manifest.files else None}
 
     def fingerprint(self, project: Project, key: str) -> str:
-        found = evaluated(project)
-        drift = Drift.documents(project)
+        return self._fingerprint(project, evaluated(project), Drift.documents(project))
+
+    def _fingerprint(self, project: Project, found: Evaluated, drift: list[BatchDrift]) -> str:
         return fingerprint(
             {
                 "stage": self.version,
@@ -171,7 +167,8 @@ class ReportPage(Stage):
             "comparisons": len(found.comparisons),
             "left_out": [status.as_row() for status in found.left_out],
         }
-        manifest = Manifest(path.parent, self.fingerprint(project, key), {"page": file}, facts)
+        identity = self._fingerprint(project, found, drift)
+        manifest = Manifest(path.parent, identity, {"page": file}, facts)
         return {self.name: write_manifest(manifest)}
 
     def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:

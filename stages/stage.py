@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from stages.manifest import Draft, Manifest, draft, read_manifest
 from stages.status import Reason, StageError
@@ -23,21 +23,8 @@ Partition = Literal["batch", "recipe", ""]
 """What an artifact exists once for: a batch, a recipe, or the whole store."""
 
 
-class Artifact(Protocol):
-    """What a stage made, as it is on disk."""
-
-    @property
-    def version(self) -> str: ...  # equal for equal content
-    @property
-    def fingerprint(self) -> str: ...  # of everything it was made from
-    @property
-    def n_bytes(self) -> int: ...
-    @property
-    def folder(self) -> Path: ...
-
-
 Artifacts = dict[str, Any]
-"""Output -> ``Artifact``, or None where there is none."""
+"""Output -> what is on disk: a ``Manifest`` or the like, with ``version``; None if nothing is."""
 
 
 @dataclass(frozen=True)

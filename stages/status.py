@@ -38,7 +38,6 @@ class Reason:
     code: str
     details: dict[str, Any] = field(default_factory=dict)
     remedy: str | None = None  # where the stage's own does not mend it
-    usable: bool | None = None  # where it is not the code's
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,7 @@ class Status:
     @property
     def usable(self) -> bool:
         """Whether stages downstream may build on what is on disk."""
-        usable = self.reason.usable
-        return REASONS[self.code][1] if usable is None else usable
+        return REASONS[self.code][1]
 
     @property
     def remedy(self) -> str:

@@ -49,7 +49,7 @@ def run(
     Prints the path of the report. With --batch: ingests these batches and stops.
     """
     workspace = workspace_of(config, store, artifacts, **({"force": True} if force else {}))
-    from pipelines.cli.runs import run_all
+    from pipelines.cli.execution import run_all
 
     _log_to_stderr()
     ingest_only = ingest_only or bool(batch)
@@ -89,7 +89,7 @@ def sync(
     `make ui` does this first.
     """
     workspace = workspace_of(config, store, artifacts)
-    from pipelines.cli.runs import sync_only
+    from pipelines.cli.execution import sync_only
 
     synced = sync_only(workspace)
     return Batches(
