@@ -16,7 +16,7 @@ import dagster as dg
 from assets.metadata import artifact_metadata, as_metadata, layout_metadata, table_schema
 from assets.partitions import EVERY_PARTITION, FRESH, OWNERS, PARTITIONS
 from champion.history import ChampionError
-from config.paths import base_folder
+from config.paths import CLONE
 from episodes.store import StoreError
 from models.checkpoint import CheckpointError
 from resources.guards import check_recorded, refuse, refuse_throwaway_instance
@@ -151,6 +151,8 @@ def _spec(stage: Stage, output: Output) -> dg.AssetSpec:
             deps += [
                 dg.AssetDep(asset_key(o.name), partition_mapping=mapping) for o in upstream.outputs
             ]
+    # an installed copy has no docs
+    docs = {"docs": dg.MetadataValue.path(str(CLONE / "docs" / stage.docs))} if CLONE else {}
     return dg.AssetSpec(
         asset_key(output.name),
         description=output.description,
@@ -161,8 +163,8 @@ def _spec(stage: Stage, output: Output) -> dg.AssetSpec:
         code_version=stage.version,
         freshness_policy=FRESH if output.fresh else None,
         partitions_def=PARTITIONS[stage.partition],
-        metadata={
-            "docs": dg.MetadataValue.path(str(base_folder() / "docs" / stage.docs)),
+        metadata=docs
+        | {
             "dagster/code_references": dg.CodeReferencesMetadataValue(
                 code_references=[dg.LocalFileCodeReference(file_path=str(source), line_number=line)]
             ),

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from config.paths import base_folder
+from config import paths
 from features.contract import contract_of
 from features.files import fingerprint
 from models.base import silent
@@ -276,10 +276,12 @@ def _train_meta(
 
 def code_commit() -> str:
     """The clone's commit, with ``-dirty`` where it has uncommitted changes; else ``unknown``."""
+    if paths.CLONE is None:  # the current directory may be a repository, but not of this code
+        return "unknown"
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            cwd=base_folder(),
+            cwd=paths.CLONE,
             capture_output=True,
             text=True,
             check=True,

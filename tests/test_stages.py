@@ -263,6 +263,27 @@ def test_stages_work_without_dagster(trained: Lab) -> None:
     assert int(done.stdout) >= 3
 
 
+def test_the_commit_is_that_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed copy is of no known commit, whatever repository it is used in."""
+    assert code_commit() != "unknown"
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    words = [
+        "-c",
+        "user.name=a",
+        "-c",
+        "user.email=a@b.c",
+        "commit",
+        "-q",
+        "--allow-empty",
+        "-m",
+        "-",
+    ]
+    subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("config.paths.CLONE", None)
+    assert code_commit() == "unknown"
+
+
 # --- a stage added in one declaration
 
 
