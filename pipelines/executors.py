@@ -15,9 +15,11 @@ import yaml
 from resources.runs import note_process
 
 try:
-    from dagster_ray import ray_executor
+    import dagster_ray
 except ModuleNotFoundError:
-    ray_executor = None
+    ray_executor: Any = None
+else:
+    ray_executor = dagster_ray.ray_executor
 
 _PATHS = ("PHASEWATCH_CONFIG", "PHASEWATCH_STORE", "PHASEWATCH_ARTIFACTS")
 

@@ -24,6 +24,7 @@ from pipelines.automation import new_batches
 from pipelines.cli.app import app
 from pipelines.definitions import build_defs
 from resources.workspace import resource_of
+from stages.checkpoints import code_commit
 from stages.project import Made, Project
 from stages.registry import STAGES
 from stages.stage import FolderStage, Output
