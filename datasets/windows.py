@@ -59,17 +59,22 @@ def inputs(
     """The inputs of one variant for a table of windows, in its order."""
     kind = variant.spec.input_kind
     keep = layout.keep_mask(variant.mode, kind)
-    stage, role = (
-        ("feature_shards", "features") if kind == "summary" else ("tensor_shards", "series")
-    )
     parts = list(zip(windows["batch"], windows["shard"], strict=True))
     known = {part: i for i, part in enumerate(sorted(set(parts)))}
-    paths = tuple(shards[batch][stage].path(f"{role}-{shard:05}") for batch, shard in known)
     shard = np.array([known[part] for part in parts], dtype=np.int64)
+    row = windows["row"].to_numpy()
+
+    def files(stage: str, role: str) -> tuple[Path, ...]:
+        return tuple(shards[batch][stage].path(f"{role}-{number:05}") for batch, number in known)
+
     if kind == "summary":
-        names = tuple(n for n, kept in zip(layout.feature_names, keep, strict=True) if kept)
-        return SummaryWindows(paths, shard, windows["row"].to_numpy(), names)
-    return TensorWindows(paths, shard, windows["first_bin"].to_numpy(), keep, layout.window.n_bins)
+        names = tuple(n for n, kept in zip(layout.input_names(kind), keep, strict=True) if kept)
+        return SummaryWindows(files("feature_shards", "features"), shard, row, names)
+    paths = tuple(
+        zip(files("tensor_shards", "series"), files("tensor_shards", "level"), strict=True)
+    )
+    first_bin = windows["first_bin"].to_numpy()
+    return TensorWindows(paths, shard, first_bin, row, keep, layout.window.n_bins)
 
 
 def read_dataset(dataset: Files) -> pl.DataFrame:

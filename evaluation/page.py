@@ -84,7 +84,7 @@ def view(
             {
                 "name": mode,
                 "mark": i % MARKS,
-                "channels": int(LAYOUT.keep_mask(mode, "tensor").sum()) if mode in MODES else None,
+                "channels": int(LAYOUT.channels_of(mode).sum()) if mode in MODES else None,
             }
             for i, mode in enumerate(modes)
         ],

@@ -32,6 +32,9 @@ RULES: dict[str, Any] = {
     "wrap": {"level": "none", "counter": "a decrease is missing", "bucket": "none"},
     "clock": "t_wall_ns since the earliest label",
     "edge": "whole windows only",
+    "transform": "sign(x) log(1 + |x|)",
+    "baseline": "median over the last horizon_windows windows of the machine, this one included",
+    "baseline_of": {"summary": "the statistic", "tensor": "the window's mean"},
     "assignment": "phase of the latest label at or before the window's centre",
     "purity": "share of bin centres at which the phase is the window's label",
 }
@@ -115,6 +118,7 @@ def contract_of(layout: Layout, input_kind: InputKind) -> Contract:
                 "kind": channel.kind,
                 "wrap": RULES["wrap"][channel.kind],
                 "deployable": channel.deployable,
+                "absolute": channel.absolute,
             }
             for channel in layout.channels
         ],
@@ -130,6 +134,12 @@ def contract_of(layout: Layout, input_kind: InputKind) -> Contract:
     }
     if input_kind == "summary":
         sections["stats"] = {"ordered": list(layout.stats), "min_bins": window.min_bins}
+    sections["relative"] = {
+        "horizon_windows": window.horizon_windows,
+        "transform": RULES["transform"],
+        "baseline": RULES["baseline"],
+        "of": RULES["baseline_of"][input_kind],
+    }
     sections["labels"] = {
         "classes": list(layout.phases),
         "assignment": RULES["assignment"],

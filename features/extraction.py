@@ -9,6 +9,7 @@ import numpy as np
 
 from episodes.format import SOURCES
 from features.alignment import align, make_grid
+from features.relative import running_median, window_means
 from features.summary import summarise
 from features.windows import WindowTable, label_windows, onset_s, source_coverage
 
@@ -29,6 +30,8 @@ class Extracted:
     windows: WindowTable
     features: NDArray[np.float32]  # (n_windows, n_features)
     coverage: NDArray[np.float32]  # (n_windows, n_sources), in order of SOURCE_NAMES
+    baseline: NDArray[np.float32]  # (n_windows, n_features) of the features, see features.relative
+    level: NDArray[np.float32]  # (n_windows, n_channels) baseline of the series
     onset_s: float | None  # of the attack; None: no attack
 
 
@@ -41,10 +44,14 @@ def extract(episode: Episode, layout: Layout) -> Extracted:
     grid = make_grid(episode.labels.t_wall_ns, episode.sources, layout.window.bin_ns)
     series = align(episode.sources, grid, layout)
     windows = label_windows(episode.labels, grid, layout.window)
+    features = summarise(series, windows.start_bin, layout)
+    means = window_means(series, windows.start_bin, layout)
     return Extracted(
         series=series,
         windows=windows,
-        features=summarise(series, windows.start_bin, layout),
+        features=features,
+        baseline=running_median(features, layout.window.horizon_windows),
+        level=running_median(means, layout.window.horizon_windows),
         coverage=source_coverage(series, windows.start_bin, layout, SOURCE_NAMES),
         onset_s=onset_s(episode.labels, grid),
     )

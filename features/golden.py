@@ -2,13 +2,13 @@
 
 Two recorded episodes: one with a coarse netflow clock and no guest rows, one with a gap, in which
 ``new_flows`` was changed by hand so that no two channels coincide. The committed file holds their
-series, features and labels, and its digest is part of every contract. Rewrite it
+series, features, labels and baselines, and its digest is part of every contract. Rewrite it
 (``python -m features.golden``) only with ``contract.PREPROCESSING_VERSION`` or the registry.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +37,8 @@ class GoldenEpisode:
     series: NDArray[np.float32]  # (n_bins, n_channels)
     features: NDArray[np.float32]  # (n_windows, n_features)
     labels: NDArray[np.str_]  # (n_windows,)
+    baseline: NDArray[np.float32]  # (n_windows, n_features)
+    level: NDArray[np.float32]  # (n_windows, n_channels)
 
 
 def read_golden(layout: Layout = LAYOUT) -> dict[str, GoldenEpisode] | None:
@@ -50,7 +52,7 @@ def read_golden(layout: Layout = LAYOUT) -> dict[str, GoldenEpisode] | None:
             return None
         ids = sorted(name.removesuffix(".series") for name in file.files if ".series" in name)
         return {
-            i: GoldenEpisode(file[f"{i}.series"], file[f"{i}.features"], file[f"{i}.labels"])
+            i: GoldenEpisode(*(file[f"{i}.{each.name}"] for each in fields(GoldenEpisode)))
             for i in ids
         }
 
@@ -105,6 +107,8 @@ def _episode_differences(was: GoldenEpisode, now: Extracted, layout: Layout) -> 
         "series": (was.series, now.series),
         "features": (was.features, now.features),
         "labels": (was.labels, now.windows.label),
+        "baseline": (was.baseline, now.baseline),
+        "level": (was.level, now.level),
     }
     other_shapes = {name: pair for name, pair in pairs.items() if pair[0].shape != pair[1].shape}
     for name, (before, after) in other_shapes.items():
@@ -115,9 +119,15 @@ def _episode_differences(was: GoldenEpisode, now: Extracted, layout: Layout) -> 
         yield f"window {window}: label was {was.labels[window]}, is {now.windows.label[window]}"
     n_stats = len(layout.stats)
     for i, channel in enumerate(layout.channel_names):
-        changes = [difference(was.series[:, i], now.series[:, i], "series", "bin")]
+        changes = [
+            difference(was.series[:, i], now.series[:, i], "series", "bin"),
+            difference(was.level[:, i], now.level[:, i], "level", "window"),
+        ]
         for j, stat in enumerate(layout.stats, start=i * n_stats):
-            changes.append(difference(was.features[:, j], now.features[:, j], stat, "window"))
+            changes += [
+                difference(was.features[:, j], now.features[:, j], stat, "window"),
+                difference(was.baseline[:, j], now.baseline[:, j], f"baseline of {stat}", "window"),
+            ]
         if any(changes):
             yield f"{channel}: " + "; ".join(filter(None, changes))
 
@@ -153,10 +163,12 @@ def _write() -> str:
         arrays[f"{episode_id}.series"] = extracted.series
         arrays[f"{episode_id}.features"] = extracted.features
         arrays[f"{episode_id}.labels"] = extracted.windows.label
+        arrays[f"{episode_id}.baseline"] = extracted.baseline
+        arrays[f"{episode_id}.level"] = extracted.level
     np.savez_compressed(GOLDEN_FILE, **arrays)  # type: ignore[arg-type]
     after = file_sha256(GOLDEN_FILE)
     effect = "unchanged" if after == before else f"was {before[:12]}: retrain every checkpoint"
-    n_episodes, n_inputs = len(arrays) // 3, len(LAYOUT.channel_names)
+    n_episodes, n_inputs = len(arrays) // len(fields(GoldenEpisode)), len(LAYOUT.channel_names)
     return (
         f"wrote {GOLDEN_FILE}: {n_episodes} episodes, {n_inputs} channels, "
         f"sha256 {after[:12]} ({effect})"

@@ -38,6 +38,7 @@ class Channel:
     unit: str  # of the series' values
     kind: Kind
     deployable: bool
+    absolute: bool = True  # models see the value itself too, not only relative to the machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,10 @@ class WindowSpec:
     stride_ms: int = 5_000
     max_age_ms: int = 1_000
     min_bins: int = 10  # with fewer values, a statistic is missing
+    horizon_windows: int = 12  # of a machine's past that a value is compared with: one minute
 
     def __post_init__(self) -> None:
-        for name in ("bin_ms", "length_ms", "stride_ms", "max_age_ms"):
+        for name in ("bin_ms", "length_ms", "stride_ms", "max_age_ms", "horizon_windows"):
             if (value := getattr(self, name)) <= 0:
                 raise ValueError(f"window.{name} must be > 0, got {value}")
             if name in ("length_ms", "stride_ms") and value % self.bin_ms:
@@ -72,13 +74,29 @@ class WindowSpec:
         return self.stride_ms // self.bin_ms
 
 
+RELATIVE = ".relative"
+"""Ends the name of an input that is relative to the machine's own past (``features.relative``)."""
+
 STATS = ("mean", "std", "p95", "slope", "zero_frac")
 """Every statistic that ``summary`` can compute, in the order of its columns."""
 
 
+_MACHINE = ("guest",)
+"""Sources whose values depend on the machine's shape and on its kernel."""
+_TRAFFIC = ("net_rx_bytes", "net_tx_bytes", "tcp_active_opens")
+
+
 def _channels(source: str, kinds: dict[str, tuple[str, Kind]]) -> tuple[Channel, ...]:
     return tuple(
-        Channel(f"{source}.{name}", source, (name,), unit, kind, SOURCES[source].deployable)
+        Channel(
+            f"{source}.{name}",
+            source,
+            (name,),
+            unit,
+            kind,
+            SOURCES[source].deployable,
+            absolute=source not in _MACHINE or name in _TRAFFIC,
+        )
         for name, (unit, kind) in kinds.items()
     )
 
@@ -214,15 +232,25 @@ class Layout:
         return np.array([i for i, c in enumerate(self.channels) if c.source == source], dtype=int)
 
     def input_names(self, input_kind: InputKind) -> tuple[str, ...]:
-        return self.feature_names if input_kind == "summary" else self.channel_names
+        """Names of every input, in order: the values, then the same relative to the machine."""
+        names = self.feature_names if input_kind == "summary" else self.channel_names
+        return (*names, *(f"{name}{RELATIVE}" for name in names))
 
-    def keep_mask(self, mode: Mode, input_kind: InputKind) -> np.ndarray:
-        """Which inputs a mode may see, as booleans over ``input_names``."""
+    def channels_of(self, mode: Mode) -> np.ndarray:
+        """Which channels a mode may see, as booleans ``(n_channels,)``."""
         if mode not in MODES:
             raise ValueError(f"mode must be {' or '.join(MODES)}, got {mode!r}")
         import numpy as np
 
-        keep = np.array([mode == "oracle" or c.deployable for c in self.channels], dtype=bool)
+        return np.array([mode == "oracle" or c.deployable for c in self.channels], dtype=bool)
+
+    def keep_mask(self, mode: Mode, input_kind: InputKind) -> np.ndarray:
+        """Which inputs a model of a mode is given, as booleans over ``input_names``."""
+        import numpy as np
+
+        seen = self.channels_of(mode)
+        absolute = np.array([c.absolute for c in self.channels], dtype=bool)
+        keep = np.concatenate([seen & absolute, seen])
         return np.repeat(keep, len(self.stats)) if input_kind == "summary" else keep
 
     def schema_hash(self, input_kind: InputKind) -> str:

@@ -1,8 +1,8 @@
 """Shards: the inputs of a batch's usable episodes on disk, and how to read them.
 
 A tensor shard is the 10 Hz series of up to 256 episodes, end to end, time-major, memory-mapped,
-with a table of its windows; a window is a view into it. A feature shard is one table: the same
-windows with their statistics. Splits are not known here.
+with a table of its windows and the baseline of each; a window is a view into it. A feature shard
+is one table: the same windows with their statistics, plain and relative. Splits are not known here.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.extraction import SOURCE_NAMES
+from features.relative import summary_inputs, tensor_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,8 +80,9 @@ class ShardWriter:
         self._episodes = 0
         self._bins = 0  # of the shard being written
         self._series: SeriesFile | None = None
+        self._level: SeriesFile | None = None
         self._columns: dict[str, list[Any]] = {}
-        self._features: list[NDArray[np.float32]] = []
+        self._inputs: list[NDArray[np.float32]] = []  # of windows, as a feature shard has them
         self.n_windows = 0
         self.windows_by_phase = dict.fromkeys(layout.phases, 0)
         self.finite_cells = np.zeros(len(layout.channels), dtype=np.int64)
@@ -94,8 +96,9 @@ class ShardWriter:
             self._start_shard()
         windows = extracted.windows
         first_row = len(self._columns["row"])
-        if self._series:
+        if self._series and self._level:
             self._series.append(extracted.series)
+            self._level.append(extracted.level)
         per_episode = {
             name: [getattr(record, name)] * len(windows)
             for name in WINDOW_COLUMNS
@@ -113,7 +116,7 @@ class ShardWriter:
         } | {f"coverage_{s}": extracted.coverage[:, i] for i, s in enumerate(SOURCE_NAMES)}
         for name, values in (per_episode | per_window).items():
             self._columns[name].extend(values)
-        self._features.append(extracted.features)
+        self._inputs.append(summary_inputs(extracted.features, extracted.baseline))
         self._bins += len(extracted.series)
         self._episodes += 1
         self.n_windows += len(windows)
@@ -126,10 +129,15 @@ class ShardWriter:
         self._shard += 1
         self._bins = 0
         self._columns = {name: [] for name in WINDOW_COLUMNS}
-        self._features = []
+        self._inputs = []
         if self._tensor:
-            path = self._tensor.new_file(f"series-{self._shard:05}", ".npy")
-            self._series = SeriesFile(path, len(self._layout.channels))
+            self._series, self._level = (
+                SeriesFile(
+                    self._tensor.new_file(f"{role}-{self._shard:05}", ".npy"),
+                    len(self._layout.channels),
+                )
+                for role in ("series", "level")
+            )
 
     def close(self) -> None:
         """Finish the shard being written."""
@@ -138,14 +146,15 @@ class ShardWriter:
         windows = pa.table(
             {name: pa.array(self._columns[name], kind) for name, kind in _WINDOW_FIELDS}
         )
-        if self._tensor and self._series:
+        if self._tensor and self._series and self._level:
             self._series.close()
+            self._level.close()
             write_table(windows, self._tensor.new_file(f"windows-{self._shard:05}", ".parquet"))
         if self._feature:
-            features = np.concatenate(self._features)
+            inputs = np.concatenate(self._inputs)
             table = windows
-            for i, name in enumerate(self._layout.feature_names):
-                table = table.append_column(name, pa.array(features[:, i]))
+            for i, name in enumerate(self._layout.input_names("summary")):
+                table = table.append_column(name, pa.array(inputs[:, i]))
             write_table(table, self._feature.new_file(f"features-{self._shard:05}", ".parquet"))
         self._episodes = 0
 
@@ -182,12 +191,13 @@ def read_windows(paths: Sequence[Path]) -> pa.Table:
 
 @dataclass(frozen=True)
 class TensorWindows:
-    """Windows of many tensor shards as one lazy array ``(n_windows, n_timepoints, n_channels)``."""
+    """Windows of many tensor shards as one lazy array ``(n_windows, n_timepoints, n_inputs)``."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[tuple[Path, Path], ...]  # series and level of each shard
     shard: NDArray[np.int64]  # (n_windows,) position in ``paths``
     first_bin: NDArray[np.int64]  # (n_windows,)
-    keep: NDArray[np.bool_]  # channels kept
+    row: NDArray[np.int64]  # (n_windows,)
+    keep: NDArray[np.bool_]  # inputs kept, of ``Layout.input_names``
     n_timepoints: int
 
     def __len__(self) -> int:
@@ -198,14 +208,13 @@ class TensorWindows:
         return len(self.shard), self.n_timepoints, int(self.keep.sum())
 
     def __getitem__(self, index: Any) -> NDArray[np.float32]:
-        shard, first_bin = self.shard[index], self.first_bin[index]
-        kept = np.flatnonzero(self.keep)
-        out = np.empty((len(shard), self.n_timepoints, len(kept)), dtype=np.float32)
+        shard, first_bin, row = self.shard[index], self.first_bin[index], self.row[index]
+        out = np.empty((len(shard), *self.shape[1:]), dtype=np.float32)
         for number in np.unique(shard):
-            series = np.lib.format.open_memmap(self.paths[number], mode="r")
+            series, level = (np.lib.format.open_memmap(p, mode="r") for p in self.paths[number])
             rows = np.flatnonzero(shard == number)
             bins = first_bin[rows, None] + np.arange(self.n_timepoints)
-            out[rows] = series[bins][:, :, kept]
+            out[rows] = tensor_inputs(series[bins], level[row[rows]])[:, :, self.keep]
         return out
 
 

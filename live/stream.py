@@ -15,6 +15,7 @@ import numpy as np
 from episodes.format import NS_PER_S, SOURCES
 from episodes.jsonl import Rows, parse_rows
 from features.alignment import Grid, align
+from features.relative import RunningMedian, summary_inputs, tensor_inputs, window_means
 from features.summary import summarise
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class LiveWindow:
     start_s: float  # since the stream's origin
     series: NDArray[np.float32]  # (n_timepoints, n_channels)
     features: NDArray[np.float32]  # (n_features,)
+    baseline: NDArray[np.float32]  # (n_features,), of the machine's past, see features.relative
+    level: NDArray[np.float32]  # (n_channels,)
 
 
 class LiveWindows:
@@ -54,6 +57,9 @@ class LiveWindows:
         self._last_polled = origin_ns
         # a coarse clock is recovered from the largest wall - mono seen since the start
         self._offset: dict[str, int] = {}
+        self._baseline, self._level = (
+            RunningMedian(layout.window.horizon_windows) for _ in range(2)
+        )
         self._coarse = {s.name: s.clock_may_be_coarse for s in SOURCES.values()}
 
     def push(self, source: str, lines: bytes) -> Iterator[LiveWindow]:
@@ -87,8 +93,16 @@ class LiveWindows:
             self._forget(begin - window.max_age_ms * 1_000_000 - window.bin_ns)
             grid = Grid(begin, window.bin_ns, window.n_bins)
             series = align(self._on_clock(), grid, self._layout)
-            features = summarise(series, np.zeros(1, dtype=np.int64), self._layout)[0]
-            yield LiveWindow(self._next_bin * window.bin_ns / 1e9, series, features)
+            start = np.zeros(1, dtype=np.int64)
+            features = summarise(series, start, self._layout)[0]
+            means = window_means(series, start, self._layout)[0]
+            yield LiveWindow(
+                self._next_bin * window.bin_ns / 1e9,
+                series,
+                features,
+                self._baseline.push(features),
+                self._level.push(means),
+            )
             self._next_bin += window.stride_bins
 
     def _on_clock(self) -> dict[str, Rows]:
@@ -137,5 +151,9 @@ class LiveScorer:
 
     def score(self, window: LiveWindow) -> NDArray[np.float32]:
         """Probabilities ``(n_classes,)``."""
-        inputs = window.features if self._on_features else window.series
-        return self._model.predict_proba(inputs[None, ..., self._kept])[0]
+        inputs = (
+            summary_inputs(window.features[None], window.baseline[None])
+            if self._on_features
+            else tensor_inputs(window.series[None], window.level[None])
+        )
+        return self._model.predict_proba(inputs[..., self._kept])[0]

@@ -21,7 +21,7 @@ import numpy as np
 from features.contract import Contract, contract_of, diff_contracts, golden_digest
 from features.files import fingerprint, write_atomically
 from features.golden import REWRITE, read_golden
-from features.windows import window_views
+from features.relative import episode_inputs
 from models.base import Classifier, NotFittedError
 from models.registry import MODELS, Variant, find_variant, model_config
 
@@ -105,8 +105,7 @@ class Checkpoint:
         ``series`` is ``(n_bins, n_channels)`` and ``features`` ``(n_windows, n_features)``, with
         every input of the layout; inputs that the mode may not see are dropped here.
         """
-        summary = self.header["input_kind"] == "summary"
-        inputs = features if summary else window_views(series, layout.window)
+        inputs = episode_inputs(self.variant.spec.input_kind, series, features, layout)
         return self.model.predict_proba(inputs[..., np.array(self.header["keep_mask"], dtype=bool)])
 
 

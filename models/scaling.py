@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from features.relative import signed_log
 from models.base import blocks
 
 if TYPE_CHECKING:
@@ -119,10 +120,6 @@ def block_statistics(X: NDArray, block_bins: int) -> NDArray[np.float64]:
         off = np.where(present, cut - mean[:, :, None], 0.0)
         std = np.sqrt((off**2).sum(axis=2) / np.where(count, count, np.nan))
     return np.concatenate([mean, std], axis=2)
-
-
-def signed_log(values: NDArray) -> NDArray:
-    return np.sign(values) * np.log1p(np.abs(values))
 
 
 def scaled_columns(scaling: dict[str, Any]) -> int:

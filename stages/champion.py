@@ -468,7 +468,7 @@ def _reference(
     project: Project, variant: Variant, table: pl.DataFrame, shards: Mapping[str, Any]
 ) -> DriftReference:
     layout, seed = project.workspace.layout, project.workspace.seed
-    visible = layout.keep_mask(variant.mode, "tensor")
+    visible = layout.channels_of(variant.mode)
     channels = [name for name, kept in zip(layout.channel_names, visible, strict=True) if kept]
     train, val = (
         draw_episodes(table.filter(pl.col("split") == split), seed) for split in ("train", "val")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -197,6 +198,24 @@ CHANGES: dict[str, Change] = {
     ),
     "fewest bins": Change(
         ("stats.min_bins was 10, is now 20",), window(min_bins=20), summary_only=True
+    ),
+    "relative alone": Change(
+        ("guest.net_rx_bytes: absolute was true, is now false",),
+        channel("guest.net_rx_bytes", absolute=False),
+    ),
+    "horizon": Change(("relative.horizon_windows was 12, is now 24",), window(horizon_windows=24)),
+    "transform": Change(
+        ('relative.transform was "sign(x) log(1 + |x|)", is now none',),
+        rules={"transform": "none"},
+    ),
+    "baseline rule": Change(
+        (f"relative.baseline was {json.dumps(contract.RULES['baseline'])}, is now mean",),
+        rules={"baseline": "mean"},
+    ),
+    "what a statistic's baseline is of": Change(
+        ('relative.of was "the statistic", is now "the mean"',),
+        rules={"baseline_of": contract.RULES["baseline_of"] | {"summary": "the mean"}},
+        summary_only=True,
     ),
     "classes reordered": Change(
         ("class 0 was clean, has moved to 1", "class 1 was armed, has moved to 0"),

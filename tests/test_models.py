@@ -25,7 +25,7 @@ import models.trainer
 from episodes.reading import parse_episode
 from features.extraction import extract
 from features.registry import LAYOUT, MODES
-from features.windows import window_views
+from features.relative import episode_inputs
 from models.base import Classifier, Examples, NotFittedError, class_weights
 from models.knn import condense, labelled_windows
 from models.metrics import confusion_matrix, f1_by_class, macro_f1
@@ -333,8 +333,7 @@ def synthetic_episodes(which: Variant, seeds: range) -> Examples:
     for seed in seeds:
         members = make_members("lab-a", "X", 50.0, profile=PROFILES[seed % 6], seed=seed)
         got = extract(parse_episode(pack("X", members), "X", LAYOUT.fields), LAYOUT)
-        windows = got.features if kind == "summary" else window_views(got.series, LAYOUT.window)
-        inputs.append(windows[..., keep])
+        inputs.append(episode_inputs(kind, got.series, got.features, LAYOUT)[..., keep])
         labels += [LAYOUT.phases.index(label) for label in got.windows.label]
     return Examples(np.concatenate(inputs), np.array(labels))
 

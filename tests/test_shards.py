@@ -27,6 +27,7 @@ from features.contract import contract_hashes
 from features.extraction import Extracted, extract
 from features.files import file_sha256, fingerprint, write_atomically
 from features.registry import LAYOUT
+from features.relative import episode_inputs
 from features.shards import (
     WINDOW_COLUMNS,
     SeriesFile,
@@ -36,7 +37,6 @@ from features.shards import (
     read_windows,
     write_table,
 )
-from features.windows import window_views
 from models.registry import VARIANTS, Variant
 from stages.ingest import (
     FEATURES,
@@ -121,8 +121,7 @@ def expected_inputs(batch: Batch, which: Variant) -> np.ndarray:
     """What extraction gives for all windows, in the order of the shards."""
     kind = which.spec.input_kind
     parts = [
-        got.features if kind == "summary" else window_views(got.series, LAYOUT.window)
-        for got in batch.extracted.values()
+        episode_inputs(kind, got.series, got.features, LAYOUT) for got in batch.extracted.values()
     ]
     return np.concatenate(parts)[..., LAYOUT.keep_mask(which.mode, kind)]
 
@@ -169,7 +168,7 @@ def test_shards_are_cut_by_episodes(batch: Batch):
     by_shard = batch.windows().group_by("shard", maintain_order=True)
     assert by_shard.agg(pl.col("episode_id").n_unique())["episode_id"].to_list() == [2, 2, 1]
     assert sorted(batch.manifests["tensor_shards"].files) == [
-        f"{role}-{shard:05}" for role in ("series", "windows") for shard in range(3)
+        f"{role}-{shard:05}" for role in ("level", "series", "windows") for shard in range(3)
     ]
     assert sorted(batch.manifests["feature_shards"].files) == [
         f"features-{shard:05}" for shard in range(3)
@@ -346,9 +345,15 @@ def test_an_episode_without_a_window_does_not_stop_the_batch(
     expected = extract(read_episode(good.path, good.episode_id, LAYOUT.fields), LAYOUT)
     of_batch = windows.with_columns(batch=pl.lit("b"))
     tensor = inputs(of_batch, {"b": manifests}, Variant("cnn", "oracle"), LAYOUT)
-    np.testing.assert_array_equal(tensor[:], window_views(expected.series, LAYOUT.window))
+    kept = LAYOUT.keep_mask("oracle", "tensor")
+    np.testing.assert_array_equal(
+        tensor[:], episode_inputs("tensor", expected.series, expected.features, LAYOUT)[..., kept]
+    )
     summary = inputs(of_batch, {"b": manifests}, Variant("gbt", "oracle"), LAYOUT)
-    np.testing.assert_array_equal(summary[:], expected.features)
+    kept = LAYOUT.keep_mask("oracle", "summary")
+    np.testing.assert_array_equal(
+        summary[:], episode_inputs("summary", expected.series, expected.features, LAYOUT)[:, kept]
+    )
 
 
 # --- identity
@@ -361,7 +366,7 @@ def test_equal_episodes_give_equal_bytes(batch: Batch, tmp_path: Path):
         for root in (tmp_path, batch.folder)
     )
     assert there == here
-    assert len(here) == 3 + 1 + 6 + 3
+    assert len(here) == 3 + 1 + 9 + 3
 
 
 def test_the_fingerprint_is_independent_of_times_and_places(tmp_path: Path):
