@@ -10,7 +10,13 @@ import numpy as np
 from episodes.format import SOURCES
 from features.alignment import align, make_grid
 from features.summary import summarise
-from features.windows import WindowTable, label_windows, onset_s, source_coverage
+from features.windows import (
+    WindowTable,
+    label_windows,
+    onset_s,
+    source_coverage,
+    window_jobs,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,6 +36,7 @@ class Extracted:
     features: NDArray[np.float32]  # (n_windows, n_features)
     coverage: NDArray[np.float32]  # (n_windows, n_sources), in order of SOURCE_NAMES
     onset_s: float | None  # of the attack; None: no attack
+    jobs: NDArray[np.str_]  # (n_windows,) benign job under way; empty: none
 
 
 def extract(episode: Episode, layout: Layout) -> Extracted:
@@ -47,4 +54,5 @@ def extract(episode: Episode, layout: Layout) -> Extracted:
         features=summarise(series, windows.start_bin, layout),
         coverage=source_coverage(series, windows.start_bin, layout, SOURCE_NAMES),
         onset_s=onset_s(episode.labels, grid),
+        jobs=window_jobs(episode.jobs, windows.start_bin, grid, layout.window),
     )
