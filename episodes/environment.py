@@ -18,7 +18,7 @@ PAUSES_S = (0.1, 0.4, 1.5)
 """How long to wait before each further try."""
 
 
-class EnvironmentFault(Exception):
+class MachineError(Exception):
     """Work failed for a reason outside its input; the message says on what, why and what to do."""
 
 
@@ -29,7 +29,7 @@ def retried(work: Callable[[], Result], what: object) -> Result:
         what: what is worked on, for the message.
 
     Raises:
-        EnvironmentFault: the last try failed as well.
+        MachineError: the last try failed as well.
     """
     for pause in PAUSES_S:
         try:
@@ -40,7 +40,7 @@ def retried(work: Callable[[], Result], what: object) -> Result:
         return work()
     except (OSError, MemoryError) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise EnvironmentFault(
+        raise MachineError(
             f"{what}: {why}, in {len(PAUSES_S) + 1} tries. That is no fault of the episode, so "
             "nothing was decided or written; mend it and run the command again"
         ) from error

@@ -190,7 +190,7 @@ def validate(
         The index row, and the episode where it could be read at all.
 
     Raises:
-        EnvironmentFault: the archive could not be read, or there was no memory.
+        MachineError: the archive could not be read, or there was no memory.
     """
     return retried(lambda: _judge(stored, policy, fields), stored.path)
 

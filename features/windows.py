@@ -13,9 +13,9 @@ import numpy as np
 from episodes.format import INFECTED, NS_PER_S
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     from episodes.reading import Job, Moments
     from features.alignment import Grid

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from episodes.environment import EnvironmentFault, retried
+from episodes.environment import MachineError, retried
 from episodes.format import PHASES, SOURCES
 from episodes.validation import VERDICTS, Record, summary_line, validate, where
 from features.alignment import AlignmentError
@@ -265,7 +265,7 @@ def ingest_batch(
     index holds all of them.
 
     Raises:
-        EnvironmentFault: an episode could not be read or extracted, for no fault of its own.
+        MachineError: an episode could not be read or extracted, for no fault of its own.
         OSError: an output could not be written.
     """
     identity = batch_fingerprint(episodes, policy, layout)
@@ -281,7 +281,7 @@ def ingest_batch(
                     extracted = retried(partial(extract, episode, layout), stored.path)
                 except AlignmentError as error:
                     record = record.with_reason("schema", str(error))
-                except EnvironmentFault:
+                except MachineError:
                     raise
                 except Exception as error:  # the sweep goes on
                     record = record.with_reason("unforeseen_error", where(error))

@@ -556,11 +556,11 @@ TENTHS = [j * BIN for j in range(95)]
         (lambda mono: mono[:40] + [m - mono[40] for m in mono[40:]], []),  # restarted
         (lambda mono: mono[:40] + [m + 3600 * S for m in mono[40:]], []),  # suspended
         (lambda mono: [m % (5 * S) for m in mono], []),  # wraps
-        (lambda mono: [0] * 95, range(95)),  # stands still
-        (lambda mono: mono[:50] + [-1] + mono[51:], [50]),
-        (lambda mono: mono[:50] + [mono[50] - S] + mono[51:], [50]),
-        (lambda mono: mono[:5] + [-1] + mono[6:], range(6)),  # five rows are no run
-        (lambda mono: mono[:86] + [2**63 - 1] + mono[87:], range(86, 95)),  # nor are eight
+        (lambda _: [0] * 95, range(95)),  # stands still
+        (lambda mono: [*mono[:50], -1, *mono[51:]], [50]),
+        (lambda mono: [*mono[:50], mono[50] - S, *mono[51:]], [50]),
+        (lambda mono: [*mono[:5], -1, *mono[6:]], range(6)),  # five rows are no run
+        (lambda mono: [*mono[:86], 2**63 - 1, *mono[87:]], range(86, 95)),  # nor are eight
         (lambda mono: [-(2**63), *mono[1:]], [0]),
         (lambda mono: [m + i % 2 * 2 * S for i, m in enumerate(mono)], range(95)),
     ],
