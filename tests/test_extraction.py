@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import pack
+from builders import REMOVED, pack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import CHANNELS, FILES, LEVELS, STATS, Result, reference
@@ -18,12 +18,18 @@ from reference import CHANNELS, FILES, LEVELS, STATS, Result, reference
 from episodes.archive import read_members, read_packed
 from episodes.format import FAILED, PHASES, SOURCES
 from episodes.jsonl import Rows, parse_rows
-from episodes.reading import Moments, read_episode
+from episodes.reading import Moments, parse_episode, read_episode
 from features.alignment import AlignmentError, Grid, align, instants, make_grid
 from features.extraction import Extracted, extract
 from features.registry import LAYOUT, Channel, Layout
 from features.summary import summarise
-from features.windows import label_windows, onset_s, source_coverage, window_views
+from features.windows import (
+    label_windows,
+    onset_s,
+    source_coverage,
+    window_jobs,
+    window_views,
+)
 
 STORE = Path(__file__).resolve().parent.parent / "data" / "store" / "episodes"
 MS = 1_000_000
@@ -698,6 +704,51 @@ def test_of_labels_at_one_instant_the_last_wins():
 )
 def test_the_onset_is_the_first_label_of_an_infected_phase(labels, expected):
     assert onset_s(moments(*labels), Grid(ORIGIN, BIN, 100)) == expected
+
+
+@pytest.mark.parametrize(
+    ("events", "jobs"),
+    [
+        # windows begin at 0, 5 and 10 s
+        ([], ["", "", ""]),
+        ([(3, "start", "a"), (4, "end", "a")], ["a", "", ""]),
+        ([(4, "end", "a"), (3, "start", "a")], ["a", "", ""]),  # in whatever order they stand
+        ([(10, "start", "a"), (11, "end", "a")], ["", "a", "a"]),
+        ([(1, "start", "a"), (4, "end", "a"), (6, "start", "b"), (10, "end", "b")], list("bb ")),
+        ([(1, "start", "a"), (6, "start", "b"), (9, "end", "b"), (4, "end", "a")], list("ab ")),
+        ([(2, "start", "a"), (1, "start", "b"), (4, "end", "b"), (5, "end", "a")], list("b  ")),
+        ([(12, "start", "a")], ["", "a", "a"]),  # to the end of the episode
+        ([(6, "end", "a")], ["a", "a", ""]),  # from the first label
+        ([(6, "end", "a"), (-3, "start", "b"), (7, "end", "b")], list("bb ")),
+        ([(-3, "start", "a"), (0, "end", "a"), (20, "start", "b")], ["", "", ""]),
+        ([(3, "start", "a"), (3, "end", "a")], ["", "", ""]),
+        ([(1, "start", "a"), (2, "start", "a"), (3, "end", "a"), (9, "end", "a")], list("aa ")),
+        ([(1, "start", "a"), (2, "start", "a"), (3, "end", "a")], list("aaa")),
+        ([(3, "start", name) for name in ("", None, 7, ["a"], "\ud800", REMOVED)], ["", "", ""]),
+        (
+            [(3, "START", "a"), (3, ["start"], "a"), (None, "start", "a"), (1.5, "end", "a")],
+            list("   "),
+        ),
+        ([(-(2**40), "start", "a"), (2**40, "end", "a")], list("aaa")),  # beyond any episode
+    ],
+)
+def test_a_window_carries_the_job_that_overlaps_it_longest(events, jobs):
+    rows = [
+        {
+            "t_wall_ns": at
+            if at is None or at % 1
+            else max(-(2**63), min(ORIGIN + at * S, 2**63 - 1)),
+            "event": f"benign_job_{mark}" if isinstance(mark, str) else mark,
+            "job": name,
+        }
+        for at, mark, name in events
+    ]
+    rows = [{key: value for key, value in row.items() if value is not REMOVED} for row in rows]
+    content = b"".join(json.dumps(row).encode() + b"\n" for row in [*rows, [], {"event": 3}])
+    members = {"events.jsonl": content, "labels.jsonl": b""}
+    read = parse_episode(pack("x", members), "x", LAYOUT.fields).jobs
+    got = window_jobs(read, np.array([0, 50, 100]), Grid(ORIGIN, BIN, 200), LAYOUT.window)
+    assert got.tolist() == [job.strip() for job in jobs]
 
 
 def test_purity_is_the_share_of_bin_centres():
