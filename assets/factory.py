@@ -17,6 +17,7 @@ from assets.metadata import artifact_metadata, as_metadata, layout_metadata, tab
 from assets.partitions import EVERY_PARTITION, FRESH, OWNERS, PARTITIONS
 from champion.history import ChampionError
 from config.paths import CLONE
+from episodes.environment import MachineError
 from episodes.store import StoreError
 from models.checkpoint import CheckpointError
 from resources.guards import check_recorded, refuse, refuse_throwaway_instance
@@ -109,6 +110,8 @@ def _make(
         made = project.make(stage, key, outputs=selected, progress=_reporter(context, what))
     except (StageError, CheckpointError, ChampionError, StoreError) as error:
         refuse(str(error), getattr(error, "differences", None))
+    except MachineError as error:
+        raise dg.Failure(str(error)) from error  # trying again may help
     reused = made.reused and all(made.artifacts.values())  # nothing to make is not reuse
     outcome = "reused" if reused else stage.summary(project, key, made.artifacts)
     _say(context, f"{what}: {outcome} ({made.seconds:.1f} s)")

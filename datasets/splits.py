@@ -237,7 +237,7 @@ def build_table(
 
     Returns:
         ``(windows with split, facts)``: windows that take no part are not in the table; the facts
-        count their episodes.
+        count their episodes, and the windows left out because no channel has a value in them.
 
     Raises:
         DatasetError: see ``assign_splits`` and ``check_rosters``.
@@ -253,13 +253,15 @@ def build_table(
             "batches again: phasewatch run --force"
         )
     assigned = assign_splits(episodes, recipe, policy)
-    table = (
+    taking_part = (
         windows.join(assigned.select("episode_id", "split"), on="episode_id", how="left")
         .filter(pl.col("split").is_not_null())
         .sort("batch", "shard", "row")
     )
+    table = taking_part.filter(pl.any_horizontal(pl.col("^coverage_.*$") > 0))
     check_rosters(table)
-    return table, describe(table, assigned, recipe, policy)
+    empty = {"excluded_windows": len(taking_part) - len(table)}
+    return table, describe(table, assigned, recipe, policy) | empty
 
 
 def describe(

@@ -5,7 +5,10 @@ Nothing is extracted to disk. What the members mean is not decided here.
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import stat
 import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +27,10 @@ MAX_MEMBERS = 1_000
 
 
 class ArchiveError(Exception):
-    """An archive that cannot be read; ``code`` is ``unsafe_archive`` or ``broken_archive``."""
+    """An archive that cannot be read.
+
+    ``code`` is ``unsafe_archive``, ``broken_archive`` or, where there is no file, ``io_error``.
+    """
 
     def __init__(self, code: str, detail: str):
         super().__init__(detail)
@@ -99,11 +105,15 @@ def read_packed(path: Path) -> bytes:
 
     Raises:
         OSError: the file cannot be read.
-        ArchiveError: it is a symlink, or larger than any episode.
+        ArchiveError: it is a symlink, a folder or a device, or larger than any episode.
     """
     if path.is_symlink():
         raise ArchiveError("unsafe_archive", f"{path.name} is a symlink; symlinks are not followed")
-    size = path.stat().st_size
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        kind = os.strerror(errno.EISDIR) if stat.S_ISDIR(status.st_mode) else "Not a regular file"
+        raise ArchiveError("io_error", f"{path.name}: {kind}")
+    size = status.st_size
     if size > MAX_ARCHIVE_BYTES:
         raise ArchiveError(
             "unsafe_archive",
@@ -117,6 +127,7 @@ def read_members(packed: bytes, episode_id: str) -> dict[str, bytes]:
 
     Raises:
         ArchiveError: it is broken, or has a member that no episode may have.
+        MemoryError: there is too little to unpack it.
     """
     members: dict[str, bytes] = {}
     decompressor = zstandard.ZstdDecompressor(max_window_size=2**27)
@@ -149,6 +160,8 @@ def read_members(packed: bytes, episode_id: str) -> dict[str, bytes]:
         if not _is_whole(packed):
             raise EOFError("the last frame is cut off")
     except (zstandard.ZstdError, tarfile.TarError, EOFError, RecursionError) as error:
+        if "not enough memory" in str(error):
+            raise MemoryError(str(error)) from error
         raise ArchiveError("broken_archive", f"cannot be read as .tar.zst: {error}") from error
     return members
 

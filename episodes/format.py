@@ -24,6 +24,12 @@ JUSTIFYING_EVENT = {"infecting": "exploit_fire", "infected_running": "session_op
 
 NS_PER_S = 1_000_000_000
 
+SCHEMA_VERSION = 1
+"""The version of the format that is read here."""
+
+JOB_EVENTS = {"benign_job_start": True, "benign_job_end": False}
+"""Event that marks a benign job -> whether the job starts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -60,6 +66,11 @@ ARCHIVE_SUFFIX = ".tar.zst"
 _HOST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 _CROCKFORD = {c: i for i, c in enumerate("0123456789ABCDEFGHJKMNPQRSTVWXYZ")}
+
+
+def is_text(value: object) -> bool:
+    """Whether ``value`` is a string that UTF-8 can hold: JSON allows half a character, no file."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def is_host_id(text: object) -> bool:

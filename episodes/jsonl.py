@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +44,8 @@ ABSENT, NUMBER, UNUSABLE = 0, 1, 2  # state of a field in a row
 class Rows:
     """The well-formed rows of one source, in file order.
 
-    A row is well-formed when it is a JSON object with an integer ``t_wall_ns``.
+    A row is well-formed when it is a JSON object with an integer ``t_wall_ns``. Of lines that are
+    equal byte for byte, the first is kept.
     """
 
     t_wall_ns: NDArray[np.int64]  # (n_rows,)
@@ -55,21 +56,19 @@ class Rows:
     absent: NDArray[np.int64]  # (n_fields,) rows without the field
     problems: tuple[str, ...]  # malformed lines and rows with a faulty envelope, by line number
     n_malformed: int
+    n_repeated: int = 0  # well-formed lines left out because an equal one is kept
 
     def __len__(self) -> int:
         return len(self.t_wall_ns)
 
-    def take(self, order: NDArray[np.intp]) -> Rows:
-        """The same rows in another order."""
-        return Rows(
-            self.t_wall_ns[order],
-            self.t_mono_ns[order],
-            self.has_mono[order],
-            self.values[order],
-            self.unusable,
-            self.absent,
-            self.problems,
-            self.n_malformed,
+    def take(self, chosen: NDArray[np.intp] | NDArray[np.bool_] | slice) -> Rows:
+        """Some of the rows, or all in another order; the counts stay those of the file."""
+        return replace(
+            self,
+            t_wall_ns=self.t_wall_ns[chosen],
+            t_mono_ns=self.t_mono_ns[chosen],
+            has_mono=self.has_mono[chosen],
+            values=self.values[chosen],
         )
 
 
@@ -130,6 +129,8 @@ def parse_rows(
     if len(problems) > max_problems:
         described.append(f"and {len(problems) - max_problems} more lines")
 
+    n_rows = np.count_nonzero(good)
+    _drop_repeated(content, starts, ends, times, good)
     field_state = held[good, _FIRST_FIELD:]
     return Rows(
         t_wall_ns=times[good, WALL],
@@ -140,7 +141,34 @@ def parse_rows(
         absent=(field_state == ABSENT).sum(axis=0),
         problems=tuple(described),
         n_malformed=len(malformed),
+        n_repeated=int(n_rows - np.count_nonzero(good)),
     )
+
+
+def _drop_repeated(
+    content: bytes,
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    times: NDArray[np.int64],
+    good: NDArray[np.bool_],
+) -> None:
+    """Clear ``good`` where a line repeats an earlier one byte for byte.
+
+    Equal lines have equal times, so lines are compared only where times are equal. In most files
+    one of the clocks rises from row to row, and nothing is.
+    """
+    rows = np.flatnonzero(good)
+    clocks = times[rows]
+    if np.any(np.all(clocks[1:] > clocks[:-1], axis=0)):
+        return
+    order = np.lexsort(clocks.T)  # stable: equal times stay in file order
+    equal = np.all(clocks[order[1:]] == clocks[order[:-1]], axis=1)
+    candidates = order[np.append(equal, False) | np.append(False, equal)]
+    seen: set[bytes] = set()
+    for i in rows[candidates].tolist():
+        line = content[starts[i] : ends[i]]
+        good[i] = line not in seen
+        seen.add(line)
 
 
 def parse_objects(content: bytes) -> tuple[list[tuple[int, dict[str, Any]]], list[str]]:

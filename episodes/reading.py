@@ -1,19 +1,22 @@
-"""One episode in memory: its meta, labels, events and telemetry columns, as shipped.
+"""One episode in memory: its meta, labels, events, benign jobs and telemetry columns.
 
-Reading repairs nothing and judges nothing; problems are kept as text for ``validation``.
+Rows that cannot be right are left out, by the rules of ``trust``. Nothing is judged; problems are
+kept as text for ``validation``.
 """
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from episodes.archive import read_members, read_packed
-from episodes.format import EVENTS_FILE, LABELS_FILE, META_FILE, SOURCES
+from episodes.format import EVENTS_FILE, JOB_EVENTS, LABELS_FILE, META_FILE, SOURCES, is_text
 from episodes.jsonl import NO_WALL_TIME, FieldPath, Rows, is_int64, parse_objects, parse_rows
+from episodes.trust import Bounds, Usage, episode_bounds, usable_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,6 +35,15 @@ class Moments:
 
 
 @dataclass(frozen=True)
+class Job:
+    """One run of a benign job, in Unix ns."""
+
+    name: str
+    start_ns: int | None  # None: its start was not recorded
+    end_ns: int | None  # None: its end was not recorded
+
+
+@dataclass(frozen=True)
 class Episode:
     """An episode's content. A missing file reads as empty; ``members`` has the files present."""
 
@@ -41,7 +53,10 @@ class Episode:
     meta_problem: str | None
     labels: Moments
     events: Moments
-    sources: Mapping[str, Rows]
+    jobs: tuple[Job, ...]
+    bounds: Bounds | None  # None: ``meta`` states none
+    sources: Mapping[str, Rows]  # the rows that count; none of a source that counts as absent
+    usage: Mapping[str, Usage]  # by source: what became of all of its rows
 
 
 def read_episode(path: Path, episode_id: str, fields: Mapping[str, Sequence[FieldPath]]) -> Episode:
@@ -63,17 +78,25 @@ def parse_episode(
     """
     members = read_members(packed, episode_id)
     meta, meta_problem = _parse_meta(members.get(META_FILE))
+    bounds = episode_bounds(meta)
+    read = {
+        name: usable_rows(
+            parse_rows(members.get(source.file, b""), fields.get(name, ()), source.tag), bounds
+        )
+        for name, source in SOURCES.items()
+    }
+    events = members.get(EVENTS_FILE, b"")
     return Episode(
         episode_id=episode_id,
         members=members,
         meta=meta,
         meta_problem=meta_problem,
         labels=_parse_moments(members.get(LABELS_FILE, b""), "phase"),
-        events=_parse_moments(members.get(EVENTS_FILE, b""), "event"),
-        sources={
-            name: parse_rows(members.get(source.file, b""), fields.get(name, ()), source.tag)
-            for name, source in SOURCES.items()
-        },
+        events=_parse_moments(events, "event"),
+        jobs=_parse_jobs(events),
+        bounds=bounds,
+        sources={name: rows for name, (rows, _) in read.items()},
+        usage={name: usage for name, (_, usage) in read.items()},
     )
 
 
@@ -102,3 +125,28 @@ def _parse_moments(content: bytes, key: str) -> Moments:
             times.append(row["t_wall_ns"])
             names.append(row[key])
     return Moments(np.array(times, dtype=np.int64), tuple(names), tuple(problems))
+
+
+def _parse_jobs(content: bytes) -> tuple[Job, ...]:
+    """The benign jobs of the events, malformed ones left out.
+
+    An end belongs to the earliest start of that job before it that has no end yet.
+    """
+    marks = [
+        (row["t_wall_ns"], row["job"], JOB_EVENTS[row["event"]])
+        for _, row in parse_objects(content)[0]
+        if is_int64(row.get("t_wall_ns"))
+        and is_text(row.get("event"))
+        and row["event"] in JOB_EVENTS
+        and is_text(row.get("job"))
+        and row["job"]
+    ]
+    jobs: list[Job] = []
+    running: dict[str, list[int]] = defaultdict(list)
+    for t_wall_ns, name, starts in sorted(marks, key=lambda mark: mark[0]):
+        if starts:
+            running[name].append(t_wall_ns)
+        else:
+            jobs.append(Job(name, running[name].pop(0) if running[name] else None, t_wall_ns))
+    jobs += [Job(name, start, None) for name, starts in running.items() for start in starts]
+    return tuple(jobs)

@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from episodes.format import ARCHIVE_SUFFIX, batch_key, is_episode_id, is_host_id
+from episodes.format import ARCHIVE_SUFFIX, batch_key, is_episode_id, is_host_id, is_text
 
 
 class StoreError(Exception):
@@ -24,7 +24,7 @@ class IndexRow:
 
     episode_id: str
     host_id: str
-    sha256: str
+    sha256: str  # lower case, however it is written
     size_bytes: int
     received_at_wall: str
     schema_version: int
@@ -254,13 +254,18 @@ def _index_row(value: object) -> IndexRow:
             raise ValueError(
                 f"{name} is missing or not {'a string' if kind is str else 'an integer'}"
             )
+        if kind is str and not is_text(value[name]):
+            raise ValueError(
+                f"{name} of episode {value['episode_id']!a} must be Unicode text, "
+                f"got {value[name]!a}"
+            )
     if not is_host_id(value["host_id"]):
         raise ValueError(f"host_id must be a host id, got {value['host_id']!r}")
     if not is_episode_id(value["episode_id"]):
         raise ValueError(f"episode_id must be a ULID, got {value['episode_id']!r}")
     commit = value.get("code_commit")
     return IndexRow(
-        **{name: value[name] for name in types},
-        code_commit=commit if isinstance(commit, str) else None,
+        **{name: value[name] for name in types} | {"sha256": value["sha256"].lower()},
+        code_commit=commit if is_text(commit) else None,
         backfilled=value.get("backfilled") is True,
     )

@@ -17,6 +17,7 @@ import numpy as np
 import pydantic.dataclasses
 
 from episodes.archive import ArchiveError, read_packed
+from episodes.environment import retried
 from episodes.format import (
     EVENTS_FILE,
     FAILED,
@@ -26,17 +27,22 @@ from episodes.format import (
     NS_PER_S,
     PHASES,
     READ_FILES,
+    SCHEMA_VERSION,
     SOURCES,
 )
 from episodes.jsonl import is_int64
 from episodes.reading import Episode, parse_episode
-from episodes.settings import SETTINGS, NotNegative, NotNegativeInt
+from episodes.settings import SETTINGS, NotNegative, NotNegativeInt, Share
+from episodes.trust import MARGIN_S, has_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from episodes.jsonl import FieldPath
+    from numpy.typing import NDArray
+
+    from episodes.jsonl import FieldPath, Rows
     from episodes.store import StoredEpisode
+    from episodes.trust import Usage
 
 VERDICTS = ("accepted", "degraded", "rejected", "errored")
 USABLE = ("accepted", "degraded")
@@ -51,6 +57,8 @@ REASONS = {
     "unknown_label": "rejected",
     "failed_label": "rejected",
     "infection_without_event": "rejected",
+    "outside_episode": "rejected",
+    "no_trusted_clock": "rejected",
     "too_short": "rejected",
     "too_few_rows": "rejected",
     "conflicting_contents": "rejected",
@@ -61,6 +69,9 @@ REASONS = {
     "rows_missing": "degraded",
     "source_gap": "degraded",
     "source_offset": "degraded",
+    "field_absent": "degraded",
+    "repeated_rows": "degraded",
+    "clock_step": "degraded",
     "netflow_absent": "degraded",
     "not_in_index": "degraded",
 }
@@ -80,6 +91,8 @@ class ValidationPolicy:
     min_row_share: NotNegative = 0.8  # of the rows expected at the source's rate
     max_gap_s: NotNegative = 2.0
     max_source_offset_s: NotNegative = 2.0
+    max_repeated_share: Share = 0.01  # of the rows of a source
+    max_step_back_s: NotNegative = 1.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,7 @@ class Record:
     flags: tuple[str, ...]  # worth knowing, but no reason to degrade
     sample_name: str | None
     sample_sha256: str | None
+    image_sha256: str  # of the VM's image; empty: not stated
     profile: str | None
     tier: int | None
     synthetic: bool
@@ -108,6 +122,8 @@ class Record:
     ended_at_wall_ns: int | None
     duration_s: float | None
     rows: dict[str, int]  # by source
+    rows_repeated: dict[str, int]
+    rows_outside: dict[str, int]  # of the episode's bounds
     coverage: dict[str, float | None]  # by source: rows / expected rows; None: no rate expected
     largest_gap_s: dict[str, float | None]
     unusable_values: dict[str, int]
@@ -136,7 +152,7 @@ class Record:
         row = asdict(self)
         for name in ("reasons", "details", "flags"):
             row[name] = list(row[name])
-        for name in ("rows", "coverage", "largest_gap_s", "unusable_values", "seconds"):
+        for name in [name for name, value in row.items() if isinstance(value, dict)]:
             row |= {f"{name}_{key}": value for key, value in row.pop(name).items()}
         return row
 
@@ -172,7 +188,18 @@ def validate(
 
     Returns:
         The index row, and the episode where it could be read at all.
+
+    Raises:
+        MachineError: the archive could not be read, or there was no memory.
     """
+    return retried(lambda: _judge(stored, policy, fields), stored.path)
+
+
+def _judge(
+    stored: StoredEpisode,
+    policy: ValidationPolicy,
+    fields: Mapping[str, Sequence[FieldPath]],
+) -> tuple[Record, Episode | None]:
     findings = _Findings()
     episode: Episode | None = None
     sha256: str | None = None
@@ -191,11 +218,13 @@ def validate(
             _check_meta(episode, stored, findings)
             _check_files(episode, findings)
             _check_labels(episode, findings)
-            _check_rows(episode, policy, findings)
+            _check_bounds(episode, findings)
+            _check_extent(episode, policy, findings)
+            _check_sources(episode, policy, fields, findings)
     except ArchiveError as error:
         findings.add(error.code, error.detail)
-    except OSError as error:
-        findings.add("io_error", f"{stored.path.name}: {error.strerror or error}")
+    except (OSError, MemoryError):  # what the environment did is no verdict
+        raise
     except Exception as error:  # one episode must not stop the sweep
         findings.add("unforeseen_error", where(error))
     return _record(stored, sha256, episode, findings), episode
@@ -254,6 +283,11 @@ def _check_meta(episode: Episode, stored: StoredEpisode, findings: _Findings) ->
     for name, expected in named.items():
         if isinstance(meta.get(name), str) and meta[name] != expected:
             findings.add("schema", f"{META_FILE}: {name} is {meta[name]!r}, stored as {expected!r}")
+    version = meta.get("schema_version")
+    if is_int64(version) and version != SCHEMA_VERSION:
+        findings.add(
+            "schema", f"{META_FILE}: schema_version must be {SCHEMA_VERSION}, got {version}"
+        )
     for row in stored.index_rows[:1]:
         if is_int64(meta.get("schema_version")) and meta["schema_version"] != row.schema_version:
             findings.add(
@@ -281,7 +315,7 @@ def _check_files(episode: Episode, findings: _Findings) -> None:
         content = episode.members[name]
         if not isinstance(facts, dict) or not isinstance(facts.get("sha256"), str):
             findings.add("schema", f"{META_FILE}: files.{name}.sha256 is missing or not a string")
-        elif hashlib.sha256(content).hexdigest() != facts["sha256"]:
+        elif hashlib.sha256(content).hexdigest() != facts["sha256"].lower():
             findings.add("file_hash_mismatch", f"{name}: sha256 differs from {META_FILE}'s")
         elif is_int64(facts.get("rows")) and facts["rows"] != sum(
             1 for line in content.split(b"\n") if line.strip()
@@ -330,10 +364,20 @@ def _check_labels(episode: Episode, findings: _Findings) -> None:
             findings.add("infection_without_event", f"{phase} with no {event} at or before it")
 
 
-def _check_rows(episode: Episode, policy: ValidationPolicy, findings: _Findings) -> None:
-    for name, rows in episode.sources.items():
-        for problem in rows.problems:
-            findings.add("schema", f"{SOURCES[name].file}: {problem}")
+def _check_bounds(episode: Episode, findings: _Findings) -> None:
+    if episode.bounds is None:  # a reason already: the meta lacks a time
+        return
+    for name, moments in ((LABELS_FILE, episode.labels), (EVENTS_FILE, episode.events)):
+        outside = np.flatnonzero(episode.bounds.outside(moments.t_wall_ns))
+        if len(outside):
+            findings.add(
+                "outside_episode",
+                f"{name}: {len(outside)} of {len(moments.names)} rows lie over {MARGIN_S} s "
+                f"outside the start and end in {META_FILE}, first {moments.names[outside[0]]!r}",
+            )
+
+
+def _check_extent(episode: Episode, policy: ValidationPolicy, findings: _Findings) -> None:
     total = sum(len(rows) for rows in episode.sources.values())
     if total < policy.min_rows:
         findings.add("too_few_rows", f"{total} telemetry rows, under {policy.min_rows}")
@@ -348,41 +392,92 @@ def _check_rows(episode: Episode, policy: ValidationPolicy, findings: _Findings)
             "schema", f"labels and telemetry span {span:.0f} s, over {policy.max_duration_s:g} s"
         )
 
-    first, last = {}, {}
-    for source in _POLLED:
-        rows = episode.sources[source.name]
-        if not len(rows):
-            findings.add("source_absent", f"{source.name}: no rows")
+
+def _check_sources(
+    episode: Episode,
+    policy: ValidationPolicy,
+    fields: Mapping[str, Sequence[FieldPath]],
+    findings: _Findings,
+) -> None:
+    for name, rows in episode.sources.items():
+        usage, polled = episode.usage[name], SOURCES[name] in _POLLED
+        for problem in rows.problems:
+            findings.add("schema", f"{SOURCES[name].file}: {problem}")
+        if usage.n_repeated > policy.max_repeated_share * usage.n_rows:
+            findings.add(
+                "repeated_rows",
+                f"{name}: {usage.n_repeated} of {usage.n_rows} lines repeat an earlier one, "
+                f"over {policy.max_repeated_share:.0%}",
+            )
+        elif usage.n_repeated:
+            findings.flags.append(f"repeated_rows:{name}")
+        if usage.n_outside:
+            findings.flags.append(f"rows_outside:{name}")
+        if usage.absence:
+            findings.add(
+                "source_absent" if polled else "netflow_absent", f"{name}: {_absence(usage)}"
+            )
             continue
-        first[source.name] = int(rows.t_wall_ns.min())
-        last[source.name] = int(rows.t_wall_ns.max())
-        share = _coverage(source.name, episode)
-        if share is not None and share < policy.min_row_share:
+        valueless = np.all(np.isnan(rows.values), axis=0)
+        if np.any(valueless):
+            names = [".".join(path) for path, no in zip(fields[name], valueless, strict=True) if no]
+            findings.add("field_absent", f"{name}: no usable value of {', '.join(names)}")
+        fall = _largest_fall_s(rows)
+        if fall > policy.max_step_back_s:
             findings.add(
-                "rows_missing",
-                f"{source.name}: {share:.0%} of the rows expected, "
-                f"under {policy.min_row_share:.0%}",
+                "clock_step", f"{name}: wall time falls by {fall:.1f} s while t_mono_ns rises"
             )
-        gap = _largest_gap_s(rows.t_wall_ns)
-        if gap is not None and gap > policy.max_gap_s:
-            findings.add(
-                "source_gap",
-                f"{source.name}: {gap:.1f} s without a row, over {policy.max_gap_s:g} s",
-            )
-    for place, times in (("first", first), ("last", last)):
-        if (
-            times
-            and max(times.values()) - min(times.values()) > policy.max_source_offset_s * NS_PER_S
-        ):
-            middle = float(np.median(list(times.values())))
-            name = max(times, key=lambda source: abs(times[source] - middle))
+        if polled:
+            _check_presence(name, episode, policy, findings)
+    _check_offsets(episode, policy, findings)
+    polled_usage = [episode.usage[source.name] for source in _POLLED]
+    if all(usage.absence for usage in polled_usage) and any(
+        usage.absence == "outside" for usage in polled_usage
+    ):
+        findings.add("no_trusted_clock", "no polled source has its rows within the episode")
+
+
+def _absence(usage: Usage) -> str:
+    """Why a source counts as absent."""
+    n_rows = usage.n_rows - usage.n_repeated
+    return {
+        "no_rows": "no rows",
+        "outside": f"{usage.n_outside} of {n_rows} rows lie over {MARGIN_S} s outside the start "
+        f"and end in {META_FILE}; its clock is wrong",
+        "no_values": f"no usable value in {n_rows} rows",
+        None: "",
+    }[usage.absence]
+
+
+def _check_presence(
+    name: str, episode: Episode, policy: ValidationPolicy, findings: _Findings
+) -> None:
+    share = _coverage(name, episode)
+    if share is not None and share < policy.min_row_share:
+        findings.add(
+            "rows_missing",
+            f"{name}: {share:.0%} of the rows expected, under {policy.min_row_share:.0%}",
+        )
+    gap = _largest_gap_s(_times(episode.sources[name]))
+    if gap is not None and gap > policy.max_gap_s:
+        findings.add(
+            "source_gap", f"{name}: {gap:.1f} s without a row, over {policy.max_gap_s:g} s"
+        )
+
+
+def _check_offsets(episode: Episode, policy: ValidationPolicy, findings: _Findings) -> None:
+    times = {source.name: _times(episode.sources[source.name]) for source in _POLLED}
+    times = {name: t for name, t in times.items() if len(t)}
+    for place, end in (("first", np.min), ("last", np.max)):
+        ends = {name: int(end(t)) for name, t in times.items()}
+        if ends and max(ends.values()) - min(ends.values()) > policy.max_source_offset_s * NS_PER_S:
+            middle = float(np.median(list(ends.values())))
+            name = max(ends, key=lambda source: abs(ends[source] - middle))
             findings.add(
                 "source_offset",
                 f"{name}: its {place} row is over {policy.max_source_offset_s:g} s away from "
                 "the other sources'",
             )
-    if not len(episode.sources["netflow"]):
-        findings.add("netflow_absent", "netflow: no rows")
 
 
 def _record(
@@ -391,6 +486,7 @@ def _record(
     meta = episode.meta if episode else {}
     duration = _duration_s(meta)
     sources = episode.sources if episode else {}
+    usage = episode.usage if episode else {}
     row = stored.index_rows[0] if stored.index_rows else None
     return Record(
         episode_id=stored.episode_id,
@@ -398,10 +494,11 @@ def _record(
         batch=stored.batch,
         verdict=findings.verdict,
         reasons=tuple(code for code, _ in findings.reasons),
-        details=tuple(detail for _, detail in findings.reasons),
+        details=tuple(_writable(detail) for _, detail in findings.reasons),
         flags=tuple(findings.flags),
         sample_name=_typed(meta, "sample.name", str),
-        sample_sha256=_typed(meta, "sample.sha256", str),
+        sample_sha256=_hash(meta, "sample.sha256"),
+        image_sha256=_hash(meta, "vm.image_sha256") or "",
         profile=_typed(meta, "sample.profile", str),
         tier=_typed(meta, "experiment.tier", int),
         synthetic=meta.get("synthetic") is True,
@@ -415,10 +512,12 @@ def _record(
         started_at_wall_ns=_typed(meta, "started_at_wall_ns", int),
         ended_at_wall_ns=_typed(meta, "ended_at_wall_ns", int),
         duration_s=duration,
-        rows={name: len(sources[name]) if name in sources else 0 for name in SOURCES},
+        rows={name: usage[name].n_rows if usage else 0 for name in SOURCES},
+        rows_repeated={name: usage[name].n_repeated if usage else 0 for name in SOURCES},
+        rows_outside={name: usage[name].n_outside if usage else 0 for name in SOURCES},
         coverage={name: _coverage(name, episode) if episode else None for name in SOURCES},
         largest_gap_s={
-            name: _largest_gap_s(sources[name].t_wall_ns) if name in sources else None
+            name: _largest_gap_s(_times(sources[name])) if name in sources else None
             for name in SOURCES
         },
         unusable_values={
@@ -439,9 +538,20 @@ def _typed(meta: dict[str, Any], path: str, kind: type) -> Any:
     value = _dig(meta, path)
     if kind is int:
         return value if is_int64(value) else None
-    if isinstance(value, str):  # JSON allows lone surrogates, tables do not
-        value = value.encode("utf-8", "replace").decode()
+    if isinstance(value, str):
+        value = _writable(value)
     return value if isinstance(value, kind) else None
+
+
+def _writable(text: str) -> str:
+    """The text as a table can hold it: JSON allows half a character (a lone surrogate)."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _hash(meta: dict[str, Any], path: str) -> str | None:
+    """A hash in one spelling, so that equal contents have equal hashes."""
+    value = _typed(meta, path, str)
+    return value.lower() if isinstance(value, str) else None
 
 
 def _duration_s(meta: dict[str, Any]) -> float | None:
@@ -462,10 +572,22 @@ def _coverage(name: str, episode: Episode) -> float | None:
     rate, duration = SOURCES[name].expected_hz, _duration_s(episode.meta)
     if rate is None or duration is None or duration <= 0:
         return None
-    return len(episode.sources[name]) / (rate * duration)
+    return len(_times(episode.sources[name])) / (rate * duration)
 
 
-def _largest_gap_s(t_wall_ns: np.ndarray) -> float | None:
+def _times(rows: Rows) -> NDArray[np.int64]:
+    """When a source was present: the times of the rows that have values."""
+    return rows.t_wall_ns[has_values(rows)]
+
+
+def _largest_fall_s(rows: Rows) -> float:
+    """The most by which wall time falls from one row to the next in the file while mono rises."""
+    wall, mono = rows.t_wall_ns[rows.has_mono], rows.t_mono_ns[rows.has_mono]
+    falls = (wall[:-1] - wall[1:])[mono[1:] > mono[:-1]]
+    return max(0.0, float(falls.max(initial=0)) / NS_PER_S)
+
+
+def _largest_gap_s(t_wall_ns: NDArray[np.int64]) -> float | None:
     if len(t_wall_ns) < 2:
         return None
     return float(np.diff(np.sort(t_wall_ns)).max()) / NS_PER_S

@@ -37,20 +37,70 @@ class Grid:
     bin_ns: int
     n_bins: int
 
+    @property
+    def end_ns(self) -> int:
+        return self.origin_ns + self.n_bins * self.bin_ns
+
+
+MIN_RUN = 10
+"""Rows that ``t_mono_ns`` must agree on before it is believed: a second of netflow."""
+
+
+class CoarseClock:
+    """Recovers the instants of rows whose wall time was written in whole seconds.
+
+    ``d = t_wall - t_mono`` is a constant less a truncation in [0, 1) s. A run of rows ends where
+    ``d`` changes by 1 s or more: the collector restarted, or a value is wrong. The maximum of ``d``
+    over a run is closest to its constant. No row leaves the second that it states.
+    """
+
+    def __init__(self) -> None:
+        self._last: int | None = None  # d of the last row
+        self._lengths = np.zeros(0, dtype=np.int64)  # (n_runs,)
+        self._offsets = np.zeros(0, dtype=np.int64)  # (n_runs,)
+
+    def add(self, rows: Rows) -> NDArray[np.int64]:
+        """The run of each row, -1 for one without ``t_mono_ns``; rows come in file order."""
+        run = np.full(len(rows), -1, dtype=np.int64)
+        d = (rows.t_wall_ns - rows.t_mono_ns)[rows.has_mono]
+        if not len(d):
+            return run
+        change = np.diff(d, prepend=d[0] if self._last is None else self._last)
+        breaks = (change >= NS_PER_S) | (change <= -NS_PER_S)
+        breaks[0] |= self._last is None
+        number = len(self._lengths) - 1 + np.cumsum(breaks)
+        more = int(number[-1]) + 1 - len(self._lengths)
+        lowest = np.iinfo(np.int64).min
+        self._lengths = np.append(self._lengths, np.zeros(more, dtype=np.int64))
+        self._offsets = np.append(self._offsets, np.full(more, lowest, dtype=np.int64))
+        np.add.at(self._lengths, number, 1)
+        np.maximum.at(self._offsets, number, d)
+        self._last = int(d[-1])
+        run[rows.has_mono] = number
+        return run
+
+    def instants(self, rows: Rows, run: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The Unix time in ns of rows, with their runs as ``add`` gave them."""
+        wall = rows.t_wall_ns
+        if not len(self._lengths):
+            return wall
+        later = self._offsets[run] - (wall - rows.t_mono_ns)
+        fits = (run >= 0) & (self._lengths[run] >= MIN_RUN) & (later >= 0) & (later < NS_PER_S)
+        return wall + np.where(fits, later, 0)
+
 
 def instants(source: str, rows: Rows) -> NDArray[np.int64]:
     """The Unix time in ns of each row of a source, also if it was written in whole seconds.
 
-    ``t_wall - t_mono`` is a constant less a truncation in [0, 1) s; its maximum over the episode
-    is closest to the constant. If any row has a finer wall time, all are returned unchanged.
+    If any row has a finer wall time, all are returned unchanged.
+
+    Args:
+        rows: in file order.
     """
-    wall = rows.t_wall_ns
-    if not SOURCES[source].clock_may_be_coarse or not np.any(rows.has_mono):
-        return wall
-    if np.any(wall % NS_PER_S):
-        return wall
-    offset = (wall - rows.t_mono_ns)[rows.has_mono].max()
-    return np.where(rows.has_mono, rows.t_mono_ns + offset, wall)
+    if not SOURCES[source].clock_may_be_coarse or np.any(rows.t_wall_ns % NS_PER_S):
+        return rows.t_wall_ns
+    clock = CoarseClock()
+    return clock.instants(rows, clock.add(rows))
 
 
 def make_grid(label_t_wall_ns: NDArray[np.int64], sources: Mapping[str, Rows], bin_ns: int) -> Grid:

@@ -11,7 +11,13 @@ from episodes.format import SOURCES
 from features.alignment import align, make_grid
 from features.relative import running_median, window_means
 from features.summary import summarise
-from features.windows import WindowTable, label_windows, onset_s, source_coverage
+from features.windows import (
+    WindowTable,
+    label_windows,
+    onset_s,
+    source_coverage,
+    window_jobs,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,6 +39,7 @@ class Extracted:
     baseline: NDArray[np.float32]  # (n_windows, n_features) of the features, see features.relative
     level: NDArray[np.float32]  # (n_windows, n_channels) baseline of the series
     onset_s: float | None  # of the attack; None: no attack
+    jobs: NDArray[np.str_]  # (n_windows,) benign job under way; empty: none
 
 
 def extract(episode: Episode, layout: Layout) -> Extracted:
@@ -54,4 +61,5 @@ def extract(episode: Episode, layout: Layout) -> Extracted:
         level=running_median(means, layout.window.horizon_windows),
         coverage=source_coverage(series, windows.start_bin, layout, SOURCE_NAMES),
         onset_s=onset_s(episode.labels, grid),
+        jobs=window_jobs(episode.jobs, windows.start_bin, grid, layout.window),
     )

@@ -5,6 +5,7 @@ The meaning of files is not known here.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -51,6 +52,20 @@ def check_may_write() -> None:
     _may_write.get()()
 
 
+_NOT_OFFERED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM}
+"""What a file system answers that has no such operation; CIFS, vboxsf and FUSE are examples."""
+
+
+@contextmanager
+def where_offered() -> Iterator[None]:
+    """Do without an operation on files that not every file system offers: fsync, chmod."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED:
+            raise
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the whole old content or the whole new one.
 
@@ -63,14 +78,17 @@ def write_atomically(path: Path, content: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
+            with where_offered():
+                os.fsync(file.fileno())
+        with where_offered():
+            Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     handle = os.open(path.parent, os.O_RDONLY)
     try:  # makes the rename durable
-        os.fsync(handle)
+        with where_offered():
+            os.fsync(handle)
     finally:
         os.close(handle)

@@ -41,6 +41,7 @@ _WINDOW_FIELDS = [
     ("host_id", pa.string()),
     ("sample_sha256", pa.string()),
     ("sample_name", pa.string()),
+    ("image_sha256", pa.string()),  # of the VM's image; empty: not stated
     ("profile", pa.string()),
     ("verdict", pa.string()),
     ("synthetic", pa.bool_()),
@@ -50,6 +51,7 @@ _WINDOW_FIELDS = [
     ("start_s", pa.float64()),
     ("label", pa.string()),
     ("purity", pa.float32()),
+    ("job", pa.string()),  # benign job under way; empty: none
     ("onset_s", pa.float64()),  # of the episode's attack, exact; null: no attack
     *((f"coverage_{source}", pa.float32()) for source in SOURCE_NAMES),
     ("shard", pa.int32()),
@@ -109,6 +111,7 @@ class ShardWriter:
             "start_s": windows.start_s.tolist(),
             "label": windows.label.tolist(),
             "purity": windows.purity.tolist(),
+            "job": extracted.jobs.tolist(),
             "onset_s": [extracted.onset_s] * len(windows),
             "shard": [self._shard] * len(windows),
             "first_bin": (self._bins + windows.start_bin).tolist(),

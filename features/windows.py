@@ -13,9 +13,11 @@ import numpy as np
 from episodes.format import INFECTED, NS_PER_S
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-    from episodes.reading import Moments
+    from episodes.reading import Job, Moments
     from features.alignment import Grid
     from features.registry import Layout, WindowSpec
 
@@ -68,6 +70,37 @@ def onset_s(labels: Moments, grid: Grid) -> float | None:
     in_force = dict(zip(labels.t_wall_ns.tolist(), labels.names, strict=True))
     onsets = [instant for instant, phase in in_force.items() if phase in INFECTED]
     return (min(onsets) - grid.origin_ns) / NS_PER_S if onsets else None
+
+
+def window_jobs(
+    jobs: Sequence[Job], starts: NDArray[np.int64], grid: Grid, window: WindowSpec
+) -> NDArray[np.str_]:
+    """The benign job under way in each window, ``(n_windows,)``; empty: none.
+
+    Of several it is the one that overlaps the window for the longest time; of these, the one that
+    started first. A job lasts from the first label if its start was not recorded, and to the end of
+    the grid if its end was not.
+
+    Args:
+        starts: first bin of each window.
+    """
+    spans = sorted(
+        (
+            grid.origin_ns if job.start_ns is None else job.start_ns,
+            grid.end_ns if job.end_ns is None else job.end_ns,
+            job.name,
+        )
+        for job in jobs
+    )
+    begin = grid.origin_ns + starts * grid.bin_ns
+    end = begin + window.n_bins * grid.bin_ns
+    longest = np.zeros(len(starts), dtype=np.int64)
+    names = np.full(len(starts), "", dtype=object)
+    for job_start, job_end, name in spans:
+        overlap = np.clip(job_end, begin, end) - np.clip(job_start, begin, end)
+        longer = overlap > longest
+        longest[longer], names[longer] = overlap[longer], name
+    return names.astype(np.str_)
 
 
 def window_views(series: NDArray[np.float32], window: WindowSpec) -> NDArray[np.float32]:

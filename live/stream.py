@@ -14,7 +14,7 @@ import numpy as np
 
 from episodes.format import NS_PER_S, SOURCES
 from episodes.jsonl import Rows, parse_rows
-from features.alignment import Grid, align
+from features.alignment import CoarseClock, Grid, align
 from features.relative import RunningMedian, summary_inputs, tensor_inputs, window_means
 from features.summary import summarise
 
@@ -43,7 +43,8 @@ class LiveWindows:
 
     Rows must arrive within ``max_age_ms`` of each other's times: a window is finished when a polled
     source is that far past its end, because no later row can then change it. Until its first row a
-    source is missing; batch code, which has the whole episode, may give 0.
+    source is missing; batch code, which has the whole episode, may give 0. It also knows the
+    episode's bounds, and all lines of a source: here lines are compared within one ``push``.
 
     Args:
         origin_ns: wall time at which the grid starts; in an episode that of its earliest label.
@@ -55,12 +56,12 @@ class LiveWindows:
         self._rows: dict[str, Rows] = {}
         self._next_bin = 0
         self._last_polled = origin_ns
-        # a coarse clock is recovered from the largest wall - mono seen since the start
-        self._offset: dict[str, int] = {}
         self._baseline, self._level = (
             RunningMedian(layout.window.horizon_windows) for _ in range(2)
         )
-        self._coarse = {s.name: s.clock_may_be_coarse for s in SOURCES.values()}
+        # of each source whose clock has been coarse so far: its clock, and the runs of its rows
+        self._coarse = {s.name: CoarseClock() for s in SOURCES.values() if s.clock_may_be_coarse}
+        self._runs = dict.fromkeys(self._coarse, np.zeros(0, dtype=np.int64))
 
     def push(self, source: str, lines: bytes) -> Iterator[LiveWindow]:
         """Take lines of one source, in any order; yields the windows they finish."""
@@ -68,12 +69,12 @@ class LiveWindows:
         rows = parse_rows(lines, self._layout.fields[source], spec.tag)
         if not len(rows):
             return
-        if self._coarse[source]:
-            self._coarse[source] = not np.any(rows.t_wall_ns % NS_PER_S) and bool(
-                np.all(rows.has_mono)
-            )
-            offset = int((rows.t_wall_ns - rows.t_mono_ns).max())
-            self._offset[source] = max(offset, self._offset.get(source, offset))
+        if source in self._coarse:
+            if np.any(rows.t_wall_ns % NS_PER_S):
+                del self._coarse[source]
+            else:
+                runs = self._coarse[source].add(rows)
+                self._runs[source] = np.append(self._runs[source], runs)
         known = self._rows.get(source)
         self._rows[source] = rows if known is None else _joined(known, rows)
         if spec.expected_hz:
@@ -107,8 +108,8 @@ class LiveWindows:
 
     def _on_clock(self) -> dict[str, Rows]:
         return {
-            name: replace(rows, t_wall_ns=rows.t_mono_ns + self._offset[name])
-            if self._coarse[name]
+            name: replace(rows, t_wall_ns=self._coarse[name].instants(rows, self._runs[name]))
+            if name in self._coarse
             else rows
             for name, rows in self._rows.items()
         }
@@ -120,6 +121,8 @@ class LiveWindows:
             if not len(keep):
                 keep = np.array([int(rows.t_wall_ns.argmax())])
             self._rows[name] = self._rows[name].take(keep)
+            if name in self._coarse:
+                self._runs[name] = self._runs[name][keep]
 
 
 def _joined(first: Rows, second: Rows) -> Rows:

@@ -64,7 +64,7 @@ class Datasets(FolderStage):
     """Windows of all batches with their split: a table over the shards, never a copy of data."""
 
     name = "datasets"
-    version = "1"
+    version = "2"
     partition = "recipe"
     job = "retrain"
     docs = "evaluation.md"
@@ -160,6 +160,7 @@ class Datasets(FolderStage):
             "tested",
             "untested_profiles": untested,
             "excluded_episodes": facts["excluded"],
+            "excluded_windows": facts["excluded_windows"],
             "validation_index_digest": facts["validation_index_digest"],
             "roster": {split: splits[split]["windows_by_phase"] for split in SPLITS},
             **{f"{split}_windows": splits[split]["windows"] for split in SPLITS},

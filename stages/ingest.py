@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from episodes.environment import MachineError, retried
 from episodes.format import PHASES, SOURCES
 from episodes.validation import VERDICTS, Record, summary_line, validate, where
 from features.alignment import AlignmentError
@@ -64,7 +66,7 @@ class Ingest(Stage):
     """Validates a batch's episodes and writes its shards, each episode read once."""
 
     name = "ingest"
-    version = "2"  # not raised for new wording of a verdict's details: codes and numbers count
+    version = "3"  # not raised for new wording of a verdict's details: codes and numbers count
     partition = "batch"
     job = "ingest"
     docs = "data-format.md"
@@ -261,6 +263,10 @@ def ingest_batch(
 
     One episode is in memory at a time. Shards hold the accepted and the degraded episodes; the
     index holds all of them.
+
+    Raises:
+        MachineError: an episode could not be read or extracted, for no fault of its own.
+        OSError: an output could not be written.
     """
     identity = batch_fingerprint(episodes, policy, layout)
     records: list[Record] = []
@@ -272,9 +278,11 @@ def ingest_batch(
             record, episode = validate(stored, policy, layout.fields)
             if record.usable and episode is not None:
                 try:
-                    extracted = extract(episode, layout)
+                    extracted = retried(partial(extract, episode, layout), stored.path)
                 except AlignmentError as error:
                     record = record.with_reason("schema", str(error))
+                except MachineError:
+                    raise
                 except Exception as error:  # the sweep goes on
                     record = record.with_reason("unforeseen_error", where(error))
                 else:

@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.files import check_may_write, file_sha256, fingerprint, write_atomically
+from features.files import (
+    check_may_write,
+    file_sha256,
+    fingerprint,
+    where_offered,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,7 +124,7 @@ class Draft:
             digest = file_sha256(written)
             name = f"{role}.{digest[:12]}{suffix}"
             files[role] = {"name": name, "sha256": digest, "bytes": written.stat().st_size}
-            with written.open("rb") as content:
+            with written.open("rb") as content, where_offered():
                 os.fsync(content.fileno())
             written.replace(self._folder / name)
         manifest = write_manifest(Manifest(self._folder, fingerprint, files, facts))

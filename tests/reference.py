@@ -1,7 +1,7 @@
 """The numeric rules a second time, deliberately slow and plain, as something to compare with.
 
-Written from the data format document alone, from "Clocks" to "From rows to the grid to windows",
-without a look at the product's own code. One loop a rule; nothing here is meant to be fast.
+Written from the data format document alone, from "Clocks" to "Rules that part 5 adds", without a
+look at the product's own code. One loop a rule; nothing here is meant to be fast.
 """
 
 from __future__ import annotations
@@ -67,9 +67,15 @@ def number(value: Any) -> float:
 
 
 def read_rows(content: bytes) -> list[dict[str, Any]]:
-    """The rows that are JSON objects with an integer ``t_wall_ns``, in file order."""
-    rows = []
+    """The rows that are JSON objects with an integer ``t_wall_ns``, in file order.
+
+    Of lines that are equal byte for byte the first counts.
+    """
+    rows, lines = [], set()
     for line in content.split(b"\n"):
+        if line in lines:
+            continue
+        lines.add(line)
         try:
             row = json.loads(line.decode())
         except ValueError:
@@ -79,14 +85,44 @@ def read_rows(content: bytes) -> list[dict[str, Any]]:
     return rows
 
 
+def rows_that_count(
+    rows: list[dict[str, Any]], source: str, meta: dict[str, Any] | None
+) -> list[dict[str, Any]]:
+    """The rows within the episode; none if over 1 % lie outside, or if none says anything."""
+    inside = rows
+    if meta is not None:
+        first, last = meta["started_at_wall_ns"] - 2 * SECOND, meta["ended_at_wall_ns"] + 2 * SECOND
+        inside = [row for row in rows if first <= row["t_wall_ns"] <= last]
+    if 100 * (len(rows) - len(inside)) > len(rows):
+        return []
+    names = [name.split(".")[1] for name in CHANNELS if name.startswith(source + ".")]
+    says = any(not math.isnan(number(row.get(name))) for row in inside for name in names)
+    return inside if says else []
+
+
 def netflow_instants(rows: list[dict[str, Any]]) -> list[int]:
-    """Wall instants; where all are whole seconds, ``t_mono`` plus the largest difference."""
+    """Wall instants; where all are whole seconds, recovered run by run."""
     walls = [row["t_wall_ns"] for row in rows]
     if any(wall % SECOND for wall in walls):
         return walls
-    monos = [row["t_mono_ns"] for row in rows]
-    offset = max((wall - mono for wall, mono in zip(walls, monos, strict=True)), default=0)
-    return [mono + offset for mono in monos]
+    runs: list[list[int]] = []  # positions of rows
+    before = None
+    for i, row in enumerate(rows):
+        if not is_int(row.get("t_mono_ns")):
+            continue
+        difference = row["t_wall_ns"] - row["t_mono_ns"]
+        if before is None or abs(difference - before) >= SECOND:
+            runs.append([])
+        runs[-1].append(i)
+        before = difference
+    instants = list(walls)
+    for run in runs:
+        offset = max(walls[i] - rows[i]["t_mono_ns"] for i in run)
+        for i in run:
+            recovered = rows[i]["t_mono_ns"] + offset
+            if len(run) >= 10 and 0 <= recovered - walls[i] < SECOND:
+                instants[i] = recovered
+    return instants
 
 
 def level(points: list[tuple[int, float]], n_bins: int) -> list[float]:
@@ -151,7 +187,11 @@ def reference(members: dict[str, bytes]) -> Result:
     def phase_at(time: int) -> str:
         return labels[bisect_right(since, time) - 1]["phase"]
 
-    sources = {name: read_rows(members.get(file, b"")) for name, file in FILES.items()}
+    meta = json.loads(members["meta.json"]) if "meta.json" in members else None
+    sources = {
+        name: rows_that_count(read_rows(members.get(file, b"")), name, meta)
+        for name, file in FILES.items()
+    }
     instants = {name: [row["t_wall_ns"] for row in rows] for name, rows in sources.items()}
     instants["netflow"] = netflow_instants(sources["netflow"])
     ends = [t for name in ("proc", "qmp", "guest") for t in instants[name]] or instants["netflow"]

@@ -457,6 +457,20 @@ def test_the_facts_are_those_of_the_table(recipe: str):
     assert facts["untested_profiles"] == sorted(set(PROFILES) - tested)
 
 
+def test_a_window_without_a_value_takes_no_part_and_is_counted():
+    windows = windows_of(corpus()).with_row_index("n")
+    silent, half = pl.col("n") % 7 == 0, pl.col("n") % 7 == 1
+    windows = windows.with_columns(
+        coverage_proc=pl.when(silent | half).then(0.0).otherwise("coverage_proc"),
+        coverage_guest=pl.when(silent).then(0.0).otherwise("coverage_guest"),
+    )
+    whole, _ = build_table(windows_of(corpus()), "host", POLICY)
+    got, facts = build_table(windows, "host", POLICY)
+    assert not (got["n"] % 7 == 0).any()
+    assert facts["excluded_windows"] == len(whole) - len(got) > 0
+    assert sum(facts["splits"][split]["windows"] for split in SPLITS) == len(got)
+
+
 def test_a_profile_is_tested_only_where_it_runs_infected():
     windows = windows_of(corpus()).filter(
         ~(

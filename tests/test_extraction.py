@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import pack
+from builders import REMOVED, pack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import CHANNELS, FILES, LEVELS, STATS, Result, reference
@@ -18,12 +18,18 @@ from reference import CHANNELS, FILES, LEVELS, STATS, Result, reference
 from episodes.archive import read_members, read_packed
 from episodes.format import FAILED, PHASES, SOURCES
 from episodes.jsonl import Rows, parse_rows
-from episodes.reading import Moments, read_episode
+from episodes.reading import Moments, parse_episode, read_episode
 from features.alignment import AlignmentError, Grid, align, instants, make_grid
 from features.extraction import Extracted, extract
 from features.registry import LAYOUT, Channel, Layout
 from features.summary import summarise
-from features.windows import label_windows, onset_s, source_coverage, window_views
+from features.windows import (
+    label_windows,
+    onset_s,
+    source_coverage,
+    window_jobs,
+    window_views,
+)
 
 STORE = Path(__file__).resolve().parent.parent / "data" / "store" / "episodes"
 MS = 1_000_000
@@ -96,26 +102,36 @@ def messy_members(rng: random.Random) -> dict[str, bytes]:
     ]
     rng.shuffle(labels)
     members = {"labels.jsonl": "".join(json.dumps(row) + "\n" for row in labels).encode()}
+    if rng.random() < 0.7:  # some rows may lie outside, under and over 1 %
+        ended = origin + rng.choice([30 * S, 23 * S, 22_700 * MS, 22_500 * MS])
+        meta = {"started_at_wall_ns": origin - rng.randrange(2 * S), "ended_at_wall_ns": ended}
+        members["meta.json"] = json.dumps(meta).encode()
     for source, file in FILES.items():
         if rng.random() < 0.15:
             continue
         lines, total = [], rng.choice([0, 10**9, 2**53])
         time = origin - rng.randrange(2 * S)
         coarse, phase = source == "netflow" and rng.random() < 0.6, rng.randrange(BIN)
+        boot, silent = 7777 * S, rng.random() < 0.1
         while time < origin + 25 * S:
             usual = BIN + rng.randrange(-2 * MS, 2 * MS)
             time += rng.choices([usual, BIN, 0, 1, S, S + 1, 3 * S], [90, 9, 2, 1, 1, 1, 1])[0]
             at = time - (time - phase) % BIN if coarse else time
-            row = {"t_wall_ns": at - at % S if coarse else at, "t_mono_ns": at - origin + 7777 * S}
+            boot += rng.choices([0, S, -S // 2, 3600 * S], [200, 1, 1, 1])[0]  # of the collector
+            row = {"t_wall_ns": at - at % S if coarse else at, "t_mono_ns": at - origin + boot}
+            if rng.random() < 0.005:
+                row["t_mono_ns"] = rng.choice([-1, 0, row["t_mono_ns"] // 1000])
             total += rng.choice([0, 0, 1, 1000, 10**6])
             total = rng.choice([0, total // 2]) if rng.random() < 0.005 else total
             for name in (name for name in CHANNELS if name.startswith(source + ".")):
                 value = rng.choice([0, 0.1, total * 0.3]) if name in LEVELS else total
                 odd = [None, "7", True, NAN, -math.inf, [1], 10**400, {}]
-                row[name.split(".")[1]] = rng.choice(odd) if rng.random() < 0.005 else value
+                row[name.split(".")[1]] = (
+                    rng.choice(odd) if silent or rng.random() < 0.005 else value
+                )
             if rng.random() < 0.02:
                 del row[rng.choice(list(row)[2:])]
-            lines.append(json.dumps(row) + "\n")
+            lines += [json.dumps(row) + "\n"] * rng.choices([1, 2], [50, 1])[0]
             if rng.random() < 0.01:
                 lines.append(rng.choice(["\n", "{}\n", "[1]\n", '{"t_wall_ns": 17\n', "\u00e9\n"]))
         for _ in range(rng.randrange(20)):
@@ -125,7 +141,7 @@ def messy_members(rng: random.Random) -> dict[str, bytes]:
     return members
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(40))
 def test_messy_episode_agrees_with_the_reference(seed, tmp_path):
     members = messy_members(random.Random(seed))
     path = tmp_path / "messy.tar.zst"
@@ -293,9 +309,23 @@ def test_problems_are_named_by_line_and_limited():
     bad = [good.replace(b"proc", b"qmp"), good.replace(b"true", b"1"), b"nonsense\n"]
     rows = parse_rows(b"\n" + good + b"".join(bad) + good * 2, (), TAG)
     assert [text.split(":")[0] for text in rows.problems] == ["line 3", "line 4", "line 5"]
-    assert (len(rows), rows.n_malformed) == (5, 1)
+    assert (len(rows), rows.n_malformed, rows.n_repeated) == (3, 1, 2)
     many = parse_rows(b"nonsense\n" * 30, (), TAG, max_problems=5)
     assert (len(many.problems), many.n_malformed) == (6, 30)
+
+
+@quick
+@given(rngs)
+def test_equal_lines_count_once(rng):
+    lines = [some_line(rng) for _ in range(8)]
+    lines += [line.replace(b":1", b": 1", 1) for line in lines]  # equal times, other bytes
+    lines = rng.choices(lines, k=30)
+    rows, once = (parse_rows(b"\n".join(x), FIELDS, TAG) for x in (lines, dict.fromkeys(lines)))
+    assert rows.t_wall_ns.tolist() == once.t_wall_ns.tolist()
+    np.testing.assert_array_equal(rows.values, once.values)
+    assert rows.absent.tolist() == once.absent.tolist()
+    well_formed = sum(len(parse_rows(line, FIELDS, TAG)) for line in lines)
+    assert (rows.n_repeated, once.n_repeated) == (well_formed - len(rows), 0)
 
 
 # --- from rows to the grid
@@ -475,7 +505,9 @@ def netflow(at: list[int], boot: int, precision: int) -> Rows:
     return parse_rows(content, LAYOUT.fields["netflow"], "bridge_pcap")
 
 
-buckets = st.lists(st.integers(-20, 300), min_size=1, max_size=40, unique=True)
+# ten rows at least, with the one that each test puts first
+bins = st.integers(-20, 300).filter(lambda j: j != 100)
+buckets = st.lists(bins, min_size=9, max_size=40, unique=True)
 boots = st.integers(0, 10**6).map(lambda seconds: seconds * S + 123_456_789)
 
 
@@ -507,9 +539,62 @@ def test_one_finer_instant_and_no_clock_is_touched(at, odd, boot):
 
 
 def test_netflow_row_without_a_monotonic_clock_keeps_its_second():
-    rows = netflow([0, 1234 * MS, 2345 * MS], 77 * S, S)
-    rows = replace(rows, t_mono_ns=rows.t_mono_ns * [1, 1, 0], has_mono=np.array([1, 1, 0], bool))
-    assert (instants("netflow", rows) - ORIGIN).tolist() == [0, 1234 * MS, 2 * S]
+    at = [0, 1234 * MS, 2345 * MS, *range(3 * S, 4 * S, BIN)]
+    rows = netflow(at, 77 * S, S)
+    has_mono = np.arange(len(at)) != 2
+    rows = replace(rows, t_mono_ns=rows.t_mono_ns * has_mono, has_mono=has_mono)
+    assert (instants("netflow", rows) - ORIGIN).tolist() == [*at[:2], 2 * S, *at[3:]]
+
+
+def with_mono(at: list[int], mono: list[int]) -> Rows:
+    """Whole-second netflow with a monotonic clock of its own."""
+    return replace(netflow(at, 0, S), t_mono_ns=np.array(mono, dtype=np.int64))
+
+
+TENTHS = [j * BIN for j in range(95)]
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        # the monotonic clock, and which of 95 rows keep the second that they state
+        (lambda mono: mono, []),
+        (lambda mono: mono[:40] + [m - mono[40] for m in mono[40:]], []),  # restarted
+        (lambda mono: mono[:40] + [m + 3600 * S for m in mono[40:]], []),  # suspended
+        (lambda mono: [m % (5 * S) for m in mono], []),  # wraps
+        (lambda _: [0] * 95, range(95)),  # stands still
+        (lambda mono: [*mono[:50], -1, *mono[51:]], [50]),
+        (lambda mono: [*mono[:50], mono[50] - S, *mono[51:]], [50]),
+        (lambda mono: [*mono[:5], -1, *mono[6:]], range(6)),  # five rows are no run
+        (lambda mono: [*mono[:86], 2**63 - 1, *mono[87:]], range(86, 95)),  # nor are eight
+        (lambda mono: [-(2**63), *mono[1:]], [0]),
+        (lambda mono: [m + i % 2 * 2 * S for i, m in enumerate(mono)], range(95)),
+    ],
+)
+def test_a_monotonic_clock_is_believed_where_it_fits(change, kept):
+    rows = with_mono(TENTHS, change([t + 77 * S for t in TENTHS]))
+    want = [t - t % S if i in kept else t for i, t in enumerate(TENTHS)]
+    assert (instants("netflow", rows) - ORIGIN).tolist() == want
+
+
+@quick
+@given(rngs, st.sampled_from([1, 1000, 10**6, 10**9]))
+def test_no_row_leaves_the_second_that_it_states(rng, unit):
+    mono = [(t + 77 * S) // unit for t in TENTHS]
+    for _ in range(rng.randrange(5)):
+        i, by = rng.randrange(95), rng.choice([S, -S, S // 2, 3600 * S, 2**62, -(2**62)])
+        mono = [*mono[:i], *(m + by for m in mono[i : i + rng.choice([1, 5, 95])]), *mono][:95]
+    rows = with_mono(TENTHS, [max(-(2**63), min(m, 2**63 - 1)) for m in mono])
+    later = instants("netflow", rows) - rows.t_wall_ns
+    assert later.min() >= 0
+    assert later.max() < S
+
+
+@pytest.mark.parametrize(("n_rows", "recovered"), [(9, False), (10, True)])
+def test_ten_rows_are_a_run(n_rows, recovered):
+    at = [j * BIN for j in range(n_rows)]
+    got = instants("netflow", netflow(at, 5 * S, S)) - ORIGIN
+    assert got.tolist() == (at if recovered else [0] * n_rows)
 
 
 @pytest.mark.parametrize("precision", [1, S])
@@ -551,7 +636,8 @@ def test_grid_ends_with_netflow_only_where_it_is_alone():
     labels = np.array([ORIGIN])
     alone = {"guest": rows_of("guest", []), "netflow": netflow([300 * MS, 2 * S], 77, S)}
     assert make_grid(labels, alone, BIN).n_bins == 20
-    late = netflow([0, 2900 * MS], 77, S)  # the recovered instant counts, not the written one
+    tenths = range(0, S, BIN)
+    late = netflow([*tenths, 2900 * MS], 77, S)  # the recovered instant counts, not the written
     assert make_grid(labels, {"netflow": late}, BIN).n_bins == 29
     assert make_grid(labels, {}, BIN).n_bins == 0
 
@@ -618,6 +704,51 @@ def test_of_labels_at_one_instant_the_last_wins():
 )
 def test_the_onset_is_the_first_label_of_an_infected_phase(labels, expected):
     assert onset_s(moments(*labels), Grid(ORIGIN, BIN, 100)) == expected
+
+
+@pytest.mark.parametrize(
+    ("events", "jobs"),
+    [
+        # windows begin at 0, 5 and 10 s
+        ([], ["", "", ""]),
+        ([(3, "start", "a"), (4, "end", "a")], ["a", "", ""]),
+        ([(4, "end", "a"), (3, "start", "a")], ["a", "", ""]),  # in whatever order they stand
+        ([(10, "start", "a"), (11, "end", "a")], ["", "a", "a"]),
+        ([(1, "start", "a"), (4, "end", "a"), (6, "start", "b"), (10, "end", "b")], list("bb ")),
+        ([(1, "start", "a"), (6, "start", "b"), (9, "end", "b"), (4, "end", "a")], list("ab ")),
+        ([(2, "start", "a"), (1, "start", "b"), (4, "end", "b"), (5, "end", "a")], list("b  ")),
+        ([(12, "start", "a")], ["", "a", "a"]),  # to the end of the episode
+        ([(6, "end", "a")], ["a", "a", ""]),  # from the first label
+        ([(6, "end", "a"), (-3, "start", "b"), (7, "end", "b")], list("bb ")),
+        ([(-3, "start", "a"), (0, "end", "a"), (20, "start", "b")], ["", "", ""]),
+        ([(3, "start", "a"), (3, "end", "a")], ["", "", ""]),
+        ([(1, "start", "a"), (2, "start", "a"), (3, "end", "a"), (9, "end", "a")], list("aa ")),
+        ([(1, "start", "a"), (2, "start", "a"), (3, "end", "a")], list("aaa")),
+        ([(3, "start", name) for name in ("", None, 7, ["a"], "\ud800", REMOVED)], ["", "", ""]),
+        (
+            [(3, "START", "a"), (3, ["start"], "a"), (None, "start", "a"), (1.5, "end", "a")],
+            list("   "),
+        ),
+        ([(-(2**40), "start", "a"), (2**40, "end", "a")], list("aaa")),  # beyond any episode
+    ],
+)
+def test_a_window_carries_the_job_that_overlaps_it_longest(events, jobs):
+    rows = [
+        {
+            "t_wall_ns": at
+            if at is None or at % 1
+            else max(-(2**63), min(ORIGIN + at * S, 2**63 - 1)),
+            "event": f"benign_job_{mark}" if isinstance(mark, str) else mark,
+            "job": name,
+        }
+        for at, mark, name in events
+    ]
+    rows = [{key: value for key, value in row.items() if value is not REMOVED} for row in rows]
+    content = b"".join(json.dumps(row).encode() + b"\n" for row in [*rows, [], {"event": 3}])
+    members = {"events.jsonl": content, "labels.jsonl": b""}
+    read = parse_episode(pack("x", members), "x", LAYOUT.fields).jobs
+    got = window_jobs(read, np.array([0, 50, 100]), Grid(ORIGIN, BIN, 200), LAYOUT.window)
+    assert got.tolist() == [job.strip() for job in jobs]
 
 
 def test_purity_is_the_share_of_bin_centres():

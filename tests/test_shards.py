@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -13,12 +14,22 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from builders import DAY_NS, Members, StoreBuilder, edit_rows, make_members
+from builders import (
+    DAY_NS,
+    START_NS,
+    Members,
+    StoreBuilder,
+    edit_meta,
+    edit_rows,
+    make_members,
+)
 
+import episodes.environment
 import features.shards
 import stages.ingest
 import stages.manifest
 from datasets.windows import examples, inputs
+from episodes.environment import MachineError
 from episodes.format import PHASES
 from episodes.reading import read_episode
 from episodes.store import StoredEpisode, list_store
@@ -318,19 +329,18 @@ def stops_early() -> Members:
     )
 
 
-def clock_jumps() -> Members:
-    """Nothing but netflow, whose monotonic clock jumps by two days: no grid can be laid."""
+def lasts_two_days() -> Members:
+    """Nothing but netflow, whose last row is two days later: no grid is laid over so much."""
 
-    def jump(rows: list[dict[str, Any]]) -> None:
-        rows[-1]["t_mono_ns"] += 2 * DAY_NS
+    def wait(rows: list[dict[str, Any]]) -> None:
+        rows[-1]["t_wall_ns"] += 2 * DAY_NS
 
-    members = make_members(
-        duration_s=30.0, coarse_netflow=True, without=("proc", "qmp", "guest"), seed=3
-    )
-    return edit_rows(members, "netflow.jsonl", jump)
+    members = make_members(duration_s=30.0, without=("proc", "qmp", "guest"), seed=3)
+    members = edit_meta(members, {"ended_at_wall_ns": START_NS + 3 * DAY_NS})
+    return edit_rows(members, "netflow.jsonl", wait)
 
 
-@pytest.mark.parametrize("make", [stops_early, clock_jumps])
+@pytest.mark.parametrize("make", [stops_early, lasts_two_days])
 def test_an_episode_without_a_window_does_not_stop_the_batch(
     make: Callable[[], Members], tmp_path: Path
 ):
@@ -338,7 +348,8 @@ def test_an_episode_without_a_window_does_not_stop_the_batch(
     store.add(members=make())
     store.add(duration_s=20.0)
     odd, good = list_store(store.root).episodes
-    manifests = ingest([odd, good], tmp_path / "out")
+    patient = ValidationPolicy(max_duration_s=4 * 86_400)
+    manifests = ingest([odd, good], tmp_path / "out", patient)
     assert len(read_table(manifests["validation_index"].path("index"))) == 2
     windows = pl.from_arrow(read_windows(manifests["tensor_shards"].paths("windows")))
     assert set(windows["episode_id"]) == {good.episode_id}
@@ -553,6 +564,42 @@ def test_a_kill_while_ingesting_leaves_the_old_state(
         assert not [name for name in names_in(tmp_path / stage) if name.startswith(".tmp")]
 
 
+@pytest.mark.parametrize("step", ["validate", "extract", "write_table"])
+def test_what_the_machine_did_fails_the_batch_and_leaves_the_old_state(
+    step: str, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    old = ingest(batch.episodes[:1], tmp_path)
+
+    def full(*_: Any) -> None:
+        raise MachineError("planted") if step == "validate" else OSError(28, "No space left")
+
+    monkeypatch.setattr(episodes.environment, "PAUSES_S", (0,))
+    monkeypatch.setattr(stages.ingest, step, full)
+    with pytest.raises((MachineError, OSError)):
+        ingest(batch.episodes, tmp_path)
+    identity = batch_fingerprint(batch.episodes[:1], POLICY, LAYOUT)
+    for stage, manifest in old.items():
+        assert reusable(tmp_path / stage, identity) == manifest
+        assert not [name for name in names_in(tmp_path / stage) if name.startswith(".tmp")]
+
+
+def test_windows_carry_their_job_and_the_image(tmp_path: Path):
+    def mark(rows: list[dict[str, Any]]) -> None:
+        for seconds, mark in ((3, "start"), (8, "end")):
+            at = {"t_mono_ns": seconds, "t_wall_ns": START_NS + seconds * 10**9}
+            rows.append(at | {"event": f"benign_job_{mark}", "job": "backup"})
+
+    members = edit_rows(make_members(duration_s=20.0), "events.jsonl", mark)
+    store = StoreBuilder(tmp_path / "store")
+    store.add(members=edit_meta(members, {"vm.image_sha256": "AB"}))
+    manifests = ingest(list_store(store.root).episodes, tmp_path / "out")
+    for output, kind in ((TENSORS, "windows"), (FEATURES, "features")):
+        (path,) = manifests[output].paths(kind)
+        rows = read_table(path, ["job", "image_sha256"])
+        assert rows.to_pydict() == {"job": ["backup", "backup", ""], "image_sha256": ["ab"] * 3}
+        assert rows.schema.field("job").type == pa.string()
+
+
 def test_a_kill_between_stages_shows_in_their_fingerprints(
     batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -585,6 +632,20 @@ def test_an_atomic_write_that_fails_leaves_the_old_content(
     assert path.read_bytes() == b"old"
     assert names_in(tmp_path) == {"file"}
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EPERM])
+@pytest.mark.parametrize("lacks", ["fsync", "chmod"])
+def test_a_file_system_without_fsync_or_chmod_will_do(
+    lacks: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, lacks, refuse)
+    write_atomically(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert write(tmp_path / "folder", b"new").damage() is None
 
 
 # --- files

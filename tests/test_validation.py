@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import tarfile
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -37,10 +38,12 @@ from builders import (
 )
 
 import episodes.archive
+import episodes.environment
 import episodes.reading
 import episodes.validation
 from episodes.archive import ArchiveError, read_members, read_packed
-from episodes.format import PHASES, SOURCES, batch_key, episode_time_ms, is_episode_id
+from episodes.environment import MachineError
+from episodes.format import NS_PER_S, PHASES, SOURCES, batch_key, episode_time_ms, is_episode_id
 from episodes.store import StoreError, list_store
 from episodes.validation import REASONS, Record, ValidationPolicy, summary_line, validate
 from features.registry import LAYOUT
@@ -49,6 +52,7 @@ DURATION_S = 20.0
 ID = ulid(START_NS // 1_000_000)
 LABELS, EVENTS, META, NETFLOW = "labels.jsonl", "events.jsonl", "meta.json", "netflow.jsonl"
 POLLED = ("proc", "qmp", "guest")
+FIELD_NAMES = {name: [path[0] for path in LAYOUT.fields[name]] for name in POLLED}
 FILE = {name: source.file for name, source in SOURCES.items()}
 
 
@@ -101,6 +105,8 @@ REASONS_OF_THE_ISSUE = {
         "unknown_label",
         "failed_label",
         "infection_without_event",
+        "outside_episode",
+        "no_trusted_clock",
         "too_short",
         "too_few_rows",
         "conflicting_contents",
@@ -111,6 +117,9 @@ REASONS_OF_THE_ISSUE = {
         "rows_missing",
         "source_gap",
         "source_offset",
+        "field_absent",
+        "repeated_rows",
+        "clock_step",
         "netflow_absent",
         "not_in_index",
     },
@@ -223,6 +232,53 @@ def thin(**counts: int) -> Change:
     return change
 
 
+def shift(name: str, seconds: float, rows: slice = slice(None)) -> Change:
+    """Move rows of one JSON-lines file in time, on both clocks' wall only."""
+
+    def change(lines: list[dict[str, Any]]) -> None:
+        for row in lines[rows]:
+            row["t_wall_ns"] += round(seconds * NS_PER_S)
+
+    return lambda members: edit_rows(members, name, change)
+
+
+def shift_all(seconds: float, *names: str) -> Change:
+    def change(members: Members) -> Members:
+        for name in names:
+            members = shift(FILE[name], seconds)(members)
+        return members
+
+    return change
+
+
+def set_fields(name: str, value: Any, *fields: str, rows: slice = slice(None)) -> Change:
+    """Give fields of a source (without names: all that channels need) one value in many rows."""
+
+    def change(lines: list[dict[str, Any]]) -> None:
+        for row in lines[rows]:
+            for field in fields or [path[0] for path in LAYOUT.fields[name]]:
+                if value is REMOVED:
+                    row.pop(field, None)
+                else:
+                    row[field] = str(row[field]) if value is str else value
+
+    return lambda members: edit_rows(members, FILE[name], change)
+
+
+def repeat(name: str, count: int) -> Change:
+    """Write the first rows of a source a second time, at the end of its file."""
+
+    def change(content: bytes) -> bytes:
+        return content + b"".join(content.splitlines(keepends=True)[:count])
+
+    return lambda members: edit(members, FILE[name], change)
+
+
+def step_back(name: str, seconds: float) -> Change:
+    """The wall clock of a source steps back in the middle of the episode."""
+    return shift(FILE[name], -seconds, slice(100, None))
+
+
 def drop_file(name: str) -> Change:
     return lambda members: edit(members, name, None)
 
@@ -311,16 +367,10 @@ def folder_for_a_file(store: StoreBuilder, _: pytest.MonkeyPatch) -> Added:
     return added
 
 
-def unreadable(store: StoreBuilder, patch: pytest.MonkeyPatch) -> Added:
-    read_bytes = Path.read_bytes
-
-    def fail(path: Path) -> bytes:
-        if path.name.endswith(".tar.zst"):
-            raise OSError(5, "Input/output error")
-        return read_bytes(path)
-
-    patch.setattr(Path, "read_bytes", fail)
-    return store.add(members=good())
+def pipe_for_a_file(store: StoreBuilder, _: pytest.MonkeyPatch) -> Added:
+    added = row_without_file(store, _)
+    os.mkfifo(added.path)
+    return added
 
 
 def explode(*_: object) -> None:
@@ -336,7 +386,7 @@ def exploding_parser(store: StoreBuilder, patch: pytest.MonkeyPatch) -> Added:
 
 
 def exploding_check(store: StoreBuilder, patch: pytest.MonkeyPatch) -> Added:
-    patch.setattr(episodes.validation, "_check_rows", explode)
+    patch.setattr(episodes.validation, "_check_sources", explode)
     return store.add(members=good())
 
 
@@ -436,7 +486,6 @@ DEFECTS: dict[str, dict[str, Plant | tuple[Plant, str]]] = {
     # how much there is
     "too_short": {
         "14.9 s": (making(duration_s=14.9), "14.9 s, under 15 s"),
-        "backwards": holding(set_meta(ended_at_wall_ns=START_NS - 1)),
     },
     "too_few_rows rows_missing rows_missing rows_missing netflow_absent": {
         "99 rows": (
@@ -459,28 +508,138 @@ DEFECTS: dict[str, dict[str, Plant | tuple[Plant, str]]] = {
     },
     "io_error": {
         "a folder in its place": (folder_for_a_file, "Is a directory"),
-        "disk": (unreadable, f"{ID}.tar.zst: Input/output error"),
+        "a pipe in its place": (pipe_for_a_file, f"{ID}.tar.zst: Not a regular file"),
     },
     "unforeseen_error": {
         "in reading": (exploding_parser, EXPLOSION),
         "in a check": (exploding_check, EXPLOSION),
     },
-    # what is missing from a usable one
+    # clocks
+    "outside_episode": {
+        "a label late": (labelled(("clean", 0), ("clean", 22.1)), "labels.jsonl: 1 of 2 rows"),
+        "a label early": (labelled(("clean", -2.1), ("clean", 5)), "labels.jsonl: 1 of 2 rows"),
+        "an event late": (
+            seen(("exploit_fire", 7), ("session_open", 11), ("lunch", 22.1)),
+            "events.jsonl: 1 of 3 rows .* first 'lunch'",
+        ),
+        "events an hour early": (
+            holding(shift(EVENTS, -3600)),
+            "events.jsonl: 4 of 4 rows lie over 2 s outside",
+        ),
+    },
     "source_absent": {
+        f"{name} off by {seconds} s": (
+            holding(shift_all(seconds, name)),
+            f"{name}: {count}of 201 rows lie over 2 s outside .* its clock is wrong",
+        )
+        for name in POLLED
+        for seconds, count in ((3600, "201 "), (-3600, "201 "), (2.3, "[34] "), (-2.4, "4 "))
+    }
+    | {
+        f"{name} of no values: {label}": (
+            holding(set_fields(name, value)),
+            f"{name}: no usable value in 201 rows",
+        )
+        for name in POLLED
+        for label, value in (("text", str), ("null", None), ("true", True), ("none", REMOVED))
+    },
+    "netflow_absent": {
+        **{
+            f"netflow off by {seconds} s": (
+                holding(shift_all(seconds, "netflow")),
+                "netflow: .* its clock is wrong",
+            )
+            for seconds in (3600, -3600, 4.5)
+        },
+        "netflow of no values": (holding(set_fields("netflow", str)), "netflow: no usable value"),
+    },
+    "source_absent source_absent source_absent no_trusted_clock": {
+        "polled an hour off": holding(shift_all(3600, *POLLED)),
+        "two an hour off, one of no values": holding(
+            shift_all(-3600, "proc", "qmp"), set_fields("guest", str)
+        ),
+    },
+    "too_few_rows source_absent source_absent source_absent netflow_absent no_trusted_clock": {
+        "all an hour off": holding(shift_all(-3600, *FILE)),
+    },
+    "too_few_rows source_absent source_absent source_absent netflow_absent": {
+        "no source has a value": (
+            holding(*(set_fields(name, str) for name in FILE)),
+            "0 telemetry rows, under 100",
+        ),
+    },
+    "clock_step": {
+        f"{name} steps back": (
+            holding(step_back(name, 1.9)),
+            f"{name}: wall time falls by 1.8 s while t_mono_ns rises",
+        )
+        for name in POLLED
+    },
+    # values and lines
+    "field_absent": {
+        **{
+            f"{name}: {label}": (
+                holding(set_fields(name, value, LAYOUT.fields[name][0][0])),
+                f"^{name}: no usable value of {LAYOUT.fields[name][0][0]}$",
+            )
+            for name in FILE
+            for label, value in (("text", str), ("null", None), ("none", REMOVED))
+        },
+        "two": (
+            holding(set_fields("guest", None, "forks", "load_1m")),
+            "^guest: no usable value of forks, load_1m$",
+        ),
+    },
+    "repeated_rows": {
+        **{
+            f"3 of {name}": (holding(repeat(name, 3)), f"{name}: 3 of [0-9]+ lines repeat")
+            for name in POLLED
+        },
+        "all of netflow": (holding(repeat("netflow", 999)), "netflow: .* lines repeat"),
+        "every row of proc, side by side": (
+            holding(
+                lambda m: edit(
+                    m,
+                    FILE["proc"],
+                    lambda c: b"".join(line * 2 for line in c.splitlines(keepends=True)),
+                )
+            ),
+            "proc: 201 of 402 lines repeat",
+        ),
+    },
+    # what is missing from a usable one
+    "source_absent ": {
         **{name: (making(without=(name,)), f"{name}: no rows") for name in POLLED},
         **{f"{name} empty": (holding(empty(FILE[name])), name) for name in POLLED},
     },
     "rows_missing": {
-        f"159 of 200 of {name}": (holding(thin(**{name: 159})), f"{name}: ") for name in POLLED
+        **{f"159 of 200 of {name}": (holding(thin(**{name: 159})), f"{name}: ") for name in POLLED},
+        **{
+            f"42 rows of {name} with few values": (
+                holding(
+                    set_fields(name, None, *fields[: len(fields) // 2 + 1], rows=slice(1, -1, 5)),
+                    set_fields(name, None, *fields[: len(fields) // 2 + 1], rows=slice(3, 15, 5)),
+                ),
+                f"^{name}: 79% of the rows expected",
+            )
+            for name, fields in FIELD_NAMES.items()
+        },
     },
     "source_gap": {
-        name: (making(drop={name: ((5, 7.0),)}), f"{name}: 2.1 s without a row") for name in POLLED
+        **{
+            name: (making(drop={name: ((5, 7.0),)}), f"{name}: 2.1 s without a row")
+            for name in POLLED
+        },
+        "rows without values": (
+            holding(set_fields("guest", str, rows=slice(50, 70))),
+            "^guest: 2.1 s without a row",
+        ),
     },
     "source_offset": {
         **{f"{s} late": (making(drop={s: ((0, 2.1),)}), f"{s}: its first row") for s in POLLED},
         **{f"{s} ends": (making(drop={s: ((18, 99),)}), f"{s}: its last row") for s in POLLED},
     },
-    "netflow_absent": {
+    "netflow_absent ": {
         "no file": (making(without=("netflow",)), "netflow: no rows"),
         "no row": holding(empty(NETFLOW)),
     },
@@ -591,7 +750,17 @@ DEFECTS |= {
         ),
         "another episode's": (holding(set_meta(episode_id=ulid(5))), f"'{ulid(5)}'.*'{ID}'"),
         "another host's": (holding(set_meta(host_id="lab-b")), "'lab-b', stored as 'lab-a'"),
-        "another version": (holding(set_meta(schema_version=2)), "is 2, the index says 1"),
+        **{
+            f"version {version}": (
+                holding(set_meta(schema_version=version), index={"schema_version": version}),
+                f"schema_version must be 1, got {version}",
+            )
+            for version in (0, 2, 99, -1)
+        },
+        "another version in the index": (
+            holding(index={"schema_version": 2}),
+            "is 1, the index says 2",
+        ),
         "start beyond 64 bits": (
             holding(set_meta(started_at_wall_ns=-BEYOND_INT64 - 1)),
             "meta.json: started_at_wall_ns",
@@ -613,10 +782,6 @@ DEFECTS |= {
             for file_name in FILE.values()
             for what, plant in telemetry_defects(file_name).items()
         },
-        "a netflow row years off": (
-            holding(set_in_row(NETFLOW, 7, t_wall_ns=START_NS + 400 * DAY_NS)),
-            "labels and telemetry span",
-        ),
     },
     "schema rows_missing rows_missing rows_missing": {
         "a year long": (
@@ -624,11 +789,9 @@ DEFECTS |= {
             "meta.json: 31536000 s, over 86400 s",
         ),
     },
-    "schema source_gap source_offset": {
-        "a guest row years off": (
-            holding(set_in_row(FILE["guest"], 7, t_wall_ns=0)),
-            "labels and telemetry span",
-        ),
+    "too_short outside_episode outside_episode too_few_rows source_absent source_absent "
+    "source_absent netflow_absent no_trusted_clock": {
+        "ends before it starts": holding(set_meta(ended_at_wall_ns=START_NS - 3 * NS_PER_S)),
     },
 }
 
@@ -649,8 +812,8 @@ def test_the_reasons_are_those_of_the_issue() -> None:
 
 def test_every_reason_has_a_planted_defect_of_its_own() -> None:
     assert {reason for reasons in DEFECTS for reason in reasons.split()} == {*REASONS}
-    alone = {reasons for reasons in DEFECTS if " " not in reasons}
-    assert alone == {*REASONS} - {"too_few_rows"}  # which are missing rows as well
+    alone = {reasons.strip() for reasons in DEFECTS if len(reasons.split()) == 1}
+    assert alone == {*REASONS} - {"too_few_rows", "no_trusted_clock"}  # other reasons come first
 
 
 @pytest.mark.parametrize(("reasons", "plant", "detail"), CASES)
@@ -708,6 +871,34 @@ SOUND: dict[str, Plant] = {
         entry(f"{ID}/network.pcap", b"again"),
     ),
     "another file listed, not there": holding(set_meta(**{"files/stderr.log": {"sha256": "0"}})),
+    "a label 1.9 s late": labelled(("clean", 0), ("clean", 21.9)),
+    "clocks 1.9 s off": holding(shift_all(1.9, *FILE)),
+    "two rows of each polled source outside": holding(
+        *(shift(FILE[name], 3600, slice(50, 52)) for name in POLLED)
+    ),
+    "a guest row years off": holding(set_in_row(FILE["guest"], 7, t_wall_ns=0)),
+    "a row before 1970": holding(set_in_row(FILE["guest"], 7, t_wall_ns=-BEYOND_INT64)),
+    "2 of 203 rows repeat": holding(*(repeat(name, 2) for name in POLLED)),
+    "equal rows at other times": holding(*(set_fields(name, 7) for name in POLLED)),
+    "a step back of 0.9 s": holding(step_back("proc", 0.9)),
+    "a clock that jumps ahead": holding(shift(FILE["qmp"], 1.2, slice(100, None))),
+    "one monotonic instant off": holding(set_in_row(FILE["qmp"], 90, t_mono_ns=-1)),
+    "half of the fields in each row": holding(
+        *(
+            set_fields(name, str, *fields[i::2], rows=slice(i, None, 2))
+            for name, fields in FIELD_NAMES.items()
+            if len(fields) % 2 == 0
+            for i in (0, 1)
+        )
+    ),
+    "a hash in capitals in the index": holding(index={"sha256": sha256(pack(ID, good())).upper()}),
+    "hashes in capitals in the meta": holding(
+        set_meta(**{f"files/{name}/sha256": sha256(good()[name]).upper() for name in FILE.values()})
+    ),
+    "the same index row in capitals": lambda store, _: (
+        added := store.add(members=good(), index={"sha256": sha256(pack(ID, good())).upper()}),
+        store.add_index_row(added.host_id, added.episode_id, added.path.read_bytes()),
+    )[0],
     "the same index row twice": lambda store, _: (
         added := store.add(members=good()),
         store.add_index_row(added.host_id, added.episode_id, added.path.read_bytes()),
@@ -879,7 +1070,7 @@ def test_an_archive_replaced_by_one_of_equal_size_is_rejected_by_its_hash(
 def test_what_was_found_before_an_exception_is_kept(
     store: StoreBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(episodes.validation, "_check_rows", explode)
+    monkeypatch.setattr(episodes.validation, "_check_sources", explode)
     added = store.add(members=set_meta(host_id="lab-c")(good()), episode_id=ID, indexed=False)
     record = judge(store, added)
     assert record.reasons == ("not_in_index", "schema", "unforeseen_error")
@@ -896,7 +1087,7 @@ def test_the_sweep_goes_on_whatever_one_episode_holds(
         if episode_id == ids[1]:
             explode()
         if episode_id == ids[2]:
-            raise PermissionError(13, "Permission denied")
+            raise ArchiveError("broken_archive", "planted")
         return parse_episode(packed, episode_id, fields)
 
     monkeypatch.setattr(episodes.validation, "parse_episode", parse)
@@ -904,13 +1095,48 @@ def test_the_sweep_goes_on_whatever_one_episode_holds(
         validate(stored, ValidationPolicy(), LAYOUT.fields)
         for stored in list_store(store.root).episodes
     ]
-    assert [record.verdict for record, _ in swept] == ["accepted", "errored", "errored", "accepted"]
+    assert [record.verdict for record, _ in swept] == [
+        "accepted",
+        "errored",
+        "rejected",
+        "accepted",
+    ]
     assert re.fullmatch(EXPLOSION, swept[1][0].details[0])
-    assert swept[2][0].details == (f"{ids[2]}.tar.zst: Permission denied",)
+    assert swept[2][0].details == ("planted",)
     assert [episode is None for _, episode in swept] == [False, True, True, False]
     assert summary_line([record.verdict for record, _ in swept]) == (
-        "2 accepted + 0 degraded + 0 rejected + 2 errored = 4"
+        "2 accepted + 0 degraded + 1 rejected + 1 errored = 4"
     )
+
+
+@pytest.mark.parametrize("times", [1, 3, 99])
+@pytest.mark.parametrize(
+    "error", [OSError(24, "Too many open files"), PermissionError(13, "x"), MemoryError()]
+)
+@pytest.mark.parametrize(
+    "where", ["episodes.validation.read_packed", "episodes.reading.parse_rows"]
+)
+def test_what_the_environment_did_is_no_verdict(
+    where: str, error: Exception, times: int, store: StoreBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, name = where.rsplit(".", 1)
+    real, left = getattr(sys.modules[module], name), [times]
+
+    def fail(*args: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise error
+        return real(*args)
+
+    monkeypatch.setattr(where, fail)
+    monkeypatch.setattr(episodes.environment, "PAUSES_S", (0, 0, 0))
+    added = store.add(members=good())
+    if times < 4:
+        assert judge(store, added).verdict == "accepted"
+    else:
+        with pytest.raises(MachineError, match=f"{added.path.name}: .*4 tries"):
+            judge(store, added)
+        assert left == [95]
 
 
 def test_an_interrupt_is_not_taken_for_an_episodes_fault(
@@ -951,6 +1177,8 @@ def test_summary_line_adds_up() -> None:
         ({"max_source_offset_s": 0.0019}, {}, "source_offset"),
         ({"max_source_offset_s": 0.002}, {}, None),
         ({"max_source_offset_s": 5.0}, {"drop": {"proc": ((0, 2.5),)}}, None),
+        ({"max_repeated_share": 0.0}, {}, None),
+        ({"max_step_back_s": 0.0}, {}, None),
     ],
 )
 def test_a_policy_moves_its_threshold(
@@ -990,6 +1218,8 @@ def test_the_thresholds_of_the_issue_are_the_defaults() -> None:
         (set_meta(code_version=REMOVED), ("producer_commit_unknown", "producer_dirty_unknown")),
         (set_meta(**{f"files/{NETFLOW}/rows": 1}), (f"row_count_differs:{NETFLOW}",)),
         (set_meta(**{f"files/{NETFLOW}": REMOVED}), (f"file_not_listed:{NETFLOW}",)),
+        (set_in_row(FILE["qmp"], 7, t_wall_ns=0), ("rows_outside:qmp",)),
+        (repeat("guest", 1), ("repeated_rows:guest",)),
     ],
 )
 def test_flags_do_not_degrade(change: Change, flags: tuple[str, ...], store: StoreBuilder) -> None:
@@ -1069,6 +1299,46 @@ def test_a_record_can_be_written_whatever_the_episode_says(store: StoreBuilder) 
 
 
 # --- the store
+
+
+@pytest.mark.parametrize("name", ["sha256", "received_at_wall"])
+@pytest.mark.parametrize("text", ["\ud800", "2026\udfff"])
+def test_an_index_row_that_no_table_can_hold_affects_its_episode_only(
+    name: str, text: str, store: StoreBuilder
+) -> None:
+    odd = store.add(members=good(), episode_id=ID, index={name: text})
+    sound = store.add(duration_s=DURATION_S)
+    listing = list_store(store.root)
+    (problem,) = listing.problems
+    assert problem.startswith(f"index.jsonl line 1: {name} of episode {ID!r} ")
+    problem.encode()
+    assert judge(store, odd).reasons == ("not_in_index",)
+    assert judge(store, sound).verdict == "accepted"
+
+
+def test_a_commit_in_the_index_that_no_table_can_hold_is_left_out(store: StoreBuilder) -> None:
+    members = set_meta(code_version=REMOVED)(good())
+    assert judge_members(store, members, index={"code_commit": "\ud800"}).producer_commit is None
+
+
+def test_equal_hashes_are_equal_in_any_case(store: StoreBuilder) -> None:
+    changes = {"sample.sha256": "AbC", "vm.image_sha256": "DeF"}
+    record = judge_members(store, edit_meta(good(), changes))
+    assert (record.sample_sha256, record.image_sha256) == ("abc", "def")
+    assert judge(store, store.add(duration_s=DURATION_S)).image_sha256 == ""
+
+
+def test_rows_left_out_are_counted_and_not_used(store: StoreBuilder) -> None:
+    members = shift(FILE["qmp"], 3600, slice(50, 52))(repeat("qmp", 2)(good()))
+    added = store.add(members=members, episode_id=ID)
+    stored = list_store(store.root).find(ID)
+    record, episode = validate(stored, ValidationPolicy(), LAYOUT.fields)
+    assert episode is not None
+    assert (record.rows["qmp"], record.rows_repeated["qmp"]) == (203, 2)
+    assert record.rows_outside == {"proc": 0, "qmp": 2, "guest": 0, "netflow": 0}
+    assert len(episode.sources["qmp"]) == 199
+    assert record.coverage["qmp"] == 199 / 200
+    assert judge(store, added) == record
 
 
 def test_index_and_files_are_reconciled(store: StoreBuilder) -> None:

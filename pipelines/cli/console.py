@@ -31,6 +31,7 @@ EXIT_CODES = {
     "CheckpointError": FAILED,
     "ChampionError": FAILED,
     "StageError": FAILED,
+    "MachineError": FAILED,
 }
 """Exit code of the errors that any command may meet; their messages are shown as they are.
 

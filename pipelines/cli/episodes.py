@@ -233,6 +233,7 @@ def extract(
         features=extracted.features,
         labels=windows.label,
         purity=windows.purity,
+        jobs=extracted.jobs,
         starts_s=windows.start_s,
         channel_names=np.array(workspace.layout.channel_names),
         feature_names=np.array(workspace.layout.feature_names),

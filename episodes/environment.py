@@ -1,0 +1,46 @@
+"""What the environment does, which says nothing about an episode: no verdict may come of it.
+
+A network store hiccups, a disk is full, too many files are open, there is no memory. The work is
+tried again, and then it fails as a whole, so that a later run does it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Result = TypeVar("Result")
+
+PAUSES_S = (0.1, 0.4, 1.5)
+"""How long to wait before each further try."""
+
+
+class MachineError(Exception):
+    """Work failed for a reason outside its input; the message says on what, why and what to do."""
+
+
+def retried(work: Callable[[], Result], what: object) -> Result:
+    """The result of ``work``, tried again while the environment makes it fail.
+
+    Args:
+        what: what is worked on, for the message.
+
+    Raises:
+        MachineError: the last try failed as well.
+    """
+    for pause in PAUSES_S:
+        try:
+            return work()
+        except (OSError, MemoryError):
+            time.sleep(pause)
+    try:
+        return work()
+    except (OSError, MemoryError) as error:
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise MachineError(
+            f"{what}: {why}, in {len(PAUSES_S) + 1} tries. That is no fault of the episode, so "
+            "nothing was decided or written; mend it and run the command again"
+        ) from error
