@@ -48,6 +48,7 @@ _WINDOW_FIELDS = [
     ("window", pa.int32()),  # position in the episode
     ("start_s", pa.float64()),
     ("label", pa.string()),
+    ("job", pa.string()),  # benign job under way; empty: none
     ("purity", pa.float32()),
     ("onset_s", pa.float64()),  # of the episode's attack, exact; null: no attack
     *((f"coverage_{source}", pa.float32()) for source in SOURCE_NAMES),
@@ -105,6 +106,7 @@ class ShardWriter:
             "window": range(len(windows)),
             "start_s": windows.start_s.tolist(),
             "label": windows.label.tolist(),
+            "job": [""] * len(windows),
             "purity": windows.purity.tolist(),
             "onset_s": [extracted.onset_s] * len(windows),
             "shard": [self._shard] * len(windows),

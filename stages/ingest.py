@@ -64,7 +64,7 @@ class Ingest(Stage):
     """Validates a batch's episodes and writes its shards, each episode read once."""
 
     name = "ingest"
-    version = "2"  # not raised for new wording of a verdict's details: codes and numbers count
+    version = "3"  # not raised for new wording of a verdict's details: codes and numbers count
     partition = "batch"
     job = "ingest"
     docs = "data-format.md"
