@@ -72,7 +72,8 @@ def _build(stage: Stage) -> dg.AssetsDefinition:
             )
             for check in own_checks
         ],
-        can_subset=several,
+        # a step that may leave out outputs: what the store cannot give is skipped
+        can_subset=several or stage.partition == "recipe",
         pool=stage.pool,
     )
     def make(
@@ -105,6 +106,10 @@ def _make(
         if declared.options:
             options = declared.options(**config.model_dump())
             stage = declared.with_options(options, f"run {context.run.run_id}")
+        status = project.status(stage, key)
+        if not status.available:
+            _say(context, f"{status.line}; skipped, with all that is made from it")
+            return
         project.require(stage.needs(project, key))
         check_recorded(context.instance, project, stage, key)
         made = project.make(stage, key, outputs=selected, progress=_reporter(context, what))

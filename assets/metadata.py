@@ -64,6 +64,8 @@ _COLUMNS = {
     "actual": "phase at the centre of the window",
     "labelled": "phase at the centre of the window",
     "predicted": "most probable phase",
+    "job": "benign job of the machine under way; empty: none",
+    "session": "recording session of the episode",
     "purity": "share of the window that has its label's phase",
     "onset_s": "start of the attack, seconds after the first label; null: there is none",
     "seen_in_training": "the checkpoint was trained or validated on this episode",

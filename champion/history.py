@@ -38,8 +38,8 @@ POINTER_FILE = "champion.json"
 TRAINING_FILE = "training.parquet"  # the episodes a kept checkpoint was trained and validated on
 REFERENCE_FILE = "reference.json"  # what drift compares batches with; only of the served recipe
 SERVED = "time"
-"""The recipe whose checkpoint scores: of the three only it has learned from every host, and from
-all samples of its time; what it has not seen is what came later, as in use."""
+"""The recipe whose checkpoint scores: only it has learned from every host, and from all samples of
+its time; what it has not seen is what came later, as in use."""
 
 
 class ChampionError(Exception):
@@ -61,6 +61,7 @@ class Champion:
     why: str
     evidence: dict[str, Any]
     previous: int | None  # what a rollback from here restores
+    accepted: dict[str, Any] | None = None  # alarms over the budget: ``why`` and the ``grounds``
 
     @property
     def name(self) -> str:

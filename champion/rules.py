@@ -1,7 +1,8 @@
-"""Promotion: may a challenger replace the champion? Every reason against it, with figures.
+"""Promotion: may a challenger replace the champion? Every ground against it, with figures.
 
 Both are scored on the same test episodes, those that the champion was trained on left out. What is
-judged here are predictions; where checkpoints lie and who is champion is not known here.
+judged here are predictions; where checkpoints lie and who is champion is not known here. Grounds
+are codes with numbers; ``evaluation.wording`` makes the sentences.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from datasets.splits import SplitPolicy, held_out_by
 from evaluation import wording
 from evaluation.bootstrap import resampling
+from evaluation.detection import alarm_scores, choose_threshold, clean_time, is_provisional
+from evaluation.documents import Figure, Objection, Subject
 from evaluation.figures import finite_or_none, interval
 from evaluation.scores import BASELINES, SHORTCUTS, guesses, macro_statistic, scored
 
@@ -21,11 +25,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from evaluation.figures import ReportPolicy
+    from features.registry import WindowSpec
 
 MARGIN = 0.005  # macro F1 that the challenger may be worse by, on any recipe, at the interval's end
 GROUP_MARGIN = 0.03  # macro F1 that a profile or host may lose
 MIN_EPISODES = 5  # of fewer, resampling says next to nothing
 CHAMPION, CHALLENGER = "champion", "challenger"
+ALARM_RECIPES = ("session", "host", "time")
+"""Where false alarms count: on another day, on another machine, later."""
+ALARM_GROUNDS = frozenset({"alarms_unmeasured", "alarms_over_budget", "alarmed_time_over_budget"})
+"""The only grounds that a person may accept."""
 
 TRAINING_COLUMNS = (
     "episode_id", "split", "host_id", "sample_sha256", "started_at_wall_ns", "ended_at_wall_ns",
@@ -34,22 +43,35 @@ TRAINING_COLUMNS = (
 
 @dataclass(frozen=True)
 class Judgement:
-    """Whether the challenger may be promoted: it may where there is no reason against it."""
+    """Whether the challenger may be promoted: it may where no ground against it stands."""
 
-    reasons: list[str]
+    grounds: list[Objection]
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)  # the evidence, by recipe
+    accept_alarms: str = ""  # why alarms over the budget are accepted; empty: they are not
+
+    @property
+    def accepted(self) -> list[Objection]:
+        """The grounds that a person accepted."""
+        return [g for g in self.grounds if self.accept_alarms and g.code in ALARM_GROUNDS]
+
+    @property
+    def standing(self) -> list[Objection]:
+        """The grounds that hold a promotion up."""
+        return [ground for ground in self.grounds if ground not in self.accepted]
 
     @property
     def granted(self) -> bool:
-        return not self.reasons
+        return not self.standing
 
 
-def known_to(recipe: str, training: pl.DataFrame, test: pl.DataFrame) -> pl.Series:
+def known_to(
+    recipe: str, training: pl.DataFrame, test: pl.DataFrame, policy: SplitPolicy
+) -> pl.Series:
     """Which rows of ``test`` are no test for a model trained on the episodes of ``training``.
 
     A corpus that grew is split anew: what is tested today may have been trained on. So are left out
     the episodes themselves, and what the recipe promises to hold out: the training's hosts, its
-    samples, or all that began before its last episode ended.
+    samples, its sessions, or all that began before its last episode ended.
 
     Args:
         training: ``TRAINING_COLUMNS`` of the training and validation side, one row per episode.
@@ -58,8 +80,8 @@ def known_to(recipe: str, training: pl.DataFrame, test: pl.DataFrame) -> pl.Seri
     known = test["episode_id"].is_in(training["episode_id"].implode())
     if recipe == "time":
         return known | (test["started_at_wall_ns"] < training["ended_at_wall_ns"].max())
-    column = {"host": "host_id", "sample": "sample_sha256"}[recipe]
-    return known | test[column].is_in(training[column].implode())
+    trained, tested = (held_out_by(rows, recipe, policy) for rows in (training, test))
+    return known | tested.is_in(trained.implode())
 
 
 def against_champion(
@@ -103,42 +125,47 @@ def against_champion(
     }
 
 
-def reasons_against_champion(recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Why a challenger may not replace the champion: a sentence each; empty: it may.
+def grounds_against_champion(recipes: Mapping[str, Mapping[str, Any]]) -> list[Objection]:
+    """Why a challenger may not replace the champion; empty: it may.
 
     Args:
         recipes: recipe -> ``against_champion``; a recipe with fewer than ``MIN_EPISODES`` may have
-            ``episodes`` and ``left_out`` only.
+            ``episodes`` and ``left_out`` only, one that is ``skipped`` says nothing.
     """
-    reasons = []
-    for recipe, found in recipes.items():
-        if found["episodes"] < MIN_EPISODES:
-            reasons.append(
-                f"Recipe {recipe}: {found['episodes']} test episodes are left to compare on, at "
-                f"least {MIN_EPISODES} are needed; {found['left_out']} were left out because the "
-                "champion was trained on them or on what they hold out."
-            )
+    grounds = []
+    compared = {r: found for r, found in recipes.items() if "skipped" not in found}
+    for recipe, found in compared.items():
+        episodes = found["episodes"]
+        if episodes < MIN_EPISODES:
+            numbers = {"episodes": episodes, "needed": MIN_EPISODES, "left_out": found["left_out"]}
+            grounds.append(Objection(code="too_few_left", recipe=recipe, numbers=numbers))
             continue
         if not found["difference"]["low"] > -MARGIN:
-            reasons.append(
-                f"Recipe {recipe}: it may be worse than the champion by more than {MARGIN:g}: "
-                f"macro F1 {found[CHALLENGER]:.3f} against {found[CHAMPION]:.3f}, difference "
-                f"{_said(found['difference'])} on {found['episodes']} episodes."
+            numbers = {
+                "margin": MARGIN, "episodes": episodes,
+                CHALLENGER: found[CHALLENGER], CHAMPION: found[CHAMPION], **found["difference"],
+            }  # fmt: skip
+            grounds.append(Objection(code="may_be_worse", recipe=recipe, numbers=numbers))
+        grounds += [
+            Objection(
+                code="group_falls",
+                recipe=recipe,
+                about=group["name"],
+                names={"group": group["what"]},
+                numbers={
+                    "falls_by": group[CHAMPION] - group[CHALLENGER],
+                    "margin": GROUP_MARGIN,
+                    **{name: group[name] for name in (CHALLENGER, CHAMPION, "episodes")},
+                },
             )
-        reasons += [
-            f"Recipe {recipe}: {group['what']} {group['name']} falls by "
-            f"{group[CHAMPION] - group[CHALLENGER]:.3f}, more than {GROUP_MARGIN:g}: macro F1 "
-            f"{group[CHALLENGER]:.3f} against {group[CHAMPION]:.3f} on "
-            f"{group['episodes']} episode{'' if group['episodes'] == 1 else 's'}."
             for group in found["groups"]
             if group[CHALLENGER] is not None
             and group[CHAMPION] - group[CHALLENGER] > GROUP_MARGIN + 1e-12
         ]
-    compared = {r: found["difference"] for r, found in recipes.items() if "difference" in found}
-    if compared and not any(difference["low"] > 0 for difference in compared.values()):
-        listed = "; ".join(f"{recipe} {_said(d)}" for recipe, d in compared.items())
-        reasons.append(f"It is better than the champion beyond chance on no recipe: {listed}.")
-    return reasons
+    lows = [found["difference"]["low"] for found in compared.values() if "difference" in found]
+    if lows and not max(lows) > 0:
+        grounds.append(Objection(code="nowhere_better", numbers={"low": max(lows)}))
+    return grounds
 
 
 def against_baselines(
@@ -177,25 +204,85 @@ def against_baselines(
     }  # fmt: skip
 
 
-def reasons_against_first(recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def grounds_against_first(recipes: Mapping[str, Mapping[str, Any]]) -> list[Objection]:
     """Why a model may not be the first champion: it must beat each baseline on every recipe."""
     return [
-        f"Recipe {recipe}: it is not better than {baseline['name'].replace('_', '-')} beyond "
-        f"chance: macro F1 {found[CHALLENGER]:.3f} against {baseline['macro_f1']:.3f}, difference "
-        f"{_said(baseline['difference'])} on {found['episodes']} episodes."
+        Objection(
+            code="baseline_not_beaten",
+            recipe=recipe,
+            about=baseline["name"],
+            numbers={
+                CHALLENGER: found[CHALLENGER],
+                "baseline": baseline["macro_f1"],
+                "episodes": found["episodes"],
+                **baseline["difference"],
+            },
+        )
         for recipe, found in recipes.items()
-        for baseline in found["baselines"]
+        for baseline in found.get("baselines", ())
         if not baseline["difference"]["low"] > 0
     ]
+
+
+def alarm_evidence(
+    recipe: str,
+    predictions: pl.DataFrame,
+    classes: Sequence[str],
+    window: WindowSpec,
+    policy: ReportPolicy,
+    subject: Subject,
+) -> dict[str, Any]:
+    """What an operator would feel: false alarms on test at the threshold chosen on validation.
+
+    Args:
+        predictions: of the model ``challenger``, on validation and test.
+    """
+    length_s, stride_s = window.length_ms / 1000, window.stride_ms / 1000
+    test, val = (
+        scored(predictions, CHALLENGER, "realistic", classes, split) for split in ("test", "val")
+    )
+    scores, chosen_on = (alarm_scores(p, classes, length_s, stride_s) for p in (test, val))
+    threshold, _ = choose_threshold(chosen_on, policy)
+    bootstrap, _ = resampling(recipe, test, policy)
+    whole = clean_time(scores, threshold, bootstrap, subject)[0]
+    val_hours = float(chosen_on.clean_hours.sum())
+    return {
+        "threshold": threshold,
+        "provisional": is_provisional(val_hours),
+        "clean_hours": {"val": val_hours, "test": whole.hours},
+        "false_alarms_per_hour": _bounds(whole.false_alarms_per_hour),
+        "clean_time_alarmed": _bounds(whole.clean_time_alarmed),
+    }
+
+
+def grounds_against_alarms(
+    recipes: Mapping[str, Mapping[str, Any]], policy: ReportPolicy
+) -> list[Objection]:
+    """Where a model exceeds the alarm budget, or where that is not known. Values decide."""
+    grounds = []
+    for recipe in ALARM_RECIPES:
+        alarms = recipes.get(recipe, {}).get("alarms")
+        if alarms is None:
+            continue
+        hours = alarms["clean_hours"]["test"]
+        if not hours:
+            grounds.append(Objection(code="alarms_unmeasured", recipe=recipe))
+            continue
+        for code, metric, budget in (
+            ("alarms_over_budget", "false_alarms_per_hour", policy.false_alarms_per_hour),
+            ("alarmed_time_over_budget", "clean_time_alarmed", policy.clean_time_alarmed),
+        ):
+            found = alarms[metric]
+            if found["value"] > budget:
+                numbers = {"budget": budget, "hours": hours, **found}
+                grounds.append(Objection(code=code, recipe=recipe, numbers=numbers))
+    return grounds
+
+
+def _bounds(found: Figure) -> dict[str, float | None]:
+    return {name: getattr(found, name) for name in ("value", "low", "high")}
 
 
 def _difference(value: float, replicates: np.ndarray) -> dict[str, float]:
     low, high = interval(replicates)
     return {"value": float(value), "low": low, "high": high}
-
-
-def _said(difference: Mapping[str, float]) -> str:
-    return (
-        f"{difference['value']:+.3f}, 95 % interval {difference['low']:+.3f} to "
-        f"{difference['high']:+.3f}"
-    )

@@ -2,28 +2,42 @@
 
 A dataset is a table of windows with a column ``split``; the inputs stay in the shards. Whole
 episodes go to a side. A leak, an overlap or a class that is tested but not trained stops the build.
+
+Sides are drawn by a hash of a name and the seed, so that what arrives later moves nothing else.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from dataclasses import asdict
-from typing import Any, Literal
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
-import numpy as np
 import polars as pl
 import pydantic.dataclasses
+from pydantic import BeforeValidator, Field, model_validator
 
-from episodes.format import NS_PER_S
+from episodes.format import NS_PER_S, episode_day
 from episodes.settings import SETTINGS, Int, NotNegative, ShareWithin
 
-Recipe = Literal["host", "sample", "time"]
+Recipe = Literal["host", "sample", "time", "session"]
 RECIPES: dict[str, str] = {
     "host": "a host the model never saw",
     "sample": "samples the model never saw",
     "time": "the last part of the corpus, by start time",
+    "session": "recording sessions the model never saw",
 }
 SPLITS = ("train", "val", "test")
+UNAVAILABLE = {
+    "single_host": "the store has one host ({found}), so none can be held out",
+    "single_sample": "no profile has two samples, so none can be held out",
+    "single_session": "the store has one recording session ({found}), so none can be held out",
+}
+"""Why a recipe cannot be had on a store: a sentence by code."""
+
+Day = Annotated[str, BeforeValidator(str), Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+"""A UTC day, ``2026-11-21``; YAML reads one without quotes as a date."""
 
 
 class DatasetError(Exception):
@@ -41,14 +55,64 @@ class SplitPolicy:
     val_by: Literal["episode", "sample", "host"] = "sample"
     gap_s: NotNegative = 5.0  # between the end of training and the start of test, in ``time``
     degraded: Literal["none", "train", "all"] = "train"
+    session_share: ShareWithin = 0.15  # of episodes, which the latest sessions make up for test
+    sessions: dict[str, list[Day]] = field(default_factory=dict)
+    """Recording sessions by name, as UTC days; a day that is not listed is a session by itself."""
+    test_sessions: list[str] = field(default_factory=list)  # empty: the latest sessions
+
+    @model_validator(mode="after")
+    def _each_day_once(self) -> SplitPolicy:
+        days = Counter(day for listed in self.sessions.values() for day in listed)
+        twice = [day for day, n in days.items() if n > 1]
+        if twice:
+            raise ValueError(f"sessions must list a day once, got {', '.join(twice)} twice")
+        return self
+
+    def session(self, episode_id: str) -> str:
+        """The recording session of an episode: it follows from the id, so it never changes."""
+        day = episode_day(episode_id)
+        return next((name for name, days in self.sessions.items() if day in days), day)
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why a recipe cannot be had on a store: a code of ``UNAVAILABLE``, and all there is."""
+
+    code: str
+    found: list[str]
+
+    @property
+    def sentence(self) -> str:
+        return UNAVAILABLE[self.code].format(found=", ".join(self.found))
+
+
+def obstacle(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> Obstacle | None:
+    """Why a recipe has nothing to hold out among episodes; None where it has.
+
+    Args:
+        episodes: one row each, with ``episode_id, host_id, sample_sha256, profile, verdict``.
+    """
+    if policy.degraded == "none":
+        episodes = episodes.filter(pl.col("verdict") != "degraded")
+    if recipe == "host":
+        hosts = sorted(set(episodes["host_id"]))
+        return Obstacle("single_host", hosts) if len(hosts) == 1 else None
+    if recipe == "sample":
+        samples = episodes.group_by("profile").agg(pl.col("sample_sha256").n_unique())
+        single = len(samples) and (samples["sample_sha256"] == 1).all()
+        return Obstacle("single_sample", sorted(samples["profile"])) if single else None
+    if recipe == "session":
+        sessions = sorted({policy.session(episode_id) for episode_id in episodes["episode_id"]})
+        return Obstacle("single_session", sessions) if len(sessions) == 1 else None
+    return None
 
 
 def assign_splits(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> pl.DataFrame:
     """Give every episode a side.
 
     Args:
-        episodes: one row each, with ``episode_id, host_id, sample_sha256, profile, verdict,
-            started_at_wall_ns, ended_at_wall_ns``.
+        episodes: one row each, with ``episode_id, host_id, sample_sha256, sample_name, profile,
+            verdict, started_at_wall_ns, ended_at_wall_ns``.
 
     Returns:
         The same rows, ordered by start, with ``split``; null if the episode takes no part,
@@ -69,6 +133,8 @@ def assign_splits(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> p
             f"recipe {recipe}: must have a usable episode, got none; phasewatch validate shows why"
         )
 
+    if nothing := obstacle(episodes, recipe, policy):
+        raise DatasetError(f"recipe {recipe} cannot be had: {nothing.sentence}")
     test, gap = _test_side(usable, recipe, policy)
     excluded |= dict.fromkeys(gap, "in the gap before the test period")
     training = [r for r in usable if r["episode_id"] not in test and r["episode_id"] not in gap]
@@ -105,20 +171,18 @@ def _test_side(
     """``(test episodes, episodes in the gap)``."""
     if recipe == "host":
         hosts = sorted({row["host_id"] for row in rows})
-        if policy.test_host not in hosts or len(hosts) < 2:
+        if policy.test_host not in hosts:
             raise DatasetError(
-                f"recipe host: splits.test_host must be one of several hosts, "
-                f"got {policy.test_host!r}; the corpus has {', '.join(hosts)}"
+                f"recipe host: splits.test_host must be one of {', '.join(hosts)}, "
+                f"got {policy.test_host!r}"
             )
         return {r["episode_id"] for r in rows if r["host_id"] == policy.test_host}, set()
     if recipe == "sample":
-        held_out = _hold_out_samples(rows, policy.test_share, [policy.seed, 1])
-        if not held_out:
-            raise DatasetError(
-                "recipe sample: a profile must have two samples to hold one out, got one in each; "
-                "add episodes of other samples"
-            )
+        held_out = _hold_out_samples(rows, policy.test_share, f"{policy.seed}.1")
         return {r["episode_id"] for r in rows if r["sample_sha256"] in held_out}, set()
+    if recipe == "session":
+        held_out = _hold_out_sessions(rows, policy)
+        return {r["episode_id"] for r in rows if policy.session(r["episode_id"]) in held_out}, set()
     first_test = rows[len(rows) - max(1, round(policy.test_share * len(rows)))]
     begins = first_test["started_at_wall_ns"]
     last_end = begins - int(policy.gap_s * NS_PER_S)
@@ -131,38 +195,79 @@ def _test_side(
     return test, gap
 
 
-def _hold_out_samples(rows: list[dict[str, Any]], share: float, seed: list[int]) -> set[str]:
+def _hold_out_sessions(rows: list[dict[str, Any]], policy: SplitPolicy) -> set[str]:
+    """The sessions listed, or the latest that make up the share; one is always left."""
+    counts: Counter[str] = Counter()
+    latest: dict[str, str] = {}  # session -> its last day
+    for row in rows:
+        name, day = policy.session(row["episode_id"]), episode_day(row["episode_id"])
+        counts[name] += 1
+        latest[name] = max(day, latest.get(name, day))
+    if policy.test_sessions:
+        chosen = set(policy.test_sessions)
+        if not chosen <= counts.keys() or chosen == counts.keys():
+            raise DatasetError(
+                f"recipe session: splits.test_sessions must be some, not all, of "
+                f"{', '.join(sorted(counts))}, got {', '.join(policy.test_sessions)}"
+            )
+        return chosen
+    held_out: set[str] = set()
+    for name in sorted(counts, key=lambda name: latest[name], reverse=True)[:-1]:
+        if sum(counts[n] for n in held_out) >= policy.session_share * len(rows):
+            break
+        held_out.add(name)
+    return held_out
+
+
+def _rank(name: str, seed: str) -> float:
+    """A number from 0 to 1 that follows from a name and a seed alone."""
+    digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _drawn(names: Collection[str], share: float, seed: str) -> set[str]:
+    """The names whose rank is below the share, so that another name moves none of them.
+
+    Of several names one at least is drawn, that of lowest rank, and one is left, that of highest.
+    """
+    if len(names) < 2:
+        return set()
+    order = sorted(names, key=lambda name: (_rank(name, seed), name))
+    below = sum(_rank(name, seed) < share for name in order)
+    return set(order[: min(len(order) - 1, max(1, below))])
+
+
+def _hold_out_samples(rows: list[dict[str, Any]], share: float, seed: str) -> set[str]:
     """At least one sample of each profile that has two; every profile keeps one."""
+    names: dict[str, str] = {}  # sample -> its name: what is drawn, as a rebuilt sample keeps it
     by_profile: dict[str, set[str]] = {}
     for row in rows:
-        by_profile.setdefault(row["profile"], set()).add(row["sample_sha256"])
-    random = np.random.default_rng(seed)
+        sample, name = row["sample_sha256"], row["sample_name"]
+        names[sample] = min(name, names.get(sample, name))
+        by_profile.setdefault(row["profile"], set()).add(sample)
     held_out: set[str] = set()
-    for profile in sorted(by_profile):
-        samples = sorted(by_profile[profile])
-        order = random.permutation(len(samples))
-        count = min(len(samples) - 1, max(1, round(share * len(samples))))
-        held_out |= {samples[i] for i in order[:count]}
+    for samples in by_profile.values():
+        drawn = _drawn({names[sample] for sample in samples}, share, seed)
+        held_out |= {sample for sample in samples if names[sample] in drawn}
     return held_out
 
 
 def _val_side(rows: list[dict[str, Any]], recipe: str, policy: SplitPolicy) -> set[str]:
-    random = np.random.default_rng([policy.seed, 2])
+    seed = f"{policy.seed}.2"
     if policy.val_by == "sample":
-        held_out = _hold_out_samples(rows, policy.val_share, [policy.seed, 2])
+        held_out = _hold_out_samples(rows, policy.val_share, seed)
         val = {row["episode_id"] for row in rows if row["sample_sha256"] in held_out}
     elif policy.val_by == "host":
-        hosts = sorted({row["host_id"] for row in rows})
+        hosts = {row["host_id"] for row in rows}
         if len(hosts) < 2:
             raise DatasetError(
                 f"recipe {recipe}: splits.val_by host must have two hosts outside the test side, "
                 f"got {len(hosts)}; set it to episode or sample"
             )
-        chosen = hosts[int(random.integers(len(hosts)))]
+        chosen = min(hosts, key=lambda host: _rank(host, seed))
         val = {row["episode_id"] for row in rows if row["host_id"] == chosen}
     else:
-        count = max(1, round(policy.val_share * len(rows)))
-        val = {rows[i]["episode_id"] for i in random.permutation(len(rows))[:count]}
+        val = _drawn({row["episode_id"] for row in rows}, policy.val_share, seed)
     if not val or len(val) == len(rows):
         raise DatasetError(
             f"recipe {recipe}: splits.val_by {policy.val_by} must leave episodes to train and to "
@@ -171,12 +276,31 @@ def _val_side(rows: list[dict[str, Any]], recipe: str, policy: SplitPolicy) -> s
     return val
 
 
+def held_out_by(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> pl.Series:
+    """By row what the recipe never has on both sides: a host, a sample, a session; else null."""
+    if recipe == "session":
+        of = {e: policy.session(e) for e in episodes["episode_id"].unique()}
+        return episodes["episode_id"].replace_strict(of, return_dtype=pl.String).alias("session")
+    column = {"host": "host_id", "sample": "sample_sha256"}.get(recipe)
+    if column is None:
+        return pl.Series("none", [None] * len(episodes), dtype=pl.String)
+    return episodes[column]
+
+
+def shared_by_sides(
+    training: pl.DataFrame, test: pl.DataFrame, recipe: str, policy: SplitPolicy
+) -> tuple[str, set[str]]:
+    """What the recipe holds out, and which of it is on both sides all the same."""
+    one, other = (held_out_by(side, recipe, policy) for side in (training, test))
+    return one.name, (set(one) & set(other)) - {None}
+
+
 def check_sides(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> None:
     """Check what a recipe promises about its sides.
 
     Raises:
-        DatasetError: an episode, a sample (recipe ``sample``), the test host (``host``) or a span
-            of time (``time``) is on both sides; the message names it.
+        DatasetError: an episode, a sample (recipe ``sample``), the test host (``host``), a session
+            (``session``) or a span of time (``time``) is on both sides; the message names it.
     """
     sides: dict[str, set[str]] = {}
     for episode_id, split in episodes.select("episode_id", "split").drop_nulls().iter_rows():
@@ -189,13 +313,12 @@ def check_sides(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> Non
             )
     training = episodes.filter(pl.col("split").is_in(["train", "val"]))
     test = episodes.filter(pl.col("split") == "test")
-    for column in {"sample": ["sample_sha256"], "host": ["host_id"], "time": []}[recipe]:
-        shared = set(training[column]) & set(test[column])
-        if shared:
-            raise DatasetError(
-                f"recipe {recipe}: {column} must be in training or in test, "
-                f"got {', '.join(sorted(shared))} in both"
-            )
+    what, shared = shared_by_sides(training, test, recipe, policy)
+    if shared:
+        raise DatasetError(
+            f"recipe {recipe}: {what} must be in training or in test, "
+            f"got {', '.join(sorted(shared))} in both"
+        )
     if recipe == "time" and len(test) and len(training):
         # training must end before the test begins, by the gap
         begins = test["started_at_wall_ns"].cast(pl.Int64).to_list()
@@ -243,7 +366,7 @@ def build_table(
         DatasetError: see ``assign_splits`` and ``check_rosters``.
     """
     episodes = windows.select(
-        "episode_id", "host_id", "sample_sha256", "profile", "verdict",
+        "episode_id", "host_id", "sample_sha256", "sample_name", "profile", "verdict",
         "started_at_wall_ns", "ended_at_wall_ns",
     ).unique()  # fmt: skip
     twice = episodes.filter(pl.col("episode_id").is_duplicated())["episode_id"].unique().sort()
@@ -252,9 +375,11 @@ def build_table(
             f"episodes must have one description, got several for {', '.join(twice)}; ingest their "
             "batches again: phasewatch run --force"
         )
-    assigned = assign_splits(episodes, recipe, policy)
+    assigned = assign_splits(episodes, recipe, policy).with_columns(
+        session=pl.col("episode_id").map_elements(policy.session, return_dtype=pl.String)
+    )
     taking_part = (
-        windows.join(assigned.select("episode_id", "split"), on="episode_id", how="left")
+        windows.join(assigned.select("episode_id", "session", "split"), on="episode_id", how="left")
         .filter(pl.col("split").is_not_null())
         .sort("batch", "shard", "row")
     )
@@ -279,6 +404,7 @@ def describe(
             "windows": len(side),
             "episodes": side["episode_id"].n_unique(),
             "hosts": sorted(set(side["host_id"])),
+            "sessions": sorted(set(side["session"])),
             "samples": sorted(set(side["sample_name"])),
             "synthetic_episodes": side.filter(pl.col("synthetic"))["episode_id"].n_unique(),
             "windows_by_phase": dict(sorted(Counter(side["label"]).items())),

@@ -78,7 +78,9 @@ def inputs(
 
 
 def read_dataset(dataset: Files) -> pl.DataFrame:
-    """The table of a dataset: the columns of ``shards.WINDOW_COLUMNS``, ``batch``, ``split``."""
+    """The table of a dataset: the columns of ``shards.WINDOW_COLUMNS``, ``batch``,
+    ``session``, ``split``.
+    """
     return pl.DataFrame(read_table(dataset.path("windows")))
 
 

@@ -102,8 +102,12 @@ def episode_time_ms(episode_id: str) -> int:
 _LAST_DAY_MS = 253_402_300_799_999  # 9999-12-31, the last day that has a four-digit year
 
 
+def episode_day(episode_id: str) -> str:
+    """The UTC day of a ULID, as ``2026-11-21``."""
+    time_ms = min(episode_time_ms(episode_id), _LAST_DAY_MS)
+    return datetime.fromtimestamp(time_ms // 1000, tz=UTC).date().isoformat()
+
+
 def batch_key(host_id: str, episode_id: str) -> str:
     """``<host>.<UTC day of the ULID>``: the unit of ingestion, and a Dagster partition key."""
-    time_ms = min(episode_time_ms(episode_id), _LAST_DAY_MS)
-    day = datetime.fromtimestamp(time_ms // 1000, tz=UTC).date()
-    return f"{host_id}.{day.isoformat()}"
+    return f"{host_id}.{episode_day(episode_id)}"

@@ -39,6 +39,9 @@ _MUST_BE = {
     "less_than": "< {lt:g}",
     "less_than_equal": "<= {le:g}",
     "literal_error": "{expected}",
+    "string_pattern_mismatch": "of the form {pattern}",
+    "list_type": "a list",
+    "dict_type": "a mapping",
     "dataclass_type": "a section of settings",
     "model_type": "a section of settings",
 }
@@ -58,7 +61,10 @@ def settings_errors(error: ValidationError, settings: Any, prefix: str = "") -> 
 def _line(fault: Any, declared: Any, path: list[str]) -> str:
     context = fault.get("ctx", {})
     for step in fault["loc"]:
-        known = declared.__pydantic_fields__
+        known = getattr(declared, "__pydantic_fields__", None)
+        if known is None:  # inside a list or a mapping
+            path = [*path, str(step)]
+            continue
         if step not in known:
             near = difflib.get_close_matches(step, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"

@@ -124,6 +124,9 @@ def condition(recipe: str, episodes: pl.DataFrame) -> Condition:
     if recipe == "sample":
         names = sorted(episodes.unique("sample_sha256")["sample_name"])
         return Condition(unit="sample", n=len(names), names=names)
+    if recipe == "session":
+        names = sorted(set(episodes["session"]))
+        return Condition(unit="session", n=len(names), names=names)
     first, last = (
         datetime.fromtimestamp(int(t) // NS_PER_S, tz=UTC).strftime("%Y-%m-%d %H:%M")  # type: ignore[arg-type]
         for t in (episodes["started_at_wall_ns"].min(), episodes["ended_at_wall_ns"].max())

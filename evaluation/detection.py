@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,27 @@ from scipy.stats import chi2
 
 from episodes.format import CLEAN, INFECTED
 from evaluation.bootstrap import EpisodeBootstrap, Statistic
-from evaluation.documents import LEVEL, AttackedEpisode, Detection, Figure, FigureNote, Subject
-from evaluation.figures import figure
+from evaluation.documents import (
+    LEVEL,
+    AttackedEpisode,
+    CleanTime,
+    Detection,
+    Estimate,
+    Figure,
+    FigureNote,
+    OperatingCurve,
+    OperatingPoint,
+    Subject,
+)
+from evaluation.figures import ReportPolicy, figure, finite_or_none, interval
 from evaluation.scores import Scored
 
 _DEFAULT_THRESHOLD = 0.5  # without clean time on validation
 _S_PER_HOUR = 3600.0
+MIN_VALIDATION_HOURS = 0.5  # clean; a threshold that rests on less is provisional
+MAX_POINTS = 30  # of an operating curve
+NO_JOB = ""  # what a window has where no job is under way
+ANY, NONE = "any", "none"  # parts of clean time: with a job, and without
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,7 @@ class AlarmScores:
     first: NDArray[np.bool_]  # (n_windows,) of its episode
     episode: NDArray[np.int64]  # (n_windows,)
     onset_s: NDArray[np.float64]  # (n_episodes,) NaN: never attacked
+    job: NDArray[np.str_]  # (n_windows,) benign job under way
     stride_s: float
 
     @property
@@ -96,12 +112,13 @@ def alarm_scores(
         first=np.diff(predictor.episode, prepend=-1) != 0,
         episode=predictor.episode,
         onset_s=predictor.episodes["onset_s"].fill_null(math.nan).to_numpy(),
+        job=windows["job"].to_numpy().astype(np.str_),
         stride_s=stride_s,
     )
 
 
-def choose_threshold(val: AlarmScores, per_hour: float) -> tuple[float, FigureNote | None]:
-    """The lowest score on validation down to which false alarms stay within a budget.
+def choose_threshold(val: AlarmScores, policy: ReportPolicy) -> tuple[float, FigureNote | None]:
+    """The lowest score on validation down to which alarms stay within both budgets.
 
     Thresholds are tried from the highest score down, and the first that costs more ends the
     search: far below it, where alarms merge into one, their number would fall again.
@@ -109,7 +126,7 @@ def choose_threshold(val: AlarmScores, per_hour: float) -> tuple[float, FigureNo
     Returns:
         ``(threshold, note)``.
     """
-    hours = float(val.clean_hours.sum())
+    hours, per_hour = float(val.clean_hours.sum()), policy.false_alarms_per_hour
     if not hours:
         return _DEFAULT_THRESHOLD, FigureNote(code="no_clean_validation")
     begins = val.clean & (val.score > val.before)  # alarmed first for thresholds in between
@@ -118,7 +135,9 @@ def choose_threshold(val: AlarmScores, per_hour: float) -> tuple[float, FigureNo
     events = (len(reached) - np.searchsorted(reached, candidates)) - (
         len(past) - np.searchsorted(past, candidates)
     )
-    over = np.flatnonzero(events / hours > per_hour)
+    clean = np.sort(val.score[val.clean])
+    alarmed = (len(clean) - np.searchsorted(clean, candidates)) / len(clean)
+    over = np.flatnonzero((events / hours > per_hour) | (alarmed > policy.clean_time_alarmed))
     within = int(over[0]) if len(over) else len(candidates)
     if not within:
         above = float(np.nextafter(candidates[0], np.inf))
@@ -148,11 +167,11 @@ def median_statistic(delay_s: NDArray[np.float64], attacked: NDArray[np.bool_]) 
 
 
 def ratio_statistic(over: NDArray[np.float64], under: NDArray[np.float64]) -> Statistic:
-    """A sum by another ``(b,)``, both over episodes; NaN where the lower is 0."""
+    """A sum by another ``(b,)`` or ``(b, m)``, both over episodes; NaN where the lower is 0."""
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         above, below = weights @ over, weights @ under
-        return np.divide(above, below, out=np.full(len(weights), np.nan), where=below > 0)
+        return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
 
     return statistic
 
@@ -162,7 +181,7 @@ def detection(
     test: AlarmScores,
     val: AlarmScores,
     episodes: pl.DataFrame,
-    per_hour: float,
+    policy: ReportPolicy,
     bootstrap: EpisodeBootstrap,
     subject: Subject,
 ) -> Detection:
@@ -170,19 +189,14 @@ def detection(
 
     Args:
         episodes: the test episodes, one row each.
-        per_hour: false alarms allowed on validation.
+        policy: the budgets that hold on validation.
     """
-    threshold, threshold_note = choose_threshold(val, per_hour)
+    threshold, threshold_note = choose_threshold(val, policy)
     attacked = test.attacked()
     alarm_s = test.first_alarm_s(threshold)
     delay_s = alarm_s - test.onset_s
     detected = attacked & np.isfinite(alarm_s)
-    hours = test.clean_hours
-    false_alarms = test.by_episode(test.false_alarms(threshold))
-    alarmed = test.by_episode(test.clean & (test.score >= threshold))
     statistics: dict[str, Statistic] = {
-        "false_alarms_per_hour": ratio_statistic(false_alarms, hours),
-        "clean_time_alarmed": ratio_statistic(alarmed, test.by_episode(test.clean)),
         "detected_share": ratio_statistic(detected.astype(np.float64), attacked.astype(np.float64)),
         "median_delay_s": median_statistic(delay_s, attacked),
     }
@@ -191,23 +205,29 @@ def detection(
         name: figure(subject, name, float(bootstrap.observed(statistic)), replicates[name])
         for name, statistic in statistics.items()
     }
-    n_false, n_attacked = int(false_alarms.sum()), int(attacked.sum())
-    test_hours, val_hours = float(hours.sum()), float(val.clean_hours.sum())
-    mended = _mended(resampled, n_false, test_hours, n_attacked, replicates["median_delay_s"])
-    val_events = int(val.false_alarms(threshold).sum())
+    n_attacked = int(attacked.sum())
+    mended = _mended(resampled, n_attacked, replicates["median_delay_s"])
+    whole, *parts = clean_time(test, threshold, bootstrap, subject)
+    val_events, val_hours = int(val.false_alarms(threshold).sum()), float(val.clean_hours.sum())
     return Detection(
         alarm_phases=list(INFECTED),
-        budget_per_hour=per_hour,
+        budget_per_hour=policy.false_alarms_per_hour,
+        budget_clean_time=policy.clean_time_alarmed,
         threshold=figure(subject.on("val"), "alarm_threshold", threshold, note=threshold_note),
-        clean_hours={"val": val_hours, "test": test_hours},
-        false_alarms={"val": val_events, "test": n_false},
+        provisional=is_provisional(val_hours),
+        clean_hours={"val": val_hours, "test": whole.hours},
+        false_alarms={"val": val_events, "test": whole.false_alarms},
         val_false_alarms_per_hour=figure(
             subject.on("val"),
             "false_alarms_per_hour",
             val_events / val_hours if val_hours else math.nan,
             note=FigureNote(code="chosen_on_these" if val_hours else "no_clean_validation"),
         ),
+        false_alarms_per_hour=whole.false_alarms_per_hour,
+        clean_time_alarmed=whole.clean_time_alarmed,
+        by_job=parts,
         **{name: each.model_copy(update=mended[name]) for name, each in resampled.items()},
+        operating_curve=operating_curve(test, bootstrap, policy.seed),
         attacked_episodes=n_attacked,
         detected_episodes=int(detected.sum()),
         attacks_after_last_window=int((~np.isnan(test.onset_s) & ~attacked).sum()),
@@ -224,47 +244,23 @@ def detection(
     )
 
 
-def _mended(
-    figures: dict[str, Figure],
-    n_false: int,
-    hours: float,
-    n_attacked: int,
-    delays: NDArray[np.float64],
-) -> dict[str, dict[str, Any]]:
-    """Notes on null figures and bounds, and wider bounds where resampling is too narrow.
+def is_provisional(val_hours: float) -> bool:
+    """Whether a threshold rests on too little clean time of validation."""
+    return val_hours < MIN_VALIDATION_HOURS
 
-    Resampling what never happened gives nothing, and what happened once or twice hardly more. So
-    false alarms have the wider of resampling's and the exact Poisson bounds (Garwood 1936), and
-    detections that never or always happened the exact binomial one (Clopper and Pearson 1934), as
-    if episodes were independent.
-    """
-    tail = (1 - LEVEL) / 2
-    false, share = figures["false_alarms_per_hour"], figures["detected_share"]
-    median = figures["median_delay_s"]
+
+def _mended(
+    figures: dict[str, Figure], n_attacked: int, delays: NDArray[np.float64]
+) -> dict[str, dict[str, Any]]:
+    """Notes on null figures and bounds, and wider bounds where resampling is too narrow."""
+    share, median = figures["detected_share"], figures["median_delay_s"]
     mended: dict[str, dict[str, Any]] = {name: {} for name in figures}
-    if not hours:
-        for name in ("false_alarms_per_hour", "clean_time_alarmed"):
-            mended[name] = {"note": FigureNote(code="no_clean_time")}
-    else:
-        low = chi2.ppf(tail, 2 * n_false) / 2 / hours if n_false else 0.0
-        high = chi2.ppf(1 - tail, 2 * n_false + 2) / 2 / hours
-        mended["false_alarms_per_hour"] = {
-            "low": float(low if false.low is None else min(low, false.low)),
-            "high": float(high if false.high is None else max(high, false.high)),
-            "note": FigureNote(code="poisson_bounds", numbers={"events": n_false, "hours": hours}),
-        }
-    if figures["clean_time_alarmed"].value == 0:
-        mended["clean_time_alarmed"] = {"high": None, "note": FigureNote(code="never_alarmed")}
     if not n_attacked:
-        for name in ("detected_share", "median_delay_s"):
-            mended[name] = {"note": FigureNote(code="no_attack")}
-        return mended
+        return {name: {"note": FigureNote(code="no_attack")} for name in figures}
     if share.value in (0, 1):
-        exact = tail ** (1 / n_attacked)
-        mended["detected_share"] = {"low": exact} if share.value else {"high": 1 - exact}
-        mended["detected_share"]["note"] = FigureNote(
-            code="exact_binomial_bound", numbers={"episodes": n_attacked}
-        )
+        low, high = detected_bounds(share.value, n_attacked, share.low, share.high)
+        note = FigureNote(code="exact_binomial_bound", numbers={"episodes": n_attacked})
+        mended["detected_share"] = {"low": low, "high": high, "note": note}
     if median.value is None:
         mended["median_delay_s"] = {"note": FigureNote(code="half_undetected")}
     elif median.high is None:
@@ -273,3 +269,187 @@ def _mended(
             "note": FigureNote(code="half_undetected_at_times", numbers=lost)
         }
     return mended
+
+
+# --- clean time ---------------------------------------------------------------------------------
+
+
+def clean_time(
+    test: AlarmScores, threshold: float, bootstrap: EpisodeBootstrap, subject: Subject
+) -> list[CleanTime]:
+    """Alarms in all clean time, in that with any job, in that without one, and by job.
+
+    A false alarm belongs to the job of its first window. The whole has an empty ``job``.
+    """
+    busy = test.job != NO_JOB
+    parts = {"": np.ones(len(busy), dtype=bool), ANY: busy, NONE: ~busy}
+    parts |= {job: test.job == job for job in np.unique(test.job[test.clean & busy]).tolist()}
+
+    def by_part(windows: NDArray[np.bool_]) -> NDArray[np.float64]:
+        return np.stack([test.by_episode(windows & part) for part in parts.values()], axis=1)
+
+    clean = by_part(test.clean)
+    hours = clean * (test.stride_s / _S_PER_HOUR)
+    false_alarms = by_part(test.false_alarms(threshold))
+    alarmed = by_part(test.clean & (test.score >= threshold))
+    replicates = bootstrap.replicates_of(
+        {"rate": ratio_statistic(false_alarms, hours), "share": ratio_statistic(alarmed, clean)}
+    )
+    return [
+        CleanTime(
+            job=job,
+            hours=float(hours[:, i].sum()),
+            false_alarms=int(false_alarms[:, i].sum()),
+            false_alarms_per_hour=_rate(
+                subject,
+                int(false_alarms[:, i].sum()),
+                float(hours[:, i].sum()),
+                replicates["rate"][:, i],
+                {"job": job} if job else {},
+            ),
+            clean_time_alarmed=_alarmed(
+                subject,
+                float(alarmed[:, i].sum()),
+                float(clean[:, i].sum()),
+                replicates["share"][:, i],
+                {"job": job} if job else {},
+            ),
+        )
+        for i, job in enumerate(parts)
+    ]
+
+
+def _rate(
+    subject: Subject,
+    n_false: int,
+    hours: float,
+    replicates: NDArray[np.float64],
+    where: dict[str, str],
+) -> Figure:
+    """False alarms per hour, with exact bounds where those of resampling are narrower."""
+    if not hours:
+        note = FigureNote(code="no_clean_time")
+        return figure(subject, "false_alarms_per_hour", math.nan, where=where, note=note)
+    low, high = rate_bounds(n_false, hours, replicates)
+    note = FigureNote(code="poisson_bounds", numbers={"events": n_false, "hours": hours})
+    return figure(
+        subject, "false_alarms_per_hour", n_false / hours, replicates,
+        low=low, high=high, where=where, note=note,
+    )  # fmt: skip
+
+
+def _alarmed(
+    subject: Subject,
+    alarmed: float,
+    clean: float,
+    replicates: NDArray[np.float64],
+    where: dict[str, str],
+) -> Figure:
+    """The share of clean time that is alarmed."""
+    if not clean:
+        note = FigureNote(code="no_clean_time")
+        return figure(subject, "clean_time_alarmed", math.nan, where=where, note=note)
+    never: dict[str, Any] = {"high": None, "note": FigureNote(code="never_alarmed")}
+    return figure(
+        subject, "clean_time_alarmed", alarmed / clean, replicates,
+        where=where, **({} if alarmed else never),
+    )  # fmt: skip
+
+
+def rate_bounds(n_false: int, hours: float, replicates: NDArray[np.float64]) -> tuple[float, float]:
+    """The wider of resampling's and the exact Poisson bounds (Garwood 1936).
+
+    Resampling what never happened gives nothing, and what happened once or twice hardly more.
+    """
+    tail = (1 - LEVEL) / 2
+    exact = (
+        float(chi2.ppf(tail, 2 * n_false) / 2 / hours) if n_false else 0.0,
+        float(chi2.ppf(1 - tail, 2 * n_false + 2) / 2 / hours),
+    )
+    drawn = interval(replicates)
+    return (
+        min(exact[0], drawn[0]) if math.isfinite(drawn[0]) else exact[0],
+        max(exact[1], drawn[1]) if math.isfinite(drawn[1]) else exact[1],
+    )
+
+
+def detected_bounds(
+    share: float, n_attacked: int, low: float | None, high: float | None
+) -> tuple[float | None, float | None]:
+    """Where all or none are detected, one bound is exact (Clopper and Pearson 1934).
+
+    As if episodes were independent.
+    """
+    exact = ((1 - LEVEL) / 2) ** (1 / n_attacked)
+    return (exact if share == 1 else low), (1 - exact if share == 0 else high)
+
+
+# --- the operating curve ------------------------------------------------------------------------
+
+
+def operating_curve(test: AlarmScores, bootstrap: EpisodeBootstrap, seed: int) -> OperatingCurve:
+    """What every threshold would give on test, and what random scores would."""
+    random = np.random.default_rng([seed, len(test.score)]).random(len(test.score))
+    return OperatingCurve(
+        points=_points(test, bootstrap), random=_points(replace(test, score=random), bootstrap)
+    )
+
+
+def _thresholds(test: AlarmScores) -> NDArray[np.float64]:
+    """From one without a false alarm down to one that alarms all clean time; denser above."""
+    scores = np.sort(test.score[test.clean] if test.clean.any() else test.score)[::-1]
+    ranks = np.unique(np.geomspace(1, len(scores), MAX_POINTS - 1).round().astype(int))
+    above = np.nextafter(scores[0], np.inf)
+    return np.unique(np.append(scores[ranks - 1], above))[::-1]
+
+
+def _points(test: AlarmScores, bootstrap: EpisodeBootstrap) -> list[OperatingPoint]:
+    thresholds = _thresholds(test)
+    attacked = test.attacked()
+    alarm_s = np.stack([test.first_alarm_s(t) for t in thresholds], axis=1)
+    false_alarms, alarmed = (
+        np.stack([test.by_episode(windows(t)) for t in thresholds], axis=1)
+        for windows in (test.false_alarms, lambda t: test.clean & (test.score >= t))
+    )
+
+    def of_all(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.repeat(values[:, None], len(thresholds), axis=1)
+
+    hours, clean = test.clean_hours, test.by_episode(test.clean)
+    detected = np.isfinite(alarm_s) & attacked[:, None]
+    statistics: dict[Any, Statistic] = {
+        "rate": ratio_statistic(false_alarms, of_all(hours)),
+        "alarmed": ratio_statistic(alarmed, of_all(clean)),
+        "detected": ratio_statistic(detected.astype(float), of_all(attacked.astype(float))),
+    } | {
+        i: median_statistic(alarm_s[:, i] - test.onset_s, attacked) for i in range(len(thresholds))
+    }
+    drawn = bootstrap.replicates_of(statistics)
+    observed = {name: bootstrap.observed(statistic) for name, statistic in statistics.items()}
+    n_attacked, n_hours = int(attacked.sum()), float(hours.sum())
+
+    def estimate(name: str, i: int) -> Estimate:
+        value = float(observed[name][i])
+        low, high = (finite_or_none(bound) for bound in interval(drawn[name][:, i]))
+        if name == "rate" and n_hours:
+            low, high = rate_bounds(int(false_alarms[:, i].sum()), n_hours, drawn[name][:, i])
+        if name == "detected" and n_attacked:
+            low, high = detected_bounds(value, n_attacked, low, high)
+        return Estimate(value=finite_or_none(value), low=low, high=high)
+
+    def delay(i: int) -> Estimate:
+        bounds = (finite_or_none(bound) for bound in interval(drawn[i]))
+        return Estimate(
+            value=finite_or_none(float(observed[i])), **dict(zip(("low", "high"), bounds))
+        )
+
+    return [
+        OperatingPoint(
+            threshold=float(threshold),
+            false_alarms_per_hour=estimate("rate", i),
+            clean_time_alarmed=estimate("alarmed", i),
+            detected_share=estimate("detected", i),
+            median_delay_s=delay(i),
+        )
+        for i, threshold in enumerate(thresholds)
+    ]

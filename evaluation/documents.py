@@ -99,7 +99,7 @@ class Figure(Subject):
         description="replicates in which the figure was undefined or, for macro F1, a class was "
         "missing"
     )
-    where: dict[Literal["class", "profile", "host_id"], str] = Field(
+    where: dict[Literal["class", "profile", "host_id", "job"], str] = Field(
         {}, description="what the figure is restricted to; empty: nothing"
     )
     note: FigureNote | None = None
@@ -124,7 +124,7 @@ class Comparison(Difference):
 class Condition(Model):
     """What was held out. Intervals do not cover another choice of it."""
 
-    unit: Literal["host", "sample", "period"]
+    unit: Literal["host", "sample", "period", "session"]
     n: Annotated[int, Field(ge=1)]
     names: list[str]
 
@@ -151,6 +151,7 @@ class SplitFacts(Model):
     windows: Count
     episodes: Count
     hosts: list[str]
+    sessions: list[str]
     samples: list[str]
     synthetic_episodes: Count
     windows_by_phase: dict[str, Count]
@@ -219,19 +220,58 @@ class AttackedEpisode(Model):
     delay_s: Positive | None
 
 
+class CleanTime(Model):
+    """Alarms in clean time, or in the part of it that is named by the machine's jobs."""
+
+    job: str = Field(description="``any`` job, ``none``, or which")
+    hours: Positive
+    false_alarms: Count
+    false_alarms_per_hour: Figure
+    clean_time_alarmed: Figure
+
+
+class Estimate(Model):
+    """A value with its interval at ``LEVEL``; null: undefined or infinite."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class OperatingPoint(Model):
+    """What one threshold would give on test."""
+
+    threshold: float
+    false_alarms_per_hour: Estimate
+    clean_time_alarmed: Estimate
+    detected_share: Estimate
+    median_delay_s: Estimate
+
+
+class OperatingCurve(Model):
+    """What every threshold would give on test, from the highest down. It chooses nothing."""
+
+    points: list[OperatingPoint]
+    random: list[OperatingPoint] = Field(description="the same for random scores: the control")
+
+
 class Detection(Model):
     """The model as an alarm."""
 
     alarm_phases: list[str]
     budget_per_hour: Positive
+    budget_clean_time: Share = Field(description="share of clean time that may be alarmed")
     threshold: Figure
+    provisional: bool = Field(description="the threshold rests on too little clean time")
     clean_hours: dict[Literal["val", "test"], Positive]
     false_alarms: dict[Literal["val", "test"], Count]
     val_false_alarms_per_hour: Figure
     false_alarms_per_hour: Figure
     clean_time_alarmed: Figure
+    by_job: list[CleanTime]
     detected_share: Figure
     median_delay_s: Figure
+    operating_curve: OperatingCurve
     attacked_episodes: Count
     detected_episodes: Count
     attacks_after_last_window: Count
@@ -266,15 +306,29 @@ class ReportWarning(Remark):
 
     code: Literal[
         "not_better_than_baseline", "validation_above_test", "false_alarms_over_budget",
-        "untested_profile", "absent_class", "synthetic_episodes",
+        "clean_time_over_budget", "provisional_threshold", "untested_profile", "absent_class",
+        "synthetic_episodes",
     ]  # fmt: skip
+
+
+class Objection(Remark):
+    """A ground against a promotion. Stored with a champion where it was accepted."""
+
+    code: Literal[
+        "oracle", "unverified", "does_not_verify", "already_champion", "champion_unloadable",
+        "other_dataset", "too_few_left", "may_be_worse", "group_falls", "nowhere_better",
+        "baseline_not_beaten", "alarms_unmeasured", "alarms_over_budget",
+        "alarmed_time_over_budget",
+    ]  # fmt: skip
+    recipe: str | None = None
+    names: Mapping[str, str] = {}
 
 
 class EvalReport(Subject):
     """The report on one checkpoint and recipe."""
 
-    schema_version: Literal["phasewatch.eval_report/4"] = Field(
-        default="phasewatch.eval_report/4", alias="schema"
+    schema_version: Literal["phasewatch.eval_report/5"] = Field(
+        default="phasewatch.eval_report/5", alias="schema"
     )
     contract_hash: str
     schema_hash: str

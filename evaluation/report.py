@@ -5,7 +5,7 @@ Arranges what the statistics in the other modules compute; the page and the card
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,12 @@ import polars as pl
 
 from evaluation.bootstrap import EpisodeBootstrap, Statistic, resampling
 from evaluation.calibration import calibration
-from evaluation.detection import alarm_scores, detection
+from evaluation.detection import MIN_VALIDATION_HOURS, alarm_scores, detection
 from evaluation.documents import (
     BaselineScore,
     ClassScores,
     Confusion,
+    Detection,
     Difference,
     EvalReport,
     Figure,
@@ -86,7 +87,7 @@ def evaluate(
         alarm_scores(test, classes, length_s, stride_s),
         alarm_scores(val, classes, length_s, stride_s),
         test.episodes,
-        policy.false_alarms_per_hour,
+        policy,
         bootstrap,
         subject,
     )
@@ -270,6 +271,20 @@ def _timeline(test: Scored, classes: Sequence[str], threshold: float, length_s: 
     )
 
 
+def _alarm_warnings(alarms: Detection) -> Iterator[ReportWarning]:
+    val_hours = alarms.clean_hours["val"]
+    rate, alarmed = alarms.false_alarms_per_hour.value, alarms.clean_time_alarmed.value
+    if rate is not None and rate > alarms.budget_per_hour:
+        numbers = {"per_hour": rate, "budget": alarms.budget_per_hour, "val_hours": val_hours}
+        yield ReportWarning(code="false_alarms_over_budget", numbers=numbers)
+    if alarmed is not None and alarmed > alarms.budget_clean_time:
+        numbers = {"share": alarmed, "budget": alarms.budget_clean_time}
+        yield ReportWarning(code="clean_time_over_budget", numbers=numbers)
+    if alarms.provisional:
+        numbers = {"hours": val_hours, "needed": MIN_VALIDATION_HOURS}
+        yield ReportWarning(code="provisional_threshold", numbers=numbers)
+
+
 def _warnings(report: EvalReport) -> list[ReportWarning]:
     """What a reader must not overlook."""
     warnings = [
@@ -284,14 +299,7 @@ def _warnings(report: EvalReport) -> list[ReportWarning]:
     val, high = report.val_macro_f1.value, report.macro_f1.high
     if val is not None and high is not None and val > high:
         warnings.append(ReportWarning(code="validation_above_test", numbers={"value": val}))
-    alarms, rate = report.detection, report.detection.false_alarms_per_hour.value
-    if rate is not None and rate > alarms.budget_per_hour:
-        numbers = {
-            "per_hour": rate,
-            "budget": alarms.budget_per_hour,
-            "val_hours": alarms.clean_hours["val"],
-        }
-        warnings.append(ReportWarning(code="false_alarms_over_budget", numbers=numbers))
+    warnings += _alarm_warnings(report.detection)
     warnings += [ReportWarning(code="untested_profile", about=p) for p in report.untested_profiles]
     warnings += [ReportWarning(code="absent_class", about=c) for c in report.absent_classes]
     synthetic = sum(side.synthetic_episodes for side in report.splits.values())

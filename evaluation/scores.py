@@ -60,7 +60,7 @@ class Scored:
 
 EPISODE_COLUMNS = (
     "episode_id", "host_id", "profile", "sample_name", "sample_sha256", "started_at_wall_ns",
-    "ended_at_wall_ns", "onset_s",
+    "ended_at_wall_ns", "onset_s", "session",
 )  # fmt: skip
 
 
@@ -87,6 +87,7 @@ def prediction_rows(
         "window",
         "start_s",
         "purity",
+        "job",
         pl.col("label").alias("actual"),
         *(pl.Series(f"p_{phase}", proba[:, i]) for i, phase in enumerate(classes)),
     )

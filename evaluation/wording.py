@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+from datasets.splits import UNAVAILABLE
 from evaluation.documents import (
     CheckName,
     Comparisons,
@@ -16,6 +17,7 @@ from evaluation.documents import (
     DriftCheck,
     EvalReport,
     Figure,
+    Objection,
     Remark,
 )
 from evaluation.scores import BASELINES, SHORTCUTS
@@ -47,6 +49,10 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "of what the model learned does not carry over.",
     "false_alarms_over_budget": "{per_hour:.3g} false alarms per hour on test, budget {budget:g}. "
     "The threshold was chosen on {val_hours:.3g} clean hours.",
+    "clean_time_over_budget": "{share:.1%} of clean time on test is under alarm, budget "
+    "{budget:.1%}.",
+    "provisional_threshold": "The alarm threshold is provisional: it rests on {hours:.2g} clean "
+    "hours of validation, less than {needed:g}.",
     "untested_profile": "Profile {label} was never tested.",
     "absent_class": "Phase {label} does not occur in the test set, so it was never tested.",
     "synthetic_episodes": "The dataset contains {episodes} synthetic episodes.",
@@ -72,6 +78,34 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "resampling's and the exact Poisson one.",
     "temperature_at_limit": "Fitted on validation by log loss; at the end of the range searched.",
     "too_few_episodes": "no interval: too few episodes to resample ({episodes})",
+    # grounds against a promotion
+    "oracle": "{label} cannot be promoted: it needs the host's view of the machine (/proc of QEMU, "
+    "its monitor), and on a device nothing watches from outside. Only realistic models can.",
+    "unverified": "{problem}",
+    "does_not_verify": "{label} does not verify: {problem} (phasewatch inspect --verify {label})",
+    "already_champion": "{label} is already the champion, with these checkpoints.",
+    "champion_unloadable": "The champion cannot be loaded: {problem}. Restore the file, or roll "
+    "back: phasewatch rollback",
+    "other_dataset": "{label} was trained on another version of the dataset, so it may know its "
+    "test episodes. Retrain: phasewatch run --recipe {recipe}",
+    "too_few_left": "{episodes} test episodes are left to compare on, at least {needed} are "
+    "needed; {left_out} were left out because the champion was trained on them or on what they "
+    "hold out.",
+    "may_be_worse": "it may be worse than the champion by more than {margin:g}: macro F1 "
+    "{challenger:.3f} against {champion:.3f}, difference {value:+.3f}, 95 % interval {low:+.3f} "
+    "to {high:+.3f} on {episodes} episodes.",
+    "group_falls": "{group} {label} falls by {falls_by:.3f}, more than {margin:g}: macro F1 "
+    "{challenger:.3f} against {champion:.3f}; episodes: {episodes}.",
+    "nowhere_better": "It is better than the champion beyond chance on no recipe: the highest "
+    "lower bound of a difference is {low:+.3f}.",
+    "baseline_not_beaten": "it is not better than {label} beyond chance: macro F1 "
+    "{challenger:.3f} against {baseline:.3f}, difference {value:+.3f}, 95 % interval {low:+.3f} "
+    "to {high:+.3f} on {episodes} episodes.",
+    "alarms_unmeasured": "the test side has no clean time, so its false alarms are not known.",
+    "alarms_over_budget": "{value:.3g} false alarms per hour of clean time ({low:.3g} to "
+    "{high:.3g}), budget {budget:g}, on {hours:.2g} clean hours.",
+    "alarmed_time_over_budget": "{value:.1%} of clean time under alarm ({low:.1%} to {high:.1%}), "
+    "budget {budget:.1%}, on {hours:.2g} clean hours.",
     # notes on drift
     "unknown_host": "Host {label} is not in the training data, so it is compared with all hosts. "
     "What is specific to this machine also counts as a change.",
@@ -79,11 +113,16 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "are needed, so nothing is judged.",
     "seen_in_training": "{seen} of its {episodes} episodes were trained on and show nothing new.",
 }
+SKIPPED = UNAVAILABLE | {"not_in_champion": "the champion has no checkpoint of it"}
+"""Why a recipe takes no part in a promotion."""
 SHARED_SENTENCES = {  # of several reports whose numbers differ
     "not_better_than_baseline": "Not significantly better than {label}: {reason}.",
     "validation_above_test": "Validation macro F1 lies above the test interval: part of what the "
     "model learned does not carry over.",
     "false_alarms_over_budget": "More false alarms per hour on test than the budget.",
+    "clean_time_over_budget": "More clean time on test is under alarm than the budget.",
+    "provisional_threshold": "The alarm threshold is provisional: it rests on too little clean "
+    "time of validation.",
 }
 DATASET_WARNINGS = frozenset({"untested_profile", "absent_class", "synthetic_episodes"})
 """Warnings that ``untested`` states once per dataset."""
@@ -126,6 +165,19 @@ def sentence(remark: Remark, sentences: dict[str, str] = SENTENCES) -> str:
         reason=MAY_HAVE_LEARNED.get(about),
         **remark.numbers,
     )
+
+
+def objection(ground: Objection) -> str:
+    """The sentence for a ground against a promotion."""
+    about = ground.about or ""
+    words = {"label": baseline_label(about) if about in BASELINES else about} | dict(ground.names)
+    said = SENTENCES[ground.code].format(recipe=ground.recipe, **words, **ground.numbers)
+    return f"Recipe {ground.recipe}: {said}" if ground.recipe else said
+
+
+def skipped(code: str, found: Iterable[str]) -> str:
+    """Why a promotion was not judged on a recipe."""
+    return SKIPPED[code].format(found=", ".join(found))
 
 
 def findings(check: DriftCheck) -> list[str]:
@@ -172,6 +224,11 @@ def measure(value: float | None) -> str:
         return NOTHING
     digits = 0 if abs(value) >= 100 or not value else 1 if abs(value) >= 10 else 2
     return f"{value:.{digits}f}".replace("-", "−")
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage; a dash for no value."""
+    return NOTHING if value is None or not math.isfinite(value) else f"{value:.1%}"
 
 
 def clean_time(hours: float) -> str:

@@ -50,8 +50,8 @@ _WINDOW_FIELDS = [
     ("window", pa.int32()),  # position in the episode
     ("start_s", pa.float64()),
     ("label", pa.string()),
-    ("purity", pa.float32()),
     ("job", pa.string()),  # benign job under way; empty: none
+    ("purity", pa.float32()),
     ("onset_s", pa.float64()),  # of the episode's attack, exact; null: no attack
     *((f"coverage_{source}", pa.float32()) for source in SOURCE_NAMES),
     ("shard", pa.int32()),

@@ -29,7 +29,14 @@ def _fields(kind: Any) -> dict[str, Any]:
         }
     else:
         hints = get_type_hints(kind)
-        defaults = {f.name: (hints[f.name], f.default, None) for f in fields(kind)}
+        defaults = {
+            f.name: (
+                hints[f.name],
+                f.default if f.default_factory is MISSING else f.default_factory(),
+                None,
+            )
+            for f in fields(kind)
+        }
     columns: dict[str, Any] = {}
     for name, (annotation, default, field) in defaults.items():
         nested = annotation if isinstance(annotation, type) else type(default)
@@ -39,7 +46,8 @@ def _fields(kind: Any) -> dict[str, Any]:
         else:
             assert default is not MISSING, name
             description = field.description if field else None
-            columns[name] = (type(default), Field(default=default, description=description))
+            plain = annotation if isinstance(default, dict | list) else type(default)
+            columns[name] = (plain, Field(default=default, description=description))
     return columns
 
 

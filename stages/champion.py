@@ -24,6 +24,7 @@ from champion.history import (
     read_training,
 )
 from champion.rules import (
+    ALARM_RECIPES,
     CHALLENGER,
     CHAMPION,
     MIN_EPISODES,
@@ -31,16 +32,18 @@ from champion.rules import (
     Judgement,
     against_baselines,
     against_champion,
+    alarm_evidence,
+    grounds_against_alarms,
+    grounds_against_champion,
+    grounds_against_first,
     known_to,
-    reasons_against_champion,
-    reasons_against_first,
 )
-from datasets.splits import RECIPES
 from datasets.windows import inputs, read_channel_means, read_dataset
 from evaluation.baselines import shortcut_predictions
-from evaluation.documents import DriftReference
+from evaluation.documents import DriftReference, Objection, Subject
 from evaluation.drift import draw_episodes, reference
 from evaluation.scores import phases_of, prediction_rows
+from evaluation.wording import objection
 from features.files import fingerprint
 from features.golden import differences
 from features.shards import read_table
@@ -76,6 +79,7 @@ class ChampionOptions:
 
     challenger: str = ""  # a model of the registry; empty: the one best on validation
     promote: bool = False  # put the challenger in use if nothing speaks against it
+    accept_alarms: str = ""  # why a model over the alarm budget may be promoted all the same
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def trial_verdict(trial: Trial) -> str:
         return f"{name} is promoted"
     if trial.judgement.granted:
         return f"{name} may be promoted: phasewatch promote {trial.variant.model}"
-    return f"{name} may not be promoted: {len(trial.judgement.reasons)} reasons"
+    return f"{name} may not be promoted: {len(trial.judgement.standing)} reasons"
 
 
 def trial_figures(judgement: Judgement) -> dict[str, float]:
@@ -122,20 +126,28 @@ def trial_figures(judgement: Judgement) -> dict[str, float]:
                 figures[f"macro_f1_{name}_{recipe}"] = evidence[name]
         if "difference" in evidence:
             figures[f"difference_low_{recipe}"] = evidence["difference"]["low"]
+        for metric in ("false_alarms_per_hour", "clean_time_alarmed"):
+            if "alarms" in evidence and evidence["alarms"][metric]["value"] is not None:
+                figures[f"{metric}_{recipe}"] = evidence["alarms"][metric]["value"]
     return figures
 
 
 def _may_replace_it(project: Project, key: str, trial: Trial) -> CheckResult:
-    reasons = "\n".join(f"- {reason}" for reason in trial.judgement.reasons)
+    judgement = trial.judgement
+    reasons, accepted = (
+        "\n".join(f"- {objection(ground)}" for ground in grounds)
+        for grounds in (judgement.standing, judgement.accepted)
+    )
     return CheckResult(
-        trial.judgement.granted or trial.is_champion,
+        judgement.granted or trial.is_champion,
         "warn",
         trial_verdict(trial),
         {
             "challenger": trial.variant.name,
             "reasons": Markdown(reasons or "none"),
-            "evidence": trial.judgement.recipes,
-            **trial_figures(trial.judgement),
+            "accepted": Markdown(accepted or "none"),
+            "evidence": judgement.recipes,
+            **trial_figures(judgement),
         },
     )
 
@@ -168,7 +180,8 @@ class ChampionStage(Stage):
             "challenger_may_replace_it",
             name,
             "The challenger is not worse on any recipe, better on one, loses no profile or "
-            "host, and verifies. A failure is informational: the champion stays.",
+            "host, stays within the alarm budget, and verifies. A failure is informational: the "
+            "champion stays.",
             _may_replace_it,
         ),
     )
@@ -234,12 +247,14 @@ class ChampionStage(Stage):
             raise StageError(str(error)) from error
         if challenger is None:
             raise StageError(
-                f"No realistic model is trained for each of {', '.join(RECIPES)}. "
+                f"No realistic model is trained for each of {', '.join(project.recipes)}. "
                 "Run: phasewatch run"
             )
-        if self.chosen.promote:
-            return {self.name: promote(project, challenger, by="dagster", why=self.why)}
-        return {self.name: judge(project, challenger)}
+        accept = self.chosen.accept_alarms
+        if not self.chosen.promote:
+            return {self.name: judge(project, challenger, accept_alarms=accept)}
+        trial = promote(project, challenger, by="dagster", why=self.why, accept_alarms=accept)
+        return {self.name: trial}
 
     def facts(self, project: Project, output: str, artifact: Trial) -> Mapping[str, Any]:
         return champion_facts(artifact.now)
@@ -263,6 +278,7 @@ def champion_facts(champion: Champion | None) -> dict[str, Any]:
         "served": champion.served,
         "checkpoint_id": champion.checkpoints[champion.served],
         "checkpoints": champion.checkpoints,
+        "accepted_alarms": champion.accepted,
         **{
             f"macro_f1_{recipe}": evidence[CHALLENGER]
             for recipe, evidence in champion.evidence.items()
@@ -275,11 +291,14 @@ def champion_facts(champion: Champion | None) -> dict[str, Any]:
 
 
 # Long, because the grounds for refusal are tried in order, each with its own reason.
-def judge(project: Project, challenger: Variant) -> Trial:
+def judge(project: Project, challenger: Variant, *, accept_alarms: str = "") -> Trial:
     """Try a variant's checkpoints of all recipes against the champion, on the current test data.
 
-    Without a champion that loads for the layout in force, the baselines are the bar. Nothing is
-    written.
+    Without a champion that loads for the layout in force, the baselines are the bar. A recipe that
+    the store cannot give is skipped. Nothing is written.
+
+    Args:
+        accept_alarms: why alarms over the budget are accepted; empty: they are not.
 
     Raises:
         ChampionError: the history cannot be read.
@@ -288,15 +307,11 @@ def judge(project: Project, challenger: Variant) -> Trial:
     workspace = project.workspace
     champion = read_champion(workspace.champion_folder)
 
-    def refused(*reasons: str, checkpoints: dict[str, str] | None = None) -> Trial:
-        return Trial(challenger, checkpoints or {}, champion, Judgement(list(reasons)))
+    def refused(*grounds: Objection, checkpoints: dict[str, str] | None = None) -> Trial:
+        return Trial(challenger, checkpoints or {}, champion, Judgement(list(grounds)))
 
     if challenger.mode != "realistic":
-        return refused(
-            f"{challenger.name} cannot be promoted: it needs the host's view of the machine (/proc "
-            "of QEMU, its monitor), and on a device nothing watches from outside. Only realistic "
-            "models can."
-        )
+        return refused(Objection(code="oracle", about=challenger.name))
     replayed = differences(workspace.layout)
     entries = {
         recipe: verify(
@@ -304,51 +319,49 @@ def judge(project: Project, challenger: Variant) -> Trial:
             workspace.layout,
             replayed,
         )
-        for recipe in RECIPES
+        for recipe in project.recipes
     }
-    reasons = [line for recipe, entry in entries.items() for line in _unverified(recipe, entry)]
-    if reasons:
-        return refused(*reasons)
+    grounds = [ground for recipe, entry in entries.items() for ground in _unverified(recipe, entry)]
+    if grounds:
+        return refused(*grounds)
     headers = {recipe: entry.header or {} for recipe, entry in entries.items()}
     ids = {recipe: header["artifact_id"] for recipe, header in headers.items()}
     if champion is not None and champion.checkpoints == ids:
-        return refused(
-            f"{challenger.name} is already the champion, with these checkpoints.", checkpoints=ids
-        )
+        return refused(Objection(code="already_champion", about=challenger.name), checkpoints=ids)
     try:
         bar = champion if champion is not None and _fits(project, champion) else None
     except CheckpointError as error:
-        return refused(
-            f"The champion cannot be loaded: {error}. Restore the file, or roll back: "
-            "phasewatch rollback",
-            checkpoints=ids,
-        )
+        unloadable = Objection(code="champion_unloadable", names={"problem": str(error)})
+        return refused(unloadable, checkpoints=ids)
     datasets = project.stages["datasets"]
-    recipes = {}
+    recipes: dict[str, dict[str, Any]] = {
+        recipe: {"skipped": why.code, "found": why.details["found"]}
+        for recipe, why in project.unavailable.items()
+    }
     for recipe, header in headers.items():
         project.require([(datasets, recipe)])
         dataset = project.existing("datasets", recipe)
         if header["train_meta"]["dataset_version"] != dataset.version:
-            reasons.append(
-                f"Recipe {recipe}: {challenger.name} was trained on another version of the "
-                "dataset, so it may know its test episodes. "
-                f"Retrain: phasewatch run --recipe {recipe}"
-            )
+            grounds.append(Objection(code="other_dataset", recipe=recipe, about=challenger.name))
         else:
             recipes[recipe] = _evidence(project, recipe, challenger, bar, dataset)
-    if not reasons:
-        rule = reasons_against_first if bar is None else reasons_against_champion
-        reasons = rule(recipes)
-    return Trial(challenger, ids, champion, Judgement(reasons, recipes))
+    if not grounds:
+        grounds = grounds_against_first(recipes) if bar is None else (
+            grounds_against_champion(recipes)
+        )  # fmt: skip
+        grounds += grounds_against_alarms(recipes, workspace.report)
+    return Trial(challenger, ids, champion, Judgement(grounds, recipes, accept_alarms))
 
 
-def promote(project: Project, challenger: Variant, *, by: str, why: str) -> Trial:
+def promote(
+    project: Project, challenger: Variant, *, by: str, why: str, accept_alarms: str = ""
+) -> Trial:
     """Judge a variant and put it in use if nothing speaks against it.
 
     Raises:
         ChampionError, CheckpointError, StageError: see ``judge``, ``keep``, ``put_in_use``.
     """
-    trial = judge(project, challenger)
+    trial = judge(project, challenger, accept_alarms=accept_alarms)
     if not trial.judgement.granted:
         return trial
     workspace = project.workspace
@@ -358,17 +371,21 @@ def promote(project: Project, challenger: Variant, *, by: str, why: str) -> Tria
             checkpoint_path(workspace.checkpoint_folder(recipe), challenger),
             kept_files(project, recipe, challenger),
         )
-        for recipe in RECIPES
+        for recipe in trial.checkpoints
     }
     if kept != trial.checkpoints:
         raise CheckpointError(
             f"{challenger.name} was retrained during its trial; try again: phasewatch promote "
             f"{challenger.model}"
         )
+    judgement = trial.judgement
+    accepted = {
+        "why": accept_alarms, "grounds": [ground.model_dump() for ground in judgement.accepted]
+    }  # fmt: skip
     champion = Champion(
         number=0, action="promoted", model=challenger.model, mode=challenger.mode, served=SERVED,
-        checkpoints=kept, since=now(), by=by, why=why, evidence=trial.judgement.recipes,
-        previous=None,
+        checkpoints=kept, since=now(), by=by, why=why, evidence=judgement.recipes,
+        previous=None, accepted=accepted if judgement.accepted else None,
     )  # fmt: skip
     promoted = put_in_use(workspace.champion_folder, champion, judged_against=trial.champion)
     return replace(trial, promoted=promoted)
@@ -376,7 +393,7 @@ def promote(project: Project, challenger: Variant, *, by: str, why: str) -> Tria
 
 def validation_mean(project: Project, variant: Variant) -> float | None:
     """Macro F1 on validation, mean over the recipes; None if a recipe's checkpoint is missing."""
-    files = [project.artifact(f"checkpoints/{variant.name}", recipe) for recipe in RECIPES]
+    files = [project.artifact(f"checkpoints/{variant.name}", recipe) for recipe in project.recipes]
     if any(file is None or file.header is None for file in files):
         return None
     return float(np.mean([file.val_macro_f1 for file in files]))
@@ -392,14 +409,13 @@ def best_on_validation(project: Project) -> Variant | None:
     return max(trained, key=lambda variant: trained[variant]) if trained else None
 
 
-def _unverified(recipe: str, entry: Entry) -> Iterator[str]:
+def _unverified(recipe: str, entry: Entry) -> Iterator[Objection]:
     if problem := entry.broken or entry.unverified:
-        yield f"Recipe {recipe}: {problem}"
+        yield Objection(code="unverified", recipe=recipe, names={"problem": problem})
     elif entry.differences:
-        listed = shortened(entry.differences)
-        yield (
-            f"Recipe {recipe}: {entry.path} does not verify: {listed} "
-            f"(phasewatch inspect --verify {entry.path})"
+        names = {"problem": shortened(entry.differences)}
+        yield Objection(
+            code="does_not_verify", recipe=recipe, about=str(entry.path), names=names
         )
 
 
@@ -407,7 +423,7 @@ def _fits(project: Project, champion: Champion) -> bool:
     """Whether the champion is for the input layout in force; otherwise anyone may follow it."""
     workspace = project.workspace
     try:
-        for recipe in RECIPES:
+        for recipe in champion.checkpoints:
             load_kept(workspace.champion_folder, champion, workspace.layout, recipe)
     except ContractMismatchError:
         return False
@@ -431,14 +447,24 @@ def _evidence(
 
     loaded = project.checkpoint(challenger, recipe)
     evidence: dict[str, Any] = {"dataset_version": dataset.version}
+    if recipe in ALARM_RECIPES:
+        held_out = scored(CHALLENGER, loaded, table.filter(pl.col("split") != "train"))
+        subject = Subject(
+            model=challenger.model, mode=challenger.mode, checkpoint_id=loaded.artifact_id,
+            recipe=recipe, dataset_version=dataset.version,
+        )  # fmt: skip
+        window = workspace.layout.window
+        evidence["alarms"] = alarm_evidence(recipe, held_out, classes, window, policy, subject)
     if champion is None:
         baselines = shortcut_predictions(table, classes, [challenger.mode], workspace.seed)
         predictions = pl.concat(
             [scored(CHALLENGER, loaded, test), baselines.filter(pl.col("split") == "test")]
         )
         return evidence | against_baselines(recipe, predictions, classes, dataset.facts, policy)
+    if recipe not in champion.checkpoints:
+        return evidence | {"skipped": "not_in_champion", "found": []}
     training = read_training(workspace.champion_folder, champion, recipe)
-    known = known_to(recipe, training, test)
+    known = known_to(recipe, training, test, workspace.splits)
     unseen = test.filter(~known)
     n_unseen = unseen["episode_id"].n_unique()
     evidence |= {

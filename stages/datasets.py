@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from datasets.splits import SPLITS, DatasetError, build_table
+from datasets.splits import (
+    RECIPES,
+    SPLITS,
+    DatasetError,
+    SplitPolicy,
+    build_table,
+    obstacle,
+    shared_by_sides,
+)
 from datasets.windows import examples, read_dataset
+from episodes.validation import USABLE
 from features.files import fingerprint
-from features.shards import read_windows, write_table
+from features.shards import read_table, read_windows, write_table
 from stages.ingest import INDEX, TENSORS
 from stages.stage import Check, CheckResult, FolderStage, Output
 from stages.status import Reason, StageError
@@ -45,8 +54,8 @@ def splits_disjoint(project: Project, key: str, dataset: Manifest) -> CheckResul
     on_two = sides.filter(pl.col("split") > 1)["episode_id"].to_list()
     test = table.filter(pl.col("split") == "test")
     training = table.filter(pl.col("split") != "test")
-    column = {"host": "host_id", "sample": "sample_sha256"}.get(key)
-    shared = sorted(set(test[column]) & set(training[column])) if column else []
+    policy = SplitPolicy(**dataset.facts["policy"])
+    shared = sorted(shared_by_sides(training, test, key, policy)[1])
     begins = min(test["started_at_wall_ns"].to_list())
     gap_s = (begins - max(training["ended_at_wall_ns"].to_list())) / 1e9
     overlap = key == "time" and gap_s < dataset.facts["policy"]["gap_s"]
@@ -85,7 +94,7 @@ class Datasets(FolderStage):
         Check(
             "splits_disjoint",
             name,
-            "No episode, held-out host or sample, or span of time is on two sides.",
+            "No episode, held-out host, sample or session, or span of time is on two sides.",
             splits_disjoint,
             blocking=True,
         ),
@@ -166,6 +175,30 @@ class Datasets(FolderStage):
             **{f"{split}_windows": splits[split]["windows"] for split in SPLITS},
             **{f"{split}_episodes": splits[split]["episodes"] for split in SPLITS},
         }
+
+
+def unavailable(project: Project) -> dict[str, Reason]:
+    """The recipes that what is ingested cannot give, and why; none before anything is."""
+    columns = ["episode_id", "host_id", "sample_sha256", "profile", "verdict"]
+    tables = []
+    for batch in project.listing.batches:
+        index = project.artifacts("ingest", batch)[INDEX]
+        if index is None:
+            continue
+        try:
+            tables.append(pl.DataFrame(read_table(index.path("index"), columns)))
+        except (OSError, ValueError):  # damaged: its own status says so
+            continue
+    if not tables:
+        return {}
+    episodes = pl.concat(tables).filter(pl.col("verdict").is_in(USABLE))
+    found = {r: obstacle(episodes, r, project.workspace.splits) for r in RECIPES}
+    remedy = "Nothing to do until the store has more."
+    return {
+        recipe: Reason(each.code, {"found": each.found}, remedy)
+        for recipe, each in found.items()
+        if each is not None
+    }
 
 
 def shard_versions(project: Project) -> Versions:

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from stages.stage import Artifacts, Progress
     from stages.workspace import Workspace
 
-PREDICTIONS_VERSION = "4"
-REPORT_VERSION = "5"
+PREDICTIONS_VERSION = "5"
+REPORT_VERSION = "6"
 """Of reports and comparisons: documents of one form."""
 
 

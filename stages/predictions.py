@@ -37,7 +37,7 @@ class ScoreOptions:
 
     model: str = ""  # a model of the registry; empty: the champion
     mode: str = "realistic"  # of a named model: realistic or oracle
-    recipe: str = SERVED  # of a named model: whose checkpoint, host, sample or time
+    recipe: str = SERVED  # of a named model: host, sample, time or session
 
 
 def _sources_covered(project: Project, key: str, artifact: Manifest) -> CheckResult:

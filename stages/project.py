@@ -20,6 +20,7 @@ from models.checkpoint import (
     load_checkpoint,
 )
 from stages import registry
+from stages.datasets import unavailable
 from stages.status import Reason, StageError, Status
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Due:
 
     job: str
     key: str
-    statuses: list[Status]  # those that are not current
+    statuses: list[Status]  # those that are due
     identity: str  # of what it would be made from
 
 
@@ -77,6 +78,16 @@ class Project:
             return self.artifact("champion", "") if current else None
         except ChampionError:
             return None
+
+    @cached_property
+    def unavailable(self) -> dict[str, Reason]:
+        """The recipes that the store cannot give, and why: nothing of theirs is ever due."""
+        return unavailable(self)
+
+    @property
+    def recipes(self) -> list[str]:
+        """The recipes that the store can give."""
+        return [recipe for recipe in RECIPES if recipe not in self.unavailable]
 
     def keys(self, stage: Stage) -> list[str]:
         """Every batch of the store, every recipe, or the one empty key."""
@@ -147,6 +158,8 @@ class Project:
         remembered = declared and outputs is None
         if remembered and (stage.name, key, verify) in self._statuses:
             return self._statuses[stage.name, key, verify]
+        if stage.partition == "recipe" and key in self.unavailable:
+            return Status(stage.name, key, self.unavailable[key], stage.remedy(key))
         if declared:
             artifacts = self.artifacts(stage.name, key)
         else:  # with the options of a run
@@ -197,9 +210,12 @@ class Project:
         """Make a stage's artifact, or find it current and reuse it.
 
         Raises:
-            StageError: an input is missing, stale in a way that matters, or damaged.
+            StageError: an input is missing, stale in a way that matters, or damaged; or the store
+                cannot give the recipe.
         """
         began = time.monotonic()
+        if stage.partition == "recipe" and key in self.unavailable:
+            raise StageError.of([self.status(stage, key)])
         self.require(stage.needs(self, key))
         wanted = [o.name for o in stage.outputs if outputs is None or o.name in outputs]
         reused = (
@@ -221,7 +237,7 @@ class Project:
         for stage in stages:
             for status in self.statuses(stage, verify=verify):
                 entry = by_key.setdefault(status.key, [])
-                if not status.current:
+                if status.due:
                     entry.append(status)
         return [
             Due(job, key, statuses, self.identity(job, key))
@@ -245,4 +261,5 @@ class Project:
         self._artifacts.clear()
         self._statuses.clear()
         self._checkpoints.clear()
-        self.__dict__.pop("champion", None)
+        for looked_at in ("champion", "unavailable"):
+            self.__dict__.pop(looked_at, None)

@@ -1,11 +1,15 @@
-"""Status of an artifact: current, stale, missing or damaged, with a code, numbers and a remedy."""
+"""Status of an artifact: current, stale, missing, damaged or not to be had, with a code, numbers
+and a remedy.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-State = Literal["current", "stale", "missing", "damaged"]
+from datasets.splits import UNAVAILABLE
+
+State = Literal["current", "stale", "missing", "damaged", "unavailable"]
 
 REASONS: dict[str, tuple[State, bool, str]] = {
     # code: state, whether stages downstream may build on the artifact, sentence
@@ -25,6 +29,7 @@ REASONS: dict[str, tuple[State, bool, str]] = {
     "inputs": ("stale", False, "made from other {inputs}"),
     "checkpoint": ("stale", False, "compared with another champion"),
     "contents": ("stale", True, "its reports, comparisons or drift changed"),
+    **{code: ("unavailable", False, f"cannot be had: {why}") for code, why in UNAVAILABLE.items()},
 }
 """Every reason an artifact may have; the sentence is made here and nowhere else."""
 
@@ -60,6 +65,16 @@ class Status:
     @property
     def current(self) -> bool:
         return self.state == "current"
+
+    @property
+    def available(self) -> bool:
+        """Whether the store has what the artifact is made from; otherwise nothing is to be done."""
+        return self.state != "unavailable"
+
+    @property
+    def due(self) -> bool:
+        """Whether making it would change something."""
+        return self.available and not self.current
 
     @property
     def usable(self) -> bool:

@@ -26,7 +26,7 @@ IDENTITY = {
 }  # fmt: skip
 TRAINING = {"history": [[1, 1.5, 1.6, 0.2], [2, 0.5, None, None]], "best_step": 2}
 START_NS = 1_700_000_000 * 10**9
-BASE = {"start_s": 0.0, "purity": 1.0, "onset_s": None, "split": "test"}
+BASE = {"start_s": 0.0, "purity": 1.0, "onset_s": None, "job": "", "split": "test"}
 _TYPES = {"onset_s": pl.Float64, "start_s": pl.Float64, "purity": pl.Float32}
 
 
@@ -43,6 +43,7 @@ def windows_of(n_episodes: int = 12, n_windows: int = 10, k: int = K, seed: int 
             "sample_sha256": f"{episode % 5}" * 64,
             "started_at_wall_ns": START_NS + episode * 10**11,
             "ended_at_wall_ns": START_NS + episode * 10**11 + 10**10,
+            "session": "2026-11-02",
             "onset_s": 12.0 if episode % 2 else None,
             "window": window,
             "start_s": 5.0 * window,
@@ -95,6 +96,7 @@ def predictions(
 def side(**windows_by_phase: int) -> dict[str, Any]:
     return {
         "windows": sum(windows_by_phase.values()), "episodes": 12, "hosts": ["lab-a"],
+        "sessions": ["2026-11-02"],
         "samples": ["io-walk.v0"], "synthetic_episodes": 0, "windows_by_phase": windows_by_phase,
         "coverage": {"guest": 0.9, "netflow": 1.0},
     }  # fmt: skip

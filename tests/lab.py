@@ -28,6 +28,8 @@ from stages.project import Project
 from stages.workspace import Workspace
 
 RECIPE = "sample"
+HAD = [recipe for recipe in RECIPES if recipe != "session"]
+"""The recipes that a store of one session gives, as every lab's is."""
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -124,7 +126,7 @@ SMALL = {
 
 TINY: dict[str, Any] = {
     "models": {model: settings_of(model, SMALL) for model in MODELS},
-    "splits": {"test_share": 0.34, "val_share": 0.34},
+    "splits": {"test_share": 0.34, "val_share": 0.34, "seed": 2},
     "report": {"replicates": 200},
     "device": "cpu",
 }
@@ -152,7 +154,7 @@ def put_in_use(lab: Lab, model: str, folder: Path | None = None) -> Champion:
     folder = folder or lab.workspace.champion_folder
     chosen = find_variant(model, "realistic")
     path = checkpoint_path(lab.workspace.checkpoint_folder(RECIPE), chosen)
-    kept = dict.fromkeys(RECIPES, keep(folder, path, kept_files(lab.project, RECIPE, chosen)))
+    kept = dict.fromkeys(HAD, keep(folder, path, kept_files(lab.project, RECIPE, chosen)))
     before = read_champion(folder)
     champion = Champion(
         number=0, action="promoted", model=model, mode="realistic", served=SERVED,

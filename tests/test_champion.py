@@ -13,8 +13,9 @@ import dagster as dg
 import numpy as np
 import polars as pl
 import pytest
+from builders import DAY_NS, START_NS, ulid
 from held_out import CLASSES, POLICY, WINDOWS, dataset, guess, predictions
-from lab import QUIET, TINY, Lab, copy_of, failure, materialized, once
+from lab import HAD, QUIET, TINY, Lab, copy_of, failure, materialized, once
 from typer.testing import CliRunner
 
 import champion.history
@@ -35,13 +36,19 @@ from champion.history import (
     roll_back,
 )
 from champion.rules import (
+    Judgement,
     against_baselines,
     against_champion,
+    alarm_evidence,
+    grounds_against_alarms,
+    grounds_against_champion,
+    grounds_against_first,
     known_to,
-    reasons_against_champion,
-    reasons_against_first,
 )
-from datasets.splits import RECIPES
+from datasets.splits import RECIPES, SplitPolicy
+from evaluation.documents import Objection, Subject
+from evaluation.figures import ReportPolicy
+from evaluation.wording import objection
 from features.registry import LAYOUT
 from models.checkpoint import CheckpointError, ContractMismatchError, checkpoint_path
 from models.inspection import Entry
@@ -62,8 +69,12 @@ def evidence(challenger: list[str], champion: list[str], windows: list[dict] = W
     return against_champion("host", table, CLASSES, POLICY)
 
 
-def reasons(**recipes: dict[str, Any]) -> list[str]:
-    return reasons_against_champion(recipes)
+def grounds(**recipes: dict[str, Any]) -> list[Objection]:
+    return grounds_against_champion(recipes)
+
+
+def said(found: list[Objection]) -> list[tuple[str, str | None, str | None]]:
+    return [(ground.code, ground.recipe, ground.about) for ground in found]
 
 
 TRUTH = [w["actual"] for w in WINDOWS]
@@ -75,15 +86,18 @@ def test_better_everywhere_is_granted() -> None:
     found = evidence(TRUTH, POOR)
     assert found["challenger"] == pytest.approx(1.0)
     assert found["difference"]["low"] > 0
-    assert reasons(host=found, sample=found, time=found) == []
+    assert grounds(host=found, sample=found, time=found) == []
 
 
 def test_one_recipe_that_may_be_worse_is_enough_against_it() -> None:
-    (reason,) = reasons(
+    (ground,) = grounds(
         host=evidence(TRUTH, POOR), sample=evidence(TRUTH, POOR), time=_only_interval_worse()
     )
-    assert reason.startswith("Recipe time: it may be worse than the champion by more than 0.005")
-    assert "difference +0.020, 95 % interval -0.006 to +0.050 on 12 episodes" in reason
+    assert said([ground]) == [("may_be_worse", "time", None)]
+    bounds = {"value": 0.02, "low": -0.006, "high": 0.05}
+    assert bounds.items() < ground.numbers.items()
+    assert (ground.numbers["margin"], ground.numbers["episodes"]) == (0.005, 12)
+    assert objection(ground).startswith("Recipe time: it may be worse than the champion by more")
 
 
 def _only_interval_worse() -> dict[str, Any]:
@@ -93,14 +107,15 @@ def _only_interval_worse() -> dict[str, Any]:
 
 def test_the_margin_is_half_a_point() -> None:
     just = evidence(TRUTH, TRUTH) | {"difference": {"value": 0.0, "low": -0.0049, "high": 0.01}}
-    assert reasons(host=evidence(TRUTH, POOR), time=just) == []
+    assert grounds(host=evidence(TRUTH, POOR), time=just) == []
     at = just | {"difference": {"value": 0.0, "low": -0.005, "high": 0.01}}
-    assert len(reasons(host=evidence(TRUTH, POOR), time=at)) == 1
+    assert len(grounds(host=evidence(TRUTH, POOR), time=at)) == 1
 
 
 def test_as_good_everywhere_is_not_better_anywhere() -> None:
-    (reason,) = reasons(host=evidence(FAIR, FAIR), time=evidence(FAIR, FAIR))
-    assert reason.startswith("It is better than the champion beyond chance on no recipe: host")
+    found = grounds(host=evidence(FAIR, FAIR), time=evidence(FAIR, FAIR))
+    assert said(found) == [("nowhere_better", None, None)]
+    assert found[0].numbers == {"low": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -115,12 +130,14 @@ def test_a_profile_or_host_must_not_pay_for_the_others(column: str, name: str, w
     challenger = _spoiled(column, name, every=8)
     found = evidence(challenger, champion)
     assert found["difference"]["low"] > 0
-    (reason,) = [r for r in reasons(host=found) if f"{what} {name} falls by" in r]
+    (ground,) = grounds(host=found)
     group = next(g for g in found["groups"] if g["name"] == name)
     fall = group["champion"] - group["challenger"]
     assert fall > 0.03
-    assert f"falls by {fall:.3f}, more than 0.03: macro F1 {group['challenger']:.3f}" in reason
-    assert all(f" {name} " in r for r in reasons(host=found))
+    assert said([ground]) == [("group_falls", "host", name)]
+    assert ground.names == {"group": what}
+    assert (ground.numbers["falls_by"], ground.numbers["margin"]) == (fall, 0.03)
+    assert f"{what} {name} falls by {fall:.3f}, more than 0.03" in objection(ground)
 
 
 def _spoiled(column: str, name: str, *, every: int) -> list[str]:
@@ -135,34 +152,93 @@ def _spoiled(column: str, name: str, *, every: int) -> list[str]:
 def test_three_points_are_allowed() -> None:
     group = {"what": "host", "name": "lab-a", "episodes": 6, "champion": 0.93, "challenger": 0.90}
     found = evidence(TRUTH, POOR)
-    assert reasons(host=found | {"groups": [group]}) == []
-    assert len(reasons(host=found | {"groups": [group | {"challenger": 0.899}]})) == 1
+    assert grounds(host=found | {"groups": [group]}) == []
+    assert len(grounds(host=found | {"groups": [group | {"challenger": 0.899}]})) == 1
 
 
-def test_reasons_are_all_listed() -> None:
+def test_grounds_are_all_listed() -> None:
     found = evidence(POOR, TRUTH)
-    said = reasons(host=found, sample=found, time=found)
-    for recipe in RECIPES:
-        assert any(r.startswith(f"Recipe {recipe}: it may be worse") for r in said)
-        assert any(r.startswith(f"Recipe {recipe}: host lab-a falls by") for r in said)
-        assert any(r.startswith(f"Recipe {recipe}: profile io-walk falls by") for r in said)
-    assert said[-1].startswith("It is better than the champion beyond chance on no recipe")
+    listed = said(grounds(host=found, sample=found, time=found))
+    for recipe in HAD:
+        assert ("may_be_worse", recipe, None) in listed
+        assert ("group_falls", recipe, "lab-a") in listed
+        assert ("group_falls", recipe, "io-walk") in listed
+    assert listed[-1] == ("nowhere_better", None, None)
 
 
-def test_too_few_episodes_left_are_a_reason() -> None:
-    (reason,) = reasons(host=evidence(TRUTH, POOR), time={"episodes": 4, "left_out": 9})
-    assert "Recipe time: 4 test episodes are left to compare on, at least 5 are needed" in reason
-    assert "9 were left out because the champion was trained on them" in reason
+def test_too_few_episodes_left_are_a_ground() -> None:
+    (ground,) = grounds(host=evidence(TRUTH, POOR), time={"episodes": 4, "left_out": 9})
+    assert said([ground]) == [("too_few_left", "time", None)]
+    assert ground.numbers == {"episodes": 4, "needed": 5, "left_out": 9}
+
+
+def test_a_skipped_recipe_says_nothing() -> None:
+    skipped = {"skipped": "single_session", "found": ["2026-11-02"]}
+    assert grounds(host=evidence(TRUTH, POOR), session=skipped) == []
+    assert grounds_against_first({"session": skipped}) == []
+    assert grounds_against_alarms({"session": skipped}, POLICY) == []
 
 
 def test_the_first_must_beat_every_baseline() -> None:
     by_model = {"challenger": TRUTH, "position_only": POOR, "missingness_only": POOR}
     good = against_baselines("host", predictions(WINDOWS, by_model), CLASSES, dataset(), POLICY)
-    assert reasons_against_first({"host": good}) == []
+    assert grounds_against_first({"host": good}) == []
     by_model["position_only"] = TRUTH
     tied = against_baselines("host", predictions(WINDOWS, by_model), CLASSES, dataset(), POLICY)
-    (reason,) = reasons_against_first({"host": good, "time": tied})
-    assert reason.startswith("Recipe time: it is not better than position-only beyond chance")
+    found = grounds_against_first({"host": good, "time": tied})
+    assert said(found) == [("baseline_not_beaten", "time", "position_only")]
+
+
+# --- what an operator feels
+
+
+def alarms(told: list[str], policy: ReportPolicy = POLICY, windows: list[dict] = WINDOWS) -> dict:
+    """The evidence of a model that is right on validation."""
+    truth = [w["actual"] for w in windows]
+    table = predictions(windows, {"challenger": told}, {"challenger": truth})
+    subject = Subject(
+        model="gbt", mode="realistic", checkpoint_id="c", recipe="host", dataset_version="d"
+    )
+    found = alarm_evidence("host", table, CLASSES, LAYOUT.window, policy, subject)
+    return {"alarms": found}
+
+
+LOUD = ["infected_running"] * len(WINDOWS)
+
+
+def test_a_model_over_the_budget_is_refused_on_each_recipe_where_alarms_count() -> None:
+    quiet, loud = alarms(TRUTH), alarms(LOUD)
+    every = {recipe: loud for recipe in RECIPES}
+    assert grounds_against_alarms({"host": quiet, "time": quiet}, POLICY) == []
+    found = grounds_against_alarms(every, POLICY)
+    assert [(g.code, g.recipe) for g in found] == [
+        (code, recipe)
+        for recipe in ("session", "host", "time")
+        for code in ("alarms_over_budget", "alarmed_time_over_budget")
+    ]
+    rate, share = (g.numbers for g in found[:2])
+    assert (rate["budget"], share["budget"], share["value"]) == (2.0, 0.02, 1.0)
+    assert rate["low"] < rate["value"] < rate["high"]
+    loose = ReportPolicy(replicates=100, false_alarms_per_hour=1e9, clean_time_alarmed=1.0)
+    assert grounds_against_alarms(every, loose) == []
+
+
+def test_alarms_that_were_never_measured_are_not_within_the_budget() -> None:
+    busy = [w | {"purity": 0.5} for w in WINDOWS]
+    assert said(grounds_against_alarms({"host": alarms(LOUD, windows=busy)}, POLICY)) == [
+        ("alarms_unmeasured", "host", None)
+    ]
+
+
+def test_only_alarms_can_be_accepted() -> None:
+    over = grounds_against_alarms({"host": alarms(LOUD)}, POLICY)
+    worse = Objection(code="nowhere_better", numbers={"low": 0.0})
+    assert not Judgement(over).granted
+    accepted = Judgement(over, accept_alarms="a small corpus")
+    assert accepted.granted
+    assert accepted.accepted == over
+    assert Judgement([worse, *over], accept_alarms="a small corpus").standing == [worse]
+    assert Judgement([], accept_alarms="not needed").accepted == []
 
 
 # --- test episodes that the champion was trained on
@@ -187,9 +263,18 @@ def test_what_the_champion_knows_is_no_test() -> None:
         sample_sha256=["s8", "s9", "s1", "s9"],
         started_at_wall_ns=[900, 900, 900, 149],
     )
-    assert known_to("host", training, test).to_list() == [True, True, False, False]
-    assert known_to("sample", training, test).to_list() == [True, False, True, False]
-    assert known_to("time", training, test).to_list() == [True, False, False, True]
+    known = {recipe: known_to(recipe, training, test, SplitPolicy()).to_list() for recipe in HAD}
+    assert known == {
+        "host": [True, True, False, False],
+        "sample": [True, False, True, False],
+        "time": [True, False, False, True],
+    }
+
+
+def test_the_sessions_that_the_champion_knows_are_no_test() -> None:
+    one, same, next_day = (ulid(t // 1_000_000) for t in (START_NS, START_NS + 1, START_NS + DAY_NS))
+    training, test = table(episode_id=[one]), table(episode_id=[one, same, next_day])
+    assert known_to("session", training, test, SplitPolicy()).to_list() == [True, True, False]
 
 
 # --- real checkpoints
@@ -210,7 +295,7 @@ def base(trained_lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 asset_key(f"checkpoints/{GBT.name}"),
                 asset_key(f"checkpoints/{KNN.name}"),
             ]
-            for recipe in RECIPES:
+            for recipe in HAD:
                 result = lab.execute("retrain", recipe, only=only)
                 assert result.success, failure(result)
             put_in_use(lab.workspace.champion_folder, kept(lab, GBT), judged_against=None)
@@ -229,7 +314,7 @@ def kept(lab: Lab, which: Variant) -> Champion:
             checkpoint_path(lab.workspace.checkpoint_folder(recipe), which),
             kept_files(lab.project, recipe, which),
         )
-        for recipe in RECIPES
+        for recipe in HAD
     }
     return replace(reign_of(which.model), checkpoints=ids)
 
@@ -239,6 +324,9 @@ def lab(base: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     shutil.copytree(base.artifacts, tmp_path / "artifacts")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
     return replace(base, artifacts=tmp_path / "artifacts")
+
+
+ACCEPT = ["--accept-alarms", "the store has no clean time"]
 
 
 def phasewatch(lab: Lab, *arguments: str):
@@ -268,16 +356,29 @@ def test_a_better_challenger_replaces_it_and_a_rollback_restores_it(lab: Lab) ->
     folder = lab.workspace.champion_folder
     before, said_before = files(folder / "checkpoints"), proba(lab)
     told = phasewatch(lab, "promote", "knn", "--why", "nearer", "--json")
+    assert told.exit_code == FAILED
+    unmeasured = [("alarms_unmeasured", recipe) for recipe in ("host", "time")]
+    refused = json.loads(told.stdout)
+    assert [(g["code"], g["recipe"]) for g in refused["reasons"]] == unmeasured
+    told = phasewatch(lab, "promote", "knn", "--why", "nearer", "--json", *ACCEPT)
     assert told.exit_code == OK, told.output
     document = json.loads(told.stdout)
     assert document["promoted"]
     assert document["against"] == "gbt_realistic"
+    assert document["reasons"] == []
+    assert [(g["code"], g["recipe"]) for g in document["accepted"]] == unmeasured
+    skipped = document["recipes"].pop("session")
+    assert skipped == {"skipped": "single_session", "found": ["2026-11-02"]}
     assert {found["left_out"] for found in document["recipes"].values()} == {0}
     assert not np.allclose(proba(lab), said_before)
     reign = read_champion(folder)
     assert reign is not None
     assert (reign.number, reign.previous, reign.why) == (2, 1, "nearer")
-    for recipe in RECIPES:
+    assert reign.accepted is not None
+    assert reign.accepted["why"] == ACCEPT[1]
+    assert [(g["code"], g["recipe"]) for g in reign.accepted["grounds"]] == unmeasured
+    assert f"accepted: {ACCEPT[1]}" in phasewatch(lab, "champion").stdout
+    for recipe in HAD:
         trained = checkpoint_path(lab.workspace.checkpoint_folder(recipe), KNN)
         assert kept_path(folder, reign, recipe).read_bytes() == trained.read_bytes()
 
@@ -321,7 +422,7 @@ def test_what_is_no_reason_but_good_to_know_is_noted(lab: Lab, tmp_path: Path) -
         return json.loads(told.stdout)["notes"]
 
     other = "knn_realistic was trained with other settings than those in force"
-    assert [other in note for note in notes("knn")] == [True] * len(RECIPES)
+    assert [other in note for note in notes("knn")] == [True] * len(HAD)
     shutil.rmtree(lab.workspace.champion_folder)
     (note,) = notes("gbt", "--config", str(settings))
     assert note.startswith("knn_realistic is better on validation, 0.")
@@ -342,13 +443,13 @@ def test_two_rollbacks_go_two_steps_back(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def reign_of(model: str) -> Champion:
-    ids = dict.fromkeys(RECIPES, "0" * 64)
+    ids = dict.fromkeys(HAD, "0" * 64)
     return Champion(0, "promoted", model, "realistic", "time", ids, "", "", "", {}, None)
 
 
 def test_a_dry_run_changes_nothing(lab: Lab) -> None:
     before = files(lab.artifacts)
-    told = phasewatch(lab, "promote", "knn", "--dry-run")
+    told = phasewatch(lab, "promote", "knn", "--dry-run", *ACCEPT)
     assert told.exit_code == OK, told.output
     assert "knn_realistic may be promoted" in told.stdout
     assert files(lab.artifacts) == before
@@ -366,17 +467,17 @@ def test_a_challenger_that_does_not_verify_is_refused(lab: Lab) -> None:
     sidecar = next(folder.glob("knn_realistic.*.safetensors"))
     sidecar.write_bytes(sidecar.read_bytes()[:-1] + b"?")
     checkpoint_path(lab.workspace.checkpoint_folder("time"), KNN).unlink()
-    reasons = judge(lab.project, KNN).judgement.reasons
-    assert [r.split(":")[0] for r in reasons] == ["Recipe host", "Recipe time"]
-    assert "not the sidecar that was trained" in reasons[0]
-    assert "no such checkpoint" in reasons[1]
+    found = judge(lab.project, KNN).judgement.grounds
+    assert said(found) == [("unverified", "host", None), ("unverified", "time", None)]
+    assert "not the sidecar that was trained" in objection(found[0])
+    assert "no such checkpoint" in objection(found[1])
 
 
 def test_golden_vectors_are_replayed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stages.champion.differences", lambda _: ["E: guest.forks.mean differs"])
-    reasons = judge(lab.project, KNN).judgement.reasons
-    assert len(reasons) == len(RECIPES)
-    assert all("does not verify: E: guest.forks.mean differs" in reason for reason in reasons)
+    found = judge(lab.project, KNN).judgement.grounds
+    assert [(g.code, g.recipe) for g in found] == [("does_not_verify", r) for r in HAD]
+    assert all("does not verify: E: guest.forks.mean differs" in objection(g) for g in found)
 
 
 def test_a_challenger_that_cannot_be_verified_here_is_refused(
@@ -386,7 +487,9 @@ def test_a_challenger_that_cannot_be_verified_here_is_refused(
     monkeypatch.setattr("stages.champion.verify", lambda path, *_: Entry(path, {}, **missing))
     trial = judge(lab.project, KNN)
     assert not trial.judgement.granted
-    assert trial.judgement.reasons == [f"Recipe {r}: {missing['unverified']}" for r in RECIPES]
+    assert [objection(g) for g in trial.judgement.grounds] == [
+        f"Recipe {r}: {missing['unverified']}" for r in HAD
+    ]
 
 
 def test_a_challenger_of_another_dataset_is_refused(lab: Lab) -> None:
@@ -395,8 +498,9 @@ def test_a_challenger_of_another_dataset_is_refused(lab: Lab) -> None:
     with draft(dataset.folder) as staged:
         shutil.copy(dataset.path("windows"), staged.new_file("windows", ".parquet"))
         staged.commit("grown since", dataset.facts)
-    (reason,) = judge(lab.project, KNN).judgement.reasons
-    assert reason.startswith("Recipe sample: knn_realistic was trained on another version")
+    assert said(judge(lab.project, KNN).judgement.grounds) == [
+        ("other_dataset", "sample", KNN.name)
+    ]
 
 
 def test_episodes_that_the_champion_was_trained_on_are_left_out(lab: Lab) -> None:
@@ -444,7 +548,7 @@ def test_a_champion_of_another_layout_is_in_nobodys_way(
 
     monkeypatch.setattr("stages.champion.load_kept", refuse)
     recipes = judge(lab.project, KNN).judgement.recipes
-    assert all("baselines" in found for found in recipes.values())
+    assert [recipe for recipe, found in recipes.items() if "baselines" in found] == HAD
 
 
 def test_a_damaged_copy_is_no_way_out(lab: Lab) -> None:
@@ -453,8 +557,8 @@ def test_a_damaged_copy_is_no_way_out(lab: Lab) -> None:
     reign = read_champion(folder)
     assert reign is not None
     next(kept_folder(folder, reign.checkpoints["host"]).glob("*.ubj")).unlink()
-    (reason,) = judge(lab.project, KNN).judgement.reasons
-    assert reason.startswith("The champion cannot be loaded")
+    (ground,) = judge(lab.project, KNN).judgement.grounds
+    assert ground.code == "champion_unloadable"
     put_in_use(folder, kept(lab, KNN), judged_against=reign)
     with pytest.raises(CheckpointError, match="is missing; copy both files"):
         roll_back(folder, LAYOUT, by="", why="")
@@ -500,15 +604,20 @@ def test_a_damaged_pointer_is_not_taken_for_none(lab: Lab, text: str) -> None:
 
 
 def test_the_asset_judges_and_promotes_only_where_told_to(lab: Lab) -> None:
-    result = challenge(lab, challenger="knn")
+    result = challenge(lab, challenger="knn", promote=True)
+    (check,) = result.get_asset_check_evaluations()
+    assert not check.passed
+    accept = ACCEPT[1]
+    result = challenge(lab, challenger="knn", accept_alarms=accept)
     (check,) = result.get_asset_check_evaluations()
     assert check.passed
     assert materialized(result)["champion"]["number"] == 1
     assert "may be promoted: phasewatch promote knn" in (check.description or "")
     assert check.metadata["difference_low_host"].value > 0
 
-    result = challenge(lab, challenger="knn", promote=True)
+    result = challenge(lab, challenger="knn", promote=True, accept_alarms=accept)
     assert materialized(result)["champion"]["number"] == 2
+    assert materialized(result)["champion"]["accepted_alarms"]["why"] == accept
     result = challenge(lab)  # the best on validation is champion: nothing to complain of
     (check,) = result.get_asset_check_evaluations()
     assert check.passed

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from builders import HOSTS, PROFILES
+from builders import DAY_NS, HOSTS, PROFILES, ulid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -19,11 +19,14 @@ from datasets.splits import (
     RECIPES,
     SPLITS,
     DatasetError,
+    Obstacle,
     SplitPolicy,
+    _rank,
     assign_splits,
     build_table,
     check_rosters,
     check_sides,
+    obstacle,
 )
 from episodes.format import NS_PER_S, PHASES
 from episodes.settings import settings_errors
@@ -31,6 +34,7 @@ from episodes.settings import settings_errors
 POLICY = SplitPolicy()
 LENGTH_S, EVERY_S = 60, 100  # an episode's length; from one start to the next
 each_recipe = pytest.mark.parametrize("recipe", RECIPES)
+DAY_ERROR = r"sessions.a.0 must be of the form ^\d{4}-\d{2}-\d{2}$, got '21.11.2026'"
 quick = settings(deadline=None, max_examples=60, database=None)
 
 
@@ -38,11 +42,13 @@ quick = settings(deadline=None, max_examples=60, database=None)
 
 
 def episode(number: int, **values: Any) -> dict[str, Any]:
-    start_ns = number * EVERY_S * NS_PER_S
+    start_ns = values.pop("day", 0) * DAY_NS + number * EVERY_S * NS_PER_S
+    sample = values.pop("sample", "s0")
     return {
-        "episode_id": f"E{number:03}",
+        "episode_id": ulid(start_ns // 1_000_000, number),
         "host_id": "lab-a",
-        "sample_sha256": "s0",
+        "sample_sha256": f"sha-{sample}",
+        "sample_name": sample,
         "profile": "cpu-saturate",
         "verdict": "accepted",
         "started_at_wall_ns": start_ns,
@@ -55,16 +61,19 @@ def table(rows: list[dict[str, Any]]) -> pl.DataFrame:
 
 
 def corpus(samples: int = 3, repeats: int = 1, **values: Any) -> pl.DataFrame:
-    """For each repeat, sample and profile an episode a host, one after the other."""
-    combinations = product(range(repeats), range(samples), PROFILES, HOSTS)
+    """For each repeat, sample and profile an episode a host, one after the other.
+
+    The last third is of another day, and so of another session.
+    """
+    combinations = list(product(range(repeats), range(samples), PROFILES, HOSTS))
     return table(
         [
             episode(
                 number,
                 host_id=host,
                 profile=profile,
-                sample_sha256=f"{profile}.v{sample}",
-                **values,
+                sample=f"{profile}.v{sample}",
+                **{"day": int(3 * number >= 2 * len(combinations))} | values,
             )
             for number, (_, sample, profile, host) in enumerate(combinations)
         ]
@@ -91,7 +100,6 @@ def windows_of(episodes: pl.DataFrame, phases: tuple[str, ...] = PHASES) -> pl.D
         [
             row
             | {
-                "sample_name": row["sample_sha256"],
                 "synthetic": True,
                 "window": i,
                 "start_s": 5.0 * i,
@@ -138,13 +146,11 @@ def test_recipe_sample_tests_on_unseen_samples_of_every_profile(share: float):
     test, training = side(assigned, "test"), side(assigned, "train", "val")
     assert not set(test["sample_sha256"]) & set(training["sample_sha256"])
     assert set(test["profile"]) == set(training["profile"]) == set(PROFILES)
-    held_out = test.group_by("profile").agg(pl.col("sample_sha256").n_unique())
-    assert set(held_out["sample_sha256"]) == {min(4, max(1, round(share * 5)))}
 
 
 def test_recipe_sample_keeps_the_only_sample_of_a_profile_for_training():
     episodes = corpus().filter(
-        (pl.col("profile") != "io-walk") | (pl.col("sample_sha256") == "io-walk.v0")
+        (pl.col("profile") != "io-walk") | (pl.col("sample_name") == "io-walk.v0")
     )
     assigned = assign_splits(episodes, "sample", POLICY)
     assert set(assigned.filter(pl.col("profile") == "io-walk")["split"]) == {"train"}
@@ -189,7 +195,7 @@ def test_validation_is_carved_from_training_by_what_was_asked(recipe: str, val_b
     column = {"episode": "episode_id", "sample": "sample_sha256", "host": "host_id"}[val_by]
     assert not set(val[column]) & set(train[column])
     if val_by == "episode":
-        assert len(val) == round(POLICY.val_share * (len(val) + len(train)))
+        assert 0.05 < len(val) / (len(val) + len(train)) < 0.35
     if val_by == "sample":
         assert set(val["profile"]) == set(train["profile"]) == set(PROFILES)
     if val_by == "host":
@@ -223,14 +229,99 @@ def test_the_sides_are_the_same_in_every_process():
     """Written down once: neither the hash seed of a process nor new code moves a sample."""
     assigned = assign_splits(corpus(samples=4), "sample", POLICY)
     held_out = {
-        split: " ".join(sorted(set(side(assigned, split)["sample_sha256"]))) for split in SPLITS[1:]
+        split: " ".join(sorted(set(side(assigned, split)["sample_name"]))) for split in SPLITS[1:]
     }
     assert held_out == {
-        "val": "bulk-upload.v2 cpu-saturate.v2 fork-churn.v2 "
-        "io-walk.v2 low-and-slow.v3 scan-and-dial.v0",
-        "test": "bulk-upload.v3 cpu-saturate.v1 fork-churn.v1 "
-        "io-walk.v0 low-and-slow.v2 scan-and-dial.v3",
+        "val": "bulk-upload.v1 cpu-saturate.v0 fork-churn.v2 "
+        "io-walk.v2 low-and-slow.v1 scan-and-dial.v1 scan-and-dial.v3",
+        "test": "bulk-upload.v0 cpu-saturate.v1 fork-churn.v0 "
+        "io-walk.v0 io-walk.v1 low-and-slow.v2 scan-and-dial.v0",
     }
+
+
+# --- recording sessions
+
+
+def on_days(*days: int) -> pl.DataFrame:
+    """An episode a day, of these days after the first."""
+    return table([episode(number, day=day) for number, day in enumerate(days)])
+
+
+def held_out_sessions(episodes: pl.DataFrame, policy: SplitPolicy) -> set[str]:
+    test = side(assign_splits(episodes, "session", policy), "test")
+    return {policy.session(e) for e in test["episode_id"]}
+
+
+DAYS = [f"1970-01-0{day}" for day in range(1, 7)]
+BY_EPISODE = replace(POLICY, val_by="episode")
+
+
+@pytest.mark.parametrize(
+    ("days", "latest"),
+    [
+        ([0] * 9 + [1], 1),
+        ([0] * 18 + [1, 2], 2),  # one of twenty, then two, and all that is left is for training
+        ([0] * 15 + [1, 1, 2, 2, 2], 1),
+        ([0, 0, 1, 1, 1, 1, 1, 1], 1),
+    ],
+)
+def test_the_latest_sessions_that_make_up_the_share_are_tested(days: list[int], latest: int):
+    assert held_out_sessions(on_days(*days), BY_EPISODE) == set(DAYS[1 : max(days) + 1][-latest:])
+
+
+def test_sessions_and_those_tested_are_what_the_configuration_lists():
+    policy = replace(BY_EPISODE, sessions={"lab": DAYS[1:3]})
+    episodes = on_days(0, 0, 0, 1, 2, 3, 3)
+    assert held_out_sessions(episodes, policy) == {DAYS[3]}
+    assert held_out_sessions(episodes, replace(policy, test_sessions=["lab"])) == {"lab"}
+    assert held_out_sessions(on_days(0, 0, 0, 1, 2), policy) == {"lab"}
+    assert obstacle(on_days(1, 1, 2), "session", policy) == Obstacle("single_session", ["lab"])
+
+
+def test_hosts_and_samples_are_on_both_sides_of_a_session():
+    assigned = assign_splits(corpus(repeats=3), "session", POLICY)
+    test, training = side(assigned, "test"), side(assigned, "train", "val")
+    for column in ("host_id", "sample_sha256"):
+        assert set(test[column]) == set(training[column])
+
+
+def test_what_cannot_be_held_out_has_a_code():
+    one = corpus(samples=1, day=0).filter(pl.col("host_id") == "lab-a")
+    assert {recipe: found and found.code for recipe in RECIPES
+            for found in [obstacle(one, recipe, POLICY)]} == {
+        "host": "single_host", "sample": "single_sample", "session": "single_session",
+        "time": None,
+    }  # fmt: skip
+    assert [obstacle(corpus(), recipe, POLICY) for recipe in RECIPES] == [None] * len(RECIPES)
+
+
+# --- what arrives later moves nothing that is there
+
+
+@pytest.mark.parametrize("val_by", ["episode", "sample"])
+def test_another_sample_or_episode_moves_no_other(val_by: str):
+    policy = replace(POLICY, val_by=val_by, test_share=0.5, val_share=0.5)
+    many = [f"io-walk.v{sample}" for sample in range(30)]
+
+    def sides(samples: list[str]) -> dict[str, str | None]:
+        rows = [episode(i, sample=sample) for i, sample in enumerate(samples)]
+        return sides_of(assign_splits(table(rows), "sample", policy))
+
+    before = sides(many[:20])
+    assert set(before.values()) == set(SPLITS)
+    assert before.items() <= sides(many).items()
+
+
+def test_a_profile_without_a_side_gives_the_sample_of_lowest_or_highest_rank():
+    rows = [episode(i, sample=f"io-walk.v{i}") for i in range(4)]
+    by_rank = sorted(rows, key=lambda row: _rank(row["sample_name"], "0.1"))
+    for share, expected in ((1e-9, by_rank[:1]), (1 - 1e-9, by_rank[:3])):
+        policy = replace(BY_EPISODE, test_share=share)
+        rows_ = table([*rows, episode(9, sample="s9", profile="scan-and-dial")])
+        rows_ = pl.concat([rows_, table([episode(10 + i, sample="s9", profile="scan-and-dial")
+                                         for i in range(3)])])  # fmt: skip
+        test = side(assign_splits(rows_, "sample", policy), "test")
+        assert set(test["sample_name"]) == {row["sample_name"] for row in expected}
 
 
 # --- degraded episodes
@@ -238,7 +329,7 @@ def test_the_sides_are_the_same_in_every_process():
 
 def degraded_corpus() -> pl.DataFrame:
     return corpus().with_columns(
-        verdict=pl.when(pl.int_range(pl.len()) % 4 == 0)
+        verdict=pl.when(pl.int_range(pl.len()) % 5 == 0)
         .then(pl.lit("degraded"))
         .otherwise(pl.lit("accepted"))
     )
@@ -309,6 +400,15 @@ def test_what_was_held_out_and_is_trained_on_is_caught(recipe: str, column: str,
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
+def test_a_session_on_both_sides_is_caught(split: str):
+    episodes = split_corpus("session")
+    number = episodes["split"].to_list().index(split)
+    leaking = with_values(episodes, number, episode_id=ulid(DAY_NS // 1_000_000, 999))
+    with pytest.raises(DatasetError, match=r"session must be .* got 1970-01-02 in both"):
+        check_sides(leaking, "session", POLICY)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("late_s", [-POLICY.gap_s + 0.001, 0.0, 30.0])
 def test_training_that_overlaps_the_test_period_is_caught(split: str, late_s: float):
     episodes = split_corpus("time")
@@ -366,15 +466,17 @@ def test_what_only_training_has_is_no_problem():
 @pytest.mark.parametrize(
     ("recipe", "episodes", "policy", "message"),
     [
-        ("place", corpus(), POLICY, "recipe must be one of host, sample, time, got 'place'"),
+        ("place", corpus(), POLICY, "recipe must be one of host, sample, time, session, got 'place'"),
         ("host", corpus(), replace(POLICY, test_host="lab-x"), "test_host must be .*, got 'lab-x'"),
         (
             "host",
             corpus().filter(pl.col("host_id") == "lab-c"),
             POLICY,
-            "one of several hosts, got 'lab-c'; the corpus has lab-c$",
+            r"the store has one host \(lab-c\)",
         ),
-        ("sample", corpus(samples=1), POLICY, "a profile must have two samples"),
+        ("sample", corpus(samples=1), POLICY, "no profile has two samples"),
+        ("session", corpus(day=0), POLICY, r"has one recording session \(1970-01-01\)"),
+        ("session", corpus(), replace(POLICY, test_sessions=["x"]), "must be some, not all, of"),
         ("sample", corpus(samples=2), POLICY, "val_by sample must leave episodes to .* got 0 of"),
         ("host", corpus(samples=1), POLICY, "val_by sample must leave episodes to .* got 0 of"),
         (
@@ -405,6 +507,11 @@ def test_a_corpus_that_cannot_be_split_says_why(
         ({"val_share": -0.1}, "val_share must be > 0, got -0.1"),
         ({"val_share": float("nan")}, "val_share must be finite, got nan"),
         ({"gap_s": -1.0}, "gap_s must be >= 0, got -1.0"),
+        ({"sessions": {"a": ["21.11.2026"]}}, DAY_ERROR),
+        (
+            {"sessions": {"a": ["2026-11-21"], "b": ["2026-11-21"]}},
+            "sessions must list a day once, got 2026-11-21 twice",
+        ),
         ({"gap_s": float("nan")}, "gap_s must be finite, got nan"),
     ],
 )
@@ -496,6 +603,7 @@ def test_a_table_without_a_class_in_training_is_not_built():
 def test_an_episode_described_in_two_ways_is_refused():
     """Its windows would be counted once for each description."""
     windows = windows_of(corpus())
-    twice = windows.filter(pl.col("episode_id") == "E000").with_columns(host_id=pl.lit("lab-b"))
-    with pytest.raises(DatasetError, match="E000"):
+    first = windows["episode_id"][0]
+    twice = windows.filter(pl.col("episode_id") == first).with_columns(host_id=pl.lit("lab-b"))
+    with pytest.raises(DatasetError, match=first):
         build_table(pl.concat([windows, twice]), "host", POLICY)

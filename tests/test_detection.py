@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ STRIDE_S = 5.0
 
 
 def alarm_scores(
-    scores: Sequence[Sequence[float]], clean: Sequence[str] | None = None
+    scores: Sequence[Sequence[float]],
+    clean: Sequence[str] | None = None,
+    jobs: Sequence[Sequence[str]] | None = None,
 ) -> AlarmScores:
     """Episodes of windows with these scores; ``clean``: a letter a window, ``c`` where it is."""
     lengths = [len(s) for s in scores]
@@ -33,6 +36,7 @@ def alarm_scores(
         first=np.concatenate([np.arange(n) == 0 for n in lengths]),
         episode=np.repeat(np.arange(len(scores)), lengths),
         onset_s=np.full(len(scores), np.nan),
+        job=np.concatenate(jobs) if jobs else np.full(sum(lengths), ""),
         stride_s=STRIDE_S,
     )
 
@@ -61,11 +65,16 @@ def test_a_false_alarm_is_a_run_that_begins_in_a_clean_window(
     assert alarm_scores(scores, clean).false_alarms(0.5).sum() == events
 
 
-def slow_threshold(val: AlarmScores, per_hour: float) -> float:
+def budget(per_hour: float, share: float = 1.0) -> ReportPolicy:
+    return ReportPolicy(false_alarms_per_hour=per_hour, clean_time_alarmed=share)
+
+
+def slow_threshold(val: AlarmScores, per_hour: float, share: float) -> float:
     hours = val.clean_hours.sum()
     best = math.inf
     for threshold in sorted(set(val.score), reverse=True):
-        if val.false_alarms(threshold).sum() / hours > per_hour:
+        alarmed = (val.score[val.clean] >= threshold).mean()
+        if val.false_alarms(threshold).sum() / hours > per_hour or alarmed > share:
             break
         best = threshold
     return best
@@ -78,9 +87,9 @@ def test_the_threshold_is_the_lowest_down_to_which_the_budget_holds(seed: int):
         random.random((9, 40)).round(2).tolist(),
         ["".join(random.choice(["c", "."], 40)) for _ in range(9)],
     )
-    for per_hour in (0.0, 20.0, 60.0, 1e9):
-        threshold, _ = choose_threshold(val, per_hour)
-        expected = slow_threshold(val, per_hour)
+    for per_hour, share in product((0.0, 20.0, 60.0, 1e9), (0.0, 0.02, 0.3, 1.0)):
+        threshold, _ = choose_threshold(val, budget(per_hour, share))
+        expected = slow_threshold(val, per_hour, share)
         if math.isinf(expected):
             assert threshold > val.score.max()
         else:
@@ -91,24 +100,24 @@ def test_an_alarm_that_never_stops_is_not_taken_for_a_quiet_one():
     """At threshold 0 there is one false alarm; on the way there, four."""
     val = alarm_scores([[0.1, 0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9]])
     one_an_hour = 1 / val.clean_hours.sum()
-    threshold, _ = choose_threshold(val, 1.5 * one_an_hour)
+    threshold, _ = choose_threshold(val, budget(1.5 * one_an_hour))
     assert val.false_alarms(0.0).sum() == 1
     assert threshold > 0.9
 
 
 def test_a_threshold_that_validation_cannot_choose_says_so():
-    threshold, note = choose_threshold(alarm_scores([[0.9, 0.1]], [".."]), 6.0)
+    threshold, note = choose_threshold(alarm_scores([[0.9, 0.1]], [".."]), budget(6.0))
     assert threshold == 0.5
     assert code_of(note) == "no_clean_validation"
-    threshold, note = choose_threshold(alarm_scores([[0.5, 0.5]]), 6.0)
+    threshold, note = choose_threshold(alarm_scores([[0.5, 0.5]]), budget(6.0))
     assert threshold > 0.5
     assert code_of(note) == "over_budget_everywhere"
-    threshold, note = choose_threshold(alarm_scores([[0.1, 0.2, 0.9]], ["cc."]), 6.0)
+    threshold, note = choose_threshold(alarm_scores([[0.1, 0.2, 0.9]], ["cc."]), budget(6.0))
     assert threshold == 0.9
     assert code_of(note) == "budget_allows_none"
     assert note is not None
     assert note.numbers["hours"] * note.numbers["per_hour"] == 1
-    assert choose_threshold(alarm_scores([[0.1] * 800]), 6.0) == (0.1, None)
+    assert choose_threshold(alarm_scores([[0.1] * 800]), budget(6.0)) == (0.1, None)
 
 
 # --- whole reports on made-up episodes
@@ -253,14 +262,14 @@ def test_more_false_alarms_than_allowed_are_warned_of():
     found = report(dict.fromkeys("abcd", ("cccccc", None, alarms)))
     (warning,) = (w for w in found["warnings"] if w["code"] == "false_alarms_over_budget")
     rate = found["detection"]["false_alarms_per_hour"]["value"]
-    assert (warning["numbers"]["per_hour"], warning["numbers"]["budget"]) == (rate, 6.0)
+    assert (warning["numbers"]["per_hour"], warning["numbers"]["budget"]) == (rate, 2.0)
 
 
 def test_the_budget_buys_a_lower_threshold():
     model = [RUNNING if w["actual"] == RUNNING else ARMED for w in WINDOWS]
     strict, loose = (
-        report_of(WINDOWS, model, model, model, ReportPolicy(100, 0, budget))["detection"]
-        for budget in (0.0, 1e6)
+        report_of(WINDOWS, model, model, model, ReportPolicy(100, 0, allowed, 1.0))["detection"]
+        for allowed in (0.0, 1e6)
     )
     assert strict["threshold"]["value"] > loose["threshold"]["value"]
     assert loose["budget_per_hour"] == 1e6

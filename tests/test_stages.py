@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import polars as pl
 import pytest
 from builders import PROFILES, StoreBuilder
 from lab import RECIPE, Lab, put_in_use
 from typer.testing import CliRunner
 
 import features.registry
+from datasets.splits import RECIPES
 from features.files import fingerprint
 from features.registry import LAYOUT
 from pipelines.automation import new_batches
@@ -45,7 +47,7 @@ def codes(project: Project, stage: str) -> dict[str, str]:
 def test_every_reason_has_a_sentence(code: str) -> None:
     details = {
         "outputs": ["tensor_shards"], "store": "/a/store", "problem": "a file is gone",
-        "changed": 2, "batches": ["lab-a.day"], "inputs": ["datasets"],
+        "changed": 2, "batches": ["lab-a.day"], "inputs": ["datasets"], "found": ["lab-a"],
     }  # fmt: skip
     status = Status("datasets", "host", Reason(code, details), "phasewatch run --recipe host")
     assert "{" not in status.line
@@ -113,6 +115,21 @@ def follow_champion(lab: Lab, monkeypatch: Any) -> None:
     in_use(lab, monkeypatch, "gbt")
 
 
+def lose_hosts(lab: Lab, _: Any) -> None:
+    for batch in lab.project.listing.batches:
+        if batch != BATCH:
+            shutil.rmtree(lab.workspace.batch_folder(batch))
+
+
+def rewrite_index(lab: Lab, **values: Any) -> None:
+    """Only what it says of the episodes counts here."""
+    for batch in lab.project.listing.batches:
+        path = lab.project.artifacts("ingest", batch)["validation_index"].path("index")
+        pl.read_parquet(path).with_columns(**{n: pl.lit(v) for n, v in values.items()}).write_parquet(
+            path
+        )
+
+
 CAUSES: dict[str, tuple[str, str, Callable[[Lab, Any], Any]]] = {
     # code: stage, key, what happened
     "current": ("ingest", BATCH, lambda *_: None),
@@ -133,6 +150,9 @@ CAUSES: dict[str, tuple[str, str, Callable[[Lab, Any], Any]]] = {
     "inputs": ("datasets", RECIPE, lambda lab, _: make(lab, "ingest", add_late(lab))),
     "checkpoint": ("drift", BATCH, follow_champion),
     "contents": ("report", "", lambda lab, monkeypatch: in_use(lab, monkeypatch, "gbt")),
+    "single_host": ("checkpoints/gbt_realistic", "host", lose_hosts),
+    "single_sample": ("datasets", RECIPE, lambda lab, _: rewrite_index(lab, sample_sha256="s")),
+    "single_session": ("datasets", "session", lambda *_: None),
 }  # fmt: skip
 
 
@@ -155,6 +175,11 @@ def test_a_reason_is_given_and_making_mends_it(
     if status.current:
         assert make(retrained, name, key).reused == stage.reusable
         return
+    if not status.available:
+        with pytest.raises(StageError, match="cannot be had"):
+            project.make(stage, key)
+        assert key not in [due.key for due in project.due(stage.job)]
+        return
     if code == "not_in_store":
         with pytest.raises(StageError, match=key):
             project.make(stage, key)
@@ -173,7 +198,7 @@ def test_a_fresh_store_has_everything_to_make(lab: Lab) -> None:
     assert codes(lab.project, "ingest") == dict.fromkeys(batches, "not_made")
     assert set(codes(lab.project, "drift").values()) == {"no_champion"}
     assert [due.key for due in lab.project.due("ingest")] == batches
-    assert {due.key for due in lab.project.due("retrain")} == {"host", "sample", "time", ""}
+    assert {due.key for due in lab.project.due("retrain")} == {*RECIPES, ""}
     with pytest.raises(StageError, match="phasewatch run --ingest-only"):
         lab.project.make(STAGES["datasets"], RECIPE)
 

@@ -22,6 +22,7 @@ from pipelines.cli.console import (
 
 if TYPE_CHECKING:
     from champion.history import Champion
+    from evaluation.documents import Objection
     from stages.champion import Trial
     from stages.project import Project
 
@@ -53,6 +54,8 @@ class History(Document):
                 f"{entry['since']} by {entry['by']}" + (f": {entry['why']}" if entry["why"] else "")
             )
             yield f"     checkpoint {entry['checkpoints'][entry['served']]}"
+            if entry["accepted"]:
+                yield f"     over the alarm budget, accepted: {entry['accepted']['why']}"
 
 
 def champion(config: options.Config = None, artifacts: options.Artifacts = None) -> History:
@@ -86,7 +89,8 @@ class Promotion(Document):
     against: str | None
     granted: bool
     promoted: bool
-    reasons: list[str]
+    reasons: list[dict[str, Any]]  # a code, its numbers, and the sentence
+    accepted: list[dict[str, Any]]
     notes: list[str]
     recipes: dict[str, dict[str, Any]]
 
@@ -96,13 +100,14 @@ class Promotion(Document):
             yield ""
         if not self.granted:
             yield f"{self.challenger} is not promoted:"
-            yield from (f"  - {reason}" for reason in self.reasons)
+            yield from (f"  - {reason['sentence']}" for reason in self.reasons)
         elif not self.promoted:
             yield f"{self.challenger} may be promoted: phasewatch promote {self.challenger}"
         else:
             yield f"{self.challenger} is champion" + (
                 f"; {self.against} was before" if self.against else ""
             )
+        yield from (f"accepted: {ground['sentence']}" for ground in self.accepted)
         yield from (f"note: {note}" for note in self.notes)
 
     @property
@@ -116,6 +121,13 @@ def promote(
         bool, typer.Option("--dry-run", help="Judge it and change nothing; same exit codes.")
     ] = False,
     why: options.Why = "",
+    accept_alarms: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="Promote a model over the alarm budget, and why; kept in the history.",
+        ),
+    ] = "",
     config: options.Config = None,
     store: options.Store = None,
     artifacts: options.Artifacts = None,
@@ -135,9 +147,11 @@ def promote(
         fail(str(error), USAGE)
     project = Project(workspace_of(config, store, artifacts, must_exist=True))
     if dry_run:
-        trial = core.judge(project, challenger)
+        trial = core.judge(project, challenger, accept_alarms=accept_alarms)
     else:
-        trial = core.promote(project, challenger, by=_user(), why=why)
+        trial = core.promote(
+            project, challenger, by=_user(), why=why, accept_alarms=accept_alarms
+        )
         if trial.promoted:
             _tell_dagster(trial.promoted)
     return Promotion(
@@ -146,7 +160,8 @@ def promote(
         against=trial.champion.name if trial.champion else None,
         granted=trial.judgement.granted,
         promoted=trial.promoted is not None,
-        reasons=trial.judgement.reasons,
+        reasons=_said(trial.judgement.standing),
+        accepted=_said(trial.judgement.accepted),
         notes=list(_notes(project, trial)),
         recipes=trial.judgement.recipes,
     )
@@ -181,6 +196,12 @@ def rollback(
     champion = roll_back(workspace.champion_folder, workspace.layout, by=_user(), why=why)
     _tell_dagster(champion)
     return Rollback(champion)
+
+
+def _said(grounds: list[Objection]) -> list[dict[str, Any]]:
+    from evaluation.wording import objection
+
+    return [ground.model_dump() | {"sentence": objection(ground)} for ground in grounds]
 
 
 def _user() -> str:
@@ -231,10 +252,15 @@ def _notes(project: Project, trial: Trial) -> Iterator[str]:
 
 def _evidence(recipes: dict[str, dict[str, Any]]) -> Table:
     """Macro F1 on each recipe, beside the champion it replaced or the best of the baselines."""
-    from evaluation.wording import baseline_label
+    from evaluation.wording import baseline_label, skipped
 
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for recipe, evidence in recipes.items():
+        if "skipped" in evidence:
+            why = skipped(evidence["skipped"], evidence["found"])
+            rows.append((recipe, f"skipped: {why}", *[""] * 6))
+            continue
+        alarms = _alarms(evidence)
         if "difference" in evidence:
             other, against = "champion", evidence["champion"]
             difference = evidence["difference"]
@@ -243,16 +269,31 @@ def _evidence(recipes: dict[str, dict[str, Any]]) -> Table:
             other, against = baseline_label(closest["name"]), closest["macro_f1"]
             difference = closest["difference"]
         else:
-            rows.append((recipe, *["-"] * 4, _episodes(evidence)))
+            rows.append((recipe, *["-"] * 4, _episodes(evidence), *alarms))
             continue
         rows.append((
             recipe, f"{evidence['challenger']:.3f}", f"{against:.3f} ({other})",
             f"{difference['value']:+.3f}",
             f"{difference['low']:+.3f} to {difference['high']:+.3f}",
-            _episodes(evidence),
+            _episodes(evidence), *alarms,
         ))  # fmt: skip
-    columns = ("recipe", "macro F1", "against", "change", "95 % interval", "episodes")
+    columns = (
+        "recipe", "macro F1", "against", "change", "95 % interval", "episodes", "false/h",
+        "clean time alarmed",
+    )  # fmt: skip
     return Table(columns, rows)
+
+
+def _alarms(evidence: dict[str, Any]) -> tuple[str, str]:
+    """False alarms per hour and the share of clean time alarmed, where they count."""
+    from evaluation.wording import measure, percent
+
+    alarms = evidence.get("alarms")
+    if alarms is None:
+        return "", ""
+    rate, share = alarms["false_alarms_per_hour"], alarms["clean_time_alarmed"]
+    mark = " (provisional threshold)" if alarms["provisional"] else ""
+    return measure(rate["value"]), percent(share["value"]) + mark
 
 
 def _episodes(evidence: dict[str, Any]) -> str:

@@ -229,8 +229,13 @@ def _stages(findings: Diagnosis, workspace: Workspace) -> None:
         for stage in project.stages.values()
         if stage.automatic
         for status in project.statuses(stage)
+        if status.available
     ]
-    stale = [status for status in statuses if not status.current]
+    stale = [status for status in statuses if status.due]
+    section["unavailable"] = [
+        f"recipe {recipe}: {project.status(project.stages['datasets'], recipe).message}"
+        for recipe in project.unavailable
+    ]
     findings.sections["stale"] = counts = _counted(statuses)
     if any(status.code == "other_store" for status in stale):
         findings.problem(
@@ -260,7 +265,7 @@ def _counted(statuses: list[Status]) -> dict[str, list[str]]:
     for status in statuses:
         kind = status.stage.partition("/")[0]
         totals[kind] += 1
-        if not status.current:
+        if status.due:
             problem = "missing" if status.code == "not_made" else status.message
             groups.setdefault((kind, problem), []).append(status)
     counts: dict[str, list[str]] = {}

@@ -66,7 +66,15 @@ def run_all(
         project = Project(workspace)
     if ingest_only:
         return ran
-    wanted = recipes or list(RECIPES)
+    wanted = []
+    for recipe in recipes or RECIPES:
+        if recipe in project.recipes:
+            wanted.append(recipe)
+            continue
+        line = project.status(project.stages["datasets"], recipe).message
+        if recipes:
+            fail(f"recipe {recipe} {line}")
+        log.info("recipe %s %s", recipe, line)
     stale = _keys(project, "retrain", wanted)
     for recipe in wanted:
         if recipe not in stale:
