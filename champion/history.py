@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ import polars as pl
 
 from features.files import write_atomically
 from features.shards import read_table
+from models.alarm import AlarmRule
 from models.checkpoint import (
     SUFFIX,
     Checkpoint,
@@ -61,6 +62,7 @@ class Champion:
     why: str
     evidence: dict[str, Any]
     previous: int | None  # what a rollback from here restores
+    alarm_rules: dict[str, str] = field(default_factory=dict)  # recipe -> alarm rule id
     accepted: dict[str, Any] | None = None  # alarms over the budget: ``why`` and the ``grounds``
 
     @property
@@ -188,6 +190,36 @@ def load_kept(
     if checkpoint.artifact_id != path.parent.name:
         raise CheckpointError(f"{path}: its id is {checkpoint.artifact_id}; restore the file")
     return checkpoint
+
+
+def rule_file(rule_id: str) -> str:
+    """Name of an alarm rule beside its checkpoint's copy; a checkpoint may have had several."""
+    return f"alarm_rule.{rule_id[:12]}.json"
+
+
+def load_rule(folder: Path, champion: Champion, recipe: str | None = None) -> AlarmRule:
+    """The alarm rule of a champion's checkpoint, by default of the one that scores.
+
+    Raises:
+        ChampionError: the champion has none, or its file is gone or changed.
+    """
+    recipe = recipe or champion.served
+    rule_id = champion.alarm_rules.get(recipe)
+    if rule_id is None:
+        raise ChampionError(
+            f"{champion.name} was promoted before alarm rules; promote a model: "
+            "phasewatch promote MODEL"
+        )
+    path = kept_path(folder, champion, recipe).with_name(rule_file(rule_id))
+    try:
+        rule = AlarmRule.model_validate_json(path.read_bytes())
+        if (rule.id, rule.checkpoint_id) != (rule_id, champion.checkpoints[recipe]):
+            raise ValueError("it is another rule, or for another checkpoint")
+    except (OSError, ValueError) as error:
+        raise ChampionError(
+            f"{path}: {error}. Restore the file, or roll back: phasewatch rollback"
+        ) from error
+    return rule
 
 
 def read_training(folder: Path, champion: Champion, recipe: str | None = None) -> pl.DataFrame:

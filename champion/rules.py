@@ -15,8 +15,9 @@ import polars as pl
 
 from datasets.splits import SplitPolicy, held_out_by
 from evaluation import wording
+from evaluation.alarm_choice import filtered, rule_scores
 from evaluation.bootstrap import resampling
-from evaluation.detection import alarm_scores, choose_threshold, clean_time, is_provisional
+from evaluation.detection import clean_time, is_provisional
 from evaluation.documents import Figure, Objection, Subject
 from evaluation.figures import finite_or_none, interval
 from evaluation.scores import BASELINES, SHORTCUTS, guesses, macro_statistic, scored
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from evaluation.figures import ReportPolicy
     from features.registry import WindowSpec
+    from models.alarm import AlarmRule
 
 MARGIN = 0.005  # macro F1 that the challenger may be worse by, on any recipe, at the interval's end
 GROUP_MARGIN = 0.03  # macro F1 that a profile or host may lose
@@ -231,23 +233,23 @@ def alarm_evidence(
     window: WindowSpec,
     policy: ReportPolicy,
     subject: Subject,
+    rule: AlarmRule,
 ) -> dict[str, Any]:
-    """What an operator would feel: false alarms on test at the threshold chosen on validation.
+    """What an operator would feel: false alarms on test under the checkpoint's alarm rule.
 
     Args:
         predictions: of the model ``challenger``, on validation and test.
     """
-    length_s, stride_s = window.length_ms / 1000, window.stride_ms / 1000
     test, val = (
-        scored(predictions, CHALLENGER, "realistic", classes, split) for split in ("test", "val")
+        filtered(scored(predictions, CHALLENGER, "realistic", classes, split), rule)
+        for split in ("test", "val")
     )
-    scores, chosen_on = (alarm_scores(p, classes, length_s, stride_s) for p in (test, val))
-    threshold, _ = choose_threshold(chosen_on, policy)
+    scores, chosen_on = (rule_scores(predictor, rule, window) for predictor in (test, val))
     bootstrap, _ = resampling(recipe, test, policy)
-    whole = clean_time(scores, threshold, bootstrap, subject)[0]
+    whole = clean_time(scores, rule.threshold, bootstrap, subject)[0]
     val_hours = float(chosen_on.clean_hours.sum())
     return {
-        "threshold": threshold,
+        "threshold": rule.threshold,
         "provisional": is_provisional(val_hours),
         "clean_hours": {"val": val_hours, "test": whole.hours},
         "false_alarms_per_hour": _bounds(whole.false_alarms_per_hour),

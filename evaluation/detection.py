@@ -1,8 +1,9 @@
 """Detection: how good a model is as an alarm.
 
 The alarm score of a window is the probability that the machine is being or has been taken over
-(``INFECTED``). A window raises the alarm if its score reaches the threshold, at the window's end.
-The threshold is chosen on validation; everything else is computed on test.
+(``INFECTED``). A window raises the alarm if its score reaches the threshold, at the window's end;
+the alarm stands until a score falls below ``clear_ratio`` of the threshold. The rule is chosen on
+validation; everything else is computed on test.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ from evaluation.documents import (
 )
 from evaluation.figures import ReportPolicy, figure, finite_or_none, interval
 from evaluation.scores import Scored
+from models.alarm import standing
 
 _DEFAULT_THRESHOLD = 0.5  # without clean time on validation
+_MOST_TRIED = 1000  # thresholds
 _S_PER_HOUR = 3600.0
 MIN_VALIDATION_HOURS = 0.5  # clean; a threshold that rests on less is provisional
 MAX_POINTS = 30  # of an operating curve
@@ -54,6 +57,7 @@ class AlarmScores:
     onset_s: NDArray[np.float64]  # (n_episodes,) NaN: never attacked
     job: NDArray[np.str_]  # (n_windows,) benign job under way
     stride_s: float
+    clear_ratio: float = 1.0  # of the threshold, below which a standing alarm is cleared
 
     @property
     def clean_hours(self) -> NDArray[np.float64]:
@@ -65,17 +69,18 @@ class AlarmScores:
         counts = np.bincount(self.episode[windows], minlength=len(self.onset_s))
         return counts.astype(np.float64)
 
-    @property
-    def before(self) -> NDArray[np.float64]:
-        """The score of the window before, ``(n_windows,)``; -inf for the first."""
-        return np.where(self.first, -np.inf, np.roll(self.score, 1))
+    def alarmed(self, threshold: float) -> NDArray[np.bool_]:
+        """The windows ``(n_windows,)`` at which the alarm stands."""
+        return standing(self.score, threshold, self.clear_ratio * threshold, self.first)
 
     def false_alarms(self, threshold: float) -> NDArray[np.bool_]:
         """The windows ``(n_windows,)`` at which a false alarm begins.
 
         Consecutive alarmed windows are one alarm; it is false where its first window is clean.
         """
-        return self.clean & (self.score >= threshold) & (self.before < threshold)
+        alarmed = self.alarmed(threshold)
+        stood = ~self.first & np.roll(alarmed, 1)
+        return self.clean & alarmed & ~stood
 
     def attacked(self) -> NDArray[np.bool_]:
         """Episodes ``(n_episodes,)`` in which an attack begins before the last window ends."""
@@ -89,7 +94,7 @@ class AlarmScores:
         An alarm that was raised earlier and still stands counts from then on.
         """
         first = np.full(len(self.onset_s), np.inf)
-        alarmed = (self.score >= threshold) & (self.end_s >= self.onset_s[self.episode])
+        alarmed = self.alarmed(threshold) & (self.end_s >= self.onset_s[self.episode])
         np.minimum.at(first, self.episode[alarmed], self.end_s[alarmed])
         return first
 
@@ -109,7 +114,7 @@ def alarm_scores(
         score=alarm_score(predictor.proba, classes),
         end_s=windows["start_s"].to_numpy() + length_s,
         clean=((windows["actual"] == CLEAN) & (windows["purity"] == 1.0)).to_numpy(),
-        first=np.diff(predictor.episode, prepend=-1) != 0,
+        first=predictor.first,
         episode=predictor.episode,
         onset_s=predictor.episodes["onset_s"].fill_null(math.nan).to_numpy(),
         job=windows["job"].to_numpy().astype(np.str_),
@@ -129,21 +134,31 @@ def choose_threshold(val: AlarmScores, policy: ReportPolicy) -> tuple[float, Fig
     hours, per_hour = float(val.clean_hours.sum()), policy.false_alarms_per_hour
     if not hours:
         return _DEFAULT_THRESHOLD, FigureNote(code="no_clean_validation")
-    begins = val.clean & (val.score > val.before)  # alarmed first for thresholds in between
-    candidates = np.unique(val.score)[::-1]
-    reached, past = np.sort(val.score[begins]), np.sort(val.before[begins])
-    events = (len(reached) - np.searchsorted(reached, candidates)) - (
-        len(past) - np.searchsorted(past, candidates)
-    )
-    clean = np.sort(val.score[val.clean])
-    alarmed = (len(clean) - np.searchsorted(clean, candidates)) / len(clean)
-    over = np.flatnonzero((events / hours > per_hour) | (alarmed > policy.clean_time_alarmed))
-    within = int(over[0]) if len(over) else len(candidates)
-    if not within:
+    chosen: float | None = None
+    candidates = _candidates(val, policy.clean_time_alarmed)
+    for threshold in candidates.tolist():
+        over_rate = val.false_alarms(threshold).sum() / hours > per_hour
+        if over_rate or val.alarmed(threshold)[val.clean].mean() > policy.clean_time_alarmed:
+            break
+        chosen = threshold
+    if chosen is None:
         above = float(np.nextafter(candidates[0], np.inf))
         return above, FigureNote(code="over_budget_everywhere")
     strict = FigureNote(code="budget_allows_none", numbers={"hours": hours, "per_hour": 1 / hours})
-    return float(candidates[within - 1]), strict if 1 / hours > per_hour else None
+    return chosen, strict if 1 / hours > per_hour else None
+
+
+def _candidates(val: AlarmScores, share: float) -> NDArray[np.float64]:
+    """Scores of validation, from the highest down to the first that surely alarms too much.
+
+    Of more than ``_MOST_TRIED``, as many are taken evenly by rank.
+    """
+    clean = np.sort(val.score[val.clean])[::-1]
+    lowest = clean[min(int(share * len(clean)) + 1, len(clean) - 1)]
+    candidates = np.unique(val.score)[::-1]
+    candidates = candidates[candidates >= lowest]
+    ranks = np.linspace(0, len(candidates) - 1, min(len(candidates), _MOST_TRIED))
+    return candidates[ranks.round().astype(int)]
 
 
 def median_statistic(delay_s: NDArray[np.float64], attacked: NDArray[np.bool_]) -> Statistic:
@@ -180,18 +195,20 @@ def ratio_statistic(over: NDArray[np.float64], under: NDArray[np.float64]) -> St
 def detection(
     test: AlarmScores,
     val: AlarmScores,
+    chosen: tuple[float, FigureNote | None],
     episodes: pl.DataFrame,
     policy: ReportPolicy,
     bootstrap: EpisodeBootstrap,
     subject: Subject,
 ) -> Detection:
-    """Threshold, false alarms, and per attacked episode the time to the first alarm.
+    """False alarms, and per attacked episode the time to the first alarm.
 
     Args:
+        chosen: the threshold and a note on it, chosen on ``val``.
         episodes: the test episodes, one row each.
         policy: the budgets that hold on validation.
     """
-    threshold, threshold_note = choose_threshold(val, policy)
+    threshold, threshold_note = chosen
     attacked = test.attacked()
     alarm_s = test.first_alarm_s(threshold)
     delay_s = alarm_s - test.onset_s
@@ -214,6 +231,7 @@ def detection(
         budget_per_hour=policy.false_alarms_per_hour,
         budget_clean_time=policy.clean_time_alarmed,
         threshold=figure(subject.on("val"), "alarm_threshold", threshold, note=threshold_note),
+        clear_below=test.clear_ratio * threshold,
         provisional=is_provisional(val_hours),
         clean_hours={"val": val_hours, "test": whole.hours},
         false_alarms={"val": val_events, "test": whole.false_alarms},
@@ -291,7 +309,7 @@ def clean_time(
     clean = by_part(test.clean)
     hours = clean * (test.stride_s / _S_PER_HOUR)
     false_alarms = by_part(test.false_alarms(threshold))
-    alarmed = by_part(test.clean & (test.score >= threshold))
+    alarmed = by_part(test.clean & test.alarmed(threshold))
     replicates = bootstrap.replicates_of(
         {"rate": ratio_statistic(false_alarms, hours), "share": ratio_statistic(alarmed, clean)}
     )
@@ -409,7 +427,7 @@ def _points(test: AlarmScores, bootstrap: EpisodeBootstrap) -> list[OperatingPoi
     alarm_s = np.stack([test.first_alarm_s(t) for t in thresholds], axis=1)
     false_alarms, alarmed = (
         np.stack([test.by_episode(windows(t)) for t in thresholds], axis=1)
-        for windows in (test.false_alarms, lambda t: test.clean & (test.score >= t))
+        for windows in (test.false_alarms, lambda t: test.clean & test.alarmed(t))
     )
 
     def of_all(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -87,7 +87,7 @@ class Figure(Subject):
     """A value with its interval, and everything needed to quote it by itself."""
 
     metric: Literal[
-        "macro_f1", "macro_f1_difference", "f1", "precision", "recall", "temperature", "ece",
+        "macro_f1", "macro_f1_difference", "filtered_macro_f1", "f1", "precision", "recall", "temperature", "ece",
         "brier", "log_loss", "ece_scaled", "brier_scaled", "log_loss_scaled", "alarm_threshold",
         "false_alarms_per_hour", "clean_time_alarmed", "detected_share", "median_delay_s",
     ]  # fmt: skip
@@ -262,6 +262,7 @@ class Detection(Model):
     budget_per_hour: Positive
     budget_clean_time: Share = Field(description="share of clean time that may be alarmed")
     threshold: Figure
+    clear_below: Positive = Field(description="score below which a standing alarm is cleared")
     provisional: bool = Field(description="the threshold rests on too little clean time")
     clean_hours: dict[Literal["val", "test"], Positive]
     false_alarms: dict[Literal["val", "test"], Count]
@@ -277,6 +278,16 @@ class Detection(Model):
     attacks_after_last_window: Count
     undetected: list[str]
     episodes: list[AttackedEpisode]
+
+
+class Filtered(Model):
+    """Phases after the alarm rule's filter, which carries earlier windows into later ones."""
+
+    alarm_rule_id: str
+    temperature: Positive
+    macro_f1: Figure
+    change: Figure = Field(description="filtered less unfiltered macro F1, paired")
+    per_class: list[ClassScores]
 
 
 class LearningCurve(Model):
@@ -327,8 +338,8 @@ class Objection(Remark):
 class EvalReport(Subject):
     """The report on one checkpoint and recipe."""
 
-    schema_version: Literal["phasewatch.eval_report/5"] = Field(
-        default="phasewatch.eval_report/5", alias="schema"
+    schema_version: Literal["phasewatch.eval_report/6"] = Field(
+        default="phasewatch.eval_report/6", alias="schema"
     )
     contract_hash: str
     schema_hash: str
@@ -354,7 +365,9 @@ class EvalReport(Subject):
     baselines: list[BaselineScore]
     confusion: Confusion
     calibration: Calibration
-    detection: Detection
+    filtered: Filtered
+    detection: Detection = Field(description="by the alarm rule")
+    unfiltered_detection: Detection = Field(description="by the posteriors alone")
     learning_curve: LearningCurve
     timeline: Timeline
     warnings: list[ReportWarning] = []

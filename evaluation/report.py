@@ -10,10 +10,18 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
+from evaluation.alarm_choice import filtered, rule_scores
 from evaluation.bootstrap import EpisodeBootstrap, Statistic, resampling
 from evaluation.calibration import calibration
-from evaluation.detection import MIN_VALIDATION_HOURS, alarm_scores, detection
+from evaluation.detection import (
+    MIN_VALIDATION_HOURS,
+    AlarmScores,
+    alarm_scores,
+    choose_threshold,
+    detection,
+)
 from evaluation.documents import (
     BaselineScore,
     ClassScores,
@@ -24,6 +32,7 @@ from evaluation.documents import (
     Figure,
     FigureCode,
     FigureNote,
+    Filtered,
     GroupScore,
     LearningCurve,
     ReportWarning,
@@ -45,6 +54,7 @@ from evaluation.scores import (
     scored,
 )
 from features.registry import WindowSpec
+from models.alarm import AlarmRule
 
 BOUNDS = ("value", "low", "high")
 FEWEST = 4  # episodes to resample: fewer take few values, and their interval is too narrow
@@ -61,6 +71,8 @@ def evaluate(
     policy: ReportPolicy,
     window: WindowSpec,
     training: Mapping[str, Any],
+    rule: AlarmRule,
+    threshold_note: FigureNote | None,
 ) -> EvalReport:
     """The report on one checkpoint and one recipe.
 
@@ -71,6 +83,7 @@ def evaluate(
         identity: fields of the report that are copied: recipe, versions, hashes, ``config`` (the
             model's hyper-parameters).
         training: the checkpoint's ``history`` and ``best_step``.
+        rule: the checkpoint's alarm rule, and a note on its threshold.
     """
     test = scored(predictions, model, mode, classes)
     val = scored(predictions, model, mode, classes, "val")
@@ -83,13 +96,18 @@ def evaluate(
     )
     bootstrap, bootstrap_facts = resampling(subject.recipe, test, policy)
     length_s, stride_s = window.length_ms / 1000, window.stride_ms / 1000
-    alarms = detection(
-        alarm_scores(test, classes, length_s, stride_s),
-        alarm_scores(val, classes, length_s, stride_s),
-        test.episodes,
-        policy,
-        bootstrap,
-        subject,
+    smooth_test, smooth_val = filtered(test, rule), filtered(val, rule)
+    raw_val = alarm_scores(val, classes, length_s, stride_s)
+
+    def as_alarm(
+        test: AlarmScores, val: AlarmScores, chosen: tuple[float, FigureNote | None]
+    ) -> Detection:
+        return detection(test, val, chosen, smooth_test.episodes, policy, bootstrap, subject)
+
+    alarms = as_alarm(
+        rule_scores(smooth_test, rule, window),
+        rule_scores(smooth_val, rule, window),
+        (rule.threshold, threshold_note),
     )
     lacking = bootstrap_facts.replicates_lacking_a_class
     report = EvalReport(
@@ -109,9 +127,15 @@ def evaluate(
         baselines=_baselines(test, predictions, classes, dataset, policy, bootstrap, subject),
         confusion=Confusion(classes=list(classes), counts=test.confusion.sum(axis=0).tolist()),
         calibration=calibration(test, val, bootstrap, subject),
+        filtered=_filtered(test, smooth_test, rule, classes, bootstrap, subject),
         detection=alarms,
+        unfiltered_detection=as_alarm(
+            alarm_scores(test, classes, length_s, stride_s),
+            raw_val,
+            choose_threshold(raw_val, policy),
+        ),
         learning_curve=LearningCurve(rows=training["history"], best_step=training["best_step"]),
-        timeline=_timeline(test, classes, alarms.threshold.value or 0.0, length_s),
+        timeline=_timeline(smooth_test, classes, rule.threshold, length_s),
     )
     return report.model_copy(update={"warnings": _warnings(report)})
 
@@ -141,26 +165,6 @@ def _f1_figures(
     replicates = bootstrap.replicates_of(statistics)
     observed = {name: bootstrap.observed(statistic) for name, statistic in statistics.items()}
 
-    def rates(at: int) -> dict[str, Figure]:
-        """F1, precision and recall of the ``at``-th class of the roster."""
-        figures: dict[str, Figure] = {}
-        for i, name in enumerate(RATES):
-            column = 1 + at + i * len(roster)
-            value, resampled = float(observed["whole"][column]), replicates["whole"][:, column]
-            undefined = np.isnan(resampled)
-            same = np.all((resampled == value) | undefined)
-            code: FigureCode = "never_predicted" if np.isnan(value) else "constant"
-            figures[name] = figure(
-                subject,
-                name,
-                value,
-                None if same else resampled,
-                where={"class": classes[roster[at]]},
-                left_out=int(undefined.sum()),
-                note=FigureNote(code=code) if same or np.isnan(value) else None,
-            )
-        return figures
-
     def group(at: int, column: str, name: str) -> GroupScore:
         mask = masks[column, name]
         episodes = int(mask.sum())
@@ -182,7 +186,6 @@ def _f1_figures(
             ),
         )
 
-    support = test.confusion.sum(axis=(0, 2))
     return {
         "macro_f1": figure(
             subject,
@@ -197,13 +200,80 @@ def _f1_figures(
             float(macro_f1_of_confusion(val.confusion.sum(axis=0), val.roster)),
             note=FigureNote(code="no_validation_interval"),
         ),
-        "per_class": [
-            ClassScores(name=classes[c], support=int(support[c]), **rates(at))
-            for at, c in enumerate(roster)
-        ],
+        "per_class": _class_scores(test, classes, observed["whole"], replicates["whole"], subject),
         "per_profile": [group(i, *key) for i, key in enumerate(masks) if key[0] == "profile"],
         "per_host": [group(i, *key) for i, key in enumerate(masks) if key[0] == "host_id"],
     }
+
+
+def _class_scores(
+    test: Scored,
+    classes: Sequence[str],
+    observed: NDArray[np.float64],
+    replicates: NDArray[np.float64],
+    subject: Subject,
+) -> list[ClassScores]:
+    """F1, precision and recall of every class of the roster.
+
+    Args:
+        observed: what ``f1_statistic`` gives, ``(1 + 3 n_classes,)``; ``replicates`` with a first
+            axis for the draws.
+    """
+    roster = test.roster
+    support = test.confusion.sum(axis=(0, 2))
+
+    def rates(at: int) -> dict[str, Figure]:
+        figures: dict[str, Figure] = {}
+        for i, name in enumerate(RATES):
+            column = 1 + at + i * len(roster)
+            value, resampled = float(observed[column]), replicates[:, column]
+            undefined = np.isnan(resampled)
+            same = np.all((resampled == value) | undefined)
+            code: FigureCode = "never_predicted" if np.isnan(value) else "constant"
+            figures[name] = figure(
+                subject,
+                name,
+                value,
+                None if same else resampled,
+                where={"class": classes[roster[at]]},
+                left_out=int(undefined.sum()),
+                note=FigureNote(code=code) if same or np.isnan(value) else None,
+            )
+        return figures
+
+    return [
+        ClassScores(name=classes[c], support=int(support[c]), **rates(at))
+        for at, c in enumerate(roster)
+    ]
+
+
+def _filtered(
+    test: Scored,
+    smooth: Scored,
+    rule: AlarmRule,
+    classes: Sequence[str],
+    bootstrap: EpisodeBootstrap,
+    subject: Subject,
+) -> Filtered:
+    """What the filter makes of the phases, on the same resampled episodes."""
+    statistics = {
+        "own": f1_statistic(smooth.confusion, smooth.roster),
+        "pair": macro_statistic([smooth.confusion, test.confusion], test.roster),
+    }
+    drawn = bootstrap.replicates_of(statistics)
+    own, pair = (bootstrap.observed(statistic) for statistic in statistics.values())
+    return Filtered(
+        alarm_rule_id=rule.id,
+        temperature=rule.temperature,
+        macro_f1=figure(subject, "filtered_macro_f1", float(own[0]), drawn["own"][:, 0]),
+        change=figure(
+            subject,
+            "macro_f1_difference",
+            float(pair[0] - pair[1]),
+            drawn["pair"][:, 0] - drawn["pair"][:, 1],
+        ),
+        per_class=_class_scores(smooth, classes, own, drawn["own"], subject),
+    )
 
 
 def _baselines(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,27 @@ class Scored:
     mode: str
     checkpoint_id: str
     actual: NDArray[np.int64]  # (n_windows,)
-    predicted: NDArray[np.int64]  # (n_windows,)
     proba: NDArray[np.float64]  # (n_windows, n_classes)
     episode: NDArray[np.int64]  # (n_windows,) row of ``episodes``
-    confusion: NDArray[np.int64]  # (n_episodes, n_classes, n_classes)
     windows: pl.DataFrame
     episodes: pl.DataFrame  # one row per episode, ordered by id
+
+    @cached_property
+    def predicted(self) -> NDArray[np.int64]:
+        """``(n_windows,)``."""
+        return self.proba.argmax(axis=1)
+
+    @cached_property
+    def confusion(self) -> NDArray[np.int64]:
+        """``(n_episodes, n_classes, n_classes)``, rows actual, columns predicted."""
+        k = self.proba.shape[1]
+        cell = (self.episode * k + self.actual) * k + self.predicted
+        return np.bincount(cell, minlength=len(self.episodes) * k * k).reshape(-1, k, k)
+
+    @property
+    def first(self) -> NDArray[np.bool_]:
+        """Where an episode begins ``(n_windows,)``."""
+        return np.diff(self.episode, prepend=-1) != 0
 
     @property
     def roster(self) -> list[int]:
@@ -109,16 +125,9 @@ def scored(
     code = {phase: i for i, phase in enumerate(classes)}
     actual = np.array([code[label] for label in rows["actual"]], dtype=np.int64)
     proba = rows.select(f"p_{phase}" for phase in classes).to_numpy().astype(np.float64)
-    predicted = proba.argmax(axis=1)
     episode = rows["episode_id"].rank("dense").to_numpy().astype(np.int64) - 1
     episodes = rows.select(EPISODE_COLUMNS).unique("episode_id").sort("episode_id")
-    k = len(classes)
-    cell = (episode * k + actual) * k + predicted
-    counts = np.bincount(cell, minlength=len(episodes) * k * k).reshape(-1, k, k)
-    checkpoint_id = rows["checkpoint_id"][0]
-    return Scored(
-        name, mode, checkpoint_id, actual, predicted, proba, episode, counts, rows, episodes
-    )
+    return Scored(name, mode, rows["checkpoint_id"][0], actual, proba, episode, rows, episodes)
 
 
 def misclassified(

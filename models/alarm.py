@@ -39,7 +39,7 @@ class AlarmRule(BaseModel):
     transitions: tuple[tuple[float, ...], ...]  # (n_phases, n_phases), from a window to the next
     temperature: Annotated[float, Field(gt=0)]  # of the posteriors, before filtering
     threshold: float  # of the filtered probability of INFECTED, from which the alarm is raised
-    clear_below: float  # the alarm stands until the probability falls below this
+    clear_ratio: Annotated[float, Field(gt=0, le=1)]  # of the threshold, below which it is cleared
 
     @property
     def id(self) -> str:
@@ -68,7 +68,7 @@ class AlarmRule(BaseModel):
         self, score: NDArray[np.float64], first: NDArray[np.bool_] | None = None
     ) -> NDArray[np.bool_]:
         """Windows ``(n_windows,)`` at which the alarm stands."""
-        return standing(score, self.threshold, self.clear_below, first)
+        return standing(score, self.threshold, self.clear_ratio * self.threshold, first)
 
 
 def likelihoods(proba: NDArray, temperature: float) -> NDArray[np.float64]:
@@ -87,10 +87,19 @@ def forward(
 ) -> NDArray[np.float64]:
     """The forward recursion: probabilities ``(n_windows, n_phases)`` given all windows so far."""
     out = np.empty_like(likelihood)
-    for i, seen in enumerate(likelihood):
-        begins = i == 0 if first is None else bool(first[i]) or i == 0
-        state = (initial if begins else out[i - 1] @ transitions) * seen
-        out[i] = state / state.sum()
+    begins = np.zeros(len(likelihood), dtype=bool) if first is None else first.astype(bool)
+    begins[:1] = True
+    at = np.flatnonzero(begins)  # of every episode, the window in turn
+    ends = np.append(at[1:], len(likelihood))
+    prior = np.broadcast_to(initial, (len(at), len(initial)))
+    while len(at):
+        state = prior * likelihood[at]
+        out[at] = state / state.sum(axis=1, keepdims=True)
+        # not a matrix product: its last bits would depend on how many episodes there are
+        prior = (out[at][:, :, None] * transitions).sum(axis=1)
+        at = at + 1
+        alive = at < ends
+        at, ends, prior = at[alive], ends[alive], prior[alive]
     return out
 
 

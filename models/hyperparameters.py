@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
@@ -58,6 +58,8 @@ class NetConfig:
     depth: Count = 2
     dropout: Share = 0.3
     epochs: Count = 30
+    keep: Literal["best", "last"] = "best"  # weights: of the best epoch on validation, or the last
+    patience: Count = 8  # epochs without a better macro F1 on validation, then training stops
     batch_size: Count = 64
     learning_rate: Positive = 2e-3
     weight_decay: NotNegative = 0.05

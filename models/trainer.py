@@ -87,8 +87,9 @@ def train_net(
 ) -> History:
     """Train in place: AdamW, class-weighted cross-entropy, linear warm-up then cosine decay.
 
-    Every epoch runs and the last weights stay. At the end of the decay they are the steadiest, and
-    their validation figures are not biased by a choice on validation.
+    With ``keep: best`` training stops when macro F1 on validation has not risen for ``patience``
+    epochs, and the best epoch's weights stay. With ``keep: last``, or without ``val``, every epoch
+    runs and the last weights stay.
 
     Raises:
         ValueError: there is a single window, which cannot be normalised over its batch.
@@ -118,7 +119,9 @@ def train_net(
     mixed = device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=mixed)
 
-    history = History(best_step=config.epochs - 1)
+    stops_early = config.keep == "best" and val is not None
+    best_score, best_weights = -1.0, net.state_dict()
+    history = History()
     for epoch in range(config.epochs):
         net.train()
         order = torch.randperm(len(batches), generator=shuffling)
@@ -158,6 +161,15 @@ def train_net(
             text += f", val loss {val_loss:.3f}, val macro F1 {score:.3f}"
         history.epochs.append(Epoch(epoch, train_loss, val_loss, score))
         progress(epoch + 1, config.epochs, text)
+        if not stops_early or score is None:
+            history.best_step = epoch
+        elif score > best_score:
+            best_score, history.best_step = score, epoch
+            best_weights = {name: value.clone() for name, value in net.state_dict().items()}
+        elif epoch - history.best_step >= config.patience:
+            break
+    if stops_early:
+        net.load_state_dict(best_weights)
     net.eval()
     return history
 

@@ -187,7 +187,7 @@ def find_misclassified(
     """
     from evaluation.scores import misclassified
     from models.registry import find_variant
-    from stages.evaluation import read_predictions
+    from stages.held_out_predictions import read_predictions
 
     variant = find_variant(model, mode)
     predictions = read_predictions(project.usable("held_out_predictions", recipe))

@@ -22,6 +22,7 @@ from champion.history import (
     put_in_use,
     read_champion,
     read_training,
+    rule_file,
 )
 from champion.rules import (
     ALARM_RECIPES,
@@ -58,6 +59,7 @@ from models.checkpoint import (
 )
 from models.inspection import Entry, verify
 from models.registry import VARIANTS, Variant, find_variant
+from stages.alarm_rules import read_rule
 from stages.datasets import dataset_shards
 from stages.ingest import FEATURES, INDEX
 from stages.stage import Artifacts, Check, CheckResult, Markdown, Output, Stage
@@ -66,6 +68,7 @@ from stages.status import Reason, StageError, shortened
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
+    from models.alarm import AlarmRule
     from stages.manifest import Manifest
     from stages.project import Project
     from stages.stage import Progress
@@ -164,7 +167,7 @@ class ChampionStage(Stage):
     options = ChampionOptions
     docs = "champion.md"
 
-    inputs = tuple(f"checkpoints/{variant.name}" for variant in CANDIDATES)
+    inputs = tuple(f"alarm_rules/{variant.name}" for variant in CANDIDATES)
 
     outputs = (
         Output(
@@ -326,7 +329,11 @@ def judge(project: Project, challenger: Variant, *, accept_alarms: str = "") -> 
         return refused(*grounds)
     headers = {recipe: entry.header or {} for recipe, entry in entries.items()}
     ids = {recipe: header["artifact_id"] for recipe, header in headers.items()}
-    if champion is not None and champion.checkpoints == ids:
+    rules_stage = project.stages[f"alarm_rules/{challenger.name}"]
+    project.require([(rules_stage, recipe) for recipe in headers])
+    rules = {recipe: read_rule(project.existing(rules_stage.name, recipe)) for recipe in headers}
+    rule_ids = {recipe: rule.id for recipe, rule in rules.items()}
+    if champion is not None and (champion.checkpoints, champion.alarm_rules) == (ids, rule_ids):
         return refused(Objection(code="already_champion", about=challenger.name), checkpoints=ids)
     try:
         bar = champion if champion is not None and _fits(project, champion) else None
@@ -344,7 +351,7 @@ def judge(project: Project, challenger: Variant, *, accept_alarms: str = "") -> 
         if header["train_meta"]["dataset_version"] != dataset.version:
             grounds.append(Objection(code="other_dataset", recipe=recipe, about=challenger.name))
         else:
-            recipes[recipe] = _evidence(project, recipe, challenger, bar, dataset)
+            recipes[recipe] = _evidence(project, recipe, challenger, bar, dataset, rules[recipe])
     if not grounds:
         grounds = grounds_against_first(recipes) if bar is None else (
             grounds_against_champion(recipes)
@@ -378,6 +385,10 @@ def promote(
             f"{challenger.name} was retrained during its trial; try again: phasewatch promote "
             f"{challenger.model}"
         )
+    alarm_rules = {
+        recipe: read_rule(project.existing(f"alarm_rules/{challenger.name}", recipe)).id
+        for recipe in kept
+    }
     judgement = trial.judgement
     accepted = {
         "why": accept_alarms, "grounds": [ground.model_dump() for ground in judgement.accepted]
@@ -385,7 +396,7 @@ def promote(
     champion = Champion(
         number=0, action="promoted", model=challenger.model, mode=challenger.mode, served=SERVED,
         checkpoints=kept, since=now(), by=by, why=why, evidence=judgement.recipes,
-        previous=None, accepted=accepted if judgement.accepted else None,
+        previous=None, alarm_rules=alarm_rules, accepted=accepted if judgement.accepted else None,
     )  # fmt: skip
     promoted = put_in_use(workspace.champion_folder, champion, judged_against=trial.champion)
     return replace(trial, promoted=promoted)
@@ -414,9 +425,7 @@ def _unverified(recipe: str, entry: Entry) -> Iterator[Objection]:
         yield Objection(code="unverified", recipe=recipe, names={"problem": problem})
     elif entry.differences:
         names = {"problem": shortened(entry.differences)}
-        yield Objection(
-            code="does_not_verify", recipe=recipe, about=str(entry.path), names=names
-        )
+        yield Objection(code="does_not_verify", recipe=recipe, about=str(entry.path), names=names)
 
 
 def _fits(project: Project, champion: Champion) -> bool:
@@ -431,7 +440,12 @@ def _fits(project: Project, champion: Champion) -> bool:
 
 
 def _evidence(
-    project: Project, recipe: str, challenger: Variant, champion: Champion | None, dataset: Manifest
+    project: Project,
+    recipe: str,
+    challenger: Variant,
+    champion: Champion | None,
+    dataset: Manifest,
+    rule: AlarmRule,
 ) -> dict[str, Any]:
     """Score the challenger, and the champion or the baselines, on the test side as it is now."""
     workspace = project.workspace
@@ -454,7 +468,9 @@ def _evidence(
             recipe=recipe, dataset_version=dataset.version,
         )  # fmt: skip
         window = workspace.layout.window
-        evidence["alarms"] = alarm_evidence(recipe, held_out, classes, window, policy, subject)
+        evidence["alarms"] = alarm_evidence(
+            recipe, held_out, classes, window, policy, subject, rule
+        )
     if champion is None:
         baselines = shortcut_predictions(table, classes, [challenger.mode], workspace.seed)
         predictions = pl.concat(
@@ -483,7 +499,8 @@ def kept_files(project: Project, recipe: str, variant: Variant) -> dict[str, byt
     table = read_dataset(dataset).filter(pl.col("split") != "test")
     episodes = io.BytesIO()
     table.select(TRAINING_COLUMNS).unique().sort("episode_id").write_parquet(episodes)
-    files = {TRAINING_FILE: episodes.getvalue()}
+    rule = read_rule(project.existing(f"alarm_rules/{variant.name}", recipe))
+    files = {TRAINING_FILE: episodes.getvalue(), rule_file(rule.id): rule.text().encode()}
     if recipe == SERVED:
         value = _reference(project, variant, table, dataset_shards(project, dataset))
         files[REFERENCE_FILE] = json.dumps(value.model_dump(), allow_nan=False).encode()

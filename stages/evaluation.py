@@ -1,27 +1,20 @@
-"""Evaluation: held-out predictions, one report per checkpoint, comparisons."""
+"""Evaluation: one report per checkpoint, and comparisons."""
 
 from __future__ import annotations
 
 import base64
-from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
-
-from datasets.windows import inputs, read_dataset
 from evaluation import documents
-from evaluation.baselines import shortcut_predictions
 from evaluation.comparisons import compare
 from evaluation.documents import EvalReport, document_text
 from evaluation.report import evaluate
-from evaluation.scores import ABLATED, prediction_rows
 from evaluation.wording import sentence
 from features.files import fingerprint
-from features.registry import MODES
-from features.shards import read_table, write_table
 from models.registry import VARIANTS, Variant
-from stages.datasets import dataset_shards
+from stages.alarm_rules import read_rule, threshold_note
+from stages.held_out_predictions import changed_checkpoints, read_predictions
 from stages.stage import Check, CheckResult, FolderStage, Markdown, Output
 from stages.status import Reason
 
@@ -29,132 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from models.checkpoint import Checkpoint
     from stages.manifest import Draft, Manifest
     from stages.project import Project
     from stages.stage import Artifacts, Progress
     from stages.workspace import Workspace
 
-PREDICTIONS_VERSION = "5"
 REPORT_VERSION = "6"
 """Of reports and comparisons: documents of one form."""
-
-
-class HeldOutPredictions(FolderStage):
-    """Every checkpoint's probabilities for the windows of val and test, and the baselines'."""
-
-    name = "held_out_predictions"
-    version = PREDICTIONS_VERSION
-    partition = "recipe"
-    job = "retrain"
-    docs = "evaluation.md"
-
-    inputs = ("datasets", *(f"checkpoints/{variant.name}" for variant in VARIANTS))
-
-    outputs = (
-        Output(
-            name,
-            "Every checkpoint's probabilities for the windows of val and test, and the baselines'.",
-            group="evaluate",
-            kinds=frozenset({"parquet"}),
-        ),
-    )
-
-    def folder(self, workspace: Workspace, key: str) -> Path:
-        return workspace.held_out_predictions_folder(key)
-
-    def fingerprint(self, project: Project, key: str) -> str:
-        return fingerprint(
-            {
-                "stage": self.version,
-                "dataset": project.existing("datasets", key).version,
-                "checkpoints": checkpoint_ids(project, key),
-                "seed": project.workspace.seed,
-            }
-        )
-
-    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
-        changed = changed_checkpoints(project, key, manifest.facts["checkpoints"])
-        dataset = project.artifact("datasets", key)
-        if dataset is None or manifest.facts["dataset_version"] != dataset.version:
-            changed.insert(0, "datasets")
-        return Reason("inputs", {"inputs": changed}) if changed else Reason("settings")
-
-    def write(
-        self,
-        project: Project,
-        key: str,
-        staged: Draft,
-        progress: Progress,
-    ) -> dict[str, Any]:
-        dataset = project.existing("datasets", key)
-        layout, shards = project.workspace.layout, dataset_shards(project, dataset)
-        table = read_dataset(dataset)
-        held_out = table.filter(pl.col("split") != "train")
-        parts = []
-        for done, variant in enumerate(VARIANTS):
-            progress(done, len(VARIANTS), variant.name)
-            X = inputs(held_out, shards, variant, layout)
-            parts.append(
-                checkpoint_predictions(held_out, project.checkpoint(variant, key), X, layout.phases)
-            )
-        parts.append(shortcut_predictions(table, layout.phases, MODES, project.workspace.seed))
-        path = staged.new_file("predictions", ".parquet")
-        write_table(pl.concat(parts).to_arrow(), path)
-        return {
-            "recipe": key,
-            "windows": dict(sorted(Counter(held_out["split"]).items())),
-            "dataset_version": dataset.version,
-            "checkpoints": checkpoint_ids(project, key),
-        }
-
-    def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:
-        return {
-            **{f"{split}_windows": n for split, n in artifact.facts["windows"].items()},
-            "checkpoints": artifact.facts["checkpoints"],
-        }
-
-
-def checkpoint_ids(project: Project, recipe: str) -> dict[str, str]:
-    """Ids of a recipe's checkpoints, by variant.
-
-    Raises:
-        StageError: one is missing.
-    """
-    return {
-        variant.name: project.existing(f"checkpoints/{variant.name}", recipe).version
-        for variant in VARIANTS
-    }
-
-
-def changed_checkpoints(project: Project, recipe: str, before: Mapping[str, str]) -> list[str]:
-    """Stages of the checkpoints that are missing or have another id than before."""
-    stages = [f"checkpoints/{variant.name}" for variant in VARIANTS]
-    files = [project.artifact(stage, recipe) for stage in stages]
-    return [
-        stage
-        for stage, variant, file in zip(stages, VARIANTS, files, strict=True)
-        if file is None or file.header is None or file.version != before.get(variant.name)
-    ]
-
-
-def checkpoint_predictions(
-    windows: pl.DataFrame, checkpoint: Checkpoint, X: Any, classes: tuple[str, ...]
-) -> pl.DataFrame:
-    """A checkpoint's rows, and those of its ablations under names of their own."""
-    name, mode = checkpoint.header["name"], checkpoint.header["mode"]
-    predicted = {name: checkpoint.model.predict_proba(X)} | {
-        f"{name}{ABLATED}{part}": proba for part, proba in checkpoint.model.ablations(X).items()
-    }
-    return pl.concat(
-        prediction_rows(windows, known_as, mode, checkpoint.artifact_id, proba, classes)
-        for known_as, proba in predicted.items()
-    )
-
-
-def read_predictions(manifest: Manifest) -> pl.DataFrame:
-    """The table of held-out predictions."""
-    return pl.DataFrame(read_table(manifest.path("predictions")))
 
 
 def _false_alarms_within_budget(project: Project, key: str, artifact: Manifest) -> CheckResult:
@@ -176,7 +50,7 @@ class EvalReports(FolderStage):
     def __init__(self, variant: Variant):
         self.variant = variant
         self.name = f"eval_reports/{variant.name}"
-        self.inputs = ("held_out_predictions", f"checkpoints/{variant.name}")
+        self.inputs = ("held_out_predictions", f"alarm_rules/{variant.name}")
         description = (
             f"How good {variant.model} ({variant.mode}) is on the test split: macro F1 with a 95 % "
             "interval over episodes, per class, profile and host, next to the baselines."
@@ -201,6 +75,7 @@ class EvalReports(FolderStage):
                 "stage": self.version,
                 "variant": self.variant.name,
                 "predictions": project.existing("held_out_predictions", key).version,
+                "alarm_rule": project.existing(f"alarm_rules/{self.variant.name}", key).version,
                 "policy": asdict(project.workspace.report),
             }
         )
@@ -229,6 +104,7 @@ class EvalReports(FolderStage):
         workspace = project.workspace
         dataset = project.existing("datasets", key)
         header = project.artifact(f"checkpoints/{self.variant.name}", key).meta
+        chosen = project.existing(f"alarm_rules/{self.variant.name}", key)
         report = evaluate(
             read_predictions(project.existing("held_out_predictions", key)),
             self.variant.model,
@@ -247,6 +123,8 @@ class EvalReports(FolderStage):
             workspace.report,
             workspace.layout.window,
             header["train_meta"],
+            read_rule(chosen),
+            threshold_note(chosen),
         )
         staged.new_file("report", ".json").write_text(document_text(report))
         staged.new_file("card", ".md").write_text(model_card(header, report))
@@ -266,6 +144,8 @@ class EvalReports(FolderStage):
             "macro_f1": report.macro_f1.value,
             "macro_f1_low": report.macro_f1.low,
             "macro_f1_high": report.macro_f1.high,
+            "macro_f1_filtered": report.filtered.macro_f1.value,
+            "alarm_rule_id": report.filtered.alarm_rule_id,
             "ece": calibration.as_trained.ece.value,
             "ece_scaled": calibration.scaled.ece.value,
             "brier": calibration.as_trained.brier.value,

@@ -5,17 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import polars as pl
 
-from champion.history import SERVED, ChampionError, load_kept, read_champion, read_training
+from champion.history import (
+    SERVED,
+    ChampionError,
+    load_kept,
+    load_rule,
+    read_champion,
+    read_training,
+)
 from datasets.splits import RECIPES
 from datasets.windows import inputs, read_dataset
 from episodes.format import SOURCES
+from evaluation.scores import phases_of
 from features.contract import contract_hashes
 from features.files import fingerprint
 from features.shards import read_windows, write_table
 from models.registry import find_variant
+from stages.alarm_rules import read_rule
 from stages.ingest import TENSORS
 from stages.stage import Check, CheckResult, FolderStage, Output
 from stages.status import Reason, StageError
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from models.alarm import AlarmRule
     from models.checkpoint import Checkpoint
     from stages.manifest import Draft, Manifest
     from stages.project import Project
@@ -59,7 +68,7 @@ class Predictions(FolderStage):
     """Phase probabilities of every window of a batch; episodes seen in training are marked."""
 
     name = "predictions"
-    version = "2"
+    version = "3"
     partition = "batch"
     job = "score"
     automatic = False
@@ -102,7 +111,7 @@ class Predictions(FolderStage):
     def needs(self, project: Project, key: str) -> Iterator[tuple[Stage, str]]:
         yield project.stages["ingest"], key
         if self.chosen.model:
-            yield project.stages[f"checkpoints/{self._variant.name}"], self._recipe
+            yield project.stages[f"alarm_rules/{self._variant.name}"], self._recipe
 
     @property
     def _variant(self) -> Any:
@@ -119,8 +128,8 @@ class Predictions(FolderStage):
             )
         return self.chosen.recipe
 
-    def checkpoint(self, project: Project) -> tuple[Checkpoint, str, pl.Series]:
-        """The checkpoint that scores, its recipe, and the episodes it was trained on.
+    def checkpoint(self, project: Project) -> tuple[Checkpoint, AlarmRule, str, pl.Series]:
+        """The checkpoint that scores, its alarm rule and recipe, and what it was trained on.
 
         Raises:
             StageError: there is no champion, or a name is unknown.
@@ -129,7 +138,8 @@ class Predictions(FolderStage):
         if self.chosen.model:
             table = read_dataset(project.existing("datasets", self._recipe))
             training = table.filter(pl.col("split") != "test")["episode_id"].unique().sort()
-            return project.checkpoint(self._variant, self._recipe), self._recipe, training
+            rule = read_rule(project.existing(f"alarm_rules/{self._variant.name}", self._recipe))
+            return project.checkpoint(self._variant, self._recipe), rule, self._recipe, training
         if self.chosen != ScoreOptions():
             raise StageError("mode and recipe choose a named model's checkpoint; name the model.")
         folder = project.workspace.champion_folder
@@ -141,7 +151,8 @@ class Predictions(FolderStage):
                 "{model: gbt, recipe: host}"
             )
         checkpoint = load_kept(folder, champion, project.workspace.layout)
-        return checkpoint, champion.served, read_training(folder, champion)["episode_id"]
+        training = read_training(folder, champion)["episode_id"]
+        return checkpoint, load_rule(folder, champion), champion.served, training
 
     def folder(self, workspace: Workspace, key: str) -> Path:
         champion = None if self.chosen.model else read_champion(workspace.champion_folder)
@@ -156,18 +167,19 @@ class Predictions(FolderStage):
             return {self.name: None}
 
     def fingerprint(self, project: Project, key: str) -> str:
-        checkpoint, _, _ = self.checkpoint(project)
+        checkpoint, rule, _, _ = self.checkpoint(project)
         shards = project.artifacts("ingest", key)
         return fingerprint(
             {
                 "stage": self.version,
                 "checkpoint": checkpoint.artifact_id,
+                "alarm_rule": rule.id,
                 "shards": {name: manifest.version for name, manifest in shards.items()},
             }
         )
 
     def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
-        if "contract_hash" not in manifest.facts:  # written by version 1
+        if "alarm_rule_id" not in manifest.facts:  # written by an earlier version
             return Reason("format")
         return super().why(project, key, manifest)
 
@@ -183,28 +195,37 @@ class Predictions(FolderStage):
         progress: Progress,
     ) -> dict[str, Any]:
         layout, shards = project.workspace.layout, project.artifacts("ingest", key)
-        checkpoint, recipe, training = self.checkpoint(project)
+        checkpoint, rule, recipe, training = self.checkpoint(project)
         windows = pl.DataFrame(read_windows(shards[TENSORS].paths("windows"))).with_columns(
             batch=pl.lit(key)
         )
         X = inputs(windows, {key: shards}, checkpoint.variant, layout)
         proba = checkpoint.model.predict_proba(X)
-        predicted = np.array(layout.phases)[proba.argmax(axis=1)] if len(proba) else []
+        first = (windows["episode_id"] != windows["episode_id"].shift(1)).fill_null(True).to_numpy()
+        smooth = rule.filter(proba, first)
+        alarm = rule.alarms(rule.score(smooth), first)
         table = windows.select(
             "episode_id",
             "host_id",
             "window",
             "start_s",
             pl.col("label").alias("labelled"),
-            pl.Series("predicted", predicted).cast(pl.String),
+            pl.Series("predicted", phases_of(proba, layout.phases), pl.String),
             *(pl.Series(f"p_{phase}", proba[:, i]) for i, phase in enumerate(layout.phases)),
+            pl.Series("filtered", phases_of(smooth, layout.phases), pl.String),
+            *(pl.Series(f"f_{phase}", smooth[:, i]) for i, phase in enumerate(layout.phases)),
+            pl.Series("alarm", alarm),
             pl.col("episode_id").is_in(training.implode()).alias("seen_in_training"),
             pl.lit(checkpoint.artifact_id).alias("checkpoint_id"),
+            pl.lit(rule.id).alias("alarm_rule_id"),
         )
         write_table(table.to_arrow(), staged.new_file("predictions", ".parquet"))
         return {
             "windows": len(table),
             "predicted": dict(sorted(table["predicted"].value_counts().iter_rows())),
+            "filtered": dict(sorted(table["filtered"].value_counts().iter_rows())),
+            "windows_alarmed": int(table["alarm"].sum()),
+            "alarm_rule_id": rule.id,
             "seen_in_training": int(table["seen_in_training"].sum()),
             "checkpoint": f"{checkpoint.variant.name} ({recipe})",
             "checkpoint_id": checkpoint.artifact_id,
@@ -224,6 +245,9 @@ class Predictions(FolderStage):
             "dagster/partition_row_count": facts["windows"],
             "windows_seen_in_training": facts["seen_in_training"],
             "predicted": facts["predicted"],
+            "filtered": facts["filtered"],
+            "windows_alarmed": facts["windows_alarmed"],
+            "alarm_rule_id": facts["alarm_rule_id"],
         }
 
     def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:

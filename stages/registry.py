@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from models.registry import VARIANTS
+from stages.alarm_rules import AlarmRules
 from stages.champion import ChampionStage
 from stages.checkpoints import Checkpoints
 from stages.datasets import Datasets
 from stages.drift import Drift
-from stages.evaluation import Comparisons, EvalReports, HeldOutPredictions
+from stages.evaluation import Comparisons, EvalReports
+from stages.held_out_predictions import HeldOutPredictions
 from stages.ingest import Ingest
 from stages.predictions import Predictions
 from stages.report_page import ReportPage
@@ -25,6 +27,7 @@ STAGES: dict[str, Stage] = {
         Datasets(),
         *map(Checkpoints, VARIANTS),
         HeldOutPredictions(),
+        *map(AlarmRules, VARIANTS),
         *map(EvalReports, VARIANTS),
         Comparisons(),
         ReportPage(),

@@ -87,6 +87,9 @@ class Workspace(BaseModel):
     def report_folder(self, recipe: str) -> Path:
         return self.artifacts_path / "reports" / recipe
 
+    def alarm_rule_folder(self, recipe: str) -> Path:
+        return self.artifacts_path / "alarm_rules" / recipe
+
     def comparisons_folder(self, recipe: str) -> Path:
         return self.report_folder(recipe) / "comparisons"
 

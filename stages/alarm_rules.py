@@ -1,0 +1,154 @@
+"""Alarm rules: per checkpoint the filter and the threshold, chosen on validation.
+
+A rule is bound to its checkpoint's id. Another budget makes new rules and retrains nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from datasets.windows import read_dataset
+from evaluation.alarm_choice import choose_rule, filtered, rule_scores
+from evaluation.documents import FigureNote
+from evaluation.scores import scored
+from features.files import fingerprint
+from models.alarm import AlarmRule
+from stages.held_out_predictions import read_predictions
+from stages.stage import FolderStage, Output, Rows
+from stages.status import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from models.registry import Variant
+    from stages.manifest import Draft, Manifest
+    from stages.project import Project
+    from stages.stage import Artifacts, Progress
+    from stages.workspace import Workspace
+
+
+class AlarmRules(FolderStage):
+    """Chooses the alarm rule of one variant's checkpoint."""
+
+    version = "1"
+    partition = "recipe"
+    job = "retrain"
+    docs = "evaluation.md"
+
+    def __init__(self, variant: Variant):
+        self.variant = variant
+        self.name = f"alarm_rules/{variant.name}"
+        self.inputs = ("held_out_predictions", f"checkpoints/{variant.name}")
+        description = (
+            f"When {variant.model} ({variant.mode}) raises the alarm: temperature, filter over "
+            "time, threshold and hysteresis, chosen on validation within the alarm budget."
+        )
+        self.outputs = (
+            Output(
+                self.name, description, "evaluate", frozenset({"json"}), variant.spec.input_kind
+            ),
+        )
+
+    def folder(self, workspace: Workspace, key: str) -> Path:
+        return workspace.alarm_rule_folder(key) / self.variant.name
+
+    def fingerprint(self, project: Project, key: str) -> str:
+        return fingerprint(
+            {
+                "stage": self.version,
+                "checkpoint": project.existing(f"checkpoints/{self.variant.name}", key).version,
+                "dataset": project.existing("datasets", key).version,
+                "policy": asdict(project.workspace.report),
+            }
+        )
+
+    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+        checkpoint = project.artifact(f"checkpoints/{self.variant.name}", key)
+        dataset = project.artifact("datasets", key)
+        made_from = [manifest.facts[name] for name in ("checkpoint_id", "dataset_version")]
+        same = checkpoint and dataset and made_from == [checkpoint.version, dataset.version]
+        return Reason("settings") if same else Reason("inputs", {"inputs": list(self.inputs)})
+
+    def write(
+        self, project: Project, key: str, staged: Draft, progress: Progress
+    ) -> dict[str, Any]:
+        workspace, dataset = project.workspace, project.existing("datasets", key)
+        phases, window = workspace.layout.phases, workspace.layout.window
+        val = scored(
+            read_predictions(project.existing("held_out_predictions", key)),
+            self.variant.model,
+            self.variant.mode,
+            phases,
+            "val",
+        )
+        rule, note = choose_rule(
+            val, training_phases(dataset, phases), phases, workspace.report, window
+        )
+        staged.new_file("rule", ".json").write_text(rule.text())
+        scores = rule_scores(filtered(val, rule), rule, window)
+        return {
+            "recipe": key,
+            "checkpoint_id": rule.checkpoint_id,
+            "dataset_version": dataset.version,
+            "alarm_rule_id": rule.id,
+            "threshold_note": note.model_dump() if note else None,
+            "clean_hours": float(scores.clean_hours.sum()),
+            "false_alarms": int(scores.false_alarms(rule.threshold).sum()),
+        }
+
+    def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:
+        rule = read_rule(artifact)
+        return {
+            "alarm_rule_id": rule.id,
+            "checkpoint_id": rule.checkpoint_id,
+            "temperature": rule.temperature,
+            "threshold": rule.threshold,
+            "clear_below": rule.clear_ratio * rule.threshold,
+            "val_clean_hours": artifact.facts["clean_hours"],
+            "val_false_alarms": artifact.facts["false_alarms"],
+            "transitions": Rows(
+                [
+                    {
+                        "from": before,
+                        **{
+                            after: round(share, 4)
+                            for after, share in zip(rule.phases, row, strict=True)
+                        },
+                    }
+                    for before, row in zip(rule.phases, rule.transitions, strict=True)
+                ]
+            ),
+        }
+
+    def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
+        rule = read_rule(artifacts[self.name])
+        return (
+            f"threshold {rule.threshold:.3f}, cleared below {rule.clear_ratio * rule.threshold:.3f}"
+        )
+
+
+def training_phases(dataset: Manifest, phases: Sequence[str]) -> list[list[int]]:
+    """Per training episode the classes of its consecutive windows."""
+    code = {phase: i for i, phase in enumerate(phases)}
+    train = read_dataset(dataset).filter(pl.col("split") == "train").sort("episode_id", "window")
+    grouped = train.group_by("episode_id", maintain_order=True).agg("label")
+    return [[code[label] for label in labels] for labels in grouped["label"].to_list()]
+
+
+def read_rule(manifest: Manifest) -> AlarmRule:
+    """A rule as written.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    return AlarmRule.model_validate_json(manifest.path("rule").read_bytes())
+
+
+def threshold_note(manifest: Manifest) -> FigureNote | None:
+    """What must be known of the rule's threshold."""
+    note = manifest.facts["threshold_note"]
+    return FigureNote(**note) if note else None

@@ -1,0 +1,146 @@
+"""Held-out predictions: every checkpoint's probabilities for the windows of val and test."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from datasets.windows import inputs, read_dataset
+from evaluation.baselines import shortcut_predictions
+from evaluation.scores import ABLATED, prediction_rows
+from features.files import fingerprint
+from features.registry import MODES
+from features.shards import read_table, write_table
+from models.registry import VARIANTS
+from stages.datasets import dataset_shards
+from stages.stage import FolderStage, Output
+from stages.status import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from models.checkpoint import Checkpoint
+    from stages.manifest import Draft, Manifest
+    from stages.project import Project
+    from stages.stage import Progress
+    from stages.workspace import Workspace
+
+
+class HeldOutPredictions(FolderStage):
+    """Every checkpoint's probabilities for the windows of val and test, and the baselines'."""
+
+    name = "held_out_predictions"
+    version = "5"
+    partition = "recipe"
+    job = "retrain"
+    docs = "evaluation.md"
+
+    inputs = ("datasets", *(f"checkpoints/{variant.name}" for variant in VARIANTS))
+
+    outputs = (
+        Output(
+            name,
+            "Every checkpoint's probabilities for the windows of val and test, and the baselines'.",
+            group="evaluate",
+            kinds=frozenset({"parquet"}),
+        ),
+    )
+
+    def folder(self, workspace: Workspace, key: str) -> Path:
+        return workspace.held_out_predictions_folder(key)
+
+    def fingerprint(self, project: Project, key: str) -> str:
+        return fingerprint(
+            {
+                "stage": self.version,
+                "dataset": project.existing("datasets", key).version,
+                "checkpoints": checkpoint_ids(project, key),
+                "seed": project.workspace.seed,
+            }
+        )
+
+    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+        changed = changed_checkpoints(project, key, manifest.facts["checkpoints"])
+        dataset = project.artifact("datasets", key)
+        if dataset is None or manifest.facts["dataset_version"] != dataset.version:
+            changed.insert(0, "datasets")
+        return Reason("inputs", {"inputs": changed}) if changed else Reason("settings")
+
+    def write(
+        self,
+        project: Project,
+        key: str,
+        staged: Draft,
+        progress: Progress,
+    ) -> dict[str, Any]:
+        dataset = project.existing("datasets", key)
+        layout, shards = project.workspace.layout, dataset_shards(project, dataset)
+        table = read_dataset(dataset)
+        held_out = table.filter(pl.col("split") != "train")
+        parts = []
+        for done, variant in enumerate(VARIANTS):
+            progress(done, len(VARIANTS), variant.name)
+            X = inputs(held_out, shards, variant, layout)
+            parts.append(
+                checkpoint_predictions(held_out, project.checkpoint(variant, key), X, layout.phases)
+            )
+        parts.append(shortcut_predictions(table, layout.phases, MODES, project.workspace.seed))
+        path = staged.new_file("predictions", ".parquet")
+        write_table(pl.concat(parts).to_arrow(), path)
+        return {
+            "recipe": key,
+            "windows": dict(sorted(Counter(held_out["split"]).items())),
+            "dataset_version": dataset.version,
+            "checkpoints": checkpoint_ids(project, key),
+        }
+
+    def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:
+        return {
+            **{f"{split}_windows": n for split, n in artifact.facts["windows"].items()},
+            "checkpoints": artifact.facts["checkpoints"],
+        }
+
+
+def checkpoint_ids(project: Project, recipe: str) -> dict[str, str]:
+    """Ids of a recipe's checkpoints, by variant.
+
+    Raises:
+        StageError: one is missing.
+    """
+    return {
+        variant.name: project.existing(f"checkpoints/{variant.name}", recipe).version
+        for variant in VARIANTS
+    }
+
+
+def changed_checkpoints(project: Project, recipe: str, before: Mapping[str, str]) -> list[str]:
+    """Stages of the checkpoints that are missing or have another id than before."""
+    stages = [f"checkpoints/{variant.name}" for variant in VARIANTS]
+    files = [project.artifact(stage, recipe) for stage in stages]
+    return [
+        stage
+        for stage, variant, file in zip(stages, VARIANTS, files, strict=True)
+        if file is None or file.header is None or file.version != before.get(variant.name)
+    ]
+
+
+def checkpoint_predictions(
+    windows: pl.DataFrame, checkpoint: Checkpoint, X: Any, classes: tuple[str, ...]
+) -> pl.DataFrame:
+    """A checkpoint's rows, and those of its ablations under names of their own."""
+    name, mode = checkpoint.header["name"], checkpoint.header["mode"]
+    predicted = {name: checkpoint.model.predict_proba(X)} | {
+        f"{name}{ABLATED}{part}": proba for part, proba in checkpoint.model.ablations(X).items()
+    }
+    return pl.concat(
+        prediction_rows(windows, known_as, mode, checkpoint.artifact_id, proba, classes)
+        for known_as, proba in predicted.items()
+    )
+
+
+def read_predictions(manifest: Manifest) -> pl.DataFrame:
+    """The table of held-out predictions."""
+    return pl.DataFrame(read_table(manifest.path("predictions")))
