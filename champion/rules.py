@@ -8,7 +8,7 @@ are codes with numbers; ``evaluation.wording`` makes the sentences.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import polars as pl
@@ -270,10 +270,11 @@ def grounds_against_alarms(
         if not hours:
             grounds.append(Objection(code="alarms_unmeasured", recipe=recipe))
             continue
-        for code, metric, budget in (
-            ("alarms_over_budget", "false_alarms_per_hour", policy.false_alarms_per_hour),
-            ("alarmed_time_over_budget", "clean_time_alarmed", policy.clean_time_alarmed),
-        ):
+        budgets: dict[Literal["alarms_over_budget", "alarmed_time_over_budget"], Any] = {
+            "alarms_over_budget": ("false_alarms_per_hour", policy.false_alarms_per_hour),
+            "alarmed_time_over_budget": ("clean_time_alarmed", policy.clean_time_alarmed),
+        }
+        for code, (metric, budget) in budgets.items():
             found = alarms[metric]
             if found["value"] > budget:
                 numbers = {"budget": budget, "hours": hours, **found}

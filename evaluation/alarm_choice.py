@@ -41,8 +41,8 @@ def choose_rule(
     """The rule of a checkpoint, and a note on its threshold.
 
     Transitions are counted on training. The temperature is the one of least log loss after
-    filtering. Of the hysteresis, each with the lowest threshold within the budgets, the one that
-    alarms most of the time under attack.
+    filtering. Of the clear ratios, each with its threshold, the one that alarms most of the time
+    under attack.
 
     Args:
         training: per training episode the classes of its consecutive windows.

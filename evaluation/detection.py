@@ -34,7 +34,7 @@ from evaluation.documents import (
 )
 from evaluation.figures import ReportPolicy, figure, finite_or_none, interval
 from evaluation.scores import Scored
-from models.alarm import standing
+from models.alarm import LEAST, standing
 
 _DEFAULT_THRESHOLD = 0.5  # without clean time on validation
 _MOST_TRIED = 1000  # thresholds
@@ -98,6 +98,10 @@ class AlarmScores:
         np.minimum.at(first, self.episode[alarmed], self.end_s[alarmed])
         return first
 
+    def found(self, threshold: float) -> int:
+        """How many attacked episodes are alarmed at or after their onset."""
+        return int((self.attacked() & np.isfinite(self.first_alarm_s(threshold))).sum())
+
 
 def alarm_score(proba: NDArray[np.float64], classes: Sequence[str]) -> NDArray[np.float64]:
     """The alarm score ``(n_windows,)`` of probabilities ``(n_windows, n_classes)``."""
@@ -123,10 +127,14 @@ def alarm_scores(
 
 
 def choose_threshold(val: AlarmScores, policy: ReportPolicy) -> tuple[float, FigureNote | None]:
-    """The lowest score on validation down to which alarms stay within both budgets.
+    """A threshold with room on both sides, chosen on validation.
 
-    Thresholds are tried from the highest score down, and the first that costs more ends the
-    search: far below it, where alarms merge into one, their number would fall again.
+    Half way, in log-odds, between the lowest threshold down to which alarms stay within both
+    budgets and the highest that still finds every attack which that one finds. Another day moves
+    scores both ways; either end would leave no room on its side.
+
+    Thresholds are tried from the highest score down, and the first over budget ends the search:
+    far below it, where alarms merge into one, their number would fall again.
 
     Returns:
         ``(threshold, note)``.
@@ -134,18 +142,29 @@ def choose_threshold(val: AlarmScores, policy: ReportPolicy) -> tuple[float, Fig
     hours, per_hour = float(val.clean_hours.sum()), policy.false_alarms_per_hour
     if not hours:
         return _DEFAULT_THRESHOLD, FigureNote(code="no_clean_validation")
-    chosen: float | None = None
+    within: list[float] = []
     candidates = _candidates(val, policy.clean_time_alarmed)
     for threshold in candidates.tolist():
         over_rate = val.false_alarms(threshold).sum() / hours > per_hour
         if over_rate or val.alarmed(threshold)[val.clean].mean() > policy.clean_time_alarmed:
             break
-        chosen = threshold
-    if chosen is None:
+        within.append(threshold)
+    if not within:
         above = float(np.nextafter(candidates[0], np.inf))
         return above, FigureNote(code="over_budget_everywhere")
+    lowest = within[-1]
+    found = val.found(lowest)
+    highest = next(t for t in within if found <= val.found(t)) if found else lowest
     strict = FigureNote(code="budget_allows_none", numbers={"hours": hours, "per_hour": 1 / hours})
-    return chosen, strict if 1 / hours > per_hour else None
+    return _half_way(lowest, highest), strict if 1 / hours > per_hour else None
+
+
+def _half_way(low: float, high: float) -> float:
+    """The mean of two probabilities in log-odds, none taken closer to 0 or 1 than ``LEAST``."""
+    if low == high:
+        return low
+    odds = np.clip([low, high], LEAST, 1 - LEAST)
+    return float(1 / (1 + np.exp(-np.log(odds / (1 - odds)).mean())))
 
 
 def _candidates(val: AlarmScores, share: float) -> NDArray[np.float64]:
@@ -458,7 +477,8 @@ def _points(test: AlarmScores, bootstrap: EpisodeBootstrap) -> list[OperatingPoi
     def delay(i: int) -> Estimate:
         bounds = (finite_or_none(bound) for bound in interval(drawn[i]))
         return Estimate(
-            value=finite_or_none(float(observed[i])), **dict(zip(("low", "high"), bounds))
+            value=finite_or_none(float(observed[i])),
+            **dict(zip(("low", "high"), bounds, strict=True)),
         )
 
     return [
