@@ -53,6 +53,7 @@ def test_extract_writes_what_a_shard_would_hold(tmp_path: Path) -> None:
             "features",
             "labels",
             "purity",
+            "jobs",
             "starts_s",
             "channel_names",
             "feature_names",
