@@ -293,7 +293,10 @@ def ingest_batch(
             FEATURES: facts | {"contract_hash": hashes["summary"]},
         }
         settings = {"settings": settings_fingerprint(policy, layout)}
-        return {name: d.commit(identity, by_output[name] | settings) for name, d in drafts.items()}
+        return {
+            name: d.commit(identity, by_output[name] | settings, Ingest.version)
+            for name, d in drafts.items()
+        }
 
 
 def _shard_facts(records: Sequence[Record], writer: ShardWriter, layout: Layout) -> dict[str, Any]:

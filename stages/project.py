@@ -20,7 +20,7 @@ from models.checkpoint import (
     load_checkpoint,
 )
 from stages import registry
-from stages.status import Reason, StageError, Status
+from stages.status import REASONS, Reason, StageError, Status
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -153,6 +153,8 @@ class Project:
             artifacts = stage.read(self, key)
         chosen = {n: a for n, a in artifacts.items() if outputs is None or n in outputs}
         reason = stage.reason(self, key, chosen, verify=verify)
+        if reason is not None and _made_by_other_code(stage, chosen, reason):
+            reason = Reason("version")
         status = Status(stage.name, key, reason or Reason("current"), stage.remedy(key))
         if remembered:
             self._statuses[stage.name, key, verify] = status
@@ -246,3 +248,17 @@ class Project:
         self._statuses.clear()
         self._checkpoints.clear()
         self.__dict__.pop("champion", None)
+
+
+def _made_by_other_code(stage: Stage, artifacts: Artifacts, reason: Reason) -> bool:
+    """Whether what is stale was made by another version of the stage.
+
+    A contract mismatch says more. What records no version was made before versions were recorded;
+    there it is the reason if no other input explains the difference.
+    """
+    state, _, _ = REASONS[reason.code]
+    if state != "stale" or reason.code == "contract":
+        return False
+    made_by = {a.stage_version for a in artifacts.values() if hasattr(a, "stage_version")}
+    unexplained = reason.code in ("settings", "policy")
+    return bool(made_by - {stage.version} if unexplained else made_by - {stage.version, ""})

@@ -168,7 +168,7 @@ class ReportPage(Stage):
             "left_out": [status.as_row() for status in found.left_out],
         }
         identity = self._fingerprint(project, found, drift)
-        manifest = Manifest(path.parent, identity, {"page": file}, facts)
+        manifest = Manifest(path.parent, identity, {"page": file}, facts, self.version)
         return {self.name: write_manifest(manifest)}
 
     def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:

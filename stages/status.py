@@ -10,14 +10,15 @@ State = Literal["current", "stale", "missing", "damaged"]
 REASONS: dict[str, tuple[State, bool, str]] = {
     # code: state, whether stages downstream may build on the artifact, sentence
     "current": ("current", True, "current"),
-    "no_champion": ("current", True, "not compared: there is no champion that can be loaded"),
+    "no_champion": ("current", True, "not compared: there is no champion, or it has a problem"),
     "not_made": ("missing", False, "{outputs}missing"),
     "not_in_store": ("missing", False, "not in the store {store}"),
     "damaged": ("damaged", False, "{problem}"),
     "format": ("stale", False, "written in an older form"),
     "contract": ("stale", False, "{outputs}contract mismatch"),
-    "settings": ("stale", True, "made with other settings or another version of phasewatch"),
-    "policy": ("stale", False, "{outputs}made with another policy or version of phasewatch"),
+    "version": ("stale", False, "made by another version of the code"),
+    "settings": ("stale", True, "made with other settings"),
+    "policy": ("stale", False, "{outputs}made with another policy"),
     "outputs_differ": ("stale", False, "its outputs were not made from the same episodes"),
     "episodes": ("stale", True, "{changed} episodes arrived or changed since it was ingested"),
     "other_store": ("stale", True, "ingested from another store"),

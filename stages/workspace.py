@@ -102,8 +102,8 @@ class Workspace(BaseModel):
         """The champion's pointer, and copies of every checkpoint that was ever in use."""
         return self.artifacts_path / "champion"
 
-    def drift_path(self, batch: str) -> Path:
-        return self.artifacts_path / "drift" / f"{batch}.json"
+    def drift_folder(self, batch: str) -> Path:
+        return self.artifacts_path / "drift" / batch
 
 
 def read_workspace(config: Path | None, overrides: Mapping[str, Any] | None = None) -> Workspace:
