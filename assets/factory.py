@@ -19,7 +19,7 @@ from champion.history import ChampionError
 from config.paths import CLONE
 from episodes.store import StoreError
 from models.checkpoint import CheckpointError
-from resources.guards import check_recorded, refuse, refuse_throwaway_instance
+from resources.guards import check_instance, check_recorded, refuse
 from resources.workspace import WorkspaceResource, config_section
 from stages.project import Project
 from stages.registry import STAGES
@@ -92,7 +92,7 @@ class _NoOptions:
 def _make(
     context: dg.AssetExecutionContext, declared: Stage, config: dg.Config, workspace: Any
 ) -> Iterator[dg.MaterializeResult]:
-    refuse_throwaway_instance(context.instance)
+    check_instance(context.instance, workspace)
     key = context.partition_key if declared.partition else ""
     selected = {
         o.name for o in declared.outputs if asset_key(o.name) in context.selected_asset_keys
@@ -108,7 +108,7 @@ def _make(
         check_recorded(context.instance, project, stage, key)
         made = project.make(stage, key, outputs=selected, progress=_reporter(context, what))
     except (StageError, CheckpointError, ChampionError, StoreError) as error:
-        refuse(str(error), getattr(error, "differences", None))
+        refuse(workspace.addressed(str(error)), getattr(error, "differences", None))
     reused = made.reused and all(made.artifacts.values())  # nothing to make is not reuse
     outcome = "reused" if reused else stage.summary(project, key, made.artifacts)
     _say(context, f"{what}: {outcome} ({made.seconds:.1f} s)")
@@ -199,7 +199,7 @@ def _result(check: Check, project: Project, key: str, artifact: Any) -> dg.Asset
         check_name=check.name,
         passed=outcome.passed,
         severity=_SEVERITY[outcome.severity],
-        description=outcome.description,
+        description=project.workspace.addressed(outcome.description or "") or None,
         metadata=as_metadata(outcome.facts),
     )
 

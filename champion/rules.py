@@ -120,11 +120,14 @@ def reasons_against_champion(recipes: Mapping[str, Mapping[str, Any]]) -> list[s
             )
             continue
         if not found["difference"]["low"] > -MARGIN:
+            worse = found["difference"]["high"] < 0
             reasons.append(
-                f"Recipe {recipe}: it may be worse than the champion by more than {MARGIN:g}: "
-                f"macro F1 {found[CHALLENGER]:.3f} against {found[CHAMPION]:.3f}, difference "
+                f"Recipe {recipe}: "
+                + ("worse than the champion: " if worse else
+                   f"it may be worse than the champion by more than {MARGIN:g}: ")
+                + f"macro F1 {found[CHALLENGER]:.3f} against {found[CHAMPION]:.3f}, difference "
                 f"{_said(found['difference'])} on {found['episodes']} episodes."
-            )
+            )  # fmt: skip
         reasons += [
             f"Recipe {recipe}: {group['what']} {group['name']} falls by "
             f"{group[CHAMPION] - group[CHALLENGER]:.3f}, more than {GROUP_MARGIN:g}: macro F1 "
@@ -137,7 +140,7 @@ def reasons_against_champion(recipes: Mapping[str, Mapping[str, Any]]) -> list[s
     compared = {r: found["difference"] for r, found in recipes.items() if "difference" in found}
     if compared and not any(difference["low"] > 0 for difference in compared.values()):
         listed = "; ".join(f"{recipe} {_said(d)}" for recipe, d in compared.items())
-        reasons.append(f"It is better than the champion beyond chance on no recipe: {listed}.")
+        reasons.append(f"On no recipe does the interval lie above 0: {listed}.")
     return reasons
 
 
@@ -180,8 +183,8 @@ def against_baselines(
 def reasons_against_first(recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Why a model may not be the first champion: it must beat each baseline on every recipe."""
     return [
-        f"Recipe {recipe}: it is not better than {baseline['name'].replace('_', '-')} beyond "
-        f"chance: macro F1 {found[CHALLENGER]:.3f} against {baseline['macro_f1']:.3f}, difference "
+        f"Recipe {recipe}: not better than {baseline['name'].replace('_', '-')}: macro F1 "
+        f"{found[CHALLENGER]:.3f} against {baseline['macro_f1']:.3f}, difference "
         f"{_said(baseline['difference'])} on {found['episodes']} episodes."
         for recipe, found in recipes.items()
         for baseline in found["baselines"]
@@ -195,7 +198,6 @@ def _difference(value: float, replicates: np.ndarray) -> dict[str, float]:
 
 
 def _said(difference: Mapping[str, float]) -> str:
-    return (
-        f"{difference['value']:+.3f}, 95 % interval {difference['low']:+.3f} to "
-        f"{difference['high']:+.3f}"
-    )
+    low, high = difference["low"], difference["high"]
+    note = " (includes 0)" if low <= 0 <= high else ""
+    return f"{difference['value']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}{note}"

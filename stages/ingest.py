@@ -64,7 +64,8 @@ class Ingest(Stage):
     """Validates a batch's episodes and writes its shards, each episode read once."""
 
     name = "ingest"
-    version = "2"  # not raised for new wording of a verdict's details: codes and numbers count
+    version = "2"
+    # not raised for other words or another code for what was rejected and still is
     partition = "batch"
     job = "ingest"
     docs = "data-format.md"
@@ -141,7 +142,8 @@ class Ingest(Stage):
     ) -> Reason | None:
         workspace = project.workspace
         if key not in project.listing.batches:
-            return Reason("not_in_store", {"store": str(workspace.store_path)})
+            remedy = "Name a batch of this store (phasewatch sync --json lists them), or its store."
+            return Reason("not_in_store", {"store": str(workspace.store_path)}, remedy=remedy)
         missing = [name for name, manifest in artifacts.items() if manifest is None]
         if missing:
             return Reason("not_made", {"outputs": missing})

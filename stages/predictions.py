@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from champion.history import SERVED, ChampionError, load_kept, read_champion, read_training
+from config.messages import unknown
 from datasets.splits import RECIPES
 from datasets.windows import inputs, read_dataset
 from episodes.format import SOURCES
@@ -114,9 +115,7 @@ class Predictions(FolderStage):
     @property
     def _recipe(self) -> str:
         if self.chosen.recipe not in RECIPES:
-            raise StageError(
-                f"recipe must be one of {', '.join(RECIPES)}, got {self.chosen.recipe!r}"
-            )
+            raise StageError(unknown("recipe", self.chosen.recipe, RECIPES))
         return self.chosen.recipe
 
     def checkpoint(self, project: Project) -> tuple[Checkpoint, str, pl.Series]:

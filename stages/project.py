@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from champion.history import ChampionError
+from config.messages import unknown
 from datasets.splits import RECIPES
 from features.files import fingerprint
 from models.base import silent
@@ -142,7 +143,7 @@ class Project:
             StageError: there is no such recipe.
         """
         if stage.partition == "recipe" and key not in RECIPES:
-            raise StageError(f"recipe must be one of {', '.join(RECIPES)}, got {key!r}")
+            raise StageError(unknown("recipe", key, RECIPES))
         declared = self.stages.get(stage.name) is stage
         remembered = declared and outputs is None
         if remembered and (stage.name, key, verify) in self._statuses:
@@ -155,7 +156,8 @@ class Project:
         reason = stage.reason(self, key, chosen, verify=verify)
         if reason is not None and _made_by_other_code(stage, chosen, reason):
             reason = Reason("version")
-        status = Status(stage.name, key, reason or Reason("current"), stage.remedy(key))
+        address = self.workspace.address
+        status = Status(stage.name, key, reason or Reason("current"), stage.remedy(key), address)
         if remembered:
             self._statuses[stage.name, key, verify] = status
         return status

@@ -109,7 +109,10 @@ class ReportPage(Stage):
             {
                 "stage": self.version,
                 "documents": found.versions,
-                "left_out": [status.as_row() for status in found.left_out],
+                "left_out": [
+                    {name: value for name, value in status.as_row().items() if name != "remedy"}
+                    for status in found.left_out
+                ],
                 "champion": _champion(project),
                 "drift": [document.model_dump() for document in drift],
                 "verdicts": _verdicts(project),

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from config.messages import addressed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 State = Literal["current", "stale", "missing", "damaged"]
 
@@ -49,6 +54,7 @@ class Status:
     key: str  # batch or recipe; empty for the whole store
     reason: Reason
     stage_remedy: str
+    address: Mapping[str, str] = field(default_factory=dict)  # of the project
 
     @property
     def code(self) -> str:
@@ -70,7 +76,7 @@ class Status:
     @property
     def remedy(self) -> str:
         """The command or step that makes the artifact current."""
-        return self.reason.remedy or f"Run: {self.stage_remedy}"
+        return addressed(self.reason.remedy or f"Run: {self.stage_remedy}", self.address)
 
     @property
     def differences(self) -> list[str]:

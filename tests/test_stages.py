@@ -201,6 +201,7 @@ def test_ingest_reports_what_changed(
 
     (status,) = ingested.project.statuses(STAGES["ingest"], ["lab-z.2026-01-01"])
     assert (status.code, status.state) == ("not_in_store", "missing")
+    assert "phasewatch sync --json lists them" in status.remedy
 
     other = StoreBuilder(tmp_path / "other")
     other.populate(profiles=PROFILES[:1], duration_s=40)
