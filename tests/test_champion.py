@@ -399,7 +399,7 @@ def test_a_challenger_of_another_dataset_is_refused(lab: Lab) -> None:
     assert dataset is not None
     with draft(dataset.folder) as staged:
         shutil.copy(dataset.path("windows"), staged.new_file("windows", ".parquet"))
-        staged.commit("grown since", dataset.facts)
+        staged.commit("grown since", dataset.facts, dataset.stage_version)
     (reason,) = judge(lab.project, KNN).judgement.reasons
     assert reason.startswith("Recipe sample: knn_realistic was trained on another version")
 

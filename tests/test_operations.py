@@ -547,7 +547,7 @@ def test_run_and_sync_tell_a_program_what_they_did(
     with dg.DagsterInstance.from_config(str(tmp_path / "home")) as instance:
         assert instance.get_run_by_id(again["run_id"]) is not None
     wrong = told("run", "--recipe", "moon")
-    assert (wrong["exit"], "no recipe 'moon'" in wrong["error"]) == (USAGE, True)
+    assert (wrong["exit"], "got 'moon'" in wrong["error"]) == (USAGE, True)
 
 
 def test_doctor_finds_other_settings_and_a_killed_run(
@@ -566,7 +566,7 @@ def test_doctor_finds_other_settings_and_a_killed_run(
     assert f"{home}/dagster.yaml differs from config/dagster.yaml" in told.output
     assert f"run {dead.run_id[:8]} (ingest {batch}) counts as under way" in told.output
     lines = [" ".join(line.split()) for line in told.output.splitlines()]
-    assert f"runs_under_way {dead.run_id} ingest {batch} STARTED" in lines
+    assert f"runs under way {dead.run_id} ingest {batch} STARTED" in lines
     assert f"polars: {version('polars')}" in lines
     settings = (ROOT / "config" / "dagster.yaml").read_text()
     (home / "dagster.yaml").write_text(settings + f"storage: {{sqlite: {{base_dir: {home}}}}}\n")
