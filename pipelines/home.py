@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import config
 from config.paths import DAGSTER_HOME, foreign_home
-from stages.workspace import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +29,8 @@ def dagster_home(workspace: Workspace) -> Path:
     given = os.environ.get("DAGSTER_HOME")
     home = Path(given or workspace.artifacts_path / DAGSTER_HOME).absolute()
     if problem := foreign_home(home, workspace.artifacts_path):
+        from stages.workspace import SettingsError
+
         raise SettingsError(problem)
     return home
 

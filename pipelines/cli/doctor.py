@@ -16,7 +16,6 @@ from config.paths import CLONE
 from pipelines.cli import options
 from pipelines.cli.console import EXTRAS, FAILED, OK, Document, Table, workspace_of
 from pipelines.home import SETTINGS, dagster_home
-from stages.workspace import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,6 +171,8 @@ def _gpu(findings: Diagnosis, device: str, *, torch: bool) -> None:
 
 
 def _dagster(findings: Diagnosis, workspace: Workspace) -> None:
+    from stages.workspace import SettingsError
+
     try:
         home = dagster_home(workspace)
     except SettingsError as error:
