@@ -6,7 +6,8 @@ BIN := .venv/bin
 export PHASEWATCH_CONFIG := $(CONFIG)
 export PHASEWATCH_STORE := $(STORE)
 export PHASEWATCH_ARTIFACTS := $(abspath $(ARTIFACTS))
-export DAGSTER_HOME := $(abspath $(or $(ARTIFACTS),artifacts))/dagster_home
+# phasewatch finds Dagster's records in the artifacts folder; `dg dev` has to be told.
+ui: export DAGSTER_HOME := $(abspath $(or $(ARTIFACTS),artifacts))/dagster_home
 
 .DEFAULT_GOAL := help
 .PHONY: help run ui test e2e ray bench yardstick lint lock clean

@@ -20,7 +20,7 @@ from config.paths import CLONE
 from episodes.environment import MachineError
 from episodes.store import StoreError
 from models.checkpoint import CheckpointError
-from resources.guards import check_recorded, refuse, refuse_throwaway_instance
+from resources.guards import check_instance, check_recorded, refuse
 from resources.workspace import WorkspaceResource, config_section
 from stages.project import Project
 from stages.registry import STAGES
@@ -94,7 +94,7 @@ class _NoOptions:
 def _make(
     context: dg.AssetExecutionContext, declared: Stage, config: dg.Config, workspace: Any
 ) -> Iterator[dg.MaterializeResult]:
-    refuse_throwaway_instance(context.instance)
+    check_instance(context.instance, workspace)
     key = context.partition_key if declared.partition else ""
     selected = {
         o.name for o in declared.outputs if asset_key(o.name) in context.selected_asset_keys
@@ -114,7 +114,7 @@ def _make(
         check_recorded(context.instance, project, stage, key)
         made = project.make(stage, key, outputs=selected, progress=_reporter(context, what))
     except (StageError, CheckpointError, ChampionError, StoreError) as error:
-        refuse(str(error), getattr(error, "differences", None))
+        refuse(workspace.addressed(str(error)), getattr(error, "differences", None))
     except MachineError as error:
         raise dg.Failure(str(error)) from error  # trying again may help
     reused = made.reused and all(made.artifacts.values())  # nothing to make is not reuse
@@ -207,7 +207,7 @@ def _result(check: Check, project: Project, key: str, artifact: Any) -> dg.Asset
         check_name=check.name,
         passed=outcome.passed,
         severity=_SEVERITY[outcome.severity],
-        description=outcome.description,
+        description=project.workspace.addressed(outcome.description or "") or None,
         metadata=as_metadata(outcome.facts),
     )
 

@@ -233,7 +233,8 @@ def read_training(folder: Path, champion: Champion, recipe: str | None = None) -
         return pl.DataFrame(read_table(path))
     except OSError as error:
         raise ChampionError(
-            f"{path}: {error}. Restore the file, or roll back: phasewatch rollback"
+            f"{path}: cannot be read ({error.strerror or error}). Restore the file, or roll back: "
+            "phasewatch rollback"
         ) from error
 
 

@@ -23,3 +23,21 @@ def cache_folder() -> Path:
     if CLONE:
         return CLONE / "artifacts" / "cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "phasewatch"
+
+
+DAGSTER_HOME = "dagster_home"  # in the artifacts folder
+
+
+def foreign_home(home: Path, artifacts: Path) -> str | None:
+    """Why a Dagster home cannot keep the history of an artifacts folder; None if it can.
+
+    A home inside an artifacts folder has the history of that folder; elsewhere it is anyone's.
+    """
+    home, artifacts = home.resolve(), artifacts.resolve()
+    if home.name != DAGSTER_HOME or home.parent == artifacts:
+        return None
+    return (
+        f"DAGSTER_HOME must be {artifacts / DAGSTER_HOME} for this artifacts folder, got {home}, "
+        "which has the history of another one. Run: unset DAGSTER_HOME "
+        f"(for Dagster's own commands: export DAGSTER_HOME={artifacts / DAGSTER_HOME})"
+    )

@@ -18,6 +18,7 @@ import polars as pl
 import pydantic.dataclasses
 from pydantic import BeforeValidator, Field, model_validator
 
+from config.messages import unknown
 from episodes.format import NS_PER_S, episode_day
 from episodes.settings import SETTINGS, Int, NotNegative, ShareWithin
 
@@ -122,7 +123,7 @@ def assign_splits(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> p
         DatasetError: a side would be empty, or the sides break a promise of the recipe.
     """
     if recipe not in RECIPES:
-        raise DatasetError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
+        raise DatasetError(unknown("recipe", recipe, RECIPES))
     rows = episodes.sort("started_at_wall_ns", "episode_id").to_dicts()
     excluded: dict[str, str] = {}
     if policy.degraded == "none":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import zstandard
 
-from episodes.format import READ_FILES
+from episodes.format import ARCHIVE_SUFFIX, READ_FILES, is_episode_id
 
 if TYPE_CHECKING:
     from typing import Any
@@ -27,10 +27,7 @@ MAX_MEMBERS = 1_000
 
 
 class ArchiveError(Exception):
-    """An archive that cannot be read.
-
-    ``code`` is ``unsafe_archive``, ``broken_archive`` or, where there is no file, ``io_error``.
-    """
+    """An archive that cannot be read; ``code`` is a reason of ``validation``."""
 
     def __init__(self, code: str, detail: str):
         super().__init__(detail)
@@ -137,10 +134,19 @@ def read_members(packed: bytes, episode_id: str) -> dict[str, bytes]:
             io.BufferedReader(_CountingReader(stream, MAX_UNPACKED_BYTES), 2**20) as plain,
             tarfile.open(fileobj=plain, mode="r|", bufsize=2**18, tarinfo=_StrictTarInfo) as tar,
         ):
+            named = False
             for count, member in enumerate(tar):
                 if count >= MAX_MEMBERS:
                     raise ArchiveError(
                         "unsafe_archive", f"must have at most {MAX_MEMBERS} members, got more"
+                    )
+                folder = member.name.removeprefix("./").partition("/")[0]
+                named = named or folder == episode_id
+                if not named and is_episode_id(folder):
+                    raise ArchiveError(
+                        "renamed_archive",
+                        f"the file is named {episode_id}, its content is episode {folder}; rename "
+                        f"it to {folder}{ARCHIVE_SUFFIX}",
                     )
                 name = _checked_name(member, episode_id)
                 if name not in READ_FILES:

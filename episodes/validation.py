@@ -52,6 +52,7 @@ REASONS = {
     "file_hash_mismatch": "rejected",
     "unsafe_archive": "rejected",
     "broken_archive": "rejected",
+    "renamed_archive": "rejected",
     "schema": "rejected",
     "labels_out_of_order": "rejected",
     "unknown_label": "rejected",
@@ -228,6 +229,45 @@ def _judge(
     except Exception as error:  # one episode must not stop the sweep
         findings.add("unforeseen_error", where(error))
     return _record(stored, sha256, episode, findings), episode
+
+
+class EpisodeError(Exception):
+    """An episode is not used, because of its verdict; the message has the reasons."""
+
+    def __init__(self, record: Record, hint: str = ""):
+        super().__init__(record.line + hint)
+        self.record = record
+
+
+@dataclass(frozen=True)
+class JudgedEpisode(Episode):
+    """An episode with its verdict."""
+
+    record: Record
+
+
+def read_judged(
+    stored: StoredEpisode, policy: ValidationPolicy, fields: Mapping[str, Sequence[FieldPath]]
+) -> JudgedEpisode:
+    """Read and judge one episode, usable or not.
+
+    Raises:
+        EpisodeError: it cannot be read.
+    """
+    record, episode = validate(stored, policy, fields)
+    if episode is None:
+        raise EpisodeError(record)
+    return JudgedEpisode(**vars(episode), record=record)
+
+
+def check_usable(record: Record, *, anyway: bool) -> None:
+    """Refuse a rejected or errored episode.
+
+    Raises:
+        EpisodeError: it is one, and ``anyway`` is not set.
+    """
+    if not (record.usable or anyway):
+        raise EpisodeError(record, "\nIt is skipped; --anyway (Python: anyway=True) uses it.")
 
 
 def where(error: Exception) -> str:

@@ -88,7 +88,8 @@ class Figure(Subject):
 
     metric: Literal[
         "macro_f1", "macro_f1_difference", "filtered_macro_f1", "f1", "precision", "recall",
-        "temperature", "ece", "brier", "log_loss", "ece_scaled", "brier_scaled", "log_loss_scaled", "alarm_threshold",
+        "temperature", "ece", "brier", "log_loss", "ece_scaled", "brier_scaled",
+        "log_loss_scaled", "alarm_threshold",
         "false_alarms_per_hour", "clean_time_alarmed", "detected_share", "median_delay_s",
     ]  # fmt: skip
     value: float | None = Field(description="null: undefined or infinite; the note says which")

@@ -40,6 +40,7 @@ WARN, FAIL = 0.1, 0.25
 Only a change that exceeds chance counts."""
 CHANCE = 0.95  # share of unchanged batches that stay below ``chance`` in all figures of a check
 REPLICATES = 1_000
+THRESHOLDS = DriftThresholds(warn=WARN, fail=FAIL, chance=CHANCE, replicates=REPLICATES)
 QUANTILES = np.arange(1, 10) / 10
 MAX_EPISODES = 200  # per host in a reference: bounds its size
 MIN_EPISODES = 5  # per host in training: fewer cannot be resampled
@@ -327,7 +328,7 @@ def compare_batch(
             episodes=n_before,
             windows=int(before.windows.sum()),
         ),
-        thresholds=DriftThresholds(warn=WARN, fail=FAIL, chance=CHANCE, replicates=REPLICATES),
+        thresholds=THRESHOLDS,
         severity=worst(check.severity for check in checks),
         notes=notes,
         checks=sorted(checks, key=lambda check: CHECKS.index(check.name)),

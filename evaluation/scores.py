@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from config.messages import unknown
 from evaluation.bootstrap import Statistic
 from models.metrics import f1_by_class
 
@@ -145,7 +146,7 @@ def misclassified(
     """
     splits = sorted(predictions["split"].unique())
     if split not in splits:
-        raise ValueError(f"split must be one of {', '.join(splits)}, got {split!r}")
+        raise ValueError(unknown("split", split, splits))
     rows = scored(predictions, model, mode, classes, split)
     return (
         rows.windows.select("episode_id", "host_id", "profile", "window", "start_s", "actual")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from config.messages import unknown
 from episodes.settings import settings_errors
 from features.registry import MODES
 from models.hyperparameters import (
@@ -142,10 +143,9 @@ def find_variant(model: str, mode: str) -> Variant:
     for variant in VARIANTS:
         if (variant.model, variant.mode) == (model, mode):
             return variant
-    raise ValueError(
-        f"no model {model!r} in mode {mode!r}; choose a model from {', '.join(MODELS)} and a mode "
-        f"from {', '.join(MODES)}"
-    )
+    if model not in MODELS:
+        raise ValueError(unknown("model", model, MODELS))
+    raise ValueError(unknown("mode", mode, MODES))
 
 
 def model_config(model: str, values: Mapping[str, Any]) -> Any:

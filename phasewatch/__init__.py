@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from episodes.reading import Episode
+    from episodes.validation import JudgedEpisode
     from evaluation.documents import EvalReport
     from features.extraction import Extracted
     from models.base import Classifier, Examples
@@ -60,39 +60,50 @@ def open_project(
     return Project(workspace_from_environment(os.environ | chosen))
 
 
-def read_episode(project: Project, episode: str | Path) -> Episode:
-    """One episode: labels, events and the rows of every source. ``phasewatch validate`` judges it.
+def read_episode(project: Project, episode: str | Path) -> JudgedEpisode:
+    """One episode, usable or not: labels, events, the rows of every source, and its verdict.
 
     Args:
         episode: an id in the project's store, or the path of a ``.tar.zst``.
 
+    Returns:
+        The episode; ``record`` has its ``verdict``, ``reasons`` and ``details``, by the project's
+        validation policy.
+
     Raises:
         StoreError: the store has no such episode.
         OSError: there is no such file.
-        ArchiveError: the archive cannot be read.
+        EpisodeError: the archive cannot be read; the message has the reasons.
     """
-    from episodes import reading
     from episodes.format import ARCHIVE_SUFFIX
     from episodes.store import find_archive
+    from episodes.validation import read_judged
 
     if str(episode).endswith(ARCHIVE_SUFFIX):
         stored = find_archive(Path(episode))
     else:
         stored = project.listing.find(str(episode))
-    return reading.read_episode(stored.path, stored.episode_id, project.workspace.layout.fields)
+    workspace = project.workspace
+    return read_judged(stored, workspace.validation, workspace.layout.fields)
 
 
-def extract(project: Project, episode: Episode) -> Extracted:
+def extract(project: Project, episode: JudgedEpisode, *, anyway: bool = False) -> Extracted:
     """The 10 Hz series, windows and features of an episode.
+
+    Args:
+        anyway: go on if the episode is rejected or errored.
 
     Returns:
         ``series (n_bins, n_channels)``, ``windows``, ``features (n_windows, n_features)``.
 
     Raises:
+        EpisodeError: the episode is rejected or errored; the message has the reasons.
         AlignmentError: the episode has no usable clock.
     """
+    from episodes.validation import check_usable
     from features import extraction
 
+    check_usable(episode.record, anyway=anyway)
     return extraction.extract(episode, project.workspace.layout)
 
 
@@ -145,13 +156,18 @@ def load_checkpoint(
     return project.checkpoint(find_variant(model, mode), recipe)
 
 
-def predict(project: Project, checkpoint: Checkpoint, episode: Episode) -> NDArray[np.float32]:
+def predict(
+    project: Project, checkpoint: Checkpoint, episode: JudgedEpisode, *, anyway: bool = False
+) -> NDArray[np.float32]:
     """Probabilities ``(n_windows, n_classes)`` of an episode's windows, in class order.
 
+    Args:
+        anyway: go on if the episode is rejected or errored.
+
     Raises:
-        AlignmentError: the episode has no usable clock.
+        EpisodeError, AlignmentError: see ``extract``.
     """
-    extracted = extract(project, episode)
+    extracted = extract(project, episode, anyway=anyway)
     layout = project.workspace.layout
     return checkpoint.predict_episode(extracted.series, extracted.features, layout)
 

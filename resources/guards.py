@@ -8,8 +8,10 @@ from typing import NoReturn
 
 import dagster as dg
 
+from config.paths import DAGSTER_HOME, foreign_home
 from stages.project import Project
 from stages.stage import Stage
+from stages.workspace import Workspace
 
 _THROWAWAY_HOME = ".tmp_dagster_home_"  # what `dagster` makes if DAGSTER_HOME is not set
 
@@ -22,14 +24,16 @@ def refuse(description: str, differences: list[str] | None = None) -> NoReturn:
     raise dg.Failure(description=description, metadata=metadata, allow_retries=False)
 
 
-def refuse_throwaway_instance(instance: dg.DagsterInstance) -> None:
-    """Refuse an instance that forgets what was materialized as soon as the command ends."""
+def check_instance(instance: dg.DagsterInstance, workspace: Workspace) -> None:
+    """Refuse an instance that forgets what was materialized, or is another folder's history."""
     home = None if instance.is_ephemeral else Path(instance.root_directory)
     if home is None or home.name.startswith(_THROWAWAY_HOME):
         refuse(
-            "DAGSTER_HOME is not set, so this run would not be recorded. Set it to an absolute "
-            'folder: export DAGSTER_HOME="$PWD/artifacts/dagster_home"'
+            "DAGSTER_HOME is not set, so this run would not be recorded. Run: export "
+            f"DAGSTER_HOME={workspace.artifacts_path / DAGSTER_HOME}"
         )
+    if problem := foreign_home(home, workspace.artifacts_path):
+        refuse(problem)
 
 
 def check_recorded(instance: dg.DagsterInstance, project: Project, stage: Stage, key: str) -> None:
@@ -45,14 +49,15 @@ def check_recorded(instance: dg.DagsterInstance, project: Project, stage: Stage,
         if metadata is None:
             refuse(
                 f"{upstream.name} {partition}: Dagster has no record of its training. "
-                f"Run: {upstream.remedy(partition)}"
+                f"Run: {project.workspace.addressed(upstream.remedy(partition))}"
             )
         version = project.existing(upstream.name, partition).version
         if metadata.get("checkpoint_id") != version:
             refuse(
                 f"{upstream.name} {partition}: not the checkpoint that was trained. Dagster "
                 f"recorded {str(metadata.get('checkpoint_id'))[:12]}, the file is {version[:12]}. "
-                f"Restore the file, or retrain: {upstream.remedy(partition)}"
+                "Restore the file, or retrain: "
+                f"{project.workspace.addressed(upstream.remedy(partition))}"
             )
 
 

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 import dagster as dg
 from pydantic import BaseModel, Field, create_model, model_validator
 
+from config.messages import address_of
+from config.paths import base_folder
 from resources.runs import writing_for
 from stages.workspace import SettingsError, Workspace, checked_workspace
 
@@ -54,6 +56,9 @@ def _fields(kind: Any) -> dict[str, Any]:
 class WorkspaceResource(dg.ConfigurableResource):
     """Paths and settings of a run; ``resource_of`` gives it the fields of ``Workspace``."""
 
+    address: ClassVar[dict[str, str]] = {}
+    """The options that were given to say which project this is."""
+
     @model_validator(mode="before")
     @classmethod
     def _known(cls, values: Any) -> Any:
@@ -68,7 +73,10 @@ class WorkspaceResource(dg.ConfigurableResource):
 
     @property
     def core(self) -> Workspace:
-        return checked_workspace(self.model_dump())
+        fields = type(self).model_fields
+        given = {n: getattr(self, n) for n in ("store", "artifacts")}
+        changed = {n: base_folder() / p for n, p in given.items() if p != fields[n].default}
+        return checked_workspace(self.model_dump(), address=self.address | address_of(changed))
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["WorkspaceResource"]:
@@ -92,4 +100,5 @@ def resource_of(workspace: Workspace) -> WorkspaceResource:
     kind: Any = create_model(
         "Workspace", __base__=WorkspaceResource, __doc__=Workspace.__doc__, **columns
     )
+    kind.address = workspace.address
     return kind(**workspace.model_dump())

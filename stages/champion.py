@@ -15,6 +15,7 @@ from champion.history import (
     SERVED,
     TRAINING_FILE,
     Champion,
+    ChampionError,
     keep,
     kept_path,
     load_kept,
@@ -40,14 +41,15 @@ from champion.rules import (
     known_to,
 )
 from datasets.windows import inputs, read_channel_means, read_dataset
+from episodes.store import StoreError
 from evaluation.baselines import shortcut_predictions
 from evaluation.documents import DriftReference, Objection, Subject
 from evaluation.drift import draw_episodes, reference
 from evaluation.scores import phases_of, prediction_rows
 from evaluation.wording import objection
-from features.files import fingerprint
+from features.files import fingerprint, write_atomically
 from features.golden import differences
-from features.shards import read_table
+from features.shards import read_table, read_windows
 from models.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -61,12 +63,13 @@ from models.inspection import Entry, verify
 from models.registry import VARIANTS, Variant, find_variant
 from stages.alarm_rules import read_rule
 from stages.datasets import dataset_shards
-from stages.ingest import FEATURES, INDEX
+from stages.ingest import FEATURES, INDEX, TENSORS
 from stages.stage import Artifacts, Check, CheckResult, Markdown, Output, Stage
 from stages.status import Reason, StageError, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
+    from pathlib import Path
 
     from models.alarm import AlarmRule
     from stages.manifest import Manifest
@@ -223,10 +226,19 @@ class ChampionStage(Stage):
             if verify:
                 read_sidecar(path, header)
             check_contract(header, project.workspace.layout, str(path))
+            read_training(project.workspace.champion_folder, champion)
+            if _kept_reference(project, champion) is None:
+                _training_windows(project, champion)  # it can be made again
         except ContractMismatchError as error:
             return Reason("contract", {"outputs": [self.name], "differences": error.differences})
-        except CheckpointError as error:
+        except (CheckpointError, ChampionError) as error:
             remedy = "Restore the file, or roll back: phasewatch rollback"
+            return Reason("damaged", {"problem": str(error)}, remedy=remedy)
+        except (StageError, StoreError) as error:
+            remedy = (
+                "Restore the file, or put these episodes back into the store and run: "
+                "phasewatch run --ingest-only"
+            )
             return Reason("damaged", {"problem": str(error)}, remedy=remedy)
         return None
 
@@ -502,21 +514,83 @@ def kept_files(project: Project, recipe: str, variant: Variant) -> dict[str, byt
     rule = read_rule(project.existing(f"alarm_rules/{variant.name}", recipe))
     files = {TRAINING_FILE: episodes.getvalue(), rule_file(rule.id): rule.text().encode()}
     if recipe == SERVED:
-        value = _reference(project, variant, table, dataset_shards(project, dataset))
-        files[REFERENCE_FILE] = json.dumps(value.model_dump(), allow_nan=False).encode()
+        checkpoint = project.checkpoint(variant, recipe)
+        value = _reference(project, checkpoint, table, dataset_shards(project, dataset))
+        files[REFERENCE_FILE] = _reference_text(value)
     return files
 
 
+def drift_reference(project: Project, champion: Champion) -> DriftReference:
+    """What drift compares batches with: kept with the champion, made again if it was lost.
+
+    Raises:
+        ChampionError, StageError: it was lost, and so was what it is made from.
+    """
+    kept = _kept_reference(project, champion)
+    if kept is not None:
+        return kept
+    windows = _training_windows(project, champion)
+    workspace = project.workspace
+    checkpoint = load_kept(workspace.champion_folder, champion, workspace.layout)
+    shards = {batch: project.artifacts("ingest", batch) for batch in windows["batch"].unique()}
+    made = _reference(project, checkpoint, windows, shards)
+    write_atomically(_reference_path(project, champion), _reference_text(made))
+    return made
+
+
+def _reference_path(project: Project, champion: Champion) -> Path:
+    return kept_path(project.workspace.champion_folder, champion).with_name(REFERENCE_FILE)
+
+
+def _reference_text(value: DriftReference) -> bytes:
+    return json.dumps(value.model_dump(), allow_nan=False).encode()
+
+
+def _kept_reference(project: Project, champion: Champion) -> DriftReference | None:
+    try:
+        content = _reference_path(project, champion).read_bytes()
+        return DriftReference.model_validate_json(content)
+    except (OSError, ValueError):
+        return None
+
+
+def _training_windows(project: Project, champion: Champion) -> pl.DataFrame:
+    """The windows that a champion was trained and validated on, from the shards as they are.
+
+    Raises:
+        ChampionError: the list of its episodes is gone.
+        StageError: not all of these episodes are ingested.
+    """
+    training = read_training(project.workspace.champion_folder, champion)
+    ingest = project.stages["ingest"]
+    batches = [s.key for s in project.statuses(ingest, verify=True) if s.usable]
+    windows = pl.concat(
+        pl.DataFrame(
+            read_windows(project.artifacts("ingest", batch)[TENSORS].paths("windows"))
+        ).with_columns(batch=pl.lit(batch))
+        for batch in batches
+    ) if batches else pl.DataFrame(schema={"episode_id": pl.String})  # fmt: skip
+    lost = sorted(set(training["episode_id"]) - set(windows["episode_id"]))
+    if lost:
+        raise StageError(
+            f"{_reference_path(project, champion)}: lost, and cannot be made again: {len(lost)} of "
+            f"the {len(training)} episodes it is made from are not ingested "
+            f"({shortened(lost, ', ', 3)})"
+        )
+    return windows.join(training.select("episode_id", "split"), on="episode_id")
+
+
 def _reference(
-    project: Project, variant: Variant, table: pl.DataFrame, shards: Mapping[str, Any]
+    project: Project, checkpoint: Checkpoint, table: pl.DataFrame, shards: Mapping[str, Any]
 ) -> DriftReference:
     layout, seed = project.workspace.layout, project.workspace.seed
+    variant = checkpoint.variant
+    shards = {batch: shards[batch] for batch in sorted(table["batch"].unique())}
     visible = layout.channels_of(variant.mode)
     channels = [name for name, kept in zip(layout.channel_names, visible, strict=True) if kept]
     train, val = (
         draw_episodes(table.filter(pl.col("split") == split), seed) for split in ("train", "val")
     )
-    checkpoint = project.checkpoint(variant, SERVED)
     proba = checkpoint.model.predict_proba(inputs(val, shards, variant, layout))
     verdicts = pl.concat(
         pl.DataFrame(read_table(files[INDEX].path("index"), ["host_id", "verdict"]))

@@ -62,6 +62,10 @@ class CheckpointFile:
         return self.meta["train_meta"].get("fingerprint", "")
 
     @property
+    def stage_version(self) -> str:
+        return self.meta["train_meta"].get("stage_version", "")
+
+    @property
     def n_bytes(self) -> int:
         return self.path.stat().st_size + self.meta["sidecar_bytes"]
 
@@ -245,6 +249,7 @@ def train(project: Project, variant: Variant, recipe: str, progress: Progress) -
         pca_proj=principal_axes(training.X),
         train_meta={
             "fingerprint": stage.fingerprint(project, recipe),
+            "stage_version": stage.version,
             **_train_meta(variant, recipe, dataset, model, workspace.seed),
         },
     )

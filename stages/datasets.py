@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from config.messages import unknown
 from datasets.splits import (
     RECIPES,
     SPLITS,
@@ -222,7 +223,7 @@ def open_windows(project: Project, recipe: str, variant: Variant, split: str) ->
         ValueError: there is no such split.
     """
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        raise ValueError(unknown("split", split, SPLITS))
     project.require([(project.stages[Datasets.name], recipe)])
     dataset = project.existing(Datasets.name, recipe)
     shards = dataset_shards(project, dataset)

@@ -2,61 +2,58 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from champion.history import REFERENCE_FILE, Champion, kept_path, load_kept, read_training
+from champion.history import Champion, ChampionError, load_kept, read_training
 from datasets.windows import inputs, read_channel_means
-from evaluation.documents import BatchDrift, DriftReference, DriftRow, document_text
-from evaluation.drift import compare_batch, figures
+from evaluation.documents import BatchDrift, DriftRow, document_text
+from evaluation.drift import THRESHOLDS, compare_batch, figures
 from evaluation.scores import phases_of
 from evaluation.wording import DRIFT_CHECKS, findings, sentence
-from features.files import fingerprint, write_atomically
+from features.files import fingerprint
 from features.shards import read_table
+from stages.champion import drift_reference
 from stages.ingest import FEATURES, INDEX
-from stages.stage import Artifacts, Check, CheckResult, Markdown, Output, Rows, Stage
-from stages.status import Reason, StageError
+from stages.stage import Artifacts, Check, CheckResult, FolderStage, Markdown, Output, Rows
+from stages.status import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
+    from stages.manifest import Draft, Manifest
     from stages.project import Project
     from stages.stage import Progress
+    from stages.workspace import Workspace
 
 
-@dataclass(frozen=True)
-class DriftFile:
-    """A batch's drift as written."""
+def read_drift(manifest: Manifest) -> BatchDrift:
+    """A batch's drift as written.
 
-    path: Path
-    document: BatchDrift | None  # None: it has another form
-
-    @property
-    def version(self) -> str:
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
-
-    @property
-    def fingerprint(self) -> str:
-        return self.document.fingerprint if self.document else ""
-
-    @property
-    def n_bytes(self) -> int:
-        return self.path.stat().st_size
-
-    @property
-    def folder(self) -> Path:
-        return self.path
+    Raises:
+        ValueError: it has another form.
+    """
+    return BatchDrift.model_validate_json(manifest.path("drift").read_bytes())
 
 
-def _check(name: str) -> Callable[[Project, str, DriftFile | None], CheckResult]:
-    def run(project: Project, key: str, artifact: DriftFile | None) -> CheckResult:
-        if artifact is None or artifact.document is None:
-            return CheckResult(True, description="Not compared: there is no champion that loads.")
-        check = next(c for c in artifact.document.checks if c.name == name)
+def _not_compared(project: Project) -> str:
+    """Why there is nothing to compare a batch with."""
+    try:
+        status = project.status(project.stages["champion"], "")
+    except ChampionError as error:
+        return f"Not compared: {error}"
+    if status.code == "not_made":
+        return "Not compared: there is no champion"
+    return f"Not compared: the champion has a problem: {status.message}"
+
+
+def _check(name: str) -> Callable[[Project, str, Manifest | None], CheckResult]:
+    def run(project: Project, key: str, artifact: Manifest | None) -> CheckResult:
+        if artifact is None:
+            return CheckResult(True, description=_not_compared(project))
+        check = next(c for c in read_drift(artifact).checks if c.name == name)
         severity, rows = check.severity, [dict(row) for row in check.rows]
         used = [k for k in DriftRow.model_fields if any(row[k] is not None for row in rows)]
         table = [{k: "" if row[k] is None else row[k] for k in used} for row in rows]
@@ -75,14 +72,14 @@ def _check(name: str) -> Callable[[Project, str, DriftFile | None], CheckResult]
     return run
 
 
-class Drift(Stage):
+class Drift(FolderStage):
     """How a batch differs from the champion's training data by more than chance.
 
     It reports and stops nothing. Without a champion there is nothing to compare with.
     """
 
     name = "drift"
-    version = "2"
+    version = "3"
     partition = "batch"
     job = "ingest"
     docs = "champion.md"
@@ -109,84 +106,81 @@ class Drift(Stage):
         """The drift of every batch that was compared with the champion in use."""
         stage = project.stages[Drift.name]
         return [
-            artifact.document
+            read_drift(artifact)
             for batch in project.listing.batches
             if (artifact := project.artifact(stage.name, batch)) is not None
-            and project.status(stage, batch).code == "current"
+            and project.status(stage, batch, verify=True).code == "current"
         ]
+
+    def folder(self, workspace: Workspace, key: str) -> Path:
+        return workspace.drift_folder(key)
 
     def read(self, project: Project, key: str) -> Artifacts:
         if project.champion is None:  # a former champion's drift says nothing of today
             return {self.name: None}
-        path = project.workspace.drift_path(key)
-        try:
-            document = BatchDrift.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            return {self.name: None}
-        except (OSError, ValueError):
-            document = None
-        return {self.name: DriftFile(path, document)}
+        return super().read(project, key)
 
     def fingerprint(self, project: Project, key: str) -> str:
-        champion = project.champion
         return fingerprint(
             {
                 "stage": self.version,
-                "champion": champion.checkpoints[champion.served] if champion else None,
-                "shards": {
-                    name: m.version for name, m in project.artifacts("ingest", key).items() if m
-                },
+                **self._made_from(project, key),
                 "seed": project.workspace.seed,
+                "thresholds": THRESHOLDS.model_dump(),
             }
         )
 
+    def _made_from(self, project: Project, key: str) -> dict[str, Any]:
+        champion = project.champion
+        return {
+            "champion": champion.checkpoints[champion.served] if champion else None,
+            "shards": {
+                name: m.version for name, m in project.artifacts("ingest", key).items() if m
+            },
+        }
+
     def reason(
-        self,
-        project: Project,
-        key: str,
-        artifacts: Artifacts,
-        *,
-        verify: bool,
+        self, project: Project, key: str, artifacts: Artifacts, *, verify: bool
     ) -> Reason | None:
-        (file,) = artifacts.values()
         if project.champion is None:
             return Reason("no_champion")
-        if file is None:
-            return Reason("not_made", {"outputs": [self.name]})
-        if file.document is None:
-            return Reason("format")
-        if (
-            file.document.champion.checkpoint_id
-            != project.champion.checkpoints[project.champion.served]
-        ):
+        return super().reason(project, key, artifacts, verify=verify)
+
+    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+        now = self._made_from(project, key)
+        if manifest.facts["champion"] != now["champion"]:
             return Reason("checkpoint")
-        same = file.fingerprint == self.fingerprint(project, key)
-        return None if same else Reason("inputs", {"inputs": ["ingest"]})
+        if manifest.facts["shards"] != now["shards"]:
+            return Reason("inputs", {"inputs": ["ingest"]})
+        return Reason("settings")
 
     def make(
-        self,
-        project: Project,
-        key: str,
-        outputs: Collection[str],
-        progress: Progress,
+        self, project: Project, key: str, outputs: Collection[str], progress: Progress
     ) -> Artifacts:
-        path = project.workspace.drift_path(key)
-        champion = project.champion
-        if champion is None:
+        if project.champion is None:
             return {self.name: None}
+        return super().make(project, key, outputs, progress)
+
+    def write(
+        self, project: Project, key: str, staged: Draft, progress: Progress
+    ) -> dict[str, Any]:
+        champion = project.champion
+        assert champion is not None  # make has looked
         document = batch_drift(project, key, champion)
-        write_atomically(path, document_text(document).encode())
-        return {self.name: DriftFile(path, document)}
+        folder = self.folder(project.workspace, key)
+        folder.with_name(f"{key}.json").unlink(missing_ok=True)  # where versions 1 and 2 wrote
+        staged.new_file("drift", ".json").write_text(document_text(document))
+        return self._made_from(project, key)
 
     def facts(
         self,
         project: Project,
         output: str,
-        artifact: DriftFile | None,
+        artifact: Manifest | None,
     ) -> Mapping[str, Any]:
-        if artifact is None or artifact.document is None:
-            return {"severity": "not compared"}
-        document = artifact.document
+        if artifact is None:
+            return {"severity": "not compared", "why": _not_compared(project)}
+        document = read_drift(artifact)
         return {
             "severity": document.severity,
             "champion": f"{document.champion.model}_{document.champion.mode} "
@@ -197,26 +191,19 @@ class Drift(Stage):
         }
 
     def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
-        file = artifacts[self.name]
-        return file.document.severity if file else "not compared: there is no champion that loads"
+        manifest = artifacts[self.name]
+        return read_drift(manifest).severity if manifest else _not_compared(project)
 
 
 def batch_drift(project: Project, batch: str, champion: Champion) -> BatchDrift:
     """A batch compared with the champion's training data.
 
     Raises:
-        StageError: the reference kept with the champion is gone or unreadable.
+        ChampionError, StageError: see ``drift_reference``.
     """
     workspace = project.workspace
     folder, layout = workspace.champion_folder, workspace.layout
-    path = kept_path(folder, champion).with_name(REFERENCE_FILE)
-    try:
-        reference = DriftReference.model_validate_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise StageError(
-            f"{path}: not a drift reference ({error}). Restore the file, or promote again: "
-            f"phasewatch promote {champion.model}"
-        ) from error
+    reference = drift_reference(project, champion)
     checkpoint = load_kept(folder, champion, layout)
     shards = project.artifacts("ingest", batch)
     windows = read_channel_means(shards[FEATURES], reference.channels).with_columns(

@@ -66,7 +66,8 @@ class Ingest(Stage):
     """Validates a batch's episodes and writes its shards, each episode read once."""
 
     name = "ingest"
-    version = "3"  # not raised for new wording of a verdict's details: codes and numbers count
+    version = "3"
+    # not raised for other words or another code for what was rejected and still is
     partition = "batch"
     job = "ingest"
     docs = "data-format.md"
@@ -143,7 +144,8 @@ class Ingest(Stage):
     ) -> Reason | None:
         workspace = project.workspace
         if key not in project.listing.batches:
-            return Reason("not_in_store", {"store": str(workspace.store_path)})
+            remedy = "Name a batch of this store (phasewatch sync --json lists them), or its store."
+            return Reason("not_in_store", {"store": str(workspace.store_path)}, remedy=remedy)
         missing = [name for name, manifest in artifacts.items() if manifest is None]
         if missing:
             return Reason("not_made", {"outputs": missing})
@@ -301,7 +303,10 @@ def ingest_batch(
             FEATURES: facts | {"contract_hash": hashes["summary"]},
         }
         settings = {"settings": settings_fingerprint(policy, layout)}
-        return {name: d.commit(identity, by_output[name] | settings) for name, d in drafts.items()}
+        return {
+            name: d.commit(identity, by_output[name] | settings, Ingest.version)
+            for name, d in drafts.items()
+        }
 
 
 def _shard_facts(records: Sequence[Record], writer: ShardWriter, layout: Layout) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class Manifest:
     fingerprint: str
     files: dict[str, dict[str, Any]]  # role -> {"name", "sha256", "bytes"}
     facts: dict[str, Any]
+    stage_version: str = ""  # of the stage that wrote it; empty: written before it was recorded
 
     @property
     def version(self) -> str:
@@ -86,7 +87,8 @@ def read_manifest(folder: Path) -> Manifest | None:
             }
             for role, file in value["files"].items()
         }
-        return Manifest(folder, str(value["fingerprint"]), files, dict(value["facts"]))
+        fingerprint, facts = str(value["fingerprint"]), dict(value["facts"])
+        return Manifest(folder, fingerprint, files, facts, str(value.get("stage_version", "")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
@@ -95,6 +97,7 @@ def write_manifest(manifest: Manifest) -> Manifest:
     """Put a manifest in place; the files it names must be there already."""
     value = {
         "fingerprint": manifest.fingerprint, "files": manifest.files, "facts": manifest.facts,
+        "stage_version": manifest.stage_version,
     }  # fmt: skip
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
     write_atomically(manifest.folder / MANIFEST_FILE, text.encode() + b"\n")
@@ -114,7 +117,7 @@ class Draft:
         self._roles[role] = suffix
         return self._scratch / f"{role}{suffix}"
 
-    def commit(self, fingerprint: str, facts: dict[str, Any]) -> Manifest:
+    def commit(self, fingerprint: str, facts: dict[str, Any], stage_version: str = "") -> Manifest:
         """Move the files into place, then the manifest; drop what the last manifest named."""
         check_may_write()
         previous = read_manifest(self._folder)
@@ -127,7 +130,7 @@ class Draft:
             with written.open("rb") as content, where_offered():
                 os.fsync(content.fileno())
             written.replace(self._folder / name)
-        manifest = write_manifest(Manifest(self._folder, fingerprint, files, facts))
+        manifest = write_manifest(Manifest(self._folder, fingerprint, files, facts, stage_version))
         kept = {file["name"] for file in files.values()}
         for file in previous.files.values() if previous else ():
             if file["name"] not in kept:

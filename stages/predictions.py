@@ -15,6 +15,7 @@ from champion.history import (
     read_champion,
     read_training,
 )
+from config.messages import unknown
 from datasets.splits import RECIPES
 from datasets.windows import inputs, read_dataset
 from episodes.format import SOURCES
@@ -123,9 +124,7 @@ class Predictions(FolderStage):
     @property
     def _recipe(self) -> str:
         if self.chosen.recipe not in RECIPES:
-            raise StageError(
-                f"recipe must be one of {', '.join(RECIPES)}, got {self.chosen.recipe!r}"
-            )
+            raise StageError(unknown("recipe", self.chosen.recipe, RECIPES))
         return self.chosen.recipe
 
     def checkpoint(self, project: Project) -> tuple[Checkpoint, AlarmRule, str, pl.Series]:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from champion.history import ChampionError
+from config.messages import unknown
 from datasets.splits import RECIPES
 from features.files import fingerprint
 from models.base import silent
@@ -21,7 +22,7 @@ from models.checkpoint import (
 )
 from stages import registry
 from stages.datasets import unavailable
-from stages.status import Reason, StageError, Status
+from stages.status import REASONS, Reason, StageError, Status
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -153,7 +154,7 @@ class Project:
             StageError: there is no such recipe.
         """
         if stage.partition == "recipe" and key not in RECIPES:
-            raise StageError(f"recipe must be one of {', '.join(RECIPES)}, got {key!r}")
+            raise StageError(unknown("recipe", key, RECIPES))
         declared = self.stages.get(stage.name) is stage
         remembered = declared and outputs is None
         if remembered and (stage.name, key, verify) in self._statuses:
@@ -166,7 +167,10 @@ class Project:
             artifacts = stage.read(self, key)
         chosen = {n: a for n, a in artifacts.items() if outputs is None or n in outputs}
         reason = stage.reason(self, key, chosen, verify=verify)
-        status = Status(stage.name, key, reason or Reason("current"), stage.remedy(key))
+        if reason is not None and _made_by_other_code(stage, chosen, reason):
+            reason = Reason("version")
+        address = self.workspace.address
+        status = Status(stage.name, key, reason or Reason("current"), stage.remedy(key), address)
         if remembered:
             self._statuses[stage.name, key, verify] = status
         return status
@@ -263,3 +267,17 @@ class Project:
         self._checkpoints.clear()
         for looked_at in ("champion", "unavailable"):
             self.__dict__.pop(looked_at, None)
+
+
+def _made_by_other_code(stage: Stage, artifacts: Artifacts, reason: Reason) -> bool:
+    """Whether what is stale was made by another version of the stage.
+
+    A contract mismatch says more. What records no version was made before versions were recorded;
+    there it is the reason if no other input explains the difference.
+    """
+    state, _, _ = REASONS[reason.code]
+    if state != "stale" or reason.code == "contract":
+        return False
+    made_by = {a.stage_version for a in artifacts.values() if hasattr(a, "stage_version")}
+    unexplained = reason.code in ("settings", "policy")
+    return bool(made_by - {stage.version} if unexplained else made_by - {stage.version, ""})

@@ -109,7 +109,10 @@ class ReportPage(Stage):
             {
                 "stage": self.version,
                 "documents": found.versions,
-                "left_out": [status.as_row() for status in found.left_out],
+                "left_out": [
+                    {name: value for name, value in status.as_row().items() if name != "remedy"}
+                    for status in found.left_out
+                ],
                 "champion": _champion(project),
                 "drift": [document.model_dump() for document in drift],
                 "verdicts": _verdicts(project),
@@ -168,7 +171,7 @@ class ReportPage(Stage):
             "left_out": [status.as_row() for status in found.left_out],
         }
         identity = self._fingerprint(project, found, drift)
-        manifest = Manifest(path.parent, identity, {"page": file}, facts)
+        manifest = Manifest(path.parent, identity, {"page": file}, facts, self.version)
         return {self.name: write_manifest(manifest)}
 
     def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:

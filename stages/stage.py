@@ -210,4 +210,4 @@ class FolderStage(Stage):
         fingerprint = self.fingerprint(project, key)
         with draft(self.folder(project.workspace, key)) as staged:
             facts = self.write(project, key, staged, progress)
-            return {self.outputs[0].name: staged.commit(fingerprint, facts)}
+            return {self.outputs[0].name: staged.commit(fingerprint, facts, self.version)}

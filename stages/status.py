@@ -5,7 +5,12 @@ and a remedy.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from config.messages import addressed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 from datasets.splits import UNAVAILABLE
 
@@ -14,14 +19,15 @@ State = Literal["current", "stale", "missing", "damaged", "unavailable"]
 REASONS: dict[str, tuple[State, bool, str]] = {
     # code: state, whether stages downstream may build on the artifact, sentence
     "current": ("current", True, "current"),
-    "no_champion": ("current", True, "not compared: there is no champion that can be loaded"),
+    "no_champion": ("current", True, "not compared: there is no champion, or it has a problem"),
     "not_made": ("missing", False, "{outputs}missing"),
     "not_in_store": ("missing", False, "not in the store {store}"),
     "damaged": ("damaged", False, "{problem}"),
     "format": ("stale", False, "written in an older form"),
     "contract": ("stale", False, "{outputs}contract mismatch"),
-    "settings": ("stale", True, "made with other settings or another version of phasewatch"),
-    "policy": ("stale", False, "{outputs}made with another policy or version of phasewatch"),
+    "version": ("stale", False, "made by another version of the code"),
+    "settings": ("stale", True, "made with other settings"),
+    "policy": ("stale", False, "{outputs}made with another policy"),
     "outputs_differ": ("stale", False, "its outputs were not made from the same episodes"),
     "episodes": ("stale", True, "{changed} episodes arrived or changed since it was ingested"),
     "other_store": ("stale", True, "ingested from another store"),
@@ -53,6 +59,7 @@ class Status:
     key: str  # batch or recipe; empty for the whole store
     reason: Reason
     stage_remedy: str
+    address: Mapping[str, str] = field(default_factory=dict)  # of the project
 
     @property
     def code(self) -> str:
@@ -84,7 +91,7 @@ class Status:
     @property
     def remedy(self) -> str:
         """The command or step that makes the artifact current."""
-        return self.reason.remedy or f"Run: {self.stage_remedy}"
+        return addressed(self.reason.remedy or f"Run: {self.stage_remedy}", self.address)
 
     @property
     def differences(self) -> list[str]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
 
+from config.messages import address_of, addressed
 from config.paths import base_folder
 from datasets.splits import SplitPolicy
 from episodes.settings import NotNegativeInt, settings_errors
@@ -51,6 +52,16 @@ class Workspace(BaseModel):
     splits: SplitPolicy = SplitPolicy()
     report: ReportPolicy = ReportPolicy()
     models: Models = Models()  # type: ignore[valid-type]
+    _address: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def address(self) -> dict[str, str]:
+        """The options that were given to say which project this is; see ``addressed``."""
+        return self._address
+
+    def addressed(self, text: str) -> str:
+        """A text in which every command has these options: it works when it is pasted."""
+        return addressed(text, self._address)
 
     @property
     def layout(self) -> registry.Layout:
@@ -105,8 +116,8 @@ class Workspace(BaseModel):
         """The champion's pointer, and copies of every checkpoint that was ever in use."""
         return self.artifacts_path / "champion"
 
-    def drift_path(self, batch: str) -> Path:
-        return self.artifacts_path / "drift" / f"{batch}.json"
+    def drift_folder(self, batch: str) -> Path:
+        return self.artifacts_path / "drift" / batch
 
 
 def read_workspace(config: Path | None, overrides: Mapping[str, Any] | None = None) -> Workspace:
@@ -131,20 +142,33 @@ def read_workspace(config: Path | None, overrides: Mapping[str, Any] | None = No
                 f"{config}: section resources: workspace: config is missing; "
                 "see config/default.yaml"
             ) from None
-    return checked_workspace(values | dict(overrides or {}), str(config or "settings"))
+    given = dict(overrides or {})
+    return checked_workspace(
+        values | given, str(config or "settings"), address=address_of(given | {"config": config})
+    )
 
 
-def checked_workspace(values: Mapping[str, Any], where: str = "settings") -> Workspace:
+def checked_workspace(
+    values: Mapping[str, Any],
+    where: str = "settings",
+    *,
+    address: Mapping[str, str] | None = None,
+) -> Workspace:
     """The workspace of plain values.
+
+    Args:
+        address: the options that were given to say which project it is.
 
     Raises:
         SettingsError: names every setting that is unknown or has a wrong value.
     """
     try:
-        return Workspace(**values)
+        workspace = Workspace(**values)
     except ValidationError as error:
         lines = "\n".join(f"  {line}" for line in settings_errors(error, Workspace))
         raise SettingsError(f"{where}:\n{lines}") from error
+    workspace._address = dict(address or {})
+    return workspace
 
 
 def workspace_from_environment(environ: Mapping[str, str] = os.environ) -> Workspace:

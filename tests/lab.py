@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import dagster as dg
 import pytest
@@ -154,7 +155,9 @@ def put_in_use(lab: Lab, model: str, folder: Path | None = None) -> Champion:
     folder = folder or lab.workspace.champion_folder
     chosen = find_variant(model, "realistic")
     path = checkpoint_path(lab.workspace.checkpoint_folder(RECIPE), chosen)
-    kept = dict.fromkeys(HAD, keep(folder, path, kept_files(lab.project, RECIPE, chosen)))
+    with patch("stages.champion.SERVED", RECIPE):
+        files = kept_files(lab.project, RECIPE, chosen)
+    kept = dict.fromkeys(HAD, keep(folder, path, files))
     before = read_champion(folder)
     champion = Champion(
         number=0, action="promoted", model=model, mode="realistic", served=SERVED,

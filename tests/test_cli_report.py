@@ -79,6 +79,8 @@ def test_the_leaderboard_is_sorted_and_has_every_figure(trained: Lab) -> None:
         result.stdout
     )
     assert lines[-1] == str(trained.workspace.report_page)
+    for meaning in ("false alarms per hour of clean time", "ECE: expected calibration error"):
+        assert result.stdout.count(meaning) == 1
 
 
 def test_what_is_asked_for_is_all_there_is(trained: Lab) -> None:
@@ -90,8 +92,8 @@ def test_what_is_asked_for_is_all_there_is(trained: Lab) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--recipe", "moon"], "no recipe 'moon'; choose from host, sample, time"),
-        (["--mode", "x"], "no mode 'x'; choose from realistic, oracle"),
+        (["--recipe", "moon"], "recipe must be one of host, sample, time, got 'moon'"),
+        (["--mode", "x"], "mode must be one of realistic, oracle, got 'x'"),
         (["--store", "/no/such/store"], "/no/such/store"),
     ],
 )
@@ -106,7 +108,8 @@ def test_nothing_evaluated_yet_says_what_to_do(trained: Lab, tmp_path: Path) -> 
     result = report(tmp_path, trained, "--recipe", "time")
     assert result.exit_code == FAILED
     assert (
-        f"{tmp_path}/reports: nothing evaluated yet. Run: phasewatch run --recipe time"
+        f"{tmp_path}/reports: nothing evaluated yet. Run: phasewatch run --store "
+        f"{trained.store.root} --artifacts {tmp_path} --recipe time"
     ) in result.stderr
 
 
@@ -167,7 +170,8 @@ def test_what_was_trained_with_other_settings_is_said(trained: Lab, tmp_path: Pa
     assert item["recipe"] == RECIPE
     assert item["why"].startswith("checkpoints/gbt_realistic sample: made with other settings")
     said = report(trained.artifacts, trained, "--config", config).stdout
-    assert f"stale: recipe {RECIPE}: {item['why']}; phasewatch run --recipe {RECIPE}" in said
+    command = f"phasewatch run --config {config} --store {trained.store.root} --artifacts"
+    assert f"stale: recipe {RECIPE}: {item['why']}; {command}" in said
 
 
 def test_comparisons_of_other_checkpoints_are_left_out(trained: Lab, copied: Path) -> None:

@@ -46,7 +46,7 @@ from models.checkpoint import checkpoint_path
 from models.registry import find_variant
 from pipelines.partitions import sync_batches
 from stages.champion import kept_files
-from stages.drift import Drift
+from stages.drift import Drift, read_drift
 
 CHANNELS = ("guest.forks", "guest.load_1m", "netflow.syn_out")
 IDENTITY = {
@@ -388,7 +388,7 @@ def test_a_new_batch_is_compared_as_it_is_ingested(
         checks = evaluations(result)
         assert checks.keys() == {f"{name}_as_in_training" for name in CHECKS}
         assert all(check.passed for check in checks.values())
-        assert not lab.workspace.drift_path(batch).exists()
+        assert not lab.workspace.drift_folder(batch).exists()
 
         monkeypatch.setattr("stages.champion.SERVED", RECIPE)
         folder = lab.workspace.champion_folder
@@ -412,7 +412,7 @@ def test_a_new_batch_is_compared_as_it_is_ingested(
         records = coverage.metadata["table"].records
         assert [record.data["name"] for record in records] == list(SOURCES)
         assert not checks["verdicts_as_in_training"].passed
-        document = BatchDrift.model_validate_json(lab.workspace.drift_path(batch).read_bytes())
+        document = read_drift(lab.project.artifact("drift", batch))
         assert document.champion.checkpoint_id == kept
         assert [(note.code, note.about) for note in document.notes] == [("unknown_host", "lab-d")]
         assert Drift.documents(lab.project) == [document]

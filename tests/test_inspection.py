@@ -295,8 +295,9 @@ def test_inspect_lists_a_folder(shelf: Path):
     assert head.split()[:3] == ["model", "mode", "recipe"]
     assert len(lines) == len(ONE_OF_EACH_KIND)
     assert all(line.endswith("yes") for line in lines)
-    for path in find_checkpoints(shelf):  # hashes are shown whole, to be copied
-        assert read_header(path)["artifact_id"] in told.stdout
+    assert len(told.stdout.splitlines()) == len(ONE_OF_EACH_KIND) + 3
+    for path in find_checkpoints(shelf):  # of one, hashes are shown whole, to be copied
+        assert read_header(path)["artifact_id"] in phasewatch("inspect", path).stdout
     listed = rows(phasewatch("inspect", shelf, "--json"))
     assert listed.keys() == {which.name for which in ONE_OF_EACH_KIND}
     one = find_checkpoints(shelf)[0]
@@ -334,7 +335,7 @@ def test_inspect_verify_passes_what_is_sound_and_names_what_is_not(
     told = phasewatch("inspect", "--verify", shelf)
     assert told.exit_code == MISMATCH
     assert told.stdout.count("guest.forks: mean in ") == 1  # once for all that it concerns
-    assert all(f"\n{path}\n" in told.stdout for path in find_checkpoints(shelf))
+    assert all(f"{path}\n" in told.stdout for path in find_checkpoints(shelf))
     assert all(
         row["differences"]
         for row in rows(phasewatch("inspect", "--verify", "--json", shelf)).values()

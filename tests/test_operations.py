@@ -451,14 +451,17 @@ def test_doctor_says_what_is_stale_and_what_to_do(
     before = doctor(small, home=empty, monkeypatch=monkeypatch)
     assert before.exit_code == FAILED
     assert f"checkpoints: {3 * len(VARIANTS)} of {3 * len(VARIANTS)}: missing\n" in before.output
-    assert "remedy: phasewatch run\n" in before.output
+    run = f"phasewatch run --store {small.store.root} --artifacts {small.artifacts}"
+    assert f"remedy: {run}\n" in before.output
     assert not empty.exists()
+    for label in ("free disk space, GB", "folder is set up", "packages of the base install"):
+        assert label in before.output
 
     small.ingest()
     document = json.loads(doctor(small, "--json", home=empty, monkeypatch=monkeypatch).stdout)
     assert "ingest" not in document["stale"]
     assert document["stale"]["datasets"] == ["3 of 3: missing"]
-    assert [problem["remedy"] for problem in document["problems"]] == ["phasewatch run"]
+    assert [problem["remedy"] for problem in document["problems"]] == [run]
     assert document["artifacts"]["free_gb"] > 0
     assert not document["ok"]
 
@@ -481,17 +484,42 @@ def test_doctor_counts_what_is_stale_and_names_one_remedy(
         found = json.loads(told.stdout)
         return found["stale"], [problem["remedy"] for problem in found["problems"]]
 
+    folders = f"--store {retrained.store.root} --artifacts {retrained.artifacts}"
+    run = f"phasewatch run --config {config} {folders}"
     gbt = retrained.artifacts / "checkpoints" / RECIPE / "gbt_realistic.ckpt.json"
     stale, remedies = problems(seed=1)
     total = 3 * len(VARIANTS)
     assert stale["checkpoints"][0].startswith(f"{total} of {total}: made with other settings")
-    assert remedies == ["phasewatch run"]
+    assert remedies == [run]
     gbt.unlink()
     shutil.rmtree(next(iter((retrained.artifacts / "batches").iterdir())))
     stale, remedies = problems()
     assert f"1 of {total}: missing (gbt_realistic {RECIPE})" in stale["checkpoints"]
     assert stale["ingest"][0].startswith("1 of ")
-    assert remedies == ["phasewatch run"]
+    assert remedies == [run]
+
+
+def test_the_home_of_another_artifacts_folder_is_refused(
+    small: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = ["--store", str(small.store.root), "--artifacts", str(small.artifacts)]
+    other = tmp_path / "other" / "dagster_home"
+    monkeypatch.setenv("DAGSTER_HOME", str(other))
+    told = CliRunner().invoke(app, ["sync", *paths])
+    assert (told.exit_code, other.exists()) == (USAGE, False)
+    assert f"got {other}, which has the history of another one" in told.stderr
+    result = doctor(small, "--json", home=other, monkeypatch=monkeypatch)
+    remedies = [problem["remedy"] for problem in json.loads(result.stdout)["problems"]]
+    assert remedies[0].startswith("unset DAGSTER_HOME")
+    with new_instance(tmp_path / "dagster_home") as instance:
+        batch = sync_batches(instance, small.workspace).stale[0]
+        lab = Lab(small.store, tmp_path / "third", instance, small.settings)
+        assert "DAGSTER_HOME must be" in failure(lab.execute("ingest", batch))
+
+    monkeypatch.delenv("DAGSTER_HOME")
+    assert CliRunner().invoke(app, ["sync", *paths]).exit_code == 0
+    assert (small.artifacts / "dagster_home" / "dagster.yaml").is_file()
+    assert "DAGSTER_HOME" not in os.environ
 
 
 def test_run_and_sync_tell_a_program_what_they_did(
@@ -519,7 +547,7 @@ def test_run_and_sync_tell_a_program_what_they_did(
     with dg.DagsterInstance.from_config(str(tmp_path / "home")) as instance:
         assert instance.get_run_by_id(again["run_id"]) is not None
     wrong = told("run", "--recipe", "moon")
-    assert (wrong["exit"], "no recipe 'moon'" in wrong["error"]) == (USAGE, True)
+    assert (wrong["exit"], "got 'moon'" in wrong["error"]) == (USAGE, True)
 
 
 def test_doctor_finds_other_settings_and_a_killed_run(
@@ -538,7 +566,7 @@ def test_doctor_finds_other_settings_and_a_killed_run(
     assert f"{home}/dagster.yaml differs from config/dagster.yaml" in told.output
     assert f"run {dead.run_id[:8]} (ingest {batch}) counts as under way" in told.output
     lines = [" ".join(line.split()) for line in told.output.splitlines()]
-    assert f"runs_under_way {dead.run_id} ingest {batch} STARTED" in lines
+    assert f"runs under way {dead.run_id} ingest {batch} STARTED" in lines
     assert f"polars: {version('polars')}" in lines
     settings = (ROOT / "config" / "dagster.yaml").read_text()
     (home / "dagster.yaml").write_text(settings + f"storage: {{sqlite: {{base_dir: {home}}}}}\n")

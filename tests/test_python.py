@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -13,10 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from builders import StoreBuilder
 from lab import RECIPE, Lab
 
 import phasewatch
 from episodes.store import StoreError
+from episodes.validation import EpisodeError
 from evaluation.documents import EvalReport
 from models.checkpoint import CheckpointError
 from stages.project import Project
@@ -108,6 +111,28 @@ def test_predictions_are_those_of_the_checkpoint(trained: Lab) -> None:
     assert proba.shape == (7, len(project.workspace.layout.phases))
     by_path = phasewatch.read_episode(project, trained.store.added[0].path)
     assert by_path.episode_id == trained.store.added[0].episode_id
+
+
+def test_a_rejected_episode_is_refused_unless_asked_for(trained: Lab, tmp_path: Path) -> None:
+    shutil.copytree(trained.store.root, tmp_path / "store")
+    store = StoreBuilder.reopen(tmp_path / "store")
+    short = store.add(host="lab-a", profile="io-walk", duration_s=12).episode_id
+    project = phasewatch.open_project(store=store.root, artifacts=trained.artifacts)
+    episode = phasewatch.read_episode(project, short)
+    assert (episode.record.verdict, episode.record.reasons) == ("rejected", ("too_short",))
+    checkpoint = phasewatch.load_checkpoint(project, RECIPE, "knn")
+    for call in (
+        lambda **words: phasewatch.extract(project, episode, **words).features,
+        lambda **words: phasewatch.predict(project, checkpoint, episode, **words),
+    ):
+        with pytest.raises(EpisodeError, match=rf"{short} lab-a rejected: .*\[too_short\]") as told:
+            call()
+        assert "anyway=True" in str(told.value)
+        assert len(call(anyway=True)) > 0
+    path = project.listing.find(short).path
+    path.write_bytes(b"?" * path.stat().st_size)
+    with pytest.raises(EpisodeError, match="broken_archive"):
+        phasewatch.read_episode(project, path)
 
 
 def test_a_trained_model_is_the_one_that_a_run_saves(trained: Lab) -> None:

@@ -15,11 +15,13 @@ import dagster as dg
 import polars as pl
 import pytest
 from builders import PROFILES, StoreBuilder
-from lab import RECIPE, Lab, put_in_use
+from lab import RECIPE, Lab, failure, materialized, put_in_use
 from typer.testing import CliRunner
 
 import features.registry
+from champion.history import REFERENCE_FILE, TRAINING_FILE, kept_path, read_champion
 from datasets.splits import RECIPES
+from evaluation.drift import THRESHOLDS
 from features.files import fingerprint
 from features.registry import LAYOUT
 from pipelines.automation import new_batches
@@ -27,6 +29,8 @@ from pipelines.cli.app import app
 from pipelines.definitions import build_defs
 from resources.workspace import resource_of
 from stages.checkpoints import code_commit
+from stages.drift import Drift
+from stages.manifest import draft, read_manifest, write_manifest
 from stages.project import Made, Project
 from stages.registry import STAGES
 from stages.stage import FolderStage, Output
@@ -81,10 +85,14 @@ def lose_sidecar(lab: Lab, _: Any) -> None:
     next(lab.workspace.checkpoint_folder(RECIPE).glob("knn_realistic.*.safetensors")).unlink()
 
 
-def write_older_drift(lab: Lab, monkeypatch: Any) -> None:
-    in_use(lab, monkeypatch, "knn")
-    make(lab, "drift", BATCH)
-    lab.workspace.drift_path(BATCH).write_text('{"schema": "phasewatch.watch/0"}')
+def write_older_report(lab: Lab, _: Any) -> None:
+    with draft(lab.workspace.report_folder(RECIPE) / "knn_realistic") as staged:
+        staged.new_file("report", ".json").write_text('{"schema": "phasewatch.eval_report/0"}')
+        staged.commit("older", {}, STAGES["eval_reports/knn_realistic"].version)
+
+
+def raise_version(lab: Lab, monkeypatch: Any) -> None:  # noqa: ARG001
+    monkeypatch.setattr(STAGES["comparisons"], "version", "next")
 
 
 def change_unit(lab: Lab, monkeypatch: Any) -> None:  # noqa: ARG001
@@ -137,7 +145,8 @@ CAUSES: dict[str, tuple[str, str, Callable[[Lab, Any], Any]]] = {
     "not_made": ("datasets", RECIPE, lambda lab, _: shutil.rmtree(lab.artifacts / "datasets")),
     "not_in_store": ("ingest", "lab-z.2026-01-01", lambda *_: None),
     "damaged": ("checkpoints/knn_realistic", RECIPE, lose_sidecar),
-    "format": ("drift", BATCH, write_older_drift),
+    "format": ("eval_reports/knn_realistic", RECIPE, write_older_report),
+    "version": ("comparisons", RECIPE, raise_version),
     "contract": ("checkpoints/gbt_realistic", RECIPE, change_unit),
     "settings": ("comparisons", RECIPE, change_replicates),
     "policy": ("ingest", BATCH, change_policy),
@@ -217,6 +226,7 @@ def test_ingest_reports_what_changed(
 
     (status,) = ingested.project.statuses(STAGES["ingest"], ["lab-z.2026-01-01"])
     assert (status.code, status.state) == ("not_in_store", "missing")
+    assert "phasewatch sync --json lists them" in status.remedy
 
     other = StoreBuilder(tmp_path / "other")
     other.populate(profiles=PROFILES[:1], duration_s=40)
@@ -252,6 +262,101 @@ def test_a_dataset_tells_new_batches_from_changed_ones(retrained: Lab) -> None:
     assert (status.code, status.usable) == ("inputs", False)
     batch = retrained.project.listing.find(late.episode_id).batch
     assert status.reason.details == {"inputs": [batch]}
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if name != "champion"])
+def test_a_raised_version_is_told_from_other_settings(
+    name: str, retrained: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is built on what other code made; the champion is a record, not an artifact."""
+    stage = STAGES[name]
+    in_use(retrained, monkeypatch, "knn")
+    key = {"batch": BATCH, "recipe": RECIPE, "": ""}[stage.partition]
+    if not retrained.project.status(stage, key).current:
+        make(retrained, name, key)
+    assert retrained.project.status(stage, key, verify=True).current
+    target = type(stage) if name == "ingest" else stage
+    monkeypatch.setattr(target, "version", "next")
+    status = retrained.project.status(stage, key)
+    assert (status.code, status.usable) == ("version", False)
+
+
+def test_what_recorded_no_version_was_made_by_other_code(retrained: Lab) -> None:
+    change_replicates(retrained, None)
+    stage = STAGES["comparisons"]
+    assert retrained.project.status(stage, RECIPE).code == "settings"
+    manifest = read_manifest(retrained.workspace.comparisons_folder(RECIPE))
+    assert manifest is not None
+    write_manifest(replace(manifest, stage_version=""))
+    assert retrained.project.status(stage, RECIPE).code == "version"
+
+
+def test_drift_is_hashed_and_follows_its_thresholds(
+    retrained: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_use(retrained, monkeypatch, "knn")
+    make(retrained, "drift", BATCH)
+    with monkeypatch.context() as changed:
+        other = THRESHOLDS.model_copy(update={"warn": 0.2})
+        changed.setattr("stages.drift.THRESHOLDS", other)
+        assert codes(retrained.project, "drift")[BATCH] == "settings"
+    manifest = read_manifest(retrained.workspace.drift_folder(BATCH))
+    assert manifest is not None
+    path = manifest.path("drift")
+    path.write_bytes(path.read_bytes().replace(b"ok", b"OK", 1))
+    status = retrained.project.status(STAGES["drift"], BATCH, verify=True)
+    assert (status.code, status.remedy) == ("damaged", "Run: phasewatch run --ingest-only")
+    assert Drift.documents(retrained.project) == []
+    assert not make(retrained, "drift", BATCH).reused
+    assert len(Drift.documents(retrained.project)) == 1
+
+
+def reference_path(lab: Lab) -> Path:
+    champion = read_champion(lab.workspace.champion_folder)
+    assert champion is not None
+    return kept_path(lab.workspace.champion_folder, champion).with_name(REFERENCE_FILE)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("{")])
+def test_a_lost_drift_reference_is_made_again(
+    damage: Callable[[Path], Any], retrained: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_use(retrained, monkeypatch, "knn")
+    path = reference_path(retrained)
+    before = path.read_bytes()
+    shutil.rmtree(retrained.artifacts / "datasets")  # a retrain may have replaced it
+    damage(path)
+    assert make(retrained, "drift", BATCH).artifacts["drift"] is not None
+    assert path.read_bytes() == before
+
+
+def test_a_reference_that_cannot_be_made_again_stops_no_ingest(
+    retrained: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_use(retrained, monkeypatch, "knn")
+    reference_path(retrained).unlink()
+    batch, gone, *_ = retrained.project.listing.batches
+    shutil.rmtree(retrained.workspace.batch_folder(gone))
+    status = retrained.project.status(STAGES["champion"], "")
+    assert (status.code, "phasewatch run --ingest-only" in status.remedy) == ("damaged", True)
+    assert "are not ingested" in status.message
+    result = retrained.execute("ingest", batch)
+    assert result.success, failure(result)
+    assert "are not ingested" in materialized(result)["drift"]["why"]
+    assert retrained.ingest() == [gone]  # as the remedy says
+    assert set(codes(retrained.project, "drift").values()) == {"not_made", "current"}
+    assert retrained.ingest()
+    assert set(codes(retrained.project, "drift").values()) == {"current"}
+
+
+def test_a_lost_list_of_training_episodes_stops_no_ingest(
+    retrained: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_use(retrained, monkeypatch, "knn")
+    reference_path(retrained).with_name(TRAINING_FILE).unlink()
+    result = retrained.execute("ingest", BATCH)
+    assert result.success, failure(result)
+    assert TRAINING_FILE in materialized(result)["drift"]["why"]
 
 
 def test_drift_and_page_follow_the_champion(retrained: Lab, monkeypatch: Any) -> None:

@@ -100,6 +100,7 @@ REASONS_OF_THE_ISSUE = {
         "file_hash_mismatch",
         "unsafe_archive",
         "broken_archive",
+        "renamed_archive",
         "schema",
         "labels_out_of_order",
         "unknown_label",
@@ -426,6 +427,20 @@ DEFECTS: dict[str, dict[str, Plant | tuple[Plant, str]]] = {
         "large archive": (archived(limits={"MAX_ARCHIVE_BYTES": 999}), "999"),
         "large member": (archived(limits={"MAX_MEMBER_BYTES": 999}), "999"),
         "many members": (archived(limits={"MAX_MEMBERS": 7}), "7 members"),
+    },
+    "renamed_archive": {
+        "another episode": (
+            packed_as(lambda _: pack(ulid(1), good())),
+            f"rename it to {ulid(1)}.tar.zst",
+        ),
+        "from a dot": (
+            packed_as(
+                lambda _: compress(
+                    pack_tar([entry(".", type=DIR), entry(f"./{ulid(1)}/{META}", b"{}")])
+                )
+            ),
+            f"its content is episode {ulid(1)}",
+        ),
     },
     # what is no archive, or no longer
     "broken_archive": {

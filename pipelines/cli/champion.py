@@ -13,10 +13,9 @@ from pipelines.cli import options
 from pipelines.cli.console import (
     FAILED,
     OK,
-    USAGE,
     Document,
     Table,
-    fail,
+    one_of,
     workspace_of,
 )
 
@@ -25,6 +24,9 @@ if TYPE_CHECKING:
     from evaluation.documents import Objection
     from stages.champion import Trial
     from stages.project import Project
+    from stages.workspace import Workspace
+
+_STALE_NOW = "Drift and the report page are stale now. Run: phasewatch run"
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,16 @@ class History(Document):
                 yield f"     over the alarm budget, accepted: {entry['accepted']['why']}"
 
 
-def champion(config: options.Config = None, artifacts: options.Artifacts = None) -> History:
+def champion(
+    config: options.Config = None,
+    store: options.Store = None,
+    artifacts: options.Artifacts = None,
+) -> History:
     """Show the model in use, its evidence and the history."""
     from champion.history import kept_path, read_history
     from stages.project import Project
 
-    project = Project(workspace_of(config, None, artifacts, must_exist=True))
+    project = Project(workspace_of(config, store, artifacts, must_exist=True))
     folder = project.workspace.champion_folder
     history = read_history(folder)
     status = project.status(project.stages["champion"], "", verify=True)
@@ -107,6 +113,7 @@ class Promotion(Document):
             yield f"{self.challenger} is champion" + (
                 f"; {self.against} was before" if self.against else ""
             )
+            yield _STALE_NOW
         yield from (f"accepted: {ground['sentence']}" for ground in self.accepted)
         yield from (f"note: {note}" for note in self.notes)
 
@@ -136,22 +143,24 @@ def promote(
 
     docs/champion.md explains the rules. Exit code 1 if they do not allow it.
     """
-    from models.registry import VARIANTS, find_variant
+    from models.registry import MODELS, VARIANTS, find_variant
+    from pipelines.home import dagster_home
     from stages import champion as core
     from stages.project import Project
 
     by_name = {variant.name: variant for variant in VARIANTS}
-    try:  # an oracle can be named, and is rejected with the reason
-        challenger = by_name.get(model) or find_variant(model, "realistic")
-    except ValueError as error:
-        fail(str(error), USAGE)
+    # an oracle can be named, and is rejected with the reason
+    if model not in by_name:
+        one_of("model", model, MODELS)
+    challenger = by_name.get(model) or find_variant(model, "realistic")
     project = Project(workspace_of(config, store, artifacts, must_exist=True))
     if dry_run:
         trial = core.judge(project, challenger, accept_alarms=accept_alarms)
     else:
+        dagster_home(project.workspace)  # refused before anything is changed
         trial = core.promote(project, challenger, by=_user(), why=why, accept_alarms=accept_alarms)
         if trial.promoted:
-            _tell_dagster(trial.promoted)
+            _tell_dagster(project.workspace, trial.promoted)
     return Promotion(
         challenger=challenger.name,
         checkpoints=trial.checkpoints,
@@ -177,11 +186,13 @@ class Rollback(Document):
     def text(self) -> Iterator[str]:
         number = self.champion.number
         yield f"{self.champion.name} is champion again (number {number} of the history)"
+        yield _STALE_NOW
 
 
 def rollback(
     why: options.Why = "",
     config: options.Config = None,
+    store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> Rollback:
     """Put the previous champion in use again.
@@ -189,10 +200,12 @@ def rollback(
     Exit code 4 if it was trained for another input layout.
     """
     from champion.history import roll_back
+    from pipelines.home import dagster_home
 
-    workspace = workspace_of(config, None, artifacts, must_exist=True)
+    workspace = workspace_of(config, store, artifacts, must_exist=True)
+    dagster_home(workspace)  # refused before anything is changed
     champion = roll_back(workspace.champion_folder, workspace.layout, by=_user(), why=why)
-    _tell_dagster(champion)
+    _tell_dagster(workspace, champion)
     return Rollback(champion)
 
 
@@ -210,18 +223,17 @@ def _user() -> str:
         return "unknown"
 
 
-def _tell_dagster(champion: Champion) -> None:
+def _tell_dagster(workspace: Workspace, champion: Champion) -> None:
     try:
         import dagster as dg
     except ModuleNotFoundError:  # the base install: there is no Dagster to tell
         return
 
     from assets.metadata import as_metadata
-    from pipelines.home import prepare_dagster_home
+    from pipelines.home import dagster_instance
     from stages.champion import champion_facts
 
-    prepare_dagster_home()
-    with dg.DagsterInstance.get() as instance:
+    with dagster_instance(workspace) as instance:
         instance.report_runless_asset_event(
             dg.AssetMaterialization("champion", metadata=as_metadata(champion_facts(champion)))
         )
@@ -234,10 +246,11 @@ def _notes(project: Project, trial: Trial) -> Iterator[str]:
     challenger = trial.variant
     for recipe in trial.checkpoints:
         stage = project.stages[f"checkpoints/{challenger.name}"]
-        if project.status(stage, recipe).code == "settings":
+        status = project.status(stage, recipe)
+        if status.code in ("settings", "version"):
             yield (
-                f"recipe {recipe}: {challenger.name} was trained with other settings than those "
-                f"in force; retrain: phasewatch run --recipe {recipe}"
+                f"recipe {recipe}: {challenger.name} was {status.message}; retrain: "
+                f"phasewatch run --recipe {recipe}"
             )
     best = None if trial.champion else best_on_validation(project)
     if best is not None and best != challenger and trial.checkpoints:

@@ -148,6 +148,9 @@ def diff(
     )
 
 
+_HASHES = ("dataset_version", "contract_hash", "schema_hash", "checkpoint_id")
+
+
 @dataclass(frozen=True)
 class Inventory(Document):
     """What checkpoints are, and whether they would load."""
@@ -161,9 +164,11 @@ class Inventory(Document):
                    "verified" if self.verified else "loads")  # fmt: skip
         yield Table(columns, [self._row(entry) for entry in self.entries])
         yield ""
+        whole = len(self.entries) == 1
         for entry, row in zip(self.entries, self.checkpoints, strict=True):
-            yield str(entry.path)
-            for name in ("dataset_version", "contract_hash", "schema_hash", "checkpoint_id"):
+            if whole or entry.broken or entry.unverified:
+                yield str(entry.path)
+            for name in _HASHES if whole else ():
                 if row[name]:
                     yield f"  {name:<15} {row[name]}"
             if entry.broken is not None:
@@ -175,7 +180,9 @@ class Inventory(Document):
             if entry.differences:
                 alike.setdefault(tuple(entry.differences), []).append(entry.path)
         for lines, paths in alike.items():
-            yield "\n" + "\n".join([*map(str, paths), *(f"  - {line}" for line in lines)])
+            yield "\n".join([*map(str, paths), *(f"  - {line}" for line in lines)])
+        if not whole:
+            yield f"{len(self.entries)} checkpoints; name one, or give --json, to see its hashes"
 
     def _row(self, entry: Entry) -> tuple[str, ...]:
         row = entry.as_row()

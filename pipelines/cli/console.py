@@ -9,14 +9,18 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
 
 import typer
 from typer.core import TyperArgument, TyperCommand
+
+from config.messages import address_of, addressed, unknown
 
 if TYPE_CHECKING:
     from stages.workspace import Workspace
@@ -113,10 +117,11 @@ def with_json(function: Callable[..., Document | None]) -> Callable[..., None]:
 
     @wraps(function)
     def run(as_json: bool = False, **arguments: Any) -> None:
+        address = address_of(arguments)
         try:
             document = function(**arguments)
         except CommandError as error:
-            show_error(str(error), error.document, as_json=as_json)
+            show_error(str(error), error.document, as_json=as_json, address=address)
             raise typer.Exit(error.code) from None
         except KeyboardInterrupt:
             show_error("interrupted", {}, as_json=as_json)
@@ -125,10 +130,10 @@ def with_json(function: Callable[..., Document | None]) -> Callable[..., None]:
             kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__name__ in EXIT_CODES]
             if not kinds:
                 raise
-            show_error(str(error), {}, as_json=as_json)
+            show_error(str(error), {}, as_json=as_json, address=address)
             raise typer.Exit(EXIT_CODES[kinds[0]]) from None
         if document is not None:  # None: a subcommand follows
-            show(document, as_json=as_json)
+            show(document, as_json=as_json, address=address)
             raise typer.Exit(document.exit_code)
 
     option = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -144,22 +149,40 @@ def with_json(function: Callable[..., Document | None]) -> Callable[..., None]:
     return run
 
 
-def show(document: Document, *, as_json: bool) -> None:
-    """Print a document: the one renderer of all commands."""
+def show(document: Document, *, as_json: bool, address: Mapping[str, str]) -> None:
+    """Print a document: the one renderer of all commands.
+
+    Args:
+        address: options that the commands in it need.
+    """
     if as_json:
-        typer.echo(json.dumps(document.as_json(), indent=1))
+        typer.echo(json.dumps(_addressed(document.as_json(), address), indent=1))
         return
     for part in document.text():
         if isinstance(part, Table):
             _show_table(part)
         else:
-            typer.echo(part)
+            typer.echo(addressed(part, address))
 
 
-def show_error(message: str, document: dict[str, Any], *, as_json: bool) -> None:
-    note(message)
+def show_error(
+    message: str,
+    document: dict[str, Any],
+    *,
+    as_json: bool,
+    address: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    note(addressed(message, address))
     if as_json:
-        typer.echo(json.dumps(document | {"error": message}, indent=1))
+        typer.echo(json.dumps(_addressed(document | {"error": message}, address), indent=1))
+
+
+def _addressed(value: Any, address: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {name: _addressed(item, address) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_addressed(item, address) for item in value]
+    return addressed(value, address) if isinstance(value, str) else value
 
 
 def not_installed(module: str) -> str:
@@ -206,7 +229,11 @@ def workspace_of(
 def existing(path: Path) -> Path:
     """The path of something that is to be read."""
     if not path.exists() and not path.is_symlink():
-        fail(f"{path}: no such file or folder", USAGE)
+        folder = path.parent
+        names = [each.name for each in folder.iterdir()] if folder.is_dir() else []
+        near = get_close_matches(path.name, names, n=1)
+        hint = f"; did you mean {folder / near[0]}?" if near else ""
+        fail(f"{path}: no such file or folder{hint}", USAGE)
     return path
 
 
@@ -221,7 +248,7 @@ def one_of(name: str, value: str, known: Iterable[str]) -> str:
     """A value that must be one of the known ones."""
     known = list(known)
     if value not in known:
-        fail(f"no {name} {value!r}; choose from {', '.join(known)}", USAGE)
+        fail(unknown(name, value, known), USAGE)
     return value
 
 

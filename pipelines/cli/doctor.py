@@ -29,6 +29,23 @@ if TYPE_CHECKING:
 
 MIN_FREE_BYTES = 2_000_000_000
 _SHOWN = 5  # items of a list
+_LABELS = {
+    "base": "packages of the base install",
+    "train": "packages of the extra train",
+    "orchestrate": "packages of the extra orchestrate",
+    "path": "folder",
+    "free_gb": "free disk space, GB",
+    "found": "GPUs of this machine",
+    "usable": "usable by torch",
+    "device": "setting device",
+    "home": "folder of its records",
+    "ready": "folder is set up",
+    "daemon": "daemon is running",
+    "on": "automation turned on",
+    "runs_under_way": "runs under way",
+    "differences": "index and files differ",
+}
+"""What a key of the JSON document is called in the table."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +68,10 @@ class Diagnosis(Document):
         rows = []
         for name, section in self.sections.items():
             for key, value in section.items():
+                label = _LABELS.get(key, key)
                 for line in _lines(value):
-                    rows.append((name, key, line))
-                    name = key = ""  # shown once
+                    rows.append((name, label, line))
+                    name = label = ""  # shown once
         yield Table(("about", "what", "found"), rows)
 
     @property
@@ -90,7 +108,7 @@ def doctor(
         _disk(findings, workspace.artifacts_path)
         _gpu(findings, workspace.device, torch="train" not in missing)
         if "orchestrate" not in missing:
-            _dagster(findings)
+            _dagster(findings, workspace)
         _stages(findings, workspace)
     return findings
 
@@ -152,8 +170,15 @@ def _gpu(findings: Diagnosis, device: str, *, torch: bool) -> None:
         findings.problem("device is cuda, but no GPU is usable", "set `device: auto`")
 
 
-def _dagster(findings: Diagnosis) -> None:
-    home = dagster_home()
+def _dagster(findings: Diagnosis, workspace: Workspace) -> None:
+    from stages.workspace import SettingsError
+
+    try:
+        home = dagster_home(workspace)
+    except SettingsError as error:
+        problem, _, remedy = str(error).partition(" Run: ")
+        findings.problem(problem, remedy)
+        return
     section: dict[str, Any] = {"home": str(home), "ready": (home / "dagster.yaml").is_file()}
     findings.sections["dagster"] = section
     if not section["ready"]:

@@ -27,9 +27,8 @@ from pipelines.cli.console import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from episodes.reading import Episode
     from episodes.store import StoredEpisode
-    from episodes.validation import Record, ValidationPolicy
+    from episodes.validation import JudgedEpisode, Record, ValidationPolicy
     from features.extraction import Extracted
     from models.checkpoint import Checkpoint
     from stages.workspace import Workspace
@@ -102,7 +101,7 @@ def validate(
         summary=summary_line([record.verdict for record in others or records]),
         episodes=[record.as_row() for record in records],
         changes=changes,
-        lines=[record.line for record in records if record.reasons],
+        lines=[record.line for record in records if episode or record.reasons],
     )
 
 
@@ -158,25 +157,26 @@ def _verdict(record: Record) -> dict[str, Any]:
 
 def _extracted(
     workspace: Workspace, episode: str, *, anyway: bool
-) -> tuple[Record, Episode, Extracted]:
+) -> tuple[JudgedEpisode, Extracted]:
     """Judge and extract an episode; its verdict goes to stderr.
 
     Fails with REJECTED if it cannot be read, or is not usable and ``anyway`` was not given.
     """
-    from episodes.validation import validate as judge
+    from episodes.validation import EpisodeError, check_usable, read_judged
     from features.alignment import AlignmentError
     from features.extraction import extract as extract_episode
 
     stored = _stored(workspace, episode)
-    record, read = judge(stored, workspace.validation, workspace.layout.fields)
-    if read is None or not (record.usable or anyway):
-        hint = "" if read is None else "\nIt is skipped; --anyway uses it all the same."
-        fail(record.line + hint, REJECTED, **_verdict(record))
-    note(record.line)
     try:
-        return record, read, extract_episode(read, workspace.layout)
+        read = read_judged(stored, workspace.validation, workspace.layout.fields)
+        check_usable(read.record, anyway=anyway)
+    except EpisodeError as error:
+        fail(str(error), REJECTED, **_verdict(error.record))
+    note(read.record.line)
+    try:
+        return read, extract_episode(read, workspace.layout)
     except AlignmentError as error:
-        fail(f"{stored.path}: {error}", REJECTED, **_verdict(record))
+        fail(f"{stored.path}: {error}", REJECTED, **_verdict(read.record))
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def extract(
     workspace = workspace_of(config, store)
     if not out.absolute().parent.is_dir():
         fail(f"{out}: folder {out.absolute().parent} does not exist", USAGE)
-    record, read, extracted = _extracted(workspace, episode, anyway=anyway)
+    read, extracted = _extracted(workspace, episode, anyway=anyway)
     malformed = {name: rows.n_malformed for name, rows in read.sources.items()}
     for name, n_rows in malformed.items():
         if n_rows:
@@ -243,7 +243,7 @@ def extract(
     except OSError as error:
         fail(f"{out}: not written ({error.strerror})", USAGE)
     return ExtractedFile(
-        verdict=_verdict(record),
+        verdict=_verdict(read.record),
         path=str(out),
         windows=len(windows),
         bins=len(extracted.series),
@@ -294,16 +294,16 @@ def predict(
 
     workspace = workspace_of(config, store, artifacts, must_exist=checkpoint is None)
     path, loaded, known = _load(workspace, checkpoint)
-    record, _, extracted = _extracted(workspace, episode, anyway=anyway)
+    read, extracted = _extracted(workspace, episode, anyway=anyway)
     layout, windows = workspace.layout, extracted.windows
     proba = loaded.predict_episode(extracted.series, extracted.features, layout)
     scores = alarm_score(proba.astype(float), layout.phases)
-    seen = None if known is None else record.episode_id in known
+    seen = None if known is None else read.episode_id in known
     note(f"scored by {loaded.variant.name}, {path}")
     if seen:
         note("warning: this episode was in the training set")
     return Prediction(
-        verdict=_verdict(record),
+        verdict=_verdict(read.record),
         model=loaded.variant.name,
         checkpoint=str(path),
         checkpoint_id=loaded.artifact_id,

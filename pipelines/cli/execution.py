@@ -8,11 +8,10 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from datasets.splits import RECIPES
-from pipelines.cli.console import USAGE, fail, not_installed, one_of
+from pipelines.cli.console import fail, not_installed, one_of
 from stages.project import Project
 
 if TYPE_CHECKING:
@@ -54,10 +53,7 @@ def run_all(
         one_of("recipe", recipe, RECIPES)
     project = open_project(workspace)
     for batch in batches or ():
-        if batch not in project.listing.batches:
-            near = get_close_matches(batch, project.listing.batches, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            fail(f"{workspace.store_path}: no batch {batch!r}{hint}", USAGE)
+        one_of("batch", batch, project.listing.batches)
     ran = []
     ingest = batches or _keys(project, "ingest", project.listing.batches)
     log.info("%d batches, %d to ingest", len(project.listing.batches), len(ingest))
@@ -104,34 +100,29 @@ def open_project(workspace: Workspace) -> Project:
     for difference in differences[:5]:
         log.warning("store: %s", difference)
     if len(differences) > 5:
-        log.warning("store: and %d more; see phasewatch validate", len(differences) - 5)
+        command = workspace.addressed("phasewatch validate")
+        log.warning("store: and %d more; see %s", len(differences) - 5, command)
     return project
 
 
 def sync_only(workspace: Workspace) -> Synced:
     """Register the store's batches with Dagster."""
-    import dagster as dg
-
-    from pipelines.home import prepare_dagster_home
+    from pipelines.home import dagster_instance
     from pipelines.partitions import sync_batches
 
     open_project(workspace)
-    prepare_dagster_home()
-    with dg.DagsterInstance.get() as instance:
+    with dagster_instance(workspace) as instance:
         return sync_batches(instance, workspace)
 
 
 def _execute_all(
     workspace: Workspace, job: str, keys: list[str], outputs: list[str] | None = None
 ) -> list[Ran]:
-    import dagster as dg
-
     from pipelines.definitions import build_defs
-    from pipelines.home import prepare_dagster_home
+    from pipelines.home import dagster_instance
     from pipelines.partitions import sync_batches
 
-    prepare_dagster_home()
-    with dg.DagsterInstance.get() as instance:
+    with dagster_instance(workspace) as instance:
         sync_batches(instance, workspace)
         definitions = build_defs(workspace=workspace)
         ran = []

@@ -30,6 +30,10 @@ _COLUMNS = (
     *("model", "mode", "macro F1", "interval", "val F1", "detected", "delay s", "false/h", "ECE"),
     "",
 )
+_LEGEND = (
+    "interval: 95 %, of macro F1. val F1: macro F1 on validation. delay s: median, in seconds. "
+    "false/h: false alarms per hour of clean time. ECE: expected calibration error."
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Leaderboard(Document):
             if reports:
                 found = [each for each in self.compared if each.recipe == recipe]
                 yield from _recipe(recipe, reports, found[0] if found else None)
+        yield f"{_LEGEND}\n"
         for line in _left_out(self.omitted):
             yield f"left out: {line}"
         for item in self.stale:

@@ -1,0 +1,52 @@
+"""Parts that messages of every room share: commands that work when pasted, and unknown names."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+OPTIONS = ("config", "store", "artifacts")
+"""Options that say which project a command is about."""
+
+_TAKEN = dict.fromkeys(
+    ("run", "sync", "predict", "report", "champion", "promote", "rollback", "doctor"), OPTIONS
+) | dict.fromkeys(("validate", "extract"), ("config", "store"))
+_COMMAND = re.compile(
+    rf"\bphasewatch ({'|'.join(_TAKEN)})\b(?! --(?:{'|'.join(OPTIONS)})\b)"
+    r"|(?<![\w/'] )dagster job execute\b"
+)
+_SHOWN = 12  # names of a list
+
+
+def address_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """Of some values those that say which project they are of, as absolute paths."""
+    return {name: str(Path(values[name]).absolute()) for name in OPTIONS if values.get(name)}
+
+
+def addressed(text: str, address: Mapping[str, str]) -> str:
+    """A text in which every command names the same project: it works when it is pasted."""
+
+    def complete(match: re.Match[str]) -> str:
+        if match[1] is None:
+            paths = {f"PHASEWATCH_{name.upper()}": path for name, path in address.items()}
+            if "artifacts" in address:
+                paths["DAGSTER_HOME"] = f"{address['artifacts']}/dagster_home"
+            return " ".join([*(f"{n}={shlex.quote(p)}" for n, p in paths.items()), match[0]])
+        given = [n for n in _TAKEN[match[1]] if n in address]
+        return " ".join([match[0], *(f"--{n} {shlex.quote(address[n])}" for n in given)])
+
+    return _COMMAND.sub(complete, text)
+
+
+def unknown(what: str, value: str, known: Iterable[str]) -> str:
+    """What a name must be, the nearest one, and what was given."""
+    names = list(known)
+    near = get_close_matches(value, names, n=1)
+    listed = ", ".join(names[:_SHOWN])
+    more = f" or {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{what} must be one of {listed}{more}, got {value!r}{hint}"
