@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datasets.splits import UNAVAILABLE
 from evaluation.documents import (
     CheckName,
+    CleanTime,
     Comparisons,
     Condition,
     Detection,
@@ -18,6 +19,7 @@ from evaluation.documents import (
     EvalReport,
     Figure,
     Objection,
+    OperatingPoint,
     Remark,
 )
 from evaluation.scores import BASELINES, SHORTCUTS
@@ -193,6 +195,11 @@ def findings(check: DriftCheck) -> list[str]:
     changed = [row for row in check.rows if row.severity != "ok"]
     changed.sort(key=lambda row: row.value or 0, reverse=True)
     return [DRIFT_FINDINGS[check.name].format(**dict(row)) for row in changed]
+
+
+def absent(why: str | None) -> str:
+    """What is said in place of a recipe's figures; ``why`` if the store cannot give it."""
+    return why or "not evaluated"
 
 
 def conditional_on(condition: Condition) -> str:
@@ -419,5 +426,48 @@ def alarms(detection: Detection) -> list[str]:
     return [
         attacks,
         f"{plural(events, 'false alarm')} in {clean}: {measure(false.value)} per hour "
-        f"({span(false, measure)}){budget}.",
+        f"({span(false, measure)}){budget}; {alarmed(detection)}.",
     ]
+
+
+def alarmed(part: Detection | CleanTime) -> str:
+    """How much of clean time, or of a part of it, is under alarm."""
+    figure = part.clean_time_alarmed
+    interval = f" ({span(figure, percent)})" if span(figure, percent) else ""
+    return f"{percent(figure.value)} of it under alarm{interval}"
+
+
+def job_label(job: str) -> str:
+    """What a part of clean time is called."""
+    return {"any": "with a job", "none": "without a job"}.get(job, f"with {job}")
+
+
+def by_job(detection: Detection) -> list[str]:
+    """Alarms in the parts of clean time, one sentence each."""
+    return [
+        f"Clean time {job_label(part.job)}: "
+        + (
+            f"{plural(part.false_alarms, 'false alarm')} in {clean_time(part.hours)}: "
+            f"{measure(part.false_alarms_per_hour.value)} per hour "
+            f"({span(part.false_alarms_per_hour, measure)}); {alarmed(part)}."
+            if part.hours
+            else "none on the test side."
+        )
+        for part in detection.by_job
+    ]
+
+
+def threshold(detection: Detection) -> str:
+    """The threshold, with what it is worth."""
+    return number(detection.threshold.value) + (" (provisional)" if detection.provisional else "")
+
+
+def within_budget(points: Sequence[OperatingPoint], detection: Detection) -> str:
+    """The most attacks that a threshold chosen on test would find within the budget."""
+    shares = [
+        point.detected_share.value
+        for point in points
+        if (point.false_alarms_per_hour.value or 0) <= detection.budget_per_hour
+        and (point.clean_time_alarmed.value or 0) <= detection.budget_clean_time
+    ]
+    return percent(max((share for share in shares if share is not None), default=None))
