@@ -414,9 +414,7 @@ def _unverified(recipe: str, entry: Entry) -> Iterator[Objection]:
         yield Objection(code="unverified", recipe=recipe, names={"problem": problem})
     elif entry.differences:
         names = {"problem": shortened(entry.differences)}
-        yield Objection(
-            code="does_not_verify", recipe=recipe, about=str(entry.path), names=names
-        )
+        yield Objection(code="does_not_verify", recipe=recipe, about=str(entry.path), names=names)
 
 
 def _fits(project: Project, champion: Champion) -> bool:

@@ -208,7 +208,7 @@ LOUD = ["infected_running"] * len(WINDOWS)
 
 def test_a_model_over_the_budget_is_refused_on_each_recipe_where_alarms_count() -> None:
     quiet, loud = alarms(TRUTH), alarms(LOUD)
-    every = {recipe: loud for recipe in RECIPES}
+    every = dict.fromkeys(RECIPES, loud)
     assert grounds_against_alarms({"host": quiet, "time": quiet}, POLICY) == []
     found = grounds_against_alarms(every, POLICY)
     assert [(g.code, g.recipe) for g in found] == [
@@ -272,7 +272,9 @@ def test_what_the_champion_knows_is_no_test() -> None:
 
 
 def test_the_sessions_that_the_champion_knows_are_no_test() -> None:
-    one, same, next_day = (ulid(t // 1_000_000) for t in (START_NS, START_NS + 1, START_NS + DAY_NS))
+    one, same, next_day = (
+        ulid(t // 1_000_000) for t in (START_NS, START_NS + 1, START_NS + DAY_NS)
+    )
     training, test = table(episode_id=[one]), table(episode_id=[one, same, next_day])
     assert known_to("session", training, test, SplitPolicy()).to_list() == [True, True, False]
 

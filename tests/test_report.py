@@ -36,8 +36,8 @@ from evaluation.documents import (
     DriftNote,
     EvalReport,
     FigureNote,
-    Objection,
     LearningCurve,
+    Objection,
     ReportWarning,
     Timeline,
     schema_text,
@@ -55,7 +55,9 @@ FACTS = {
     "code_commit": "c0ffee" * 6,
     "generated_from": ["d1" * 32],
     "left_out": [],
-    "champion": None, "accepted": None, "unavailable": {},
+    "champion": None,
+    "accepted": None,
+    "unavailable": {},
     "not_compared": 3,
 }
 VOID = {"meta", "br", "wbr", "col", "link", "img", "input", "hr", "path"}

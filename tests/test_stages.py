@@ -125,9 +125,9 @@ def rewrite_index(lab: Lab, **values: Any) -> None:
     """Only what it says of the episodes counts here."""
     for batch in lab.project.listing.batches:
         path = lab.project.artifacts("ingest", batch)["validation_index"].path("index")
-        pl.read_parquet(path).with_columns(**{n: pl.lit(v) for n, v in values.items()}).write_parquet(
-            path
-        )
+        pl.read_parquet(path).with_columns(
+            **{n: pl.lit(v) for n, v in values.items()}
+        ).write_parquet(path)
 
 
 CAUSES: dict[str, tuple[str, str, Callable[[Lab, Any], Any]]] = {

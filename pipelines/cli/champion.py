@@ -149,9 +149,7 @@ def promote(
     if dry_run:
         trial = core.judge(project, challenger, accept_alarms=accept_alarms)
     else:
-        trial = core.promote(
-            project, challenger, by=_user(), why=why, accept_alarms=accept_alarms
-        )
+        trial = core.promote(project, challenger, by=_user(), why=why, accept_alarms=accept_alarms)
         if trial.promoted:
             _tell_dagster(trial.promoted)
     return Promotion(

@@ -30,7 +30,9 @@ Artifacts = Annotated[
 ]  # fmt: skip
 Recipes = Annotated[
     list[str] | None,
-    typer.Option("--recipe", metavar="NAME", help="host, sample, time or session; repeat for several."),
+    typer.Option(
+        "--recipe", metavar="NAME", help="host, sample, time or session; repeat for several."
+    ),
 ]
 Episode = Annotated[
     str, typer.Argument(metavar="EPISODE", help="An episode's id, or the path of a .tar.zst.")

@@ -173,9 +173,9 @@ def _recipe(
         label = wording.baseline_label(name)
         rows.append((label, modes, *_figure(figure), *[wording.NOTHING] * 6, "baseline"))
     yield Table(_COLUMNS, rows)
-    for best in picked[:1]:
-        for text in wording.by_job(best.detection) if best else ():
-            yield f"{wording.variant_label(best)}: {text}"
+    best = picked[0]
+    if best:
+        yield from (f"{wording.variant_label(best)}: {t}" for t in wording.by_job(best.detection))
     for text in (*wording.untested(first), *wording.gaps(first)):
         yield f"note: {text}"
     for models, text in wording.warnings(reports):
