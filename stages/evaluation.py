@@ -74,6 +74,8 @@ class HeldOutPredictions(FolderStage):
         )
 
     def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+        if manifest.facts.get("version") != self.version:
+            return Reason("format")
         changed = changed_checkpoints(project, key, manifest.facts["checkpoints"])
         dataset = project.artifact("datasets", key)
         if dataset is None or manifest.facts["dataset_version"] != dataset.version:
@@ -102,6 +104,7 @@ class HeldOutPredictions(FolderStage):
         path = staged.new_file("predictions", ".parquet")
         write_table(pl.concat(parts).to_arrow(), path)
         return {
+            "version": self.version,
             "recipe": key,
             "windows": dict(sorted(Counter(held_out["split"]).items())),
             "dataset_version": dataset.version,

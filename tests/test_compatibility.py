@@ -10,7 +10,6 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zstandard
@@ -40,8 +39,8 @@ def test_what_is_not_current_has_another_form_and_a_remedy(old: Lab) -> None:
     _, *others = project.listing.batches
     expected = {
         "ingest": "policy", "drift": "format", "champion": "current", "checkpoints": "current",
-        "datasets": "settings", "held_out_predictions": "settings", "eval_reports": "format",
-        "comparisons": "settings", "predictions": "format",
+        "datasets": "format", "held_out_predictions": "format", "eval_reports": "format",
+        "comparisons": "format", "predictions": "format",
     }  # fmt: skip
     made = {*project.listing.batches, RECIPE, ""}
     for stage in project.stages.values():
@@ -87,19 +86,16 @@ def test_a_run_makes_all_of_it_anew(old: Lab) -> None:
     assert {due.key for due in old.project.due("retrain")} == {"host", "time"}
 
 
-@pytest.mark.parametrize("chosen", [{}, {"model": "knn", "recipe": RECIPE}])
-def test_a_batch_is_scored_with_what_dagster_recorded(old: Lab, chosen: dict[str, Any]) -> None:
+def test_a_batch_is_scored_with_the_champion_that_dagster_recorded(old: Lab) -> None:
     old.ingest()
     batch = next(iter(old.project.listing.batches))
-    config = {"ops": {"predictions": {"config": chosen}}}
-    result = old.execute("score", batch, config=config)
+    result = old.execute("score", batch)
     assert result.success, failure(result)
-    facts = materialized(result)["predictions"]
-    model = chosen.get("model", "gbt")
-    assert (
-        facts["checkpoint_id"]
-        == (old.recorded(f"checkpoints/{model}_realistic", RECIPE)["checkpoint_id"])
-    )
+    recorded = old.recorded("checkpoints/gbt_realistic", RECIPE)["checkpoint_id"]
+    assert materialized(result)["predictions"]["checkpoint_id"] == recorded
+    config = {"ops": {"predictions": {"config": {"model": "knn", "recipe": RECIPE}}}}
+    refused = failure(old.execute("score", batch, config=config))
+    assert f"Run: phasewatch run --recipe {RECIPE}" in refused
 
 
 def test_python_reads_it_or_names_the_command(old: Lab) -> None:
@@ -107,4 +103,5 @@ def test_python_reads_it_or_names_the_command(old: Lab) -> None:
         phasewatch.read_report(old.project, RECIPE, "gbt")
     with pytest.raises(StageError, match="Run: phasewatch run --ingest-only"):
         phasewatch.open_windows(old.project, RECIPE, "gbt", split="test")
-    assert len(phasewatch.find_misclassified(old.project, RECIPE, "cnn"))
+    with pytest.raises(StageError, match=f"older form\nRun: phasewatch run --recipe {RECIPE}"):
+        phasewatch.find_misclassified(old.project, RECIPE, "cnn")
