@@ -101,7 +101,7 @@ def test_a_batch_is_scored_with_the_champion_that_dagster_recorded(old: Lab) -> 
 def test_python_reads_it_or_names_the_command(old: Lab) -> None:
     with pytest.raises(StageError, match=f"older form\nRun: phasewatch run --recipe {RECIPE}"):
         phasewatch.read_report(old.project, RECIPE, "gbt")
-    with pytest.raises(StageError, match="Run: phasewatch run --ingest-only"):
+    with pytest.raises(StageError, match=f"older form\nRun: phasewatch run --recipe {RECIPE}"):
         phasewatch.open_windows(old.project, RECIPE, "gbt", split="test")
     with pytest.raises(StageError, match=f"older form\nRun: phasewatch run --recipe {RECIPE}"):
         phasewatch.find_misclassified(old.project, RECIPE, "cnn")

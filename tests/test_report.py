@@ -44,6 +44,7 @@ from evaluation.documents import (
 )
 from evaluation.drawing import PHASE_COLOURS, learning_curve, operating, path, timeline
 from evaluation.report import evaluate
+from evaluation.scores import SHORTCUTS
 from evaluation.wording import SENTENCES, clean_time, conditional_on, measure, number
 from features.registry import LAYOUT, MODES
 from models.registry import MODELS, VARIANTS
@@ -393,6 +394,54 @@ def test_the_operating_curve_is_drawn_up_to_where_alarms_merge() -> None:
     assert drawn["found"][0].startswith("M0 ")
     nothing = one.detection.operating_curve.model_copy(update={"points": []})
     assert operating(one.detection.model_copy(update={"operating_curve": nothing})) is None
+
+
+CORPORA = {
+    # what is special of it -> changes of every window
+    "no clean time": {"purity": 0.5},
+    "no attack": {"onset_s": None, "actual": "clean"},
+    "a single host": {"host_id": "lab-a"},
+    "a job in all clean time": {"job": "backup"},
+}
+
+
+@pytest.mark.parametrize("which", CORPORA)
+def test_a_report_on_a_poor_store_is_honest_and_complete(which: str) -> None:
+    """Every figure is there, and each that has no value says why; page and card show it."""
+    windows = [window | CORPORA[which] for window in WINDOWS]
+    told = {name: [w["actual"] for w in windows] for name in ("gbt", *SHORTCUTS)}
+    facts = dataset(untested_profiles=["scan-and-dial"])
+    one = evaluate(
+        predictions(windows, told), "gbt", "realistic", CLASSES, facts,
+        IDENTITY | {"recipe": "time"}, POLICY, LAYOUT.window, TRAINING,
+    ).model_dump(mode="json")  # fmt: skip
+    check_schema(one)
+    for figure in figures_in(one["detection"]):
+        assert figure["value"] is not None or figure["note"], figure
+    why = "cannot be had: the store has one"
+    text = Page(
+        render_report([one], FACTS | {"unavailable": {"session": why, "host": why}})
+    ).inside("gbt-realistic-time")
+    detection, codes = one["detection"], [w["code"] for w in one["warnings"]]
+    parts = {part["job"]: part for part in detection["by_job"]}
+    assert "provisional_threshold" in codes
+    if which == "no clean time":
+        for name in ("false_alarms_per_hour", "clean_time_alarmed"):
+            assert detection[name]["note"]["code"] == "no_clean_time"
+        assert detection["threshold"]["note"]["code"] == "no_clean_validation"
+        assert "No test window is entirely clean" in text
+        assert "Not drawn" in text
+    if which == "no attack":
+        for name in ("detected_share", "median_delay_s"):
+            assert detection[name]["note"]["code"] == "no_attack"
+        assert {"armed", "infected_running", "dormant"} <= set(one["absent_classes"])
+        assert "No test episode contains an attack" in text
+    if which == "a single host":
+        assert [row["name"] for row in one["per_host"]] == ["lab-a"]
+    if which == "a job in all clean time":
+        assert list(parts) == ["any", "none", "backup"]
+        assert parts["backup"]["hours"] == parts["any"]["hours"] == detection["clean_hours"]["test"]
+        assert parts["none"]["false_alarms_per_hour"]["note"]["code"] == "no_clean_time"
 
 
 def test_no_report_at_all_is_a_page_too() -> None:
