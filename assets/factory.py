@@ -106,9 +106,9 @@ def _make(
         if declared.options:
             options = declared.options(**config.model_dump())
             stage = declared.with_options(options, f"run {context.run.run_id}")
-        status = project.status(stage, key)
-        if not status.available:
-            _say(context, f"{status.line}; skipped, with all that is made from it")
+        if not project.available(stage, key):
+            line = project.status(stage, key).line
+            _say(context, f"{line}; skipped, with all that is made from it")
             return
         project.require(stage.needs(project, key))
         check_recorded(context.instance, project, stage, key)

@@ -8,7 +8,7 @@ are codes with numbers; ``evaluation.wording`` makes the sentences.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -270,15 +270,15 @@ def grounds_against_alarms(
         if not hours:
             grounds.append(Objection(code="alarms_unmeasured", recipe=recipe))
             continue
-        budgets: dict[Literal["alarms_over_budget", "alarmed_time_over_budget"], Any] = {
-            "alarms_over_budget": ("false_alarms_per_hour", policy.false_alarms_per_hour),
-            "alarmed_time_over_budget": ("clean_time_alarmed", policy.clean_time_alarmed),
-        }
-        for code, (metric, budget) in budgets.items():
-            found = alarms[metric]
-            if found["value"] > budget:
-                numbers = {"budget": budget, "hours": hours, **found}
-                grounds.append(Objection(code=code, recipe=recipe, numbers=numbers))
+        rate, share = alarms["false_alarms_per_hour"], alarms["clean_time_alarmed"]
+        if rate["value"] > policy.false_alarms_per_hour:
+            numbers = {"budget": policy.false_alarms_per_hour, "hours": hours, **rate}
+            grounds.append(Objection(code="alarms_over_budget", recipe=recipe, numbers=numbers))
+        if share["value"] > policy.clean_time_alarmed:
+            numbers = {"budget": policy.clean_time_alarmed, "hours": hours, **share}
+            grounds.append(
+                Objection(code="alarmed_time_over_budget", recipe=recipe, numbers=numbers)
+            )
     return grounds
 
 

@@ -76,6 +76,7 @@ def _front_matter(header: Mapping[str, Any], report: EvalReport) -> dict[str, An
         "Attacks detected": detection.detected_share,
         "Median delay (s)": detection.median_delay_s,
         "False alarms per hour": detection.false_alarms_per_hour,
+        "Clean time alarmed": detection.clean_time_alarmed,
     }
     return {
         "model_name": f"phasewatch {header['name']} {header['mode']}, recipe {report.recipe}",

@@ -475,11 +475,8 @@ def _points(test: AlarmScores, bootstrap: EpisodeBootstrap) -> list[OperatingPoi
         return Estimate(value=finite_or_none(value), low=low, high=high)
 
     def delay(i: int) -> Estimate:
-        bounds = (finite_or_none(bound) for bound in interval(drawn[i]))
-        return Estimate(
-            value=finite_or_none(float(observed[i])),
-            **dict(zip(("low", "high"), bounds, strict=True)),
-        )
+        value, low, high = map(finite_or_none, (float(observed[i]), *interval(drawn[i])))
+        return Estimate(value=value, low=low, high=high)
 
     return [
         OperatingPoint(

@@ -10,7 +10,13 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
-from evaluation.documents import LearningCurve, ReliabilityBin, Timeline
+from evaluation.documents import (
+    Detection,
+    LearningCurve,
+    OperatingPoint,
+    ReliabilityBin,
+    Timeline,
+)
 
 PHASE_COLOURS = {  # on light paper, on dark paper
     "clean": ("#cdd5da", "#414b53"),
@@ -83,6 +89,47 @@ def reliability(bins: Sequence[ReliabilityBin]) -> dict[str, Any]:
     """Confidence against accuracy: the line, and its points."""
     points = [(each.confidence, each.accuracy) for each in bins]
     return {"line": path(points), "points": [(place(x), SIDE - place(y)) for x, y in points]}
+
+
+def operating(detection: Detection) -> dict[str, Any] | None:
+    """Attacks found and delay against false alarms per hour; None without clean time or attack.
+
+    Lines end where false alarms are most frequent: beyond, alarms merge and their number falls.
+    """
+    points, random = (
+        _rising(each)
+        for each in (detection.operating_curve.points, detection.operating_curve.random)
+    )
+    top = max([p.false_alarms_per_hour.value or 0.0 for p in points], default=0.0)
+    if not points or not top or points[-1].detected_share.value is None:
+        return None
+    random = [p for p in random if (p.false_alarms_per_hour.value or 0.0) <= top]
+    delays = [p.median_delay_s.value for p in (*points, *random)]
+    slowest = max([delay for delay in delays if delay is not None] or [LOW_LOSS])
+
+    def line(shown: Sequence[OperatingPoint], name: str, end: str, scale: float = 1.0) -> str:
+        ends = [getattr(getattr(point, name), end) for point in shown]
+        return path(
+            ((point.false_alarms_per_hour.value or 0.0) / top, None if y is None else y / scale)
+            for point, y in zip(shown, ends, strict=True)
+        )
+
+    at = detection.false_alarms_per_hour.value
+    return {
+        "top": top,
+        "slowest": slowest,
+        "found": [line(points, "detected_share", end) for end in ("value", "low", "high")],
+        "random_found": line(random, "detected_share", "value"),
+        "delay": [line(points, "median_delay_s", end, slowest) for end in ("value", "low", "high")],
+        "random_delay": line(random, "median_delay_s", "value", slowest),
+        "chosen": None if at is None or at > top else place(at / top),
+    }
+
+
+def _rising(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
+    """From the highest threshold down to where false alarms are most frequent."""
+    rates = [point.false_alarms_per_hour.value or 0.0 for point in points]
+    return list(points[: 1 + max(range(len(rates)), key=lambda i: (rates[i], -i))]) if rates else []
 
 
 def timeline(

@@ -13,7 +13,7 @@ from typing import Any
 from datasets.splits import RECIPES, SPLITS
 from evaluation import wording
 from evaluation.documents import BatchDrift, Comparison, Comparisons, EvalReport, Family
-from evaluation.drawing import learning_curve, palette, reliability, timeline
+from evaluation.drawing import learning_curve, operating, palette, reliability, timeline
 from evaluation.drift import CHECKS, FAIL, WARN, figures
 from evaluation.scores import ABLATED, BASELINES, SHORTCUTS
 from evaluation.templating import templates
@@ -41,8 +41,10 @@ def render_report(
         reports: one per checkpoint and recipe, in any order.
         facts: ``store``, ``episodes``, ``verdicts`` (verdict -> episodes), ``code_commit``,
             ``generated_from`` (data versions), ``left_out`` (what is not on the page: ``recipe``,
-            ``name``, ``why``), ``champion`` (its name, or None) and ``not_compared`` (how many
-            batches were not compared with its training data).
+            ``name``, ``why``), ``unavailable`` (recipe -> why the store cannot give it),
+            ``champion`` (its name, or None), ``accepted`` (alarms over the budget with which it
+            was promoted: ``why``, ``by``, ``since`` and ``grounds``; or None) and
+            ``not_compared`` (how many batches were not compared with its training data).
         comparisons: one per recipe.
         drift: one per batch, all against one champion.
 
@@ -77,8 +79,11 @@ def view(
     phases = _ordered(LAYOUT.phases, (c for r in by_key.values() for c in r.classes))
     levels = sorted({report.macro_f1.level for report in by_key.values()})
     shown = [
-        _recipe(recipe, models, modes, wanted, by_key, compared.get(recipe)) for recipe in recipes
+        _recipe(recipe, models, modes, wanted, by_key, compared.get(recipe))
+        | {"absent": wording.absent(facts["unavailable"].get(recipe))}
+        for recipe in recipes
     ]
+    had = [recipe for recipe in recipes if recipe not in facts["unavailable"]]
     return {
         "modes": [
             {
@@ -90,11 +95,13 @@ def view(
         ],
         "marks": {mode: i % MARKS for i, mode in enumerate(modes)},
         "recipes": shown,
-        "compared": _comparisons(shown, modes, models) if compared else None,
+        "compared": _comparisons([r for r in shown if r["name"] in had], modes, models)
+        if compared
+        else None,
+        "accepted": facts["accepted"],
+        "champion": facts["champion"],
         "drift": _drift(drift, facts),
-        "models": [
-            _model(model, modes, recipes, phases, wanted, by_key, compared) for model in models
-        ],
+        "models": [_model(model, modes, had, phases, wanted, by_key, compared) for model in models],
         "phases": phases,
         "palette": palette(phases),
         "n_reports": len(by_key),
@@ -231,7 +238,9 @@ def _recipe(
             default=None,
         ),
         "best": best,
-        "best_alarms": wording.alarms(best.detection) if best else [],
+        "best_alarms": wording.alarms(best.detection) + wording.by_job(best.detection)
+        if best
+        else [],
         "higher": ranked[0] if best and ranked[0] is not best else None,
         "picked": [wording.variant_label(report) for report in picked.values() if report],
         "below": [wording.variant_label(r) for r in reports if wording.below_shortcut(r)],
@@ -309,7 +318,10 @@ def _splits(report: EvalReport) -> View:
             ("windows", [side.windows for side in sides]),
             ("samples", [len(side.samples) for side in sides]),
         ],
-        "hosts": [side.hosts for side in sides],
+        "names_of": [
+            ("hosts", [side.hosts for side in sides]),
+            ("sessions", [side.sessions for side in sides]),
+        ],
         "phases": [
             (phase, [side.windows_by_phase.get(phase, 0) for side in sides])
             for phase in report.classes
@@ -490,6 +502,14 @@ def _detail(report: EvalReport | None, phases: list[str]) -> View | None:
         "curve": learning_curve(report.learning_curve),
         "reliability": [
             reliability(side.bins) for side in (calibration.as_trained, calibration.scaled)
+        ],
+        "operating": operating(report.detection),
+        "within_budget": [
+            wording.within_budget(points, report.detection)
+            for points in (
+                report.detection.operating_curve.points,
+                report.detection.operating_curve.random,
+            )
         ],
         "timeline": timeline(
             report.timeline, phases, report.detection.alarm_phases, report.window.stride_s

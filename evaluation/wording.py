@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datasets.splits import UNAVAILABLE
 from evaluation.documents import (
     CheckName,
+    CleanTime,
     Comparisons,
     Condition,
     Detection,
@@ -18,6 +19,7 @@ from evaluation.documents import (
     EvalReport,
     Figure,
     Objection,
+    OperatingPoint,
     Remark,
 )
 from evaluation.scores import BASELINES, SHORTCUTS
@@ -91,16 +93,18 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "too_few_left": "{episodes} test episodes are left to compare on, at least {needed} are "
     "needed; {left_out} were left out because the champion was trained on them or on what they "
     "hold out.",
+    "worse": "worse than the champion: macro F1 {challenger:.3f} against {champion:.3f}, "
+    "difference {value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f} on {episodes} episodes.",
     "may_be_worse": "it may be worse than the champion by more than {margin:g}: macro F1 "
     "{challenger:.3f} against {champion:.3f}, difference {value:+.3f}, 95 % interval {low:+.3f} "
     "to {high:+.3f} on {episodes} episodes.",
     "group_falls": "{group} {label} falls by {falls_by:.3f}, more than {margin:g}: macro F1 "
     "{challenger:.3f} against {champion:.3f}; episodes: {episodes}.",
-    "nowhere_better": "It is better than the champion beyond chance on no recipe: the highest "
-    "lower bound of a difference is {low:+.3f}.",
-    "baseline_not_beaten": "it is not better than {label} beyond chance: macro F1 "
-    "{challenger:.3f} against {baseline:.3f}, difference {value:+.3f}, 95 % interval {low:+.3f} "
-    "to {high:+.3f} on {episodes} episodes.",
+    "nowhere_better": "On no recipe does the interval of the difference lie above 0: the highest "
+    "lower bound is {low:+.3f}.",
+    "baseline_not_beaten": "not better than {label}: macro F1 {challenger:.3f} against "
+    "{baseline:.3f}, difference {value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f} on "
+    "{episodes} episodes.",
     "alarms_unmeasured": "the test side has no clean time, so its false alarms are not known.",
     "alarms_over_budget": "{value:.3g} false alarms per hour of clean time ({low:.3g} to "
     "{high:.3g}), budget {budget:g}, on {hours:.2g} clean hours.",
@@ -171,7 +175,10 @@ def objection(ground: Objection) -> str:
     """The sentence for a ground against a promotion."""
     about = ground.about or ""
     words = {"label": baseline_label(about) if about in BASELINES else about} | dict(ground.names)
-    said = SENTENCES[ground.code].format(recipe=ground.recipe, **words, **ground.numbers)
+    certain = ground.code == "may_be_worse" and ground.numbers["high"] < 0
+    said = SENTENCES["worse" if certain else ground.code].format(
+        recipe=ground.recipe, **words, **ground.numbers
+    )
     return f"Recipe {ground.recipe}: {said}" if ground.recipe else said
 
 
@@ -193,6 +200,11 @@ def findings(check: DriftCheck) -> list[str]:
     changed = [row for row in check.rows if row.severity != "ok"]
     changed.sort(key=lambda row: row.value or 0, reverse=True)
     return [DRIFT_FINDINGS[check.name].format(**dict(row)) for row in changed]
+
+
+def absent(why: str | None) -> str:
+    """What is said in place of a recipe's figures; ``why`` if the store cannot give it."""
+    return why or "not evaluated"
 
 
 def conditional_on(condition: Condition) -> str:
@@ -419,5 +431,48 @@ def alarms(detection: Detection) -> list[str]:
     return [
         attacks,
         f"{plural(events, 'false alarm')} in {clean}: {measure(false.value)} per hour "
-        f"({span(false, measure)}){budget}.",
+        f"({span(false, measure)}){budget}; {alarmed(detection)}.",
     ]
+
+
+def alarmed(part: Detection | CleanTime) -> str:
+    """How much of clean time, or of a part of it, is under alarm."""
+    figure = part.clean_time_alarmed
+    interval = f" ({span(figure, percent)})" if span(figure, percent) else ""
+    return f"{percent(figure.value)} of it under alarm{interval}"
+
+
+def job_label(job: str) -> str:
+    """What a part of clean time is called."""
+    return {"any": "with a job", "none": "without a job"}.get(job, f"with {job}")
+
+
+def by_job(detection: Detection) -> list[str]:
+    """Alarms in the parts of clean time, one sentence each."""
+    return [
+        f"Clean time {job_label(part.job)}: "
+        + (
+            f"{plural(part.false_alarms, 'false alarm')} in {clean_time(part.hours)}: "
+            f"{measure(part.false_alarms_per_hour.value)} per hour "
+            f"({span(part.false_alarms_per_hour, measure)}); {alarmed(part)}."
+            if part.hours
+            else "none on the test side."
+        )
+        for part in detection.by_job
+    ]
+
+
+def threshold(detection: Detection) -> str:
+    """The threshold, with what it is worth."""
+    return number(detection.threshold.value) + (" (provisional)" if detection.provisional else "")
+
+
+def within_budget(points: Sequence[OperatingPoint], detection: Detection) -> str:
+    """The most attacks that a threshold chosen on test would find within the budget."""
+    shares = [
+        point.detected_share.value
+        for point in points
+        if (point.false_alarms_per_hour.value or 0) <= detection.budget_per_hour
+        and (point.clean_time_alarmed.value or 0) <= detection.budget_clean_time
+    ]
+    return percent(max((share for share in shares if share is not None), default=None))

@@ -121,6 +121,8 @@ class Datasets(FolderStage):
         )
 
     def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+        if manifest.facts.get("version") != self.version:
+            return Reason("format")
         before, now = manifest.facts["batches"], shard_versions(project)
         changed = sorted(batch for batch in before if now.get(batch) != before[batch])
         if changed:
@@ -154,6 +156,7 @@ class Datasets(FolderStage):
             table, facts = build_table(windows, key, project.workspace.splits)
         except DatasetError as error:
             raise StageError(str(error)) from error
+        facts["version"] = self.version
         facts["batches"] = shard_versions(project)
         facts["validation_index_digest"] = fingerprint(
             {batch: files[INDEX].version for batch, files in shards.items()}

@@ -10,7 +10,7 @@ from evaluation import documents
 from evaluation.comparisons import compare
 from evaluation.documents import EvalReport, document_text
 from evaluation.report import evaluate
-from evaluation.wording import sentence
+from evaluation.wording import alarms, by_job, sentence
 from features.files import fingerprint
 from models.registry import VARIANTS, Variant
 from stages.alarm_rules import read_rule, threshold_note
@@ -33,10 +33,17 @@ REPORT_VERSION = "6"
 
 def _false_alarms_within_budget(project: Project, key: str, artifact: Manifest) -> CheckResult:
     report = read_report(artifact)
-    rate = report.detection.false_alarms_per_hour.value
-    budget = report.detection.budget_per_hour
-    facts = {"false_alarms_per_hour": rate, "budget_per_hour": budget}
-    return CheckResult(rate is None or rate <= budget, "warn", facts=facts)
+    found = report.detection
+    rate, share = found.false_alarms_per_hour.value, found.clean_time_alarmed.value
+    facts = {
+        "false_alarms_per_hour": rate,
+        "budget_per_hour": found.budget_per_hour,
+        "clean_time_alarmed": share,
+        "budget_clean_time": found.budget_clean_time,
+        "provisional": found.provisional,
+    }
+    within = (rate or 0) <= found.budget_per_hour and (share or 0) <= found.budget_clean_time
+    return CheckResult(within, "warn", facts=facts)
 
 
 class EvalReports(FolderStage):
@@ -61,7 +68,7 @@ class EvalReports(FolderStage):
             Check(
                 "false_alarms_within_budget",
                 self.name,
-                "On test, false alarms per hour of clean time stay within the budget.",
+                "On test, false alarms per hour and clean time alarmed stay within the budget.",
                 _false_alarms_within_budget,
             ),
         )
@@ -152,6 +159,18 @@ class EvalReports(FolderStage):
             "detected_share": detection.detected_share.value,
             "median_delay_s": detection.median_delay_s.value,
             "false_alarms_per_hour": detection.false_alarms_per_hour.value,
+            "clean_time_alarmed": detection.clean_time_alarmed.value,
+            "alarm_threshold": detection.threshold.value,
+            "threshold_provisional": detection.provisional,
+            **{
+                f"{metric}_job_{part.job}": getattr(part, metric).value
+                for part in detection.by_job
+                for metric in ("false_alarms_per_hour", "clean_time_alarmed")
+            },
+            "alarms": Markdown(
+                "\n".join(f"- {text}" for text in (*alarms(detection), *by_job(detection)))
+            ),
+            "operating_curve": detection.operating_curve.model_dump(),
             "test_windows": report.n_windows,
             "test_episodes": report.n_episodes,
             "checkpoint_id": report.checkpoint_id,

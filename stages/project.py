@@ -85,6 +85,10 @@ class Project:
         """The recipes that the store cannot give, and why: nothing of theirs is ever due."""
         return unavailable(self)
 
+    def available(self, stage: Stage, key: str) -> bool:
+        """Whether the store has what a stage's artifact for a key would be made from."""
+        return stage.partition != "recipe" or key not in self.unavailable
+
     @property
     def recipes(self) -> list[str]:
         """The recipes that the store can give."""
@@ -159,7 +163,7 @@ class Project:
         remembered = declared and outputs is None
         if remembered and (stage.name, key, verify) in self._statuses:
             return self._statuses[stage.name, key, verify]
-        if stage.partition == "recipe" and key in self.unavailable:
+        if not self.available(stage, key):
             return Status(stage.name, key, self.unavailable[key], stage.remedy(key))
         if declared:
             artifacts = self.artifacts(stage.name, key)
@@ -218,7 +222,7 @@ class Project:
                 cannot give the recipe.
         """
         began = time.monotonic()
-        if stage.partition == "recipe" and key in self.unavailable:
+        if not self.available(stage, key):
             raise StageError.of([self.status(stage, key)])
         self.require(stage.needs(self, key))
         wanted = [o.name for o in stage.outputs if outputs is None or o.name in outputs]

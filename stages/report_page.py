@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from champion.history import ChampionError, read_champion
 from datasets.splits import RECIPES
-from evaluation.documents import Comparisons, EvalReport
+from evaluation.documents import Comparisons, EvalReport, Objection
+from evaluation.wording import objection
 from features.files import file_sha256, fingerprint, write_atomically
 from models.registry import VARIANTS
 from stages.checkpoints import code_commit
@@ -76,7 +77,7 @@ class ReportPage(Stage):
     """One page on every checkpoint and recipe evaluated so far, to be read by people."""
 
     name = "report"
-    version = "5"
+    version = "6"
     partition = ""
     job = "retrain"
     docs = "evaluation.md"
@@ -114,6 +115,7 @@ class ReportPage(Stage):
                     for status in found.left_out
                 ],
                 "champion": _champion(project),
+                "unavailable": _unavailable(project),
                 "drift": [document.model_dump() for document in drift],
                 "verdicts": _verdicts(project),
             }
@@ -156,7 +158,8 @@ class ReportPage(Stage):
                     {"recipe": s.key, "name": s.stage.rpartition("/")[2], "why": s.message}
                     for s in found.left_out
                 ],
-                "champion": _champion(project),
+                "unavailable": _unavailable(project),
+                **_champion(project),
                 "not_compared": len(project.listing.batches) - len(drift),
             },
             found.comparisons,
@@ -183,12 +186,27 @@ class ReportPage(Stage):
         return f"{artifacts[self.name].path('page')}{note}"
 
 
-def _champion(project: Project) -> str | None:
+def _champion(project: Project) -> dict[str, Any]:
+    """The champion's name, and the alarms over the budget that were accepted with it."""
     try:
         champion = read_champion(project.workspace.champion_folder)
     except ChampionError:
-        return None
-    return champion.name if champion else None
+        champion = None
+    if champion is None:
+        return {"champion": None, "accepted": None}
+    accepted = champion.accepted and {
+        "by": champion.by,
+        "since": champion.since,
+        "why": champion.accepted["why"],
+        "grounds": [objection(Objection(**ground)) for ground in champion.accepted["grounds"]],
+    }
+    return {"champion": champion.name, "accepted": accepted}
+
+
+def _unavailable(project: Project) -> dict[str, str]:
+    """Why the store cannot give a recipe, by recipe."""
+    stage = project.stages["datasets"]
+    return {recipe: project.status(stage, recipe).message for recipe in project.unavailable}
 
 
 def _verdicts(project: Project) -> dict[str, int]:

@@ -527,7 +527,8 @@ def test_episodes_that_the_champion_was_trained_on_are_left_out(lab: Lab) -> Non
     )
     judgement = judge(lab.project, KNN).judgement
     assert not judgement.granted
-    assert "Recipe time: 0 test episodes are left to compare on" in judgement.reasons[0]
+    assert said(judgement.grounds)[0] == ("too_few_left", "time", None)
+    assert judgement.grounds[0].numbers["episodes"] == 0
 
 
 def test_a_champion_of_another_layout_cannot_come_back(

@@ -42,7 +42,7 @@ def copied(trained: Lab, tmp_path: Path) -> Path:
 
 def test_json_is_every_document_whole(trained: Lab) -> None:
     found = document(trained.artifacts, trained)
-    assert set(found) == {"reports", "comparisons", "left_out", "stale"}
+    assert set(found) == {"reports", "comparisons", "left_out", "unavailable", "stale"}
     assert {(r["model"], r["mode"]) for r in found["reports"]} == {
         (which.model, which.mode) for which in VARIANTS
     }

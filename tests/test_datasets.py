@@ -466,7 +466,7 @@ def test_what_only_training_has_is_no_problem():
 @pytest.mark.parametrize(
     ("recipe", "episodes", "policy", "message"),
     [
-        ("place", corpus(), POLICY, "recipe must be one of host, sample, time, session, got 'place'"),
+        ("place", corpus(), POLICY, "must be one of host, sample, time, session, got 'place'"),
         ("host", corpus(), replace(POLICY, test_host="lab-x"), "test_host must be .*, got 'lab-x'"),
         (
             "host",

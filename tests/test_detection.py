@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -12,13 +13,22 @@ import pytest
 from held_out import CLASSES, POLICY, WINDOWS, check_schema, predictions, report_of, report_on
 
 from evaluation.bootstrap import EpisodeBootstrap
-from evaluation.detection import AlarmScores, choose_threshold, median_statistic
-from evaluation.documents import FigureNote
+from evaluation.detection import (
+    MAX_POINTS,
+    AlarmScores,
+    choose_threshold,
+    clean_time,
+    median_statistic,
+    operating_curve,
+)
+from evaluation.documents import CleanTime, FigureNote, OperatingCurve, Subject
 from evaluation.figures import ReportPolicy
 from evaluation.scores import SHORTCUTS
 
 CLEAN, ARMED, RUNNING, DORMANT = CLASSES
 STRIDE_S = 5.0
+SUBJECT = Subject(model="gbt", mode="realistic", checkpoint_id="c", recipe="time",
+                  dataset_version="d")  # fmt: skip
 
 
 def alarm_scores(
@@ -118,6 +128,88 @@ def test_a_threshold_that_validation_cannot_choose_says_so():
     assert note is not None
     assert note.numbers["hours"] * note.numbers["per_hour"] == 1
     assert choose_threshold(alarm_scores([[0.1] * 800]), budget(6.0)) == (0.1, None)
+
+
+def test_the_threshold_keeps_to_the_clean_time_that_may_be_alarmed():
+    """One alarm that stays on is cheap by number only."""
+    val = alarm_scores([[0.1] * 50 + [0.6] * 50])
+    assert choose_threshold(val, budget(1e9, 0.5))[0] == 0.6
+    threshold, note = choose_threshold(val, budget(1e9, 0.02))
+    assert (threshold > 0.6, code_of(note)) == (True, "over_budget_everywhere")
+
+
+# --- clean time and jobs
+
+
+def parts_of(test: AlarmScores, threshold: float = 0.5) -> dict[str, CleanTime]:
+    bootstrap = EpisodeBootstrap(np.zeros(len(test.onset_s), dtype=np.int64), 100, 0)
+    return {part.job: part for part in clean_time(test, threshold, bootstrap, SUBJECT)}
+
+
+def test_alarms_are_counted_by_the_job_of_their_first_window():
+    test = alarm_scores(
+        [[0.9, 0.1, 0.9, 0.9], [0.1, 0.9, 0.9, 0.1]],
+        ["cccc", "ccc."],
+        [["", "", "backup", ""], ["build", "build", "", "index"]],
+    )
+    parts = parts_of(test)
+    assert list(parts) == ["", "any", "none", "backup", "build"]  # no index: it is not clean
+    assert {job: part.false_alarms for job, part in parts.items()} == {
+        "": 3, "any": 2, "none": 1, "backup": 1, "build": 1,
+    }  # fmt: skip
+    windows = {job: round(part.hours * 3600 / STRIDE_S) for job, part in parts.items()}
+    assert windows == {"": 7, "any": 3, "none": 4, "backup": 1, "build": 2}
+    alarmed = {job: part.clean_time_alarmed.value for job, part in parts.items()}
+    assert alarmed == {"": 5 / 7, "any": 2 / 3, "none": 3 / 4, "backup": 1.0, "build": 0.5}
+    assert parts["build"].false_alarms_per_hour.where == {"job": "build"}
+    assert parts[""].false_alarms_per_hour.where == {}
+
+
+def test_no_clean_time_with_a_job_is_said():
+    with_job = parts_of(alarm_scores([[0.1, 0.9]]))["any"]
+    for figure in (with_job.false_alarms_per_hour, with_job.clean_time_alarmed):
+        assert (figure.value, figure.low, figure.high) == (None, None, None)
+        assert code_of(figure.note) == "no_clean_time"
+
+
+# --- the operating curve
+
+
+def curve_of(test: AlarmScores) -> OperatingCurve:
+    bootstrap = EpisodeBootstrap(np.zeros(len(test.onset_s), dtype=np.int64), 100, 0)
+    return operating_curve(test, bootstrap, 0)
+
+
+def test_the_curve_goes_from_no_alarm_to_nothing_but_alarm():
+    random = np.random.default_rng(0)
+    test = alarm_scores(
+        np.concatenate([random.uniform(0, 0.5, (9, 30)), random.uniform(0.4, 1, (9, 10))], axis=1)
+        .tolist(), ["c" * 30 + "." * 10] * 9,
+    )  # fmt: skip
+    test = replace(test, onset_s=np.full(9, 155.0))
+    curve = curve_of(test)
+    for points in (curve.points, curve.random):
+        assert len(points) <= MAX_POINTS
+        thresholds = [point.threshold for point in points]
+        assert thresholds == sorted(thresholds, reverse=True)
+        alarmed = [point.clean_time_alarmed.value for point in points]
+        assert alarmed == sorted(alarmed)
+        assert (alarmed[0], alarmed[-1]) == (0.0, 1.0)
+        assert points[0].false_alarms_per_hour.value == 0.0
+        assert points[-1].detected_share.value == 1.0
+        for point in points:
+            rate = point.false_alarms_per_hour
+            events = test.false_alarms(point.threshold).sum()
+            if points is curve.points:
+                assert rate.value == pytest.approx(events / test.clean_hours.sum())
+            assert rate.low <= rate.value <= rate.high
+    assert curve.points[0].detected_share.value > curve.random[0].detected_share.value
+
+
+def test_a_curve_without_clean_time_or_attack_has_no_such_figures():
+    point = curve_of(alarm_scores([[0.1, 0.9]], [".."])).points[0]
+    assert (point.false_alarms_per_hour.value, point.clean_time_alarmed.value) == (None, None)
+    assert (point.detected_share.value, point.median_delay_s.value) == (None, None)
 
 
 # --- whole reports on made-up episodes
@@ -275,3 +367,17 @@ def test_the_budget_buys_a_lower_threshold():
     assert loose["budget_per_hour"] == 1e6
     with pytest.raises(ValueError, match="greater than or equal to 0"):
         ReportPolicy(false_alarms_per_hour=-1.0)
+
+
+@pytest.mark.parametrize(("n_windows", "provisional"), [(359, True), (360, False)])
+def test_a_threshold_is_provisional_below_half_a_clean_hour(n_windows: int, provisional: bool):
+    found = report({"a": ("c" * n_windows, None, "." * n_windows)})
+    assert found["detection"]["provisional"] is provisional
+    codes = [w["code"] for w in found["warnings"]]
+    assert ("provisional_threshold" in codes) is provisional
+
+
+def test_clean_time_under_alarm_beyond_the_budget_is_warned_of():
+    found = report({"a": ("c" * 40, None, "x" + "." * 39)})
+    (warning,) = (w for w in found["warnings"] if w["code"] == "clean_time_over_budget")
+    assert warning["numbers"] == {"share": 1 / 40, "budget": 0.02}

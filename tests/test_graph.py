@@ -333,4 +333,4 @@ def test_the_store_is_never_written(trained: Lab) -> None:
 
 
 def test_recipes_are_partitions() -> None:
-    assert RECIPE_PARTITIONS.get_partition_keys() == ["host", "sample", "time"]
+    assert RECIPE_PARTITIONS.get_partition_keys() == ["host", "sample", "time", "session"]

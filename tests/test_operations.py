@@ -200,7 +200,7 @@ def test_what_arrives_after_the_ingest_of_a_night_waits_for_the_next(small: Lab)
     late = small.store.add("lab-b", profile="io-walk", duration_s=20)
     batch = small.workspace.listing().find(late.episode_id).batch
     retrains = night(small)
-    assert {r.partition_key for r in retrains} == {"host", "sample", "time"}
+    assert {r.partition_key for r in retrains} == {"host", "time"}  # one sample a profile
     (ingest,) = night(small, later=timedelta(hours=20))
     assert (ingest.partition_key, ingest.asset_selection) == (batch, asset_keys("ingest"))
 
@@ -450,7 +450,7 @@ def test_doctor_says_what_is_stale_and_what_to_do(
     empty = tmp_path / "no-home"
     before = doctor(small, home=empty, monkeypatch=monkeypatch)
     assert before.exit_code == FAILED
-    assert f"checkpoints: {3 * len(VARIANTS)} of {3 * len(VARIANTS)}: missing\n" in before.output
+    assert f"checkpoints: {4 * len(VARIANTS)} of {4 * len(VARIANTS)}: missing\n" in before.output
     run = f"phasewatch run --store {small.store.root} --artifacts {small.artifacts}"
     assert f"remedy: {run}\n" in before.output
     assert not empty.exists()
@@ -460,7 +460,7 @@ def test_doctor_says_what_is_stale_and_what_to_do(
     small.ingest()
     document = json.loads(doctor(small, "--json", home=empty, monkeypatch=monkeypatch).stdout)
     assert "ingest" not in document["stale"]
-    assert document["stale"]["datasets"] == ["3 of 3: missing"]
+    assert document["stale"]["datasets"] == ["2 of 2: missing"]  # a sample a profile, and a session
     assert [problem["remedy"] for problem in document["problems"]] == [run]
     assert document["artifacts"]["free_gb"] > 0
     assert not document["ok"]

@@ -42,8 +42,9 @@ from evaluation.documents import (
     Timeline,
     schema_text,
 )
-from evaluation.drawing import PHASE_COLOURS, learning_curve, path, timeline
+from evaluation.drawing import PHASE_COLOURS, learning_curve, operating, path, timeline
 from evaluation.report import evaluate
+from evaluation.scores import SHORTCUTS
 from evaluation.wording import SENTENCES, clean_time, conditional_on, measure, number
 from features.registry import LAYOUT, MODES
 from models.registry import MODELS, VARIANTS
@@ -56,6 +57,8 @@ FACTS = {
     "generated_from": ["d1" * 32],
     "left_out": [],
     "champion": None,
+    "accepted": None,
+    "unavailable": {},
     "not_compared": 3,
 }
 VOID = {"meta", "br", "wbr", "col", "link", "img", "input", "hr", "path"}
@@ -258,7 +261,7 @@ def test_every_comparison_is_there_with_its_interval_or_its_p() -> None:
                     assert f"{round(100 * row['value']):+d}".replace("-", "−") in text
     assert "minus gbt , the best on validation" in text
     assert "oracle than position-only" in text  # the oracle's nonsense beats nobody
-    assert page.inside("compared").count("not compared") == 3  # no document of recipe time
+    assert page.inside("compared").count("not compared") == 6  # no document of two recipes
 
 
 def test_without_comparisons_there_is_no_empty_section() -> None:
@@ -288,7 +291,7 @@ def test_in_short_says_how_good_the_alarms_are() -> None:
     alarms["false_alarms_per_hour"] |= {"value": 12.0, "low": 4.0, "high": 20.0}
     text = page_of(one).inside("short")
     assert "4 of 5 attacks; half of all attacks within 6.25 s of their start (2.00 or more" in text
-    assert "3 false alarms in 15.0 clean minutes: 12.0 per hour (4.00 to 20.0), budget 6." in text
+    assert "3 false alarms in 15.0 clean minutes: 12.0 per hour (4.00 to 20.0), budget 2; " in text
     condition = EvalReport.model_validate(one).bootstrap.conditional_on
     assert conditional_on(condition) in text
     alarms["median_delay_s"]["value"], alarms["false_alarms"]["test"] = None, 0
@@ -338,6 +341,107 @@ def test_what_is_missing_is_said() -> None:
 def test_what_is_left_out_is_said() -> None:
     item = {"recipe": "time", "name": "gbt_oracle", "why": "of another input layout"}
     assert "of another input layout: gbt_oracle (time)" in page_of(report(), left_out=[item]).text
+
+
+def test_a_recipe_that_the_store_cannot_give_is_named_and_is_not_missing() -> None:
+    why = "cannot be had: the store has one recording session (2026-11-02)"
+    reports = [one for one in full() if one["recipe"] != "session"]
+    page = Page(render_report(reports, FACTS | {"unavailable": {"session": why}}, comparisons()))
+    assert f"recipe session: {why}" in page.inside("short")
+    assert "not evaluated" not in page.text
+    assert "session" not in page.inside("model-gbt")
+
+
+def test_alarms_accepted_with_the_champion_are_said() -> None:
+    accepted = {"by": "ann", "since": "2026-11-25", "why": "a small corpus", "grounds": ["Loud."]}
+    text = page_of(report(), champion="gbt_realistic", accepted=accepted).text
+    assert "ann promoted it all the same on 2026-11-25: a small corpus. Loud." in text
+
+
+def test_a_provisional_threshold_is_marked_wherever_it_is_shown() -> None:
+    one = report()
+    assert one["detection"]["provisional"]
+    text = page_of(one).inside("gbt-realistic-host")
+    assert "threshold 0.700 provisional ; budget 2" in text
+    assert "reaches 0.700 (provisional)" in text
+    assert "The alarm threshold is provisional" in page_of(one).inside("recipe-host")
+    one["detection"]["provisional"] = False
+    assert "provisional" not in page_of(one).inside("gbt-realistic-host")
+
+
+def test_alarms_are_shown_by_job() -> None:
+    one = report()
+    part = copy.deepcopy(one["detection"]["by_job"][1]) | {"job": "backup", "hours": 0.5}
+    part["false_alarms"] = 3
+    part["false_alarms_per_hour"] |= {"value": 6.0, "low": 1.5, "high": 12.5}
+    part["clean_time_alarmed"] |= {"value": 0.25, "low": 0.125, "high": 0.5}
+    one["detection"]["by_job"].append(part)
+    page = page_of(one)
+    assert "with a job – no clean time" in page.inside("gbt-realistic-host")
+    said = "with backup 6.00 (1.50 to 12.5) 3 in 30.0 clean minutes; alarmed 25.0% (12.5% to 50.0%)"
+    assert said in page.inside("gbt-realistic-host")
+    assert "Clean time with backup: 3 false alarms in 30.0 clean minutes: 6.00 per hour" in (
+        page.inside("short")
+    )
+
+
+def test_the_operating_curve_is_drawn_up_to_where_alarms_merge() -> None:
+    one = EvalReport.model_validate(report())
+    drawn = operating(one.detection)
+    assert drawn is not None
+    rates = [p.false_alarms_per_hour.value or 0 for p in one.detection.operating_curve.points]
+    assert drawn["top"] == max(rates)
+    assert drawn["found"][0].startswith("M0 ")
+    nothing = one.detection.operating_curve.model_copy(update={"points": []})
+    assert operating(one.detection.model_copy(update={"operating_curve": nothing})) is None
+
+
+CORPORA = {
+    # what is special of it -> changes of every window
+    "no clean time": {"purity": 0.5},
+    "no attack": {"onset_s": None, "actual": "clean"},
+    "a single host": {"host_id": "lab-a"},
+    "a job in all clean time": {"job": "backup"},
+}
+
+
+@pytest.mark.parametrize("which", CORPORA)
+def test_a_report_on_a_poor_store_is_honest_and_complete(which: str) -> None:
+    """Every figure is there, and each that has no value says why; page and card show it."""
+    windows = [window | CORPORA[which] for window in WINDOWS]
+    told = {name: [w["actual"] for w in windows] for name in ("gbt", *SHORTCUTS)}
+    facts = dataset(untested_profiles=["scan-and-dial"])
+    one = evaluate(
+        predictions(windows, told), "gbt", "realistic", CLASSES, facts,
+        IDENTITY | {"recipe": "time"}, POLICY, LAYOUT.window, TRAINING,
+    ).model_dump(mode="json")  # fmt: skip
+    check_schema(one)
+    for figure in figures_in(one["detection"]):
+        assert figure["value"] is not None or figure["note"], figure
+    why = "cannot be had: the store has one"
+    text = Page(
+        render_report([one], FACTS | {"unavailable": {"session": why, "host": why}})
+    ).inside("gbt-realistic-time")
+    detection, codes = one["detection"], [w["code"] for w in one["warnings"]]
+    parts = {part["job"]: part for part in detection["by_job"]}
+    assert "provisional_threshold" in codes
+    if which == "no clean time":
+        for name in ("false_alarms_per_hour", "clean_time_alarmed"):
+            assert detection[name]["note"]["code"] == "no_clean_time"
+        assert detection["threshold"]["note"]["code"] == "no_clean_validation"
+        assert "No test window is entirely clean" in text
+        assert "Not drawn" in text
+    if which == "no attack":
+        for name in ("detected_share", "median_delay_s"):
+            assert detection[name]["note"]["code"] == "no_attack"
+        assert {"armed", "infected_running", "dormant"} <= set(one["absent_classes"])
+        assert "No test episode contains an attack" in text
+    if which == "a single host":
+        assert [row["name"] for row in one["per_host"]] == ["lab-a"]
+    if which == "a job in all clean time":
+        assert list(parts) == ["any", "none", "backup"]
+        assert parts["backup"]["hours"] == parts["any"]["hours"] == detection["clean_hours"]["test"]
+        assert parts["none"]["false_alarms_per_hour"]["note"]["code"] == "no_clean_time"
 
 
 def test_no_report_at_all_is_a_page_too() -> None:
@@ -457,7 +561,7 @@ def test_equal_documents_in_any_order_give_equal_bytes() -> None:
 
 
 def test_documents_that_cannot_be_shown_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"schema\s+Input should be 'phasewatch.eval_report/4'"):
+    with pytest.raises(ValueError, match=r"schema\s+Input should be 'phasewatch.eval_report/5'"):
         render_report([report() | {"schema": "other/1"}], FACTS)
     with pytest.raises(ValueError, match=r"schema\s+Input should be 'phasewatch.comparisons/3'"):
         render_report([], FACTS, [comparisons()[0] | {"schema": "other/1"}])

@@ -25,7 +25,7 @@ from evaluation.drift import THRESHOLDS
 from features.files import fingerprint
 from features.registry import LAYOUT
 from pipelines.automation import new_batches
-from pipelines.cli.app import app
+from pipelines.cli.app import FAILED, app
 from pipelines.definitions import build_defs
 from resources.workspace import resource_of
 from stages.checkpoints import code_commit
@@ -210,6 +210,30 @@ def test_a_fresh_store_has_everything_to_make(lab: Lab) -> None:
     assert {due.key for due in lab.project.due("retrain")} == {*RECIPES, ""}
     with pytest.raises(StageError, match="phasewatch run --ingest-only"):
         lab.project.make(STAGES["datasets"], RECIPE)
+
+
+def test_what_the_store_cannot_give_is_skipped_and_said(
+    ingested: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    project = ingested.project
+    assert project.recipes == ["host", "sample", "time"]
+    assert {due.key for due in project.due("retrain")} == {"host", "sample", "time", ""}
+    codes_ = {s.code for stage in STAGES.values() if stage.partition == "recipe"
+              for s in project.statuses(stage, ["session"])}  # fmt: skip
+    assert codes_ == {"single_session"}
+
+    result = ingested.execute("retrain", "session")
+    assert result.success
+    assert materialized(result) == {}
+
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    paths = ["--store", str(ingested.store.root), "--artifacts", str(ingested.artifacts)]
+    told = CliRunner().invoke(app, ["run", "--recipe", "session", *paths])
+    assert told.exit_code == FAILED
+    assert "one recording session (2026-11-02)" in told.output
+    told = CliRunner().invoke(app, ["doctor", "--json", *paths])
+    (line,) = json.loads(told.stdout)["store"]["unavailable"]
+    assert line.startswith("recipe session: cannot be had: ")
 
 
 def test_ingest_reports_what_changed(

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 _SHOWN = 4  # names per reason for leaving out
 _COLUMNS = (
-    *("model", "mode", "macro F1", "interval", "val F1", "detected", "delay s", "false/h", "ECE"),
-    "",
+    *("model", "mode", "macro F1", "interval", "val F1", "detected", "delay s", "false/h"),
+    *("alarmed", "ECE", ""),
 )
 _LEGEND = (
     "interval: 95 %, of macro F1. val F1: macro F1 on validation. delay s: median, in seconds. "
@@ -43,6 +43,7 @@ class Leaderboard(Document):
     reports: list[dict[str, Any]]
     comparisons: list[dict[str, Any]]
     left_out: list[dict[str, Any]]
+    unavailable: list[dict[str, Any]]
     stale: list[dict[str, str]]
     current: list[EvalReport] = field(metadata=TEXT_ONLY)
     compared: list[Comparisons] = field(metadata=TEXT_ONLY)
@@ -57,6 +58,8 @@ class Leaderboard(Document):
             if reports:
                 found = [each for each in self.compared if each.recipe == recipe]
                 yield from _recipe(recipe, reports, found[0] if found else None)
+        for item in self.unavailable:
+            yield f"recipe {item['key']} {item['message']}"
         yield f"{_LEGEND}\n"
         for line in _left_out(self.omitted):
             yield f"left out: {line}"
@@ -101,6 +104,11 @@ def report(
         reports=[each.model_dump() for each in reports],
         comparisons=[each.model_dump() for each in current.comparisons],
         left_out=[status.as_row() for status in current.left_out],
+        unavailable=[
+            status.as_row() | {"message": status.message}
+            for status in project.statuses(project.stages["datasets"], recipe)
+            if not status.available
+        ],
         stale=[
             {"recipe": due.key, "why": shortened([status.line for status in due.statuses])}
             for due in project.due("retrain")
@@ -161,14 +169,18 @@ def _recipe(
                 f"{alarms.detected_episodes}/{alarms.attacked_episodes}",
                 wording.measure(alarms.median_delay_s.value),
                 wording.measure(alarms.false_alarms_per_hour.value),
+                wording.percent(alarms.clean_time_alarmed.value),
                 wording.number(each.calibration.as_trained.ece.value),
                 "best on validation" if any(each is best for best in picked) else "",
             )
         )
     for name, modes, figure in _baselines(reports):
         label = wording.baseline_label(name)
-        rows.append((label, modes, *_figure(figure), *[wording.NOTHING] * 5, "baseline"))
+        rows.append((label, modes, *_figure(figure), *[wording.NOTHING] * 6, "baseline"))
     yield Table(_COLUMNS, rows)
+    best = picked[0]
+    if best:
+        yield from (f"{wording.variant_label(best)}: {t}" for t in wording.by_job(best.detection))
     for text in (*wording.untested(first), *wording.gaps(first)):
         yield f"note: {text}"
     for models, text in wording.warnings(reports):
