@@ -130,7 +130,8 @@ def parse_rows(
         described.append(f"and {len(problems) - max_problems} more lines")
 
     n_rows = np.count_nonzero(good)
-    _drop_repeated(content, starts, ends, times, good)
+    if not (_rises(times[good, WALL]) or _rises(times[good, MONO])):
+        _drop_repeated(content, starts, ends, times, good)
     field_state = held[good, _FIRST_FIELD:]
     return Rows(
         t_wall_ns=times[good, WALL],
@@ -145,6 +146,11 @@ def parse_rows(
     )
 
 
+def _rises(clock: NDArray[np.int64]) -> bool:
+    """Whether a clock rises from row to row; then no line can repeat another."""
+    return bool(np.all(clock[1:] > clock[:-1]))
+
+
 def _drop_repeated(
     content: bytes,
     starts: NDArray[np.int64],
@@ -154,13 +160,10 @@ def _drop_repeated(
 ) -> None:
     """Clear ``good`` where a line repeats an earlier one byte for byte.
 
-    Equal lines have equal times, so lines are compared only where times are equal. In most files
-    one of the clocks rises from row to row, and nothing is.
+    Equal lines have equal times, so lines are compared only where times are equal.
     """
     rows = np.flatnonzero(good)
     clocks = times[rows]
-    if np.any(np.all(clocks[1:] > clocks[:-1], axis=0)):
-        return
     order = np.lexsort(clocks.T)  # stable: equal times stay in file order
     equal = np.all(clocks[order[1:]] == clocks[order[:-1]], axis=1)
     candidates = order[np.append(equal, False) | np.append(False, equal)]

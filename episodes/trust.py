@@ -48,6 +48,8 @@ class Usage:
     n_repeated: int  # of these, equal to an earlier one
     n_outside: int  # of the others, outside the episode's bounds
     absence: Absence | None  # why none of them counts; None: those within the bounds count
+    present: NDArray[np.bool_]  # (n_rows that count,) has a value of at least half of the fields
+    silent: NDArray[np.bool_]  # (n_fields,) has no value in any row that counts
 
 
 def episode_bounds(meta: dict[str, Any]) -> Bounds | None:
@@ -68,19 +70,21 @@ def usable_rows(rows: Rows, bounds: Bounds | None) -> tuple[Rows, Usage]:
     """
     outside = bounds.outside(rows.t_wall_ns) if bounds else np.zeros(len(rows), dtype=np.bool_)
     n_outside = int(np.count_nonzero(outside))
-    absence: Absence | None = None
     kept = rows.take(~outside) if n_outside else rows
+    n_kept, n_fields = kept.values.shape
+    missing = np.isnan(kept.values)
+    present, silent = np.ones(n_kept, dtype=np.bool_), np.zeros(n_fields, dtype=np.bool_)
+    if np.any(missing):  # rare, and the sums are slow
+        present = 2 * np.count_nonzero(missing, axis=1) <= n_fields
+        silent = np.all(missing, axis=0)
+    absence: Absence | None = None
     if not len(rows):
         absence = "no_rows"
     elif n_outside > MAX_SHARE_OUTSIDE * len(rows):
         absence = "outside"
-    elif rows.values.shape[1] and np.all(np.isnan(kept.values)):
+    elif n_fields and np.all(silent):
         absence = "no_values"
-    usage = Usage(len(rows) + rows.n_repeated, rows.n_repeated, n_outside, absence)
-    return (kept.take(slice(0)) if absence else kept), usage
-
-
-def has_values(rows: Rows) -> NDArray[np.bool_]:
-    """Which rows have a usable value in at least half of the fields, ``(n_rows,)``."""
-    n_fields = rows.values.shape[1]
-    return 2 * np.count_nonzero(~np.isnan(rows.values), axis=1) >= n_fields
+    if absence:
+        kept, present = kept.take(slice(0)), present[:0]
+    n_rows = len(rows) + rows.n_repeated
+    return kept, Usage(n_rows, rows.n_repeated, n_outside, absence, present, silent)

@@ -33,7 +33,7 @@ from episodes.format import (
 from episodes.jsonl import is_int64
 from episodes.reading import Episode, parse_episode
 from episodes.settings import SETTINGS, NotNegative, NotNegativeInt, Share
-from episodes.trust import MARGIN_S, has_values
+from episodes.trust import MARGIN_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -458,9 +458,9 @@ def _check_sources(
                 "source_absent" if polled else "netflow_absent", f"{name}: {_absence(usage)}"
             )
             continue
-        valueless = np.all(np.isnan(rows.values), axis=0)
-        if np.any(valueless):
-            names = [".".join(path) for path, no in zip(fields[name], valueless, strict=True) if no]
+        if np.any(usage.silent):
+            silent = zip(fields[name], usage.silent, strict=True)
+            names = [".".join(path) for path, is_silent in silent if is_silent]
             findings.add("field_absent", f"{name}: no usable value of {', '.join(names)}")
         fall = _largest_fall_s(rows)
         if fall > policy.max_step_back_s:
@@ -498,7 +498,7 @@ def _check_presence(
             "rows_missing",
             f"{name}: {share:.0%} of the rows expected, under {policy.min_row_share:.0%}",
         )
-    gap = _largest_gap_s(_times(episode.sources[name]))
+    gap = _largest_gap_s(_times(name, episode))
     if gap is not None and gap > policy.max_gap_s:
         findings.add(
             "source_gap", f"{name}: {gap:.1f} s without a row, over {policy.max_gap_s:g} s"
@@ -506,7 +506,7 @@ def _check_presence(
 
 
 def _check_offsets(episode: Episode, policy: ValidationPolicy, findings: _Findings) -> None:
-    times = {source.name: _times(episode.sources[source.name]) for source in _POLLED}
+    times = {source.name: _times(source.name, episode) for source in _POLLED}
     times = {name: t for name, t in times.items() if len(t)}
     for place, end in (("first", np.min), ("last", np.max)):
         ends = {name: int(end(t)) for name, t in times.items()}
@@ -557,8 +557,7 @@ def _record(
         rows_outside={name: usage[name].n_outside if usage else 0 for name in SOURCES},
         coverage={name: _coverage(name, episode) if episode else None for name in SOURCES},
         largest_gap_s={
-            name: _largest_gap_s(_times(sources[name])) if name in sources else None
-            for name in SOURCES
+            name: _largest_gap_s(_times(name, episode)) if episode else None for name in SOURCES
         },
         unusable_values={
             name: int(sources[name].unusable.sum()) if name in sources else 0 for name in SOURCES
@@ -612,12 +611,12 @@ def _coverage(name: str, episode: Episode) -> float | None:
     rate, duration = SOURCES[name].expected_hz, _duration_s(episode.meta)
     if rate is None or duration is None or duration <= 0:
         return None
-    return len(_times(episode.sources[name])) / (rate * duration)
+    return int(np.count_nonzero(episode.usage[name].present)) / (rate * duration)
 
 
-def _times(rows: Rows) -> NDArray[np.int64]:
+def _times(name: str, episode: Episode) -> NDArray[np.int64]:
     """When a source was present: the times of the rows that have values."""
-    return rows.t_wall_ns[has_values(rows)]
+    return episode.sources[name].t_wall_ns[episode.usage[name].present]
 
 
 def _largest_fall_s(rows: Rows) -> float:
