@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 from builders import DAY_NS, START_NS, ulid
-from held_out import CLASSES, POLICY, WINDOWS, dataset, guess, predictions
+from held_out import CLASSES, POLICY, WINDOWS, dataset, guess, plain_rule, predictions
 from lab import HAD, QUIET, TINY, Lab, copy_of, failure, materialized, once
 from typer.testing import CliRunner
 
@@ -199,7 +199,8 @@ def alarms(told: list[str], policy: ReportPolicy = POLICY, windows: list[dict] =
     subject = Subject(
         model="gbt", mode="realistic", checkpoint_id="c", recipe="host", dataset_version="d"
     )
-    found = alarm_evidence("host", table, CLASSES, LAYOUT.window, policy, subject)
+    rule, _ = plain_rule(table, "challenger", policy)
+    found = alarm_evidence("host", table, CLASSES, LAYOUT.window, policy, subject, rule)
     return {"alarms": found}
 
 

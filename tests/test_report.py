@@ -21,6 +21,7 @@ from held_out import (
     check_schema,
     dataset,
     guess,
+    plain_rule,
     predictions,
 )
 
@@ -78,7 +79,7 @@ def documents() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     reports = [
         evaluate(
             *(table, model, mode, CLASSES, facts, IDENTITY | {"recipe": recipe}, POLICY),
-            *(LAYOUT.window, TRAINING),
+            *(LAYOUT.window, TRAINING, *plain_rule(table, model, POLICY, mode)),
         ).model_dump(mode="json")
         for recipe in ("host", "sample")
         for model, mode in variants
@@ -411,9 +412,10 @@ def test_a_report_on_a_poor_store_is_honest_and_complete(which: str) -> None:
     windows = [window | CORPORA[which] for window in WINDOWS]
     told = {name: [w["actual"] for w in windows] for name in ("gbt", *SHORTCUTS)}
     facts = dataset(untested_profiles=["scan-and-dial"])
+    table = predictions(windows, told)
     one = evaluate(
-        predictions(windows, told), "gbt", "realistic", CLASSES, facts,
-        IDENTITY | {"recipe": "time"}, POLICY, LAYOUT.window, TRAINING,
+        table, "gbt", "realistic", CLASSES, facts,
+        IDENTITY | {"recipe": "time"}, POLICY, LAYOUT.window, TRAINING, *plain_rule(table, "gbt"),
     ).model_dump(mode="json")  # fmt: skip
     check_schema(one)
     for figure in figures_in(one["detection"]):
