@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from jsonschema import Draft202012Validator
 
-from evaluation.alarm_choice import rule_scores
+from evaluation.alarm_choice import filtered, rule_scores
 from evaluation.detection import choose_threshold
 from evaluation.documents import DOCUMENTS, SCHEMA_FILE, FigureNote, document_text
 from evaluation.figures import ReportPolicy
@@ -139,7 +139,9 @@ def plain_rule(
         checkpoint_id=val.checkpoint_id, phases=CLASSES, initial=(1 / K,) * K,
         transitions=((1 / K,) * K,) * K, temperature=1.0, threshold=0.5, clear_ratio=1.0,
     )  # fmt: skip
-    threshold, note = choose_threshold(rule_scores(val, rule, LAYOUT.window), policy)
+    threshold, note = choose_threshold(
+        rule_scores(filtered(val, rule), rule, LAYOUT.window), policy
+    )
     return rule.model_copy(update={"threshold": threshold}), note
 
 

@@ -55,6 +55,7 @@ from models.inspection import Entry
 from models.registry import Variant, find_variant
 from pipelines.cli.app import FAILED, MISMATCH, OK, USAGE, app
 from pipelines.definitions import build_defs
+from stages.alarm_rules import read_rule
 from stages.champion import judge, kept_files
 from stages.manifest import draft, read_manifest
 
@@ -160,7 +161,7 @@ def test_grounds_are_all_listed() -> None:
     found = evidence(POOR, TRUTH)
     listed = said(grounds(host=found, sample=found, time=found))
     for recipe in HAD:
-        assert ("may_be_worse", recipe, None) in listed
+        assert ("worse", recipe, None) in listed
         assert ("group_falls", recipe, "lab-a") in listed
         assert ("group_falls", recipe, "io-walk") in listed
     assert listed[-1] == ("nowhere_better", None, None)
@@ -297,6 +298,8 @@ def base(trained_lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 dg.AssetKey("datasets"),
                 asset_key(f"checkpoints/{GBT.name}"),
                 asset_key(f"checkpoints/{KNN.name}"),
+                asset_key(f"alarm_rules/{GBT.name}"),
+                asset_key(f"alarm_rules/{KNN.name}"),
             ]
             for recipe in HAD:
                 result = lab.execute("retrain", recipe, only=only)
@@ -319,7 +322,11 @@ def kept(lab: Lab, which: Variant) -> Champion:
         )
         for recipe in HAD
     }
-    return replace(reign_of(which.model), checkpoints=ids)
+    rules = {
+        recipe: read_rule(lab.project.existing(f"alarm_rules/{which.name}", recipe)).id
+        for recipe in HAD
+    }
+    return replace(reign_of(which.model), checkpoints=ids, alarm_rules=rules)
 
 
 @pytest.fixture
