@@ -284,7 +284,8 @@ def test_the_sessions_that_the_champion_knows_are_no_test() -> None:
 # --- real checkpoints
 
 
-WEAK = {"models": TINY["models"] | {"gbt": {"n_rounds": 1, "max_depth": 1, "n_threads": 1}}}
+STUMP = {"n_rounds": 1, "max_depth": 1, "colsample_bynode": 0.01, "n_threads": 1}
+WEAK = {"models": TINY["models"] | {"gbt": STUMP}}
 
 
 @pytest.fixture(scope="module")

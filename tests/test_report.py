@@ -363,7 +363,7 @@ def test_a_provisional_threshold_is_marked_wherever_it_is_shown() -> None:
     one = report()
     assert one["detection"]["provisional"]
     text = page_of(one).inside("gbt-realistic-host")
-    assert "threshold 0.700 provisional ; budget 2" in text
+    assert "threshold (a probability) 0.700 provisional ; budget 2" in text
     assert "reaches 0.700 (provisional)" in text
     assert "The alarm threshold is provisional" in page_of(one).inside("recipe-host")
     one["detection"]["provisional"] = False
