@@ -42,7 +42,9 @@ def render_report(
         facts: ``store``, ``episodes``, ``verdicts`` (verdict -> episodes), ``code_commit``,
             ``generated_from`` (data versions), ``left_out`` (what is not on the page: ``recipe``,
             ``name``, ``why``), ``unavailable`` (recipe -> why the store cannot give it),
-            ``champion`` (its name, or None), ``accepted`` (alarms over the budget with which it
+            ``champion`` (its name, or None), ``since`` (when it was promoted), ``made`` (when the
+            page was made), ``tables`` (file names of CSV), ``history`` (rows of earlier
+            checkpoints: ``made, recipe, model, mode, checkpoint_id, macro_f1``), ``accepted`` (alarms over the budget with which it
             was promoted: ``why``, ``by``, ``since`` and ``grounds``; or None) and
             ``not_compared`` (how many batches were not compared with its training data).
         comparisons: one per recipe.
@@ -95,6 +97,14 @@ def view(
         ],
         "marks": {mode: i % MARKS for i, mode in enumerate(modes)},
         "recipes": shown,
+        "expectation": wording.expectation(
+            {
+                what: recipe["best"]
+                for what, name in (("day", "session"), ("machine", "host"))
+                for recipe in shown
+                if recipe["name"] == name and recipe["best"]
+            }
+        ),
         "compared": _comparisons([r for r in shown if r["name"] in had], modes, models)
         if compared
         else None,
@@ -120,7 +130,13 @@ def view(
             (baseline_label(name), words) for name, words in wording.BASELINE_MEANS.items()
         ],
         "facts": {
-            **{name: facts[name] for name in ("store", "episodes", "code_commit")},
+            **{
+                name: facts[name]
+                for name in (
+                    *("store", "episodes", "code_commit"),
+                    *("champion", "since", "made", "tables", "history"),
+                )
+            },
             "verdicts": sorted(facts["verdicts"].items()),
             "generated_from": list(facts["generated_from"]),
             "left_out": list(facts["left_out"]),

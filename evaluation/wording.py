@@ -432,6 +432,36 @@ def alarms(detection: Detection) -> list[str]:
     ]
 
 
+def expectation(another: Mapping[str, EvalReport]) -> str:
+    """What may be expected elsewhere, in one sentence.
+
+    Args:
+        another: what changes ("day", "machine") -> the report that shows it.
+    """
+    if not another:
+        return "No recipe of this store holds out a day or a machine, so nothing can be promised."
+    parts = []
+    for what, report in another.items():
+        found, alarms = report.detection, report.detection
+        attacks = (
+            f"it finds {found.detected_episodes} of {plural(found.attacked_episodes, 'attack')}"
+        )
+        if not found.attacked_episodes:
+            attacks = "no attack was tested"
+        rate = alarms.false_alarms_per_hour.value
+        false = (
+            f"with {measure(rate)} false alarms per hour and "
+            f"{percent(alarms.clean_time_alarmed.value)} of clean time under alarm"
+            if is_finite(rate)
+            else "and false alarms could not be counted"
+        )
+        parts.append(
+            f"on a {what} that {report.model} never saw, {attacks}, {false}, and names the phase "
+            f"with macro F1 {number(report.filtered.macro_f1.value)}"
+        )
+    return f"Expect this: {'; '.join(parts)}."
+
+
 def alarmed(part: Detection | CleanTime) -> str:
     """How much of clean time, or of a part of it, is under alarm."""
     figure = part.clean_time_alarmed

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from champion.history import ChampionError, read_champion
+import polars as pl
+
+from champion.history import ChampionError, now, read_champion
 from datasets.splits import RECIPES
 from evaluation.documents import Comparisons, EvalReport, Objection
+from evaluation.tables import tables
 from evaluation.wording import objection
 from features.files import file_sha256, fingerprint, write_atomically
 from models.registry import VARIANTS
@@ -22,12 +26,16 @@ from stages.stage import Artifacts, Output, Stage
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
+    from pathlib import Path
 
     from evaluation.documents import BatchDrift
     from stages.project import Project
     from stages.stage import Progress
     from stages.status import Status
+
+
+HISTORY_FILE = "history.jsonl"
 
 
 @dataclass(frozen=True)
@@ -146,9 +154,14 @@ class ReportPage(Stage):
             raise StageError("No evaluation report is current. Run: phasewatch run")
         drift = Drift.documents(project)
         verdicts = _verdicts(project)
+        history = _history(workspace.report_page.with_name(HISTORY_FILE), found.reports)
+        csv = tables(found.reports, found.comparisons) | {"history": pl.DataFrame(history)}
         page = render_report(
             found.reports,
             {
+                "made": now(),
+                "tables": list(csv),
+                "history": history,
                 "store": workspace.store,
                 "episodes": sum(verdicts.values()),
                 "verdicts": verdicts,
@@ -166,6 +179,8 @@ class ReportPage(Stage):
             drift,
         )
         path = workspace.report_page
+        for name, table in csv.items():
+            write_atomically(path.parent / "tables" / f"{name}.csv", table.write_csv().encode())
         write_atomically(path, page.encode())
         file = {"name": path.name, "sha256": file_sha256(path), "bytes": path.stat().st_size}
         facts = {
@@ -186,6 +201,32 @@ class ReportPage(Stage):
         return f"{artifacts[self.name].path('page')}{note}"
 
 
+def _history(path: Path, reports: Sequence[EvalReport]) -> list[dict[str, Any]]:
+    """The figures of every checkpoint that was ever on the page; adds those that are new."""
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError):  # lost: it begins anew
+        rows = []
+    known = {(row["recipe"], row["checkpoint_id"]) for row in rows}
+    added = [
+        {
+            "made": now(),
+            **{n: getattr(r, n) for n in ("recipe", "model", "mode", "checkpoint_id")},
+            "dataset_version": r.dataset_version,
+            "macro_f1": r.macro_f1.value,
+            "macro_f1_filtered": r.filtered.macro_f1.value,
+            "false_alarms_per_hour": r.detection.false_alarms_per_hour.value,
+            "clean_time_alarmed": r.detection.clean_time_alarmed.value,
+        }
+        for r in reports
+        if (r.recipe, r.checkpoint_id) not in known
+    ]
+    if added:
+        text = "".join(json.dumps(row) + "\n" for row in (*rows, *added))
+        write_atomically(path, text.encode())
+    return [*rows, *added]
+
+
 def _champion(project: Project) -> dict[str, Any]:
     """The champion's name, and the alarms over the budget that were accepted with it."""
     try:
@@ -193,14 +234,14 @@ def _champion(project: Project) -> dict[str, Any]:
     except ChampionError:
         champion = None
     if champion is None:
-        return {"champion": None, "accepted": None}
+        return {"champion": None, "since": None, "accepted": None}
     accepted = champion.accepted and {
         "by": champion.by,
         "since": champion.since,
         "why": champion.accepted["why"],
         "grounds": [objection(Objection(**ground)) for ground in champion.accepted["grounds"]],
     }
-    return {"champion": champion.name, "accepted": accepted}
+    return {"champion": champion.name, "since": champion.since, "accepted": accepted}
 
 
 def _unavailable(project: Project) -> dict[str, str]:
