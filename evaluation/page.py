@@ -44,8 +44,8 @@ def render_report(
             ``name``, ``why``), ``unavailable`` (recipe -> why the store cannot give it),
             ``champion`` (its name, or None), ``since`` (when it was promoted), ``made`` (when the
             page was made), ``tables`` (file names of CSV), ``history`` (rows of earlier
-            checkpoints: ``made, recipe, model, mode, checkpoint_id, macro_f1``), ``accepted`` (alarms over the budget with which it
-            was promoted: ``why``, ``by``, ``since`` and ``grounds``; or None) and
+            checkpoints: ``made, recipe, model, mode, checkpoint_id, macro_f1``), ``accepted``
+            (alarms over the budget with which it was promoted: ``why``, ``by``, ``since`` and ``grounds``; or None) and
             ``not_compared`` (how many batches were not compared with its training data).
         comparisons: one per recipe.
         drift: one per batch, all against one champion.
