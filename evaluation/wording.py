@@ -6,7 +6,7 @@ Documents hold codes and numbers; here they become words. Nothing is computed he
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from datasets.splits import UNAVAILABLE
 from evaluation.documents import (
