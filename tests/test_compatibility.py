@@ -51,6 +51,9 @@ def test_nothing_of_it_is_current_and_all_of_it_has_a_remedy(old: Lab) -> None:
     for stage in project.stages.values():
         name = stage.name.split("/")[0]
         for status in project.statuses(stage, verify=True):
+            if name == "drift":  # nothing is compared with a champion that does not load
+                assert status.code == "no_champion"
+                continue
             assert not status.current, status
             if status.key in ("", RECIPE, *project.listing.batches) and status.code != "not_made":
                 assert status.code == CODES.get(name, "format"), status
@@ -92,7 +95,7 @@ def test_a_run_makes_it_again_once(old: Lab) -> None:
             result = old.execute(job, key)
             assert result.success, failure(result)
             reused = {asset: facts["reused"] for asset, facts in materialized(result).items()}
-            assert not any(reused.values())
+            assert [asset for asset, again in reused.items() if again] in ([], ["drift"])
             stages = [s for s in old.project.stages.values() if s.job == job]
             assert reused.keys() == {output.name for s in stages for output in s.outputs}
     assert old.project.due("ingest") == []
@@ -112,5 +115,5 @@ def test_python_names_the_command(old: Lab) -> None:
         lambda: phasewatch.open_windows(old.project, RECIPE, "gbt", split="test"),
         lambda: phasewatch.find_misclassified(old.project, RECIPE, "cnn"),
     ):
-        with pytest.raises(StageError, match=f"older form\nRun: phasewatch run --recipe {RECIPE}"):
+        with pytest.raises(StageError, match=f"Run: phasewatch run --recipe {RECIPE}"):
             read()
