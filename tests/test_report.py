@@ -59,6 +59,10 @@ FACTS = {
     "left_out": [],
     "champion": None,
     "accepted": None,
+    "since": None,
+    "made": "2026-11-25T10:00:00+00:00",
+    "tables": ["figures"],
+    "history": [],
     "unavailable": {},
     "not_compared": 3,
 }
