@@ -91,6 +91,7 @@ class Figure(Subject):
         "temperature", "ece", "brier", "log_loss", "ece_scaled", "brier_scaled",
         "log_loss_scaled", "alarm_threshold",
         "false_alarms_per_hour", "clean_time_alarmed", "detected_share", "median_delay_s",
+        "unlike_share",
     ]  # fmt: skip
     value: float | None = Field(description="null: undefined or infinite; the note says which")
     low: float | None
@@ -291,6 +292,16 @@ class Filtered(Model):
     per_class: list[ClassScores]
 
 
+class Unlike(Model):
+    """Test episodes called unlike training. One like it is, with probability at most ``alpha``."""
+
+    likeness_id: str
+    alpha: Share
+    calibration_episodes: Count = Field(description="of validation, that the promise rests on")
+    share: Figure
+    episodes: list[str] = Field(description="the test episodes called unlike training")
+
+
 class LearningCurve(Model):
     columns: list[str] = ["step", "train_loss", "val_loss", "val_macro_f1"]
     rows: list[tuple[int, float | None, float | None, float | None]]
@@ -319,7 +330,7 @@ class ReportWarning(Remark):
     code: Literal[
         "not_better_than_baseline", "validation_above_test", "false_alarms_over_budget",
         "clean_time_over_budget", "provisional_threshold", "untested_profile", "absent_class",
-        "synthetic_episodes",
+        "synthetic_episodes", "unlike_training",
     ]  # fmt: skip
 
 
@@ -369,6 +380,7 @@ class EvalReport(Subject):
     filtered: Filtered
     detection: Detection = Field(description="by the alarm rule")
     unfiltered_detection: Detection = Field(description="by the posteriors alone")
+    unlike: Unlike | None = Field(None, description="null: not computed")
     learning_curve: LearningCurve
     timeline: Timeline
     warnings: list[ReportWarning] = []

@@ -238,7 +238,9 @@ def _recipe(
             default=None,
         ),
         "best": best,
-        "best_alarms": wording.alarms(best.detection) + wording.by_job(best.detection)
+        "best_alarms": wording.alarms(best.detection)
+        + wording.by_job(best.detection)
+        + wording.unlike(best.unlike)
         if best
         else [],
         "higher": ranked[0] if best and ranked[0] is not best else None,

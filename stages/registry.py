@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from features.registry import MODES
 from models.registry import VARIANTS
 from stages.alarm_rules import AlarmRules
 from stages.champion import ChampionStage
@@ -13,6 +14,7 @@ from stages.drift import Drift
 from stages.evaluation import Comparisons, EvalReports
 from stages.held_out_predictions import HeldOutPredictions
 from stages.ingest import Ingest
+from stages.likeness import LikenessStage
 from stages.predictions import Predictions
 from stages.report_page import ReportPage
 
@@ -26,6 +28,7 @@ STAGES: dict[str, Stage] = {
         Drift(),
         Datasets(),
         *map(Checkpoints, VARIANTS),
+        *map(LikenessStage, MODES),
         HeldOutPredictions(),
         *map(AlarmRules, VARIANTS),
         *map(EvalReports, VARIANTS),
