@@ -6,7 +6,8 @@ Documents hold codes and numbers; here they become words. Nothing is computed he
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from datasets.splits import UNAVAILABLE
 from evaluation.documents import (
@@ -466,6 +467,24 @@ def unlike(found: Unlike | None) -> list[str]:
         f"{percent(found.share.value)} of the test episodes are unlike training{interval}; of "
         f"episodes like it, at most {found.alpha:.0%} are called so."
     ]
+
+
+def unlike_notes(recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where more test episodes are unlike training than the promise allows of episodes like it.
+
+    Args:
+        recipes: the evidence of a trial, by recipe.
+    """
+    notes = []
+    for recipe, evidence in recipes.items():
+        found = evidence.get("unlike")
+        share = found["test_episodes_unlike"] / found["test_episodes"] if found else 0.0
+        if found and share > found["alpha"]:
+            notes.append(
+                f"{percent(share)} of the test episodes of recipe {recipe} are unlike training: "
+                "such a machine needs enrolment or retraining."
+            )
+    return notes
 
 
 def by_job(detection: Detection) -> list[str]:

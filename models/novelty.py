@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from features.registry import Mode
     from models.base import Inputs
 
 ALPHA = 0.1
@@ -104,7 +105,7 @@ def p_values(scores: NDArray[np.float64], calibration: NDArray[np.float64]) -> N
 class Likeness:
     """A space, and how far from it the calibration episodes are."""
 
-    mode: str
+    mode: Mode
     contract_hash: str  # of the summary inputs
     space: Space
     calibration: NDArray[np.float64]  # (n_episodes,), ascending
@@ -168,7 +169,7 @@ class Likeness:
 
 
 def calibrated(
-    space: Space, X: Inputs, first: NDArray[np.bool_], mode: str, contract_hash: str
+    space: Space, X: Inputs, first: NDArray[np.bool_], mode: Mode, contract_hash: str
 ) -> Likeness:
     """A likeness whose promise rests on the episodes of ``X``, none of which the space knows.
 
