@@ -19,9 +19,8 @@ import polars as pl
 
 from datasets.splits import validation_side
 from features.registry import LAYOUT
-from features.shards import read_windows
 from models.novelty import ALPHA
-from stages.ingest import TENSORS
+from stages.datasets import ingested_windows
 from stages.likeness import fitted
 from stages.project import Project
 from stages.workspace import Workspace, workspace_from_environment
@@ -35,14 +34,8 @@ LEFT_OUT = {"host": "host_id", "session": "session", "profile": "profile"}
 
 def ingested(workspace: Workspace) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Windows with values of all batches, with their ``session``, and the shards."""
-    project = Project(workspace)
-    shards = {batch: project.artifacts("ingest", batch) for batch in project.listing.batches}
-    windows = pl.concat(
-        pl.DataFrame(read_windows(files[TENSORS].paths("windows"))).with_columns(
-            batch=pl.lit(batch)
-        )
-        for batch, files in shards.items()
-    ).filter(pl.any_horizontal(pl.col("^coverage_.*$") > 0))
+    windows, shards = ingested_windows(Project(workspace))
+    windows = windows.filter(pl.any_horizontal(pl.col("^coverage_.*$") > 0))
     session = pl.col("episode_id").map_elements(workspace.splits.session, return_dtype=pl.String)
     return windows.with_columns(session=session), shards
 

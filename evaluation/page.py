@@ -43,8 +43,9 @@ def render_report(
             ``generated_from`` (data versions), ``left_out`` (what is not on the page: ``recipe``,
             ``name``, ``why``), ``unavailable`` (recipe -> why the store cannot give it),
             ``champion`` (its name, or None), ``accepted`` (alarms over the budget with which it
-            was promoted: ``why``, ``by``, ``since`` and ``grounds``; or None) and
-            ``not_compared`` (how many batches were not compared with its training data).
+            was promoted: ``why``, ``by``, ``since`` and ``grounds``; or None),
+            ``not_compared`` (how many batches were not compared with its training data), and maybe
+            ``rotation`` (the ``HostRotation``).
         comparisons: one per recipe.
         drift: one per batch, all against one champion.
 
@@ -99,6 +100,7 @@ def view(
         if compared
         else None,
         "accepted": facts["accepted"],
+        "rotation": facts.get("rotation"),
         "champion": facts["champion"],
         "drift": _drift(drift, facts),
         "models": [_model(model, modes, had, phases, wanted, by_key, compared) for model in models],

@@ -484,6 +484,20 @@ def unlike_notes(recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return notes
 
 
+TURN_METRICS: dict[str, tuple[str, bool]] = {
+    "macro_f1": ("macro F1", False),
+    "filtered_macro_f1": ("filtered macro F1", False),
+    "clean_time_alarmed": ("clean time alarmed", True),
+    "detected_share": ("attacks found", True),
+}
+"""What a metric of a host's turn is called, and whether it is shown as a percentage."""
+
+
+def turn_metric(metric: str, value: float | None) -> str:
+    """A metric of a host's turn."""
+    return percent(value) if TURN_METRICS[metric][1] else number(value)
+
+
 def by_job(detection: Detection) -> list[str]:
     """Alarms in the parts of clean time, one sentence each."""
     return [

@@ -13,6 +13,7 @@ from stages.datasets import Datasets
 from stages.drift import Drift
 from stages.evaluation import Comparisons, EvalReports
 from stages.held_out_predictions import HeldOutPredictions
+from stages.host_rotation import HostRotationStage
 from stages.ingest import Ingest
 from stages.likeness import LikenessStage
 from stages.predictions import Predictions
@@ -33,6 +34,7 @@ STAGES: dict[str, Stage] = {
         *map(AlarmRules, VARIANTS),
         *map(EvalReports, VARIANTS),
         Comparisons(),
+        HostRotationStage(),
         ReportPage(),
         ChampionStage(),
         Predictions(),

@@ -108,6 +108,10 @@ class Workspace(BaseModel):
         return self.report_folder(recipe) / "comparisons"
 
     @property
+    def host_rotation_folder(self) -> Path:
+        return self.artifacts_path / "host_rotation"
+
+    @property
     def report_page(self) -> Path:
         return self.artifacts_path / "reports" / "report.html"
 
