@@ -137,7 +137,12 @@ class Likeness:
 
     def to_bytes(self) -> bytes:
         scaling = {name: self.space.scaling[name] for name in ("transform", "block_bins", "limit")}
-        head = {"mode": self.mode, "contract_hash": self.contract_hash, "scaling": scaling}
+        head = {
+            "mode": self.mode,
+            "contract_hash": self.contract_hash,
+            "scaling": scaling,
+            "constants": _constants(),
+        }
         tensors = {
             "axes": self.space.axes,
             "points": self.space.points,
@@ -155,17 +160,24 @@ class Likeness:
         """A likeness as written.
 
         Raises:
-            ValueError: it has another form.
+            ValueError: it has another form, or its scores were computed in another way.
         """
         try:
             tensors = load(content)
             length = int.from_bytes(content[:8], "little")
             head = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_HEAD])
+            if head["constants"] != _constants():
+                raise ValueError(f"made with {head['constants']}, now {_constants()}")
             limits = {name: tensors[name].tolist() for name in ("mean", "std")}
             space = Space(head["scaling"] | limits, tensors["axes"], tensors["points"])
             return cls(head["mode"], head["contract_hash"], space, tensors["calibration"])
         except (SafetensorError, KeyError, TypeError) as error:
             raise ValueError(f"not a likeness: {error}") from error
+
+
+def _constants() -> dict[str, int]:
+    """What scores depend on beside the space; calibration holds for these alone."""
+    return {"neighbours": NEIGHBOURS, "smoothed": SMOOTHED}
 
 
 def calibrated(

@@ -132,3 +132,13 @@ def test_a_likeness_is_written_and_read_to_the_last_bit() -> None:
     for damaged in (b"", b"{}", found.to_bytes()[:-9]):
         with pytest.raises(ValueError, match="not a likeness"):
             Likeness.from_bytes(damaged)
+
+
+@pytest.mark.parametrize("constant", ["NEIGHBOURS", "SMOOTHED"])
+def test_a_calibration_is_refused_for_other_scores(
+    constant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = likeness().to_bytes()
+    monkeypatch.setattr(f"models.novelty.{constant}", 4)
+    with pytest.raises(ValueError, match="made with"):
+        Likeness.from_bytes(content)
