@@ -60,7 +60,9 @@ def _build(stage: Stage) -> dg.AssetsDefinition:
 
     @dg.multi_asset(
         # a job must not have the name of one of its steps
-        name=f"{stage.name}_{stage.partition}" if several else stage.name.replace("/", "__"),
+        name=f"{stage.name}_{stage.partition or 'store'}"
+        if several or stage.name == stage.job
+        else stage.name.replace("/", "__"),
         specs=[_spec(stage, output) for output in stage.outputs],
         check_specs=[
             dg.AssetCheckSpec(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
+from features.contract import contract_of
 from features.files import write_atomically
 from features.shards import read_table
 from models.alarm import AlarmRule
@@ -27,6 +28,7 @@ from models.checkpoint import (
     read_header,
     read_sidecar,
 )
+from models.novelty import Likeness
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -63,6 +65,7 @@ class Champion:
     evidence: dict[str, Any]
     previous: int | None  # what a rollback from here restores
     alarm_rules: dict[str, str] = field(default_factory=dict)  # recipe -> alarm rule id
+    likeness: str = ""  # id of the served recipe's likeness; empty: none is kept
     accepted: dict[str, Any] | None = None  # alarms over the budget: ``why`` and the ``grounds``
 
     @property
@@ -220,6 +223,33 @@ def load_rule(folder: Path, champion: Champion, recipe: str | None = None) -> Al
             f"{path}: {error}. Restore the file, or roll back: phasewatch rollback"
         ) from error
     return rule
+
+
+def likeness_file(likeness_id: str) -> str:
+    """Name of a likeness beside its checkpoint's copy."""
+    return f"likeness.{likeness_id[:12]}.safetensors"
+
+
+def load_likeness(folder: Path, champion: Champion, layout: Layout) -> Likeness | None:
+    """How like its training windows must be; None if the champion was promoted without.
+
+    Raises:
+        ChampionError: the file is gone or changed, or for another input layout.
+    """
+    if not champion.likeness:
+        return None
+    path = kept_path(folder, champion).with_name(likeness_file(champion.likeness))
+    try:
+        likeness = Likeness.from_bytes(path.read_bytes())
+        if likeness.id != champion.likeness:
+            raise ValueError("it is another one")
+        if likeness.contract_hash != contract_of(layout, "summary").hash:
+            raise ValueError("it is for another input layout")
+    except (OSError, ValueError) as error:
+        raise ChampionError(
+            f"{path}: {error}. Restore the file, or roll back: phasewatch rollback"
+        ) from error
+    return likeness
 
 
 def read_training(folder: Path, champion: Champion, recipe: str | None = None) -> pl.DataFrame:

@@ -139,7 +139,7 @@ def assign_splits(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> p
     test, gap = _test_side(usable, recipe, policy)
     excluded |= dict.fromkeys(gap, "in the gap before the test period")
     training = [r for r in usable if r["episode_id"] not in test and r["episode_id"] not in gap]
-    val = _val_side(training, recipe, policy)
+    val = validation_side(training, recipe, policy)
     split = {row["episode_id"]: "train" for row in training}
     split |= dict.fromkeys(val, "val") | dict.fromkeys(test, "test")
     if policy.degraded == "train":
@@ -253,7 +253,12 @@ def _hold_out_samples(rows: list[dict[str, Any]], share: float, seed: str) -> se
     return held_out
 
 
-def _val_side(rows: list[dict[str, Any]], recipe: str, policy: SplitPolicy) -> set[str]:
+def validation_side(rows: list[dict[str, Any]], recipe: str, policy: SplitPolicy) -> set[str]:
+    """The episodes to validate on, of those that are not tested.
+
+    Raises:
+        DatasetError: they would be none or all.
+    """
     seed = f"{policy.seed}.2"
     if policy.val_by == "sample":
         held_out = _hold_out_samples(rows, policy.val_share, seed)

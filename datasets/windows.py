@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from features.registry import Layout
+    from features.registry import InputKind, Layout, Mode
     from models.registry import Variant
 
 
@@ -57,8 +57,18 @@ def inputs(
     layout: Layout,
 ) -> TensorWindows | SummaryWindows:
     """The inputs of one variant for a table of windows, in its order."""
-    kind = variant.spec.input_kind
-    keep = layout.keep_mask(variant.mode, kind)
+    return inputs_of_kind(windows, shards, variant.spec.input_kind, variant.mode, layout)
+
+
+def inputs_of_kind(
+    windows: pl.DataFrame,
+    shards: Mapping[str, Mapping[str, Files]],
+    kind: InputKind,
+    mode: Mode,
+    layout: Layout,
+) -> TensorWindows | SummaryWindows:
+    """The inputs of a kind that a mode sees, for a table of windows, in its order."""
+    keep = layout.keep_mask(mode, kind)
     parts = list(zip(windows["batch"], windows["shard"], strict=True))
     known = {part: i for i, part in enumerate(sorted(set(parts)))}
     shard = np.array([known[part] for part in parts], dtype=np.int64)

@@ -91,6 +91,7 @@ class Figure(Subject):
         "temperature", "ece", "brier", "log_loss", "ece_scaled", "brier_scaled",
         "log_loss_scaled", "alarm_threshold",
         "false_alarms_per_hour", "clean_time_alarmed", "detected_share", "median_delay_s",
+        "unlike_share",
     ]  # fmt: skip
     value: float | None = Field(description="null: undefined or infinite; the note says which")
     low: float | None
@@ -291,6 +292,16 @@ class Filtered(Model):
     per_class: list[ClassScores]
 
 
+class Unlike(Model):
+    """Test episodes called unlike training. One like it is, with probability at most ``alpha``."""
+
+    likeness_id: str
+    alpha: Share
+    calibration_episodes: Count = Field(description="of validation, that the promise rests on")
+    share: Figure
+    episodes: list[str] = Field(description="the test episodes called unlike training")
+
+
 class LearningCurve(Model):
     columns: list[str] = ["step", "train_loss", "val_loss", "val_macro_f1"]
     rows: list[tuple[int, float | None, float | None, float | None]]
@@ -319,7 +330,7 @@ class ReportWarning(Remark):
     code: Literal[
         "not_better_than_baseline", "validation_above_test", "false_alarms_over_budget",
         "clean_time_over_budget", "provisional_threshold", "untested_profile", "absent_class",
-        "synthetic_episodes",
+        "synthetic_episodes", "unlike_training",
     ]  # fmt: skip
 
 
@@ -339,8 +350,8 @@ class Objection(Remark):
 class EvalReport(Subject):
     """The report on one checkpoint and recipe."""
 
-    schema_version: Literal["phasewatch.eval_report/6"] = Field(
-        default="phasewatch.eval_report/6", alias="schema"
+    schema_version: Literal["phasewatch.eval_report/7"] = Field(
+        default="phasewatch.eval_report/7", alias="schema"
     )
     contract_hash: str
     schema_hash: str
@@ -369,6 +380,7 @@ class EvalReport(Subject):
     filtered: Filtered
     detection: Detection = Field(description="by the alarm rule")
     unfiltered_detection: Detection = Field(description="by the posteriors alone")
+    unlike: Unlike | None = Field(None, description="null: not computed")
     learning_curve: LearningCurve
     timeline: Timeline
     warnings: list[ReportWarning] = []
@@ -408,6 +420,56 @@ class Comparisons(Model):
     bootstrap: Bootstrap
     predictors: list[ComparedPredictor]
     families: list[Family]
+
+
+# --- every host held out once -------------------------------------------------------------------
+
+
+class HostTurn(Model):
+    """A model trained without one host and tested on it, alarms by a rule chosen without it."""
+
+    host_id: str
+    episodes: Annotated[int, Field(ge=1)]
+    windows: Annotated[int, Field(ge=1)]
+    clean_hours: Positive
+    attacks: Count
+    provisional: bool = Field(description="the threshold rests on too little clean time")
+    macro_f1: Share
+    filtered_macro_f1: Share
+    clean_time_alarmed: Share | None = Field(description="null: no clean time")
+    detected_share: Share | None = Field(description="null: no attack")
+
+
+TurnMetric = Literal["macro_f1", "filtered_macro_f1", "clean_time_alarmed", "detected_share"]
+
+
+class Spread(Model):
+    """One metric over the hosts; null: no host has it."""
+
+    metric: TurnMetric
+    mean: float | None
+    worst: float | None
+    worst_host: str | None
+    spread: Positive | None = Field(description="best less worst")
+    default: float | None = Field(description="on the host that recipe host holds out")
+
+
+class RotatedModel(Model):
+    model: str
+    mode: str
+    turns: Annotated[list[HostTurn], Field(min_length=1)]
+    spreads: list[Spread]
+
+
+class HostRotation(Model):
+    """Recipe ``host`` with every host held out once."""
+
+    schema_version: Literal["phasewatch.host_rotation/1"] = Field(
+        default="phasewatch.host_rotation/1", alias="schema"
+    )
+    default_host: str
+    models: list[RotatedModel]
+    not_held_out: dict[str, str] = Field(description="host -> why it cannot be")
 
 
 # --- drift --------------------------------------------------------------------------------------
@@ -504,7 +566,7 @@ class BatchDrift(Model):
 
 # --- on disk ------------------------------------------------------------------------------------
 
-DOCUMENTS = (EvalReport, Comparisons, BatchDrift, DriftReference)
+DOCUMENTS = (EvalReport, Comparisons, HostRotation, BatchDrift, DriftReference)
 
 
 def document_text(document: Model) -> str:

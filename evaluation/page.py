@@ -45,8 +45,9 @@ def render_report(
             ``champion`` (its name, or None), ``since`` (when it was promoted), ``made`` (when the
             page was made), ``tables`` (file names of CSV), ``history`` (rows of earlier
             checkpoints: ``made, recipe, model, mode, checkpoint_id, macro_f1``), ``accepted``
-            (alarms over the budget with which it was promoted: ``why``, ``by``, ``since`` and ``grounds``; or None) and
-            ``not_compared`` (how many batches were not compared with its training data).
+            (alarms over the budget with which it was promoted: ``why``, ``by``, ``since`` and
+            ``grounds``; or None), ``not_compared`` (how many batches were not compared with its
+            training data), and maybe ``rotation`` (the ``HostRotation``).
         comparisons: one per recipe.
         drift: one per batch, all against one champion.
 
@@ -109,6 +110,7 @@ def view(
         if compared
         else None,
         "accepted": facts["accepted"],
+        "rotation": facts.get("rotation"),
         "champion": facts["champion"],
         "drift": _drift(drift, facts),
         "models": [_model(model, modes, had, phases, wanted, by_key, compared) for model in models],
@@ -254,7 +256,9 @@ def _recipe(
             default=None,
         ),
         "best": best,
-        "best_alarms": wording.alarms(best.detection) + wording.by_job(best.detection)
+        "best_alarms": wording.alarms(best.detection)
+        + wording.by_job(best.detection)
+        + wording.unlike(best.unlike)
         if best
         else [],
         "higher": ranked[0] if best and ranked[0] is not best else None,

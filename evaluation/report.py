@@ -53,6 +53,7 @@ from evaluation.scores import (
     macro_statistic,
     scored,
 )
+from evaluation.unlike import EpisodeLikeness, unlike
 from features.registry import WindowSpec
 from models.alarm import AlarmRule
 
@@ -73,6 +74,7 @@ def evaluate(
     training: Mapping[str, Any],
     rule: AlarmRule,
     threshold_note: FigureNote | None,
+    likeness: EpisodeLikeness | None = None,
 ) -> EvalReport:
     """The report on one checkpoint and one recipe.
 
@@ -84,6 +86,7 @@ def evaluate(
             model's hyper-parameters).
         training: the checkpoint's ``history`` and ``best_step``.
         rule: the checkpoint's alarm rule, and a note on its threshold.
+        likeness: how like training the test episodes are.
     """
     test = scored(predictions, model, mode, classes)
     val = scored(predictions, model, mode, classes, "val")
@@ -137,6 +140,7 @@ def evaluate(
             ),
             {"filter": "off"},
         ),
+        unlike=unlike(likeness, test, bootstrap, subject) if likeness else None,
         learning_curve=LearningCurve(rows=training["history"], best_step=training["best_step"]),
         timeline=_timeline(smooth_test, classes, rule.threshold, length_s),
     )
@@ -374,6 +378,10 @@ def _warnings(report: EvalReport) -> list[ReportWarning]:
     if val is not None and high is not None and val > high:
         warnings.append(ReportWarning(code="validation_above_test", numbers={"value": val}))
     warnings += _alarm_warnings(report.detection)
+    found = report.unlike
+    if found and (found.share.low or 0) > found.alpha:
+        numbers = {"share": found.share.value or 0.0, "alpha": found.alpha}
+        warnings.append(ReportWarning(code="unlike_training", numbers=numbers))
     warnings += [ReportWarning(code="untested_profile", about=p) for p in report.untested_profiles]
     warnings += [ReportWarning(code="absent_class", about=c) for c in report.absent_classes]
     synthetic = sum(side.synthetic_episodes for side in report.splits.values())

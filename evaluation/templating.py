@@ -48,6 +48,8 @@ def templates(*, autoescape: bool) -> jinja2.Environment:
         sentence=wording.sentence,
         short=wording.short,
         span=wording.span,
+        turn=lambda value, metric: wording.turn_metric(metric, value),
+        turn_name=lambda metric: wording.TURN_METRICS[metric][0],
     )
     environment.tests["finite"] = wording.is_finite
     return environment

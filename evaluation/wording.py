@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from datasets.splits import UNAVAILABLE
 from evaluation.documents import (
@@ -21,6 +22,7 @@ from evaluation.documents import (
     Objection,
     OperatingPoint,
     Remark,
+    Unlike,
 )
 from evaluation.scores import BASELINES, SHORTCUTS
 
@@ -55,6 +57,8 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "{budget:.1%}.",
     "provisional_threshold": "The alarm threshold is provisional: it rests on {hours:.2g} clean "
     "hours of validation, less than {needed:g}.",
+    "unlike_training": "{share:.0%} of the test episodes are unlike training; of episodes like it, "
+    "at most {alpha:.0%} are called so. Such a machine needs enrolment or retraining.",
     "untested_profile": "Profile {label} was never tested.",
     "absent_class": "Phase {label} does not occur in the test set, so it was never tested.",
     "synthetic_episodes": "The dataset contains {episodes} synthetic episodes.",
@@ -127,6 +131,8 @@ SHARED_SENTENCES = {  # of several reports whose numbers differ
     "clean_time_over_budget": "More clean time on test is under alarm than the budget.",
     "provisional_threshold": "The alarm threshold is provisional: it rests on too little clean "
     "time of validation.",
+    "unlike_training": "More test episodes are unlike training than episodes like it would be. "
+    "Such a machine needs enrolment or retraining.",
 }
 DATASET_WARNINGS = frozenset({"untested_profile", "absent_class", "synthetic_episodes"})
 """Warnings that ``untested`` states once per dataset."""
@@ -472,6 +478,54 @@ def alarmed(part: Detection | CleanTime) -> str:
 def job_label(job: str) -> str:
     """What a part of clean time is called."""
     return {"any": "with a job", "none": "without a job"}.get(job, f"with {job}")
+
+
+def unlike(found: Unlike | None) -> list[str]:
+    """How many test episodes are unlike training, beside the promise; one sentence at most."""
+    if found is None:
+        return []
+    if found.alpha * (found.calibration_episodes + 1) < 1:
+        return [
+            f"Whether test episodes are unlike training cannot be told from "
+            f"{plural(found.calibration_episodes, 'validation episode')}."
+        ]
+    interval = f" ({span(found.share, percent)})" if span(found.share, percent) else ""
+    return [
+        f"{percent(found.share.value)} of the test episodes are unlike training{interval}; of "
+        f"episodes like it, at most {found.alpha:.0%} are called so."
+    ]
+
+
+def unlike_notes(recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where more test episodes are unlike training than the promise allows of episodes like it.
+
+    Args:
+        recipes: the evidence of a trial, by recipe.
+    """
+    notes = []
+    for recipe, evidence in recipes.items():
+        found = evidence.get("unlike")
+        share = found["test_episodes_unlike"] / found["test_episodes"] if found else 0.0
+        if found and share > found["alpha"]:
+            notes.append(
+                f"{percent(share)} of the test episodes of recipe {recipe} are unlike training: "
+                "such a machine needs enrolment or retraining."
+            )
+    return notes
+
+
+TURN_METRICS: dict[str, tuple[str, bool]] = {
+    "macro_f1": ("macro F1", False),
+    "filtered_macro_f1": ("filtered macro F1", False),
+    "clean_time_alarmed": ("clean time alarmed", True),
+    "detected_share": ("attacks found", True),
+}
+"""What a metric of a host's turn is called, and whether it is shown as a percentage."""
+
+
+def turn_metric(metric: str, value: float | None) -> str:
+    """A metric of a host's turn."""
+    return percent(value) if TURN_METRICS[metric][1] else number(value)
 
 
 def by_job(detection: Detection) -> list[str]:

@@ -9,6 +9,7 @@ from assets.factory import asset_keys
 DESCRIPTIONS = {
     "ingest": "Validate a batch's episodes, write its shards, and report how it drifted.",
     "retrain": "Split, train every model, evaluate, compare and report, for one recipe.",
+    "host_rotation": "Hold out every host once, for gbt and the best net; only on request.",
     "score": "Score a batch's episodes with the champion, or with a named checkpoint.",
     "challenge": "Try a challenger against the champion; promote it only on request.",
 }

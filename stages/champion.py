@@ -18,6 +18,7 @@ from champion.history import (
     ChampionError,
     keep,
     kept_path,
+    likeness_file,
     load_kept,
     now,
     put_in_use,
@@ -46,7 +47,7 @@ from evaluation.baselines import shortcut_predictions
 from evaluation.documents import DriftReference, Objection, Subject
 from evaluation.drift import draw_episodes, reference
 from evaluation.scores import phases_of, prediction_rows
-from evaluation.wording import objection
+from evaluation.wording import objection, unlike_notes
 from features.files import fingerprint, write_atomically
 from features.golden import differences
 from features.shards import read_table, read_windows
@@ -132,6 +133,9 @@ def trial_figures(judgement: Judgement) -> dict[str, float]:
                 figures[f"macro_f1_{name}_{recipe}"] = evidence[name]
         if "difference" in evidence:
             figures[f"difference_low_{recipe}"] = evidence["difference"]["low"]
+        if found := evidence.get("unlike"):
+            share = found["test_episodes_unlike"] / found["test_episodes"]
+            figures[f"unlike_share_{recipe}"] = share
         for metric in ("false_alarms_per_hour", "clean_time_alarmed"):
             if "alarms" in evidence and evidence["alarms"][metric]["value"] is not None:
                 figures[f"{metric}_{recipe}"] = evidence["alarms"][metric]["value"]
@@ -152,6 +156,9 @@ def _may_replace_it(project: Project, key: str, trial: Trial) -> CheckResult:
             "challenger": trial.variant.name,
             "reasons": Markdown(reasons or "none"),
             "accepted": Markdown(accepted or "none"),
+            "unlike_training": Markdown(
+                "\n".join(f"- {text}" for text in unlike_notes(judgement.recipes)) or "none"
+            ),
             "evidence": judgement.recipes,
             **trial_figures(judgement),
         },
@@ -402,14 +409,16 @@ def promote(
         recipe: read_rule(project.existing(f"alarm_rules/{challenger.name}", recipe)).id
         for recipe in kept
     }
-    judgement = trial.judgement
+    judgement, likeness = trial.judgement, _likeness(project, SERVED, challenger)
     accepted = {
         "why": accept_alarms, "grounds": [ground.model_dump() for ground in judgement.accepted]
     }  # fmt: skip
     champion = Champion(
         number=0, action="promoted", model=challenger.model, mode=challenger.mode, served=SERVED,
         checkpoints=kept, since=now(), by=by, why=why, evidence=judgement.recipes,
-        previous=None, alarm_rules=alarm_rules, accepted=accepted if judgement.accepted else None,
+        previous=None, alarm_rules=alarm_rules,
+        likeness=likeness.facts["likeness_id"] if likeness else "",
+        accepted=accepted if judgement.accepted else None,
     )  # fmt: skip
     promoted = put_in_use(workspace.champion_folder, champion, judged_against=trial.champion)
     return replace(trial, promoted=promoted)
@@ -473,7 +482,10 @@ def _evidence(
         return prediction_rows(windows, name, mode, checkpoint.artifact_id, proba, classes)
 
     loaded = project.checkpoint(challenger, recipe)
-    evidence: dict[str, Any] = {"dataset_version": dataset.version}
+    evidence: dict[str, Any] = {
+        "dataset_version": dataset.version,
+        "unlike": _unlike(project, recipe, challenger),
+    }
     if recipe in ALARM_RECIPES:
         held_out = scored(CHALLENGER, loaded, table.filter(pl.col("split") != "train"))
         subject = Subject(
@@ -506,6 +518,22 @@ def _evidence(
     return evidence | against_champion(recipe, pl.concat(both), classes, policy)
 
 
+def _likeness(project: Project, recipe: str, variant: Variant) -> Manifest | None:
+    """The likeness of a recipe, if it is there and speaks of the dataset in force."""
+    stage = project.stages[f"likeness/{variant.mode}"]
+    usable = project.status(stage, recipe, verify=True).usable
+    return project.artifact(stage.name, recipe) if usable else None
+
+
+def _unlike(project: Project, recipe: str, variant: Variant) -> dict[str, Any] | None:
+    """How many test episodes are unlike training: to be known, not held against a model."""
+    manifest = _likeness(project, recipe, variant)
+    if manifest is None:
+        return None
+    names = ("alpha", "calibration_episodes", "test_episodes", "test_episodes_unlike")
+    return {name: manifest.facts[name] for name in names}
+
+
 def kept_files(project: Project, recipe: str, variant: Variant) -> dict[str, bytes]:
     """Files kept with a checkpoint: the next dataset forgets what this one was trained on."""
     dataset = project.existing("datasets", recipe)
@@ -518,6 +546,9 @@ def kept_files(project: Project, recipe: str, variant: Variant) -> dict[str, byt
         checkpoint = project.checkpoint(variant, recipe)
         value = _reference(project, checkpoint, table, dataset_shards(project, dataset))
         files[REFERENCE_FILE] = _reference_text(value)
+        if manifest := _likeness(project, recipe, variant):
+            content = manifest.path("likeness").read_bytes()
+            files[likeness_file(manifest.facts["likeness_id"])] = content
     return files
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from stages.manifest import Manifest
     from stages.project import Project
     from stages.stage import Progress
+    from stages.workspace import Workspace
 
 _KINDS = {"torch": "pytorch"}  # where Dagster has another name for a library
 
@@ -221,15 +222,25 @@ def fit(
     Raises:
         StageError: see ``open_windows``.
     """
-    workspace = project.workspace
     training, val = (open_windows(project, recipe, variant, split) for split in ("train", "val"))
+    return fit_on(project.workspace, variant, training, val, progress), training
+
+
+def fit_on(
+    workspace: Workspace,
+    variant: Variant,
+    training: Examples,
+    val: Examples,
+    progress: Progress = silent,
+) -> Classifier:
+    """Train a variant on windows, with the settings in force."""
     model = variant.spec.build(
         workspace.model_config_of(variant),
         len(workspace.layout.phases),
         seed=workspace.seed,
         device=workspace.device,
     )
-    return model.fit(training, val, progress), training
+    return model.fit(training, val, progress)
 
 
 def train(project: Project, variant: Variant, recipe: str, progress: Progress) -> dict[str, Any]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from models.registry import Variant
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.stage import Progress, Stage
+    from stages.stage import Artifacts, Progress, Stage
     from stages.workspace import Workspace
 
 Versions = dict[str, dict[str, str]]  # batch -> output -> data version
@@ -143,15 +143,7 @@ class Datasets(FolderStage):
         staged: Draft,
         progress: Progress,
     ) -> dict[str, Any]:
-        shards = {batch: project.artifacts("ingest", batch) for batch in project.listing.batches}
-        if not shards:
-            raise StageError(f"The store {project.workspace.store_path} has no batch.")
-        windows = pl.concat(
-            pl.DataFrame(read_windows(files[TENSORS].paths("windows"))).with_columns(
-                batch=pl.lit(batch)
-            )
-            for batch, files in shards.items()
-        )
+        windows, shards = ingested_windows(project)
         try:
             table, facts = build_table(windows, key, project.workspace.splits)
         except DatasetError as error:
@@ -179,6 +171,24 @@ class Datasets(FolderStage):
             **{f"{split}_windows": splits[split]["windows"] for split in SPLITS},
             **{f"{split}_episodes": splits[split]["episodes"] for split in SPLITS},
         }
+
+
+def ingested_windows(project: Project) -> tuple[pl.DataFrame, dict[str, Artifacts]]:
+    """The windows of all batches, with a column ``batch``, and the shards by batch.
+
+    Raises:
+        StageError: the store has no batch.
+    """
+    shards = {batch: project.artifacts("ingest", batch) for batch in project.listing.batches}
+    if not shards:
+        raise StageError(f"The store {project.workspace.store_path} has no batch.")
+    windows = pl.concat(
+        pl.DataFrame(read_windows(files[TENSORS].paths("windows"))).with_columns(
+            batch=pl.lit(batch)
+        )
+        for batch, files in shards.items()
+    )
+    return windows, shards
 
 
 def unavailable(project: Project) -> dict[str, Reason]:

@@ -10,11 +10,12 @@ from evaluation import documents
 from evaluation.comparisons import compare
 from evaluation.documents import EvalReport, document_text
 from evaluation.report import evaluate
-from evaluation.wording import alarms, by_job, sentence
+from evaluation.wording import alarms, by_job, sentence, unlike
 from features.files import fingerprint
 from models.registry import VARIANTS, Variant
 from stages.alarm_rules import read_rule, threshold_note
 from stages.held_out_predictions import changed_checkpoints, read_predictions
+from stages.likeness import likeness_of_test
 from stages.stage import Check, CheckResult, FolderStage, Markdown, Output
 from stages.status import Reason
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from stages.stage import Artifacts, Progress
     from stages.workspace import Workspace
 
-REPORT_VERSION = "6"
+REPORT_VERSION = "7"
 """Of reports and comparisons: documents of one form."""
 
 
@@ -57,7 +58,11 @@ class EvalReports(FolderStage):
     def __init__(self, variant: Variant):
         self.variant = variant
         self.name = f"eval_reports/{variant.name}"
-        self.inputs = ("held_out_predictions", f"alarm_rules/{variant.name}")
+        self.inputs = (
+            "held_out_predictions",
+            f"alarm_rules/{variant.name}",
+            f"likeness/{variant.mode}",
+        )
         description = (
             f"How good {variant.model} ({variant.mode}) is on the test split: macro F1 with a 95 % "
             "interval over episodes, per class, profile and host, next to the baselines."
@@ -83,6 +88,7 @@ class EvalReports(FolderStage):
                 "variant": self.variant.name,
                 "predictions": project.existing("held_out_predictions", key).version,
                 "alarm_rule": project.existing(f"alarm_rules/{self.variant.name}", key).version,
+                "likeness": project.existing(f"likeness/{self.variant.mode}", key).version,
                 "policy": asdict(project.workspace.report),
             }
         )
@@ -132,6 +138,7 @@ class EvalReports(FolderStage):
             header["train_meta"],
             read_rule(chosen),
             threshold_note(chosen),
+            likeness_of_test(project.existing(f"likeness/{self.variant.mode}", key)),
         )
         staged.new_file("report", ".json").write_text(document_text(report))
         staged.new_file("card", ".md").write_text(model_card(header, report))
@@ -162,13 +169,18 @@ class EvalReports(FolderStage):
             "clean_time_alarmed": detection.clean_time_alarmed.value,
             "alarm_threshold": detection.threshold.value,
             "threshold_provisional": detection.provisional,
+            "unlike_share": report.unlike and report.unlike.share.value,
+            "unlike_alpha": report.unlike and report.unlike.alpha,
             **{
                 f"{metric}_job_{part.job}": getattr(part, metric).value
                 for part in detection.by_job
                 for metric in ("false_alarms_per_hour", "clean_time_alarmed")
             },
             "alarms": Markdown(
-                "\n".join(f"- {text}" for text in (*alarms(detection), *by_job(detection)))
+                "\n".join(
+                    f"- {text}"
+                    for text in (*alarms(detection), *by_job(detection), *unlike(report.unlike))
+                )
             ),
             "operating_curve": detection.operating_curve.model_dump(),
             "test_windows": report.n_windows,

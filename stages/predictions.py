@@ -11,21 +11,24 @@ from champion.history import (
     SERVED,
     ChampionError,
     load_kept,
+    load_likeness,
     load_rule,
     read_champion,
     read_training,
 )
 from config.messages import unknown
 from datasets.splits import RECIPES
-from datasets.windows import inputs, read_dataset
+from datasets.windows import inputs, inputs_of_kind, read_dataset
 from episodes.format import SOURCES
 from evaluation.scores import phases_of
 from features.contract import contract_hashes
 from features.files import fingerprint
 from features.shards import read_windows, write_table
+from models.novelty import ALPHA
 from models.registry import find_variant
 from stages.alarm_rules import read_rule
 from stages.ingest import TENSORS
+from stages.likeness import begins, read_likeness
 from stages.stage import Check, CheckResult, FolderStage, Output
 from stages.status import Reason, StageError
 
@@ -33,8 +36,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from features.registry import Layout
     from models.alarm import AlarmRule
     from models.checkpoint import Checkpoint
+    from models.novelty import Likeness
     from stages.manifest import Draft, Manifest
     from stages.project import Project
     from stages.stage import Artifacts, Progress, Stage
@@ -69,7 +74,7 @@ class Predictions(FolderStage):
     """Phase probabilities of every window of a batch; episodes seen in training are marked."""
 
     name = "predictions"
-    version = "3"
+    version = "4"
     partition = "batch"
     job = "score"
     automatic = False
@@ -113,6 +118,7 @@ class Predictions(FolderStage):
         yield project.stages["ingest"], key
         if self.chosen.model:
             yield project.stages[f"alarm_rules/{self._variant.name}"], self._recipe
+            yield project.stages[f"likeness/{self._variant.mode}"], self._recipe
 
     @property
     def _variant(self) -> Any:
@@ -153,6 +159,21 @@ class Predictions(FolderStage):
         training = read_training(folder, champion)["episode_id"]
         return checkpoint, load_rule(folder, champion), champion.served, training
 
+    def likeness(self, project: Project) -> Likeness | None:
+        """What says how unlike training a window is; None for a champion that has none.
+
+        Raises:
+            StageError, ChampionError: see ``checkpoint``.
+        """
+        if self.chosen.model:
+            name = f"likeness/{self._variant.mode}"
+            return read_likeness(project.existing(name, self._recipe))
+        folder = project.workspace.champion_folder
+        champion = read_champion(folder)
+        if champion is None:
+            return None
+        return load_likeness(folder, champion, project.workspace.layout)
+
     def folder(self, workspace: Workspace, key: str) -> Path:
         champion = None if self.chosen.model else read_champion(workspace.champion_folder)
         scorer = find_variant(champion.model, champion.mode) if champion else self._variant
@@ -167,12 +188,14 @@ class Predictions(FolderStage):
 
     def fingerprint(self, project: Project, key: str) -> str:
         checkpoint, rule, _, _ = self.checkpoint(project)
+        likeness = self.likeness(project)
         shards = project.artifacts("ingest", key)
         return fingerprint(
             {
                 "stage": self.version,
                 "checkpoint": checkpoint.artifact_id,
                 "alarm_rule": rule.id,
+                "likeness": likeness.id if likeness else None,
                 "shards": {name: manifest.version for name, manifest in shards.items()},
             }
         )
@@ -200,7 +223,7 @@ class Predictions(FolderStage):
         )
         X = inputs(windows, {key: shards}, checkpoint.variant, layout)
         proba = checkpoint.model.predict_proba(X)
-        first = (windows["episode_id"] != windows["episode_id"].shift(1)).fill_null(True).to_numpy()
+        first, likeness = begins(windows), self.likeness(project)
         smooth = rule.filter(proba, first)
         alarm = rule.alarms(rule.score(smooth), first)
         table = windows.select(
@@ -214,6 +237,7 @@ class Predictions(FolderStage):
             pl.Series("filtered", phases_of(smooth, layout.phases), pl.String),
             *(pl.Series(f"f_{phase}", smooth[:, i]) for i, phase in enumerate(layout.phases)),
             pl.Series("alarm", alarm),
+            *unlike_columns(windows, {key: shards}, likeness, layout),
             pl.col("episode_id").is_in(training.implode()).alias("seen_in_training"),
             pl.lit(checkpoint.artifact_id).alias("checkpoint_id"),
             pl.lit(rule.id).alias("alarm_rule_id"),
@@ -225,6 +249,10 @@ class Predictions(FolderStage):
             "filtered": dict(sorted(table["filtered"].value_counts().iter_rows())),
             "windows_alarmed": int(table["alarm"].sum()),
             "alarm_rule_id": rule.id,
+            "likeness_id": likeness.id if likeness else None,
+            "episodes_unlike": (
+                table.filter("unlike")["episode_id"].n_unique() if likeness else None
+            ),
             "seen_in_training": int(table["seen_in_training"].sum()),
             "checkpoint": f"{checkpoint.variant.name} ({recipe})",
             "checkpoint_id": checkpoint.artifact_id,
@@ -247,8 +275,31 @@ class Predictions(FolderStage):
             "filtered": facts["filtered"],
             "windows_alarmed": facts["windows_alarmed"],
             "alarm_rule_id": facts["alarm_rule_id"],
+            "likeness_id": facts["likeness_id"],
+            "episodes_unlike": facts["episodes_unlike"],
         }
 
     def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
         manifest = artifacts[self.name]
         return f"{manifest.facts['windows']} windows in {manifest.path('predictions')}"
+
+
+def unlike_columns(
+    windows: pl.DataFrame,
+    shards: Mapping[str, Any],
+    likeness: Likeness | None,
+    layout: Layout,
+) -> list[pl.Series]:
+    """How far each window is from training, its episode's p value so far, and the verdict on it.
+
+    Null without a likeness.
+    """
+    if likeness is None:
+        kinds = {"unlike_score": pl.Float64, "unlike_p": pl.Float64, "unlike": pl.Boolean}
+        return [pl.Series(n, [None] * len(windows), kind) for n, kind in kinds.items()]
+    X, first = inputs_of_kind(windows, shards, "summary", likeness.mode, layout), begins(windows)
+    scores = likeness.scores(X, first)
+    p = likeness.p_values(scores, first)
+    return [
+        pl.Series("unlike_score", scores), pl.Series("unlike_p", p), pl.Series("unlike", p <= ALPHA)
+    ]  # fmt: skip

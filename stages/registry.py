@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from features.registry import MODES
 from models.registry import VARIANTS
 from stages.alarm_rules import AlarmRules
 from stages.champion import ChampionStage
@@ -12,7 +13,9 @@ from stages.datasets import Datasets
 from stages.drift import Drift
 from stages.evaluation import Comparisons, EvalReports
 from stages.held_out_predictions import HeldOutPredictions
+from stages.host_rotation import HostRotationStage
 from stages.ingest import Ingest
+from stages.likeness import LikenessStage
 from stages.predictions import Predictions
 from stages.report_page import ReportPage
 
@@ -26,10 +29,12 @@ STAGES: dict[str, Stage] = {
         Drift(),
         Datasets(),
         *map(Checkpoints, VARIANTS),
+        *map(LikenessStage, MODES),
         HeldOutPredictions(),
         *map(AlarmRules, VARIANTS),
         *map(EvalReports, VARIANTS),
         Comparisons(),
+        HostRotationStage(),
         ReportPage(),
         ChampionStage(),
         Predictions(),

@@ -20,6 +20,7 @@ from models.registry import VARIANTS
 from stages.checkpoints import code_commit
 from stages.drift import Drift
 from stages.evaluation import read_comparisons, read_report
+from stages.host_rotation import read_rotation
 from stages.ingest import INDEX
 from stages.manifest import Manifest, read_manifest, write_manifest
 from stages.stage import Artifacts, Output, Stage
@@ -85,12 +86,17 @@ class ReportPage(Stage):
     """One page on every checkpoint and recipe evaluated so far, to be read by people."""
 
     name = "report"
-    version = "6"
+    version = "7"
     partition = ""
     job = "retrain"
     docs = "evaluation.md"
 
-    inputs = (*(f"eval_reports/{variant.name}" for variant in VARIANTS), "comparisons", "drift")
+    inputs = (
+        *(f"eval_reports/{variant.name}" for variant in VARIANTS),
+        "comparisons",
+        "drift",
+        "host_rotation",
+    )
 
     outputs = (
         Output(
@@ -124,6 +130,7 @@ class ReportPage(Stage):
                 ],
                 "champion": _champion(project),
                 "unavailable": _unavailable(project),
+                "rotation": rotation.version if (rotation := _rotation(project)) else None,
                 "drift": [document.model_dump() for document in drift],
                 "verdicts": _verdicts(project),
             }
@@ -173,6 +180,7 @@ class ReportPage(Stage):
                 ],
                 "unavailable": _unavailable(project),
                 **_champion(project),
+                "rotation": read_rotation(rotation) if (rotation := _rotation(project)) else None,
                 "not_compared": len(project.listing.batches) - len(drift),
             },
             found.comparisons,
@@ -242,6 +250,12 @@ def _champion(project: Project) -> dict[str, Any]:
         "grounds": [objection(Objection(**ground)) for ground in champion.accepted["grounds"]],
     }
     return {"champion": champion.name, "since": champion.since, "accepted": accepted}
+
+
+def _rotation(project: Project) -> Manifest | None:
+    """The host rotation, if it was made of the data and the layout in force."""
+    status = project.status(project.stages["host_rotation"], "", verify=True)
+    return project.artifact("host_rotation", "") if status.usable else None
 
 
 def _unavailable(project: Project) -> dict[str, str]:

@@ -101,8 +101,15 @@ class Workspace(BaseModel):
     def alarm_rule_folder(self, recipe: str) -> Path:
         return self.artifacts_path / "alarm_rules" / recipe
 
+    def likeness_folder(self, recipe: str) -> Path:
+        return self.artifacts_path / "likeness" / recipe
+
     def comparisons_folder(self, recipe: str) -> Path:
         return self.report_folder(recipe) / "comparisons"
+
+    @property
+    def host_rotation_folder(self) -> Path:
+        return self.artifacts_path / "host_rotation"
 
     @property
     def report_page(self) -> Path:

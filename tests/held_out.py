@@ -16,6 +16,7 @@ from evaluation.documents import DOCUMENTS, SCHEMA_FILE, FigureNote, document_te
 from evaluation.figures import ReportPolicy
 from evaluation.report import evaluate
 from evaluation.scores import SHORTCUTS, baseline_id, scored
+from evaluation.unlike import EpisodeLikeness
 from features.registry import LAYOUT
 from models.alarm import AlarmRule
 
@@ -121,12 +122,16 @@ def dataset(**changes: Any) -> dict[str, Any]:
 
 
 def report_on(
-    table: pl.DataFrame, policy: ReportPolicy = POLICY, recipe: str = "host", **facts: Any
+    table: pl.DataFrame,
+    policy: ReportPolicy = POLICY,
+    recipe: str = "host",
+    likeness: EpisodeLikeness | None = None,
+    **facts: Any,
 ) -> dict[str, Any]:
     """The report on gbt_realistic, as JSON has it; its filter changes nothing."""
     return evaluate(
         table, "gbt", "realistic", CLASSES, dataset(**facts), IDENTITY | {"recipe": recipe},
-        policy, LAYOUT.window, TRAINING, *plain_rule(table, "gbt", policy),
+        policy, LAYOUT.window, TRAINING, *plain_rule(table, "gbt", policy), likeness,
     ).model_dump(mode="json")  # fmt: skip
 
 

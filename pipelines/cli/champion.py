@@ -241,8 +241,10 @@ def _tell_dagster(workspace: Workspace, champion: Champion) -> None:
 
 def _notes(project: Project, trial: Trial) -> Iterator[str]:
     """What does not speak against a challenger, but is good to know before it is in use."""
+    from evaluation.wording import unlike_notes
     from stages.champion import best_on_validation, validation_mean
 
+    yield from unlike_notes(trial.judgement.recipes)
     challenger = trial.variant
     for recipe in trial.checkpoints:
         stage = project.stages[f"checkpoints/{challenger.name}"]

@@ -1,0 +1,160 @@
+"""Likeness: per recipe and mode, how far an episode may be from training and still be like it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from datasets.windows import inputs_of_kind, read_dataset
+from evaluation.unlike import EpisodeLikeness
+from features.contract import contract_of
+from features.files import fingerprint
+from features.shards import read_table, write_table
+from models.novelty import ALPHA, Likeness, calibrated, fit_space, highest, p_values
+from stages.datasets import dataset_shards
+from stages.stage import FolderStage, Output
+from stages.status import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from features.registry import Layout, Mode
+    from stages.manifest import Draft, Manifest
+    from stages.project import Project
+    from stages.stage import Artifacts, Progress
+    from stages.workspace import Workspace
+
+_EPISODE = ("episode_id", "host_id", "session", "profile")
+
+
+class LikenessStage(FolderStage):
+    """How far windows are from training, in one mode, calibrated on validation episodes."""
+
+    version = "1"
+    partition = "recipe"
+    job = "retrain"
+    docs = "evaluation.md"
+
+    inputs = ("datasets",)
+
+    def __init__(self, mode: Mode):
+        self.mode = mode
+        self.name = f"likeness/{mode}"
+        description = (
+            f"How far windows are from training ({mode}), calibrated on validation episodes: one "
+            f"like them is called unlike training with probability {ALPHA:g} at most."
+        )
+        kinds = frozenset({"parquet"})
+        self.outputs = (Output(self.name, description, "evaluate", kinds, "summary"),)
+
+    def folder(self, workspace: Workspace, key: str) -> Path:
+        return workspace.likeness_folder(key) / self.mode
+
+    def fingerprint(self, project: Project, key: str) -> str:
+        workspace = project.workspace
+        return fingerprint(
+            {
+                "stage": self.version,
+                "dataset": project.existing("datasets", key).version,
+                "contract": contract_of(workspace.layout, "summary").hash,
+                "seed": workspace.seed,
+            }
+        )
+
+    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+        dataset = project.artifact("datasets", key)
+        if dataset is None or manifest.facts["dataset_version"] != dataset.version:
+            return Reason("inputs", {"inputs": ["datasets"]})
+        return Reason("settings")
+
+    def write(
+        self, project: Project, key: str, staged: Draft, progress: Progress
+    ) -> dict[str, Any]:
+        workspace, dataset = project.workspace, project.existing("datasets", key)
+        layout = workspace.layout
+        shards, table = dataset_shards(project, dataset), read_dataset(dataset)
+        likeness, test = fitted(table, shards, self.mode, layout, workspace.seed)
+        staged.new_file("likeness", ".safetensors").write_bytes(likeness.to_bytes())
+        write_table(test.to_arrow(), staged.new_file("episodes", ".parquet"))
+        return {
+            "recipe": key,
+            "dataset_version": dataset.version,
+            "likeness_id": likeness.id,
+            "alpha": ALPHA,
+            "calibration_episodes": len(likeness.calibration),
+            "test_episodes": len(test),
+            "test_episodes_unlike": int((test["p"] <= ALPHA).sum()),
+        }
+
+    def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:
+        facts = artifact.facts
+        return {
+            **{name: value for name, value in facts.items() if name != "recipe"},
+            "least_p": 1 / (facts["calibration_episodes"] + 1),
+            "test_share_unlike": facts["test_episodes_unlike"] / max(1, facts["test_episodes"]),
+        }
+
+    def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
+        facts = artifacts[self.name].facts
+        return f"{facts['test_episodes_unlike']} of {facts['test_episodes']} test episodes unlike"
+
+
+def fitted(
+    table: pl.DataFrame,
+    shards: Mapping[str, Any],
+    mode: Mode,
+    layout: Layout,
+    seed: int,
+) -> tuple[Likeness, pl.DataFrame]:
+    """The likeness of a dataset, and its test episodes with score and p value.
+
+    Args:
+        table: windows with ``split``: train, val (which calibrates) and test.
+    """
+    sides = {
+        split: table.filter(pl.col("split") == split).sort("episode_id", "window")
+        for split in ("train", "val", "test")
+    }
+    X = {
+        split: inputs_of_kind(side, shards, "summary", mode, layout)
+        for split, side in sides.items()
+    }
+    first = {split: begins(side) for split, side in sides.items()}
+    space = fit_space(X["train"], seed)
+    contract = contract_of(layout, "summary").hash
+    likeness = calibrated(space, X["val"], first["val"], mode, contract)
+    score = highest(likeness.scores(X["test"], first["test"]), first["test"])
+    test = sides["test"].filter(pl.Series(first["test"])).select(_EPISODE)
+    p = p_values(score, likeness.calibration)
+    return likeness, test.with_columns(score=pl.Series(score), p=pl.Series(p))
+
+
+def begins(windows: pl.DataFrame) -> NDArray[np.bool_]:
+    """Where an episode begins ``(n_windows,)``."""
+    before = windows["episode_id"].shift(1)
+    return (windows["episode_id"] != before).fill_null(True).to_numpy()
+
+
+def read_likeness(manifest: Manifest) -> Likeness:
+    """A likeness as written.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    return Likeness.from_bytes(manifest.path("likeness").read_bytes())
+
+
+def likeness_of_test(manifest: Manifest) -> EpisodeLikeness:
+    """Of the test episodes."""
+    episodes = pl.DataFrame(read_table(manifest.path("episodes")))
+    return EpisodeLikeness(
+        manifest.facts["likeness_id"],
+        manifest.facts["alpha"],
+        manifest.facts["calibration_episodes"],
+        dict(zip(episodes["episode_id"], episodes["p"], strict=True)),
+    )
