@@ -41,6 +41,7 @@ RUN = {
     "phasewatch inspect PATH…": OK,
     "phasewatch inspect artifacts/checkpoints": OK,
     "phasewatch predict EPISODE": OK,
+    "phasewatch predict KEY --out windows.parquet": OK,
     "phasewatch predict 01M7ZVV20HFQWZ385HM9KXP5BJ --checkpoint "
     "artifacts/checkpoints/host/gbt_realistic.ckpt.json": OK,
     "phasewatch promote gbt": FAILED,  # as above
