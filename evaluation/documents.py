@@ -159,6 +159,17 @@ class SplitFacts(Model):
     coverage: dict[str, Share]
 
 
+class Excluded(Model):
+    """An episode, or a span of it, that a person keeps out; null: from its beginning, to its end"""
+
+    episode: str
+    from_s: Positive | None
+    to_s: Positive | None
+    reason: str
+    who: str
+    windows: Count = Field(description="that would take part in the dataset otherwise")
+
+
 class ClassScores(Model):
     name: str
     support: Annotated[int, Field(ge=1)]
@@ -339,8 +350,8 @@ class Objection(Remark):
 class EvalReport(Subject):
     """The report on one checkpoint and recipe."""
 
-    schema_version: Literal["phasewatch.eval_report/6"] = Field(
-        default="phasewatch.eval_report/6", alias="schema"
+    schema_version: Literal["phasewatch.eval_report/7"] = Field(
+        default="phasewatch.eval_report/7", alias="schema"
     )
     contract_hash: str
     schema_hash: str
@@ -357,6 +368,7 @@ class EvalReport(Subject):
     window: WindowSize
     splits: dict[str, SplitFacts]
     excluded_episodes: dict[str, Count]
+    exclusions: list[Excluded]
     bootstrap: Bootstrap
     macro_f1: Figure
     val_macro_f1: Figure

@@ -122,6 +122,7 @@ def evaluate(
         window=WindowSize(length_s=length_s, stride_s=stride_s),
         splits=dataset["splits"],
         excluded_episodes=dataset["excluded"],
+        exclusions=dataset["exclusions"],
         bootstrap=bootstrap_facts,
         **_f1_figures(test, val, classes, bootstrap, subject, lacking),
         baselines=_baselines(test, predictions, classes, dataset, policy, bootstrap, subject),

@@ -17,6 +17,7 @@ from evaluation.documents import (
     Detection,
     DriftCheck,
     EvalReport,
+    Excluded,
     Figure,
     Objection,
     OperatingPoint,
@@ -331,6 +332,7 @@ def gaps(report: EvalReport) -> list[str]:
         causes = "; ".join(f"{count(n)} {cause}" for cause, n in report.excluded_episodes.items())
         total = sum(report.excluded_episodes.values())
         sentences.append(f"{plural(total, 'episode')} excluded ({causes}).")
+    sentences += [excluded(entry) for entry in report.exclusions]
     lacking = report.bootstrap.replicates_lacking_a_class
     if lacking:
         sentences.append(
@@ -338,6 +340,16 @@ def gaps(report: EvalReport) -> list[str]:
             "their mean is over the others."
         )
     return sentences
+
+
+def excluded(entry: Excluded) -> str:
+    """What a person keeps out of the dataset, and why."""
+    begins = "" if entry.from_s is None else f" from {entry.from_s:g} s"
+    ends = "" if entry.to_s is None else f" to {entry.to_s:g} s"
+    return (
+        f"Episode {entry.episode}{begins}{ends} excluded by {entry.who} "
+        f"({plural(entry.windows, 'window')}): {entry.reason}"
+    )
 
 
 def warnings(reports: Sequence[EvalReport]) -> list[tuple[str, str]]:

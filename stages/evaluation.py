@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stages.stage import Artifacts, Progress
     from stages.workspace import Workspace
 
-REPORT_VERSION = "6"
+REPORT_VERSION = "7"
 """Of reports and comparisons: documents of one form."""
 
 

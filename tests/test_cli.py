@@ -478,7 +478,7 @@ def test_a_run_with_nothing_to_do_starts_no_dagster(trained: Lab, tmp_path: Path
     assert without_dagster("run", "--recipe", RECIPE, "--force", **folders).returncode == FAILED
 
 
-COMMANDS = ["", "run", "sync", "validate", "extract", "predict", "report", "champion", "promote",
+COMMANDS = ["", "run", "sync", "validate", "extract", "exclude", "predict", "report", "champion", "promote",
             "rollback", "inspect", "doctor", "contract", "contract diff"]  # fmt: skip
 
 

@@ -36,6 +36,7 @@ for function in (
     run.sync,
     episodes.validate,
     episodes.extract,
+    episodes.exclude,
     predict.predict,
     report.report,
     champion.champion,

@@ -1,4 +1,4 @@
-"""Commands about episodes: ``validate``, ``extract``. ``predict`` has a module of its own."""
+"""Commands about episodes: ``validate``, ``extract``, ``exclude``; ``predict`` has a module."""
 
 from __future__ import annotations
 
@@ -248,3 +248,58 @@ def extract(
         bins=len(extracted.series),
         malformed_rows=malformed,
     )
+
+
+@dataclass(frozen=True)
+class ExcludedEntry(Document):
+    """An entry as it was added to the file of exclusions."""
+
+    path: str
+    entry: dict[str, Any]
+    entries: int
+
+    def text(self) -> Iterator[str]:
+        count = f"{self.entries} {'entry' if self.entries == 1 else 'entries'}"
+        yield f"{self.path}: {count}. The datasets are stale; make them again: phasewatch run"
+
+
+def exclude(
+    episode: Annotated[str, typer.Argument(metavar="EPISODE", help="An episode's id.")],
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Shown in every report.")],
+    from_s: Annotated[
+        float | None, typer.Option("--from", metavar="SECONDS", help="Only from here on.")
+    ] = None,
+    to_s: Annotated[
+        float | None, typer.Option("--to", metavar="SECONDS", help="Only up to here.")
+    ] = None,
+    who: Annotated[
+        str | None, typer.Option("--who", metavar="NAME", help="Default: the user logged in.")
+    ] = None,
+    config: options.Config = None,
+    store: options.Store = None,
+    artifacts: options.Artifacts = None,
+) -> ExcludedEntry:
+    """Keep an episode, or the windows that overlap a span of it, out of every dataset.
+
+    Adds an entry to exclusions.yaml. Nothing is rebuilt before the next run.
+    """
+    from getpass import getuser
+
+    from datasets.exclusions import ExclusionError, appended, parse_exclusions
+    from features.files import write_atomically
+
+    workspace = workspace_of(config, store, artifacts)
+    path = workspace.exclusions_file
+    known = {stored.episode_id for stored in workspace.listing().episodes}
+    values = {"episode": episode, "from_s": from_s, "to_s": to_s, "reason": reason}
+    entry = {n: v for n, v in (values | {"who": who or getuser()}).items() if v is not None}
+    try:
+        text = appended(path.read_text() if path.exists() else "", entry, path, known)
+        entries = len(parse_exclusions(text, path, known))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text.encode())
+    except (ExclusionError, UnicodeDecodeError) as error:
+        fail(str(error), USAGE)
+    except OSError as error:
+        fail(f"{path}: not written ({error.strerror})", USAGE)
+    return ExcludedEntry(path=str(path), entry=entry, entries=entries)
