@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from stages.scoring import Scores
 
 __all__ = [
+    "explain",
     "extract",
     "find_misclassified",
     "load_checkpoint",
@@ -178,6 +179,32 @@ def predict(
     extracted = extract(project, episode, anyway=anyway)
     rule = rule_of(project, checkpoint)
     return score_episode(checkpoint, rule, extracted, project.workspace.layout)
+
+
+def explain(
+    project: Project, checkpoint: Checkpoint, episode: JudgedEpisode, *, anyway: bool = False
+) -> pl.DataFrame:
+    """Which channels argue for the phase that a checkpoint gives each window of an episode.
+
+    Exact for ``gbt``: with a constant, the contributions add up to the margin of the phase. For the
+    others how far the logarithm of its probability falls when the channel's inputs, absolute and
+    relative, are typical of training: their median for ``mlp``, else their mean as scaled.
+
+    Args:
+        anyway: go on if the episode is rejected or errored.
+
+    Returns:
+        ``window, start_s, phase, channel, contribution``: every channel of every window, those that
+        argue most for its phase first. Below 0 a channel argues against it.
+
+    Raises:
+        EpisodeError, AlignmentError: see ``extract``.
+    """
+    from stages.scoring import score_episode
+
+    extracted = extract(project, episode, anyway=anyway)
+    layout = project.workspace.layout
+    return score_episode(checkpoint, None, extracted, layout, explain=True).contributions()
 
 
 def read_report(project: Project, recipe: str, model: str, mode: str = "realistic") -> EvalReport:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from models.alarm import AlarmRule
     from models.checkpoint import Checkpoint
 
+TOP = 5  # channels that are named for a window
+
 
 @dataclass(frozen=True)
 class OverTime:
@@ -41,6 +43,8 @@ class Scores:
     labelled: Sequence[str]  # (n_windows,)
     proba: NDArray[np.float32]  # (n_windows, n_phases), as the model gives them
     over_time: OverTime | None  # None: the checkpoint has no alarm rule
+    channels: tuple[str, ...]
+    why: NDArray[np.float64] | None  # (n_windows, n_channels), for the phase; None: not asked for
 
     def __len__(self) -> int:
         return len(self.start_s)
@@ -71,6 +75,28 @@ class Scores:
         if self.alarm is None or not self.alarm.any():
             return None
         return float(self.start_s[self.alarm.argmax()])
+
+    def arguments(self, window: int, top: int = TOP) -> list[tuple[str, float]]:
+        """The channels that argue most for a window's phase, and how much; at most ``top``."""
+        if self.why is None:
+            return []
+        row = self.why[window]
+        return [(self.channels[i], float(row[i])) for i in np.argsort(-row)[:top] if row[i] > 0]
+
+    def contributions(self) -> pl.DataFrame:
+        """``window, start_s, phase, channel, contribution``: of each window the largest first."""
+        assert self.why is not None, "score the episode with explain=True"
+        n = len(self.channels)
+        return pl.DataFrame(
+            {
+                "window": np.repeat(np.arange(len(self)), n),
+                "start_s": np.repeat(self.start_s, n),
+                "phase": [phase for phase in self.phase for _ in range(n)],
+                "channel": list(self.channels) * len(self),
+                "contribution": self.why.ravel(),
+            },
+            schema_overrides={"phase": pl.String, "channel": pl.String},
+        ).sort("window", "contribution", descending=[False, True], maintain_order=True)
 
     def table(self) -> pl.DataFrame:
         """One row per window, with the columns of the asset ``predictions``."""
@@ -116,14 +142,26 @@ def carried_over(
 
 
 def score_episode(
-    checkpoint: Checkpoint, rule: AlarmRule | None, extracted: Extracted, layout: Layout
+    checkpoint: Checkpoint,
+    rule: AlarmRule | None,
+    extracted: Extracted,
+    layout: Layout,
+    *,
+    explain: bool = False,
 ) -> Scores:
-    """The scores of an episode's windows; without a rule only what the model says."""
-    proba = checkpoint.predict_episode(extracted.series, extracted.features, layout)
+    """The scores of an episode's windows; without a rule only what the model says.
+
+    Args:
+        explain: also find which channels argue for each window's phase.
+    """
+    inputs = extracted.series, extracted.features, layout
+    proba = checkpoint.predict_episode(*inputs)
     return Scores(
         phases=layout.phases,
         start_s=extracted.windows.start_s,
         labelled=[str(label) for label in extracted.windows.label],
         proba=proba,
         over_time=None if rule is None else carried_over(rule, proba),
+        channels=layout.channel_names,
+        why=checkpoint.explain_episode(*inputs) if explain else None,
     )

@@ -478,8 +478,8 @@ def test_a_run_with_nothing_to_do_starts_no_dagster(trained: Lab, tmp_path: Path
     assert without_dagster("run", "--recipe", RECIPE, "--force", **folders).returncode == FAILED
 
 
-COMMANDS = ["", "run", "sync", "validate", "extract", "exclude", "predict", "report", "champion", "promote",
-            "rollback", "inspect", "doctor", "contract", "contract diff"]  # fmt: skip
+COMMANDS = ["", "run", "sync", "validate", "extract", "exclude", "predict", "report", "champion",
+            "promote", "rollback", "inspect", "doctor", "contract", "contract diff"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -279,9 +279,10 @@ def exclude(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> ExcludedEntry:
-    """Keep an episode, or the windows that overlap a span of it, out of every dataset.
+    """Keep an episode, or a span of it, out of every dataset.
 
-    Adds an entry to exclusions.yaml. Nothing is rebuilt before the next run.
+    Windows that overlap the span are excluded. Adds an entry to exclusions.yaml. Nothing is rebuilt
+    before the next run.
     """
     from getpass import getuser
 

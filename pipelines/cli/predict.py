@@ -7,7 +7,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -113,6 +113,11 @@ def _windows(scores: Scores) -> Iterator[dict[str, Any]]:
                 "filtered_alarm_score": round(float(over_time.score[i]), 6),
                 "alarm": bool(over_time.alarm[i]),
             }
+        if scores.why is not None:
+            window["why"] = [
+                {"channel": channel, "contribution": round(value, 4)}
+                for channel, value in scores.arguments(i)
+            ]
         yield window
 
 
@@ -124,6 +129,7 @@ class Predictions(Document):
     episodes: list[Scored]
     failures: list[dict[str, Any]]
     single: bool = field(metadata=TEXT_ONLY)
+    contributions: Literal["exact", "occlusion", ""]  # how they were found; empty: not asked for
     out: str | None
     code: int = field(metadata=TEXT_ONLY)
 
@@ -132,7 +138,10 @@ class Predictions(Document):
         return self.code
 
     def as_json(self) -> dict[str, Any]:
-        written = {"out": self.out} if self.out else {}
+        written: dict[str, Any] = (
+            {"contributions": self.contributions} if self.contributions else {}
+        )
+        written |= {"out": self.out} if self.out else {}
         if self.single:
             [scored] = self.episodes
             return scored.verdict | self.scorer | scored.as_json | written
@@ -144,6 +153,10 @@ class Predictions(Document):
             yield _window_table(self.episodes[0].scores)
             yield ""
         yield _summary_table(self.episodes)
+        for scored in self.episodes if self.contributions else ():
+            yield ""
+            yield from () if self.single else [scored.episode_id]
+            yield _why_table(scored.scores)
         if self.out:
             yield self.out
 
@@ -180,6 +193,24 @@ def _summary_table(episodes: list[Scored]) -> Table:
     return Table(tuple(columns), list(zip(*columns.values(), strict=True)))
 
 
+def _why_table(scores: Scores) -> Table:
+    """The channels that argue for the phase, wherever it or the alarm changes."""
+    alarm = [_yes(each) for each in scores.alarm] if scores.alarm is not None else None
+    states = list(zip(scores.phase, alarm or scores.phase, strict=True))
+    changes = [i for i, state in enumerate(states) if i == 0 or state != states[i - 1]]
+    columns = {
+        "start": [f"{scores.start_s[i]:6.1f} s" for i in changes],
+        "phase": [scores.phase[i] for i in changes],
+    }
+    if alarm is not None:
+        columns["alarm"] = [alarm[i] for i in changes]
+    columns["channels that argue for the phase"] = [
+        ", ".join(f"{channel} +{value:.2f}" for channel, value in scores.arguments(i)) or "none"
+        for i in changes
+    ]
+    return Table(tuple(columns), list(zip(*columns.values(), strict=True)))
+
+
 def _yes(value: Any) -> str:
     return "yes" if value else "no"
 
@@ -188,7 +219,7 @@ def predict(
     episodes: Annotated[
         list[str],
         typer.Argument(
-            metavar="EPISODE...",
+            metavar="EPISODE…",
             help="Ids, paths of a .tar.zst, batches of the store, or folders of archives.",
         ),
     ],
@@ -206,12 +237,15 @@ def predict(
             metavar="FILE", help="Write every window to this .parquet, .csv or .jsonl, too."
         ),
     ] = None,
+    why: Annotated[
+        bool, typer.Option("--why", help="Name the channels that argue for each phase, too.")
+    ] = False,
     anyway: options.Anyway = False,
     config: options.Config = None,
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> Predictions:
-    """Score the windows of episodes: phases, and whether the alarm stands.
+    """Score episodes: their phases, and where the alarm stands.
 
     The champion scores, or the checkpoint that is named. An episode that cannot be scored does not
     stop the others; the exit code then is the highest of theirs.
@@ -225,7 +259,7 @@ def predict(
     scored: list[Scored] = []
     for stored in track(chosen, "scoring"):
         try:
-            scored.append(_score(workspace, scorer, stored, anyway=anyway))
+            scored.append(_score(workspace, scorer, stored, anyway=anyway, why=why))
         except CommandError as error:
             problems.append(error)
     if single and problems:
@@ -242,9 +276,14 @@ def predict(
         episodes=scored,
         failures=[problem.document | {"error": str(problem)} for problem in problems],
         single=single,
+        contributions=_method(scorer) if why else "",
         out=str(out) if out is not None and scored else None,
         code=max((problem.code for problem in problems), default=OK),
     )
+
+
+def _method(scorer: Scorer) -> Literal["exact", "occlusion"]:
+    return "exact" if scorer.checkpoint.model.explains_exactly else "occlusion"
 
 
 def _seen(scored: list[Scored]) -> str:
@@ -254,7 +293,9 @@ def _seen(scored: list[Scored]) -> str:
     return f"warning: {len(seen)} of {len(scored)} episodes were in the training set"
 
 
-def _score(workspace: Workspace, scorer: Scorer, stored: StoredEpisode, *, anyway: bool) -> Scored:
+def _score(
+    workspace: Workspace, scorer: Scorer, stored: StoredEpisode, *, anyway: bool, why: bool
+) -> Scored:
     from stages.scoring import score_episode
 
     read, extracted = extracted_episode(workspace, stored, anyway=anyway)
@@ -263,7 +304,9 @@ def _score(workspace: Workspace, scorer: Scorer, stored: StoredEpisode, *, anywa
         host_id=read.record.host_id,
         verdict=verdict_of(read.record),
         seen_in_training=None if scorer.known is None else read.episode_id in scorer.known,
-        scores=score_episode(scorer.checkpoint, scorer.rule, extracted, workspace.layout),
+        scores=score_episode(
+            scorer.checkpoint, scorer.rule, extracted, workspace.layout, explain=why
+        ),
     )
 
 
