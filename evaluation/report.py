@@ -40,6 +40,7 @@ from evaluation.documents import (
     Timeline,
     WindowSize,
 )
+from evaluation.explanations import Explanation
 from evaluation.figures import ReportPolicy, figure
 from evaluation.scores import (
     BASELINES,
@@ -73,6 +74,7 @@ def evaluate(
     training: Mapping[str, Any],
     rule: AlarmRule,
     threshold_note: FigureNote | None,
+    explanation: Explanation | None = None,
 ) -> EvalReport:
     """The report on one checkpoint and one recipe.
 
@@ -84,6 +86,7 @@ def evaluate(
             model's hyper-parameters).
         training: the checkpoint's ``history`` and ``best_step``.
         rule: the checkpoint's alarm rule, and a note on its threshold.
+        explanation: what argues for the model's phases.
     """
     test = scored(predictions, model, mode, classes)
     val = scored(predictions, model, mode, classes, "val")
@@ -137,6 +140,8 @@ def evaluate(
         ),
         learning_curve=LearningCurve(rows=training["history"], best_step=training["best_step"]),
         timeline=_timeline(smooth_test, classes, rule.threshold, length_s),
+        importance=explanation.importance if explanation else None,
+        errors=explanation.errors if explanation else [],
     )
     return report.model_copy(update={"warnings": _warnings(report)})
 

@@ -22,6 +22,7 @@ from evaluation.documents import (
     Objection,
     OperatingPoint,
     Remark,
+    SureError,
 )
 from evaluation.scores import BASELINES, SHORTCUTS
 
@@ -340,6 +341,22 @@ def gaps(report: EvalReport) -> list[str]:
             "their mean is over the others."
         )
     return sentences
+
+
+METHOD = {
+    "exact": "Exact: with a constant, contributions add up to the margin of the phase.",
+    "occlusion": "How far the logarithm of the phase's probability moves when a channel is made "
+    "typical of training.",
+}
+"""How contributions were found."""
+
+
+def exclude_command(error: SureError, report: EvalReport) -> str:
+    """What to run if a window turns out to be labelled or recorded wrongly."""
+    end = error.start_s + report.window.length_s
+    return (
+        f'phasewatch exclude {error.episode_id} --from {error.start_s:g} --to {end:g} --reason "…"'
+    )
 
 
 def excluded(entry: Excluded) -> str:

@@ -144,7 +144,7 @@ def typical(scaling: dict[str, Any]) -> NDArray[np.float32]:
         edges = np.asarray(scaling["edges"])
         n = edges.shape[1]
         known = edges[:, 0] < np.finfo(np.float32).max  # not missing or constant in training
-        out[known] = (0.5 * (edges[:, (n - 1) // 2] + edges[:, n // 2]))[known]
+        out[known] = 0.5 * (edges[known, (n - 1) // 2] + edges[known, n // 2])
     return out
 
 
