@@ -80,6 +80,7 @@ FILLED = {
 EPISODES = ("EPISODE", "01M7ZVV20HFQWZ385HM9KXP5BJ")
 
 NAMED = {
+    "phasewatch exclude",
     "phasewatch contract diff",
     "phasewatch extract",
     "phasewatch inspect --verify",
