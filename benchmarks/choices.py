@@ -18,11 +18,11 @@ import numpy as np
 import polars as pl
 
 from benchmarks.yardstick import dataset_of, score, sides
-from datasets.splits import RECIPES
 from datasets.windows import examples
 from features.registry import LAYOUT, MODES
 from models.base import Examples
 from models.registry import MODELS, Variant, model_config
+from stages.project import Project
 from stages.workspace import Workspace, workspace_from_environment
 
 FAR = 1e6  # a limit that nothing reaches
@@ -43,7 +43,8 @@ Trial = dict[str, Examples]  # by split: train, val and maybe test
 
 def trials_by_recipe(workspace: Workspace, kind: str) -> list[Trial]:
     """The splits of every recipe, in every mode."""
-    return [sides(workspace, r, Variant(kind, mode)) for r, mode in product(RECIPES, MODES)]
+    recipes = Project(workspace).recipes
+    return [sides(workspace, r, Variant(kind, mode)) for r, mode in product(recipes, MODES)]
 
 
 def trials_by_host(workspace: Workspace, kind: str) -> list[Trial]:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 
-from datasets.splits import RECIPES, SPLITS
+from datasets.splits import SPLITS
 from datasets.windows import examples, read_dataset
 from evaluation.documents import Comparisons
 from features.registry import LAYOUT, MODES
@@ -109,7 +109,7 @@ def main() -> None:
     columns = [*MODELS, "forest", "forest+val"] + (["minirocket"] if arguments.aeon else [])
     print(f"{'test macro F1':18}" + "".join(f"{name:>12}" for name in columns))
     failures = []
-    for recipe, mode in product(RECIPES, MODES):
+    for recipe, mode in product(project.recipes, MODES):
         manifest = project.artifact("comparisons", recipe)
         if manifest is None:
             sys.exit(f"{recipe} was not evaluated: phasewatch run")

@@ -147,7 +147,12 @@ def grounds_against_champion(recipes: Mapping[str, Mapping[str, Any]]) -> list[O
                 "margin": MARGIN, "episodes": episodes,
                 CHALLENGER: found[CHALLENGER], CHAMPION: found[CHAMPION], **found["difference"],
             }  # fmt: skip
-            grounds.append(Objection(code="may_be_worse", recipe=recipe, numbers=numbers))
+            certain = found["difference"]["high"] < 0
+            grounds.append(
+                Objection(
+                    code="worse" if certain else "may_be_worse", recipe=recipe, numbers=numbers
+                )
+            )
         grounds += [
             Objection(
                 code="group_falls",

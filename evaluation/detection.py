@@ -173,9 +173,9 @@ def _candidates(val: AlarmScores, share: float) -> NDArray[np.float64]:
     Of more than ``_MOST_TRIED``, as many are taken evenly by rank.
     """
     clean = np.sort(val.score[val.clean])[::-1]
-    lowest = clean[min(int(share * len(clean)) + 1, len(clean) - 1)]
+    rank = int(share * len(clean)) + 1  # this many and one more would be alarmed
     candidates = np.unique(val.score)[::-1]
-    candidates = candidates[candidates >= lowest]
+    candidates = candidates[candidates >= (clean[rank] if rank < len(clean) else -np.inf)]
     ranks = np.linspace(0, len(candidates) - 1, min(len(candidates), _MOST_TRIED))
     return candidates[ranks.round().astype(int)]
 

@@ -87,7 +87,7 @@ class Figure(Subject):
     """A value with its interval, and everything needed to quote it by itself."""
 
     metric: Literal[
-        "macro_f1", "macro_f1_difference", "filtered_macro_f1", "f1", "precision", "recall",
+        "macro_f1", "macro_f1_difference", "f1", "precision", "recall",
         "temperature", "ece", "brier", "log_loss", "ece_scaled", "brier_scaled",
         "log_loss_scaled", "alarm_threshold",
         "false_alarms_per_hour", "clean_time_alarmed", "detected_share", "median_delay_s",
@@ -100,7 +100,7 @@ class Figure(Subject):
         description="replicates in which the figure was undefined or, for macro F1, a class was "
         "missing"
     )
-    where: dict[Literal["class", "profile", "host_id", "job"], str] = Field(
+    where: dict[Literal["class", "profile", "host_id", "job", "filter"], str] = Field(
         {}, description="what the figure is restricted to; empty: nothing"
     )
     note: FigureNote | None = None
@@ -377,7 +377,7 @@ class Objection(Remark):
 
     code: Literal[
         "oracle", "unverified", "does_not_verify", "already_champion", "champion_unloadable",
-        "other_dataset", "too_few_left", "may_be_worse", "group_falls", "nowhere_better",
+        "other_dataset", "too_few_left", "worse", "may_be_worse", "group_falls", "nowhere_better",
         "baseline_not_beaten", "alarms_unmeasured", "alarms_over_budget",
         "alarmed_time_over_budget",
     ]  # fmt: skip

@@ -6,7 +6,7 @@ The statistics themselves are in the other modules; the form is in ``documents``
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import pydantic.dataclasses
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from episodes.settings import SETTINGS, Int, NotNegative, Share
-from evaluation.documents import LEVEL, Figure, Subject
+from evaluation.documents import LEVEL, Figure, Model, Subject
+
+AnyModel = TypeVar("AnyModel", bound=Model)
 
 
 @pydantic.dataclasses.dataclass(frozen=True, slots=True, config=SETTINGS)
@@ -51,6 +53,20 @@ def figure(
         "left_out": 0 if replicates is None else int(np.isnan(replicates).sum()),
     }
     return Figure(**dict(subject) | computed | fields)
+
+
+def restricted(document: AnyModel, where: dict[str, str]) -> AnyModel:
+    """A document in which every figure says that it is restricted to ``where`` as well."""
+
+    def mark(value: Any) -> Any:
+        if isinstance(value, list):
+            return [mark(each) for each in value]
+        if not isinstance(value, dict):
+            return value
+        marked = {name: mark(each) for name, each in value.items()}
+        return marked | {"where": marked["where"] | where} if "metric" in marked else marked
+
+    return type(document).model_validate(mark(document.model_dump()))
 
 
 def finite_or_none(value: float) -> float | None:

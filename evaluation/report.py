@@ -41,7 +41,7 @@ from evaluation.documents import (
     WindowSize,
 )
 from evaluation.explanations import Explanation
-from evaluation.figures import ReportPolicy, figure
+from evaluation.figures import ReportPolicy, figure, restricted
 from evaluation.scores import (
     BASELINES,
     RATES,
@@ -133,10 +133,13 @@ def evaluate(
         calibration=calibration(test, val, bootstrap, subject),
         filtered=_filtered(test, smooth_test, rule, classes, bootstrap, subject),
         detection=alarms,
-        unfiltered_detection=as_alarm(
-            alarm_scores(test, classes, length_s, stride_s),
-            raw_val,
-            choose_threshold(raw_val, policy),
+        unfiltered_detection=restricted(
+            as_alarm(
+                alarm_scores(test, classes, length_s, stride_s),
+                raw_val,
+                choose_threshold(raw_val, policy),
+            ),
+            {"filter": "off"},
         ),
         learning_curve=LearningCurve(rows=training["history"], best_step=training["best_step"]),
         timeline=_timeline(smooth_test, classes, rule.threshold, length_s),
@@ -268,10 +271,10 @@ def _filtered(
     }
     drawn = bootstrap.replicates_of(statistics)
     own, pair = (bootstrap.observed(statistic) for statistic in statistics.values())
-    return Filtered(
+    found = Filtered(
         alarm_rule_id=rule.id,
         temperature=rule.temperature,
-        macro_f1=figure(subject, "filtered_macro_f1", float(own[0]), drawn["own"][:, 0]),
+        macro_f1=figure(subject, "macro_f1", float(own[0]), drawn["own"][:, 0]),
         change=figure(
             subject,
             "macro_f1_difference",
@@ -280,6 +283,7 @@ def _filtered(
         ),
         per_class=_class_scores(smooth, classes, own, drawn["own"], subject),
     )
+    return restricted(found, {"filter": "on"})
 
 
 def _baselines(

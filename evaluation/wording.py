@@ -177,10 +177,7 @@ def objection(ground: Objection) -> str:
     """The sentence for a ground against a promotion."""
     about = ground.about or ""
     words = {"label": baseline_label(about) if about in BASELINES else about} | dict(ground.names)
-    certain = ground.code == "may_be_worse" and ground.numbers["high"] < 0
-    said = SENTENCES["worse" if certain else ground.code].format(
-        recipe=ground.recipe, **words, **ground.numbers
-    )
+    said = SENTENCES[ground.code].format(recipe=ground.recipe, **words, **ground.numbers)
     return f"Recipe {ground.recipe}: {said}" if ground.recipe else said
 
 

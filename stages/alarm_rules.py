@@ -12,13 +12,13 @@ import polars as pl
 
 from champion.history import load_rule, read_history
 from datasets.splits import RECIPES
-from datasets.windows import read_dataset
+from datasets.windows import inputs, read_dataset
 from evaluation.alarm_choice import choose_rule, filtered, rule_scores
 from evaluation.documents import FigureNote
-from evaluation.scores import scored
+from evaluation.scores import prediction_rows, scored
 from features.files import fingerprint
 from models.alarm import AlarmRule
-from stages.held_out_predictions import read_predictions
+from stages.datasets import dataset_shards
 from stages.stage import FolderStage, Output, Rows
 from stages.status import Reason, StageError
 
@@ -45,7 +45,7 @@ class AlarmRules(FolderStage):
     def __init__(self, variant: Variant):
         self.variant = variant
         self.name = f"alarm_rules/{variant.name}"
-        self.inputs = ("held_out_predictions", f"checkpoints/{variant.name}")
+        self.inputs = ("datasets", f"checkpoints/{variant.name}")
         description = (
             f"When {variant.model} ({variant.mode}) raises the alarm: temperature, filter over "
             "time, threshold and hysteresis, chosen on validation within the alarm budget."
@@ -80,19 +80,19 @@ class AlarmRules(FolderStage):
         self, project: Project, key: str, staged: Draft, progress: Progress
     ) -> dict[str, Any]:
         workspace, dataset = project.workspace, project.existing("datasets", key)
-        phases, window = workspace.layout.phases, workspace.layout.window
-        val = scored(
-            read_predictions(project.existing("held_out_predictions", key)),
-            self.variant.model,
-            self.variant.mode,
-            phases,
-            "val",
+        layout, table = workspace.layout, read_dataset(dataset)
+        checkpoint = project.checkpoint(self.variant, key)
+        windows = table.filter(pl.col("split") == "val")
+        X = inputs(windows, dataset_shards(project, dataset), self.variant, layout)
+        who = (self.variant.model, self.variant.mode)
+        rows = prediction_rows(
+            windows, *who, checkpoint.artifact_id, checkpoint.model.predict_proba(X), layout.phases
         )
-        rule, note = choose_rule(
-            val, training_phases(dataset, phases), phases, workspace.report, window
-        )
+        val = scored(rows, *who, layout.phases, "val")
+        training = training_phases(table, layout.phases)
+        rule, note = choose_rule(val, training, layout.phases, workspace.report, layout.window)
         staged.new_file("rule", ".json").write_text(rule.text())
-        scores = rule_scores(filtered(val, rule), rule, window)
+        scores = rule_scores(filtered(val, rule), rule, layout.window)
         return {
             "recipe": key,
             "checkpoint_id": rule.checkpoint_id,
@@ -134,10 +134,10 @@ class AlarmRules(FolderStage):
         )
 
 
-def training_phases(dataset: Manifest, phases: Sequence[str]) -> list[list[int]]:
+def training_phases(table: pl.DataFrame, phases: Sequence[str]) -> list[list[int]]:
     """Per training episode the classes of its consecutive windows."""
     code = {phase: i for i, phase in enumerate(phases)}
-    train = read_dataset(dataset).filter(pl.col("split") == "train").sort("episode_id", "window")
+    train = table.filter(pl.col("split") == "train").sort("episode_id", "window")
     grouped = train.group_by("episode_id", maintain_order=True).agg("label")
     return [[code[label] for label in labels] for labels in grouped["label"].to_list()]
 

@@ -342,9 +342,8 @@ def judge(project: Project, challenger: Variant, *, accept_alarms: str = "") -> 
     headers = {recipe: entry.header or {} for recipe, entry in entries.items()}
     ids = {recipe: header["artifact_id"] for recipe, header in headers.items()}
     rules_stage = project.stages[f"alarm_rules/{challenger.name}"]
-    project.require([(rules_stage, recipe) for recipe in headers])
-    rules = {recipe: read_rule(project.existing(rules_stage.name, recipe)) for recipe in headers}
-    rule_ids = {recipe: rule.id for recipe, rule in rules.items()}
+    made = {recipe: project.artifact(rules_stage.name, recipe) for recipe in headers}
+    rule_ids = {recipe: rule.facts["alarm_rule_id"] for recipe, rule in made.items() if rule}
     if champion is not None and (champion.checkpoints, champion.alarm_rules) == (ids, rule_ids):
         return refused(Objection(code="already_champion", about=challenger.name), checkpoints=ids)
     try:
@@ -362,8 +361,10 @@ def judge(project: Project, challenger: Variant, *, accept_alarms: str = "") -> 
         dataset = project.existing("datasets", recipe)
         if header["train_meta"]["dataset_version"] != dataset.version:
             grounds.append(Objection(code="other_dataset", recipe=recipe, about=challenger.name))
-        else:
-            recipes[recipe] = _evidence(project, recipe, challenger, bar, dataset, rules[recipe])
+            continue
+        project.require([(rules_stage, recipe)])
+        rule = read_rule(project.existing(rules_stage.name, recipe))
+        recipes[recipe] = _evidence(project, recipe, challenger, bar, dataset, rule)
     if not grounds:
         grounds = grounds_against_first(recipes) if bar is None else (
             grounds_against_champion(recipes)

@@ -24,6 +24,7 @@ from models.registry import MODELS, find_variant
 from pipelines.definitions import build_defs
 from pipelines.partitions import sync_batches
 from resources.guards import last_metadata
+from stages.alarm_rules import read_rule
 from stages.champion import kept_files
 from stages.project import Project
 from stages.workspace import Workspace
@@ -158,10 +159,12 @@ def put_in_use(lab: Lab, model: str, folder: Path | None = None) -> Champion:
     with patch("stages.champion.SERVED", RECIPE):
         files = kept_files(lab.project, RECIPE, chosen)
     kept = dict.fromkeys(HAD, keep(folder, path, files))
+    rule = read_rule(lab.project.existing(f"alarm_rules/{chosen.name}", RECIPE))
     before = read_champion(folder)
     champion = Champion(
         number=0, action="promoted", model=model, mode="realistic", served=SERVED,
         checkpoints=kept, since=now(), by="test", why="", evidence={}, previous=None,
+        alarm_rules=dict.fromkeys(HAD, rule.id),
     )  # fmt: skip
     return history.put_in_use(folder, champion, judged_against=before)
 

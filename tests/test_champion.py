@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 from builders import DAY_NS, START_NS, ulid
-from held_out import CLASSES, POLICY, WINDOWS, dataset, guess, predictions
+from held_out import CLASSES, POLICY, WINDOWS, dataset, guess, plain_rule, predictions
 from lab import HAD, QUIET, TINY, Lab, copy_of, failure, materialized, once
 from typer.testing import CliRunner
 
@@ -55,6 +55,7 @@ from models.inspection import Entry
 from models.registry import Variant, find_variant
 from pipelines.cli.app import FAILED, MISMATCH, OK, USAGE, app
 from pipelines.definitions import build_defs
+from stages.alarm_rules import read_rule
 from stages.champion import judge, kept_files
 from stages.manifest import draft, read_manifest
 
@@ -160,7 +161,7 @@ def test_grounds_are_all_listed() -> None:
     found = evidence(POOR, TRUTH)
     listed = said(grounds(host=found, sample=found, time=found))
     for recipe in HAD:
-        assert ("may_be_worse", recipe, None) in listed
+        assert ("worse", recipe, None) in listed
         assert ("group_falls", recipe, "lab-a") in listed
         assert ("group_falls", recipe, "io-walk") in listed
     assert listed[-1] == ("nowhere_better", None, None)
@@ -199,7 +200,8 @@ def alarms(told: list[str], policy: ReportPolicy = POLICY, windows: list[dict] =
     subject = Subject(
         model="gbt", mode="realistic", checkpoint_id="c", recipe="host", dataset_version="d"
     )
-    found = alarm_evidence("host", table, CLASSES, LAYOUT.window, policy, subject)
+    rule, _ = plain_rule(table, "challenger", policy)
+    found = alarm_evidence("host", table, CLASSES, LAYOUT.window, policy, subject, rule)
     return {"alarms": found}
 
 
@@ -282,7 +284,8 @@ def test_the_sessions_that_the_champion_knows_are_no_test() -> None:
 # --- real checkpoints
 
 
-WEAK = {"models": TINY["models"] | {"gbt": {"n_rounds": 1, "max_depth": 1, "n_threads": 1}}}
+STUMP = {"n_rounds": 1, "max_depth": 1, "colsample_bynode": 0.01, "n_threads": 1}
+WEAK = {"models": TINY["models"] | {"gbt": STUMP}}
 
 
 @pytest.fixture(scope="module")
@@ -296,6 +299,8 @@ def base(trained_lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 dg.AssetKey("datasets"),
                 asset_key(f"checkpoints/{GBT.name}"),
                 asset_key(f"checkpoints/{KNN.name}"),
+                asset_key(f"alarm_rules/{GBT.name}"),
+                asset_key(f"alarm_rules/{KNN.name}"),
             ]
             for recipe in HAD:
                 result = lab.execute("retrain", recipe, only=only)
@@ -318,7 +323,11 @@ def kept(lab: Lab, which: Variant) -> Champion:
         )
         for recipe in HAD
     }
-    return replace(reign_of(which.model), checkpoints=ids)
+    rules = {
+        recipe: read_rule(lab.project.existing(f"alarm_rules/{which.name}", recipe)).id
+        for recipe in HAD
+    }
+    return replace(reign_of(which.model), checkpoints=ids, alarm_rules=rules)
 
 
 @pytest.fixture

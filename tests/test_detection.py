@@ -79,31 +79,56 @@ def budget(per_hour: float, share: float = 1.0) -> ReportPolicy:
     return ReportPolicy(false_alarms_per_hour=per_hour, clean_time_alarmed=share)
 
 
-def slow_threshold(val: AlarmScores, per_hour: float, share: float) -> float:
+def lowest_within(val: AlarmScores, per_hour: float, share: float) -> float:
     hours = val.clean_hours.sum()
     best = math.inf
     for threshold in sorted(set(val.score), reverse=True):
-        alarmed = (val.score[val.clean] >= threshold).mean()
+        alarmed = val.alarmed(threshold)[val.clean].mean()
         if val.false_alarms(threshold).sum() / hours > per_hour or alarmed > share:
             break
         best = threshold
     return best
 
 
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_threshold_is_the_lowest_down_to_which_the_budget_holds(seed: int):
+def test_without_attacks_the_threshold_is_the_lowest_within_the_budgets(seed: int, ratio: float):
     random = np.random.default_rng(seed)
     val = alarm_scores(
         random.random((9, 40)).round(2).tolist(),
         ["".join(random.choice(["c", "."], 40)) for _ in range(9)],
     )
+    val = replace(val, clear_ratio=ratio)
     for per_hour, share in product((0.0, 20.0, 60.0, 1e9), (0.0, 0.02, 0.3, 1.0)):
         threshold, _ = choose_threshold(val, budget(per_hour, share))
-        expected = slow_threshold(val, per_hour, share)
+        expected = lowest_within(val, per_hour, share)
         if math.isinf(expected):
             assert threshold > val.score.max()
         else:
             assert threshold == expected
+
+
+def test_the_threshold_leaves_room_on_both_sides():
+    """Clean time reaches 0.2, both attacks reach 0.8: half way in log-odds is 0.5."""
+    val = alarm_scores([[0.1, 0.2, 0.9], [0.2, 0.1, 0.8]], ["cc.", "cc."])
+    val = replace(val, onset_s=np.array([15.0, 15.0]))
+    threshold, _ = choose_threshold(val, budget(0.0))
+    assert 0.2 < threshold == 0.8  # the lowest within the budget: nothing lies between
+    val = alarm_scores([[0.1, 0.2, 0.3, 0.9], [0.1, 0.2, 0.3, 0.7]], ["cc..", "cc.."])
+    val = replace(val, onset_s=np.array([20.0, 20.0]))
+    threshold, _ = choose_threshold(val, budget(0.0))
+    assert threshold == pytest.approx(0.5)  # of 0.3 and 0.7
+    assert val.found(threshold) == 2
+
+
+def test_an_alarm_stands_until_the_score_is_well_below():
+    val = alarm_scores([[0.1, 0.9, 0.5, 0.5, 0.1, 0.5]])
+    assert val.alarmed(0.8).tolist() == [False, True, False, False, False, False]
+    held = replace(val, clear_ratio=0.5)
+    assert held.alarmed(0.8).tolist() == [False, True, True, True, False, False]
+    assert held.false_alarms(0.8).sum() == 1
+    two = replace(alarm_scores([[0.9, 0.5], [0.5, 0.9]]), clear_ratio=0.5)
+    assert two.alarmed(0.8).tolist() == [True, True, False, True]  # none is carried over
 
 
 def test_an_alarm_that_never_stops_is_not_taken_for_a_quiet_one():

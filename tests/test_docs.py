@@ -49,6 +49,7 @@ RUN = {
     "phasewatch promote gbt": FAILED,  # as above
     "phasewatch promote gbt --dry-run": FAILED,
     'phasewatch promote gbt --why "first champion"': FAILED,
+    'phasewatch promote gbt --accept-alarms "twelve clean minutes"': FAILED,
     "phasewatch report": OK,
     "phasewatch report --json": OK,
     "phasewatch report --recipe host --json": OK,

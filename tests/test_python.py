@@ -148,7 +148,7 @@ WRONG: dict[str, tuple[Callable[[Project], Any], type[Exception], str]] = {
     "file": (lambda p: phasewatch.read_episode(p, "/no/e.tar.zst"), OSError, "/no/e.tar.zst"),
     "recipe": (
         lambda p: phasewatch.open_windows(p, "moon", "knn"), StageError,
-        "recipe must be one of host, sample, time, got 'moon'",
+        "recipe must be one of host, sample, time, session, got 'moon'",
     ),
     "recipe of a training": (
         lambda p: phasewatch.train(p, "moon", "knn"), StageError, "recipe must be one of",

@@ -21,6 +21,7 @@ from held_out import (
     check_schema,
     dataset,
     guess,
+    plain_rule,
     predictions,
 )
 
@@ -78,7 +79,7 @@ def documents() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     reports = [
         evaluate(
             *(table, model, mode, CLASSES, facts, IDENTITY | {"recipe": recipe}, POLICY),
-            *(LAYOUT.window, TRAINING),
+            *(LAYOUT.window, TRAINING, *plain_rule(table, model, POLICY, mode)),
         ).model_dump(mode="json")
         for recipe in ("host", "sample")
         for model, mode in variants
@@ -362,7 +363,7 @@ def test_a_provisional_threshold_is_marked_wherever_it_is_shown() -> None:
     one = report()
     assert one["detection"]["provisional"]
     text = page_of(one).inside("gbt-realistic-host")
-    assert "threshold 0.700 provisional ; budget 2" in text
+    assert "threshold (a probability) 0.700 provisional ; budget 2" in text
     assert "reaches 0.700 (provisional)" in text
     assert "The alarm threshold is provisional" in page_of(one).inside("recipe-host")
     one["detection"]["provisional"] = False
@@ -411,9 +412,10 @@ def test_a_report_on_a_poor_store_is_honest_and_complete(which: str) -> None:
     windows = [window | CORPORA[which] for window in WINDOWS]
     told = {name: [w["actual"] for w in windows] for name in ("gbt", *SHORTCUTS)}
     facts = dataset(untested_profiles=["scan-and-dial"])
+    table = predictions(windows, told)
     one = evaluate(
-        predictions(windows, told), "gbt", "realistic", CLASSES, facts,
-        IDENTITY | {"recipe": "time"}, POLICY, LAYOUT.window, TRAINING,
+        table, "gbt", "realistic", CLASSES, facts,
+        IDENTITY | {"recipe": "time"}, POLICY, LAYOUT.window, TRAINING, *plain_rule(table, "gbt"),
     ).model_dump(mode="json")  # fmt: skip
     check_schema(one)
     for figure in figures_in(one["detection"]):
@@ -561,7 +563,7 @@ def test_equal_documents_in_any_order_give_equal_bytes() -> None:
 
 
 def test_documents_that_cannot_be_shown_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"schema\s+Input should be 'phasewatch.eval_report/5'"):
+    with pytest.raises(ValueError, match=r"schema\s+Input should be 'phasewatch.eval_report/6'"):
         render_report([report() | {"schema": "other/1"}], FACTS)
     with pytest.raises(ValueError, match=r"schema\s+Input should be 'phasewatch.comparisons/3'"):
         render_report([], FACTS, [comparisons()[0] | {"schema": "other/1"}])

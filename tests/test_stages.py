@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 import pytest
-from builders import PROFILES, StoreBuilder
+from builders import DAY_NS, PROFILES, START_NS, StoreBuilder
 from lab import RECIPE, Lab, failure, materialized, put_in_use
 from typer.testing import CliRunner
 
@@ -241,6 +241,26 @@ def test_what_the_store_cannot_give_is_skipped_and_said(
     told = CliRunner().invoke(app, ["doctor", "--json", *paths])
     (line,) = json.loads(told.stdout)["store"]["unavailable"]
     assert line.startswith("recipe session: cannot be had: ")
+
+
+def test_a_second_session_makes_its_recipe_due(ingested: Lab) -> None:
+    next_day = START_NS + DAY_NS
+    for number, profile in enumerate(PROFILES[:3]):
+        ingested.store.add(
+            profile=profile, sample=f"{profile}.v0", start_ns=next_day + number * DAY_NS // 100
+        )
+    ingested.ingest()
+    project = ingested.project
+    assert "session" in [due.key for due in project.due("retrain")]
+    facts = project.make(STAGES["datasets"], "session").artifacts["datasets"].facts
+    sessions = {split: side["sessions"] for split, side in facts["splits"].items()}
+    assert sessions == {"train": ["2026-11-02"], "val": ["2026-11-02"], "test": ["2026-11-03"]}
+
+    both = {"both": ["2026-11-02", "2026-11-03"]}
+    splits = ingested.settings["splits"] | {"sessions": both}
+    ingested.settings = ingested.settings | {"splits": splits}
+    assert resource_of(ingested.workspace).core.splits.sessions == both
+    assert ingested.project.unavailable["session"].details == {"found": ["both"]}
 
 
 def test_ingest_reports_what_changed(

@@ -1,0 +1,158 @@
+"""How well models survive another day and another machine.
+
+    phasewatch run --ingest-only
+    python -m benchmarks.days [MODEL ...]
+
+For each realistic model, without and with the filter over time:
+
+- ``first session``: across hosts within the first session, each host held out once. Models and
+  settings are chosen on this line; the other two are only looked at.
+- ``next session``: trained on the first session alone, tested on the last.
+- ``new machine``: trained on the first session and all but one host of the last, tested on that
+  host, each in turn. Macro F1 is the mean over hosts; alarms are counted over all of them.
+
+A fifth of the samples of the training side is validation: for early stopping and the alarm rule.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+
+from datasets.splits import SplitPolicy, build_table
+from datasets.windows import examples
+from evaluation.alarm_choice import choose_rule, filtered, rule_scores
+from evaluation.scores import Scored, macro_f1_of_confusion, prediction_rows, scored
+from features.shards import read_windows
+from models.registry import MODELS, Variant
+from stages.alarm_rules import training_phases
+from stages.ingest import TENSORS
+from stages.project import Project
+from stages.workspace import workspace_from_environment
+
+HELD_OUT = "held-out"
+
+
+@dataclass(frozen=True)
+class Tested:
+    """One model on one test side."""
+
+    macro_f1: float
+    filtered_f1: float
+    clean_windows: int
+    clean_alarmed: int
+    false_alarms: int
+    attacks: int
+    found: int
+
+
+def all_windows(project: Project) -> tuple[pl.DataFrame, dict[str, dict]]:
+    """Every window of the store, and the shards it points into."""
+    shards = {batch: project.artifacts("ingest", batch) for batch in project.listing.batches}
+    windows = pl.concat(
+        pl.DataFrame(read_windows(files[TENSORS].paths("windows"))).with_columns(
+            batch=pl.lit(batch)
+        )
+        for batch, files in shards.items()
+    )
+    return windows, shards
+
+
+def trials(windows: pl.DataFrame, policy: SplitPolicy) -> dict[str, list[pl.DataFrame]]:
+    """Per question the datasets that answer it, as tables with a column ``split``."""
+    of = {e: policy.session(e) for e in windows["episode_id"].unique()}
+    session = windows["episode_id"].replace_strict(of)
+    first, last = session.min(), session.max()
+    if first == last:
+        sys.exit(f"the store must have two sessions, got one: {first}")
+
+    def without(host: str, table: pl.DataFrame, held_out: pl.Series) -> pl.DataFrame:
+        held_out = held_out & (table["host_id"] == host)
+        renamed = table.with_columns(
+            host_id=pl.when(held_out).then(pl.lit(HELD_OUT)).otherwise(pl.col("host_id"))
+        )
+        return build_table(renamed, "host", replace(policy, test_host=HELD_OUT))[0]
+
+    of_first, both = windows.filter(session == first), session.is_in([first, last])
+    pair, late = windows.filter(both), (session == last).filter(both)
+    every = pl.Series([True] * len(of_first))
+    only = replace(policy, test_sessions=[last])
+    return {
+        "first session": [
+            without(host, of_first, every) for host in sorted(of_first["host_id"].unique())
+        ],
+        "next session": [build_table(pair, "session", only)[0]],
+        "new machine": [
+            without(host, pair, late) for host in sorted(pair.filter(late)["host_id"].unique())
+        ],
+    }
+
+
+def test(project: Project, variant: Variant, table: pl.DataFrame, shards: dict) -> Tested:
+    """Train on a table's training side, choose the alarm rule on validation, score its test."""
+    workspace = project.workspace
+    layout = workspace.layout
+    train, val, held_out = (
+        examples(table, shards, split, variant, layout) for split in ("train", "val", "test")
+    )
+    model = variant.spec.build(
+        workspace.model_config_of(variant),
+        len(layout.phases),
+        seed=workspace.seed,
+        device=workspace.device,
+    ).fit(train, val)
+
+    def predicted(split: str, X: object) -> Scored:
+        rows = prediction_rows(
+            table.filter(pl.col("split") == split),
+            *(variant.model, variant.mode, "", model.predict_proba(X), layout.phases),
+        )
+        return scored(rows, variant.model, variant.mode, layout.phases, split)
+
+    chosen_on, on = predicted("val", val.X), predicted("test", held_out.X)
+    phases = training_phases(table, layout.phases)
+    rule, _ = choose_rule(chosen_on, phases, layout.phases, workspace.report, layout.window)
+    smooth = filtered(on, rule)
+    scores = rule_scores(smooth, rule, layout.window)
+    return Tested(
+        *(_f1(on), _f1(smooth), int(scores.clean.sum())),
+        int((scores.clean & scores.alarmed(rule.threshold)).sum()),
+        int(scores.false_alarms(rule.threshold).sum()),
+        int(scores.attacked().sum()),
+        scores.found(rule.threshold),
+    )
+
+
+def _f1(predictor: Scored) -> float:
+    return float(macro_f1_of_confusion(predictor.confusion.sum(axis=0), predictor.roster))
+
+
+def main() -> None:
+    project = Project(workspace_from_environment())
+    windows, shards = all_windows(project)
+    stride_s = project.workspace.layout.window.stride_ms / 1000
+    print(
+        f"{'':14}{'':15}{'macro F1':>9}{'filtered':>9}{'each filtered':>29}"
+        f"{'clean alarmed':>15}{'false/h':>9}{'attacks found':>15}"
+    )
+    for name, tables in trials(windows, project.workspace.splits).items():
+        for model in sys.argv[1:] or MODELS:
+            found = [test(project, Variant(model, "realistic"), t, shards) for t in tables]
+            clean = sum(t.clean_windows for t in found)
+            alarmed = sum(t.clean_alarmed for t in found) / max(1, clean)
+            per_hour = sum(t.false_alarms for t in found) / max(1e-9, clean * stride_s / 3600)
+            attacks = f"{sum(t.found for t in found)} of {sum(t.attacks for t in found)}"
+            each = " ".join(f"{t.filtered_f1:.3f}" for t in found)
+            print(
+                f"{name:14} {model:14}{np.mean([t.macro_f1 for t in found]):9.3f}"
+                f"{np.mean([t.filtered_f1 for t in found]):9.3f}{each:>29}"
+                f"{alarmed:15.1%}{per_hour:9.1f}{attacks:>15}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
