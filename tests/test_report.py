@@ -563,7 +563,7 @@ def test_equal_documents_in_any_order_give_equal_bytes() -> None:
 
 
 def test_documents_that_cannot_be_shown_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"schema\s+Input should be 'phasewatch.eval_report/6'"):
+    with pytest.raises(ValueError, match=r"schema\s+Input should be 'phasewatch.eval_report/7'"):
         render_report([report() | {"schema": "other/1"}], FACTS)
     with pytest.raises(ValueError, match=r"schema\s+Input should be 'phasewatch.comparisons/3'"):
         render_report([], FACTS, [comparisons()[0] | {"schema": "other/1"}])
