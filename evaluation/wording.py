@@ -362,7 +362,7 @@ def excluded(entry: Excluded) -> str:
     ends = "" if entry.to_s is None else f" to {entry.to_s:g} s"
     return (
         f"Episode {entry.episode}{begins}{ends} excluded by {entry.who} "
-        f"({plural(entry.windows, 'window')}): {entry.reason}"
+        f"({plural(entry.windows, 'window')}): {' '.join(entry.reason.split())}"
     )
 
 
