@@ -1,4 +1,4 @@
-"""The filter over time and the alarm rule: causal, bounded to its checkpoint, the same in pieces."""
+"""The filter over time and the alarm rule: causal, and bound to its checkpoint."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_what_is_asked_for_is_all_there_is(trained: Lab) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--recipe", "moon"], "recipe must be one of host, sample, time, got 'moon'"),
+        (["--recipe", "moon"], "recipe must be one of host, sample, time, session, got 'moon'"),
         (["--mode", "x"], "mode must be one of realistic, oracle, got 'x'"),
         (["--store", "/no/such/store"], "/no/such/store"),
     ],

@@ -27,6 +27,7 @@ from test_checkpoint import (
 from typer.testing import CliRunner
 
 import features.extraction
+import features.relative
 import models.base
 import models.checkpoint
 from features import registry
@@ -93,7 +94,7 @@ SILENT: dict[str, tuple[tuple[str, ...], str, Callable[[Callable], Callable]]] =
         lambda real: lambda self, X: real(self, X)[:, ::-1],
     ),
     "windows cut one bin late": (
-        ("tensor",), "models.checkpoint.window_views",
+        ("tensor",), "features.relative.window_views",
         lambda real: lambda series, window: real(np.roll(series, 1, axis=0), window),
     ),
 }  # fmt: skip
@@ -111,6 +112,7 @@ def test_code_changed_without_a_word_is_noticed(
     module, _, attribute = where.rpartition(".")
     holder = {
         "features.extraction": features.extraction,
+        "features.relative": features.relative,
         "models.base.Classifier": models.base.Classifier,
         "models.checkpoint": models.checkpoint,
     }[module]
