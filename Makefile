@@ -73,4 +73,4 @@ lock: artifacts/cache/lock/.installed  ## remake constraints.txt from pyproject.
 	sed -i 's/+cpu//' constraints.txt
 
 clean:  ## remove everything a run wrote (the environment stays)
-	find artifacts -mindepth 1 -not -name README.md -delete
+	find artifacts -mindepth 1 -not -name README.md -not -name exclusions.yaml -delete

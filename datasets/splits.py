@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,7 @@ import pydantic.dataclasses
 from pydantic import BeforeValidator, Field, model_validator
 
 from config.messages import unknown
+from datasets.exclusions import BY_HAND, Exclusion, apply_exclusions
 from episodes.format import NS_PER_S, episode_day
 from episodes.settings import SETTINGS, Int, NotNegative, ShareWithin
 
@@ -357,16 +358,22 @@ def check_rosters(windows: pl.DataFrame) -> None:
 
 
 def build_table(
-    windows: pl.DataFrame, recipe: str, policy: SplitPolicy
+    windows: pl.DataFrame,
+    recipe: str,
+    policy: SplitPolicy,
+    exclusions: Sequence[Exclusion] = (),
+    window_s: float = 0.0,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """The dataset of a recipe.
 
     Args:
         windows: the window tables of all batches, with a column ``batch``.
+        exclusions: what a person keeps out; windows are ``window_s`` long.
 
     Returns:
         ``(windows with split, facts)``: windows that take no part are not in the table; the facts
-        count their episodes, and the windows left out because no channel has a value in them.
+        count their episodes, and the windows left out because no channel has a value in them, and
+        list the exclusions.
 
     Raises:
         DatasetError: see ``assign_splits`` and ``check_rosters``.
@@ -389,10 +396,25 @@ def build_table(
         .filter(pl.col("split").is_not_null())
         .sort("batch", "shard", "row")
     )
-    table = taking_part.filter(pl.any_horizontal(pl.col("^coverage_.*$") > 0))
+    with_values = taking_part.filter(pl.any_horizontal(pl.col("^coverage_.*$") > 0))
+    table, listed = apply_exclusions(with_values, exclusions, window_s)
     check_rosters(table)
-    empty = {"excluded_windows": len(taking_part) - len(table)}
-    return table, describe(table, assigned, recipe, policy) | empty
+    left_out = {
+        "excluded_windows": len(taking_part) - len(with_values),
+        "exclusions": listed,
+        "windows_excluded_by_hand": len(with_values) - len(table),
+    }
+    by_hand = {exclusion.episode for exclusion in exclusions if exclusion.whole}
+    return table, describe(table, _without(assigned, by_hand), recipe, policy) | left_out
+
+
+def _without(assigned: pl.DataFrame, by_hand: Collection[str]) -> pl.DataFrame:
+    """Episodes with those that a person excluded taking no part."""
+    out = pl.col("episode_id").is_in(list(by_hand)) & pl.col("split").is_not_null()
+    return assigned.with_columns(
+        split=pl.when(out).then(None).otherwise("split"),
+        excluded=pl.when(out).then(pl.lit(BY_HAND)).otherwise("excluded"),
+    )
 
 
 def describe(

@@ -160,6 +160,17 @@ class SplitFacts(Model):
     coverage: dict[str, Share]
 
 
+class Excluded(Model):
+    """An episode, or a span of it, that a person keeps out; null: from its beginning, to its end"""
+
+    episode: str
+    from_s: Positive | None
+    to_s: Positive | None
+    reason: str
+    who: str
+    windows: Count = Field(description="that would take part in the dataset otherwise")
+
+
 class ClassScores(Model):
     name: str
     support: Annotated[int, Field(ge=1)]
@@ -324,6 +335,44 @@ class Timeline(Model):
     proba: dict[str, list[Share]]
 
 
+class PhaseImportance(Model):
+    name: str
+    windows: Annotated[int, Field(ge=1)] = Field(description="predicted to be of this phase")
+    values: list[Positive] = Field(description="by channel, mean absolute contribution")
+
+
+class Importance(Model):
+    """How much each channel argues for or against the phase predicted, on a sample of test."""
+
+    method: Literal["exact", "occlusion"]
+    windows: Count
+    channels: list[str]
+    phases: list[PhaseImportance]
+
+
+class ChannelTrace(Model):
+    """A channel around a window, by second."""
+
+    name: str
+    contribution: float
+    values: list[float | None] = Field(description="null: no value in this second")
+
+
+class SureError(Model):
+    """A test window that was surely wrong, and the channels that argued most for it."""
+
+    episode_id: str
+    host_id: str
+    profile: str
+    window: Count
+    start_s: float
+    actual: str
+    predicted: str
+    probability: Share
+    from_s: float = Field(description="where the traces begin")
+    channels: list[ChannelTrace]
+
+
 class ReportWarning(Remark):
     """What a reader must not overlook; about a baseline, a profile, a class, or the whole."""
 
@@ -368,6 +417,7 @@ class EvalReport(Subject):
     window: WindowSize
     splits: dict[str, SplitFacts]
     excluded_episodes: dict[str, Count]
+    exclusions: list[Excluded]
     bootstrap: Bootstrap
     macro_f1: Figure
     val_macro_f1: Figure
@@ -383,6 +433,8 @@ class EvalReport(Subject):
     unlike: Unlike | None = Field(None, description="null: not computed")
     learning_curve: LearningCurve
     timeline: Timeline
+    importance: Importance | None = Field(None, description="null: not computed")
+    errors: list[SureError] = Field([], description="the surest; only of the served recipe")
     warnings: list[ReportWarning] = []
 
 

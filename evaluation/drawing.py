@@ -15,6 +15,7 @@ from evaluation.documents import (
     LearningCurve,
     OperatingPoint,
     ReliabilityBin,
+    SureError,
     Timeline,
 )
 
@@ -162,6 +163,30 @@ def timeline(
         "threshold": SIDE - place(shown.threshold),
         "onset": None if onset is None else place(onset / end),
     }
+
+
+def sparks(error: SureError, length_s: float) -> list[dict[str, Any]]:
+    """Each channel around a window as a line between its least and largest value there."""
+    drawn = []
+    for channel in error.channels:
+        values = [value for value in channel.values if value is not None]
+        low, high = min(values, default=0.0), max(values, default=0.0)
+        span, seconds = (high - low) or 1.0, max(len(channel.values), 1)
+        begins = error.start_s - error.from_s
+        drawn.append(
+            {
+                "name": channel.name,
+                "contribution": channel.contribution,
+                "low": low,
+                "high": high,
+                "line": path(
+                    ((i + 0.5) / seconds, None if value is None else (value - low) / span)
+                    for i, value in enumerate(channel.values)
+                ),
+                "window": _boxes([(begins, begins + length_s)], seconds),
+            }
+        )
+    return drawn
 
 
 def _strip(

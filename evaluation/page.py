@@ -12,8 +12,8 @@ from typing import Any
 
 from datasets.splits import RECIPES, SPLITS
 from evaluation import wording
-from evaluation.documents import BatchDrift, Comparison, Comparisons, EvalReport, Family
-from evaluation.drawing import learning_curve, operating, palette, reliability, timeline
+from evaluation.documents import BatchDrift, Comparison, Comparisons, EvalReport, Family, Importance
+from evaluation.drawing import learning_curve, operating, palette, reliability, sparks, timeline
 from evaluation.drift import CHECKS, FAIL, WARN, figures
 from evaluation.scores import ABLATED, BASELINES, SHORTCUTS
 from evaluation.templating import templates
@@ -26,6 +26,7 @@ Key = tuple[str, str, str]  # model, mode, recipe
 
 LEVEL = 0.05  # an adjusted p below it is significant
 MARKS = 4  # shapes that tell modes apart
+BARS = 5  # channels of a phase that are on the page
 MAX_BATCHES = 60  # the newest are on the page
 
 
@@ -531,7 +532,35 @@ def _detail(report: EvalReport | None, phases: list[str]) -> View | None:
                 report.detection.operating_curve.random,
             )
         ],
+        "importance": _importance(report.importance),
+        "errors": [
+            (error, sparks(error, report.window.length_s), wording.exclude_command(error, report))
+            for error in report.errors
+        ],
         "timeline": timeline(
             report.timeline, phases, report.detection.alarm_phases, report.window.stride_s
         ),
+    }
+
+
+def _importance(found: Importance | None) -> View | None:
+    """Of each phase the channels that weigh most, as shares of the phase's largest."""
+    if found is None:
+        return None
+    return {
+        "method": wording.METHOD[found.method],
+        "windows": found.windows,
+        "phases": [
+            (
+                phase,
+                [
+                    (name, value, value / (max(phase.values) or 1.0))
+                    for value, name in sorted(
+                        zip(phase.values, found.channels, strict=True),
+                        key=lambda pair: (-pair[0], pair[1]),
+                    )[:BARS]
+                ],
+            )
+            for phase in found.phases
+        ],
     }

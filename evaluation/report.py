@@ -40,6 +40,7 @@ from evaluation.documents import (
     Timeline,
     WindowSize,
 )
+from evaluation.explanations import Explanation
 from evaluation.figures import ReportPolicy, figure, restricted
 from evaluation.scores import (
     BASELINES,
@@ -75,6 +76,7 @@ def evaluate(
     rule: AlarmRule,
     threshold_note: FigureNote | None,
     likeness: EpisodeLikeness | None = None,
+    explanation: Explanation | None = None,
 ) -> EvalReport:
     """The report on one checkpoint and one recipe.
 
@@ -87,6 +89,7 @@ def evaluate(
         training: the checkpoint's ``history`` and ``best_step``.
         rule: the checkpoint's alarm rule, and a note on its threshold.
         likeness: how like training the test episodes are.
+        explanation: what argues for the model's phases.
     """
     test = scored(predictions, model, mode, classes)
     val = scored(predictions, model, mode, classes, "val")
@@ -125,6 +128,7 @@ def evaluate(
         window=WindowSize(length_s=length_s, stride_s=stride_s),
         splits=dataset["splits"],
         excluded_episodes=dataset["excluded"],
+        exclusions=dataset["exclusions"],
         bootstrap=bootstrap_facts,
         **_f1_figures(test, val, classes, bootstrap, subject, lacking),
         baselines=_baselines(test, predictions, classes, dataset, policy, bootstrap, subject),
@@ -143,6 +147,8 @@ def evaluate(
         unlike=unlike(likeness, test, bootstrap, subject) if likeness else None,
         learning_curve=LearningCurve(rows=training["history"], best_step=training["best_step"]),
         timeline=_timeline(smooth_test, classes, rule.threshold, length_s),
+        importance=explanation.importance if explanation else None,
+        errors=explanation.errors if explanation else [],
     )
     return report.model_copy(update={"warnings": _warnings(report)})
 

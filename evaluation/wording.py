@@ -18,10 +18,12 @@ from evaluation.documents import (
     Detection,
     DriftCheck,
     EvalReport,
+    Excluded,
     Figure,
     Objection,
     OperatingPoint,
     Remark,
+    SureError,
     Unlike,
 )
 from evaluation.scores import BASELINES, SHORTCUTS
@@ -334,6 +336,7 @@ def gaps(report: EvalReport) -> list[str]:
         causes = "; ".join(f"{count(n)} {cause}" for cause, n in report.excluded_episodes.items())
         total = sum(report.excluded_episodes.values())
         sentences.append(f"{plural(total, 'episode')} excluded ({causes}).")
+    sentences += [excluded(entry) for entry in report.exclusions]
     lacking = report.bootstrap.replicates_lacking_a_class
     if lacking:
         sentences.append(
@@ -341,6 +344,32 @@ def gaps(report: EvalReport) -> list[str]:
             "their mean is over the others."
         )
     return sentences
+
+
+METHOD = {
+    "exact": "Exact: with a constant, contributions add up to the margin of the phase.",
+    "occlusion": "How far the logarithm of the phase's probability moves when a channel is made "
+    "typical of training.",
+}
+"""How contributions were found."""
+
+
+def exclude_command(error: SureError, report: EvalReport) -> str:
+    """What to run if a window turns out to be labelled or recorded wrongly."""
+    end = error.start_s + report.window.length_s
+    return (
+        f'phasewatch exclude {error.episode_id} --from {error.start_s:g} --to {end:g} --reason "…"'
+    )
+
+
+def excluded(entry: Excluded) -> str:
+    """What a person keeps out of the dataset, and why."""
+    begins = "" if entry.from_s is None else f" from {entry.from_s:g} s"
+    ends = "" if entry.to_s is None else f" to {entry.to_s:g} s"
+    return (
+        f"Episode {entry.episode}{begins}{ends} excluded by {entry.who} "
+        f"({plural(entry.windows, 'window')}): {' '.join(entry.reason.split())}"
+    )
 
 
 def warnings(reports: Sequence[EvalReport]) -> list[tuple[str, str]]:

@@ -253,6 +253,14 @@ class Layout:
         keep = np.concatenate([seen & absolute, seen])
         return np.repeat(keep, len(self.stats)) if input_kind == "summary" else keep
 
+    def channel_of(self, mode: Mode, input_kind: InputKind) -> np.ndarray:
+        """Position of the channel that each input of a mode is made from, ``(n_inputs,)``."""
+        import numpy as np
+
+        each = np.arange(len(self.channels))
+        each = np.repeat(each, len(self.stats)) if input_kind == "summary" else each
+        return np.concatenate([each, each])[self.keep_mask(mode, input_kind)]
+
     def schema_hash(self, input_kind: InputKind) -> str:
         """sha256 of the sorted input names, for inventories; loading compares contracts."""
         names = "\n".join(sorted(self.input_names(input_kind)))

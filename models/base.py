@@ -93,6 +93,7 @@ class Classifier(ABC):
 
     input_kind: ClassVar[InputKind]
     sidecar_suffix: ClassVar[str]
+    explains_exactly: ClassVar[bool] = False  # whether ``contributions`` adds up to the margin
     trains_on_cuda: ClassVar[bool] = True  # if available and allowed by the device
 
     def __init__(self, config: Any, n_classes: int, *, seed: int = 0, device: str = "auto"):
@@ -156,6 +157,34 @@ class Classifier(ABC):
             return np.empty((0, self.n_classes), dtype=np.float32)
         return self._predict_proba(X)
 
+    def contributions(self, X: Inputs, channel: NDArray[np.int64]) -> NDArray[np.float64]:
+        """How much each channel argues for the predicted class, ``(n_windows, n_channels)``.
+
+        By occlusion: how far the logarithm of its probability falls when the channel's inputs are
+        typical of training. A subclass that knows better says so in ``explains_exactly``.
+
+        Args:
+            channel: ``(n_inputs,)``, the channel of each input; those of one are taken together.
+        """
+        proba, rows = self.predict_proba(X), np.arange(len(X))
+        predicted = proba.argmax(axis=1)
+        whole, typical = np.asarray(X[:], dtype=np.float32), self._typical_inputs()
+        out = np.zeros((len(X), int(channel.max()) + 1))
+        for each in np.unique(channel):
+            occluded = whole.copy()
+            occluded[..., channel == each] = typical[channel == each]
+            without = self.predict_proba(occluded)[rows, predicted]
+            out[:, each] = _log(proba[rows, predicted]) - _log(without)
+        return out
+
+    def _typical_inputs(self) -> NDArray[np.float32]:
+        """Inputs ``(n_inputs,)`` without information; NaN, missing, where training kept none."""
+        if self.standardize_ is None:
+            return np.full(self.n_inputs_ or 0, np.nan, dtype=np.float32)
+        from models.scaling import typical  # here: scaling reads this module
+
+        return typical(self.standardize_)
+
     def ablations(self, X: Inputs) -> dict[str, NDArray[np.float32]]:  # noqa: ARG002
         """Name -> probabilities of the model with a part left out; by default none."""
         return {}
@@ -199,6 +228,11 @@ class Classifier(ABC):
     @abstractmethod
     def restore(self, sidecar: bytes, n_inputs: int, standardize: dict[str, Any] | None) -> None:
         """Become the fitted model that wrote ``sidecar``."""
+
+
+def _log(proba: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Of one in a million at least: nearest neighbours may give a class no vote at all."""
+    return np.log(np.maximum(proba.astype(np.float64), 1e-6))
 
 
 def class_weights(y: NDArray[np.int64], n_classes: int) -> NDArray[np.float32]:

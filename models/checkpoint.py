@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from features.registry import Layout
+    from models.base import Inputs
 
 VERSION = 2
 SUFFIX = ".ckpt.json"
@@ -105,8 +106,27 @@ class Checkpoint:
         ``series`` is ``(n_bins, n_channels)`` and ``features`` ``(n_windows, n_features)``, with
         every input of the layout; inputs that the mode may not see are dropped here.
         """
+        return self.model.predict_proba(self._inputs(series, features, layout))
+
+    def explain_episode(
+        self, series: NDArray[np.float32], features: NDArray[np.float32], layout: Layout
+    ) -> NDArray[np.float64]:
+        """How much each channel argues for the predicted phase, ``(n_windows, n_channels)``."""
+        return self.explain(self._inputs(series, features, layout), layout)
+
+    def explain(self, X: Inputs, layout: Layout) -> NDArray[np.float64]:
+        """The same for a model's inputs; 0 for a channel that the mode may not see."""
+        channel = layout.channel_of(self.variant.mode, self.variant.spec.input_kind)
+        out = np.zeros((len(X), len(layout.channels)))
+        found = self.model.contributions(X, channel)
+        out[:, : found.shape[1]] = found
+        return out
+
+    def _inputs(
+        self, series: NDArray[np.float32], features: NDArray[np.float32], layout: Layout
+    ) -> NDArray[np.float32]:
         inputs = episode_inputs(self.variant.spec.input_kind, series, features, layout)
-        return self.model.predict_proba(inputs[..., np.array(self.header["keep_mask"], dtype=bool)])
+        return inputs[..., np.array(self.header["keep_mask"], dtype=bool)]
 
 
 def checkpoint_path(folder: Path, variant: Variant) -> Path:

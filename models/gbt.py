@@ -63,6 +63,7 @@ class Gbt(Classifier):
 
     input_kind = "summary"
     sidecar_suffix = ".ubj"
+    explains_exactly = True
 
     def _fit(
         self,
@@ -128,6 +129,23 @@ class Gbt(Classifier):
                 for block in blocks(X, _BLOCK)
             ]
         )
+
+    def contributions(self, X: Inputs, channel: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Exact: with the trees' bias they add up to the margin of the predicted class.
+
+        Lundberg et al., "From local explanations to global understanding with explainable AI for
+        trees", Nature Machine Intelligence 2, 2020.
+        """
+        predicted = self.predict_proba(X).argmax(axis=1)
+        out = np.zeros((len(X), int(channel.max()) + 1))
+        if not len(X):
+            return out
+        matrix = xgb.DMatrix(np.asarray(X[:], dtype=np.float32), missing=np.nan)
+        of_class = self.booster_.predict(matrix, pred_contribs=True, strict_shape=True)
+        per_input = of_class[np.arange(len(X)), predicted, :-1]  # the last is the bias
+        for each in np.unique(channel):
+            out[:, each] = per_input[:, channel == each].sum(axis=1)
+        return out
 
     def to_sidecar(self) -> bytes:
         return bytes(self.booster_.save_raw("ubj"))

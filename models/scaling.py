@@ -134,6 +134,20 @@ def raw_inputs(scaling: dict[str, Any]) -> int:
     return len(scaling["mean"]) // (1 if scaling["block_bins"] == 1 else 2)
 
 
+def typical(scaling: dict[str, Any]) -> NDArray[np.float32]:
+    """Inputs ``(n_inputs,)`` that are typical of training: the median where the scaling has it.
+
+    Otherwise NaN: a missing value is scaled to the training mean.
+    """
+    out = np.full(raw_inputs(scaling), np.nan, dtype=np.float32)
+    if scaling["transform"] == "piecewise_linear":
+        edges = np.asarray(scaling["edges"])
+        n = edges.shape[1]
+        known = edges[:, 0] < np.finfo(np.float32).max  # not missing or constant in training
+        out[known] = 0.5 * (edges[known, (n - 1) // 2] + edges[known, n // 2])
+    return out
+
+
 def scale(block: NDArray[np.float32], scaling: dict[str, Any]) -> NDArray[np.float32]:
     """Scaled inputs without missing values.
 

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import numpy as np
     import polars as pl
-    from numpy.typing import NDArray
 
     from episodes.validation import JudgedEpisode
     from evaluation.documents import EvalReport
@@ -20,8 +18,10 @@ if TYPE_CHECKING:
     from models.base import Classifier, Examples
     from models.checkpoint import Checkpoint
     from stages.project import Project
+    from stages.scoring import Scores
 
 __all__ = [
+    "explain",
     "extract",
     "find_misclassified",
     "load_checkpoint",
@@ -158,18 +158,53 @@ def load_checkpoint(
 
 def predict(
     project: Project, checkpoint: Checkpoint, episode: JudgedEpisode, *, anyway: bool = False
-) -> NDArray[np.float32]:
-    """Probabilities ``(n_windows, n_classes)`` of an episode's windows, in class order.
+) -> Scores:
+    """What a checkpoint, and the alarm rule bound to it, say of an episode's windows.
 
     Args:
         anyway: go on if the episode is rejected or errored.
 
+    Returns:
+        ``proba (n_windows, n_classes)``, the model's probabilities in class order; ``phase``,
+        ``filtered`` and ``alarm`` of each window; ``first_alarm_s``; ``table()`` with all of it.
+        Where the checkpoint has no alarm rule, ``filtered`` and ``alarm`` are None.
+
+    Raises:
+        EpisodeError, AlignmentError: see ``extract``.
+        StageError, ChampionError: the alarm rule was changed after it was written.
+    """
+    from stages.alarm_rules import rule_of
+    from stages.scoring import score_episode
+
+    extracted = extract(project, episode, anyway=anyway)
+    rule = rule_of(project, checkpoint)
+    return score_episode(checkpoint, rule, extracted, project.workspace.layout)
+
+
+def explain(
+    project: Project, checkpoint: Checkpoint, episode: JudgedEpisode, *, anyway: bool = False
+) -> pl.DataFrame:
+    """Which channels argue for the phase that a checkpoint gives each window of an episode.
+
+    Exact for ``gbt``: with a constant, the contributions add up to the margin of the phase. For the
+    others how far the logarithm of its probability falls when the channel's inputs, absolute and
+    relative, are typical of training: their median for ``mlp``, else their mean as scaled.
+
+    Args:
+        anyway: go on if the episode is rejected or errored.
+
+    Returns:
+        ``window, start_s, phase, channel, contribution``: every channel of every window, those that
+        argue most for its phase first. Below 0 a channel argues against it.
+
     Raises:
         EpisodeError, AlignmentError: see ``extract``.
     """
+    from stages.scoring import score_episode
+
     extracted = extract(project, episode, anyway=anyway)
     layout = project.workspace.layout
-    return checkpoint.predict_episode(extracted.series, extracted.features, layout)
+    return score_episode(checkpoint, None, extracted, layout, explain=True).contributions()
 
 
 def read_report(project: Project, recipe: str, model: str, mode: str = "realistic") -> EvalReport:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from champion.history import load_rule, read_history
+from datasets.splits import RECIPES
 from datasets.windows import inputs, read_dataset
 from evaluation.alarm_choice import choose_rule, filtered, rule_scores
 from evaluation.documents import FigureNote
@@ -18,12 +20,13 @@ from features.files import fingerprint
 from models.alarm import AlarmRule
 from stages.datasets import dataset_shards
 from stages.stage import FolderStage, Output, Rows
-from stages.status import Reason
+from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from models.checkpoint import Checkpoint
     from models.registry import Variant
     from stages.manifest import Draft, Manifest
     from stages.project import Project
@@ -146,6 +149,31 @@ def read_rule(manifest: Manifest) -> AlarmRule:
         ValueError: it has another form.
     """
     return AlarmRule.model_validate_json(manifest.path("rule").read_bytes())
+
+
+def rule_of(project: Project, checkpoint: Checkpoint) -> AlarmRule | None:
+    """The rule that was chosen for a checkpoint, or kept with it; None if there is none.
+
+    It is bound to the checkpoint's id, so it does not matter where the checkpoint was read from.
+
+    Raises:
+        StageError: the rule was changed after it was written.
+        ChampionError: the same of a rule that is kept with a champion.
+    """
+    name = f"alarm_rules/{checkpoint.variant.name}"
+    for recipe in RECIPES:
+        manifest = project.artifact(name, recipe)
+        if manifest is None or manifest.facts.get("checkpoint_id") != checkpoint.artifact_id:
+            continue
+        if problem := manifest.damage():
+            raise StageError(f"{problem}. Run: {project.stages[name].remedy(recipe)}")
+        return read_rule(manifest)
+    folder = project.workspace.champion_folder
+    for champion in reversed(read_history(folder)):
+        for recipe, checkpoint_id in champion.checkpoints.items():
+            if checkpoint_id == checkpoint.artifact_id and recipe in champion.alarm_rules:
+                return load_rule(folder, champion, recipe)
+    return None
 
 
 def threshold_note(manifest: Manifest) -> FigureNote | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from config.messages import unknown
+from datasets.exclusions import ExclusionError, read_exclusions
 from datasets.splits import (
     RECIPES,
     SPLITS,
@@ -22,7 +23,7 @@ from episodes.validation import USABLE
 from features.files import fingerprint
 from features.shards import read_table, read_windows, write_table
 from stages.ingest import INDEX, TENSORS
-from stages.stage import Check, CheckResult, FolderStage, Output
+from stages.stage import Check, CheckResult, FolderStage, Output, Rows
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Datasets(FolderStage):
     """Windows of all batches with their split: a table over the shards, never a copy of data."""
 
     name = "datasets"
-    version = "2"
+    version = "3"
     partition = "recipe"
     job = "retrain"
     docs = "evaluation.md"
@@ -117,6 +118,7 @@ class Datasets(FolderStage):
                 "recipe": key,
                 "policy": asdict(project.workspace.splits),
                 "batches": shard_versions(project),
+                "exclusions": excluded_by_hand(project),
             }
         )
 
@@ -127,6 +129,8 @@ class Datasets(FolderStage):
         changed = sorted(batch for batch in before if now.get(batch) != before[batch])
         if changed:
             return Reason("inputs", {"inputs": changed})
+        if manifest.facts["excluded_by_hand"] != excluded_by_hand(project):
+            return Reason("exclusions")
         added = sorted(now.keys() - before.keys())
         return Reason("batches_added", {"batches": added}) if added else Reason("settings")
 
@@ -145,9 +149,19 @@ class Datasets(FolderStage):
     ) -> dict[str, Any]:
         windows, shards = ingested_windows(project)
         try:
-            table, facts = build_table(windows, key, project.workspace.splits)
-        except DatasetError as error:
+            table, facts = build_table(
+                windows,
+                key,
+                project.workspace.splits,
+                read_exclusions(
+                    project.workspace.exclusions_path,
+                    {episode.episode_id for episode in project.listing.episodes},
+                ),
+                project.workspace.layout.window.length_ms / 1000,
+            )
+        except (DatasetError, ExclusionError) as error:
             raise StageError(str(error)) from error
+        facts["excluded_by_hand"] = excluded_by_hand(project)
         facts["version"] = self.version
         facts["batches"] = shard_versions(project)
         facts["validation_index_digest"] = fingerprint(
@@ -166,6 +180,15 @@ class Datasets(FolderStage):
             "untested_profiles": untested,
             "excluded_episodes": facts["excluded"],
             "excluded_windows": facts["excluded_windows"],
+            "windows_excluded_by_hand": facts["windows_excluded_by_hand"],
+            "exclusions": Rows(
+                [
+                    {name: "" if value is None else value for name, value in entry.items()}
+                    for entry in facts["exclusions"]
+                ]
+            )
+            if facts["exclusions"]
+            else None,
             "validation_index_digest": facts["validation_index_digest"],
             "roster": {split: splits[split]["windows_by_phase"] for split in SPLITS},
             **{f"{split}_windows": splits[split]["windows"] for split in SPLITS},
@@ -213,6 +236,17 @@ def unavailable(project: Project) -> dict[str, Reason]:
         for recipe, each in found.items()
         if each is not None
     }
+
+
+def excluded_by_hand(project: Project) -> str:
+    """Fingerprint of what a person excludes; a file with faults has one too, and is refused when
+    the dataset is made.
+    """
+    try:
+        entries = read_exclusions(project.workspace.exclusions_path)
+    except ExclusionError as error:
+        return fingerprint(str(error))
+    return fingerprint([entry.as_entry() for entry in entries])
 
 
 def shard_versions(project: Project) -> Versions:

@@ -6,6 +6,7 @@ import base64
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from champion.history import SERVED
 from evaluation import documents
 from evaluation.comparisons import compare
 from evaluation.documents import EvalReport, document_text
@@ -14,6 +15,7 @@ from evaluation.wording import alarms, by_job, sentence, unlike
 from features.files import fingerprint
 from models.registry import VARIANTS, Variant
 from stages.alarm_rules import read_rule, threshold_note
+from stages.explanations import explain
 from stages.held_out_predictions import changed_checkpoints, read_predictions
 from stages.likeness import likeness_of_test
 from stages.stage import Check, CheckResult, FolderStage, Markdown, Output
@@ -118,8 +120,9 @@ class EvalReports(FolderStage):
         dataset = project.existing("datasets", key)
         header = project.artifact(f"checkpoints/{self.variant.name}", key).meta
         chosen = project.existing(f"alarm_rules/{self.variant.name}", key)
+        predictions = read_predictions(project.existing("held_out_predictions", key))
         report = evaluate(
-            read_predictions(project.existing("held_out_predictions", key)),
+            predictions,
             self.variant.model,
             self.variant.mode,
             workspace.layout.phases,
@@ -139,6 +142,7 @@ class EvalReports(FolderStage):
             read_rule(chosen),
             threshold_note(chosen),
             likeness_of_test(project.existing(f"likeness/{self.variant.mode}", key)),
+            explain(project, key, self.variant, predictions, errors=key == SERVED),
         )
         staged.new_file("report", ".json").write_text(document_text(report))
         staged.new_file("card", ".md").write_text(model_card(header, report))
@@ -182,6 +186,7 @@ class EvalReports(FolderStage):
                     for text in (*alarms(detection), *by_job(detection), *unlike(report.unlike))
                 )
             ),
+            "importance": report.importance.model_dump() if report.importance else None,
             "operating_curve": detection.operating_curve.model_dump(),
             "test_windows": report.n_windows,
             "test_episodes": report.n_episodes,

@@ -20,7 +20,6 @@ from config.messages import unknown
 from datasets.splits import RECIPES
 from datasets.windows import inputs, inputs_of_kind, read_dataset
 from episodes.format import SOURCES
-from evaluation.scores import phases_of
 from features.contract import contract_hashes
 from features.files import fingerprint
 from features.shards import read_windows, write_table
@@ -29,6 +28,7 @@ from models.registry import find_variant
 from stages.alarm_rules import read_rule
 from stages.ingest import TENSORS
 from stages.likeness import begins, read_likeness
+from stages.scoring import carried_over, scored_columns
 from stages.stage import Check, CheckResult, FolderStage, Output
 from stages.status import Reason, StageError
 
@@ -224,19 +224,14 @@ class Predictions(FolderStage):
         X = inputs(windows, {key: shards}, checkpoint.variant, layout)
         proba = checkpoint.model.predict_proba(X)
         first, likeness = begins(windows), self.likeness(project)
-        smooth = rule.filter(proba, first)
-        alarm = rule.alarms(rule.score(smooth), first)
+        over_time = carried_over(rule, proba, first)
         table = windows.select(
             "episode_id",
             "host_id",
             "window",
             "start_s",
             pl.col("label").alias("labelled"),
-            pl.Series("predicted", phases_of(proba, layout.phases), pl.String),
-            *(pl.Series(f"p_{phase}", proba[:, i]) for i, phase in enumerate(layout.phases)),
-            pl.Series("filtered", phases_of(smooth, layout.phases), pl.String),
-            *(pl.Series(f"f_{phase}", smooth[:, i]) for i, phase in enumerate(layout.phases)),
-            pl.Series("alarm", alarm),
+            *scored_columns(layout.phases, proba, over_time),
             *unlike_columns(windows, {key: shards}, likeness, layout),
             pl.col("episode_id").is_in(training.implode()).alias("seen_in_training"),
             pl.lit(checkpoint.artifact_id).alias("checkpoint_id"),

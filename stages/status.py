@@ -31,6 +31,7 @@ REASONS: dict[str, tuple[State, bool, str]] = {
     "outputs_differ": ("stale", False, "its outputs were not made from the same episodes"),
     "episodes": ("stale", True, "{changed} episodes arrived or changed since it was ingested"),
     "other_store": ("stale", True, "ingested from another store"),
+    "exclusions": ("stale", True, "made with other exclusions"),
     "batches_added": ("stale", True, "{batches} not included"),
     "inputs": ("stale", False, "made from other {inputs}"),
     "checkpoint": ("stale", False, "compared with another champion"),

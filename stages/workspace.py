@@ -47,6 +47,11 @@ class Workspace(BaseModel):
     artifacts: str = Field(default="artifacts", description="Folder of everything a run writes.")
     seed: NotNegativeInt = Field(default=0, description="Seed of every training.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto, cpu or cuda.")
+    exclusions: str = Field(
+        default="",
+        description="File of the episodes and spans that a person excludes; empty: "
+        "exclusions.yaml in the artifacts folder, if it is there.",
+    )
     force: bool = Field(default=False, description="Rebuild everything, reuse nothing.")
     validation: ValidationPolicy = ValidationPolicy()
     splits: SplitPolicy = SplitPolicy()
@@ -75,6 +80,21 @@ class Workspace(BaseModel):
     @property
     def artifacts_path(self) -> Path:
         return base_folder() / self.artifacts
+
+    @property
+    def exclusions_file(self) -> Path:
+        """Where exclusions are written."""
+        return (
+            base_folder() / self.exclusions
+            if self.exclusions
+            else (self.artifacts_path / "exclusions.yaml")
+        )
+
+    @property
+    def exclusions_path(self) -> Path | None:
+        """The exclusions to read. A file that the settings name has to be there."""
+        path = self.exclusions_file
+        return path if self.exclusions or path.exists() else None
 
     def model_config_of(self, variant: Variant) -> Any:
         """Typed hyper-parameters of a variant's model."""

@@ -118,6 +118,7 @@ def dataset(**changes: Any) -> dict[str, Any]:
         "tested_profiles": ["cpu-saturate", "fork-churn", "io-walk"],
         "untested_profiles": [],
         "excluded": {"degraded": 2},
+        "exclusions": [],
     } | changes
 
 

@@ -277,8 +277,10 @@ def test_what_the_champion_was_trained_on_is_said(trained: Lab) -> None:
 
 def test_a_person_reads_a_table_of_windows(scoring: Lab) -> None:
     told = phasewatch("predict", scoring.store.added[0].path)
-    head, *rows = told.stdout.splitlines()
-    assert head.split() == ["start", "phase", "probability", "labelled", "alarm", "score"]
+    shown, summary = told.stdout.split("\n\n")
+    head, *rows = shown.splitlines()
+    assert head.split()[:6] == ["start", "phase", "probability", "labelled", "alarm", "score"]
+    assert scoring.store.added[0].episode_id in summary
     windows = json.loads(phasewatch("predict", scoring.store.added[0].path, "--json").stdout)
     assert [row.split()[2:5:2] for row in rows] == [
         [w["phase"], w["labelled"]] for w in windows["windows"]
@@ -476,8 +478,8 @@ def test_a_run_with_nothing_to_do_starts_no_dagster(trained: Lab, tmp_path: Path
     assert without_dagster("run", "--recipe", RECIPE, "--force", **folders).returncode == FAILED
 
 
-COMMANDS = ["", "run", "sync", "validate", "extract", "predict", "report", "champion", "promote",
-            "rollback", "inspect", "doctor", "contract", "contract diff"]  # fmt: skip
+COMMANDS = ["", "run", "sync", "validate", "extract", "exclude", "predict", "report", "champion",
+            "promote", "rollback", "inspect", "doctor", "contract", "contract diff"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -37,10 +37,13 @@ RUN = {
     "phasewatch contract diff CKPT": OK,
     "phasewatch doctor": FAILED,  # two recipes of three are not trained
     "phasewatch doctor --config config/gpu.yaml": FAILED,
+    'phasewatch exclude EPISODE --reason "wrong label"': OK,
     "phasewatch extract EPISODE --out episode.npz": OK,
     "phasewatch inspect PATH…": OK,
     "phasewatch inspect artifacts/checkpoints": OK,
     "phasewatch predict EPISODE": OK,
+    "phasewatch predict EPISODE --why": OK,
+    "phasewatch predict KEY --out windows.parquet": OK,
     "phasewatch predict 01M7ZVV20HFQWZ385HM9KXP5BJ --checkpoint "
     "artifacts/checkpoints/host/gbt_realistic.ckpt.json": OK,
     "phasewatch promote gbt": FAILED,  # as above
@@ -78,6 +81,7 @@ FILLED = {
 EPISODES = ("EPISODE", "01M7ZVV20HFQWZ385HM9KXP5BJ")
 
 NAMED = {
+    "phasewatch exclude",
     "phasewatch contract diff",
     "phasewatch extract",
     "phasewatch inspect --verify",
@@ -183,6 +187,7 @@ def test_a_command_does_what_it_says(
     words = [clone.get(word, word) for word in shlex.split(text)[1:]]
     champion = place / "artifacts" / "champion"
     shutil.rmtree(champion, ignore_errors=True)
+    (place / "artifacts" / "exclusions.yaml").unlink(missing_ok=True)
     for model in ("gbt", "knn") if words[0] in ("champion", "predict", "rollback") else ():
         put_in_use(trained, model, champion)
     code, output = phasewatch(*words)

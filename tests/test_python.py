@@ -107,8 +107,8 @@ def test_predictions_are_those_of_the_checkpoint(trained: Lab) -> None:
     episode_id = project.listing.episodes[0].episode_id
     episode = phasewatch.read_episode(project, episode_id)
     checkpoint = phasewatch.load_checkpoint(project, RECIPE, "gbt")
-    proba = phasewatch.predict(project, checkpoint, episode)
-    assert proba.shape == (7, len(project.workspace.layout.phases))
+    scores = phasewatch.predict(project, checkpoint, episode)
+    assert scores.proba.shape == (7, len(project.workspace.layout.phases))
     by_path = phasewatch.read_episode(project, trained.store.added[0].path)
     assert by_path.episode_id == trained.store.added[0].episode_id
 

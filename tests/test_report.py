@@ -522,6 +522,15 @@ def test_hostile_names_are_escaped() -> None:
     one["bootstrap"]["conditional_on"] |= {"names": [evil]}
     one["splits"]["test"] |= {"hosts": [evil], "coverage": {evil: 0.1}}
     one["excluded_episodes"] = {evil: 1}
+    one["exclusions"] = [{"episode": evil, "from_s": 1, "to_s": None, "reason": evil, "who": evil,
+                          "windows": 2}]  # fmt: skip
+    one["importance"] = {"method": "exact", "windows": 2, "channels": [evil],
+                         "phases": [{"name": evil, "windows": 2, "values": [0.5]}]}  # fmt: skip
+    one["errors"] = [{"episode_id": evil, "host_id": evil, "profile": evil, "window": 1,
+                      "start_s": 5, "actual": evil, "predicted": evil, "probability": 0.9,
+                      "from_s": 0, "channels": [
+                          {"name": evil, "contribution": 0.1, "values": [1, None, 2]},
+                      ]}]  # fmt: skip
     one["config"] = {evil: evil}
     item = {"recipe": evil, "name": evil, "why": evil}
     facts = {"store": evil, "code_commit": evil, "generated_from": [evil], "left_out": [item]}

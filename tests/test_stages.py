@@ -104,6 +104,12 @@ def change_replicates(lab: Lab, _: Any) -> None:
     lab.settings = lab.settings | {"report": {"replicates": 150}}
 
 
+def exclude_an_episode(lab: Lab, _: Any) -> None:
+    episode = lab.store.added[0].episode_id
+    entry = {"episode": episode, "to_s": 2.0, "reason": "boot", "who": "test"}
+    lab.workspace.exclusions_file.write_text(json.dumps([entry]))
+
+
 def change_policy(lab: Lab, _: Any) -> None:
     lab.settings = lab.settings | {"validation": {"min_rows": 5}}
 
@@ -153,6 +159,7 @@ CAUSES: dict[str, tuple[str, str, Callable[[Lab, Any], Any]]] = {
     "outputs_differ": ("ingest", BATCH, ingest_one_output),
     "episodes": ("ingest", BATCH, lambda lab, _: add_late(lab)),
     "other_store": ("ingest", BATCH, change_store),
+    "exclusions": ("datasets", RECIPE, exclude_an_episode),
     "batches_added": (
         "datasets", RECIPE, lambda lab, _: make(lab, "ingest", add_late(lab, "lab-d")),
     ),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli import champion, checkpoints, doctor, episodes, report, run
+from pipelines.cli import champion, checkpoints, doctor, episodes, predict, report, run
 from pipelines.cli.console import (
     FAILED,
     MISMATCH,
@@ -36,7 +36,8 @@ for function in (
     run.sync,
     episodes.validate,
     episodes.extract,
-    episodes.predict,
+    episodes.exclude,
+    predict.predict,
     report.report,
     champion.champion,
     champion.promote,

@@ -1,9 +1,8 @@
-"""Commands about episodes: ``validate``, ``extract``, ``predict``."""
+"""Commands about episodes: ``validate``, ``extract``, ``exclude``; ``predict`` has a module."""
 
 from __future__ import annotations
 
 import io
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,8 +15,6 @@ from pipelines.cli.console import (
     TEXT_ONLY,
     USAGE,
     Document,
-    Table,
-    existing_file,
     fail,
     note,
     track,
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
     from episodes.store import StoredEpisode
     from episodes.validation import JudgedEpisode, Record, ValidationPolicy
     from features.extraction import Extracted
-    from models.checkpoint import Checkpoint
     from stages.workspace import Workspace
 
 
@@ -82,7 +78,9 @@ def validate(
     workspace = workspace_of(config, store)
     other = _read_policy(policy) if policy else None
     listing = None if episode else workspace.listing()
-    chosen = [_stored(workspace, episode)] if episode else (listing.episodes if listing else [])
+    chosen = (
+        [stored_episode(workspace, episode)] if episode else (listing.episodes if listing else [])
+    )
     records = list(_judge(chosen, workspace.validation))
     others = list(_judge(chosen, other)) if other else None
     changes = None if others is None else [
@@ -105,7 +103,7 @@ def validate(
     )
 
 
-def _stored(workspace: Workspace, episode: str) -> StoredEpisode:
+def stored_episode(workspace: Workspace, episode: str) -> StoredEpisode:
     """The episode of an id in the store, or of a path."""
     from episodes.format import ARCHIVE_SUFFIX
     from episodes.store import find_archive
@@ -145,7 +143,7 @@ def _read_policy(path: Path) -> ValidationPolicy:
         fail(f"{path}: not YAML: {error}", USAGE)
 
 
-def _verdict(record: Record) -> dict[str, Any]:
+def verdict_of(record: Record) -> dict[str, Any]:
     """How an episode was judged, as every JSON document has it."""
     return {
         "episode": record.episode_id,
@@ -155,8 +153,8 @@ def _verdict(record: Record) -> dict[str, Any]:
     }
 
 
-def _extracted(
-    workspace: Workspace, episode: str, *, anyway: bool
+def extracted_episode(
+    workspace: Workspace, stored: StoredEpisode, *, anyway: bool
 ) -> tuple[JudgedEpisode, Extracted]:
     """Judge and extract an episode; its verdict goes to stderr.
 
@@ -166,17 +164,16 @@ def _extracted(
     from features.alignment import AlignmentError
     from features.extraction import extract as extract_episode
 
-    stored = _stored(workspace, episode)
     try:
         read = read_judged(stored, workspace.validation, workspace.layout.fields)
         check_usable(read.record, anyway=anyway)
     except EpisodeError as error:
-        fail(str(error), REJECTED, **_verdict(error.record))
+        fail(str(error), REJECTED, **verdict_of(error.record))
     note(read.record.line)
     try:
         return read, extract_episode(read, workspace.layout)
     except AlignmentError as error:
-        fail(f"{stored.path}: {error}", REJECTED, **_verdict(read.record))
+        fail(f"{stored.path}: {error}", REJECTED, **verdict_of(read.record))
 
 
 @dataclass(frozen=True)
@@ -221,7 +218,9 @@ def extract(
     workspace = workspace_of(config, store)
     if not out.absolute().parent.is_dir():
         fail(f"{out}: folder {out.absolute().parent} does not exist", USAGE)
-    read, extracted = _extracted(workspace, episode, anyway=anyway)
+    read, extracted = extracted_episode(
+        workspace, stored_episode(workspace, episode), anyway=anyway
+    )
     malformed = {name: rows.n_malformed for name, rows in read.sources.items()}
     for name, n_rows in malformed.items():
         if n_rows:
@@ -243,7 +242,7 @@ def extract(
     except OSError as error:
         fail(f"{out}: not written ({error.strerror})", USAGE)
     return ExtractedFile(
-        verdict=_verdict(read.record),
+        verdict=verdict_of(read.record),
         path=str(out),
         windows=len(windows),
         bins=len(extracted.series),
@@ -252,103 +251,56 @@ def extract(
 
 
 @dataclass(frozen=True)
-class Prediction(OfEpisode):
-    """Phase probabilities of an episode's windows."""
+class ExcludedEntry(Document):
+    """An entry as it was added to the file of exclusions."""
 
-    model: str
-    checkpoint: str
-    checkpoint_id: str
-    seen_in_training: bool | None
-    windows: list[dict[str, Any]]
+    path: str
+    entry: dict[str, Any]
+    entries: int
 
-    def text(self) -> Iterator[str | Table]:
-        columns = ("start", "phase", "probability", "labelled", "alarm score")
-        yield Table(columns, [
-            (f"{row['start_s']:6.1f} s", row["phase"],
-             f"{row['probabilities'][row['phase']]:.2f}", row["labelled"],
-             f"{row['alarm_score']:.4f}")
-            for row in self.windows
-        ])  # fmt: skip
+    def text(self) -> Iterator[str]:
+        count = f"{self.entries} {'entry' if self.entries == 1 else 'entries'}"
+        yield f"{self.path}: {count}. The datasets are stale; make them again: phasewatch run"
 
 
-def predict(
-    episode: options.Episode,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Score with this .ckpt.json, its sidecar in the same folder; default: the "
-            "champion.",
-        ),
+def exclude(
+    episode: Annotated[str, typer.Argument(metavar="EPISODE", help="An episode's id.")],
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Shown in every report.")],
+    from_s: Annotated[
+        float | None, typer.Option("--from", metavar="SECONDS", help="Only from here on.")
     ] = None,
-    anyway: options.Anyway = False,
+    to_s: Annotated[
+        float | None, typer.Option("--to", metavar="SECONDS", help="Only up to here.")
+    ] = None,
+    who: Annotated[
+        str | None, typer.Option("--who", metavar="NAME", help="Default: the user logged in.")
+    ] = None,
     config: options.Config = None,
     store: options.Store = None,
     artifacts: options.Artifacts = None,
-) -> Prediction:
-    """Score the windows of one episode.
+) -> ExcludedEntry:
+    """Keep an episode, or a span of it, out of every dataset.
 
-    The champion scores, or the checkpoint that is named.
+    Windows that overlap the span are excluded. Adds an entry to exclusions.yaml. Nothing is rebuilt
+    before the next run.
     """
-    from evaluation.detection import alarm_score
+    from getpass import getuser
 
-    workspace = workspace_of(config, store, artifacts, must_exist=checkpoint is None)
-    path, loaded, known = _load(workspace, checkpoint)
-    read, extracted = _extracted(workspace, episode, anyway=anyway)
-    layout, windows = workspace.layout, extracted.windows
-    proba = loaded.predict_episode(extracted.series, extracted.features, layout)
-    scores = alarm_score(proba.astype(float), layout.phases)
-    seen = None if known is None else read.episode_id in known
-    note(f"scored by {loaded.variant.name}, {path}")
-    if seen:
-        note("warning: this episode was in the training set")
-    return Prediction(
-        verdict=_verdict(read.record),
-        model=loaded.variant.name,
-        checkpoint=str(path),
-        checkpoint_id=loaded.artifact_id,
-        seen_in_training=seen,
-        windows=[
-            {
-                "start_s": float(start),
-                "phase": layout.phases[int(p.argmax())],
-                "probabilities": {
-                    phase: round(float(v), 6) for phase, v in zip(layout.phases, p, strict=True)
-                },
-                "labelled": str(label),
-                "alarm_score": round(float(score), 6),
-            }
-            for start, label, p, score in zip(
-                windows.start_s, windows.label, proba, scores, strict=True
-            )
-        ],
-    )
+    from datasets.exclusions import ExclusionError, appended, parse_exclusions
+    from features.files import write_atomically
 
-
-def _load(workspace: Workspace, path: Path | None) -> tuple[Path, Checkpoint, set[str] | None]:
-    """The checkpoint at a path, or without one the champion's.
-
-    With it the episodes that it was trained or validated on, None if that is not known.
-    """
-    from champion.history import (
-        ChampionError,
-        kept_path,
-        load_kept,
-        read_champion,
-        read_training,
-    )
-    from models.checkpoint import load_checkpoint
-
-    layout, folder = workspace.layout, workspace.champion_folder
-    if path is not None:
-        return path, load_checkpoint(existing_file(path), layout), None
-    champion = read_champion(folder)
-    if champion is None:
-        fail(
-            f"{folder}: there is no champion to score with. Promote a trained model "
-            "(phasewatch promote MODEL), or name a checkpoint: --checkpoint FILE"
-        )
-    known = None
-    with suppress(ChampionError):  # the champion scores all the same
-        known = set(read_training(folder, champion)["episode_id"])
-    return kept_path(folder, champion), load_kept(folder, champion, layout), known
+    workspace = workspace_of(config, store, artifacts)
+    path = workspace.exclusions_file
+    known = {stored.episode_id for stored in workspace.listing().episodes}
+    values = {"episode": episode, "from_s": from_s, "to_s": to_s, "reason": reason}
+    entry = {n: v for n, v in (values | {"who": who or getuser()}).items() if v is not None}
+    try:
+        text = appended(path.read_text() if path.exists() else "", entry, path, known)
+        entries = len(parse_exclusions(text, path, known))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text.encode())
+    except (ExclusionError, UnicodeDecodeError) as error:
+        fail(str(error), USAGE)
+    except OSError as error:
+        fail(f"{path}: not written ({error.strerror})", USAGE)
+    return ExcludedEntry(path=str(path), entry=entry, entries=entries)

@@ -1,0 +1,226 @@
+"""Exclusions: a person's list of what takes no part in datasets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+from click.testing import Result
+from lab import RECIPE, Lab
+from typer.testing import CliRunner
+
+from datasets.exclusions import (
+    BY_HAND,
+    Exclusion,
+    ExclusionError,
+    appended,
+    parse_exclusions,
+    read_exclusions,
+)
+from datasets.windows import read_dataset
+from pipelines.cli.app import OK, USAGE, app
+from stages.evaluation import read_report
+from stages.registry import STAGES
+from stages.stage import Rows
+from stages.status import StageError
+
+FILE = Path("exclusions.yaml")
+ENTRY: dict[str, Any] = {"episode": "E1", "reason": "wrong label", "who": "mira"}
+
+
+def text_of(*entries: Mapping[str, Any]) -> str:
+    return yaml.safe_dump([dict(entry) for entry in entries])
+
+
+# --- parsing
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "[]\n"])
+def test_an_empty_file_excludes_nothing(text: str) -> None:
+    assert parse_exclusions(text, FILE) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"reason": None}, "reason"),
+        ({"reason": "  "}, "reason"),
+        ({"who": None}, "who"),
+        ({"episode": None}, "episode"),
+        ({"episode": 7}, "episode"),
+        ({"from": 1.0}, "from"),
+        ({"from_s": -1.0}, "from_s must be >= 0, got -1"),
+        ({"to_s": -1.0}, "to_s must be >= 0, got -1"),
+        ({"from_s": "5"}, "from_s must be a number, got '5'"),
+        ({"from_s": True}, "from_s must be a number, got True"),
+        ({"to_s": float("nan")}, "to_s"),
+        ({"to_s": float("inf")}, "to_s"),
+        ({"from_s": 9.0, "to_s": 9.0}, "to_s must be > from_s (9), got 9"),
+        ({"from_s": 9.0, "to_s": 4.0}, "to_s must be > from_s (9), got 4"),
+        ({"to_s": 0.0}, "to_s must be > from_s (0), got 0"),
+        ({"episode": "E9"}, "episode must be one of E1, E2, got 'E9'"),
+    ],
+    ids=str,
+)
+def test_a_faulty_entry_is_named_with_its_file(changed: dict[str, Any], says: str) -> None:
+    faulty = {n: v for n, v in (ENTRY | changed).items() if v is not None}
+    with pytest.raises(ExclusionError) as told:
+        parse_exclusions(text_of(ENTRY, faulty), FILE, ["E1", "E2"])
+    assert str(told.value).startswith("exclusions.yaml: entry 2: ")
+    assert says in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("text", ["episode: E1", "- E1", "- [", "3"])
+def test_what_is_no_list_of_entries_is_refused(text: str) -> None:
+    with pytest.raises(ExclusionError, match=r"exclusions\.yaml: "):
+        parse_exclusions(text, FILE)
+
+
+def test_a_file_that_the_settings_name_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(ExclusionError, match="cannot be read"):
+        read_exclusions(tmp_path / "exclusions.yaml")
+    assert read_exclusions(None) == []
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["", "# by mira\n- {episode: E2, reason: noise, who: mira}  # see notes", "[]\n", "# later\n"],
+)
+def test_an_entry_is_added_to_what_a_person_wrote(before: str) -> None:
+    after = appended(before, ENTRY, FILE, ["E1", "E2"])
+    assert parse_exclusions(after, FILE)[:-1] == parse_exclusions(before, FILE)
+    assert parse_exclusions(after, FILE)[-1] == Exclusion(**ENTRY)
+    if before != "[]\n":
+        assert after.startswith(before)
+
+
+@pytest.mark.parametrize(
+    ("span", "kept"),
+    [
+        # windows of 10 s at 0, 5, 10, 15, 20
+        ({}, []),
+        ({"from_s": 10.0, "to_s": 12.0}, [0, 15, 20]),
+        ({"from_s": 10.0, "to_s": 10.5}, [0, 15, 20]),
+        ({"from_s": 15.0}, [0, 5]),
+        ({"to_s": 5.0}, [5, 10, 15, 20]),
+        ({"to_s": 5.1}, [10, 15, 20]),
+        ({"from_s": 30.0}, [0, 5, 10, 15, 20]),
+    ],
+    ids=str,
+)
+def test_a_span_excludes_the_windows_that_overlap_it(
+    span: dict[str, float], kept: list[float]
+) -> None:
+    table = pl.DataFrame(
+        {"episode_id": ["E1"] * 5 + ["E2"], "start_s": [0.0, 5.0, 10.0, 15.0, 20.0, 0.0]}
+    )
+    covered = Exclusion(**ENTRY, **span).covers(10.0)
+    left = table.filter(~covered)
+    assert left.filter(pl.col("episode_id") == "E1")["start_s"].to_list() == kept
+    assert left.filter(pl.col("episode_id") == "E2").height == 1
+
+
+# --- the dataset and its reports
+
+
+def exclude(lab: Lab, *words: object) -> Result:
+    paths = ["--store", str(lab.store.root), "--artifacts", str(lab.artifacts)]
+    return CliRunner().invoke(app, ["exclude", *map(str, words), *paths])
+
+
+def windows(lab: Lab) -> pl.DataFrame:
+    return read_dataset(lab.project.existing("datasets", RECIPE))
+
+
+def test_exactly_what_is_meant_takes_no_part(retrained: Lab) -> None:
+    before = windows(retrained)
+    first = before.filter(pl.col("split") == "train")["episode_id"].unique().sort().to_list()
+    whole, part = first[:2]
+    assert retrained.project.status(STAGES["datasets"], RECIPE).current
+    assert exclude(retrained, whole, "--reason", "wrong label", "--who", "mira").exit_code == OK
+    span = ("--from", 12, "--to", 14)
+    assert exclude(retrained, part, *span, "--reason", "clock", "--who", "jo").exit_code == OK
+    assert sorted(path.name for path in retrained.artifacts.glob("*.yaml")) == ["exclusions.yaml"]
+
+    project = retrained.project
+    stale = {
+        (status.stage, status.key, status.code)
+        for stage in STAGES.values()
+        for status in project.statuses(stage)
+        if status.code not in ("not_made", "no_champion", "current") and status.available
+    }
+    assert stale == {("datasets", RECIPE, "exclusions")}
+    assert not project.make(STAGES["datasets"], RECIPE).reused
+
+    after, dataset = windows(retrained), retrained.project.existing("datasets", RECIPE)
+    gone = before.join(after, on=["episode_id", "window"], how="anti")
+    meant = (pl.col("episode_id") == whole) | (
+        (pl.col("episode_id") == part) & pl.col("window").is_in([1, 2])  # 5-15 s and 10-20 s
+    )
+    assert gone.equals(before.filter(meant))
+    assert after.equals(before.filter(~meant))
+    assert dataset.facts["windows_excluded_by_hand"] == len(gone)
+    assert [entry["windows"] for entry in dataset.facts["exclusions"]] == [len(gone) - 2, 2]
+    assert dataset.facts["excluded"][BY_HAND] == 1
+    facts = STAGES["datasets"].facts(retrained.project, "datasets", dataset)
+    assert isinstance(facts["exclusions"], Rows)
+    assert retrained.project.status(STAGES["datasets"], RECIPE).current
+
+
+def test_every_report_lists_what_was_excluded(retrained: Lab) -> None:
+    episode = windows(retrained).filter(pl.col("split") == "test")["episode_id"][0]
+    assert exclude(retrained, episode, "--to", 3, "--reason", "boot", "--who", "jo").exit_code == OK
+    result = retrained.execute("retrain", RECIPE)
+    assert result.success
+    manifest = retrained.project.existing("eval_reports/knn_realistic", RECIPE)
+    [entry] = read_report(manifest).exclusions
+    assert entry.model_dump() == {
+        "episode": episode, "from_s": None, "to_s": 3.0, "reason": "boot", "who": "jo",
+        "windows": 1,
+    }  # fmt: skip
+    sentence = f"Episode {episode} to 3 s excluded by jo (1 window): boot"
+    assert sentence in manifest.path("card").read_text()
+    assert sentence in retrained.workspace.report_page.read_text()
+
+
+def test_a_faulty_file_is_refused_where_the_dataset_is_made(retrained: Lab) -> None:
+    path = retrained.workspace.exclusions_file
+    path.write_text(text_of(ENTRY))
+    assert retrained.project.status(STAGES["datasets"], RECIPE).code == "exclusions"
+    with pytest.raises(StageError, match=r"exclusions\.yaml: entry 1: episode must be one of"):
+        retrained.project.make(STAGES["datasets"], RECIPE)
+    path.write_text("episode: [")
+    assert retrained.project.status(STAGES["datasets"], RECIPE).code == "exclusions"
+    with pytest.raises(StageError, match="not YAML"):
+        retrained.project.make(STAGES["datasets"], RECIPE)
+    path.write_text("# nothing\n")
+    assert retrained.project.status(STAGES["datasets"], RECIPE).current
+
+
+def test_the_command_refuses_what_the_dataset_would(trained: Lab, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    path = tmp_path / "kept" / "mine.yaml"
+    settings = {"exclusions": str(path)}
+    config.write_text(json.dumps({"resources": {"workspace": {"config": settings}}}))
+    episode = trained.store.added[0].episode_id
+    named = ("--config", config)
+    for words in (
+        ("nowhere", "--reason", "x"),
+        (episode, "--reason", " "),
+        (episode, "--reason", "x", "--from", -1),
+        (episode, "--reason", "x", "--from", 5, "--to", 4),
+    ):
+        told = exclude(trained, *words, *named)
+        assert (told.exit_code, path.exists()) == (USAGE, False), told.output
+    told = exclude(trained, episode, "--reason", "x", *named, "--json")
+    assert told.exit_code == OK
+    said = json.loads(told.stdout)
+    assert (said["path"], said["entries"]) == (str(path), 1)
+    [entry] = read_exclusions(path)
+    assert (entry.episode, entry.whole, bool(entry.who)) == (episode, True, True)
