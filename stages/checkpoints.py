@@ -27,12 +27,16 @@ from models.scaling import principal_axes
 from stages.datasets import open_windows
 from stages.stage import Artifacts, Check, CheckResult, Output, Stage
 from stages.status import Reason
+from stages.workers import trained_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
-    from models.base import Classifier, Examples
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from models.base import Classifier
     from stages.manifest import Manifest
     from stages.project import Project
     from stages.stage import Progress
@@ -213,10 +217,16 @@ class Checkpoints(Stage):
         return CheckResult(True, facts=live | {"checkpoint_id": checkpoint.artifact_id})
 
 
-def fit(
-    project: Project, variant: Variant, recipe: str, progress: Progress = silent
-) -> tuple[Classifier, Examples]:
-    """Train a variant on a recipe's dataset; returns the model and what it was trained on.
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model, and the two axes along which its training set varies most."""
+
+    model: Classifier
+    axes: NDArray[np.float32]
+
+
+def fit(project: Project, variant: Variant, recipe: str, progress: Progress = silent) -> Fitted:
+    """Train a variant on a recipe's dataset.
 
     Raises:
         StageError: see ``open_windows``.
@@ -229,7 +239,7 @@ def fit(
         seed=workspace.seed,
         device=workspace.device,
     )
-    return model.fit(training, val, progress), training
+    return Fitted(model.fit(training, val, progress), principal_axes(training.X))
 
 
 def train(project: Project, variant: Variant, recipe: str, progress: Progress) -> dict[str, Any]:
@@ -238,19 +248,20 @@ def train(project: Project, variant: Variant, recipe: str, progress: Progress) -
     Raises:
         StageError: there is no dataset.
     """
-    model, training = fit(project, variant, recipe, progress)
+    fitted = trained_ahead(project, recipe, variant.name)
+    fitted = fitted or fit(project, variant, recipe, progress)
     workspace, dataset = project.workspace, project.existing("datasets", recipe)
     stage = project.stages[f"checkpoints/{variant.name}"]
     return save_checkpoint(
         workspace.checkpoint_folder(recipe),
         variant,
-        model,
+        fitted.model,
         workspace.layout,
-        pca_proj=principal_axes(training.X),
+        pca_proj=fitted.axes,
         train_meta={
             "fingerprint": stage.fingerprint(project, recipe),
             "stage_version": stage.version,
-            **_train_meta(variant, recipe, dataset, model, workspace.seed),
+            **_train_meta(variant, recipe, dataset, fitted.model, workspace.seed),
         },
     )
 
