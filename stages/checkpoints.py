@@ -222,7 +222,7 @@ class Fitted:
     """A trained model, and the two axes along which its training set varies most."""
 
     model: Classifier
-    axes: NDArray[np.float32]
+    axes: NDArray[np.float64]
 
 
 def fit(project: Project, variant: Variant, recipe: str, progress: Progress = silent) -> Fitted:
