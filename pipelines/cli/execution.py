@@ -131,8 +131,9 @@ def _execute_all(
     slots = trainings_at_a_time(workspace) if job == "retrain" and not outputs else 1
     with dagster_instance(workspace) as instance:
         sync_batches(instance, workspace)
-        if slots > 1 and len(keys) > 1:
-            return _side_by_side(workspace, job, keys, slots)
+        runs = min(slots, len(keys), _places(instance))
+        if runs > 1:
+            return _side_by_side(workspace, job, keys, runs)
         definitions = build_defs(workspace=workspace)
         ran = []
         with training_ahead(workspace, slots, log_to_stderr):
@@ -142,12 +143,18 @@ def _execute_all(
         return ran
 
 
-def _side_by_side(workspace: Workspace, job: str, keys: list[str], slots: int) -> list[Ran]:
+def _places(instance: dg.DagsterInstance) -> int:
+    """Runs that may train at once: one that waits for a place would keep a core busy."""
+    limits = {pool.name: pool.limit for pool in instance.event_log_storage.get_pool_limits()}
+    return limits.get("training", instance.global_op_concurrency_default_limit or 1)
+
+
+def _side_by_side(workspace: Workspace, job: str, keys: list[str], runs: int) -> list[Ran]:
     """After a run that fails none is started; those under way end."""
     waiting, running, ran = list(keys), set[Any](), list[Ran]()
-    with worker_processes(min(slots, len(keys)), _prepare, workspace) as pool:
+    with worker_processes(runs, _prepare, workspace) as pool:
         while waiting or running:
-            while waiting and len(running) < slots:
+            while waiting and len(running) < runs:
                 log.info("%s %s", job, waiting[0])
                 running.add(pool.submit(_execute_in_worker, job, waiting.pop(0)))
             ended, running = wait(running, return_when=FIRST_COMPLETED)
