@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +37,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from models.base import Classifier
+    from models.base import Classifier, Examples
     from stages.manifest import Manifest
     from stages.project import Project
     from stages.stage import Progress
 
+READ_ONCE_BYTES = 2**28
 _KINDS = {"torch": "pytorch"}  # where Dagster has another name for a library
 
 
@@ -232,14 +234,30 @@ def fit(project: Project, variant: Variant, recipe: str, progress: Progress = si
         StageError: see ``open_windows``.
     """
     workspace = project.workspace
-    training, val = (open_windows(project, recipe, variant, split) for split in ("train", "val"))
+    training, val = (
+        _read_once(open_windows(project, recipe, variant, split)) for split in ("train", "val")
+    )
     model = variant.spec.build(
         workspace.model_config_of(variant),
         len(workspace.layout.phases),
         seed=workspace.seed,
         device=workspace.device,
     )
-    return Fitted(model.fit(training, val, progress), principal_axes(training.X))
+    model.fit(training, val, progress)
+    inputs = (project.existing("datasets", recipe).version, variant.spec.input_kind, variant.mode)
+    if inputs not in _axes:
+        _axes[inputs] = principal_axes(training.X)
+    return Fitted(model, _axes[inputs])
+
+
+_axes: dict[tuple[str, str, str], NDArray[np.float64]] = {}
+"""Axes by dataset, input kind and mode: the same for several models."""
+
+
+def _read_once(examples: Examples) -> Examples:
+    """The same windows, in memory where they are few: training passes over them many times."""
+    n_bytes = 4 * math.prod(examples.X.shape)
+    return replace(examples, X=examples.X[:]) if n_bytes <= READ_ONCE_BYTES else examples
 
 
 def train(project: Project, variant: Variant, recipe: str, progress: Progress) -> dict[str, Any]:

@@ -60,6 +60,11 @@ def worker_processes(count: int, prepare: Callable[..., None], *given: Any) -> I
     )
     try:
         yield pool
+    except KeyboardInterrupt:
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                os.kill(child.pid, signal.SIGINT)
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
