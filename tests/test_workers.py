@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import dagster as dg
@@ -33,7 +32,6 @@ def test_checkpoints_trained_side_by_side_are_those_trained_alone(retrained: Lab
             made = project.make(project.stages[f"checkpoints/{variant.name}"], RECIPE)
             assert not made.reused
     assert contents(folder) == alone
-    assert "torch" in sys.modules  # or this process could not have trained at all
 
 
 @pytest.mark.parametrize(
