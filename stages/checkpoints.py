@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import subprocess
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from config import paths
+from datasets.windows import read_once
 from features.contract import contract_of
 from features.files import fingerprint
 from models.base import silent
@@ -37,12 +37,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from models.base import Classifier, Examples
+    from models.base import Classifier
     from stages.manifest import Manifest
     from stages.project import Project
     from stages.stage import Progress
 
-READ_ONCE_BYTES = 2**28
 _KINDS = {"torch": "pytorch"}  # where Dagster has another name for a library
 
 
@@ -234,9 +233,8 @@ def fit(project: Project, variant: Variant, recipe: str, progress: Progress = si
         StageError: see ``open_windows``.
     """
     workspace = project.workspace
-    training, val = (
-        _read_once(open_windows(project, recipe, variant, split)) for split in ("train", "val")
-    )
+    lazy = (open_windows(project, recipe, variant, split) for split in ("train", "val"))
+    training, val = (replace(examples, X=read_once(examples.X)) for examples in lazy)
     model = variant.spec.build(
         workspace.model_config_of(variant),
         len(workspace.layout.phases),
@@ -252,12 +250,6 @@ def fit(project: Project, variant: Variant, recipe: str, progress: Progress = si
 
 _axes: dict[tuple[str, str, str], NDArray[np.float64]] = {}
 """Axes by dataset, input kind and mode: the same for several models."""
-
-
-def _read_once(examples: Examples) -> Examples:
-    """The same windows, in memory where they are few: training passes over them many times."""
-    n_bytes = 4 * math.prod(examples.X.shape)
-    return replace(examples, X=examples.X[:]) if n_bytes <= READ_ONCE_BYTES else examples
 
 
 def train(project: Project, variant: Variant, recipe: str, progress: Progress) -> dict[str, Any]:
