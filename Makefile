@@ -53,13 +53,14 @@ bench: .venv/.installed  ## speed, as ratios measured side by side
 	$(BIN)/python -m benchmarks.extraction
 	$(BIN)/python -m benchmarks.bootstrap
 
-artifacts/cache/aeon/.installed:
+# aeon needs an older Numba, and torch for Hydra
+artifacts/cache/rockets/.installed:
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check aeon==1.6.0
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check aeon==1.6.0 torch==2.13.0
 	touch $@
 
-yardstick: run artifacts/cache/aeon/.installed  ## the models beside a forest and MiniRocket (STORE=, ARTIFACTS=, CONFIG=)
-	$(BIN)/python -m benchmarks.yardstick --aeon artifacts/cache/aeon/bin/python
+yardstick: run artifacts/cache/rockets/.installed  ## the models beside a forest and rockets (STORE=, ARTIFACTS=, CONFIG=)
+	$(BIN)/python -m benchmarks.yardstick --aeon artifacts/cache/rockets/bin/python
 
 artifacts/cache/lock/.installed:
 	$(PYTHON) -m venv $(@D)

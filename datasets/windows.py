@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from features.registry import InputKind, Layout, Mode
+    from models.base import Inputs
     from models.registry import Variant
 
 
@@ -48,6 +50,14 @@ def examples(
         profile=side["profile"].to_numpy(),
         degraded=(side["verdict"] == "degraded").to_numpy(),
     )
+
+
+READ_ONCE_BYTES = 2**28
+
+
+def read_once(X: Inputs) -> Inputs:
+    """The same inputs, in memory where they are few: models pass over them many times."""
+    return X[:] if 4 * math.prod(X.shape) <= READ_ONCE_BYTES else X
 
 
 def inputs(

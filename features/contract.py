@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,7 @@ class Contract:
     def hashes(self) -> dict[str, str]:
         return {name: section_hash(name, value) for name, value in self.sections.items()}
 
-    @property
+    @cached_property
     def hash(self) -> str:
         return section_hash("contract", self.hashes)
 
@@ -106,7 +106,17 @@ def _file_digest(path: Path) -> str:
 
 
 def contract_of(layout: Layout, input_kind: InputKind) -> Contract:
-    """The contract of an input kind under a layout."""
+    """The contract of an input kind under a layout; the same object again, while nothing changes.
+
+    A run asks for it thousands of times.
+    """
+    return _contract_of(
+        layout, input_kind, PREPROCESSING_VERSION, golden_digest(), json.dumps(RULES)
+    )
+
+
+@lru_cache(maxsize=8)
+def _contract_of(layout: Layout, input_kind: InputKind, *_: object) -> Contract:
     window = layout.window
     sections: dict[str, Any] = {
         "channels": [

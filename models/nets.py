@@ -58,7 +58,8 @@ class NetClassifier(Classifier):
 
     def _predict_proba(self, X: Inputs) -> NDArray[np.float32]:
         assert self.standardize_ is not None
-        return predict_net(self.net_, X, self.standardize_, torch.device(self.device_))
+        with torch_threads(self.config.n_threads):  # as in training: the last bits depend on it
+            return predict_net(self.net_, X, self.standardize_, torch.device(self.device_))
 
     def to_sidecar(self) -> bytes:
         state = self.net_.state_dict()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from models.base import Inputs
 
 _BLOCK = 1024
+_CHUNK = 32  # windows whose bins fit into the cache of a processor
 _QUANTILE_WINDOWS = 100_000  # windows that quantiles are taken from, spread evenly
 
 
@@ -108,8 +109,16 @@ def block_statistics(X: NDArray, block_bins: int) -> NDArray[np.float64]:
     Returns:
         ``(n_windows, n_blocks, 2 n_channels)``: the means, then the deviations.
     """
+    n_blocks = -(-X.shape[1] // block_bins)
+    out = np.empty((len(X), n_blocks, 2 * X.shape[2]))
+    for start in range(0, len(X), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        out[chunk] = _block_statistics(X[chunk], block_bins, n_blocks)
+    return out
+
+
+def _block_statistics(X: NDArray, block_bins: int, n_blocks: int) -> NDArray[np.float64]:
     n, length, channels = X.shape
-    n_blocks = -(-length // block_bins)
     padded = np.full((n, n_blocks * block_bins, channels), np.nan)
     padded[:, :length] = X
     cut = padded.reshape(n, n_blocks, block_bins, channels)
@@ -157,6 +166,11 @@ def scale(block: NDArray[np.float32], scaling: dict[str, Any]) -> NDArray[np.flo
     Returns:
         The same axes, the last with ``scaled_columns(scaling)``, a middle one with the blocks.
     """
+    chunks = (block[i : i + _CHUNK] for i in range(0, max(1, len(block)), _CHUNK))
+    return np.concatenate([_scaled(chunk, scaling) for chunk in chunks])
+
+
+def _scaled(block: NDArray[np.float32], scaling: dict[str, Any]) -> NDArray[np.float32]:
     mean = np.asarray(scaling["mean"])
     if scaling["transform"] == "piecewise_linear":
         values = (_pieces(block, np.asarray(scaling["edges"])) - mean) / _PIECE_STD

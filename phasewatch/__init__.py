@@ -138,7 +138,7 @@ def train(project: Project, recipe: str, model: str, mode: str = "realistic") ->
     from models.registry import find_variant
     from stages.checkpoints import fit
 
-    return fit(project, find_variant(model, mode), recipe)[0]
+    return fit(project, find_variant(model, mode), recipe).model
 
 
 def load_checkpoint(

@@ -17,6 +17,8 @@ import dagster as dg
 from features.files import writes_gated
 
 PROCESS_TAG = "phasewatch/process"
+WORKER = "phasewatch run"
+"""The name of a worker process of a command, which no code server watches either."""
 FINISHED = (
     dg.DagsterRunStatus.SUCCESS,
     dg.DagsterRunStatus.FAILURE,
@@ -52,7 +54,10 @@ def writing_for(run: dg.DagsterRun, instance: dg.DagsterInstance) -> Iterator[No
 
 def note_process(run: dg.DagsterRun, instance: dg.DagsterInstance) -> None:
     """Tag the run with this process, where it ends with it and no code server watches it."""
-    if multiprocessing.parent_process() is None and "execute_step" not in sys.argv:
+    ours = multiprocessing.parent_process() is None or (
+        multiprocessing.current_process().name == WORKER
+    )
+    if ours and "execute_step" not in sys.argv:
         instance.add_run_tags(run.run_id, {PROCESS_TAG: _process(os.getpid())})
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from config import paths
+from datasets.windows import read_once
 from features.contract import contract_of
 from features.files import fingerprint
 from models.base import silent
@@ -27,10 +28,14 @@ from models.scaling import principal_axes
 from stages.datasets import open_windows
 from stages.stage import Artifacts, Check, CheckResult, Output, Stage
 from stages.status import Reason
+from stages.workers import trained_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from models.base import Classifier, Examples
     from stages.manifest import Manifest
@@ -214,16 +219,31 @@ class Checkpoints(Stage):
         return CheckResult(True, facts=live | {"checkpoint_id": checkpoint.artifact_id})
 
 
-def fit(
-    project: Project, variant: Variant, recipe: str, progress: Progress = silent
-) -> tuple[Classifier, Examples]:
-    """Train a variant on a recipe's dataset; returns the model and what it was trained on.
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model, and the two axes along which its training set varies most."""
+
+    model: Classifier
+    axes: NDArray[np.float64]
+
+
+def fit(project: Project, variant: Variant, recipe: str, progress: Progress = silent) -> Fitted:
+    """Train a variant on a recipe's dataset.
 
     Raises:
         StageError: see ``open_windows``.
     """
-    training, val = (open_windows(project, recipe, variant, split) for split in ("train", "val"))
-    return fit_on(project.workspace, variant, training, val, progress), training
+    lazy = (open_windows(project, recipe, variant, split) for split in ("train", "val"))
+    training, val = (replace(examples, X=read_once(examples.X)) for examples in lazy)
+    model = fit_on(project.workspace, variant, training, val, progress)
+    inputs = (project.existing("datasets", recipe).version, variant.spec.input_kind, variant.mode)
+    if inputs not in _axes:
+        _axes[inputs] = principal_axes(training.X)
+    return Fitted(model, _axes[inputs])
+
+
+_axes: dict[tuple[str, str, str], NDArray[np.float64]] = {}
+"""Axes by dataset, input kind and mode: the same for several models."""
 
 
 def fit_on(
@@ -249,19 +269,20 @@ def train(project: Project, variant: Variant, recipe: str, progress: Progress) -
     Raises:
         StageError: there is no dataset.
     """
-    model, training = fit(project, variant, recipe, progress)
+    fitted = trained_ahead(project, recipe, variant.name)
+    fitted = fitted or fit(project, variant, recipe, progress)
     workspace, dataset = project.workspace, project.existing("datasets", recipe)
     stage = project.stages[f"checkpoints/{variant.name}"]
     return save_checkpoint(
         workspace.checkpoint_folder(recipe),
         variant,
-        model,
+        fitted.model,
         workspace.layout,
-        pca_proj=principal_axes(training.X),
+        pca_proj=fitted.axes,
         train_meta={
             "fingerprint": stage.fingerprint(project, recipe),
             "stage_version": stage.version,
-            **_train_meta(variant, recipe, dataset, model, workspace.seed),
+            **_train_meta(variant, recipe, dataset, fitted.model, workspace.seed),
         },
     )
 

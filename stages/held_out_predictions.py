@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from datasets.windows import inputs, read_dataset
+from datasets.windows import inputs, read_dataset, read_once
 from evaluation.baselines import shortcut_predictions
 from evaluation.scores import ABLATED, prediction_rows
 from features.files import fingerprint
@@ -83,7 +83,7 @@ class HeldOutPredictions(FolderStage):
         parts = []
         for done, variant in enumerate(VARIANTS):
             progress(done, len(VARIANTS), variant.name)
-            X = inputs(held_out, shards, variant, layout)
+            X = read_once(inputs(held_out, shards, variant, layout))
             parts.append(
                 checkpoint_predictions(held_out, project.checkpoint(variant, key), X, layout.phases)
             )

@@ -9,6 +9,12 @@ import pytest
 from lab import RECIPE, Lab, build_lab, copy_of, failure, new_instance, once
 
 
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands start no worker processes: the tests are side by side already."""
+    monkeypatch.setattr("stages.workers.cores", lambda: 1)
+
+
 @pytest.fixture(scope="session")
 def ingested_lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(root: Path) -> None:

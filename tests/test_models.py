@@ -394,13 +394,45 @@ def test_a_single_window_left_over_is_no_obstacle(name: str):
         build(name).fit(make(name, n_windows=1))
 
 
+def with_epochs(name: str, **others: Any) -> Classifier:
+    return MODELS[name].build(model_config(name, TINY[name] | others), 3, device="cpu")
+
+
 @pytest.mark.parametrize("name", NETS)
-def test_validation_decides_nothing_of_what_a_net_learns(name: str):
+def test_where_the_last_weights_stay_validation_decides_nothing(name: str):
     train, val = make(name), make(name, n_windows=9)
-    with_val, without = build(name).fit(train, val), build(name).fit(train)
+    with_val, without = (
+        with_epochs(name, keep="last", patience=1, epochs=4).fit(train, *rest)
+        for rest in ((val,), ())
+    )
     np.testing.assert_array_equal(with_val.predict_proba(val.X), without.predict_proba(val.X))
-    last = with_val.history_.epochs[-1]
-    assert last.val_macro_f1 == with_val.val_macro_f1_
+    assert len(with_val.history_.epochs) == 4
+    assert with_val.history_.best_step == without.history_.best_step == 3
+    assert with_val.history_.epochs[-1].val_macro_f1 == with_val.val_macro_f1_
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_net_stops_when_validation_is_no_better_and_keeps_the_best_epoch(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Validation is best after the third epoch; the first of equals counts."""
+    told = [0.1, 0.3, 0.6, 0.5, 0.6, 0.2, 0.9]
+    seen: list[np.ndarray] = []
+    judged = models.trainer._probabilities
+
+    def remembered(*given: Any) -> np.ndarray:
+        seen.append(judged(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(models.trainer, "_probabilities", remembered)
+    monkeypatch.setattr(models.trainer, "macro_f1", lambda *_: told[len(seen) - 1])
+    train, val = make(name), make(name, n_windows=9)
+    model = with_epochs(name, patience=3, epochs=7).fit(train, val)
+    scores = [epoch.val_macro_f1 for epoch in model.history_.epochs]
+    assert scores == told[:6]
+    assert model.history_.best_step == 2
+    np.testing.assert_array_equal(model.predict_proba(val.X), seen[2])
+    assert not np.array_equal(seen[2], seen[5])
 
 
 @pytest.mark.parametrize("name", ["gbt", *NETS])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -281,3 +282,32 @@ def _show_table(table: Table) -> None:
     for cells in (table.columns, *texts):
         line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
         typer.echo(line.rstrip())
+
+
+def log_to_stderr() -> None:
+    """Progress and warnings on stderr: every line on a terminal, fewer in a file."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_Sparse(0.0 if sys.stderr.isatty() else 25.0))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("phasewatch").setLevel(logging.INFO)
+
+
+class _Sparse(logging.Filter):
+    """Lets each warning through once, progress every so many seconds, all else always."""
+
+    def __init__(self, every_s: float):
+        super().__init__()
+        self.every_s = every_s
+        self.shown: set[str] = set()
+        self.last = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if record.levelno >= logging.WARNING and message in self.shown:
+            return False
+        if getattr(record, "progress", False):
+            if record.created - self.last < self.every_s:
+                return False
+            self.last = record.created
+        self.shown.add(message)
+        return True

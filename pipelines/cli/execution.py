@@ -1,18 +1,24 @@
-"""Runs the jobs in this process, one after the other: what ``phasewatch run`` does.
+"""Runs the jobs in this process, or retrains side by side: what ``phasewatch run`` does.
 
-What is current is skipped, and without anything to do Dagster is not started.
+What is current is skipped, and without anything to do Dagster is not started. Where several
+recipes are retrained, each worker process takes one at a time; where it is one, this process runs
+it and workers train for it.
 """
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import re
+from concurrent.futures import FIRST_COMPLETED, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from datasets.splits import RECIPES
-from pipelines.cli.console import fail, not_installed, one_of
+from pipelines.cli.console import CommandError, fail, log_to_stderr, not_installed, one_of
 from stages.project import Project
+from stages.workers import training_ahead, trainings_at_a_time, worker_processes
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -122,14 +128,64 @@ def _execute_all(
     from pipelines.home import dagster_instance
     from pipelines.partitions import sync_batches
 
+    slots = trainings_at_a_time(workspace) if job == "retrain" and not outputs else 1
     with dagster_instance(workspace) as instance:
         sync_batches(instance, workspace)
+        runs = min(slots, len(keys), _places(instance))
+        if runs > 1:
+            return _side_by_side(workspace, job, keys, runs)
         definitions = build_defs(workspace=workspace)
         ran = []
-        for i, key in enumerate(keys, start=1):
-            log.info("%s %s (%d of %d)", job, key, i, len(keys))
-            ran.append(_execute(definitions, job, key, instance, outputs))
+        with training_ahead(workspace, slots, log_to_stderr):
+            for i, key in enumerate(keys, start=1):
+                log.info("%s %s (%d of %d)", job, key, i, len(keys))
+                ran.append(_execute(definitions, job, key, instance, outputs))
         return ran
+
+
+def _places(instance: dg.DagsterInstance) -> int:
+    """Runs that may train at once: one that waits for a place would keep a core busy."""
+    limits = {pool.name: pool.limit for pool in instance.event_log_storage.get_pool_limits()}
+    return limits.get("training", instance.global_op_concurrency_default_limit or 1)
+
+
+def _side_by_side(workspace: Workspace, job: str, keys: list[str], runs: int) -> list[Ran]:
+    """After a run that fails none is started; those under way end."""
+    waiting, running, ran = list(keys), set[Any](), list[Ran]()
+    with worker_processes(runs, _prepare, workspace) as pool:
+        while waiting or running:
+            while waiting and len(running) < runs:
+                log.info("%s %s", job, waiting[0])
+                running.add(pool.submit(_execute_in_worker, job, waiting.pop(0)))
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            for result in (future.result() for future in ended):
+                if isinstance(result, str):
+                    fail(result)
+                ran.append(result)
+    return sorted(ran, key=lambda one: keys.index(one.partition))
+
+
+_in_worker: dict[str, Any] = {}
+"""A worker's definitions and instance: made once, for all its runs."""
+
+
+def _prepare(workspace: Workspace) -> None:
+    from pipelines.definitions import build_defs
+    from pipelines.home import dagster_instance
+    from resources.runs import WORKER
+
+    log_to_stderr()
+    multiprocessing.current_process().name = WORKER
+    instance = ExitStack().enter_context(dagster_instance(workspace))
+    _in_worker.update(definitions=build_defs(workspace=workspace), instance=instance)
+
+
+def _execute_in_worker(job: str, key: str) -> Ran | str:
+    """The run, or why it failed."""
+    try:
+        return _execute(_in_worker["definitions"], job, key, _in_worker["instance"], None)
+    except CommandError as error:  # cannot travel between processes
+        return str(error)
 
 
 def _execute(

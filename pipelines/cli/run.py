@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -11,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cli import options
-from pipelines.cli.console import Document, note, workspace_of
+from pipelines.cli.console import Document, log_to_stderr, note, workspace_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def run(
     workspace = workspace_of(config, store, artifacts, **({"force": True} if force else {}))
     from pipelines.cli.execution import run_all
 
-    _log_to_stderr()
+    log_to_stderr()
     ingest_only = ingest_only or bool(batch)
     ran = run_all(workspace, recipe or None, batches=batch or None, ingest_only=ingest_only)
     if not ran:
@@ -99,32 +97,3 @@ def sync(
         stale=synced.stale,
         differences=list(synced.listing.differences),
     )
-
-
-def _log_to_stderr() -> None:
-    """Progress and warnings on stderr: every line on a terminal, fewer in a file."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(_Sparse(0.0 if sys.stderr.isatty() else 25.0))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("phasewatch").setLevel(logging.INFO)
-
-
-class _Sparse(logging.Filter):
-    """Lets each warning through once, progress every so many seconds, all else always."""
-
-    def __init__(self, every_s: float):
-        super().__init__()
-        self.every_s = every_s
-        self.shown: set[str] = set()
-        self.last = 0.0
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        if record.levelno >= logging.WARNING and message in self.shown:
-            return False
-        if getattr(record, "progress", False):
-            if record.created - self.last < self.every_s:
-                return False
-            self.last = record.created
-        self.shown.add(message)
-        return True

@@ -1,0 +1,143 @@
+"""Worker processes: how many fit on this machine, and trainings made ahead in them.
+
+A net this small gains nothing from a second thread, so a second core is used by a second process.
+What a process trains does not depend on the others: results are those of one at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.registry import VARIANTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
+
+    from stages.checkpoints import Fitted
+    from stages.project import Project
+    from stages.workspace import Workspace
+
+log = logging.getLogger("phasewatch")
+_NVIDIA = Path("/proc/driver/nvidia")  # asked instead of torch, which takes seconds to load
+_ahead: ContextVar[Ahead | None] = ContextVar("ahead", default=None)
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def trainings_at_a_time(workspace: Workspace) -> int:
+    """As many as there are cores for the threads of a net; one on a GPU."""
+    if workspace.device == "cuda" or (workspace.device == "auto" and _NVIDIA.exists()):
+        return 1
+    configs = [workspace.model_config_of(v) for v in VARIANTS if v.spec.library == "torch"]
+    return max(1, cores() // max(config.n_threads for config in configs))
+
+
+@contextmanager
+def worker_processes(count: int, prepare: Callable[..., None], *given: Any) -> Iterator[Any]:
+    """A pool of fresh processes, which a fork of this one would not be: Polars and OpenMP hang.
+
+    Args:
+        prepare: called with ``given`` in each process, once.
+    """
+    pool = ProcessPoolExecutor(
+        count,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(max(1, cores() // count), prepare, given),
+    )
+    try:
+        yield pool
+    except KeyboardInterrupt:
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                os.kill(child.pid, signal.SIGINT)
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(threads: int, prepare: Callable[..., None], given: tuple[Any, ...]) -> None:
+    os.environ["OMP_THREAD_LIMIT"] = str(threads)  # before a library reads it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says that it was interrupted
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    prepare(*given)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # nobody waits for what this process does
+
+
+class Ahead:
+    """Trains what a run is going to ask for, some variants at a time."""
+
+    def __init__(self, pool: ProcessPoolExecutor, workspace: Workspace):
+        self._pool, self._workspace = pool, workspace
+        self._trainings: dict[tuple[str, str, str], Future[Fitted]] = {}
+
+    def fitted(self, project: Project, recipe: str, variant: str) -> Fitted:
+        """The fitted model; at the first call every stale variant of the recipe is begun."""
+        dataset = project.existing("datasets", recipe).version
+        if (dataset, recipe, variant) not in self._trainings:
+            for name in sorted(v.name for v in VARIANTS):  # the order in which a run asks
+                stage = project.stages[f"checkpoints/{name}"]
+                if name == variant or project.workspace.force or (
+                    not project.status(stage, recipe, verify=True).current
+                ):  # fmt: skip
+                    self._trainings[dataset, recipe, name] = self._pool.submit(
+                        _fit, self._workspace, recipe, name
+                    )
+        return self._trainings.pop((dataset, recipe, variant)).result()
+
+
+@contextmanager
+def training_ahead(workspace: Workspace, count: int, prepare: Callable[[], None]) -> Iterator[None]:
+    """Within, checkpoints are trained ``count`` at a time.
+
+    Args:
+        prepare: called in each process, once; it may set up logging.
+    """
+    if count < 2:
+        yield
+        return
+    with worker_processes(count, prepare) as pool:
+        token = _ahead.set(Ahead(pool, workspace))
+        try:
+            yield
+        finally:
+            _ahead.reset(token)
+
+
+def trained_ahead(project: Project, recipe: str, variant: str) -> Fitted | None:
+    """A model that was trained ahead, None where nothing is."""
+    ahead = _ahead.get()
+    return ahead.fitted(project, recipe, variant) if ahead else None
+
+
+def _fit(workspace: Workspace, recipe: str, name: str) -> Fitted:
+    from stages.checkpoints import fit
+    from stages.project import Project
+
+    variant = next(v for v in VARIANTS if v.name == name)
+
+    def progress(done: int, total: int, text: str) -> None:
+        log.info(
+            "checkpoints/%s %s: %d/%d %s", name, recipe, done, total, text, extra={"progress": True}
+        )
+
+    return fit(Project(workspace), variant, recipe, progress)

@@ -1,0 +1,67 @@
+"""Trainings and runs side by side: what comes of them is what comes of one at a time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from lab import HAD, RECIPE, Lab
+from typer.testing import CliRunner
+
+from models.registry import VARIANTS
+from pipelines.cli.app import OK, app
+from pipelines.cli.console import log_to_stderr
+from stages.project import Project
+from stages.workers import training_ahead, trainings_at_a_time
+from stages.workspace import Workspace
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_checkpoints_trained_side_by_side_are_those_trained_alone(retrained: Lab) -> None:
+    workspace = retrained.workspace.model_copy(update={"force": True})
+    folder = workspace.checkpoint_folder(RECIPE)
+    alone = contents(folder)
+    project = Project(workspace)
+    with training_ahead(workspace, 2, log_to_stderr):
+        for variant in VARIANTS:
+            made = project.make(project.stages[f"checkpoints/{variant.name}"], RECIPE)
+            assert not made.reused
+    assert contents(folder) == alone
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "device", "expected"),
+    [(1, 1, "cpu", 1), (2, 1, "cpu", 2), (4, 2, "cpu", 2), (2, 4, "cpu", 1), (8, 1, "cuda", 1)],
+)
+def test_as_many_are_trained_as_there_are_cores(
+    cores: int, threads: int, device: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.workers.cores", lambda: cores)
+    workspace = Workspace.model_validate(
+        {"device": device, "models": {"gru": {"n_threads": threads}}}
+    )
+    assert trainings_at_a_time(workspace) == expected
+
+
+def test_recipes_are_retrained_side_by_side(
+    ingested: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("stages.workers.cores", lambda: 2)
+    monkeypatch.setenv("DAGSTER_HOME", ingested.instance.root_directory)
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"resources": {"workspace": {"config": ingested.settings}}}))
+    paths = ["--store", str(ingested.store.root), "--artifacts", str(ingested.artifacts)]
+    result = CliRunner().invoke(app, ["run", "--json", "--config", str(config), *paths])
+    assert result.exit_code == OK, result.output
+    ran = json.loads(result.stdout)["runs"]
+    assert [run["partition"] for run in ran if run["partition"]] == HAD
+    finished = {run.run_id for run in ingested.instance.get_runs(
+        filters=dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS])
+    )}  # fmt: skip
+    assert {run["run_id"] for run in ran} <= finished
+    assert not Project(ingested.workspace).due("retrain", verify=True)
