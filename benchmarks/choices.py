@@ -26,6 +26,7 @@ from datasets.windows import examples
 from features.registry import LAYOUT, MODES, Mode
 from models.base import Examples
 from models.registry import MODELS, Variant, model_config
+from stages.project import Project
 from stages.workspace import Workspace, workspace_from_environment
 
 FAR = 1e6  # a limit that nothing reaches
