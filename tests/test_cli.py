@@ -170,7 +170,7 @@ def test_validate_ends_in_the_sum_of_verdicts() -> None:
     told = phasewatch("validate")
     assert told.exit_code == OK
     assert told.output.splitlines()[-1] == (
-        "69 accepted + 10 degraded + 10 rejected + 2 errored = 91"
+        "120 accepted + 12 degraded + 10 rejected + 2 errored = 144"
     )
     assert "labels.jsonl: phase 'failed'" in told.output
     assert "lab-a/01M7ZVY9QAA35M021R2Z7Y1HWP: on disk, not in the index" in told.output
@@ -202,8 +202,8 @@ def test_an_archive_is_validated_by_the_policy_of_the_configuration(tmp_path: Pa
 
 def test_validate_as_json_is_one_document() -> None:
     document = json.loads(phasewatch("validate", "--json").stdout)
-    assert len(document["episodes"]) == 91
-    assert document["summary"].endswith("= 91")
+    assert len(document["episodes"]) == 144
+    assert document["summary"].endswith("= 144")
 
 
 def test_another_policy_is_a_dry_run(tmp_path: Path) -> None:
