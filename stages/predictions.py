@@ -117,6 +117,7 @@ class Predictions(FolderStage):
     def needs(self, project: Project, key: str) -> Iterator[tuple[Stage, str]]:
         yield project.stages["ingest"], key
         if self.chosen.model:
+            yield project.stages[f"checkpoints/{self._variant.name}"], self._recipe
             yield project.stages[f"alarm_rules/{self._variant.name}"], self._recipe
             yield project.stages[f"likeness/{self._variant.mode}"], self._recipe
 

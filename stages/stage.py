@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from champion.history import ChampionError
+from models.checkpoint import CheckpointError
 from stages.manifest import Draft, Manifest, draft, read_manifest
 from stages.status import Reason, StageError
 
@@ -196,8 +198,8 @@ class FolderStage(Stage):
         try:
             if manifest.fingerprint == self.fingerprint(project, key):
                 return None
-        except StageError:  # an input is missing
-            pass
+        except (StageError, ChampionError, CheckpointError):
+            pass  # an input is missing or does not load
         return self.why(project, key, manifest)
 
     def make(

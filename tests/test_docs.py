@@ -101,6 +101,9 @@ NOT_RUN = {
     "python -m pytest tests/test_scores.py": "the suite runs it",
     "python -m features.golden": "rewrites what is committed; test_inspection replays it",
     "python -m benchmarks.choices": "takes an hour",
+    "python -m benchmarks.choices --mode realistic --recipe host --recipe session --only keep mlp "
+    "gru": "takes half an hour",
+    "python -m benchmarks.days": "needs the embedded corpus; takes half an hour",
     "python -m benchmarks.likeness": "needs the embedded corpus; takes minutes",
     "python -m benchmarks.choices --hosts": "takes an hour",
     "python data/build_store.py CORPUS_STORE": "needs the recorded corpus",

@@ -221,7 +221,8 @@ def test_a_recipe_is_stale_where_data_settings_or_results_changed(
     artifacts = trained.artifacts
     assert why() == {}
     names = {f"checkpoints/{variant.name}" for variant in VARIANTS}
-    assert why(seed=1) == dict.fromkeys([*names, "held_out_predictions"], "settings")
+    seeded = [*names, "held_out_predictions", "likeness/oracle", "likeness/realistic"]
+    assert why(seed=1) == dict.fromkeys(seeded, "settings")
     assert why(splits=TINY["splits"] | {"val_share": 0.3}) == {"datasets": "settings"}
     assert set(why(report={"replicates": 300}).values()) == {"settings"}
     artifacts = tmp_path / "artifacts"
@@ -362,7 +363,10 @@ def test_artifacts_on_another_path_are_reused_and_recorded_there(
         config = {"ops": {"predictions": {"config": {"model": "gbt", "recipe": RECIPE}}}}
         refused = there.execute("score", batch, config=config)
         assert "Dagster has no record of its training" in failure(refused)
-        only = [dg.AssetKey("datasets"), asset_key("checkpoints/gbt_realistic")]
+        only = [
+            dg.AssetKey("datasets"), asset_key("checkpoints/gbt_realistic"),
+            asset_key("alarm_rules/gbt_realistic"), asset_key("likeness/realistic"),
+        ]  # fmt: skip
         retrained = there.execute("retrain", RECIPE, only=only)
         assert retrained.success, failure(retrained)
         made = materialized(retrained)
