@@ -112,8 +112,8 @@ def _make(
             line = project.status(stage, key).line
             _say(context, f"{line}; skipped, with all that is made from it")
             return
-        project.require(stage.needs(project, key))
         check_recorded(context.instance, project, stage, key)
+        project.require(stage.needs(project, key))
         made = project.make(stage, key, outputs=selected, progress=_reporter(context, what))
     except (StageError, CheckpointError, ChampionError, StoreError) as error:
         refuse(workspace.addressed(str(error)), getattr(error, "differences", None))

@@ -39,11 +39,14 @@ def check_instance(instance: dg.DagsterInstance, workspace: Workspace) -> None:
 def check_recorded(instance: dg.DagsterInstance, project: Project, stage: Stage, key: str) -> None:
     """Refuse a checkpoint on disk that is not the one whose training Dagster recorded.
 
+    One that is missing or unreadable is for ``Project.require`` to name.
+
     Raises:
         dg.Failure: it was never trained under this instance, or was replaced by hand.
     """
     for upstream, partition in stage.needs(project, key):
-        if not upstream.recorded:
+        artifact = project.artifact(upstream.name, partition) if upstream.recorded else None
+        if artifact is None or artifact.header is None:
             continue
         metadata = last_metadata(instance, upstream.name, partition)
         if metadata is None:
@@ -51,7 +54,7 @@ def check_recorded(instance: dg.DagsterInstance, project: Project, stage: Stage,
                 f"{upstream.name} {partition}: Dagster has no record of its training. "
                 f"Run: {project.workspace.addressed(upstream.remedy(partition))}"
             )
-        version = project.existing(upstream.name, partition).version
+        version = artifact.version
         if metadata.get("checkpoint_id") != version:
             refuse(
                 f"{upstream.name} {partition}: not the checkpoint that was trained. Dagster "

@@ -232,6 +232,7 @@ def test_a_recipe_is_stale_where_data_settings_or_results_changed(
     next(artifacts.glob(f"checkpoints/{RECIPE}/cnn_realistic.ckpt.json")).unlink()
     assert why() == {
         "checkpoints/cnn_realistic": "not_made",
+        "alarm_rules/cnn_realistic": "inputs",
         "held_out_predictions": "inputs",
         "eval_reports/cnn_oracle": "not_made",
     }
