@@ -10,9 +10,8 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
-from click.testing import Result
 from lab import RECIPE, Lab
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from datasets.exclusions import (
     BY_HAND,

@@ -11,9 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 from builders import PROFILES, StoreBuilder
-from click.testing import Result
 from lab import RECIPE, Lab
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import phasewatch
 from models.checkpoint import checkpoint_path
