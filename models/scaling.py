@@ -39,10 +39,12 @@ def fit_scaling(X: Inputs, *, block_bins: int = 1, limit: float | None = None) -
 
     def steps() -> Iterator[NDArray[np.float64]]:
         for block in blocks(X, _BLOCK):
-            condensed = block.astype(np.float64)
-            if block_bins > 1:
-                condensed = block_statistics(condensed, block_bins)
-            yield signed_log(condensed.reshape(-1, condensed.shape[-1]))
+            chunks = (block[i : i + _CHUNK] for i in range(0, len(block), _CHUNK))
+            yield np.concatenate([logarithms(chunk.astype(np.float64)) for chunk in chunks])
+
+    def logarithms(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        condensed = block_statistics(values, block_bins) if block_bins > 1 else values
+        return signed_log(condensed.reshape(-1, condensed.shape[-1]))
 
     n_columns = X.shape[-1] * (1 if block_bins == 1 else 2)
     count, total, squares = (np.zeros(n_columns) for _ in range(3))
@@ -109,16 +111,8 @@ def block_statistics(X: NDArray, block_bins: int) -> NDArray[np.float64]:
     Returns:
         ``(n_windows, n_blocks, 2 n_channels)``: the means, then the deviations.
     """
-    n_blocks = -(-X.shape[1] // block_bins)
-    out = np.empty((len(X), n_blocks, 2 * X.shape[2]))
-    for start in range(0, len(X), _CHUNK):
-        chunk = slice(start, start + _CHUNK)
-        out[chunk] = _block_statistics(X[chunk], block_bins, n_blocks)
-    return out
-
-
-def _block_statistics(X: NDArray, block_bins: int, n_blocks: int) -> NDArray[np.float64]:
     n, length, channels = X.shape
+    n_blocks = -(-length // block_bins)
     padded = np.full((n, n_blocks * block_bins, channels), np.nan)
     padded[:, :length] = X
     cut = padded.reshape(n, n_blocks, block_bins, channels)
