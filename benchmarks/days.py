@@ -1,7 +1,7 @@
 """How well models survive another day and another machine.
 
     phasewatch run --ingest-only
-    python -m benchmarks.days [MODEL ...]
+    python -m benchmarks.days [--absolute none|all] [MODEL ...]
 
 For each realistic model, without and with the filter over time:
 
@@ -12,10 +12,13 @@ For each realistic model, without and with the filter over time:
   host, each in turn. Macro F1 is the mean over hosts; alarms are counted over all of them.
 
 A fifth of the samples of the training side is validation: for early stopping and the alarm rule.
+``--absolute`` gives the values themselves of no channel or of all, beside the relative ones; by
+default the registry decides.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import dataclass, replace
 
@@ -91,10 +94,11 @@ def trials(windows: pl.DataFrame, policy: SplitPolicy) -> dict[str, list[pl.Data
     }
 
 
-def test(project: Project, variant: Variant, table: pl.DataFrame, shards: dict) -> Tested:
+def test(
+    project: Project, variant: Variant, table: pl.DataFrame, shards: dict, layout: Layout
+) -> Tested:
     """Train on a table's training side, choose the alarm rule on validation, score its test."""
     workspace = project.workspace
-    layout = workspace.layout
     train, val, held_out = (
         examples(table, shards, split, variant, layout) for split in ("train", "val", "test")
     )
@@ -131,16 +135,27 @@ def _f1(predictor: Scored) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Train on one session, test on the next.")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="default: all")
+    parser.add_argument("--absolute", choices=("none", "all"), help="default: as registered")
+    asked = parser.parse_args()
     project = Project(workspace_from_environment())
+    layout = project.workspace.layout
+    if asked.absolute:
+        chosen = asked.absolute == "all"
+        layout = replace(
+            layout, channels=tuple(replace(c, absolute=chosen) for c in layout.channels)
+        )
     windows, shards = all_windows(project)
-    stride_s = project.workspace.layout.window.stride_ms / 1000
+    stride_s = layout.window.stride_ms / 1000
     print(
         f"{'':14}{'':15}{'macro F1':>9}{'filtered':>9}{'each filtered':>29}"
         f"{'clean alarmed':>15}{'false/h':>9}{'attacks found':>15}"
     )
     for name, tables in trials(windows, project.workspace.splits).items():
-        for model in sys.argv[1:] or MODELS:
-            found = [test(project, Variant(model, "realistic"), t, shards) for t in tables]
+        for model in asked.models or MODELS:
+            variant = Variant(model, "realistic")
+            found = [test(project, variant, table, shards, layout) for table in tables]
             clean = sum(t.clean_windows for t in found)
             alarmed = sum(t.clean_alarmed for t in found) / max(1, clean)
             per_hour = sum(t.false_alarms for t in found) / max(1e-9, clean * stride_s / 3600)
