@@ -29,7 +29,9 @@ from datasets.splits import SplitPolicy, build_table
 from datasets.windows import examples
 from evaluation.alarm_choice import choose_rule, filtered, rule_scores
 from evaluation.scores import Scored, macro_f1_of_confusion, prediction_rows, scored
+from features.registry import Layout
 from features.shards import read_windows
+from models.base import Inputs
 from models.registry import MODELS, Variant
 from stages.alarm_rules import training_phases
 from stages.ingest import TENSORS
@@ -109,7 +111,7 @@ def test(
         device=workspace.device,
     ).fit(train, val)
 
-    def predicted(split: str, X: object) -> Scored:
+    def predicted(split: str, X: Inputs) -> Scored:
         rows = prediction_rows(
             table.filter(pl.col("split") == split),
             *(variant.model, variant.mode, "", model.predict_proba(X), layout.phases),
