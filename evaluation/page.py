@@ -258,7 +258,7 @@ def _recipe(
         ),
         "best": best,
         "best_alarms": wording.alarms(best.detection)
-        + wording.by_job(best.detection)
+        + wording.by_job(best.detection)[:2]
         + wording.unlike(best.unlike)
         if best
         else [],

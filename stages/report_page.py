@@ -86,7 +86,7 @@ class ReportPage(Stage):
     """One page on every checkpoint and recipe evaluated so far, to be read by people."""
 
     name = "report"
-    version = "7"
+    version = "8"
     partition = ""
     job = "retrain"
     docs = "evaluation.md"
