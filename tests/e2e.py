@@ -370,7 +370,7 @@ def night(server: Server) -> None:
     def retrains() -> list[dict[str, Any]]:
         found = [r for r in server.runs() if r["tags"].get("dagster/schedule_name") == "nightly"]
         running = [r for r in found if r["status"] in ("STARTED", "STARTING")]
-        assert len(running) <= 1, "two trainings at once"
+        assert len(running) <= 2, "more trainings at once than the pool has places"
         assert not [r for r in found if r["status"] == "FAILURE"], found
         return found
 
