@@ -97,7 +97,7 @@ class Lab:
         """Change the unit of a channel in the copied registry."""
         path = self.tree / "features" / "registry.py"
         text = path.read_text()
-        at = text.index('"net_rx_bytes"')
+        at = text.index('"net_rx_bytes": ')
         path.write_text(text[:at] + text[at:].replace('"B/s"', '"kB/s"', 1))
 
 
