@@ -42,7 +42,7 @@ def trainings_at_a_time(workspace: Workspace) -> int:
     if workspace.device == "cuda" or (workspace.device == "auto" and _NVIDIA.exists()):
         return 1
     configs = [workspace.model_config_of(v) for v in VARIANTS if v.spec.library == "torch"]
-    return max(1, cores() // max(config.n_threads for config in configs))
+    return max(1, cores() // max((config.n_threads for config in configs), default=1))
 
 
 @contextmanager
