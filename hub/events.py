@@ -1,0 +1,222 @@
+"""Every event that the hub carries: its fields, their units, and what is the latest of its kind.
+
+``events.schema.json`` is generated from here (``python -m hub.events``) and served by the hub. An
+event of another type, with another field or with a value out of range is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+VERSION = 1
+SCHEMA_FILE = Path(__file__).with_name("events.schema.json")
+CURVE_POINTS = 80
+"""Of an attack profile: clean 10, armed 5, infecting 10, infected_running 40, clean tail 15."""
+LIVE_WINDOWS = 240
+"""Windows per host that a new client is given: twenty minutes."""
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Phase = Literal["clean", "armed", "infecting", "infected_running", "dormant"]
+Mode = Literal["realistic", "oracle"]
+Shares = dict[Phase, Share]
+Curve = Annotated[list[Finite | None], Field(min_length=CURVE_POINTS, max_length=CURVE_POINTS)]
+
+
+class Event(BaseModel):
+    """What all events say: what they are, when they were made, and what from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kept: ClassVar[int] = 1  # events of one subject that a new client is given
+
+    v: Literal[1] = VERSION
+    type: str
+    at: Positive  # Unix seconds at which the event was made
+    origin: Name  # where its data come from, such as "recipe host, checkpoint 1f0c…"
+    data_at: Positive | None = None  # Unix seconds at which those data were made; None: unknown
+
+    @property
+    def subject(self) -> tuple[str | int, ...]:
+        """An event replaces the one before it of the same subject."""
+        raise NotImplementedError
+
+
+class PhaseEvent(Event):
+    """The phase of a host, or how many windows of a corpus are in each phase."""
+
+    type: Literal["phase"] = "phase"
+    scope: Name  # a host, or what the mix is of: "corpus", "lab-a", …
+    phase: Phase | None = None
+    mix: dict[Phase, Count] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> PhaseEvent:
+        if (self.phase is None) == (self.mix is None):
+            raise ValueError("must have phase or mix, not both")
+        return self
+
+    @property
+    def subject(self) -> tuple[str | int, ...]:
+        return (self.type, self.scope)
+
+
+class AttackProfile(Event):
+    """How one signal runs through the attacks of a profile, on an axis aligned by phase."""
+
+    type: Literal["attack_profile"] = "attack_profile"
+    name: Name
+    shape: Name  # what the attack uses most, such as "cpu" or "network"
+    channel: Name
+    unit: Name
+    n_episodes: Annotated[int, Field(ge=1)]
+    curve: Curve  # medians
+    p25: Curve
+    p75: Curve
+
+    @property
+    def subject(self) -> tuple[str | int, ...]:
+        return (self.type, self.name, self.channel)
+
+
+class Prediction(Event):
+    """A window of a recorded episode: what was predicted, and what it was."""
+
+    type: Literal["prediction"] = "prediction"
+    episode_id: Name
+    window: Count
+    start_s: Finite
+    predicted: Phase
+    filtered: Phase | None = None
+    actual: Phase
+    alarm: bool | None = None
+    model: Name
+    recipe: Name | None = None  # of which it is a held-out prediction
+
+    @property
+    def subject(self) -> tuple[str | int, ...]:
+        return (self.type, self.episode_id, self.window)
+
+
+class ModelMetric(Event):
+    """A figure of a model on the test side of a recipe, with its interval."""
+
+    type: Literal["model_metric"] = "model_metric"
+    model: Name
+    mode: Mode | None = None  # None: a baseline, which sees no telemetry
+    recipe: Name
+    metric: Literal["macro_f1"] = "macro_f1"
+    value: Share | None  # None: could not be computed
+    low: Share | None = None
+    high: Share | None = None
+    level: Share = 0.95  # of the interval
+    baseline: bool = False
+
+    @property
+    def subject(self) -> tuple[str | int, ...]:
+        return (self.type, self.model, self.mode or "", self.recipe)
+
+
+class Embedding(Event):
+    """A window along the principal axes of a checkpoint's training inputs."""
+
+    type: Literal["embedding"] = "embedding"
+    episode_id: Name
+    window: Count
+    x: Finite
+    y: Finite
+    z: Finite | None = None  # None: the checkpoint has two axes
+    phase: Phase
+    predicted: Phase
+    cluster: Name  # the profile
+    model: Name
+
+    @property
+    def subject(self) -> tuple[str | int, ...]:
+        return (self.type, self.episode_id, self.window)
+
+
+class ModelPerf(Event):
+    """What a model costs per window on a named device, beside how good it is."""
+
+    type: Literal["model_perf"] = "model_perf"
+    model: Name
+    mode: Mode
+    recipe: Name
+    device: Name  # "not measured" where it was not
+    latency_ms: Positive | None  # median; None: not measured
+    latency_p99_ms: Positive | None = None
+    size_bytes: Count | None = None
+    macro_f1: Share | None
+
+    @property
+    def subject(self) -> tuple[str | int, ...]:
+        return (self.type, self.model, self.mode, self.device)
+
+
+class Argument(BaseModel):
+    """A channel that argues for an alarm, and how much."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channel: Name
+    contribution: Finite
+
+
+class LiveDetection(Event):
+    """What a scorer says of one window of a machine, or that the machine went silent."""
+
+    type: Literal["live_detection"] = "live_detection"
+    kept: ClassVar[int] = LIVE_WINDOWS
+
+    host: Name
+    model: Name  # such as gbt_realistic
+    bundle: Name  # its id
+    session: Name  # one run of a scorer; windows count from its start
+    window: Count
+    start: Finite  # Unix seconds of the window's first bin, on the source's clock
+    end: Finite
+    source: Literal["live", "replay"]
+    replay_of: Name | None = None  # the episode or batch
+    phase: Phase | None  # None: silent
+    probabilities: Shares | None
+    filtered: Phase | None
+    filtered_probabilities: Shares | None
+    confidence: Share | None  # of the filtered phase
+    score: Share | None  # what the alarm's threshold is compared with
+    threshold: Share
+    alarm: Literal["none", "raised", "standing", "cleared"]
+    alarm_id: Name | None = None  # of the alarm that stands or was just cleared
+    unlike: bool | None  # None: the bundle cannot say
+    coverage: dict[Name, Share]  # per source, the share of values present
+    silent: list[Name] = []  # sources that stopped sending; the host itself if all did
+    why: list[Argument] = []  # at most three, the largest first
+    latency_ms: Positive | None  # from the last row that finished the window to this event
+
+    @property
+    def subject(self) -> tuple[str | int, ...]:
+        return (self.type, self.host)
+
+
+AnyEvent = Annotated[
+    PhaseEvent | AttackProfile | Prediction | ModelMetric | Embedding | ModelPerf | LiveDetection,
+    Field(discriminator="type"),
+]
+EVENT: TypeAdapter[Event] = TypeAdapter(AnyEvent)
+TYPES = ("phase", "attack_profile", "prediction", "model_metric", "embedding", "model_perf",
+         "live_detection")  # fmt: skip
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of an event."""
+    return EVENT.json_schema()
+
+
+if __name__ == "__main__":
+    SCHEMA_FILE.write_text(json.dumps(schema(), indent=1) + "\n")
