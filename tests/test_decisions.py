@@ -11,7 +11,9 @@ from evaluation.decisions import AnswerRecord, DecisionRecord, Record, read_log,
 from stages.registry import STAGES
 
 
-def decision(name: str, model: str = "gbt", source: str = "live", phase: str | None = "clean"):  # type: ignore[no-untyped-def]
+def decision(
+    name: str, model: str = "gbt", source: str = "live", phase: str | None = "clean"
+) -> DecisionRecord:
     event = {"host": "pi", "model": model, "source": source, "phase": phase, "alarm_id": name}
     return DecisionRecord(at=0.0, event=event)
 
