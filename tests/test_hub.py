@@ -172,7 +172,7 @@ def test_one_event_or_a_list_is_delivered(hub: Running) -> None:
 @pytest.mark.parametrize(
     ("wrong", "field", "value"),
     [
-        (phase(value="klean"), "phase", "'cleen'"),
+        (phase(value="klean"), "phase", "'klean'"),
         (phase() | {"colour": "red"}, "colour", "'red'"),
         (phase() | {"type": "accuracy"}, "", "accuracy"),
         (phase() | {"at": "1"}, "at", "'1'"),
