@@ -436,6 +436,8 @@ WRONG = (
         ({"Origin": FOREIGN}, "origin"),
         ({"Origin": "null"}, "origin"),
         ({"Origin": "http://localhost:1"}, "origin"),
+        ({"Origin": "http://127.0.0.1:1"}, "origin"),
+        ({"Origin": "http://127.0.0.1"}, "origin"),
         ({"Origin": "http://127.0.0.1.evil.example:{port}"}, "origin"),
         ({"Origin": "chrome-extension://127.0.0.1:{port}"}, "origin"),
         ({"sec_fetch_site": "cross-site"}, "origin"),
@@ -737,7 +739,7 @@ def command(*words: str) -> list[str]:
         (["--port", "0", "--token-file", "short"], 2),
         (["--token-file", "missing"], 2),
         (["--port", "{taken}"], 1),
-        (["--port", "99999"], 1),
+        (["--port", "99999"], 2),
     ],
 )  # fmt: skip
 def test_what_cannot_be_served_is_refused(words: list[str], code: int, tmp_path: Path) -> None:
