@@ -36,20 +36,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from features.registry import Layout
+    from features.registry import InputKind, Layout
     from live.runtime import Runtime
     from live.stream import LiveWindow
 
 FORMAT = "phasewatch-bundle/1"
 HEAD_FILE = "bundle.json"
-GOLDEN_FILE = "golden.jsonl.gz"
 MAX_HEAD_BYTES = 2**22
 MAX_FILE_BYTES = 2**28
 TOLERANCE = 1e-5  # of a probability
 _FIELDS = {
     "format", "id", "made_at", "model", "mode", "input_kind", "contract", "phases", "kept",
-    "scaling", "runtime", "rule", "likeness", "golden", "checkpoint_id", "dataset_version",
-    "recipe", "metrics", "data", "versions", "files",
+    "scaling", "runtime", "rule", "rule_id", "likeness", "golden", "checkpoint_id", "recipe",
+    "dataset_version", "metrics", "data", "versions", "files",
 }  # fmt: skip
 
 
@@ -103,6 +102,12 @@ class Bundle:
         return self.layout.channel_of(self.head["mode"], self.head["input_kind"])
 
     @cached_property
+    def input_names(self) -> list[str]:
+        """Of the model's inputs, in order."""
+        every = self.layout.input_names(self.head["input_kind"])
+        return [name for name, kept in zip(every, self._kept, strict=True) if kept]
+
+    @cached_property
     def infected(self) -> NDArray[np.bool_]:
         return infected_classes(self.layout.phases)
 
@@ -112,11 +117,7 @@ class Bundle:
 
     def inputs(self, window: LiveWindow) -> NDArray[np.float32]:
         """The model's inputs of one window, ``(1, …)``."""
-        if self.head["input_kind"] == "summary":
-            every = summary_inputs(window.features[None], window.baseline[None])
-        else:
-            every = tensor_inputs(window.series[None], window.level[None])
-        return every[..., self._kept]
+        return model_inputs(window, self.head["input_kind"], self._kept)
 
     def likeness_inputs(self, window: LiveWindow) -> NDArray[np.float32]:
         """The inputs ``(n_inputs,)`` that say whether a window is like training."""
@@ -126,6 +127,17 @@ class Bundle:
     def proba(self, window: LiveWindow) -> NDArray[np.float32]:
         """Phase probabilities ``(n_phases,)``."""
         return self.runtime.proba(self.inputs(window))[0]
+
+
+def model_inputs(
+    window: LiveWindow, input_kind: InputKind, kept: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """The inputs ``(1, …)`` of one window that a model is given."""
+    if input_kind == "summary":
+        every = summary_inputs(window.features[None], window.baseline[None])
+    else:
+        every = tensor_inputs(window.series[None], window.level[None])
+    return every[..., kept]
 
 
 def load_bundle(folder: Path, layout: Layout = LAYOUT) -> Bundle:
@@ -139,8 +151,10 @@ def load_bundle(folder: Path, layout: Layout = LAYOUT) -> Bundle:
     head = read_head(folder)
     _check_contract(folder, head, layout)
     files = {name: _read(folder, name, about) for name, about in head["files"].items()}
-    bundle = _assembled(folder, head, files, layout)
-    if problem := golden_problem(bundle, files[GOLDEN_FILE]):
+    bundle = assembled(folder, head, files, layout)
+    golden = head["golden"]
+    expected = _arrays(files[golden["expected"]])
+    if problem := golden_problem(bundle, files[golden["rows"]], expected):
         raise BundleError(
             f"{folder}: {problem}. Here the bundle does not compute what it was made to: use the "
             "pinned versions of NumPy and ONNX Runtime, or make the bundle again"
@@ -228,7 +242,7 @@ def _content(path: Path, limit: int) -> bytes:
         return file.read(limit)
 
 
-def _assembled(
+def assembled(
     folder: Path, head: dict[str, Any], files: Mapping[str, bytes], layout: Layout
 ) -> Bundle:
     try:
@@ -292,18 +306,38 @@ def golden_windows(packed: bytes, layout: Layout) -> list[LiveWindow]:
         made = [w for name, lines in document["rows"] for w in windows.push(name, lines.encode())]
         return [*made, *windows.close()]
     except (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error) as error:
-        raise BundleError(f"{GOLDEN_FILE}: cannot be read ({error})") from error
+        raise BundleError(f"golden rows: cannot be read ({error})") from error
 
 
-def golden_problem(bundle: Bundle, packed: bytes) -> str | None:
-    """How the golden rows come out otherwise here; None: they do not."""
-    expected = bundle.head["golden"]["proba"]  # by the window's number
-    windows = {str(w.number): w for w in golden_windows(packed, bundle.layout)}
-    if not expected or not set(expected) <= set(windows):
-        return f"the golden rows give {len(windows)} windows, expected {len(expected)}"
-    for number, proba in expected.items():
-        found = bundle.proba(windows[number])
-        off = float(np.abs(found - np.array(proba)).max())
-        if not off <= TOLERANCE:
-            return f"golden window {number} is off by {off:.2g}, at most {TOLERANCE:g} is allowed"
+def golden_problem(bundle: Bundle, packed: bytes, expected: Mapping[str, NDArray]) -> str | None:
+    """What comes out otherwise here; None if nothing does.
+
+    Rows must give the recorded inputs but for the last bits, in which processors differ, and the
+    recorded inputs the recorded probabilities. A tree may answer a last bit with another leaf, so
+    probabilities are not asked of the inputs that were computed here.
+
+    Args:
+        expected: ``inputs`` ``(n_windows, …)`` and ``proba`` ``(n_windows, n_phases)``.
+    """
+    windows = golden_windows(packed, bundle.layout)
+    inputs, proba = expected["inputs"], expected["proba"]
+    if not len(inputs) or len(windows) != len(inputs):
+        return f"the golden rows give {len(windows)} windows, expected {len(inputs)}"
+    computed = np.concatenate([bundle.inputs(window) for window in windows])
+    names = bundle.input_names
+    if computed.shape != inputs.shape:
+        return f"the golden rows give inputs {computed.shape}, expected {inputs.shape}"
+    axes = tuple(range(inputs.ndim - 1))
+    rms = np.sqrt(np.nanmean(np.where(np.isnan(inputs), 0.0, inputs.astype(np.float64)) ** 2, axes))
+    off = np.abs(computed.astype(np.float64) - inputs)
+    allowed = TOLERANCE * np.maximum(np.abs(inputs), rms)
+    wrong = (np.isnan(computed) != np.isnan(inputs)) | (off > allowed)
+    if np.any(wrong):
+        each = [names[i] for i in np.flatnonzero(wrong.any(axis=axes))]
+        return f"golden rows give another {each[0]}" + f" and {len(each) - 1} more inputs" * (
+            len(each) > 1
+        )
+    off_by = float(np.abs(bundle.runtime.proba(inputs) - proba).max())
+    if not off_by <= TOLERANCE:
+        return f"golden windows are off by {off_by:.2g}, at most {TOLERANCE:g} is allowed"
     return None

@@ -101,7 +101,7 @@ class LiveScorer:
         if window.restarted and self.windows.past == 1:
             self._begin()  # the past was forgotten: filter and likeness begin anew
         seen = [s for s in bundle.sources if window.coverage[s] > 0]
-        silent = sorted({s for s in self.windows.silent(bundle.sources)} - set(seen))
+        silent = sorted(set(self.windows.silent(bundle.sources)) - set(seen))
         if not seen:
             return self._without_phase(silent or list(bundle.sources), window)
         proba = bundle.proba(window)

@@ -62,12 +62,16 @@ class Knn(Classifier):
         self.points_, self.y_ = points[kept], y[kept]
 
     def _predict_proba(self, X: Inputs) -> NDArray[np.float32]:
-        return self._vote(self._project(X), self.points_, self.y_)
+        return self._vote(self._project(X), *self.stored())
 
     def _vote(
         self, queries: NDArray[np.float32], points: NDArray[np.float32], y: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         return vote(queries, points, y, self.config.n_neighbors, self.n_classes)
+
+    def stored(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The windows that vote, ``(n_points, n_axes)`` and ``(n_points,)``."""
+        return self.points_, self.y_
 
     def to_sidecar(self) -> bytes:
         from safetensors.numpy import save  # here: a device has NumPy alone
@@ -115,12 +119,12 @@ class KnnSemi(Knn):
             f"{labelled.sum()} windows labelled, {clear.sum()} of {len(clear)} pseudo-labelled",
         )
 
-    def _predict_proba(self, X: Inputs) -> NDArray[np.float32]:
+    def stored(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         points = np.concatenate([self.points_, self.pseudo_points_])
-        return self._vote(self._project(X), points, np.concatenate([self.y_, self.pseudo_y_]))
+        return points, np.concatenate([self.y_, self.pseudo_y_])
 
     def ablations(self, X: Inputs) -> dict[str, NDArray[np.float32]]:
-        return {"labels_alone": super()._predict_proba(X)}
+        return {"labels_alone": self._vote(self._project(X), *super().stored())}
 
     def to_sidecar(self) -> bytes:
         from safetensors.numpy import save

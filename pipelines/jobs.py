@@ -12,6 +12,7 @@ DESCRIPTIONS = {
     "host_rotation": "Hold out every host once, for gbt and the best net; only on request.",
     "score": "Score a batch's episodes with the champion, or with a named checkpoint.",
     "challenge": "Try a challenger against the champion; promote it only on request.",
+    "bundle": "Put the champion into one folder that scores on a device.",
 }
 
 

@@ -10,6 +10,7 @@ from stages.alarm_rules import AlarmRules
 from stages.champion import ChampionStage
 from stages.checkpoints import Checkpoints
 from stages.datasets import Datasets
+from stages.device_bundle import DeviceBundle
 from stages.drift import Drift
 from stages.evaluation import Comparisons, EvalReports
 from stages.held_out_predictions import HeldOutPredictions
@@ -38,5 +39,6 @@ STAGES: dict[str, Stage] = {
         ReportPage(),
         ChampionStage(),
         Predictions(),
+        DeviceBundle(),
     )
 }
