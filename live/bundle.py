@@ -102,6 +102,18 @@ class Bundle:
         return self.layout.channel_of(self.head["mode"], self.head["input_kind"])
 
     @cached_property
+    def contract_hash(self) -> str:
+        """Of the statistics, which a baseline consists of."""
+        return contract_of(self.layout, "summary").hash
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one window's inputs."""
+        n = int(self._kept.sum())
+        summary = self.head["input_kind"] == "summary"
+        return (n,) if summary else (self.layout.window.n_bins, n)
+
+    @cached_property
     def input_names(self) -> list[str]:
         """Of the model's inputs, in order."""
         every = self.layout.input_names(self.head["input_kind"])

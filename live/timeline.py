@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 CHUNK_NS = 500_000_000  # lines of one source that are this close may come together
+_LEAP_NS = 600_000_000_000  # between two lines; of a longer one, the next line has to agree
 _TIME = re.compile(rb'"t_wall_ns"\s*:\s*(-?\d{1,19})')
 
 
@@ -22,10 +23,14 @@ def line_time(line: bytes, before: int) -> int:
 
 
 def timed(lines: Iterable[bytes], source: str) -> Iterator[tuple[int, str, bytes]]:
-    """Lines of one source with their times, which never fall: a file's order is kept."""
-    latest = 0
+    """Lines of one source with times that keep the file's order and ignore a single wrong one."""
+    latest = before = 0
     for line in lines:
-        latest = max(latest, line_time(line, latest))
+        t = line_time(line, before)
+        near = abs(t - before) < _LEAP_NS
+        before = t
+        if near or not latest:
+            latest = t if abs(t - latest) > _LEAP_NS else max(latest, t)
         yield latest, source, line
 
 
