@@ -225,6 +225,12 @@ def write_bundle(folder: Path, files: Mapping[str, bytes]) -> None:
                 stray.unlink()
 
 
+def in_memory(files: Mapping[str, bytes], layout: Layout) -> Bundle:
+    """A bundle as it would load, before it is written."""
+    head = json.loads(files[bundles.HEAD_FILE])
+    return bundles.assembled(Path(bundles.HEAD_FILE), head, files, layout)
+
+
 def champion_ingredients(project: Project) -> Ingredients:
     """The champion's.
 

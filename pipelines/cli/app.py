@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli import champion, checkpoints, doctor, episodes, predict, report, run
+from pipelines.cli import champion, checkpoints, device, doctor, episodes, predict, report, run
 from pipelines.cli.console import (
     FAILED,
     MISMATCH,
@@ -42,10 +42,16 @@ for function in (
     champion.champion,
     champion.promote,
     champion.rollback,
+    device.bundle,
     checkpoints.inspect,
     doctor.doctor,
 ):
     app.command(cls=Command)(with_json(function))
+for program in (device.live, device.enrol):  # their options are those of a device
+    app.command(
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )(program)
 app.add_typer(checkpoints.contract_app, name="contract")
 
 

@@ -37,6 +37,9 @@ EXIT_CODES = {
     "ChampionError": FAILED,
     "StageError": FAILED,
     "MachineError": FAILED,
+    "BundleContractError": MISMATCH,
+    "NotABundleError": USAGE,
+    "BundleError": FAILED,
 }
 """Exit code of the errors that any command may meet; their messages are shown as they are.
 
