@@ -6,8 +6,6 @@ BIN := .venv/bin
 export PHASEWATCH_CONFIG := $(CONFIG)
 export PHASEWATCH_STORE := $(STORE)
 export PHASEWATCH_ARTIFACTS := $(abspath $(ARTIFACTS))
-# phasewatch finds Dagster's records in the artifacts folder; `dg dev` has to be told.
-ui: export DAGSTER_HOME := $(abspath $(or $(ARTIFACTS),artifacts))/dagster_home
 
 .DEFAULT_GOAL := help
 .PHONY: help run ui test e2e ray bench yardstick lint lock clean
@@ -18,15 +16,14 @@ help:  ## say what there is
 .venv/.installed: pyproject.toml constraints.txt
 	@echo "installing into .venv: about 1 GB of downloads, a few minutes, once"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,orchestrate,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,orchestrate,serve,dev]'
 	touch $@
 
 run: .venv/.installed  ## validate, extract, split, train, evaluate, report (STORE=, ARTIFACTS=, CONFIG=, RECIPE=)
 	$(BIN)/phasewatch run $(if $(RECIPE),--recipe $(RECIPE))
 
 ui: .venv/.installed  ## open Dagster on http://127.0.0.1:3000 (STORE=, ARTIFACTS=, CONFIG=)
-	$(BIN)/phasewatch sync
-	$(BIN)/dg dev --host 127.0.0.1 --port 3000
+	$(BIN)/phasewatch ui
 
 test: lint  ## linters, types, import rules and the test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -74,4 +71,4 @@ lock: artifacts/cache/lock/.installed  ## remake constraints.txt from pyproject.
 	sed -i 's/+cpu//' constraints.txt
 
 clean:  ## remove everything a run wrote (the environment stays)
-	find artifacts -mindepth 1 -not -name README.md -not -name exclusions.yaml -delete
+	find artifacts -mindepth 1 -not -name README.md -not -name exclusions.yaml -not -path 'artifacts/decisions*' -delete

@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli import champion, checkpoints, device, doctor, episodes, predict, report, run
+from pipelines.cli import (
+    champion,
+    checkpoints,
+    device,
+    doctor,
+    episodes,
+    hub,
+    predict,
+    report,
+    run,
+    ui,
+)
 from pipelines.cli.console import (
     FAILED,
     MISMATCH,
@@ -45,6 +56,8 @@ for function in (
     device.bundle,
     checkpoints.inspect,
     doctor.doctor,
+    hub.hub,
+    ui.ui,
 ):
     app.command(cls=Command)(with_json(function))
 for program in (device.live, device.enrol):  # their options are those of a device
