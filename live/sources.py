@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import sys
 import time
 from dataclasses import dataclass
 from heapq import merge
@@ -68,8 +67,8 @@ class Stdin:
 
     fills = ALL
 
-    def __init__(self, handle: int | None = None):
-        self._handle = sys.stdin.fileno() if handle is None else handle
+    def __init__(self, handle: int = 0):
+        self._handle = handle
         self._lines = _Lines()
 
     def read(self) -> list[tuple[str, bytes]] | None:

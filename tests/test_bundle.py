@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from lab import RECIPE, Lab, put_in_use
+from lab import RECIPE, Lab, checkpoint_of, put_in_use
 
 from features.registry import LAYOUT, Layout, WindowSpec
 from live.bundle import (
@@ -26,36 +25,13 @@ from live.bundle import (
 )
 from live.cli import FAILED, MISMATCH, OK, USAGE, main
 from live.runtime import NeighbourRuntime, OnnxRuntime, TreeRuntime
-from models.checkpoint import Checkpoint, checkpoint_path, load_checkpoint
-from models.registry import MODELS, find_variant
+from models.registry import MODELS
 from stages.device_bundle import (
     OracleError,
-    bundle_files,
     check_parity,
     named_ingredients,
     parity,
-    write_bundle,
 )
-
-
-def checkpoint_of(lab: Lab, model: str, mode: str = "realistic") -> Checkpoint:
-    folder = lab.workspace.checkpoint_folder(RECIPE)
-    return load_checkpoint(checkpoint_path(folder, find_variant(model, mode)), LAYOUT)
-
-
-@pytest.fixture(scope="module")
-def bundled(trained: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Model -> its bundle's folder, made once."""
-    root, made = tmp_path_factory.mktemp("bundles"), {}
-
-    def folder(model: str) -> Path:
-        if model not in made:
-            found = named_ingredients(trained.project, checkpoint_of(trained, model))
-            write_bundle(root / model, bundle_files(trained.project, found))
-            made[model] = root / model
-        return made[model]
-
-    return folder
 
 
 @pytest.mark.parametrize("model", MODELS)
