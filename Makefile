@@ -46,9 +46,10 @@ ray: .venv/.installed  ## the graph on two nodes of a Ray cluster, recorded in P
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
 	$(BIN)/python -m pytest -rs tests/test_ray.py
 
-bench: .venv/.installed  ## speed, as ratios measured side by side
+bench: .venv/.installed  ## speed, as ratios measured side by side; the hub under load
 	$(BIN)/python -m benchmarks.extraction
 	$(BIN)/python -m benchmarks.bootstrap
+	$(BIN)/python -m benchmarks.hub
 
 # aeon needs an older Numba, and torch for Hydra
 artifacts/cache/rockets/.installed:

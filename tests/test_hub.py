@@ -172,7 +172,7 @@ def test_one_event_or_a_list_is_delivered(hub: Running) -> None:
 @pytest.mark.parametrize(
     ("wrong", "field", "value"),
     [
-        (phase(value="cleen"), "phase", "'cleen'"),
+        (phase(value="klean"), "phase", "'klean'"),
         (phase() | {"colour": "red"}, "colour", "'red'"),
         (phase() | {"type": "accuracy"}, "", "accuracy"),
         (phase() | {"at": "1"}, "at", "'1'"),
@@ -338,6 +338,11 @@ def test_more_clients_than_it_can_bear_are_refused(
         assert hub.ask("GET", "/events")[0] == 503
 
 
+def test_asking_for_the_headers_alone_opens_no_stream(hub: Running) -> None:
+    assert hub.ask("HEAD", "/events")[0] == 200
+    assert hub.server.hub.state.clients == 0
+
+
 def test_the_schema_in_the_tree_is_the_one_served(hub: Running) -> None:
     assert json.loads(events.SCHEMA_FILE.read_text()) == events.schema()
     assert hub.ask("GET", "/schema")[1] == events.schema()
@@ -436,6 +441,8 @@ WRONG = (
         ({"Origin": FOREIGN}, "origin"),
         ({"Origin": "null"}, "origin"),
         ({"Origin": "http://localhost:1"}, "origin"),
+        ({"Origin": "http://127.0.0.1:1"}, "origin"),
+        ({"Origin": "http://127.0.0.1"}, "origin"),
         ({"Origin": "http://127.0.0.1.evil.example:{port}"}, "origin"),
         ({"Origin": "chrome-extension://127.0.0.1:{port}"}, "origin"),
         ({"sec_fetch_site": "cross-site"}, "origin"),
@@ -626,6 +633,7 @@ def test_an_answer_is_kept_and_counted(hub: Running, tmp_path: Path) -> None:
     assert [(a["alarm_id"], a["verdict"], a["note"]) for a in document["answers"]] == [
         ("a1", True, "seen"), ("a2", False, "cron"), ("r1", True, "seen"),
     ]  # fmt: skip
+    assert document["precision"] == 0.5  # of what was live
     counted = tally(read_log(tmp_path / "decisions"))
     assert (counted.decisions, counted.alarms, counted.answered, counted.true) == (4, 4, 3, 2)
     assert [(row.source, row.alarms, row.answered, row.precision) for row in counted.by_model] == [

@@ -87,7 +87,7 @@ def _given(**paths: Path | None) -> dict[str, str]:
 def _develop(host: str, port: int, *, read_only: bool) -> None:
     """What ``dg dev`` does, with our web server in place of Dagster's."""
     from dagster._cli import dev
-    from dagster_shared.cli import WorkspaceOpts
+    from dagster._cli.workspace.cli_target import WorkspaceOpts  # type: ignore[attr-defined]
 
     start = dev.open_ipc_subprocess  # type: ignore[attr-defined]
 
