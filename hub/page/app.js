@@ -1,0 +1,216 @@
+// The page: scenes as tabs, the connection, the theme, and when what is drawn. No scene is known
+// here but by `SCENES`; what an event means is said in its scene.
+
+import { clock, h, plural, say, tick } from "./dom.js";
+import { answers, listen } from "./stream.js";
+import { Store } from "./store.js";
+import { scene as live } from "./live.js";
+
+const SCENES = [live];
+const DRAW_MS = 250;
+const SETTLE_MS = 2000; // the last state of everything comes first, and is not news
+const ANNOUNCE_MS = 3000;
+const ANSWERS_MS = 30000;
+
+const store = new Store();
+const at = (id) => document.getElementById(id);
+
+/* ---- scenes ---- */
+
+const root = at("scene");
+const dirty = new Set(SCENES);
+let shown = null;
+
+const tabs = SCENES.map((scene) => {
+  scene.badge = h("span", { class: "badge", hidden: true });
+  const tab = h("button", {
+    type: "button", role: "tab", id: `tab-${scene.id}`, "aria-controls": `scene-${scene.id}`, "aria-selected": "false", tabindex: "-1",
+    on: { click: () => show(scene), keydown: turn },
+  }, scene.title, scene.badge);
+  const panel = h("section", { role: "tabpanel", id: `scene-${scene.id}`, class: "scene", "aria-labelledby": `tab-${scene.id}`, tabindex: "-1", hidden: true });
+  scene.mount(panel, store, () => dirty.add(scene));
+  root.append(panel);
+  at("tabs").append(tab);
+  return { scene, tab, panel };
+});
+
+function show(scene, focus = false) {
+  shown = scene;
+  for (const { scene: each, tab, panel } of tabs) {
+    const on = each === scene;
+    tab.setAttribute("aria-selected", String(on));
+    tab.tabIndex = on ? 0 : -1;
+    panel.hidden = !on;
+    if (on && focus) tab.focus();
+    if (on) tab.scrollIntoView({ block: "nearest", inline: "nearest" });
+  }
+  if (location.hash !== `#${scene.id}`) history.replaceState(null, "", `#${scene.id}`);
+  dirty.add(scene);
+  draw();
+}
+
+function turn(event) {
+  const here = SCENES.indexOf(shown);
+  const to = { ArrowRight: here + 1, ArrowLeft: here - 1, Home: 0, End: SCENES.length - 1 }[event.key];
+  if (to === undefined) return;
+  event.preventDefault();
+  show(SCENES.at(to % SCENES.length), true);
+}
+
+function draw() {
+  if (dirty.delete(shown)) shown.update();
+  for (const scene of SCENES) {
+    const badge = scene.badged?.(store) ?? "";
+    say(scene.badge, badge);
+    scene.badge.hidden = !badge;
+  }
+  title();
+}
+
+setInterval(() => {
+  if (!document.hidden) draw();
+}, DRAW_MS);
+setInterval(() => {
+  tick(document.body);
+  status();
+  shown.second?.();
+}, 1000);
+document.addEventListener("visibilitychange", () => document.hidden || draw());
+addEventListener("hashchange", byHash);
+
+function byHash() {
+  show(SCENES.find((scene) => `#${scene.id}` === location.hash) ?? SCENES[0]);
+}
+
+function title() {
+  const alarmed = [...store.lanes.values()].filter((lane) => ["raised", "standing"].includes(lane.last.alarm));
+  document.title = alarmed.length ? `▲ ${plural(alarmed.length, "alarm")} · phasewatch` : "phasewatch";
+}
+
+/* ---- the connection ---- */
+
+let state = "connecting";
+let lostAt = null;
+let missed = 0;
+let missedUnknown = false;
+let openedAt = Infinity;
+
+function status() {
+  at("connection").dataset.state = state;
+  const seconds = store.lastAt === null ? null : Math.round(Date.now() / 1000 - store.lastAt);
+  const words = {
+    connecting: "Connecting to the hub…",
+    lost: `Reconnecting… lost at ${lostAt === null ? "–" : clock(lostAt)}`,
+    open: seconds === null ? "Connected, no events yet" : seconds < 2 ? "Connected" : `Connected, last event ${seconds < 60 ? `${seconds} s` : `${Math.floor(seconds / 60)} min`} ago`,
+  };
+  say(at("connection-words"), words[state]);
+}
+
+const notices = { gap: null, unknown: null };
+
+function notice(kind, words, close) {
+  notices[kind]?.remove();
+  notices[kind] = words === null ? null : h("p", { class: `notice ${kind}` }, h("span", {}, words),
+    close && h("button", { type: "button", class: "quiet", "aria-label": `Dismiss: ${words}`, on: { click: () => { notice(kind, null); close(); } } }, "Dismiss"));
+  if (notices[kind]) at("notices").append(notices[kind]);
+}
+
+function gap(n) {
+  if (n === null) missedUnknown = true;
+  else missed += n;
+  const events = missedUnknown ? (missed ? `At least ${plural(missed, "event")} missed` : "An unknown number of events missed") : `${plural(missed, "event")} missed`;
+  notice("gap", `${events} while the connection was lost. What is shown may have holes.`, () => { missed = 0; missedUnknown = false; });
+}
+
+listen({
+  event(event) {
+    const [type, news] = store.receive(event);
+    if (type === null) {
+      notice("unknown", `${plural(store.unknown, "event")} of a kind that this page does not know: not shown. Reload the page; the hub may be newer.`);
+      return;
+    }
+    for (const scene of SCENES) if (scene.types.includes(type)) dirty.add(scene);
+    if (news) announce(event, news);
+  },
+  gap,
+  state(word) {
+    if (word === "open" && state !== "open") {
+      openedAt = performance.now();
+      refreshAnswers();
+    }
+    if (word === "lost" && state !== "lost") lostAt = Date.now() / 1000;
+    state = word;
+    status();
+  },
+});
+
+/* ---- what is read out: alarms, each once, a few at a time ---- */
+
+const queue = new Map();
+let waiting = null;
+
+function announce(event, news) {
+  if (performance.now() - openedAt < SETTLE_MS) return;
+  const replay = event.source === "replay" ? " (replay)" : "";
+  const words = {
+    raised: `alarm raised, ${event.filtered ?? "silent"}`,
+    cleared: "alarm cleared",
+    silent: `silent: ${(event.silent ?? []).join(", ")}`,
+    back: "no longer silent",
+  }[news];
+  queue.set(event.host, `${event.host}${replay}: ${words}.`);
+  waiting ??= setTimeout(() => {
+    const said = [...queue.values()];
+    say(at("announcer"), said.length > 3 ? `${said.slice(0, 3).join(" ")} And ${plural(said.length - 3, "host")} more.` : said.join(" "));
+    queue.clear();
+    waiting = null;
+  }, ANNOUNCE_MS);
+}
+
+/* ---- answers ---- */
+
+async function refreshAnswers() {
+  try {
+    for (const each of await answers()) store.answers.set(each.alarm_id, each);
+    dirty.add(live);
+  } catch {
+    // the hub is away, which is said already; answers are asked for again
+  }
+}
+setInterval(() => document.hidden || state !== "open" || refreshAnswers(), ANSWERS_MS);
+
+/* ---- light and dark ---- */
+
+const THEMES = { auto: "Theme: system", light: "Theme: light", dark: "Theme: dark" };
+
+function remembered(theme) {
+  try {
+    if (theme) localStorage.setItem("theme", theme);
+    return localStorage.getItem("theme");
+  } catch {
+    return theme; // storage may be forbidden
+  }
+}
+
+let theme = remembered();
+function paint(next) {
+  theme = Object.hasOwn(THEMES, next ?? "") ? next : "auto";
+  document.documentElement.dataset.theme = theme;
+  say(at("theme"), THEMES[theme]);
+  for (const scene of SCENES) {
+    scene.repaint?.();
+    dirty.add(scene);
+  }
+}
+at("theme").addEventListener("click", () => {
+  const names = Object.keys(THEMES);
+  paint(names[(names.indexOf(theme) + 1) % names.length]);
+  remembered(theme);
+  draw();
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => paint(theme));
+
+say(at("foot"), `Times are local (${Intl.DateTimeFormat().resolvedOptions().timeZone}). Nothing is drawn that was not received; older windows than the last twenty minutes of a host are forgotten.`);
+paint(theme);
+byHash();
+status();
