@@ -1,14 +1,13 @@
 // The page: scenes as tabs, the connection, the theme, and when what is drawn. No scene is known
 // here but by `SCENES`; what an event means is said in its scene.
 
-import { clock, h, plural, say, tick } from "./dom.js";
+import { clock, h, plural, say, setClock, tick } from "./dom.js";
 import { answers, listen } from "./stream.js";
 import { Store } from "./store.js";
 import { scene as live } from "./live.js";
 
 const SCENES = [live];
 const DRAW_MS = 250;
-const SETTLE_MS = 2000; // the last state of everything comes first, and is not news
 const ANNOUNCE_MS = 3000;
 const ANSWERS_MS = 30000;
 
@@ -93,11 +92,11 @@ let state = "connecting";
 let lostAt = null;
 let missed = 0;
 let missedUnknown = false;
-let openedAt = Infinity;
+let news = false; // whether what comes is new: the latest of everything comes first, and is not
 
 function status() {
   at("connection").dataset.state = state;
-  const seconds = store.lastAt === null ? null : Math.round(Date.now() / 1000 - store.lastAt);
+  const seconds = store.lastAt === null ? null : Math.round((performance.now() - store.lastAt) / 1000);
   const words = {
     connecting: "Connecting to the hub…",
     lost: `Reconnecting… lost at ${lostAt === null ? "–" : clock(lostAt)}`,
@@ -124,20 +123,22 @@ function gap(n) {
 
 listen({
   event(event) {
-    const [type, news] = store.receive(event);
+    const [type, change] = store.receive(event);
     if (type === null) {
       notice("unknown", `${plural(store.unknown, "event")} of a kind that this page does not know: not shown. Reload the page; the hub may be newer.`);
       return;
     }
     for (const scene of SCENES) if (scene.types.includes(type)) dirty.add(scene);
-    if (news) announce(event, news);
+    if (change && news) announce(event, change);
   },
   gap,
+  live(time) {
+    news = true;
+    if (time !== null) setClock(time);
+  },
   state(word) {
-    if (word === "open" && state !== "open") {
-      openedAt = performance.now();
-      refreshAnswers();
-    }
+    if (word !== "open") news = false;
+    else if (state !== "open") refreshAnswers();
     if (word === "lost" && state !== "lost") lostAt = Date.now() / 1000;
     state = word;
     status();
@@ -149,15 +150,14 @@ listen({
 const queue = new Map();
 let waiting = null;
 
-function announce(event, news) {
-  if (performance.now() - openedAt < SETTLE_MS) return;
+function announce(event, change) {
   const replay = event.source === "replay" ? " (replay)" : "";
   const words = {
     raised: `alarm raised, ${event.filtered ?? "silent"}`,
     cleared: "alarm cleared",
     silent: `silent: ${(event.silent ?? []).join(", ")}`,
     back: "no longer silent",
-  }[news];
+  }[change];
   queue.set(event.host, `${event.host}${replay}: ${words}.`);
   waiting ??= setTimeout(() => {
     const said = [...queue.values()];

@@ -116,7 +116,14 @@ export function milliseconds(value) {
 
 /* ---- time: Unix seconds in, words out ---- */
 
-export const now = () => Date.now() / 1000;
+let skew = 0;
+
+/** Take the hub's clock: ages are right though this machine's clock is not. */
+export function setClock(hub) {
+  skew = hub - Date.now() / 1000;
+}
+
+export const now = () => Date.now() / 1000 + skew;
 
 const clockFormat = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const minuteFormat = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });

@@ -7,11 +7,10 @@ import { h, say } from "./dom.js";
  * where one lies from 0 to 1 (or null), `words(i)` what it says.
  */
 export function inspectable(label, parts, { windows, share, words }) {
-  const hint = "Point at a window, or step through them with the arrow keys.";
   const cursor = h("i", { class: "cursor", hidden: true });
   const over = h("div", { class: "over" }, cursor);
-  const said = h("output", { class: "readout" }, hint);
-  const figure = h("div", { class: "figure", tabindex: "0", role: "group", "aria-label": label }, parts, over);
+  const said = h("output", { class: "readout" });
+  const figure = h("div", { class: "figure", tabindex: "0", role: "group", "aria-label": `${label}; arrow keys step through them` }, parts, over);
   let chosen = null;
 
   function choose(i) {
@@ -19,7 +18,7 @@ export function inspectable(label, parts, { windows, share, words }) {
     const at = i === null ? null : share(i);
     cursor.hidden = at === null;
     if (at !== null) cursor.style.setProperty("left", `${100 * at}%`);
-    say(said, i === null ? hint : words(i));
+    say(said, i === null ? "" : words(i));
   }
 
   function nearest(x) {

@@ -2,7 +2,7 @@
 // its whole lane, so that nobody takes it for what happens now.
 
 import uPlot from "./vendor/uPlot.js";
-import { ago, clock, colour, disclosure, duration, empty, fixed, h, milliseconds, minute, now, percent, plural, provenance, say, since, table, when } from "./dom.js";
+import { ago, clock, colour, day, disclosure, duration, empty, fixed, h, milliseconds, minute, now, percent, plural, say, since, table, when } from "./dom.js";
 import { inspectable } from "./inspect.js";
 import { chip, EDGE, GUTTER, legend, PhaseRows } from "./phases.js";
 import { answer } from "./stream.js";
@@ -10,6 +10,7 @@ import { answer } from "./stream.js";
 const SPAN_S = 1200; // what a lane shows
 const STALE_S = 20; // three windows are late
 const SHIFT_S = 600; // how far a silent lane moves on before it stands still
+const SCORE_PX = 136; // as in the style sheet
 const SHOWN_ALARMS = 3;
 const NOTE_LENGTH = 500;
 
@@ -113,6 +114,7 @@ class LaneView {
     this.rows = new PhaseRows();
     this.chart = h("div", { class: "score", role: "img" });
     this.range = [0, 1];
+    this.strip = h("p", { class: "replay-strip", hidden: true });
     this.figure = inspectable(`${lane.host}: windows of the last twenty minutes`, [this.rows.element, this.chart], {
       windows: () => lane.windows.length,
       share: (i) => this.share(lane.windows[i]),
@@ -124,15 +126,15 @@ class LaneView {
     this.alarms = h("section", { class: "alarms", hidden: true });
     this.list = disclosure("Windows as a table", () => windowTable(lane));
     this.element = h("article", { class: "lane", "aria-labelledby": id, "data-host": lane.host },
-      h("header", {},
-        h("div", { class: "who" }, h("h3", { id }, lane.host), this.kind, this.what),
-        this.phase, this.alarm),
-      this.stale,
-      h("div", { class: "body" },
-        h("div", { class: "figures" }, this.figure.element, this.list.element),
-        h("aside", { "aria-label": `${lane.host}: last window` }, this.why, this.facts)),
-      this.alarms, this.from);
-    this.sized = new ResizeObserver(() => this.plot?.setSize({ width: this.chart.clientWidth, height: 116 }));
+      this.strip,
+      h("div", { class: "sheet" },
+        h("header", {}, h("div", { class: "who" }, h("h3", { id }, lane.host), this.kind, this.what), this.phase, this.alarm),
+        this.stale,
+        h("div", { class: "body" },
+          h("div", { class: "figures" }, this.figure.element, this.list.element),
+          h("section", { class: "aside", "aria-label": `${lane.host}: last window` }, this.why, this.facts)),
+        this.alarms, this.from));
+    this.sized = new ResizeObserver(() => this.plot?.setSize({ width: this.chart.clientWidth, height: SCORE_PX }));
     this.sized.observe(this.chart);
   }
 
@@ -185,13 +187,15 @@ class LaneView {
     this.element.classList.toggle("is-replay", replay);
     this.element.classList.toggle("is-alarm", standing(last));
     this.kind.className = replay ? "tag replay" : "tag live";
-    say(this.kind, replay ? `Replay of ${last.replay_of ?? "a recording"}` : "Live");
+    say(this.kind, replay ? "Replay" : "Live");
+    this.strip.hidden = !replay;
+    say(this.strip, replay ? `Replay of ${last.replay_of ?? "a recording"} · recorded ${day(last.start)}, not happening now` : "");
     say(this.what, `${last.model} · bundle ${last.bundle.slice(0, 12)} · session ${last.session.slice(0, 12)}`);
     this.phase.replaceChildren(...phaseNow(last));
     this.alarm.replaceChildren(...alarmNow(lane));
     this.why.replaceChildren(...whyNow(last));
     this.facts.replaceChildren(...factsNow(last));
-    this.from.replaceChildren(provenance([last]));
+    this.from.replaceChildren(origin(last));
     this.figures();
     this.alarmList();
     this.list.refresh();
@@ -205,7 +209,7 @@ class LaneView {
     this.range = [right - SPAN_S, right];
     const cell = (event) => [(event.start + event.end - stride) / 2, (event.start + event.end + stride) / 2];
     const shaded = windows.filter(standing).map((event) => [event.end, event.end + stride, "alarmed"]);
-    for (const event of windows) if (event.phase === null) shaded.push([...cell(event), "quiet-time"]);
+    for (const event of windows) if (event.phase === null) shaded.push([event.start, event === last ? right : event.end, "quiet-time"]);
     this.rows.draw(this.range, {
       bars: [windows.filter((event) => event.filtered !== null).map((event) => [...cell(event), event.filtered])],
       line: windows.filter((event) => event.phase !== null).map((event) => [...cell(event), event.phase]),
@@ -239,7 +243,7 @@ class LaneView {
     const axis = { stroke: soft, font, grid: { stroke: grid, width: 1 }, ticks: { show: false } };
     return new uPlot({
       width: this.chart.clientWidth,
-      height: 116,
+      height: SCORE_PX,
       padding: [8, EDGE, 0, 0],
       cursor: { show: false },
       legend: { show: false },
@@ -374,6 +378,11 @@ class LaneView {
   }
 }
 
+function origin(last) {
+  return h("p", { class: "provenance" }, "From ", h("span", { class: "origin" }, last.origin),
+    last.source === "replay" ? ` · recorded ${when(last.end)}` : [" · window ended ", ago(last.end)], " · published ", ago(last.at));
+}
+
 function said(given) {
   return [
     h("p", { class: "given" }, h("b", {}, given.verdict ? "✓ Answered true" : "✕ Answered false"), given.note ? ` “${given.note}”` : "", given.at ? [" · ", ago(given.at)] : ""),
@@ -419,11 +428,11 @@ function factsNow(last) {
   const fact = (name, ...value) => h("div", {}, h("dt", {}, name), h("dd", {}, ...value));
   const like = { true: h("b", { class: "warn" }, "⚠ unlike training"), false: "like training", null: "this bundle cannot say" }[String(last.unlike)];
   return [
-    fact("Alarm score", last.score === null ? "–" : h("b", {}, fixed(last.score, 2)), h("span", { class: "soft" }, last.score === null ? "" : last.score >= last.threshold ? " ≥ " : " < ", `threshold ${fixed(last.threshold, 2)}`)),
+    fact("Alarm score", last.score === null ? "none" : h("b", {}, fixed(last.score, 2)), h("span", { class: "soft" }, last.score === null ? ", " : last.score >= last.threshold ? " ≥ " : " < ", `threshold ${fixed(last.threshold, 2)}`)),
     fact("Inputs", like),
     fact("Silent", last.silent?.length ? h("b", { class: "warn" }, `⚠ ${last.silent.join(", ")}`) : "none"),
     ...Object.entries(last.coverage).map(([source, share]) =>
-      fact(`Coverage of ${source}`, h("span", { class: "meter", "aria-hidden": "true", vars: { "--share": percent(share) } }), h("span", { class: share < 0.5 ? "warn" : null }, percent(Math.floor(100 * share) / 100)))),
+      fact(`Coverage of ${source}`, h("span", { class: "meter", "aria-hidden": "true", vars: { "--share": `${100 * share}%` } }), h("span", { class: share < 0.5 ? "warn" : null }, percent(Math.floor(100 * share) / 100)))),
     fact("Window", `${last.window}, ${clock(last.start)} to ${clock(last.end)}`),
     fact("Row to event", milliseconds(last.latency_ms)),
   ];

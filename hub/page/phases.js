@@ -18,11 +18,10 @@ export function legend(phases = PHASES) {
 }
 
 /**
- * One row per phase over time: boxes for what is drawn as bars, a thin line for what is drawn beside
- * them. A phase is told by its row; the colour only repeats it.
+ * One row per phase over time: bars, and a thin line below them for what is set beside. A phase is told by its row; the colour only repeats it.
  */
 export class PhaseRows {
-  constructor(height = 16) {
+  constructor(height = 20) {
     this.height = height;
     this.svg = s("svg", { class: "rows", preserveAspectRatio: "none", viewBox: `0 0 1000 ${height * PHASES.length}`, "aria-hidden": "true" });
     this.svg.style.setProperty("height", `${height * PHASES.length}px`);
@@ -33,8 +32,8 @@ export class PhaseRows {
   }
 
   /**
-   * `range` [from, to] in seconds; `bars` lists of [from, to, phase], one list per half of a row;
-   * `line` [from, to, phase] or null; `shaded` [from, to, class] behind all rows.
+   * `range` [from, to] in seconds; `bars` lists of [from, to, phase], one list per part of a row;
+   * `line` the same for the thin line below; `shaded` [from, to, class] behind all rows.
    */
   draw(range, { bars, line = [], shaded = [], words }) {
     const [from, to] = range;
@@ -42,20 +41,22 @@ export class PhaseRows {
     const { height } = this;
     const full = height * PHASES.length;
     const shapes = [];
-    for (const [a, b, kind] of shaded) {
+    for (const [a, b, kind] of merged(shaded)) {
       if (x(b) > x(a)) shapes.push(s("rect", { class: kind, x: x(a), width: x(b) - x(a), y: 0, height: full }));
     }
     for (let i = 1; i < PHASES.length; i++) shapes.push(s("path", { class: "grid", d: `M0 ${i * height}H1000` }));
+    const thin = line.length ? 3.5 : 0;
     bars.forEach((list, part) => {
-      const tall = (height - 3) / bars.length;
+      const tall = (height - 4 - thin) / bars.length;
       for (const [a, b, phase] of merged(list)) {
         if (x(b) <= x(a)) continue;
-        const y = PHASES.indexOf(phase) * height + 1.5 + part * tall;
-        shapes.push(s("rect", { class: `bar part-${part} p-${phase}`, x: x(a), width: x(b) - x(a), y: y + (part ? 0.5 : 0), height: tall - (bars.length > 1 ? 0.5 : 0) }));
+        const y = PHASES.indexOf(phase) * height + 2 + part * tall;
+        shapes.push(s("rect", { class: `bar part-${part} p-${phase}`, x: x(a), width: x(b) - x(a), y: y + (part ? 1 : 0), height: tall - (bars.length > 1 ? 1 : 0) }));
       }
     });
-    const path = steps(line, x, (phase) => (PHASES.indexOf(phase) + 0.5) * height);
-    if (path) shapes.push(s("path", { class: "halo", d: path }), s("path", { class: "line", d: path }));
+    for (const [a, b, phase] of merged(line)) {
+      if (x(b) > x(a)) shapes.push(s("rect", { class: "line", x: x(a), width: x(b) - x(a), y: (PHASES.indexOf(phase) + 1) * height - 4, height: 2 }));
+    }
     this.svg.replaceChildren(...shapes);
     say(this.words, words);
   }
@@ -70,16 +71,4 @@ export function merged(list) {
     else out.push([from, to, phase]);
   }
   return out;
-}
-
-function steps(list, x, y) {
-  let path = "";
-  let end = null;
-  for (const [from, to, phase] of merged(list)) {
-    if (x(to) <= x(from)) continue;
-    path += end !== null && from - end < 0.05 ? `V${y(phase)}` : `M${x(from)} ${y(phase)}`;
-    path += `H${x(to)}`;
-    end = to;
-  }
-  return path;
 }

@@ -73,6 +73,11 @@ export class Lane {
   }
 
   alarm(event) {
+    if (event.phase !== null) {
+      for (const each of this.alarms.values()) { // a hub's alarm of silence ends with the next window
+        if (each.first.phase === null && each.until === null && each.id !== event.alarm_id) each.until = event.start;
+      }
+    }
     if (event.alarm === "none" || !event.alarm_id) return null;
     const known = this.alarms.get(event.alarm_id);
     const alarm = known ?? { id: event.alarm_id, host: event.host, from: event.end, seen: event.alarm === "raised", first: event, until: null, peak: null };
@@ -97,7 +102,7 @@ export class Store {
     this.answers = new Map(); // alarm id -> the last answer
     this.received = 0;
     this.unknown = 0; // events of a type or version that this page does not know
-    this.lastAt = null; // when the last event came, by this machine's clock
+    this.lastAt = null; // when the last event came, on the page's own clock
   }
 
   /** Keep an event; gives [type, news of the lane or null]. */
@@ -108,7 +113,7 @@ export class Store {
       return [null, null];
     }
     this.received += 1;
-    this.lastAt = Date.now() / 1000;
+    this.lastAt = performance.now();
     return [event.type, take(this, event) ?? null];
   }
 }

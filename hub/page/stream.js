@@ -4,7 +4,8 @@ const RETRY_MS = 2000;
 
 /**
  * Listen to the hub for as long as the page is open. `on.event(event)` gets each event, `on.gap(n)`
- * how many were missed (null: not known), `on.state(word)` "connecting", "open" or "lost".
+ * how many were missed (null: not known), `on.state(word)` "connecting", "open" or "lost", and
+ * `on.live(at)` the hub's time when all that was kept has come and what follows is new.
  */
 export function listen(on) {
   let source = null;
@@ -16,23 +17,10 @@ export function listen(on) {
     source.onopen = () => on.state("open");
     source.onmessage = (message) => {
       if (message.lastEventId) last = message.lastEventId;
-      let event = null;
-      try {
-        event = JSON.parse(message.data);
-      } catch {
-        // counted as unknown
-      }
-      on.event(event);
+      on.event(parsed(message));
     };
-    source.addEventListener("gap", (message) => {
-      let missed = null;
-      try {
-        missed = JSON.parse(message.data).missed ?? null;
-      } catch {
-        // how many is not known
-      }
-      on.gap(missed);
-    });
+    source.addEventListener("gap", (message) => on.gap(parsed(message)?.missed ?? null));
+    source.addEventListener("live", (message) => on.live(parsed(message)?.at ?? null));
     source.onerror = () => {
       on.state("lost");
       if (source.readyState === EventSource.CLOSED) setTimeout(open, RETRY_MS);
@@ -43,12 +31,20 @@ export function listen(on) {
   open();
 }
 
+/** A message's document; null if it is none. */
+function parsed(message) {
+  try {
+    return JSON.parse(message.data);
+  } catch {
+    return null;
+  }
+}
+
 /** All answers to alarms; throws with what the hub said if it refuses. */
 export async function answers() {
   const response = await fetch("answers", { headers: { accept: "application/json" } });
   if (!response.ok) throw new Error(await reason(response));
-  const given = await response.json();
-  return Array.isArray(given) ? given : (given.answers ?? []);
+  return (await response.json()).answers;
 }
 
 /** Answer an alarm; throws with what the hub said if it refuses. */
@@ -64,7 +60,7 @@ export async function answer(alarm, verdict, note) {
 async function reason(response) {
   try {
     const said = await response.json();
-    const words = said.error ?? said.detail ?? said.message;
+    const words = said.error;
     if (typeof words === "string") return words;
   } catch {
     // no document
