@@ -5,8 +5,14 @@ import { clock, h, plural, say, setClock, tick } from "./dom.js";
 import { answers, listen } from "./stream.js";
 import { Store } from "./store.js";
 import { scene as live } from "./live.js";
+import { scene as episode } from "./episode.js";
+import { scene as mix } from "./mix.js";
+import { scene as profiles } from "./profiles.js";
+import { scene as models } from "./models.js";
+import { scene as embedding } from "./embedding.js";
+import { scene as speed } from "./speed.js";
 
-const SCENES = [live];
+const SCENES = [live, episode, mix, profiles, models, embedding, speed];
 const DRAW_MS = 250;
 const ANNOUNCE_MS = 3000;
 const ANSWERS_MS = 30000;

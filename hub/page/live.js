@@ -404,7 +404,7 @@ function alarmNow(lane) {
   if (standing(last)) {
     const length = !alarm ? null : last.source === "live" ? since(alarm.from) : duration(last.end - alarm.from);
     return [
-      h("b", { class: "alarm-word" }, h("span", { "aria-hidden": "true" }, "▲ "), last.alarm === "raised" ? "Alarm raised" : "Alarm stands"),
+      h("b", { class: "alarm-word" }, h("span", { "aria-hidden": "true" }, "▲ "), alarm?.first.phase === null ? "Silence raised an alarm" : last.alarm === "raised" ? "Alarm raised" : "Alarm stands"),
       h("p", { class: "sub" }, alarm ? [alarm.seen ? "since " : "at least since ", when(alarm.from), " · ", length] : "since when was not received"),
     ];
   }
