@@ -1,7 +1,7 @@
 // The page: scenes as tabs, the connection, the theme, and when what is drawn. No scene is known
 // here but by `SCENES`; what an event means is said in its scene.
 
-import { clock, h, plural, say, setClock, tick } from "./dom.js";
+import { clock, duration, h, plural, say, setClock, tick } from "./dom.js";
 import { answers, listen } from "./stream.js";
 import { Store } from "./store.js";
 import { scene as live } from "./live.js";
@@ -105,10 +105,16 @@ function status() {
   const seconds = store.lastAt === null ? null : Math.round((performance.now() - store.lastAt) / 1000);
   const words = {
     connecting: "Connecting to the hub…",
-    lost: `Reconnecting… lost at ${lostAt === null ? "–" : clock(lostAt)}`,
-    open: seconds === null ? "Connected, no events yet" : seconds < 2 ? "Connected" : `Connected, last event ${seconds < 60 ? `${seconds} s` : `${Math.floor(seconds / 60)} min`} ago`,
+    lost: "Reconnecting…",
+    open: "Connected",
+  };
+  const more = {
+    connecting: "",
+    lost: lostAt === null ? "" : `lost at ${clock(lostAt)}`,
+    open: seconds === null ? "no events yet" : seconds < 2 ? "" : `last event ${duration(seconds)} ago`,
   };
   say(at("connection-words"), words[state]);
+  say(at("connection-more"), more[state]);
 }
 
 const notices = { gap: null, unknown: null };
@@ -187,7 +193,7 @@ setInterval(() => document.hidden || state !== "open" || refreshAnswers(), ANSWE
 
 /* ---- light and dark ---- */
 
-const THEMES = { auto: "Theme: system", light: "Theme: light", dark: "Theme: dark" };
+const THEMES = { auto: "system", light: "light", dark: "dark" };
 
 function remembered(theme) {
   try {
@@ -202,7 +208,8 @@ let theme = remembered();
 function paint(next) {
   theme = Object.hasOwn(THEMES, next ?? "") ? next : "auto";
   document.documentElement.dataset.theme = theme;
-  say(at("theme"), THEMES[theme]);
+  say(at("theme-name"), THEMES[theme]);
+  at("theme").setAttribute("aria-label", `Theme: ${THEMES[theme]}. Change it.`);
   for (const scene of SCENES) {
     scene.repaint?.();
     dirty.add(scene);

@@ -40,19 +40,37 @@ export function table(caption, columns, rows, properties = {}) {
     h("table", properties, h("caption", {}, caption), h("thead", {}, h("tr", {}, head)), h("tbody", {}, body)));
 }
 
+/** Other contents for an element; a table in it that is scrolled or has the focus stays so. */
+export function replace(element, ...children) {
+  const boxes = () => [...element.querySelectorAll(".scroll")];
+  const before = boxes().map((box) => [box.scrollTop, box === document.activeElement]);
+  element.replaceChildren(...children.flat().filter(Boolean));
+  boxes().forEach((box, i) => {
+    const [top, focused] = before[i] ?? [0, false];
+    box.scrollTop = top;
+    if (focused) box.focus({ preventScroll: true });
+  });
+}
+
 /** A disclosure whose contents are made when it is opened, and again by `refresh` while it is open. */
 export function disclosure(summary, make) {
   const words = h("summary", {}, summary);
   const element = h("details", {}, words);
   const refresh = () => {
-    if (!element.open) return;
-    const at = element.querySelector(".scroll")?.scrollTop ?? 0;
-    element.replaceChildren(words, ...[make()].flat());
-    const box = element.querySelector(".scroll");
-    if (box) box.scrollTop = at;
+    if (element.open) replace(element, words, make());
   };
   element.addEventListener("toggle", refresh);
   return { element, refresh, words };
+}
+
+/** A scene's title, what it shows, and where its data come from. */
+export function heading(title, about) {
+  const from = h("div", { class: "from" });
+  return {
+    element: h("header", {}, h("h2", {}, title), h("p", { class: "about" }, about), from),
+    /** Say the provenance of these events; each list gets a line. */
+    from: (...lists) => from.replaceChildren(...lists.filter((events) => events.length).map(provenance)),
+  };
 }
 
 /** What a scene shows before anything has come. */
@@ -178,8 +196,8 @@ export function provenance(events) {
   line.append("From ", h("span", { class: "origin" }, origins.slice(0, 3).join("; ")));
   if (origins.length > 3) line.append(` and ${origins.length - 3} more`);
   line.append(" · ");
-  if (made.length) line.append(made.length > 1 ? "oldest data " : "data ", ago(Math.min(...made)));
+  if (made.length) line.append(made.length > 1 ? "the oldest data made " : "data made ", ago(made.reduce((a, b) => Math.min(a, b))));
   else line.append("age of the data not said");
-  line.append(" · published ", ago(Math.max(...events.map((event) => event.at))));
+  line.append(" · published ", ago(events.reduce((last, { at }) => Math.max(last, at), 0)));
   return line;
 }

@@ -1,6 +1,6 @@
 // Windows along the principal axes of a checkpoint's training inputs, to be turned.
 
-import { chooser, colour, count, disclosure, empty, fixed, h, provenance, say, table } from "./dom.js";
+import { chooser, colour, count, disclosure, empty, fixed, h, heading, say, table } from "./dom.js";
 import { chip, PHASES } from "./phases.js";
 
 const TURN = Math.PI / 24; // by one press of an arrow key
@@ -59,15 +59,15 @@ export const scene = {
     }));
     this.phases.append(h("legend", {}, "Phases shown"), ...[...this.boxes.values()].map(({ row }) => row));
     this.said = h("output", { class: "window-card" });
-    this.from = h("div");
     this.list = disclosure("Windows as a table", () => this.figures());
     this.body = h("div", { class: "stack" },
       h("div", { class: "controls" }, this.profile.element, this.by.element, h("label", { class: "pick" }, this.wrong, "only windows predicted wrongly")),
       h("div", { class: "turnable" },
         h("div", { class: "stage" }, this.canvas, this.buttons, this.axes),
         h("div", { class: "beside" }, this.phases, this.said)),
-      this.list.element, this.from);
-    panel.append(h("header", {}, h("h2", {}, "Embedding"), h("p", { class: "about" }, "Each mark is a window, placed along the main axes of what the model was trained on. Windows that look alike to the model lie close. Drag to turn, or use the arrow keys.")), this.none, this.body);
+      this.list.element);
+    this.head = heading("Embedding", "Each mark is a window, placed along the main axes of what the model was trained on. Windows that look alike to the model lie close. Drag to turn, or use the arrow keys.");
+    panel.append(this.head.element, this.none, this.body);
     new ResizeObserver(() => this.paint()).observe(this.canvas);
   },
 
@@ -90,7 +90,7 @@ export const scene = {
     this.frame(all);
     const label = `${count(this.points.length)} windows: ${PHASES.map((phase) => `${phase} ${count(this.points.filter((event) => event[by] === phase).length)}`).join(", ")}. Arrow keys turn; n and p step through the windows.`;
     this.canvas.setAttribute("aria-label", label);
-    this.from.replaceChildren(provenance(all));
+    this.head.from(all);
     this.list.refresh();
     if (this.chosen && !this.points.includes(this.chosen)) this.choose(null);
     this.paint();
@@ -102,14 +102,15 @@ export const scene = {
     const axis = (name) => all.map((event) => event[name] ?? 0).sort((a, b) => a - b);
     const ends = ["x", "y", "z"].map((name) => { const sorted = axis(name); return [sorted[0], sorted.at(-1)]; });
     this.middle = ends.map(([low, high]) => (low + high) / 2);
-    this.reach = Math.max(...ends.map(([low, high]) => (high - low) / 2), 1e-9);
+    const far = all.map((event) => Math.hypot(...["x", "y", "z"].map((name, i) => (event[name] ?? 0) - this.middle[i]))).sort((a, b) => a - b);
+    this.reach = far[Math.floor(0.99 * (far.length - 1))] || 1;
   },
 
   /** Where a window is on the canvas: x, y in px and depth from -1 (far) to 1. */
   place(point, width, height) {
     const { yaw, pitch, zoom } = this.view;
     const [x, y, z] = point.map((value, i) => (value - this.middle[i]) / this.reach);
-    const scale = 0.44 * Math.min(width, height) * zoom;
+    const scale = 0.47 * Math.min(width, height) * zoom;
     if (this.flat) {
       const [c, s] = [Math.cos(yaw - HOME.yaw), Math.sin(yaw - HOME.yaw)];
       return [width / 2 + scale * (c * x - s * y), height / 2 - scale * (s * x + c * y), 0];
@@ -147,6 +148,8 @@ export const scene = {
       at.strokeStyle = event[by] === "clean" ? colours.base : colours.paper;
       at.stroke();
     }
+    at.setTransform(ratio, 0, 0, ratio, 0, 0);
+    this.nameAxes(at, width, height, colours);
     const chosen = this.places.find(([event]) => event === this.chosen);
     if (chosen) {
       at.setTransform(ratio, 0, 0, ratio, chosen[1] * ratio, chosen[2] * ratio);
@@ -159,22 +162,33 @@ export const scene = {
   },
 
   drawAxes(at, width, height, colours) {
-    at.font = "11px system-ui, sans-serif";
-    at.textAlign = "center";
-    at.textBaseline = "middle";
-    const names = this.flat ? ["axis 1", "axis 2"] : ["axis 1", "axis 2", "axis 3"];
-    names.forEach((name, i) => {
-      const end = (sign) => this.middle.map((value, j) => value + (i === j ? sign * this.reach : 0));
-      const [from, to] = [this.place(end(-1), width, height), this.place(end(1.04), width, height)];
-      at.strokeStyle = colours.rule;
-      at.lineWidth = 1;
+    at.strokeStyle = colours.rule;
+    at.lineWidth = 1;
+    for (const [from, to] of this.axisEnds(width, height)) {
       at.beginPath();
       at.moveTo(from[0], from[1]);
       at.lineTo(to[0], to[1]);
       at.stroke();
-      at.fillStyle = colours.soft;
-      at.fillText(name, Math.min(width - 20, Math.max(20, to[0])), Math.min(height - 8, Math.max(8, to[1] + (to[1] < height / 2 ? -9 : 9))));
+    }
+  },
+
+  nameAxes(at, width, height, colours) {
+    at.font = "11px system-ui, sans-serif";
+    at.textAlign = "center";
+    at.textBaseline = "middle";
+    at.lineWidth = 4;
+    at.strokeStyle = colours.paper;
+    at.fillStyle = colours.soft;
+    this.axisEnds(width, height).forEach(([, [x, y]], i) => {
+      const place = [Math.min(width - 22, Math.max(22, x)), Math.min(height - 9, Math.max(9, y + (y < height / 2 ? -9 : 9)))];
+      at.strokeText(`axis ${i + 1}`, ...place);
+      at.fillText(`axis ${i + 1}`, ...place);
     });
+  },
+
+  axisEnds(width, height) {
+    return (this.flat ? [0, 1] : [0, 1, 2]).map((i) =>
+      [-1, 1].map((sign) => this.place(this.middle.map((value, j) => value + (i === j ? sign * this.reach : 0)), width, height)));
   },
 
   turn(yaw, pitch, zoom = 1) {

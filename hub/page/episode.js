@@ -1,6 +1,6 @@
 // The windows of one recorded episode: what was predicted beside what was true.
 
-import { chooser, count, disclosure, empty, fixed, h, percent, plural, provenance, table } from "./dom.js";
+import { chooser, count, disclosure, empty, fixed, h, heading, percent, plural, replace, table } from "./dom.js";
 import { inspectable } from "./inspect.js";
 import { chip, legend, PHASES, PhaseRows } from "./phases.js";
 
@@ -24,20 +24,19 @@ export const scene = {
       words: (i) => spoken(this.windows[i]),
     });
     this.facts = h("div", { class: "numbers" });
-    this.from = h("div");
     this.confusion = h("div");
     this.list = disclosure("Windows as a table", () => windowTable(this.windows));
     this.body = h("div", { class: "stack" },
-      h("div", { class: "controls" }, this.choice.element),
-      this.facts,
-      h("div", { class: "key" }, legend(), h("ul", { class: "legend", "aria-label": "Marks" },
+      h("div", { class: "controls" }, this.choice.element), this.facts,
+      h("div", { class: "keys" }, legend(), h("ul", { class: "legend", "aria-label": "Marks" },
         h("li", {}, h("i", { class: "swatch bar", "aria-hidden": "true" }), "upper bar: actual"),
-        h("li", {}, h("i", { class: "swatch bar lower", "aria-hidden": "true" }), "lower bar, ruled: predicted"),
+        h("li", {}, h("i", { class: "swatch bar lower", "aria-hidden": "true" }), "lower, pale bar: predicted"),
         h("li", {}, h("i", { class: "swatch thin", "aria-hidden": "true" }), "line: filtered"),
         h("li", {}, h("i", { class: "swatch alarmed", "aria-hidden": "true" }), "alarm stands"))),
       h("div", {}, this.figure.element, this.list.element),
-      this.confusion, this.from);
-    panel.append(h("header", {}, h("h2", {}, "Episode"), h("p", { class: "about" }, "One recorded episode, window by window: the phase that the model predicted, beside the phase that the recording's labels give.")), this.none, this.body);
+      this.confusion);
+    this.head = heading("Episode", "One recorded episode, window by window: the phase that the model predicted, beside the phase that the recording's labels give.");
+    panel.append(this.head.element, this.none, this.body);
   },
 
   update() {
@@ -61,18 +60,18 @@ export const scene = {
       shaded: windows.filter((event) => event.alarm).map((event) => [...cell(event), "alarmed"]),
       words: `${plural(windows.length, "window")}, ${right} predicted as labelled.`,
     });
-    this.axis.replaceChildren(...ticks(this.range).map((at) => h("span", { vars: { left: `${(100 * (at - this.range[0])) / (this.range[1] - this.range[0])}%` } }, `${count(at)} s`)));
+    this.axis.replaceChildren(...ticks(this.range, this.axis.clientWidth).map((at) => h("span", { vars: { left: `${(100 * (at - this.range[0])) / (this.range[1] - this.range[0])}%` } }, `${count(at)} s`)));
     this.facts.replaceChildren(...figures(windows, right));
-    this.confusion.replaceChildren(h("h3", {}, "Actual and predicted"), confusion(windows));
-    this.from.replaceChildren(provenance(windows));
+    replace(this.confusion, h("h3", {}, "Actual and predicted"), confusion(windows));
+    this.head.from(windows);
     this.list.refresh();
     if (this.shown !== this.choice.value) this.figure.forget();
     this.shown = this.choice.value;
   },
 };
 
-function ticks([from, to]) {
-  const step = [5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600].find((each) => (to - from) / each <= 8) ?? 7200;
+function ticks([from, to], width) {
+  const step = [5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600].find((each) => (to - from) / each <= Math.max(3, Math.min(10, width / 70))) ?? 7200;
   const first = Math.ceil(from / step) * step;
   return Array.from({ length: Math.floor((to - first) / step) + 1 }, (_, i) => first + i * step);
 }

@@ -1,6 +1,6 @@
 // Macro F1 of each model on the test side of each recipe, with intervals, beside the baselines.
 
-import { disclosure, empty, fixed, h, percent, provenance, table } from "./dom.js";
+import { disclosure, empty, fixed, h, heading, percent, table } from "./dom.js";
 
 export const scene = {
   id: "models",
@@ -11,11 +11,11 @@ export const scene = {
     this.store = store;
     this.none = empty("Figures of the models are published by", "phasewatch produce metrics");
     this.board = h("div", { class: "board" });
-    this.from = h("div");
     this.key = h("ul", { class: "legend", "aria-label": "Marks" });
     this.list = disclosure("All figures as a table", () => figures([...this.store.metrics.values()]));
-    this.body = h("div", { class: "stack" }, this.key, this.board, this.list.element, this.from);
-    panel.append(h("header", {}, h("h2", {}, "Models"), h("p", { class: "about" }, "Macro F1 on test episodes that a model never saw, on one axis from 0 to 1. A model that does not beat the strongest baseline may have learned the schedule, or which collectors ran.")), this.none, this.body);
+    this.body = h("div", { class: "stack" }, this.key, this.board, this.list.element);
+    this.head = heading("Models", "Macro F1 on test episodes that a model never saw, on one axis from 0 to 1. A model that does not beat the strongest baseline may have learned the schedule, or which collectors ran.");
+    panel.append(this.head.element, this.none, this.body);
   },
 
   update() {
@@ -31,7 +31,7 @@ export const scene = {
     const recipes = [...new Set(events.map((event) => event.recipe))];
     const order = best(events);
     this.board.replaceChildren(...recipes.map((recipe) => panelOf(recipe, events.filter((event) => event.recipe === recipe), order)));
-    this.from.replaceChildren(provenance(events));
+    this.head.from(events);
     this.list.refresh();
   },
 };
@@ -78,7 +78,7 @@ function dot(event) {
 function value(event) {
   const interval = event.low === null || event.low === undefined ? "" : `${fixed(event.low, 2)} to ${fixed(event.high, 2)}`;
   return h("div", { class: "track" }, h("i", { class: `mark ${kind(event)}`, "aria-hidden": "true" }), h("span", { class: "unseen" }, `${kind(event)} `),
-    event.value === null ? h("span", { class: "soft" }, "could not be computed") : [h("b", {}, fixed(event.value)), h("small", {}, interval)]);
+    event.value === null ? h("span", { class: "soft", title: "could not be computed" }, "none") : [h("b", {}, fixed(event.value)), h("small", {}, interval)]);
 }
 
 function figures(events) {

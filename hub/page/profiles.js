@@ -1,7 +1,7 @@
 // How a signal runs through the attacks of a profile: median and quartiles, aligned by phase.
 
 import uPlot from "./vendor/uPlot.js";
-import { chooser, colour, compact, disclosure, empty, h, plural, provenance, say, table } from "./dom.js";
+import { chooser, colour, compact, disclosure, empty, h, heading, plural, say, table } from "./dom.js";
 
 /** The aligned axis: the points of each phase, in order. */
 export const AXIS = [["clean", 10], ["armed", 5], ["infecting", 10], ["infected_running", 40], ["clean", 15]];
@@ -26,15 +26,15 @@ export const scene = {
     this.profile = chooser("Profile", dirty);
     this.channel = chooser("Signal", dirty);
     this.grid = h("div", { class: "cards" });
-    this.from = h("div");
     this.less = h("p", { class: "soft sub", hidden: true });
     this.body = h("div", { class: "stack" },
       h("div", { class: "controls" }, this.profile.element, this.channel.element),
-      h("div", { class: "key" }, h("ul", { class: "legend", "aria-label": "Marks" },
+      h("div", {}, h("ul", { class: "legend", "aria-label": "Marks" },
         h("li", {}, h("i", { class: "swatch median", "aria-hidden": "true" }), "median of the episodes"),
         h("li", {}, h("i", { class: "swatch band", "aria-hidden": "true" }), "middle half (25 % to 75 %)"))),
-      this.less, this.grid, this.from);
-    panel.append(h("header", {}, h("h2", {}, "Attack profiles"), h("p", { class: "about" }, "How one signal runs through the attacks of each profile. Episodes are laid on one axis by phase, so a phase has the same width whatever time it took.")), this.none, this.body);
+      this.less, this.grid);
+    this.head = heading("Attack profiles", "How one signal runs through the attacks of each profile. Episodes are laid on one axis by phase, so a phase has the same width whatever time it took.");
+    panel.append(this.head.element, this.none, this.body);
     this.sized = new ResizeObserver((entries) => {
       for (const { target } of entries) target.plot?.setSize({ width: target.clientWidth, height: CHART_PX });
     });
@@ -65,7 +65,7 @@ export const scene = {
       if (this.grid.children[i] !== element) this.grid.insertBefore(element, this.grid.children[i] ?? null);
       this.cards.get(key).draw();
     }
-    this.from.replaceChildren(provenance(chosen.length ? chosen : events));
+    this.head.from(chosen.length ? chosen : events);
   },
 
   repaint() {

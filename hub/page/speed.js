@@ -1,9 +1,10 @@
 // How good a model is against what it costs per window, on a device that is named.
 
-import { bytes, empty, fixed, h, milliseconds, provenance, table } from "./dom.js";
+import { bytes, empty, fixed, h, heading, milliseconds, replace, table } from "./dom.js";
 
 const LABEL_PX = 6.4; // of a letter
 const ROW_PX = 15;
+const MARGIN = 0.25; // of the axis, in powers of ten
 
 export const scene = {
   id: "speed",
@@ -14,7 +15,8 @@ export const scene = {
     this.store = store;
     this.none = empty("Latencies are measured and published by", "phasewatch produce perf");
     this.body = h("div", { class: "stack" });
-    panel.append(h("header", {}, h("h2", {}, "Speed"), h("p", { class: "about" }, "Macro F1 on test against the time that a model takes for one window. Left and up is better. A latency holds for the device that is named, and for no other.")), this.none, this.body);
+    this.head = heading("Speed", "Macro F1 on test against the time that a model takes for one window. Left and up is better. A latency holds for the device that is named, and for no other.");
+    panel.append(this.head.element, this.none, this.body);
     new ResizeObserver(() => dirty()).observe(this.body);
   },
 
@@ -28,10 +30,10 @@ export const scene = {
     const missing = events.filter((event) => event.latency_ms === null && !known.has(variant(event)));
     const devices = [...new Set(measured.map((event) => event.device))].sort();
     const width = Math.max(260, this.body.clientWidth);
-    this.body.replaceChildren(
+    replace(this.body,
       ...devices.map((device) => deviceOf(device, measured.filter((event) => event.device === device), width)),
-      ...(missing.length ? [notMeasured(missing)] : []),
-      provenance(events));
+      ...(missing.length ? [notMeasured(missing)] : []));
+    this.head.from(events);
   },
 };
 
@@ -51,27 +53,35 @@ function key() {
   return h("ul", { class: "legend", "aria-label": "Marks" },
     h("li", {}, h("i", { class: "mark realistic", "aria-hidden": "true" }), "realistic"), h("li", {}, h("i", { class: "mark oracle", "aria-hidden": "true" }), "oracle"),
     h("li", {}, h("i", { class: "swatch whisker", "aria-hidden": "true" }), "median to 99 % of windows"),
-    h("li", {}, h("b", { class: "ink" }, "bold"), "none measured here is both faster and better"));
+    h("li", {}, h("b", { class: "ink" }, "bold"), "none of its mode is both faster and better here"));
 }
 
 function scatter(events, width) {
   const times = events.flatMap((event) => [event.latency_ms, event.latency_p99_ms ?? event.latency_ms]).filter((value) => value > 0);
-  const low = Math.floor(Math.log10(Math.min(...times)));
-  const high = Math.max(low + 1, Math.ceil(Math.log10(Math.max(...times)) - 1e-9));
+  const low = Math.log10(Math.min(...times)) - MARGIN;
+  const high = Math.log10(Math.max(...times)) + MARGIN;
+  const marked = high - low > 2.5 ? [1] : [1, 2, 5];
   const f1 = events.map((event) => event.macro_f1);
   const bottom = Math.max(0, Math.floor(Math.min(...f1) * 10 - 0.3) / 10);
   const top = Math.min(1, Math.ceil(Math.max(...f1) * 10 + 0.3) / 10);
   const x = (ms) => (Math.log10(Math.max(ms, 10 ** low)) - low) / (high - low);
   const y = (value) => (top === bottom ? 0.5 : (value - bottom) / (top - bottom));
   const lines = [];
-  for (let power = low; power <= high; power++) lines.push(h("span", { class: "x-line", vars: { left: `${100 * x(10 ** power)}%` } }, h("span", {}, milliseconds(10 ** power))));
+  for (let power = Math.floor(low); power <= high; power++) {
+    for (const at of marked.map((step) => step * 10 ** power).filter((ms) => Math.log10(ms) >= low && Math.log10(ms) <= high)) {
+      lines.push(h("span", { class: "x-line", vars: { left: `${100 * x(at)}%` } }, h("span", {}, milliseconds(at))));
+    }
+  }
   const steps = Math.round((top - bottom) * 10);
   for (let i = 0; i <= steps; i++) lines.push(h("span", { class: "y-line", vars: { bottom: `${(100 * i) / Math.max(1, steps)}%` } }, h("span", {}, (bottom + i / 10).toFixed(1))));
   const inner = width - 70;
   const height = 340;
-  const front = (event) => !events.some((other) => other !== event && other.latency_ms <= event.latency_ms && other.macro_f1 >= event.macro_f1 && (other.latency_ms < event.latency_ms || other.macro_f1 > event.macro_f1));
+  const front = (event) => !events.some((other) => other !== event && other.mode === event.mode && other.latency_ms <= event.latency_ms && other.macro_f1 >= event.macro_f1 && (other.latency_ms < event.latency_ms || other.macro_f1 > event.macro_f1));
   const ordered = [...events].sort((a, b) => Number(front(b)) - Number(front(a)) || b.macro_f1 - a.macro_f1);
   const taken = ordered.map((event) => [x(event.latency_ms) * inner - 6, (1 - y(event.macro_f1)) * height - 6, 12, 12]);
+  for (const event of ordered) {
+    if (event.latency_p99_ms) taken.push([x(event.latency_ms) * inner, (1 - y(event.macro_f1)) * height - 1, (x(event.latency_p99_ms) - x(event.latency_ms)) * inner, 2]);
+  }
   const marks = ordered.map((event) => {
     const [px, py] = [x(event.latency_ms) * inner, (1 - y(event.macro_f1)) * height];
     const place = labelPlace(event.model, px, py, inner, taken);
