@@ -18,7 +18,7 @@ help:  ## say what there is
 .venv/.installed: pyproject.toml constraints.txt
 	@echo "installing into .venv: about 1 GB of downloads, a few minutes, once"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,orchestrate,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,orchestrate,serve,dev]'
 	touch $@
 
 run: .venv/.installed  ## validate, extract, split, train, evaluate, report (STORE=, ARTIFACTS=, CONFIG=, RECIPE=)
@@ -74,4 +74,4 @@ lock: artifacts/cache/lock/.installed  ## remake constraints.txt from pyproject.
 	sed -i 's/+cpu//' constraints.txt
 
 clean:  ## remove everything a run wrote (the environment stays)
-	find artifacts -mindepth 1 -not -name README.md -not -name exclusions.yaml -delete
+	find artifacts -mindepth 1 -not -name README.md -not -name exclusions.yaml -not -path 'artifacts/decisions*' -delete

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-VERSION = 1
+VERSION: Literal[1] = 1
 SCHEMA_FILE = Path(__file__).with_name("events.schema.json")
 CURVE_POINTS = 80
 """Of an attack profile: clean 10, armed 5, infecting 10, infected_running 40, clean tail 15."""

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli import champion, checkpoints, doctor, episodes, predict, report, run
+from pipelines.cli import champion, checkpoints, doctor, episodes, hub, predict, report, run
 from pipelines.cli.console import (
     FAILED,
     MISMATCH,
@@ -44,6 +44,7 @@ for function in (
     champion.rollback,
     checkpoints.inspect,
     doctor.doctor,
+    hub.hub,
 ):
     app.command(cls=Command)(with_json(function))
 app.add_typer(checkpoints.contract_app, name="contract")

@@ -47,6 +47,7 @@ EXTRAS = {
     "base": ("numpy", "numba", "polars", "pyarrow", "pydantic", "safetensors", "zstandard"),
     "train": ("torch", "xgboost", "scikit-learn", "matplotlib", "jinja2"),
     "orchestrate": ("dagster", "dagster-webserver"),
+    "serve": ("starlette", "uvicorn"),
 }
 """What ``doctor`` looks for, by the extra that installs it."""
 
