@@ -33,7 +33,7 @@ const tabs = SCENES.map((scene) => {
     on: { click: () => show(scene), keydown: turn },
   }, scene.title, scene.badge);
   const panel = h("section", { role: "tabpanel", id: `scene-${scene.id}`, class: "scene", "aria-labelledby": `tab-${scene.id}`, tabindex: "-1", hidden: true });
-  scene.mount(panel, store, () => dirty.add(scene));
+  scene.mount(panel, store, () => soon(scene));
   root.append(panel);
   at("tabs").append(tab);
   return { scene, tab, panel };
@@ -60,6 +60,13 @@ function turn(event) {
   if (to === undefined) return;
   event.preventDefault();
   show(SCENES.at(to % SCENES.length), true);
+}
+
+/** Draw a scene anew in the next frame: what a person does is answered at once. */
+function soon(scene) {
+  if (dirty.has(scene)) return;
+  dirty.add(scene);
+  requestAnimationFrame(() => scene === shown && draw());
 }
 
 function draw() {

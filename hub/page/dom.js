@@ -80,10 +80,18 @@ export function empty(what, command) {
     h("p", {}, what, " ", h("code", {}, command), "."));
 }
 
+let fields = 0;
+
+/** A control beside its label. */
+export function field(label, control) {
+  control.id = `field-${++fields}`;
+  return h("div", { class: "field" }, h("label", { for: control.id }, label), control);
+}
+
 /** A select with its label; `change` gets the chosen value. */
 export function chooser(label, change) {
   const select = h("select", { on: { change: () => change(select.value) } });
-  const element = h("label", { class: "field" }, h("span", {}, label), select);
+  const element = field(label, select);
   let known = "";
   return {
     element,

@@ -2,7 +2,7 @@
 // its whole lane, so that nobody takes it for what happens now.
 
 import uPlot from "./vendor/uPlot.js";
-import { ago, clock, colour, day, disclosure, duration, empty, fixed, h, milliseconds, minute, now, percent, plural, say, since, table, when } from "./dom.js";
+import { ago, clock, colour, day, disclosure, duration, empty, field, fixed, h, milliseconds, minute, now, percent, plural, say, since, table, when } from "./dom.js";
 import { inspectable } from "./inspect.js";
 import { chip, EDGE, GUTTER, legend, PhaseRows } from "./phases.js";
 import { answer } from "./stream.js";
@@ -373,7 +373,7 @@ class LaneView {
     return h("form", { on: { submit, keydown: (event) => event.key === "Escape" && close() } },
       h("fieldset", {}, h("legend", {}, `Was the alarm of ${when(row.alarm.from)} true?`),
         radio("true", "True, an attack"), radio("false", "False, no attack")),
-      h("label", { class: "field note" }, h("span", {}, "Note"), note),
+      field("Note", note),
       h("div", { class: "buttons" }, save, h("button", { type: "button", class: "quiet", on: { click: close } }, "Cancel")), problem);
   }
 }
