@@ -1,4 +1,4 @@
-"""The hub's page in a real browser: what is *visible* of each event, and what the browser objects to.
+"""The hub's page in a real browser: what is *visible* of each event, and what a browser refuses.
 
 For ``make live`` and for looking at the page by hand; nothing here is collected by pytest. Needs
 Playwright (the extra ``e2e``) and a Chromium. ``SHOWN`` has a function for every type of event: it

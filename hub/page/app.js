@@ -1,7 +1,7 @@
 // The page: scenes as tabs, the connection, the theme, and when what is drawn. No scene is known
 // here but by `SCENES`; what an event means is said in its scene.
 
-import { clock, duration, h, plural, say, setClock, tick } from "./dom.js";
+import { clock, duration, h, now, plural, say, setClock, tick } from "./dom.js";
 import { answers, listen } from "./stream.js";
 import { Store } from "./store.js";
 import { scene as live } from "./live.js";
@@ -142,7 +142,7 @@ function gap(n) {
 
 listen({
   event(event) {
-    const [type, change] = store.receive(event);
+    const [type, change] = store.receive(event, news ? now() : Math.min(now(), event?.at ?? 0));
     if (type === null) {
       notice("unknown", `${plural(store.unknown, "event")} of a kind that this page does not know: not shown. Reload the page; the hub may be newer.`);
       return;

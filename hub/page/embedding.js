@@ -44,7 +44,7 @@ export const scene = {
         pointercancel: () => { this.held = null; }, pointerleave: () => this.pinned || this.choose(null), keydown: (event) => this.key(event),
       },
     });
-    const turn = (words, sign, yaw, pitch, zoom = 1) => h("button", { type: "button", class: "quiet", "aria-label": words, title: words, on: { click: () => this.turn(yaw, pitch, zoom) } }, sign);
+    const turn = (words, sign, yaw, pitch, zoom = 1) => h("button", { type: "button", class: "quiet", "aria-label": words, title: words, on: { click: () => this.turn(yaw, pitch, zoom) } }, h("span", { "aria-hidden": "true" }, sign));
     this.tilts = [turn("Turn up", "↑", 0, -TURN), turn("Turn down", "↓", 0, TURN)];
     this.buttons = h("div", { class: "buttons", role: "group", "aria-label": "Turn the cloud" },
       turn("Turn left", "←", -TURN, 0), turn("Turn right", "→", TURN, 0), this.tilts, turn("Nearer", "+", 0, 0, 1.2), turn("Farther", "−", 0, 0, 1 / 1.2),

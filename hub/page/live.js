@@ -168,8 +168,8 @@ class LaneView {
 
   /** What changes with time alone. */
   move() {
-    const { last } = this.lane;
-    const late = now() - last.at;
+    const { last, heard } = this.lane;
+    const late = now() - heard;
     this.stale.hidden = last.source === "replay" ? late < STALE_S : late < STALE_S || last.phase === null;
     if (!this.stale.hidden) {
       say(this.stale, last.source === "replay" ? `The replay sent its last window ${duration(late)} ago.` : `Nothing received from ${this.lane.host} for ${duration(late)}. What stands below is the last that was said.`);
@@ -204,8 +204,8 @@ class LaneView {
 
   figures() {
     const { lane, stride } = this;
-    const { last, windows } = lane;
-    const right = last.source === "live" ? last.end + Math.min(SHIFT_S, Math.max(0, now() - last.at)) : last.end;
+    const { last, windows, heard } = lane;
+    const right = last.source === "live" ? last.end + Math.min(SHIFT_S, Math.max(0, now() - heard)) : last.end;
     this.range = [right - SPAN_S, right];
     const cell = (event) => [(event.start + event.end - stride) / 2, (event.start + event.end + stride) / 2];
     const shaded = windows.filter(standing).map((event) => [event.end, event.end + stride, "alarmed"]);
@@ -380,7 +380,7 @@ class LaneView {
 
 function origin(last) {
   return h("p", { class: "provenance" }, "From ", h("span", { class: "origin" }, last.origin),
-    last.source === "replay" ? ` · recorded ${when(last.end)}` : [" · window ended ", ago(last.end)], " · published ", ago(last.at));
+    ` · window ${last.source === "replay" ? "recorded" : "ended"} ${when(last.end)} · published `, ago(last.at));
 }
 
 function said(given) {
@@ -402,7 +402,7 @@ function alarmNow(lane) {
   const { last } = lane;
   const alarm = last.alarm_id ? lane.alarms.get(last.alarm_id) : null;
   if (standing(last)) {
-    const length = !alarm ? null : last.source === "live" ? since(alarm.from) : duration(last.end - alarm.from);
+    const length = !alarm ? null : last.source === "live" ? since(lane.heard - (last.end - alarm.from)) : duration(last.end - alarm.from);
     return [
       h("b", { class: "alarm-word" }, h("span", { "aria-hidden": "true" }, "▲ "), alarm?.first.phase === null ? "Silence raised an alarm" : last.alarm === "raised" ? "Alarm raised" : "Alarm stands"),
       h("p", { class: "sub" }, alarm ? [alarm.seen ? "since " : "at least since ", when(alarm.from), " · ", length] : "since when was not received"),

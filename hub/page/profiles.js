@@ -53,14 +53,16 @@ export const scene = {
     const shown = chosen.slice(0, MANY);
     this.less.hidden = shown.length === chosen.length;
     say(this.less, `The first ${MANY} of ${chosen.length} are shown. Choose a profile or a signal.`);
+    const open = new Set();
     for (const [key, card] of this.cards) {
       if (shown.some((event) => event === card.event) && card.canvas.plot) continue;
+      if (card.list.open) open.add(key);
       card.close();
       this.cards.delete(key);
     }
     for (const [i, event] of shown.entries()) {
       const key = `${event.name} ${event.channel}`;
-      if (!this.cards.has(key)) this.cards.set(key, makeCard(event, this.sized));
+      if (!this.cards.has(key)) this.cards.set(key, makeCard(event, this.sized, open.has(key)));
       const { element } = this.cards.get(key);
       if (this.grid.children[i] !== element) this.grid.insertBefore(element, this.grid.children[i] ?? null);
       this.cards.get(key).draw();
@@ -74,7 +76,7 @@ export const scene = {
   },
 };
 
-function makeCard(event, sized) {
+function makeCard(event, sized, open) {
   const canvas = h("div", { class: "curve", role: "img", "aria-label": words(event) });
   const phases = h("div", { class: "phase-axis", "aria-hidden": "true" },
     SPANS.map(({ phase, from, to }) => h("span", { vars: { "--points": String(to - from) } }, h("i", { class: `p-${phase}` }), h("span", {}, phase))));
@@ -83,9 +85,10 @@ function makeCard(event, sized) {
     h("h3", {}, event.name), h("p", { class: "soft sub" }, `${event.shape} · ${plural(event.n_episodes, "episode")}`),
     h("p", { class: "signal" }, h("code", {}, event.channel), h("span", { class: "soft" }, ` in ${event.unit}`)),
     canvas, phases, list.element);
+  list.element.open = open;
   sized.observe(canvas);
   return {
-    event, element, canvas,
+    event, element, canvas, list: list.element,
     draw() {
       if (!canvas.plot && canvas.clientWidth) canvas.plot = plot(event, canvas);
     },

@@ -17,7 +17,8 @@ class Bounded extends Map {
   }
 
   set(key, value) {
-    if (!this.has(key) && this.size >= this.limit) this.delete(this.keys().next().value);
+    this.delete(key);
+    if (this.size >= this.limit) this.delete(this.keys().next().value);
     return super.set(key, value);
   }
 }
@@ -29,20 +30,18 @@ export class Lane {
     this.windows = [];
     this.alarms = new Bounded(ALARMS);
     this.last = null;
+    this.heard = 0; // when the last window came, by the hub's clock: a source's own may be wrong
     this.changed = true;
-    this.begun = 0;
     this.known = new Map();
   }
 
   /** Take a window; gives what changed for a listener: "raised", "cleared", "silent", "back" or null. */
-  add(event) {
-    if (event.at < this.begun) return null; // of a run that was left behind
+  add(event, heard) {
     const before = this.last;
     const key = `${event.session} ${event.window} ${event.phase === null ? "silent" : ""}`;
     if (before && this.elsewhere(event, before)) {
       this.windows = [];
       this.known.clear();
-      this.begun = event.at;
     }
     if (this.known.has(key)) {
       this.windows[this.windows.indexOf(this.known.get(key))] = event;
@@ -58,8 +57,8 @@ export class Lane {
     }
     this.changed = true;
     const news = this.alarm(event);
-    if (before && event.at < before.at) return null; // late: it is drawn, but it is not the state
-    this.last = event;
+    this.last = event; // the hub keeps the order, whatever the clocks of sources say
+    this.heard = heard;
     if (news) return news;
     if (!before) return event.silent?.length ? "silent" : null;
     const quiet = (one) => (one.silent ?? []).join();
@@ -99,14 +98,14 @@ export class Store {
     this.metrics = new Bounded(OTHERS);
     this.points = new Bounded(POINTS);
     this.perf = new Bounded(OTHERS);
-    this.answers = new Map(); // alarm id -> the last answer
+    this.answers = new Bounded(OTHERS); // alarm id -> the last answer
     this.received = 0;
     this.unknown = 0; // events of a type or version that this page does not know
     this.lastAt = null; // when the last event came, on the page's own clock
   }
 
-  /** Keep an event; gives [type, news of the lane or null]. */
-  receive(event) {
+  /** Keep an event that was heard at that time; gives [type, change of the lane or null]. */
+  receive(event, heard) {
     const take = event?.v === 1 && Object.hasOwn(TAKE, event.type) ? TAKE[event.type] : null;
     if (!take) {
       this.unknown += 1;
@@ -114,14 +113,15 @@ export class Store {
     }
     this.received += 1;
     this.lastAt = performance.now();
-    return [event.type, take(this, event) ?? null];
+    return [event.type, take(this, event, heard) ?? null];
   }
 }
 
 const TAKE = {
-  live_detection(store, event) {
-    if (!store.lanes.has(event.host)) store.lanes.set(event.host, new Lane(event.host));
-    return store.lanes.get(event.host).add(event);
+  live_detection(store, event, heard) {
+    const lane = store.lanes.get(event.host) ?? new Lane(event.host);
+    store.lanes.set(event.host, lane);
+    return lane.add(event, heard);
   },
   phase(store, event) {
     store.phases.set(event.scope, event);
@@ -130,8 +130,8 @@ const TAKE = {
     store.profiles.set(`${event.name} ${event.channel}`, event);
   },
   prediction(store, event) {
-    if (!store.episodes.has(event.episode_id)) store.episodes.set(event.episode_id, new Bounded(WINDOWS));
-    store.episodes.get(event.episode_id).set(event.window, event);
+    const windows = store.episodes.get(event.episode_id) ?? new Bounded(WINDOWS);
+    store.episodes.set(event.episode_id, windows.set(event.window, event));
   },
   model_metric(store, event) {
     store.metrics.set(`${event.model} ${event.mode ?? ""} ${event.recipe}`, event);
