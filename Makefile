@@ -6,8 +6,6 @@ BIN := .venv/bin
 export PHASEWATCH_CONFIG := $(CONFIG)
 export PHASEWATCH_STORE := $(STORE)
 export PHASEWATCH_ARTIFACTS := $(abspath $(ARTIFACTS))
-# phasewatch finds Dagster's records in the artifacts folder; `dg dev` has to be told.
-ui: export DAGSTER_HOME := $(abspath $(or $(ARTIFACTS),artifacts))/dagster_home
 
 .DEFAULT_GOAL := help
 .PHONY: help run ui test e2e ray bench yardstick lint lock clean
@@ -25,8 +23,7 @@ run: .venv/.installed  ## validate, extract, split, train, evaluate, report (STO
 	$(BIN)/phasewatch run $(if $(RECIPE),--recipe $(RECIPE))
 
 ui: .venv/.installed  ## open Dagster on http://127.0.0.1:3000 (STORE=, ARTIFACTS=, CONFIG=)
-	$(BIN)/phasewatch sync
-	$(BIN)/dg dev --host 127.0.0.1 --port 3000
+	$(BIN)/phasewatch ui
 
 test: lint  ## linters, types, import rules and the test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -49,9 +46,10 @@ ray: .venv/.installed  ## the graph on two nodes of a Ray cluster, recorded in P
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
 	$(BIN)/python -m pytest -rs tests/test_ray.py
 
-bench: .venv/.installed  ## speed, as ratios measured side by side
+bench: .venv/.installed  ## speed, as ratios measured side by side; the hub under load
 	$(BIN)/python -m benchmarks.extraction
 	$(BIN)/python -m benchmarks.bootstrap
+	$(BIN)/python -m benchmarks.hub
 
 # aeon needs an older Numba, and torch for Hydra
 artifacts/cache/rockets/.installed:

@@ -137,6 +137,13 @@ class Tally(BaseModel):
     unreadable: list[str]
     by_model: list[Answered]
 
+    @property
+    def precision(self) -> float | None:
+        """Of live machines' alarms, the share of the answered ones that were true."""
+        live = [row for row in self.by_model if row.source == "live"]
+        answered = sum(row.answered for row in live)
+        return sum(row.true for row in live) / answered if answered else None
+
 
 def log_files(folder: Path) -> list[Path]:
     """The files of the log, oldest first."""

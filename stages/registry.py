@@ -10,6 +10,7 @@ from stages.alarm_rules import AlarmRules
 from stages.champion import ChampionStage
 from stages.checkpoints import Checkpoints
 from stages.datasets import Datasets
+from stages.decisions import Decisions
 from stages.drift import Drift
 from stages.evaluation import Comparisons, EvalReports
 from stages.held_out_predictions import HeldOutPredictions
@@ -35,6 +36,7 @@ STAGES: dict[str, Stage] = {
         *map(EvalReports, VARIANTS),
         Comparisons(),
         HostRotationStage(),
+        Decisions(),
         ReportPage(),
         ChampionStage(),
         Predictions(),

@@ -143,6 +143,11 @@ class Workspace(BaseModel):
         """The champion's pointer, and copies of every checkpoint that was ever in use."""
         return self.artifacts_path / "champion"
 
+    @property
+    def decisions_folder(self) -> Path:
+        """The hub's log, and its counts."""
+        return self.artifacts_path / "decisions"
+
     def drift_folder(self, batch: str) -> Path:
         return self.artifacts_path / "drift" / batch
 

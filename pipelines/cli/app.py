@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli import champion, checkpoints, doctor, episodes, hub, predict, report, run
+from pipelines.cli import champion, checkpoints, doctor, episodes, hub, predict, report, run, ui
 from pipelines.cli.console import (
     FAILED,
     MISMATCH,
@@ -45,6 +45,7 @@ for function in (
     checkpoints.inspect,
     doctor.doctor,
     hub.hub,
+    ui.ui,
 ):
     app.command(cls=Command)(with_json(function))
 app.add_typer(checkpoints.contract_app, name="contract")
