@@ -152,7 +152,20 @@ def test_scenes_read_fields_that_events_have(module: str) -> None:
     assert read - browsers <= fields
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+
+
+@needs_node
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
+def test_modules_parse(path: Path) -> None:
+    command = ["node", "--input-type=module", "--check"]
+    ran = subprocess.run(
+        command, input=path.read_bytes(), capture_output=True, timeout=60, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+@needs_node
 class TestStore:
     """What the page keeps, in the JavaScript engine of node."""
 
