@@ -137,6 +137,14 @@ def test_axis_of_profiles_is_that_of_the_events() -> None:
     assert sum(points for _, points in axis) == CURVE_POINTS
 
 
+def test_curves_below_phases_begin_where_phases_do() -> None:
+    script, style = (PAGE / "phases.js").read_text(), (PAGE / "style.css").read_text()
+    for name in ("gutter", "edge"):
+        px = re.search(rf"{name.upper()} = (\d+);", script)
+        assert px is not None
+        assert re.findall(rf"--{name}: (\d+)px", style) == [px[1]]
+
+
 def test_windows_kept_are_those_of_the_hub() -> None:
     assert f"LIVE_WINDOWS = {LIVE_WINDOWS};" in (PAGE / "store.js").read_text()
 

@@ -4,7 +4,7 @@
 import { clock, duration, h, now, plural, say, setClock, tick } from "./dom.js";
 import { answers, listen } from "./stream.js";
 import { Store } from "./store.js";
-import { scene as live } from "./live.js";
+import { alarmsOf, scene as live } from "./live.js";
 import { scene as episode } from "./episode.js";
 import { scene as mix } from "./mix.js";
 import { scene as profiles } from "./profiles.js";
@@ -95,8 +95,8 @@ function byHash() {
 }
 
 function title() {
-  const alarmed = [...store.lanes.values()].filter((lane) => ["raised", "standing"].includes(lane.last.alarm));
-  document.title = alarmed.length ? `▲ ${plural(alarmed.length, "alarm")} · phasewatch` : "phasewatch";
+  const n = alarmsOf(store, "live");
+  document.title = n ? `▲ ${plural(n, "alarm")} · phasewatch` : "phasewatch";
 }
 
 /* ---- the connection ---- */

@@ -7,13 +7,16 @@ import { inspectable } from "./inspect.js";
 import { chip, EDGE, GUTTER, legend, PhaseRows } from "./phases.js";
 import { answer } from "./stream.js";
 
-const SPAN_S = 1200; // what a lane shows
+const SPANS_S = [120, 300, 600, 1200]; // what a lane shows: the shortest that holds its windows
+const SECONDS_S = 300; // up to here the axis has seconds
 const STALE_S = 20; // three windows are late
 const SHIFT_S = 600; // how far a silent lane moves on before it stands still
 const SCORE_PX = 136; // as in the style sheet
 const SHOWN_ALARMS = 3;
 const NOTE_LENGTH = 500;
 
+/** How many hosts are under alarm, live or in a replay. */
+export const alarmsOf = (store, source) => [...store.lanes.values()].filter(({ last }) => last.source === source && standing(last)).length;
 const standing = (event) => event.alarm === "raised" || event.alarm === "standing";
 
 export const scene = {
@@ -35,7 +38,7 @@ export const scene = {
         h("li", {}, h("i", { class: "swatch alarmed", "aria-hidden": "true" }), "alarm stands"),
         h("li", {}, h("i", { class: "swatch quiet-time", "aria-hidden": "true" }), "silent")));
     panel.append(
-      h("header", {}, h("h2", {}, "Live"), h("p", { class: "about" }, "In which phase each machine is, window by window, for the last twenty minutes; whether an alarm stands, and which channels argue for it.")),
+      h("header", {}, h("h2", {}, "Live"), h("p", { class: "about" }, "In which phase each machine is, window by window, for up to the last twenty minutes; whether an alarm stands, and which channels argue for it.")),
       this.banner, this.overview, this.none, this.key, this.lanes);
     this.watch = new IntersectionObserver((entries) => {
       for (const entry of entries) {
@@ -89,8 +92,8 @@ export const scene = {
   },
 
   badged(store) {
-    const n = [...store.lanes.values()].filter((lane) => standing(lane.last)).length;
-    return n ? `▲ ${n}` : "";
+    const n = alarmsOf(store, "live");
+    return n ? `▲ ${n}` : alarmsOf(store, "replay") ? "▲ replay" : "";
   },
 
   second() {
@@ -104,7 +107,7 @@ export const scene = {
 
 class LaneView {
   constructor(lane, store, dirty) {
-    Object.assign(this, { lane, store, dirty, forms: new Map(), onScreen: true, seen: null, allAlarms: false });
+    Object.assign(this, { lane, store, dirty, forms: new Map(), onScreen: true, allAlarms: false });
     const id = `lane-${encodeURIComponent(lane.host)}`;
     this.kind = h("span", { class: "tag" });
     this.what = h("p", { class: "soft sub" });
@@ -115,7 +118,7 @@ class LaneView {
     this.chart = h("div", { class: "score", role: "img" });
     this.range = [0, 1];
     this.strip = h("p", { class: "replay-strip", hidden: true });
-    this.figure = inspectable(`${lane.host}: windows of the last twenty minutes`, [this.rows.element, this.chart], {
+    this.figure = inspectable(`${lane.host}: its last windows`, [this.rows.element, this.chart], {
       windows: () => lane.windows.length,
       share: (i) => this.share(lane.windows[i]),
       words: (i) => spoken(lane.windows[i]),
@@ -206,7 +209,7 @@ class LaneView {
     const { lane, stride } = this;
     const { last, windows, heard } = lane;
     const right = last.source === "live" ? last.end + Math.min(SHIFT_S, Math.max(0, now() - heard)) : last.end;
-    this.range = [right - SPAN_S, right];
+    this.range = [right - (SPANS_S.find((span) => windows[0].start >= right - span) ?? SPANS_S.at(-1)), right];
     const cell = (event) => [(event.start + event.end - stride) / 2, (event.start + event.end + stride) / 2];
     const shaded = windows.filter(standing).map((event) => [event.end, event.end + stride, "alarmed"]);
     for (const event of windows) if (event.phase === null) shaded.push([event.start, event === last ? right : event.end, "quiet-time"]);
@@ -249,7 +252,7 @@ class LaneView {
       legend: { show: false },
       scales: { x: { range: () => this.range }, y: { range: () => [0, 1] } },
       axes: [
-        { ...axis, size: 24, gap: 4, space: 70, values: (_, splits) => splits.map(minute) },
+        { ...axis, size: 24, gap: 4, space: 70, values: (_, splits) => this.times(splits) },
         { ...axis, size: GUTTER, gap: 8, splits: () => [0, 0.5, 1], values: (_, splits) => splits.map(String) },
       ],
       series: [
@@ -259,6 +262,13 @@ class LaneView {
       ],
       hooks: { drawClear: [(plot) => this.shade(plot, alarm)] },
     }, data, this.chart);
+  }
+
+  /** Words below the axis; none where the edge would cut them off. */
+  times(splits) {
+    const [from, to] = this.range;
+    const words = to - from > SECONDS_S ? minute : clock;
+    return splits.map((at) => (to - at < 0.03 * (to - from) ? "" : words(at)));
   }
 
   shade(plot, fill) {
