@@ -33,7 +33,7 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell $$(git ls-files '*.py' '*.md' '*.j2' '*.css' '*.yaml' '*.toml' Makefile)
+	$(BIN)/codespell $$(git ls-files '*.py' '*.md' '*.j2' '*.css' '*.html' '*.js' '*.yaml' '*.toml' ':!hub/page/vendor/' Makefile)
 	$(BIN)/deptry .
 	$(BIN)/deptry . tests --exclude '\.venv|artifacts|build' --ignore DEP002,DEP004
 	$(BIN)/dg check defs
