@@ -86,7 +86,7 @@ class ReportPage(Stage):
     """One page on every checkpoint and recipe evaluated so far, to be read by people."""
 
     name = "report"
-    version = "8"
+    version = "9"
     partition = ""
     job = "retrain"
     docs = "evaluation.md"
