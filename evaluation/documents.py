@@ -313,6 +313,15 @@ class Unlike(Model):
     episodes: list[str] = Field(description="the test episodes called unlike training")
 
 
+class Latency(Model):
+    """How long one window takes, from its inputs to its probabilities, by itself on one thread."""
+
+    processor: str = Field(description="on which it was measured")
+    windows: Annotated[int, Field(ge=1)] = Field(description="timed, one call each")
+    median_ms: Positive
+    p99_ms: Positive
+
+
 class LearningCurve(Model):
     columns: list[str] = ["step", "train_loss", "val_loss", "val_macro_f1"]
     rows: list[tuple[int, float | None, float | None, float | None]]
