@@ -16,6 +16,7 @@ from pipelines.cli import (
     episodes,
     hub,
     predict,
+    produce,
     report,
     run,
     ui,
@@ -66,6 +67,7 @@ for program in (device.live, device.enrol):  # their options are those of a devi
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )(program)
 app.add_typer(checkpoints.contract_app, name="contract")
+app.add_typer(produce.produce_app, name="produce")
 
 
 def _show_version(wanted: bool) -> None:
