@@ -213,8 +213,8 @@ def test_a_new_client_is_given_the_latest_of_everything(hub: Running) -> None:
 
 def test_a_window_that_is_published_again_is_not_doubled(hub: Running) -> None:
     """Its scorer had no answer, so it does not know that it was taken."""
-    for events in ([detection(0)], [detection(0), detection(1)], [detection(1, at=2.0)]):
-        assert hub.publish(events) == (200, {"delivered": len(events)})
+    for sent in ([detection(0)], [detection(0), detection(1)], [detection(1, at=2.0)]):
+        assert hub.publish(sent) == (200, {"delivered": len(sent)})
     assert hub.ask("GET", "/healthz")[1]["newest"] == 3
 
 
