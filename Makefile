@@ -8,7 +8,7 @@ export PHASEWATCH_STORE := $(STORE)
 export PHASEWATCH_ARTIFACTS := $(abspath $(ARTIFACTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui test e2e ray bench yardstick lint lock clean
+.PHONY: help run ui test e2e live ray bench yardstick lint lock clean
 
 help:  ## say what there is
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /make \1\t/' | expand -t 14
@@ -33,7 +33,7 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell $$(git ls-files '*.py' '*.md' '*.j2' '*.css' '*.yaml' '*.toml' Makefile)
+	$(BIN)/codespell $$(git ls-files '*.py' '*.md' '*.j2' '*.css' '*.html' '*.js' '*.yaml' '*.toml' ':!hub/page/vendor/' Makefile)
 	$(BIN)/deptry .
 	$(BIN)/deptry . tests --exclude '\.venv|artifacts|build' --ignore DEP002,DEP004
 	$(BIN)/dg check defs
@@ -41,6 +41,10 @@ lint: .venv/.installed
 e2e: .venv/.installed  ## a real Dagster, clicked by a real browser: growth, night, backfill, drift
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'playwright>=1.60'
 	PYTHONPATH=. $(BIN)/python tests/e2e.py
+
+live: .venv/.installed  ## champion, bundle, scorer, hub and page, watched by a real browser
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'playwright>=1.60'
+	PYTHONPATH=. $(BIN)/python tests/e2e_live.py
 
 ray: .venv/.installed  ## the graph on two nodes of a Ray cluster, recorded in PostgreSQL
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'

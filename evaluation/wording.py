@@ -268,6 +268,12 @@ def count(value: int | None) -> str:
     return NOTHING if value is None else f"{value:,}".replace(",", "\u202f")
 
 
+def size(n_bytes: int) -> str:
+    """Of files, in kB or MB."""
+    kilo = n_bytes / 1000
+    return f"{kilo:.0f} kB" if kilo < 1000 else f"{kilo / 1000:.1f} MB"
+
+
 def short(value: str) -> str:
     """The beginning of a hash, with its ``-dirty`` if it has one."""
     return value[:SHORT_ID] + ("-dirty" if value.endswith("-dirty") else "")

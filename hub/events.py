@@ -197,6 +197,7 @@ class LiveDetection(Event):
     coverage: dict[Name, Share]  # per source, the share of values present
     silent: list[Name] = []  # sources that stopped sending; the host itself if all did
     why: list[Argument] = []  # at most three, the largest first
+    restarted: Name | None = None  # why the scorer's windows start anew with this one
     latency_ms: Positive | None  # from the last row that finished the window to this event
 
     @property

@@ -146,6 +146,8 @@ class Hub:
             return _wrong(error, several=several)
         changed = False
         for event in events:
+            if self.state.repeats(event):
+                continue
             self.state.publish(event)
             if isinstance(event, LiveDetection):
                 changed |= self.log.note(event)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -156,6 +157,23 @@ class Classifier(ABC):
         if not len(X):
             return np.empty((0, self.n_classes), dtype=np.float32)
         return self._predict_proba(X)
+
+    @contextmanager
+    def one_thread(self) -> Iterator[None]:
+        """Within, ``predict_proba`` uses one thread, whatever the settings say."""
+        from threadpoolctl import threadpool_limits  # here: scoring alone does without
+
+        configured = self.config
+        if hasattr(configured, "n_threads"):
+            self._set_config(replace(configured, n_threads=1))
+        try:
+            with threadpool_limits(1):
+                yield
+        finally:
+            self._set_config(configured)
+
+    def _set_config(self, config: Any) -> None:
+        self.config = config
 
     def contributions(self, X: Inputs, channel: NDArray[np.int64]) -> NDArray[np.float64]:
         """How much each channel argues for the predicted class, ``(n_windows, n_channels)``.

@@ -130,6 +130,10 @@ class Gbt(Classifier):
             ]
         )
 
+    def _set_config(self, config: GbtConfig) -> None:
+        super()._set_config(config)
+        self.booster_.set_param({"nthread": config.n_threads})
+
     def contributions(self, X: Inputs, channel: NDArray[np.int64]) -> NDArray[np.float64]:
         """Exact: with the trees' bias they add up to the margin of the predicted class.
 

@@ -11,6 +11,7 @@ from stages.champion import ChampionStage
 from stages.checkpoints import Checkpoints
 from stages.datasets import Datasets
 from stages.decisions import Decisions
+from stages.device_bundle import DeviceBundle
 from stages.drift import Drift
 from stages.evaluation import Comparisons, EvalReports
 from stages.held_out_predictions import HeldOutPredictions
@@ -40,5 +41,6 @@ STAGES: dict[str, Stage] = {
         ReportPage(),
         ChampionStage(),
         Predictions(),
+        DeviceBundle(),
     )
 }

@@ -132,6 +132,10 @@ class Workspace(BaseModel):
         return self.artifacts_path / "host_rotation"
 
     @property
+    def device_bundle_folder(self) -> Path:
+        return self.artifacts_path / "device_bundle"
+
+    @property
     def report_page(self) -> Path:
         return self.artifacts_path / "reports" / "report.html"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ K = len(CLASSES)
 IDENTITY = {
     "recipe": "host", "dataset_version": "d" * 64, "contract_hash": "c" * 64,
     "schema_hash": "s" * 64, "validation_index_digest": "v" * 64, "code_commit": "k" * 40,
-    "config": {"n_rounds": 12},
+    "config": {"n_rounds": 12}, "checkpoint_bytes": 123_456,
 }  # fmt: skip
 TRAINING = {"history": [[1, 1.5, 1.6, 0.2], [2, 0.5, None, None]], "best_step": 2}
 START_NS = 1_700_000_000 * 10**9
@@ -148,7 +149,7 @@ def plain_rule(
     threshold, note = choose_threshold(
         rule_scores(filtered(val, rule), rule, LAYOUT.window), policy
     )
-    return rule.model_copy(update={"threshold": threshold}), note
+    return replace(rule, threshold=threshold), note
 
 
 def report_of(

@@ -110,6 +110,8 @@ NOT_RUN = {
     "phasewatch hub --host 0.0.0.0 --allow-host hub.lab --token-file token": "serves until it is "
     "stopped; test_hub starts one",
     "curl -N http://127.0.0.1:8447/events": "test_hub reads it",
+    "python -m hub.vendor": "fetches from npm; test_page compares hashes",
+    "python -m hub.vendor --record": "fetches from npm and rewrites what is committed",
     "python -m benchmarks.hub": "takes two minutes",
     "python -m benchmarks.days": "needs the embedded corpus; takes half an hour",
     "python -m benchmarks.likeness": "needs the embedded corpus; takes minutes",

@@ -211,6 +211,13 @@ def test_a_new_client_is_given_the_latest_of_everything(hub: Running) -> None:
     assert windows(messages[2:]) == [0, 1, 2]
 
 
+def test_a_window_that_is_published_again_is_not_doubled(hub: Running) -> None:
+    """Its scorer had no answer, so it does not know that it was taken."""
+    for sent in ([detection(0)], [detection(0), detection(1)], [detection(1, at=2.0)]):
+        assert hub.publish(sent) == (200, {"delivered": len(sent)})
+    assert hub.ask("GET", "/healthz")[1]["newest"] == 3
+
+
 def test_no_more_of_a_subject_is_kept_than_it_says(hub: Running) -> None:
     hub.publish([detection(n) for n in range(events.LIVE_WINDOWS + 10)])
     assert windows(Stream(hub.port).first()) == list(range(10, events.LIVE_WINDOWS + 10))

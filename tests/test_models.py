@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits, load_iris, load_wine
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 from sklearn.metrics import f1_score
 from sklearn.neighbors import KNeighborsClassifier
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import models.trainer
 from episodes.reading import parse_episode
@@ -27,6 +27,7 @@ from features.extraction import extract
 from features.registry import LAYOUT, MODES
 from features.relative import episode_inputs
 from models.base import Classifier, Examples, NotFittedError, class_weights
+from models.gbt import Gbt
 from models.knn import condense, labelled_windows
 from models.metrics import confusion_matrix, f1_by_class, macro_f1
 from models.registry import MODELS, VARIANTS, Variant, find_variant, model_config
@@ -630,6 +631,26 @@ def test_principal_axes_are_the_same_however_many_threads_there_are():
         alone = principal_axes(X)
     with threadpool_limits(2):
         np.testing.assert_array_equal(principal_axes(X), alone)
+
+
+@each
+def test_within_one_thread_a_model_says_the_same(name: str):
+    train = make(name)
+    model = able(name, 3, **lab.settings_of(name, {"n_threads": 2})).fit(train)
+    configured, before = model.config, model.predict_proba(train.X)
+    with model.one_thread():
+        assert {pool["num_threads"] for pool in threadpool_info()} == {1}
+        assert getattr(model.config, "n_threads", 1) == 1
+        np.testing.assert_allclose(model.predict_proba(train.X), before, atol=1e-6)
+        if isinstance(model, Gbt):
+            assert gbt_threads(model) == "1"
+    assert model.config == configured
+    if isinstance(model, Gbt):
+        assert gbt_threads(model) == "2"
+
+
+def gbt_threads(model: Gbt) -> str:
+    return json.loads(model.booster_.save_config())["learner"]["generic_param"]["nthread"]
 
 
 @pytest.mark.parametrize("shape", [(60, 5), (60, 4, 5)])
