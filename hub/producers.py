@@ -63,7 +63,6 @@ if TYPE_CHECKING:
     from features.alignment import Grid
     from features.extraction import Extracted
     from hub.curves import Attack
-    from hub.events import Event
     from models.alarm import AlarmRule
     from models.checkpoint import Checkpoint
     from models.novelty import Likeness
@@ -241,7 +240,7 @@ def _now() -> float:
 # --- metrics and phases
 
 
-def metrics(project: Project) -> Iterator[Event]:
+def metrics(project: Project) -> Iterator[ModelMetric]:
     """Macro F1 of every current report, and of the baselines beside them.
 
     Raises:
@@ -281,7 +280,7 @@ def _metric(figure: Figure, **about: Any) -> ModelMetric:
     )
 
 
-def phases(project: Project) -> Iterator[Event]:
+def phases(project: Project) -> Iterator[PhaseEvent]:
     """How many windows of the store's usable recordings are in each phase: of all, and by host.
 
     Raises:
@@ -318,7 +317,7 @@ def _nothing_usable(project: Project) -> str:
 
 def replay(
     project: Project, scorer: Scorer, chosen: Iterable[StoredEpisode] = (), *, speed: float = 0.0
-) -> Iterator[Event]:
+) -> Iterator[Prediction]:
     """Every window of recordings, predicted and actual.
 
     Args:
@@ -357,7 +356,7 @@ def _windows(
     extracted: Extracted,
     held_out: dict[str, set[int]],
     speed: float,
-) -> Iterator[Event]:
+) -> Iterator[Prediction]:
     layout = project.workspace.layout
     scores = score_episode(scorer.checkpoint, scorer.rule, extracted, layout)
     windows = held_out.get(episode.episode_id)
@@ -388,7 +387,9 @@ def _windows(
 # --- embedding
 
 
-def embedding(project: Project, scorer: Scorer, n_windows: int = MAX_WINDOWS) -> Iterator[Event]:
+def embedding(
+    project: Project, scorer: Scorer, n_windows: int = MAX_WINDOWS
+) -> Iterator[Embedding]:
     """Test windows along the two principal axes that are kept in the checkpoint's header.
 
     Args:
@@ -479,7 +480,7 @@ def _scaling(project: Project, scorer: Scorer) -> tuple[dict[str, Any], str]:
 # --- perf
 
 
-def perf(project: Project, recipe: str | None = None) -> Iterator[Event]:
+def perf(project: Project, recipe: str | None = None) -> Iterator[ModelPerf]:
     """What each realistic checkpoint of a recipe costs per window, measured here and now.
 
     Args:
@@ -560,7 +561,7 @@ def _golden_inputs(project: Project, checkpoint: Checkpoint) -> NDArray[np.float
 # --- attack profiles
 
 
-def profiles(project: Project, n_episodes: int = MAX_EPISODES) -> Iterator[Event]:
+def profiles(project: Project, n_episodes: int = MAX_EPISODES) -> Iterator[AttackProfile]:
     """How the channels of ``RESOURCES`` run through the attacks of each profile.
 
     Args:
