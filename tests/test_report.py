@@ -466,6 +466,24 @@ def test_untested_profiles_and_absent_phases_are_said_once_in_words() -> None:
     assert text.count("Phase gone") == 2
 
 
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        ({"hosts", "samples", "sessions"}, "Every test host, sample and session was trained on"),
+        ({"samples"}, "Every test sample was trained on"),
+        (set(), ""),
+    ],
+)
+def test_what_is_on_both_sides_is_said(known: set[str], said: str) -> None:
+    one = report()
+    for kind in ("hosts", "samples", "sessions"):
+        one["splits"]["train"][kind] = ["a", "b"]
+        one["splits"]["test"][kind] = ["b"] if kind in known else ["b", "c"]
+    text = page_of(one).inside("recipe-host")
+    assert said in text
+    assert text.count("was trained on, too") == bool(known)
+
+
 def test_synthetic_episodes_and_coverage_are_said() -> None:
     one = report()
     one["splits"]["train"]["synthetic_episodes"] = 4
