@@ -1,8 +1,8 @@
 """Windows of one machine while its rows arrive, in bounded memory, whatever arrives.
 
 Rows are aligned by the batch code on a short buffer, so a live window is bit for bit the batch
-window of the same rows. ``docs/device.md`` says what becomes of rows that are late, repeated, out of
-order or from another time.
+window of the same rows. ``docs/device.md`` says what becomes of rows that are late, repeated, out
+of order or from another time.
 """
 
 from __future__ import annotations
