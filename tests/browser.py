@@ -99,7 +99,9 @@ class Screen:
 
     def answer(self, event: Event, *, verdict: bool, note: str) -> None:
         """Answer the alarm of an event as an operator would, and see the answer."""
-        row = self.lane(event["host"]).locator(f'[data-alarm="{event["alarm_id"]}"]')
+        lane = self.lane(event["host"])
+        lane.scroll_into_view_if_needed()  # lanes out of sight are not kept up to date
+        row = lane.locator(f'[data-alarm="{event["alarm_id"]}"]')
         row.get_by_role("button", name=re.compile("^(Answer|Change)")).click()
         row.get_by_role("radio", name="True" if verdict else "False").check()
         row.get_by_label("Note").fill(note)
