@@ -201,6 +201,7 @@ class LaneView {
     this.from.replaceChildren(origin(last));
     this.figures();
     this.alarmList();
+    this.answered(); // a row that is new has no button yet, and this may be the last event
     this.list.refresh();
     this.move();
   }
