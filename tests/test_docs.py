@@ -104,6 +104,7 @@ NOT_RUN = {
     "python -m benchmarks.choices --mode realistic --recipe host --recipe session --only keep mlp "
     "gru": "takes half an hour",
     "python -m benchmarks.days": "needs the embedded corpus; takes half an hour",
+    "python -m benchmarks.onset": "needs the checkpoints of a whole run",
     "python -m benchmarks.likeness": "needs the embedded corpus; takes minutes",
     "python -m benchmarks.choices --hosts": "takes an hour",
     "python data/build_store.py CORPUS_STORE": "needs the recorded corpus",
