@@ -65,8 +65,8 @@ $(WATCH): | .venv/.installed
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(@D) seglearn==1.2.5
 
 yardstick: run artifacts/cache/rockets/.installed $(WATCH)  ## the models beside a forest and rockets; a public leak (STORE=, ARTIFACTS=, CONFIG=)
-	$(BIN)/python -m benchmarks.yardstick --aeon artifacts/cache/rockets/bin/python
 	$(BIN)/python -m benchmarks.leak $(WATCH)
+	$(BIN)/python -m benchmarks.yardstick --aeon artifacts/cache/rockets/bin/python
 
 artifacts/cache/lock/.installed:
 	$(PYTHON) -m venv $(@D)
