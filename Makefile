@@ -6,11 +6,9 @@ BIN := .venv/bin
 export PHASEWATCH_CONFIG := $(CONFIG)
 export PHASEWATCH_STORE := $(STORE)
 export PHASEWATCH_ARTIFACTS := $(abspath $(ARTIFACTS))
-# phasewatch finds Dagster's records in the artifacts folder; `dg dev` has to be told.
-ui: export DAGSTER_HOME := $(abspath $(or $(ARTIFACTS),artifacts))/dagster_home
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui test e2e ray bench yardstick lint lock clean
+.PHONY: help run ui test e2e live ray bench yardstick lint lock clean
 
 help:  ## say what there is
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /make \1\t/' | expand -t 14
@@ -18,15 +16,14 @@ help:  ## say what there is
 .venv/.installed: pyproject.toml constraints.txt
 	@echo "installing into .venv: about 1 GB of downloads, a few minutes, once"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,orchestrate,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,orchestrate,serve,dev]'
 	touch $@
 
 run: .venv/.installed  ## validate, extract, split, train, evaluate, report (STORE=, ARTIFACTS=, CONFIG=, RECIPE=)
 	$(BIN)/phasewatch run $(if $(RECIPE),--recipe $(RECIPE))
 
 ui: .venv/.installed  ## open Dagster on http://127.0.0.1:3000 (STORE=, ARTIFACTS=, CONFIG=)
-	$(BIN)/phasewatch sync
-	$(BIN)/dg dev --host 127.0.0.1 --port 3000
+	$(BIN)/phasewatch ui
 
 test: lint  ## linters, types, import rules and the test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -36,7 +33,7 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell $$(git ls-files '*.py' '*.md' '*.j2' '*.css' '*.yaml' '*.toml' Makefile)
+	$(BIN)/codespell $$(git ls-files '*.py' '*.md' '*.j2' '*.css' '*.html' '*.js' '*.yaml' '*.toml' ':!hub/page/vendor/' Makefile)
 	$(BIN)/deptry .
 	$(BIN)/deptry . tests --exclude '\.venv|artifacts|build' --ignore DEP002,DEP004
 	$(BIN)/dg check defs
@@ -45,13 +42,18 @@ e2e: .venv/.installed  ## a real Dagster, clicked by a real browser: growth, nig
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'playwright>=1.60'
 	PYTHONPATH=. $(BIN)/python tests/e2e.py
 
+live: .venv/.installed  ## champion, bundle, scorer, hub and page, watched by a real browser
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'playwright>=1.60'
+	PYTHONPATH=. $(BIN)/python tests/e2e_live.py
+
 ray: .venv/.installed  ## the graph on two nodes of a Ray cluster, recorded in PostgreSQL
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
 	$(BIN)/python -m pytest -rs tests/test_ray.py
 
-bench: .venv/.installed  ## speed, as ratios measured side by side
+bench: .venv/.installed  ## speed, as ratios measured side by side; the hub under load
 	$(BIN)/python -m benchmarks.extraction
 	$(BIN)/python -m benchmarks.bootstrap
+	$(BIN)/python -m benchmarks.hub
 
 # aeon needs an older Numba, and torch for Hydra
 artifacts/cache/rockets/.installed:
@@ -80,4 +82,4 @@ lock: artifacts/cache/lock/.installed  ## remake constraints.txt from pyproject.
 	sed -i 's/+cpu//' constraints.txt
 
 clean:  ## remove everything a run wrote (the environment stays)
-	find artifacts -mindepth 1 -not -name README.md -not -name exclusions.yaml -delete
+	find artifacts -mindepth 1 -not -name README.md -not -name exclusions.yaml -not -path 'artifacts/decisions*' -delete

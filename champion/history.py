@@ -215,7 +215,7 @@ def load_rule(folder: Path, champion: Champion, recipe: str | None = None) -> Al
         )
     path = kept_path(folder, champion, recipe).with_name(rule_file(rule_id))
     try:
-        rule = AlarmRule.model_validate_json(path.read_bytes())
+        rule = AlarmRule.from_text(path.read_bytes())
         if (rule.id, rule.checkpoint_id) != (rule_id, champion.checkpoints[recipe]):
             raise ValueError("it is another rule, or for another checkpoint")
     except (OSError, ValueError) as error:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from episodes.jit import inlined, jit
+from episodes.jit import COMPILES, inlined, jit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,8 +92,8 @@ def parse_rows(
     times = np.zeros((n_lines, 2), dtype=np.int64)
     values = np.full((n_lines, len(fields)), np.nan)
     held = np.zeros((n_lines, len(fields) + _FIRST_FIELD), dtype=np.uint8)
-    slow = np.zeros(n_lines, dtype=np.bool_)
-    if n_lines:
+    slow = np.full(n_lines, not COMPILES)  # plain, the scanner is the slower way
+    if n_lines and COMPILES:
         _scan(buffer, starts, ends, *_key_table(fields), _ascii(tag), times, values, held, slow)
 
     malformed: dict[int, str] = {}

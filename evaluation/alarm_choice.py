@@ -69,7 +69,7 @@ def choose_rule(
             best = found, ratio, threshold, note
     assert best is not None
     _, ratio, threshold, note = best
-    return rule.model_copy(update={"threshold": threshold, "clear_ratio": ratio}), note
+    return replace(rule, threshold=threshold, clear_ratio=ratio), note
 
 
 def _temperature(

@@ -48,7 +48,8 @@ def render_report(
             checkpoints: ``made, recipe, model, mode, checkpoint_id, macro_f1``), ``accepted``
             (alarms over the budget with which it was promoted: ``why``, ``by``, ``since`` and
             ``grounds``; or None), ``not_compared`` (how many batches were not compared with its
-            training data), and maybe ``rotation`` (the ``HostRotation``).
+            training data), and maybe ``rotation`` (the ``HostRotation``) and ``alarms`` (the
+            ``Tally`` of the log of decisions).
         comparisons: one per recipe.
         drift: one per batch, all against one champion.
 
@@ -113,6 +114,7 @@ def view(
         "latency": _latency(models, modes, had, by_key),
         "accepted": facts["accepted"],
         "rotation": facts.get("rotation"),
+        "alarms": facts.get("alarms"),
         "champion": facts["champion"],
         "drift": _drift(drift, facts),
         "models": [_model(model, modes, had, phases, wanted, by_key, compared) for model in models],

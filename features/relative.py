@@ -76,12 +76,19 @@ class RunningMedian:
     """``running_median`` of one machine while its windows arrive, equal to the last bit."""
 
     def __init__(self, horizon: int):
-        self._rows: deque[NDArray[np.float32]] = deque(maxlen=horizon)
+        self.rows: deque[NDArray[np.float32]] = deque(maxlen=horizon)
 
     def push(self, row: NDArray[np.float32]) -> NDArray[np.float32]:
         """Take the next window's values ``(n_columns,)``; returns their median so far."""
-        self._rows.append(row)
-        return running_median(np.stack(self._rows), len(self._rows))[-1]
+        self.rows.append(row)
+        logs = np.sort(signed_log(np.stack(self.rows).astype(np.float64)), axis=0)  # NaN last
+        n = np.count_nonzero(~np.isnan(logs), axis=0)
+        column = np.arange(logs.shape[1])
+        middle = (
+            logs[np.maximum(n - 1, 0) // 2, column]
+            + logs[np.minimum(n // 2, len(logs) - 1), column]
+        )
+        return np.where(n > 0, 0.5 * middle, np.nan).astype(np.float32)
 
 
 def window_means(

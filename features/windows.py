@@ -47,18 +47,25 @@ def label_windows(labels: Moments, grid: Grid, window: WindowSpec) -> WindowTabl
     the last in the file.
     """
     starts = window_starts(grid.n_bins, window)
-    order = np.argsort(labels.t_wall_ns, kind="stable")
-    since = labels.t_wall_ns[order] - grid.origin_ns
-    names = np.array(labels.names, dtype=np.str_)[order]
-
-    def phase_at(instants_ns: NDArray[np.int64]) -> NDArray[np.str_]:
-        return names[np.searchsorted(since, instants_ns, side="right") - 1]
-
-    label = phase_at(starts * grid.bin_ns + window.n_bins * grid.bin_ns // 2)
-    bin_phase = phase_at(np.arange(grid.n_bins, dtype=np.int64) * grid.bin_ns + grid.bin_ns // 2)
+    label = _phase_at(labels, grid, starts * grid.bin_ns + window.n_bins * grid.bin_ns // 2)
+    bin_phase = bin_phases(labels, grid)
     inside = starts[:, None] + np.arange(window.n_bins)
     purity = (bin_phase[inside] == label[:, None]).mean(axis=1) if len(starts) else np.zeros(0)
     return WindowTable(starts, starts * grid.bin_ns / 1e9, label, purity)
+
+
+def bin_phases(labels: Moments, grid: Grid) -> NDArray[np.str_]:
+    """The phase at the centre of every bin, ``(n_bins,)``."""
+    centres = np.arange(grid.n_bins, dtype=np.int64) * grid.bin_ns + grid.bin_ns // 2
+    return _phase_at(labels, grid, centres)
+
+
+def _phase_at(labels: Moments, grid: Grid, instants_ns: NDArray[np.int64]) -> NDArray[np.str_]:
+    """The phase at instants that count from the origin of the grid."""
+    order = np.argsort(labels.t_wall_ns, kind="stable")
+    since = labels.t_wall_ns[order] - grid.origin_ns
+    names = np.array(labels.names, dtype=np.str_)[order]
+    return names[np.searchsorted(since, instants_ns, side="right") - 1]
 
 
 def onset_s(labels: Moments, grid: Grid) -> float | None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-VERSION = 1
+VERSION: Literal[1] = 1
 SCHEMA_FILE = Path(__file__).with_name("events.schema.json")
 CURVE_POINTS = 80
 """Of an attack profile: clean 10, armed 5, infecting 10, infected_running 40, clean tail 15."""
@@ -197,6 +197,7 @@ class LiveDetection(Event):
     coverage: dict[Name, Share]  # per source, the share of values present
     silent: list[Name] = []  # sources that stopped sending; the host itself if all did
     why: list[Argument] = []  # at most three, the largest first
+    restarted: Name | None = None  # why the scorer's windows start anew with this one
     latency_ms: Positive | None  # from the last row that finished the window to this event
 
     @property

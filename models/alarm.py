@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Annotated, Literal
+import math
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from episodes.format import INFECTED
 
@@ -27,27 +29,75 @@ LEAST = 1e-4
 _LEAK = 1e-3  # of every transition's probability, so that no sequence of windows is impossible
 
 
-class AlarmRule(BaseModel):
-    """How a checkpoint's posteriors become filtered phases and alarms. Chosen on validation."""
+@dataclass(frozen=True)
+class AlarmRule:
+    """How a checkpoint's posteriors become filtered phases and alarms. Chosen on validation.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Raises:
+        ValueError: a field has another shape, or a value that is not allowed.
+    """
 
-    version: Literal[1] = 1
     checkpoint_id: str
     phases: tuple[str, ...]
     initial: tuple[float, ...]  # (n_phases,) of an episode's first window
     transitions: tuple[tuple[float, ...], ...]  # (n_phases, n_phases), from a window to the next
-    temperature: Annotated[float, Field(gt=0)]  # of the posteriors, before filtering
+    temperature: float  # of the posteriors, before filtering
     threshold: float  # of the filtered probability of INFECTED, from which the alarm is raised
-    clear_ratio: Annotated[float, Field(gt=0, le=1)]  # of the threshold, below which it is cleared
+    clear_ratio: float  # of the threshold, below which the alarm is cleared
+    version: int = 1
 
-    @property
+    def __post_init__(self) -> None:
+        if self.version != 1:
+            raise ValueError(f"alarm rule: version must be 1, got {self.version!r}")
+        n = len(self.phases)
+        if len(self.initial) != n or [len(row) for row in self.transitions] != [n] * n:
+            raise ValueError(f"alarm rule: initial and transitions must be for {n} phases")
+        numbers = [*self.initial, *(share for row in self.transitions for share in row)]
+        if not all(_is_number(share) and share >= 0 for share in numbers):
+            raise ValueError("alarm rule: initial and transitions must be numbers of at least 0")
+        for name in ("temperature", "threshold", "clear_ratio"):
+            value = getattr(self, name)
+            if not _is_number(value) or (value <= 0 and name != "threshold"):
+                raise ValueError(f"alarm rule: {name} must be a number above 0, got {value!r}")
+        if self.clear_ratio > 1:
+            raise ValueError(f"alarm rule: clear_ratio must be at most 1, got {self.clear_ratio}")
+
+    @cached_property
     def id(self) -> str:
         """sha256 of the rule."""
         return hashlib.sha256(self.text().encode()).hexdigest()
 
     def text(self) -> str:
-        return json.dumps(self.model_dump(), sort_keys=True, allow_nan=False)
+        return json.dumps(asdict(self), sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def from_text(cls, text: str | bytes) -> AlarmRule:
+        """A rule as written.
+
+        Raises:
+            ValueError: it has another form.
+        """
+        return cls.from_json(json.loads(text))
+
+    @classmethod
+    def from_json(cls, value: Any) -> AlarmRule:
+        """A rule from its JSON object.
+
+        Raises:
+            ValueError: it has another form.
+        """
+        names = {each.name for each in fields(cls)}
+        if not isinstance(value, dict) or set(value) != names:
+            raise ValueError(f"alarm rule: must be an object of {', '.join(sorted(names))}")
+        try:
+            given = value | {
+                "phases": tuple(value["phases"]),
+                "initial": tuple(value["initial"]),
+                "transitions": tuple(tuple(row) for row in value["transitions"]),
+            }
+        except TypeError as error:
+            raise ValueError(f"alarm rule: {error}") from None
+        return cls(**given)
 
     def filter(self, proba: NDArray, first: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
         """Filtered phase probabilities ``(n_windows, n_phases)``.
@@ -69,6 +119,33 @@ class AlarmRule(BaseModel):
     ) -> NDArray[np.bool_]:
         """Windows ``(n_windows,)`` at which the alarm stands."""
         return standing(score, self.threshold, self.clear_ratio * self.threshold, first)
+
+
+class Follower:
+    """A rule on the posteriors of one machine while its windows arrive, equal to the last bit."""
+
+    def __init__(self, rule: AlarmRule):
+        self.rule = rule
+        self._initial = np.array(rule.initial)
+        self._transitions = np.array(rule.transitions)
+        self.state: NDArray[np.float64] | None = None  # (n_phases,), filtered; None: no window yet
+        self.alarm = False
+
+    def push(self, proba: NDArray) -> tuple[NDArray[np.float64], float, bool]:
+        """Take the next window's ``(n_phases,)``; returns what is filtered, score and alarm."""
+        likelihood = likelihoods(proba[None], self.rule.temperature)
+        prior = self._initial if self.state is None else step(self.state[None], self._transitions)
+        self.state = forward(likelihood, prior.ravel(), self._transitions)[0]
+        score = float(self.rule.score(self.state[None])[0])
+        if score >= self.rule.threshold:
+            self.alarm = True
+        elif score < self.rule.clear_ratio * self.rule.threshold:
+            self.alarm = False
+        return self.state, score, self.alarm
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and value is not True and math.isfinite(value)
 
 
 def likelihoods(proba: NDArray, temperature: float) -> NDArray[np.float64]:
@@ -95,12 +172,17 @@ def forward(
     while len(at):
         state = prior * likelihood[at]
         out[at] = state / state.sum(axis=1, keepdims=True)
-        # not a matrix product: its last bits would depend on how many episodes there are
-        prior = (out[at][:, :, None] * transitions).sum(axis=1)
+        prior = step(out[at], transitions)
         at = at + 1
         alive = at < ends
         at, ends, prior = at[alive], ends[alive], prior[alive]
     return out
+
+
+def step(state: NDArray[np.float64], transitions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The next windows' prior ``(n, n_phases)`` after filtered states ``(n, n_phases)``."""
+    # not a matrix product: its last bits would depend on how many episodes there are
+    return (state[:, :, None] * transitions).sum(axis=1)
 
 
 def count_transitions(

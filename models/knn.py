@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors.numpy import load, save
 
 from models.base import Classifier, Examples, blocks
 from models.scaling import fit_scaling, leading_axes, raw_inputs, scale
@@ -63,31 +62,25 @@ class Knn(Classifier):
         self.points_, self.y_ = points[kept], y[kept]
 
     def _predict_proba(self, X: Inputs) -> NDArray[np.float32]:
-        return self._vote(self._project(X), self.points_, self.y_)
+        return self._vote(self._project(X), *self.stored())
 
     def _vote(
         self, queries: NDArray[np.float32], points: NDArray[np.float32], y: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Votes of the nearest ``points``, each weighted by the inverse of its distance."""
-        stored = points.astype(np.float64)
-        norms = (stored**2).sum(axis=1)
-        k = min(self.config.n_neighbors, len(y))
-        one_hot = np.eye(self.n_classes)[y]
-        votes = [np.empty((0, self.n_classes))]
-        for start in range(0, len(queries), _BLOCK):
-            block = queries[start : start + _BLOCK].astype(np.float64)
-            squared = norms + (block**2).sum(axis=1)[:, None] - 2 * block @ stored.T
-            nearest = np.argpartition(squared, k - 1, axis=1)[:, :k]
-            distance = np.sqrt(np.maximum(np.take_along_axis(squared, nearest, axis=1), 0.0))
-            weight = 1 / np.maximum(distance, _CLOSEST)
-            votes.append(np.einsum("nk,nkc->nc", weight, one_hot[nearest]))
-        total = np.concatenate(votes)
-        return (total / total.sum(axis=1, keepdims=True)).astype(np.float32)
+        return vote(queries, points, y, self.config.n_neighbors, self.n_classes)
+
+    def stored(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The windows that vote, ``(n_points, n_axes)`` and ``(n_points,)``."""
+        return self.points_, self.y_
 
     def to_sidecar(self) -> bytes:
+        from safetensors.numpy import save  # here: a device has NumPy alone
+
         return save({"axes": self.axes_, "points": self.points_, "y": self.y_})
 
     def restore(self, sidecar: bytes, n_inputs: int, standardize: dict[str, Any] | None) -> None:
+        from safetensors.numpy import load
+
         tensors = load(sidecar)
         if standardize is None or not raw_inputs(standardize) == n_inputs == len(tensors["axes"]):
             raise ValueError(f"standardize must be for {n_inputs} inputs")
@@ -126,14 +119,16 @@ class KnnSemi(Knn):
             f"{labelled.sum()} windows labelled, {clear.sum()} of {len(clear)} pseudo-labelled",
         )
 
-    def _predict_proba(self, X: Inputs) -> NDArray[np.float32]:
+    def stored(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         points = np.concatenate([self.points_, self.pseudo_points_])
-        return self._vote(self._project(X), points, np.concatenate([self.y_, self.pseudo_y_]))
+        return points, np.concatenate([self.y_, self.pseudo_y_])
 
     def ablations(self, X: Inputs) -> dict[str, NDArray[np.float32]]:
-        return {"labels_alone": super()._predict_proba(X)}
+        return {"labels_alone": self._vote(self._project(X), *super().stored())}
 
     def to_sidecar(self) -> bytes:
+        from safetensors.numpy import save
+
         return save(
             {
                 "axes": self.axes_,
@@ -146,8 +141,39 @@ class KnnSemi(Knn):
 
     def restore(self, sidecar: bytes, n_inputs: int, standardize: dict[str, Any] | None) -> None:
         super().restore(sidecar, n_inputs, standardize)
+        from safetensors.numpy import load
+
         tensors = load(sidecar)
         self.pseudo_points_, self.pseudo_y_ = tensors["pseudo_points"], tensors["pseudo_y"]
+
+
+def vote(
+    queries: NDArray[np.float32],
+    points: NDArray[np.float32],
+    y: NDArray[np.int64],
+    n_neighbors: int,
+    n_classes: int,
+) -> NDArray[np.float32]:
+    """Votes ``(n_queries, n_classes)`` of the nearest points, by the inverse of their distance.
+
+    Args:
+        queries: ``(n_queries, n_axes)``.
+        points: ``(n_points, n_axes)``, of the classes ``y``.
+    """
+    stored = points.astype(np.float64)
+    norms = (stored**2).sum(axis=1)
+    k = min(n_neighbors, len(y))
+    one_hot = np.eye(n_classes)[y]
+    votes = [np.empty((0, n_classes))]
+    for start in range(0, len(queries), _BLOCK):
+        block = queries[start : start + _BLOCK].astype(np.float64)
+        squared = norms + (block**2).sum(axis=1)[:, None] - 2 * block @ stored.T
+        nearest = np.argpartition(squared, k - 1, axis=1)[:, :k]
+        distance = np.sqrt(np.maximum(np.take_along_axis(squared, nearest, axis=1), 0.0))
+        weight = 1 / np.maximum(distance, _CLOSEST)
+        votes.append(np.einsum("nk,nkc->nc", weight, one_hot[nearest]))
+    total = np.concatenate(votes)
+    return (total / total.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def condense(y: NDArray[np.int64], limit: int, n_classes: int, seed: int) -> NDArray[np.int64]:

@@ -30,14 +30,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from models.base import blocks
 from models.scaling import fit_scaling, leading_axes, scale
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -135,49 +133,86 @@ class Likeness:
         """At each window ``(n_windows,)`` the p value of its episode so far; it never rises."""
         return p_values(highest_so_far(scores, first), self.calibration)
 
-    def to_bytes(self) -> bytes:
+    def head(self) -> dict[str, Any]:
+        """What it is, but for its arrays."""
         scaling = {name: self.space.scaling[name] for name in ("transform", "block_bins", "limit")}
-        head = {
+        return {
             "mode": self.mode,
             "contract_hash": self.contract_hash,
             "scaling": scaling,
             "constants": _constants(),
         }
-        tensors = {
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Its arrays, by name."""
+        arrays = {
             "axes": self.space.axes,
             "points": self.space.points,
             "calibration": self.calibration,
             "mean": np.array(self.space.scaling["mean"]),
             "std": np.array(self.space.scaling["std"]),
         }
-        return save(
-            {name: np.ascontiguousarray(values) for name, values in tensors.items()},
-            metadata={_HEAD: json.dumps(head, sort_keys=True)},
-        )
+        return {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+
+    @classmethod
+    def from_arrays(cls, head: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Likeness:
+        """A likeness from what ``head`` and ``arrays`` gave.
+
+        Raises:
+            ValueError: it has another form, or its scores were computed in another way.
+        """
+        try:
+            if head["constants"] != _constants():
+                raise ValueError(f"made with {head['constants']}, now {_constants()}")
+            limits = {name: arrays[name].tolist() for name in ("mean", "std")}
+            space = Space(head["scaling"] | limits, arrays["axes"], arrays["points"])
+            return cls(head["mode"], head["contract_hash"], space, arrays["calibration"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a likeness: {error}") from error
+
+    def to_bytes(self) -> bytes:
+        from safetensors.numpy import save  # here: a device has NumPy alone
+
+        return save(self.arrays(), metadata={_HEAD: json.dumps(self.head(), sort_keys=True)})
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Likeness:
         """A likeness as written.
 
         Raises:
-            ValueError: it has another form, or its scores were computed in another way.
+            ValueError: see ``from_arrays``.
         """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
         try:
-            tensors = load(content)
+            arrays = load(content)
             length = int.from_bytes(content[:8], "little")
             head = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_HEAD])
-            if head["constants"] != _constants():
-                raise ValueError(f"made with {head['constants']}, now {_constants()}")
-            limits = {name: tensors[name].tolist() for name in ("mean", "std")}
-            space = Space(head["scaling"] | limits, tensors["axes"], tensors["points"])
-            return cls(head["mode"], head["contract_hash"], space, tensors["calibration"])
         except (SafetensorError, KeyError, TypeError) as error:
             raise ValueError(f"not a likeness: {error}") from error
+        return cls.from_arrays(head, arrays)
 
 
 def _constants() -> dict[str, int]:
     """What scores depend on beside the space; calibration holds for these alone."""
     return {"neighbours": NEIGHBOURS, "smoothed": SMOOTHED}
+
+
+class Resemblance:
+    """A likeness on one machine while its windows arrive, equal to ``Likeness.p_values``."""
+
+    def __init__(self, likeness: Likeness):
+        self.likeness = likeness
+        self.recent: list[float] = []  # distances of the last windows
+        self.highest = -np.inf  # score so far
+
+    def push(self, row: NDArray[np.float32]) -> float:
+        """Take the next window's inputs ``(n_inputs,)``; returns its p value so far."""
+        distance = float(self.likeness.space.distances(row[None])[0])
+        self.recent = [*self.recent, distance][-SMOOTHED:]
+        self.highest = max(self.highest, float(np.array(self.recent).mean()))
+        return float(p_values(np.array([self.highest]), self.likeness.calibration)[0])
 
 
 def calibrated(

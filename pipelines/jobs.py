@@ -10,8 +10,10 @@ DESCRIPTIONS = {
     "ingest": "Validate a batch's episodes, write its shards, and report how it drifted.",
     "retrain": "Split, train every model, evaluate, compare and report, for one recipe.",
     "host_rotation": "Hold out every host once, for gbt and the best net; only on request.",
+    "decisions": "Count the alarms of live machines and what operators answered.",
     "score": "Score a batch's episodes with the champion, or with a named checkpoint.",
     "challenge": "Try a challenger against the champion; promote it only on request.",
+    "bundle": "Put the champion into one folder that scores on a device.",
 }
 
 

@@ -148,7 +148,7 @@ def read_rule(manifest: Manifest) -> AlarmRule:
     Raises:
         ValueError: it has another form.
     """
-    return AlarmRule.model_validate_json(manifest.path("rule").read_bytes())
+    return AlarmRule.from_text(manifest.path("rule").read_bytes())
 
 
 def rule_of(project: Project, checkpoint: Checkpoint) -> AlarmRule | None:

@@ -10,6 +10,8 @@ from stages.alarm_rules import AlarmRules
 from stages.champion import ChampionStage
 from stages.checkpoints import Checkpoints
 from stages.datasets import Datasets
+from stages.decisions import Decisions
+from stages.device_bundle import DeviceBundle
 from stages.drift import Drift
 from stages.evaluation import Comparisons, EvalReports
 from stages.held_out_predictions import HeldOutPredictions
@@ -35,8 +37,10 @@ STAGES: dict[str, Stage] = {
         *map(EvalReports, VARIANTS),
         Comparisons(),
         HostRotationStage(),
+        Decisions(),
         ReportPage(),
         ChampionStage(),
         Predictions(),
+        DeviceBundle(),
     )
 }

@@ -18,6 +18,7 @@ from evaluation.wording import objection
 from features.files import file_sha256, fingerprint, write_atomically
 from models.registry import VARIANTS
 from stages.checkpoints import code_commit
+from stages.decisions import read_tally
 from stages.drift import Drift
 from stages.evaluation import read_comparisons, read_report
 from stages.host_rotation import read_rotation
@@ -96,6 +97,7 @@ class ReportPage(Stage):
         "comparisons",
         "drift",
         "host_rotation",
+        "decisions",
     )
 
     outputs = (
@@ -133,6 +135,7 @@ class ReportPage(Stage):
                 "rotation": rotation.version if (rotation := _rotation(project)) else None,
                 "drift": [document.model_dump() for document in drift],
                 "verdicts": _verdicts(project),
+                "alarms": read_tally(project.workspace).model_dump(exclude={"decisions"}),
             }
         )
 
@@ -181,6 +184,7 @@ class ReportPage(Stage):
                 "unavailable": _unavailable(project),
                 **_champion(project),
                 "rotation": read_rotation(rotation) if (rotation := _rotation(project)) else None,
+                "alarms": read_tally(workspace),
                 "not_compared": len(project.listing.batches) - len(drift),
             },
             found.comparisons,

@@ -35,7 +35,8 @@ REASONS: dict[str, tuple[State, bool, str]] = {
     "batches_added": ("stale", True, "{batches} not included"),
     "inputs": ("stale", False, "made from other {inputs}"),
     "checkpoint": ("stale", False, "compared with another champion"),
-    "contents": ("stale", True, "its reports, comparisons or drift changed"),
+    "contents": ("stale", True, "its reports, comparisons, drift or alarms changed"),
+    "log": ("stale", True, "the log has grown since it was counted"),
     **{code: ("unavailable", False, f"cannot be had: {why}") for code, why in UNAVAILABLE.items()},
 }
 """Every reason an artifact may have; the sentence is made here and nowhere else."""

@@ -132,6 +132,10 @@ class Workspace(BaseModel):
         return self.artifacts_path / "host_rotation"
 
     @property
+    def device_bundle_folder(self) -> Path:
+        return self.artifacts_path / "device_bundle"
+
+    @property
     def report_page(self) -> Path:
         return self.artifacts_path / "reports" / "report.html"
 
@@ -142,6 +146,11 @@ class Workspace(BaseModel):
     def champion_folder(self) -> Path:
         """The champion's pointer, and copies of every checkpoint that was ever in use."""
         return self.artifacts_path / "champion"
+
+    @property
+    def decisions_folder(self) -> Path:
+        """The hub's log, and its counts."""
+        return self.artifacts_path / "decisions"
 
     def drift_folder(self, batch: str) -> Path:
         return self.artifacts_path / "drift" / batch

@@ -1,4 +1,4 @@
-"""End to end, through a real ``dg dev``: click, growth, night, backfill, drift, headless.
+"""End to end, through a real ``phasewatch ui``: click, growth, night, backfill, drift, headless.
 
     make e2e
 
@@ -102,17 +102,16 @@ class Lab:
 
 
 class Server:
-    """A running ``dg dev``: the web server, the daemon and the code server."""
+    """A running ``phasewatch ui``: the guarded web server, the daemon and the code server."""
 
     def __init__(self, lab: Lab) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        self.log = lab.artifacts.parent / "dev.log"
-        words = ["dev", "--host", "127.0.0.1"]
+        self.log = lab.artifacts.parent / "ui.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [Path(sys.executable).with_name("dg"), *words, "--port", self.url[17:]],
+                [Path(sys.executable).with_name("phasewatch"), "ui", "--port", self.url[17:]],
                 cwd=lab.tree,
                 env=lab.env,
                 stdout=log,
@@ -432,13 +431,11 @@ def main() -> None:
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="phasewatch-e2e-"))
         lab = Lab(Path(folder))
-        synced = lab.command("phasewatch", "sync")
-        assert synced.returncode == 0, synced.stderr
         server = Server(lab)
         stack.callback(server.stop)
         stack.callback(lambda: shutil.copy(server.log, SHOTS))
         until(server.answers, "the server answers", 120)
-        say(f"dg dev is up: {server.url}")
+        say(f"Dagster is up: {server.url}")
         browser = find_browser(stack, server.url)
         first, *others = [f"{host}.2026-11-02" for host in ("lab-a", "lab-b", "lab-c")]
         try:

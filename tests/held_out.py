@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -148,7 +149,7 @@ def plain_rule(
     threshold, note = choose_threshold(
         rule_scores(filtered(val, rule), rule, LAYOUT.window), policy
     )
-    return rule.model_copy(update={"threshold": threshold}), note
+    return replace(rule, threshold=threshold), note
 
 
 def report_of(

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from held_out import CLASSES, POLICY, WINDOWS, guess, predictions
-from pydantic import ValidationError
 
 from evaluation.alarm_choice import choose_rule, filtered, rule_scores
 from evaluation.scores import SHORTCUTS, scored
 from features.registry import LAYOUT
-from models.alarm import AlarmRule, count_transitions, forward, likelihoods, standing
+from models.alarm import AlarmRule, Follower, count_transitions, forward, likelihoods, standing
 
 K = len(CLASSES)
 
@@ -18,10 +17,10 @@ K = len(CLASSES)
 def rule(**changes: object) -> AlarmRule:
     initial, transitions = count_transitions([[0, 0, 1, 2, 2, 3], [0, 0, 0]], K)
     fields = {
-        "checkpoint_id": "c", "phases": CLASSES, "initial": initial, "temperature": 1.4,
-        "transitions": transitions.tolist(), "threshold": 0.6, "clear_ratio": 0.5,
+        "checkpoint_id": "c", "phases": CLASSES, "initial": initial.tolist(), "temperature": 1.4,
+        "transitions": transitions.tolist(), "threshold": 0.6, "clear_ratio": 0.5, "version": 1,
     }  # fmt: skip
-    return AlarmRule.model_validate(fields | changes)
+    return AlarmRule.from_json(fields | changes)
 
 
 def proba(n: int, seed: int = 0) -> np.ndarray:
@@ -103,15 +102,26 @@ def test_every_constant_is_part_of_the_id():
         {"transitions": np.eye(K).tolist()},
     ]  # fmt: skip
     assert len({rule().id, *(rule(**change).id for change in changes)}) == len(changes) + 1
-    assert AlarmRule.model_validate_json(rule().text()).id == rule().id
+    assert AlarmRule.from_text(rule().text()).id == rule().id
 
 
 @pytest.mark.parametrize(
     "changes", [{"temperature": 0.0}, {"clear_ratio": 1.5}, {"clear_ratio": 0.0}, {"more": 1}]
 )
 def test_a_rule_of_another_form_is_refused(changes: dict):
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValueError, match="alarm rule"):
         rule(**changes)
+
+
+def test_following_window_by_window_is_filtering_the_sequence():
+    told = proba(60, seed=3)
+    filtered = rule().filter(told)
+    score = rule().score(filtered)
+    follower = Follower(rule())
+    followed = [follower.push(row) for row in told]
+    np.testing.assert_array_equal(np.stack([state for state, _, _ in followed]), filtered)
+    assert [each for _, each, _ in followed] == score.tolist()
+    assert [alarm for _, _, alarm in followed] == rule().alarms(score).tolist()
 
 
 def test_the_rule_is_chosen_on_validation_and_bound_to_the_checkpoint():

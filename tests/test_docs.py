@@ -84,9 +84,13 @@ NAMED = {
     "phasewatch exclude",
     "phasewatch contract diff",
     "phasewatch extract",
+    "phasewatch hub",
+    "phasewatch hub --read-only",
     "phasewatch inspect --verify",
     "phasewatch predict",
     "phasewatch promote",
+    "phasewatch ui",
+    "phasewatch ui --read-only",
 }
 """Only spoken of: that there are such commands and options is looked up in their help."""
 
@@ -103,6 +107,12 @@ NOT_RUN = {
     "python -m benchmarks.choices": "takes an hour",
     "python -m benchmarks.choices --mode realistic --recipe host --recipe session --only keep mlp "
     "gru": "takes half an hour",
+    "phasewatch hub --host 0.0.0.0 --allow-host hub.lab --token-file token": "serves until it is "
+    "stopped; test_hub starts one",
+    "curl -N http://127.0.0.1:8447/events": "test_hub reads it",
+    "python -m hub.vendor": "fetches from npm; test_page compares hashes",
+    "python -m hub.vendor --record": "fetches from npm and rewrites what is committed",
+    "python -m benchmarks.hub": "takes two minutes",
     "python -m benchmarks.days": "needs the embedded corpus; takes half an hour",
     "python -m benchmarks.onset": "needs the checkpoints of a whole run",
     "python -m benchmarks.likeness": "needs the embedded corpus; takes minutes",

@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli import champion, checkpoints, doctor, episodes, predict, report, run
+from pipelines.cli import (
+    champion,
+    checkpoints,
+    device,
+    doctor,
+    episodes,
+    hub,
+    predict,
+    produce,
+    report,
+    run,
+    ui,
+)
 from pipelines.cli.console import (
     FAILED,
     MISMATCH,
@@ -42,11 +54,20 @@ for function in (
     champion.champion,
     champion.promote,
     champion.rollback,
+    device.bundle,
     checkpoints.inspect,
     doctor.doctor,
+    hub.hub,
+    ui.ui,
 ):
     app.command(cls=Command)(with_json(function))
+for program in (device.live, device.enrol):  # their options are those of a device
+    app.command(
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )(program)
 app.add_typer(checkpoints.contract_app, name="contract")
+app.add_typer(produce.produce_app, name="produce")
 
 
 def _show_version(wanted: bool) -> None:

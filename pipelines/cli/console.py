@@ -37,6 +37,12 @@ EXIT_CODES = {
     "ChampionError": FAILED,
     "StageError": FAILED,
     "MachineError": FAILED,
+    "EpisodeError": REJECTED,
+    "AlignmentError": REJECTED,
+    "PublishError": FAILED,
+    "BundleContractError": MISMATCH,
+    "NotABundleError": USAGE,
+    "BundleError": FAILED,
 }
 """Exit code of the errors that any command may meet; their messages are shown as they are.
 
@@ -47,6 +53,7 @@ EXTRAS = {
     "base": ("numpy", "numba", "polars", "pyarrow", "pydantic", "safetensors", "zstandard"),
     "train": ("torch", "xgboost", "scikit-learn", "matplotlib", "jinja2"),
     "orchestrate": ("dagster", "dagster-webserver"),
+    "serve": ("starlette", "uvicorn"),
 }
 """What ``doctor`` looks for, by the extra that installs it."""
 
@@ -113,6 +120,12 @@ def fail(message: str, code: int = FAILED, **document: Any) -> NoReturn:
     raise CommandError(message, code, document)
 
 
+def exit_code_of(error: Exception) -> int | None:
+    """Exit code of an error that any command may meet; None: it is another one."""
+    kinds = (kind.__name__ for kind in type(error).__mro__)
+    return next((EXIT_CODES[kind] for kind in kinds if kind in EXIT_CODES), None)
+
+
 def with_json(function: Callable[..., Document | None]) -> Callable[..., None]:
     """A function that returns a ``Document`` as typer takes it: it prints, and has ``--json``."""
 
@@ -128,11 +141,11 @@ def with_json(function: Callable[..., Document | None]) -> Callable[..., None]:
             show_error("interrupted", {}, as_json=as_json)
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
-            kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__name__ in EXIT_CODES]
-            if not kinds:
+            code = exit_code_of(error)
+            if code is None:
                 raise
             show_error(str(error), {}, as_json=as_json, address=address)
-            raise typer.Exit(EXIT_CODES[kinds[0]]) from None
+            raise typer.Exit(code) from None
         if document is not None:  # None: a subcommand follows
             show(document, as_json=as_json, address=address)
             raise typer.Exit(document.exit_code)

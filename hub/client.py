@@ -1,0 +1,68 @@
+"""Publishing to a hub: events go in order, and are answered for."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from itertools import islice
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from hub.events import Event
+
+BATCH = 100
+"""Events of one request."""
+
+
+class PublishError(Exception):
+    """A hub did not take events; the message says why."""
+
+
+class Publisher:
+    """Sends events to a hub, in order: a batch is answered before the next is made.
+
+    Args:
+        url: of the hub, such as ``http://127.0.0.1:8447``.
+    """
+
+    def __init__(self, url: str, token: str | None = None):
+        self.url = url.rstrip("/")
+        self._headers = {"Content-Type": "application/json"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+
+    def publish(self, events: Iterable[Event], batch: int = BATCH) -> int:
+        """Send all events; returns how many the hub delivered.
+
+        Raises:
+            PublishError: no hub answers, or it refuses them.
+        """
+        delivered, rest = 0, iter(events)
+        while several := list(islice(rest, batch)):
+            delivered += self._send(several)
+        return delivered
+
+    def _send(self, events: list[Event]) -> int:
+        body = f"[{','.join(event.model_dump_json() for event in events)}]".encode()
+        request = urllib.request.Request(f"{self.url}/publish", body, self._headers)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return int(json.load(answer)["delivered"])
+        except urllib.error.HTTPError as error:
+            raise PublishError(f"{self.url} refuses events: {_refusal(error)}") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            why = getattr(error, "reason", error)
+            raise PublishError(
+                f"{self.url}: no hub answers there ({why}); start one: phasewatch hub"
+            ) from None
+
+
+def _refusal(error: urllib.error.HTTPError) -> str:
+    """What the hub says, or only the code where something else answers."""
+    try:
+        return f"{json.load(error)['error']} ({error.code})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{error.code} {error.reason}"

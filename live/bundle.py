@@ -1,0 +1,355 @@
+"""A device bundle: one folder with everything that scores a machine, and the proof that it does.
+
+``bundle.json`` names every other file with its hash, and has a hash of itself. ``load_bundle`` is
+the only way in: it refuses a bundle whose input contract is not the one in force here, whose files
+have other hashes, or whose golden rows do not give the recorded probabilities on this device.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import stat
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from episodes.format import SOURCES
+from features.contract import Contract, contract_of, diff_contracts
+from features.files import fingerprint
+from features.registry import LAYOUT
+from features.relative import summary_inputs, tensor_inputs
+from live.runtime import RuntimeKind, build_runtime, infected_classes
+from live.stream import LiveWindows
+from models.alarm import AlarmRule
+from models.novelty import Likeness
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from features.registry import InputKind, Layout
+    from live.runtime import Runtime
+    from live.stream import LiveWindow
+
+FORMAT = "phasewatch-bundle/1"
+HEAD_FILE = "bundle.json"
+MAX_HEAD_BYTES = 2**22
+MAX_FILE_BYTES = 2**28
+TOLERANCE = 1e-5  # of a probability
+_FIELDS = {
+    "format", "id", "made_at", "model", "mode", "input_kind", "contract", "phases", "kept",
+    "scaling", "runtime", "rule", "rule_id", "likeness", "golden", "checkpoint_id", "recipe",
+    "dataset_version", "metrics", "data", "versions", "files",
+}  # fmt: skip
+
+
+class BundleError(Exception):
+    """A bundle cannot be used; the message names the file and says what to do."""
+
+
+class NotABundleError(BundleError):
+    """The folder holds no bundle of this format."""
+
+
+class BundleContractError(BundleError):
+    """The input contract here is not the one that the bundle was made under."""
+
+    def __init__(self, place: str, differences: list[str]):
+        self.differences = differences
+        lines = "\n".join(f"  - {line}" for line in differences)
+        super().__init__(
+            f"{place}: contract mismatch: it was made for another input layout\n{lines}\n"
+            "Make the bundle again with this version: phasewatch bundle --out FOLDER; "
+            "or install the phasewatch-device that it was made with"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A model that scores here, with its rule, and what it was made from."""
+
+    head: dict[str, Any]
+    runtime: Runtime
+    rule: AlarmRule
+    likeness: Likeness | None
+    layout: Layout
+
+    @property
+    def id(self) -> str:
+        return self.head["id"]
+
+    @property
+    def variant(self) -> str:
+        return f"{self.head['model']}_{self.head['mode']}"
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """The sources whose channels the model sees."""
+        return tuple(name for name, source in SOURCES.items() if source.deployable)
+
+    @cached_property
+    def channel(self) -> NDArray[np.int64]:
+        """Position of the channel that each of the model's inputs is made from, ``(n_inputs,)``."""
+        return self.layout.channel_of(self.head["mode"], self.head["input_kind"])
+
+    @cached_property
+    def contract_hash(self) -> str:
+        """Of the statistics, which a baseline consists of."""
+        return contract_of(self.layout, "summary").hash
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one window's inputs."""
+        n = int(self._kept.sum())
+        summary = self.head["input_kind"] == "summary"
+        return (n,) if summary else (self.layout.window.n_bins, n)
+
+    @cached_property
+    def input_names(self) -> list[str]:
+        """Of the model's inputs, in order."""
+        every = self.layout.input_names(self.head["input_kind"])
+        return [name for name, kept in zip(every, self._kept, strict=True) if kept]
+
+    @cached_property
+    def infected(self) -> NDArray[np.bool_]:
+        return infected_classes(self.layout.phases)
+
+    @cached_property
+    def _kept(self) -> NDArray[np.bool_]:
+        return np.array(self.head["kept"], dtype=bool)
+
+    def inputs(self, window: LiveWindow) -> NDArray[np.float32]:
+        """The model's inputs of one window, ``(1, …)``."""
+        return model_inputs(window, self.head["input_kind"], self._kept)
+
+    def likeness_inputs(self, window: LiveWindow) -> NDArray[np.float32]:
+        """The inputs ``(n_inputs,)`` that say whether a window is like training."""
+        every = summary_inputs(window.features[None], window.baseline[None])[0]
+        return every[self.layout.keep_mask(self.head["mode"], "summary")]
+
+    def proba(self, window: LiveWindow) -> NDArray[np.float32]:
+        """Phase probabilities ``(n_phases,)``."""
+        return self.runtime.proba(self.inputs(window))[0]
+
+
+def model_inputs(
+    window: LiveWindow, input_kind: InputKind, kept: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """The inputs ``(1, …)`` of one window that a model is given."""
+    if input_kind == "summary":
+        every = summary_inputs(window.features[None], window.baseline[None])
+    else:
+        every = tensor_inputs(window.series[None], window.level[None])
+    return every[..., kept]
+
+
+def load_bundle(folder: Path, layout: Layout = LAYOUT) -> Bundle:
+    """A bundle that was checked: its form, its hashes, its contract and its golden rows.
+
+    Raises:
+        NotABundleError: there is none in ``folder``, or of another format or mode.
+        BundleContractError: lists how its input contract differs from that of ``layout``.
+        BundleError: a file is damaged, or the golden rows give other probabilities here.
+    """
+    head = read_head(folder)
+    _check_contract(folder, head, layout)
+    files = {name: _read(folder, name, about) for name, about in head["files"].items()}
+    bundle = assembled(folder, head, files, layout)
+    golden = head["golden"]
+    expected = _arrays(files[golden["expected"]])
+    if problem := golden_problem(bundle, files[golden["rows"]], expected):
+        raise BundleError(
+            f"{folder}: {problem}. Here the bundle does not compute what it was made to: use the "
+            "pinned versions of NumPy and ONNX Runtime, or make the bundle again"
+        )
+    return bundle
+
+
+def read_head(folder: Path) -> dict[str, Any]:
+    """``bundle.json``, unchanged since it was written.
+
+    Raises:
+        NotABundleError, BundleError: see ``load_bundle``.
+    """
+    path = folder / HEAD_FILE
+    if not path.is_file():
+        raise NotABundleError(
+            f"{folder}: not a device bundle: it has no {HEAD_FILE}. Make one: "
+            "phasewatch bundle --out FOLDER"
+        )
+    try:
+        head = json.loads(_content(path, MAX_HEAD_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: damaged: {error}. Copy the bundle again") from error
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        found = head.get("format") if isinstance(head, dict) else type(head).__name__
+        raise NotABundleError(f"{path}: format must be {FORMAT}, got {found!r}")
+    try:
+        intact = head["id"] == bundle_id(head)
+    except (KeyError, ValueError):
+        intact = False
+    if not intact:
+        raise BundleError(f"{path}: damaged: it was changed after it was written. Copy it again")
+    if set(head) != _FIELDS:
+        raise NotABundleError(f"{path}: must have the fields {', '.join(sorted(_FIELDS))}")
+    if head["mode"] != "realistic":
+        raise NotABundleError(
+            f"{path}: mode must be realistic, got {head['mode']!r}: "
+            "a device cannot read the channels of other models"
+        )
+    return head
+
+
+def bundle_id(head: Mapping[str, Any]) -> str:
+    """sha256 of a head, its id left out; the hashes of all files are in it."""
+    return fingerprint({name: value for name, value in head.items() if name != "id"})
+
+
+def _check_contract(folder: Path, head: dict[str, Any], layout: Layout) -> None:
+    now = contract_of(layout, head["input_kind"])
+    if fingerprint(head["contract"]) == fingerprint(now.as_header()):
+        return
+    was = Contract({name: section["value"] for name, section in head["contract"].items()})
+    differences = diff_contracts(was.sections, now.sections)
+    raise BundleContractError(str(folder), differences or ["a section has another hash"])
+
+
+def _read(folder: Path, name: str, about: dict[str, Any]) -> bytes:
+    path = folder / name
+    if path.name != name or name.startswith("."):
+        raise BundleError(f"{folder / HEAD_FILE}: {name!r} cannot be a file of a bundle")
+    try:
+        content = _content(path, MAX_FILE_BYTES)
+    except FileNotFoundError:
+        raise BundleError(f"{path}: missing. Copy the bundle again") from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != about["sha256"]:
+        raise BundleError(
+            f"{path}: damaged: sha256 must be {about['sha256']}, got {found}. Copy the bundle again"
+        )
+    return content
+
+
+def _content(path: Path, limit: int) -> bytes:
+    """A regular file of at most ``limit`` bytes; symlinks are not followed."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be opened ({error.strerror})") from None
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+            raise BundleError(f"{path}: must be a regular file of at most {limit:,} bytes")
+        return file.read(limit)
+
+
+def assembled(
+    folder: Path, head: dict[str, Any], files: Mapping[str, bytes], layout: Layout
+) -> Bundle:
+    try:
+        runtime = build_runtime(
+            head["runtime"]["kind"],
+            unpacked(head["runtime"]["kind"], files[head["runtime"]["file"]]),
+            head["scaling"],
+            len(layout.phases),
+        )
+        likeness = None
+        if head["likeness"] is not None:
+            arrays = _arrays(files[head["likeness"]["file"]])
+            likeness = Likeness.from_arrays(head["likeness"]["head"], arrays)
+        rule = AlarmRule.from_json(head["rule"])
+        if tuple(head["phases"]) != layout.phases or rule.phases != layout.phases:
+            raise ValueError(f"phases must be {', '.join(layout.phases)}")
+        return Bundle(head, runtime, rule, likeness, layout)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise BundleError(
+            f"{folder}: its files have the right hashes but cannot be used "
+            f"({type(error).__name__}: {error}). Make the bundle again"
+        ) from error
+
+
+def unpacked(kind: RuntimeKind, content: bytes) -> bytes | dict[str, NDArray[Any]]:
+    """A model file as ``build_runtime`` takes it."""
+    return content if kind == "onnx" else _arrays(content)
+
+
+def _arrays(content: bytes) -> dict[str, NDArray[Any]]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:  # noqa: TID251  no pickle is read
+        return {name: file[name] for name in file.files}
+
+
+def packed_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Named arrays as one file."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+    return content.getvalue()
+
+
+# --- golden rows
+
+
+def packed_rows(timeline: Iterable[tuple[str, bytes]], origin_ns: int) -> bytes:
+    """Telemetry as one file: (source, lines) in order of time; the same bytes for the same rows."""
+    rows = [[source, lines.decode()] for source, lines in timeline]
+    return gzip.compress(json.dumps({"origin_ns": origin_ns, "rows": rows}).encode(), mtime=0)
+
+
+def golden_windows(packed: bytes, layout: Layout) -> list[LiveWindow]:
+    """The windows of golden rows, computed here.
+
+    Raises:
+        BundleError: they cannot be read.
+    """
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
+            document = json.loads(file.read(MAX_FILE_BYTES))
+        windows = LiveWindows(layout, document["origin_ns"])
+        made = [w for name, lines in document["rows"] for w in windows.push(name, lines.encode())]
+        return [*made, *windows.close()]
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error) as error:
+        raise BundleError(f"golden rows: cannot be read ({error})") from error
+
+
+def golden_problem(bundle: Bundle, packed: bytes, expected: Mapping[str, NDArray]) -> str | None:
+    """What comes out otherwise here; None if nothing does.
+
+    Rows must give the recorded inputs but for the last bits, in which processors differ, and the
+    recorded inputs the recorded probabilities. A tree may answer a last bit with another leaf, so
+    probabilities are not asked of the inputs that were computed here.
+
+    Args:
+        expected: ``inputs`` ``(n_windows, …)`` and ``proba`` ``(n_windows, n_phases)``.
+    """
+    windows = golden_windows(packed, bundle.layout)
+    inputs, proba = expected["inputs"], expected["proba"]
+    if not len(inputs) or len(windows) != len(inputs):
+        return f"the golden rows give {len(windows)} windows, expected {len(inputs)}"
+    computed = np.concatenate([bundle.inputs(window) for window in windows])
+    names = bundle.input_names
+    if computed.shape != inputs.shape:
+        return f"the golden rows give inputs {computed.shape}, expected {inputs.shape}"
+    axes = tuple(range(inputs.ndim - 1))
+    rms = np.sqrt(np.nanmean(np.where(np.isnan(inputs), 0.0, inputs.astype(np.float64)) ** 2, axes))
+    off = np.abs(computed.astype(np.float64) - inputs)
+    allowed = TOLERANCE * np.maximum(np.abs(inputs), rms)
+    wrong = (np.isnan(computed) != np.isnan(inputs)) | (off > allowed)
+    if np.any(wrong):
+        each = [names[i] for i in np.flatnonzero(wrong.any(axis=axes))]
+        return f"golden rows give another {each[0]}" + f" and {len(each) - 1} more inputs" * (
+            len(each) > 1
+        )
+    off_by = float(np.abs(bundle.runtime.proba(inputs) - proba).max())
+    if not off_by <= TOLERANCE:
+        return f"golden windows are off by {off_by:.2g}, at most {TOLERANCE:g} is allowed"
+    return None

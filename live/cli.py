@@ -1,0 +1,451 @@
+"""The commands of a device: ``live``, ``check``, ``enrol``. Standard library, NumPy, ONNX Runtime.
+
+``phasewatch live`` is the same program; there, recordings may also be named by id or batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import shlex
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from episodes.format import SOURCES, is_host_id
+from features.files import write_atomically
+from live.bundle import (
+    Bundle,
+    BundleContractError,
+    BundleError,
+    NotABundleError,
+    load_bundle,
+    packed_arrays,
+)
+from live.machine import ThisMachine
+from live.outputs import Command, Hub, Lines, Metrics
+from live.scorer import LiveScorer
+from live.sources import Follow, Replay, Stdin
+from live.stream import LiveWindows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from live.outputs import Output
+    from live.scorer import Event
+    from live.sources import RowSource
+
+OK, FAILED, USAGE, MISMATCH = 0, 1, 2, 4
+
+log = logging.getLogger("phasewatch")
+
+
+class UsageError(Exception):
+    """What was asked for cannot be done; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Files of one recorded episode."""
+
+    name: str
+    host: str
+    members: dict[str, bytes]
+
+
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    resolve: Callable[[str], Iterator[Recording]] | None = None,
+    prog: str = "phasewatch-device",
+) -> int:
+    """Run a command; returns its exit code.
+
+    Args:
+        resolve: turns what ``--replay`` names into recordings; by default folders alone.
+    """
+    parser = _parser(prog)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    try:
+        return int(options.run(options, resolve or recordings))
+    except UsageError as error:
+        return _said(error, USAGE)
+    except NotABundleError as error:
+        return _said(error, USAGE)
+    except BundleContractError as error:
+        return _said(error, MISMATCH)
+    except BundleError as error:
+        return _said(error, FAILED)
+    except BrokenPipeError:  # the reader of our lines has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _said(error: Exception, code: int) -> int:
+    print(f"Error: {error}", file=sys.stderr)
+    return code
+
+
+# Long, because it lists every option once.
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Scores a machine while it runs, with a bundle that was made for devices.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    live = commands.add_parser("live", help="score rows as they arrive")
+    live.set_defaults(run=run_live)
+    live.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    source = live.add_mutually_exclusive_group(required=True)
+    source.add_argument("--this-machine", action="store_true", help="this machine's kernel")
+    source.add_argument("--follow", type=Path, metavar="DIR", help="an episode while it is written")
+    source.add_argument("--stdin", action="store_true", help="JSON lines on standard input")
+    source.add_argument(
+        "--replay", nargs="+", metavar="EPISODE", help="recorded episodes; events say so"
+    )
+    live.add_argument(
+        "--speed", type=float, default=1.0, metavar="N",
+        help="of a replay, as a multiple of real time; 0: as fast as possible (default: 1)",
+    )  # fmt: skip
+    live.add_argument("--host", metavar="NAME", help="name of the machine (default: its own)")
+    live.add_argument("--to", metavar="URL", help="publish events to this hub, too")
+    live.add_argument(
+        "--token-file", type=Path, metavar="FILE",
+        help="the hub's token (default: PHASEWATCH_HUB_TOKEN)",
+    )  # fmt: skip
+    live.add_argument("--on-alarm", metavar="COMMAND", help="run this when an alarm changes")
+    live.add_argument(
+        "--metrics", type=int, metavar="PORT", help="Prometheus text on 127.0.0.1:PORT/metrics"
+    )
+    live.add_argument("--baseline", type=Path, metavar="FILE", help="what `enrol` recorded here")
+    live.add_argument(
+        "--state", type=Path, metavar="FILE", help="go on from here after a restart, and keep it"
+    )
+    live.add_argument("--quiet", action="store_true", help="no events on standard output")
+
+    check = commands.add_parser("check", help="verify a bundle on this device, and time it")
+    check.set_defaults(run=run_check)
+    check.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+
+    enrol = commands.add_parser(
+        "enrol", help="record clean minutes of this machine, as its baseline"
+    )
+    enrol.set_defaults(run=run_enrol)
+    enrol.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    enrol.add_argument("--minutes", type=float, default=5.0, metavar="N", help="default: 5")
+    enrol.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write")
+    return parser
+
+
+# --- live
+
+
+def run_live(options: argparse.Namespace, resolve: Any) -> int:
+    """Score rows until they end or a signal comes."""
+    host = options.host or socket.gethostname().partition(".")[0] or "localhost"
+    if not is_host_id(host):
+        raise UsageError(
+            f"--host must be letters, digits, dots, dashes and underscores, got {host!r}"
+        )
+    if not options.speed >= 0:
+        raise UsageError(f"--speed must be at least 0, got {options.speed}")
+    if options.baseline and (options.replay or options.follow):
+        raise UsageError("--baseline is of this machine: it goes with --this-machine or --stdin")
+    bundle = load_bundle(options.bundle)
+    outputs = _outputs(options)
+    stop = _Stop()
+    try:
+        if options.replay:
+            found = [recording for name in options.replay for recording in resolve(name)]
+            for recording in found:
+                if stop.wanted:
+                    break
+                _replay(bundle, recording, options, outputs, stop)
+        else:
+            _score(bundle, host, options, outputs, stop)
+    finally:
+        for output in outputs:
+            output.close()
+    return OK
+
+
+class _Stop:
+    """Set by SIGTERM and SIGINT; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._set)
+
+    def _set(self, number: int, _: object) -> None:
+        if self.wanted:
+            raise SystemExit(128 + number)
+        self.wanted = True
+
+
+def _outputs(options: argparse.Namespace) -> list[Output]:
+    outputs: list[Output] = [] if options.quiet else [Lines()]
+    if options.to:
+        if urlsplit(options.to).scheme not in ("http", "https"):
+            raise UsageError(f"--to must be a URL such as http://127.0.0.1:8447, got {options.to}")
+        outputs.append(Hub(options.to, _token(options.token_file)))
+    if options.on_alarm:
+        outputs.append(Command(shlex.split(options.on_alarm)))
+    if options.metrics is not None:
+        try:
+            outputs.append(Metrics(options.metrics))
+        except (OSError, OverflowError) as error:
+            raise UsageError(f"--metrics: port {options.metrics} cannot be used: {error}") from None
+    return outputs
+
+
+def _token(path: Path | None) -> str | None:
+    if path is None:
+        return os.environ.get("PHASEWATCH_HUB_TOKEN")
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _replay(
+    bundle: Bundle,
+    recording: Recording,
+    options: argparse.Namespace,
+    outputs: list[Output],
+    stop: _Stop,
+) -> None:
+    source = Replay(recording.members, options.speed)
+    scorer = LiveScorer(
+        bundle,
+        options.host or recording.host,
+        secrets.token_hex(4),
+        origin_ns=source.origin_ns(),
+        replay_of=recording.name,
+    )
+    log.info("replaying %s of %s", recording.name, recording.host)
+    _loop(scorer, source, outputs, stop, None)
+
+
+def _score(
+    bundle: Bundle,
+    host: str,
+    options: argparse.Namespace,
+    outputs: list[Output],
+    stop: _Stop,
+) -> None:
+    source, origin = _source(options)
+    _check_filled(bundle, source)
+    scorer = LiveScorer(bundle, host, secrets.token_hex(4), origin_ns=origin)
+    if options.state and (state := _read_state(options.state)):
+        went_on = scorer.resume(state)
+        log.info("%s: %s", options.state, "goes on" if went_on else "not used: too old, or of "
+                 "another bundle")  # fmt: skip
+    if options.baseline:
+        scorer.windows.remember(_read_baseline(options.baseline, bundle))
+    log.info(
+        "scoring %s with %s, bundle %s, trained on other machines", host, bundle.variant,
+        bundle.id[:12],
+    )  # fmt: skip
+    _loop(scorer, source, outputs, stop, options.state)
+
+
+def _source(options: argparse.Namespace) -> tuple[RowSource, int | None]:
+    if options.stdin:
+        return Stdin(), None
+    if options.follow:
+        if not options.follow.is_dir():
+            raise UsageError(f"{options.follow}: must be an episode's folder; it does not exist")
+        follow = Follow(options.follow)
+        return follow, follow.origin_ns()
+    machine = ThisMachine()
+    if machine.problem:
+        log.warning(machine.problem)
+    return machine, None
+
+
+def _check_filled(bundle: Bundle, source: RowSource) -> None:
+    """Refuse a source that fills nothing the model sees; say what is missing."""
+    names = bundle.layout.channel_names
+    seen = [names[i] for i in np.unique(bundle.channel)]
+    missing = [name for name in seen if name not in source.fills]
+    if len(missing) == len(seen):
+        raise UsageError(f"this source fills none of the {len(seen)} channels of {bundle.variant}")
+    if missing:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
+        log.warning("%d of %d channels are missing here: %s", len(missing), len(seen), shown)
+
+
+def _loop(
+    scorer: LiveScorer,
+    source: RowSource,
+    outputs: list[Output],
+    stop: _Stop,
+    state: Path | None,
+) -> None:
+    metrics = next((output for output in outputs if isinstance(output, Metrics)), None)
+    noted = dict(scorer.windows.counts)
+
+    def send(events: Iterator[Event]) -> bool:
+        sent = False
+        for event in events:
+            sent = True
+            for output in outputs:
+                output.send(event)
+        return sent
+
+    try:
+        while not stop.wanted:
+            found = source.read()
+            if found is None:
+                break
+            made = False
+            for name, lines in found:
+                made |= send(scorer.push(name, lines))
+            if not found:
+                send(scorer.tick())
+            if made:
+                noted = _note_counts(scorer, metrics, noted)
+                if state:
+                    write_atomically(state, packed_arrays(scorer.state()))
+        if not stop.wanted:
+            send(scorer.close())
+        elif state:
+            write_atomically(state, packed_arrays(scorer.state()))
+    finally:
+        source.close()
+        _note_counts(scorer, metrics, noted)
+
+
+def _note_counts(
+    scorer: LiveScorer, metrics: Metrics | None, noted: dict[Any, int]
+) -> dict[Any, int]:
+    """Say what became of rows that do not count, since it was last said."""
+    counts = dict(scorer.windows.counts)
+    new = {name: n - noted.get(name, 0) for name, n in counts.items() if n > noted.get(name, 0)}
+    if new:
+        log.warning("rows: %s", ", ".join(f"{n} {name}" for name, n in new.items()))
+    if metrics:
+        for name, n in counts.items():
+            metrics.count(f'rows_not_used_total{{why="{name}"}}', n)
+    return counts
+
+
+def _read_state(path: Path) -> dict[str, NDArray[Any]] | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:  # noqa: TID251  no pickle is read
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as error:
+        log.warning("%s: not used: %s", path, error)
+        return None
+
+
+# --- recordings
+
+
+def recordings(name: str) -> Iterator[Recording]:
+    """The episode in a folder of telemetry files, or those in its folders.
+
+    Raises:
+        UsageError: there is none.
+    """
+    folder = Path(name)
+    found = [p for p in (folder, *sorted(folder.glob("*"))) if (p / SOURCES["guest"].file).is_file()
+             or (p / SOURCES["netflow"].file).is_file()]  # fmt: skip
+    if not found:
+        raise UsageError(
+            f"{name}: must be the folder of an unpacked episode: it has no "
+            f"{SOURCES['guest'].file}. Unpack it: tar --zstd -xf EPISODE.tar.zst"
+        )
+    for each in found:
+        members = {path.name: path.read_bytes() for path in each.iterdir() if path.is_file()}
+        yield Recording(each.resolve().name, each.resolve().parent.name or "replay", members)
+
+
+# --- check and enrol
+
+
+def run_check(options: argparse.Namespace, _: Any) -> int:
+    """Load a bundle, which verifies it, and say what it is and what it costs here."""
+    began = time.perf_counter()
+    bundle = load_bundle(options.bundle)
+    loaded = time.perf_counter() - began
+    head = bundle.head
+    kept = np.zeros((1, *bundle.input_shape), dtype=np.float32)
+    took = []
+    for _ in range(50):
+        start = time.perf_counter()
+        bundle.runtime.proba(kept)
+        took.append(1000 * (time.perf_counter() - start))
+    lines = [
+        f"{bundle.variant}, bundle {bundle.id}",
+        f"checkpoint {head['checkpoint_id']}",
+        f"alarm threshold {bundle.rule.threshold:.3f}",
+        *(
+            f"macro F1 on recipe {m['recipe']}: {m['value']:.3f}"
+            + (f" [{m['low']:.3f}, {m['high']:.3f}]" if m["low"] is not None else "")
+            for m in head["metrics"]
+            if m["value"] is not None
+        ),
+        f"verified and loaded in {loaded:.2f} s; a window takes {np.median(took):.2f} ms",
+    ]
+    print("\n".join(lines))
+    return OK
+
+
+def run_enrol(options: argparse.Namespace, _: Any) -> int:
+    """Record clean windows of this machine."""
+    bundle = load_bundle(options.bundle)
+    window = bundle.layout.window
+    wanted = int(options.minutes * 60_000 / window.stride_ms)
+    if wanted < 1 or not options.minutes > 0:
+        raise UsageError(f"--minutes must be at least {window.stride_ms / 60_000:.2f}")
+    if not options.out.absolute().parent.is_dir():
+        raise UsageError(f"{options.out}: folder {options.out.absolute().parent} does not exist")
+    machine, windows, stop = ThisMachine(), LiveWindows(bundle.layout), _Stop()
+    if machine.problem:
+        log.warning(machine.problem)
+    rows: list[NDArray[np.float32]] = []
+    try:
+        while len(rows) < wanted and not stop.wanted:
+            for name, lines in machine.read():
+                for made in windows.push(name, lines):
+                    rows.append(made.features)
+                    log.info("window %d of %d", len(rows), wanted)
+    finally:
+        machine.close()
+    if not rows:
+        raise UsageError("stopped before the first window; nothing is written")
+    kept = {"features": np.stack(rows), "contract": np.array(bundle.contract_hash)}
+    write_atomically(options.out, packed_arrays(kept))
+    log.info("%s: %d windows", options.out, len(rows))
+    return OK
+
+
+def _read_baseline(path: Path, bundle: Bundle) -> NDArray[np.float32]:
+    state = _read_state(path)
+    if state is None or "features" not in state:
+        raise UsageError(f"{path}: not a baseline. Record one: phasewatch-device enrol")
+    if str(state["contract"]) != bundle.contract_hash:
+        raise BundleContractError(str(path), ["it was recorded for another input layout"])
+    return state["features"]
+
+
+def entry() -> NoReturn:
+    """The program ``phasewatch-device``."""
+    sys.exit(main())

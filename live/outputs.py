@@ -1,0 +1,241 @@
+"""Where events go: lines on standard output, a hub, a command, a page of metrics."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import deque
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from live.scorer import Event
+
+log = logging.getLogger("phasewatch")
+
+MAX_WAITING = 5_000  # events kept while the hub is away: seven hours
+_BATCH = 100
+_RETRY_S = (0.5, 1, 2, 5, 10)
+_COMMAND_S = 30
+
+
+class Output(Protocol):
+    """Takes events; never makes the scorer wait."""
+
+    def send(self, event: Event) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Lines:
+    """One JSON line per event on standard output."""
+
+    def send(self, event: Event) -> None:
+        sys.stdout.write(json.dumps(event, separators=(",", ":")) + "\n")
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        """Standard output stays open."""
+
+
+class Hub:
+    """Publishes events to a hub, in order; while it is away they wait, the oldest give way.
+
+    Args:
+        url: of the hub, such as ``http://127.0.0.1:8447``.
+    """
+
+    def __init__(self, url: str, token: str | None = None):
+        self._url = url.rstrip("/") + "/publish"
+        self._headers = {"Content-Type": "application/json"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._waiting: deque[Event] = deque(maxlen=MAX_WAITING)
+        self.dropped = 0
+        self.refused = 0
+        self._more = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="hub", daemon=True)
+        self._thread.start()
+
+    def send(self, event: Event) -> None:
+        self.dropped += len(self._waiting) == MAX_WAITING
+        self._waiting.append(event)
+        self._more.set()
+
+    def close(self) -> None:
+        """Wait up to two seconds for what is left."""
+        self._stopping = True
+        self._more.set()
+        self._thread.join(2)
+
+    def _run(self) -> None:
+        failures = 0
+        while not (self._stopping and not self._waiting):
+            self._more.wait(1)
+            self._more.clear()
+            while self._waiting:
+                batch = [self._waiting[i] for i in range(min(_BATCH, len(self._waiting)))]
+                if self._published(batch):
+                    failures = 0
+                    for event in batch:
+                        if self._waiting and self._waiting[0] is event:
+                            self._waiting.popleft()
+                    continue
+                if failures == 0:
+                    log.warning("%s cannot be reached; events wait", self._url)
+                wait = _RETRY_S[min(failures, len(_RETRY_S) - 1)]
+                failures += 1
+                if self._stopping:
+                    return
+                time.sleep(wait)
+
+    def _published(self, batch: list[Event]) -> bool:
+        """Whether the hub has answered: it took the events, or refused them for good."""
+        request = urllib.request.Request(self._url, json.dumps(batch).encode(), self._headers)
+        try:
+            with urllib.request.urlopen(request, timeout=5):
+                return True
+        except urllib.error.HTTPError as error:
+            if error.code in (429, 500, 502, 503, 504):
+                return False
+            self.refused += len(batch)
+            log.error("%s refuses events: %s", self._url, error.read(300).decode(errors="replace"))
+            return True
+        except (OSError, ValueError):
+            return False
+
+
+class Command:
+    """Runs a command when an alarm is raised or cleared, or a machine goes silent.
+
+    The event is JSON on its standard input; ``PHASEWATCH_ALARM`` is raised, cleared or silent. One
+    command runs at a time, for at most 30 s.
+    """
+
+    def __init__(self, arguments: list[str]):
+        self._arguments = arguments
+        self._waiting: deque[tuple[str, Event]] = deque(maxlen=100)
+        self._more = threading.Semaphore(0)
+        self._silent: set[str] = set()
+        threading.Thread(target=self._run, name="on-alarm", daemon=True).start()
+
+    def send(self, event: Event) -> None:
+        if event["alarm"] in ("raised", "cleared"):
+            self._put(event["alarm"], event)
+        new = set(event["silent"]) - self._silent
+        self._silent = set(event["silent"])
+        if new:
+            self._put("silent", event)
+
+    def _put(self, kind: str, event: Event) -> None:
+        self._waiting.append((kind, event))
+        self._more.release()
+
+    def close(self) -> None:
+        """Wait up to two seconds for what is left."""
+        until = time.monotonic() + 2
+        while self._waiting and time.monotonic() < until:
+            time.sleep(0.05)
+
+    def _run(self) -> None:
+        while True:
+            self._more.acquire()
+            if not self._waiting:
+                continue
+            kind, event = self._waiting[0]
+            try:
+                subprocess.run(
+                    self._arguments,
+                    input=json.dumps(event).encode(),
+                    env=os.environ | {"PHASEWATCH_ALARM": kind},
+                    timeout=_COMMAND_S,
+                    check=True,
+                    stdout=sys.stderr,
+                )
+            except (OSError, subprocess.SubprocessError) as error:
+                log.error("--on-alarm: %s", error)
+            self._waiting.popleft()
+
+
+class Metrics:
+    """The state of the scorer as Prometheus text at ``/metrics``, on the loopback address.
+
+    Raises:
+        OSError: the port is in use.
+    """
+
+    def __init__(self, port: int):
+        self._values: dict[str, float] = {}
+        self._lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if self.path != "/metrics":
+                    self.send_error(404)
+                    return
+                content = outer.text().encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "text/plain; version=0.0.4")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                """Requests are not logged."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+
+    def send(self, event: Event) -> None:
+        label = f'{{host="{event["host"]}"}}'
+        alarm = event["alarm"] in ("raised", "standing")
+        with self._lock:
+            self._add(f"phasewatch_windows_total{label}", 1)
+            self._add(f"phasewatch_alarms_total{label}", event["alarm"] == "raised")
+            self._values[f"phasewatch_alarm{label}"] = alarm
+            self._values[f"phasewatch_silent_sources{label}"] = len(event["silent"])
+            self._values[f"phasewatch_window_end_seconds{label}"] = event["end"]
+            for name in ("score", "latency_ms", "unlike"):
+                if event[name] is not None:
+                    self._values[f"phasewatch_{name}{label}"] = float(event[name])
+            for source, share in event["coverage"].items():
+                name = f'phasewatch_coverage{{host="{event["host"]}",source="{source}"}}'
+                self._values[name] = share
+            for phase, share in (event["filtered_probabilities"] or {}).items():
+                name = f'phasewatch_phase{{host="{event["host"]}",phase="{phase}"}}'
+                self._values[name] = share
+
+    def count(self, name: str, value: float) -> None:
+        """Set a counter that the scorer keeps itself."""
+        with self._lock:
+            self._values[f"phasewatch_{name}"] = value
+
+    def _add(self, name: str, value: float) -> None:
+        self._values[name] = self._values.get(name, 0.0) + value
+
+    def text(self) -> str:
+        with self._lock:
+            values = dict(self._values)
+        lines, typed = [], set()
+        for name, value in sorted(values.items()):
+            family = name.partition("{")[0]
+            if family not in typed:
+                typed.add(family)
+                kind = "counter" if family.endswith("_total") else "gauge"
+                lines.append(f"# TYPE {family} {kind}")
+            lines.append(f"{name} {value:.15g}")
+        return "\n".join(lines) + "\n"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()

@@ -1,0 +1,211 @@
+"""Rows in, events out: what a bundle says of one machine, window by window.
+
+An event is the JSON object ``live_detection`` of ``hub/events.py``. It is made here without that
+module, because a device has no pydantic; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from live.stream import QUIET_S, LiveWindow, LiveWindows
+from models.alarm import Follower
+from models.novelty import ALPHA, Resemblance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from live.bundle import Bundle
+
+TOP = 3  # channels that are named for an alarm
+_DIGITS = 6  # of a probability
+
+Event = dict[str, Any]
+AlarmState = Literal["none", "raised", "standing", "cleared"]
+
+
+class LiveScorer:
+    """Scores the rows of one machine as they arrive.
+
+    Args:
+        host: name of the machine, as its events carry it.
+        session: name of this run; windows count from its start.
+        origin_ns: see ``LiveWindows``.
+        replay_of: the recording that is replayed; None: the rows are live.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        host: str,
+        session: str,
+        *,
+        origin_ns: int | None = None,
+        replay_of: str | None = None,
+    ):
+        self.bundle = bundle
+        self.windows = LiveWindows(bundle.layout, origin_ns)
+        self._about = {
+            "v": 1,
+            "type": "live_detection",
+            "origin": f"bundle {bundle.id[:12]}, checkpoint {bundle.head['checkpoint_id'][:12]}",
+            "data_at": bundle.head["made_at"],
+            "host": host,
+            "model": bundle.variant,
+            "bundle": bundle.id,
+            "session": session,
+            "source": "live" if replay_of is None else "replay",
+            "replay_of": replay_of,
+            "threshold": bundle.rule.threshold,
+        }
+        self._host, self._session = host, session
+        self._live = replay_of is None
+        self._alarm_id: str | None = None
+        self._heard = time.monotonic()  # when the last row came
+        self._told = 0.0  # when silence was last told; 0: not silent
+        self._begin()
+
+    def _begin(self) -> None:
+        self._follower = Follower(self.bundle.rule)
+        self._resemblance = Resemblance(self.bundle.likeness) if self.bundle.likeness else None
+
+    def push(self, source: str, lines: bytes) -> Iterator[Event]:
+        """Take lines of one source; yields an event per window that they finish."""
+        received = time.perf_counter()
+        self._heard, self._told = time.monotonic(), 0.0
+        for window in self.windows.push(source, lines):
+            yield self._event(window, received)
+
+    def close(self) -> Iterator[Event]:
+        """The events of windows that are whole if no further row comes."""
+        received = time.perf_counter()
+        for window in self.windows.close():
+            yield self._event(window, received)
+
+    def tick(self) -> Iterator[Event]:
+        """Say that nothing has come for ``QUIET_S``: at once, then every stride. Live only."""
+        now = time.monotonic()
+        stride_s = self.bundle.layout.window.stride_ms / 1000
+        if not self._live or now - self._heard < QUIET_S or now - self._told < stride_s:
+            return
+        self._told = now
+        yield self._without_phase([self._host, *self.bundle.sources], None)
+
+    def _event(self, window: LiveWindow, received: float) -> Event:
+        bundle, phases = self.bundle, self.bundle.layout.phases
+        if window.restarted and self.windows.past == 1:
+            self._begin()  # the past was forgotten: filter and likeness begin anew
+        seen = [s for s in bundle.sources if window.coverage[s] > 0]
+        silent = sorted(set(self.windows.silent(bundle.sources)) - set(seen))
+        if not seen:
+            return self._without_phase(silent or list(bundle.sources), window)
+        proba = bundle.proba(window)
+        if not np.all(np.isfinite(proba)):
+            raise FloatingPointError(f"window {window.number}: a probability is not finite")
+        filtered, score, alarm = self._follower.push(proba)
+        p = self._resemblance.push(bundle.likeness_inputs(window)) if self._resemblance else None
+        state = self._alarm_state(alarm, window.number)
+        event = self._about | {
+            "at": time.time(),
+            **_place(window, bundle.layout.window.length_ms),
+            "phase": phases[int(proba.argmax())],
+            "probabilities": _shares(phases, proba),
+            "filtered": phases[int(filtered.argmax())],
+            "filtered_probabilities": _shares(phases, filtered),
+            "confidence": round(float(filtered.max()), _DIGITS),
+            "score": round(min(score, 1.0), _DIGITS),
+            "alarm": state,
+            "alarm_id": self._alarm_id,
+            "unlike": None if p is None else bool(p <= ALPHA),
+            "coverage": {s: round(window.coverage[s], 4) for s in bundle.sources},
+            "silent": silent,
+            "why": self._why(window),
+            "restarted": window.restarted or None,
+            "latency_ms": round(1000 * (time.perf_counter() - received), 3),
+        }
+        if state == "cleared":
+            self._alarm_id = None
+        return event
+
+    def _alarm_state(self, alarm: bool, number: int) -> AlarmState:
+        stood = self._alarm_id is not None
+        if alarm and not stood:
+            self._alarm_id = f"{self._host}-{self._session}-{number}"
+            return "raised"
+        if alarm:
+            return "standing"
+        return "cleared" if stood else "none"
+
+    def _why(self, window: LiveWindow) -> list[dict[str, Any]]:
+        bundle = self.bundle
+        found = bundle.runtime.arguments(bundle.inputs(window)[0], bundle.channel, bundle.infected)
+        names = bundle.layout.channel_names
+        return [
+            {"channel": names[i], "contribution": round(float(found[i]), 4)}
+            for i in np.argsort(-found)[:TOP]
+            if found[i] > 0
+        ]
+
+    def _without_phase(self, silent: list[str], window: LiveWindow | None) -> Event:
+        """An event that says that nothing is known of the machine; an alarm that stands, stands."""
+        now = time.time()
+        place = (
+            {"window": self.windows.number, "start": now, "end": now}
+            if window is None
+            else _place(window, self.bundle.layout.window.length_ms)
+        )
+        return self._about | {
+            "at": now,
+            **place,
+            **dict.fromkeys(
+                ("phase", "probabilities", "filtered", "filtered_probabilities", "confidence",
+                 "score", "unlike", "restarted", "latency_ms")
+            ),
+            "alarm": "standing" if self._alarm_id else "none",
+            "alarm_id": self._alarm_id,
+            "coverage": dict.fromkeys(self.bundle.sources, 0.0),
+            "silent": silent,
+            "why": [],
+        }  # fmt: skip
+
+    # --- state, for a restart
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """What a restarted scorer of the same bundle needs to go on, as arrays."""
+        state = self.windows.state()
+        state["bundle"] = np.array(self.bundle.id)
+        state["alarm"] = np.array([self._alarm_id or "", self._session])
+        if self._follower.state is not None:
+            state["filter"] = self._follower.state
+            state["stands"] = np.array(self._follower.alarm)
+        if self._resemblance is not None:
+            state["unlike"] = np.array([self._resemblance.highest, *self._resemblance.recent])
+        return state
+
+    def resume(self, state: dict[str, NDArray[Any]]) -> bool:
+        """Go on from ``state`` if it is of this bundle and recent; returns whether it is."""
+        if str(state["bundle"]) != self.bundle.id or not self.windows.resume(state, time.time_ns()):
+            return False
+        alarm_id, self._session = map(str, state["alarm"])
+        self._about["session"] = self._session
+        self._alarm_id = alarm_id or None
+        if "filter" in state:
+            self._follower.state = state["filter"]
+            self._follower.alarm = bool(state["stands"])
+        if self._resemblance is not None and "unlike" in state:
+            self._resemblance.highest, *self._resemblance.recent = state["unlike"].tolist()
+        return True
+
+
+def _place(window: LiveWindow, length_ms: int) -> dict[str, Any]:
+    start = window.start_ns / 1e9
+    return {"window": window.number, "start": start, "end": start + length_ms / 1000}
+
+
+def _shares(phases: tuple[str, ...], proba: NDArray) -> dict[str, float]:
+    return {phase: round(float(p), _DIGITS) for phase, p in zip(phases, proba, strict=True)}

@@ -1,0 +1,245 @@
+"""Where rows come from, beside this machine: a folder that grows, a pipe, a recording."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import time
+from dataclasses import dataclass
+from heapq import merge
+from typing import TYPE_CHECKING, Protocol
+
+from episodes.format import LABELS_FILE, SOURCES
+from episodes.jsonl import is_int64, parse_objects
+from features.registry import CHANNELS
+from live.timeline import CHUNK_NS, line_time, timed, timeline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+MAX_LINE = 65_536
+"""Bytes of a line; a longer one is dropped and counted."""
+_READ = 1 << 20  # bytes read at a time
+_POLL_S = 0.1
+_TAGS = {source.tag: name for name, source in SOURCES.items()}
+DEPLOYABLE = tuple(name for name, source in SOURCES.items() if source.deployable)
+ALL = frozenset(channel.name for channel in CHANNELS if channel.deployable)
+
+
+class RowSource(Protocol):
+    """Rows of one machine as they become known."""
+
+    @property
+    def fills(self) -> frozenset[str]:
+        """Names of the channels that it can give."""
+
+    def read(self) -> list[tuple[str, bytes]] | None:
+        """(source, lines) that came, in order; empty after a while without; None: no more."""
+
+    def close(self) -> None: ...
+
+
+class _Lines:
+    """Cuts what arrives into lines, in bounded memory."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._too_long = False
+        self.dropped = 0
+
+    def take(self, content: bytes) -> list[bytes]:
+        """The lines that are complete now."""
+        *lines, self._rest = (self._rest + content).split(b"\n")
+        if self._too_long and lines:  # the end of a line whose begin was dropped
+            lines, self._too_long = lines[1:], False
+        if len(self._rest) > MAX_LINE:
+            self.dropped += not self._too_long
+            self._rest, self._too_long = b"", True
+        kept = [line for line in lines if len(line) <= MAX_LINE]
+        self.dropped += len(lines) - len(kept)
+        return [line for line in kept if line.strip()]
+
+
+class Stdin:
+    """JSON lines on standard input; each says its source."""
+
+    fills = ALL
+
+    def __init__(self, handle: int = 0):
+        self._handle = handle
+        self._lines = _Lines()
+
+    def read(self) -> list[tuple[str, bytes]] | None:
+        ready, _, _ = select.select([self._handle], [], [], 1.0)
+        if not ready:
+            return []
+        content = os.read(self._handle, _READ)
+        if not content:
+            rest = self._lines.take(b"\n")
+            return _by_source(rest) if rest else None
+        return _by_source(self._lines.take(content))
+
+    def close(self) -> None:
+        """Standard input stays open."""
+
+
+def _by_source(lines: list[bytes]) -> list[tuple[str, bytes]]:
+    """Lines with the source that each states, those in sequence together; others are left out."""
+    out: list[tuple[str, list[bytes]]] = []
+    began = 0
+    for line in lines:
+        try:
+            row = json.loads(line)
+            source = _TAGS.get(row.get("source"))
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            continue
+        if source not in DEPLOYABLE:
+            continue
+        t = line_time(line, began)
+        if not out or out[-1][0] != source or t - began > CHUNK_NS:
+            out.append((source, []))
+            began = t
+        out[-1][1].append(line)
+    return [(source, b"\n".join(together)) for source, together in out]
+
+
+class Follow:
+    """An episode's folder while it is written; its files may come later, or begin anew."""
+
+    fills = ALL
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._tails = {name: _Tail(folder / SOURCES[name].file, name) for name in DEPLOYABLE}
+
+    def origin_ns(self) -> int | None:
+        """Time of the earliest label, at which the windows of the episode begin."""
+        try:
+            content = (self._folder / LABELS_FILE).read_bytes()
+        except OSError:
+            return None
+        return first_label(content)
+
+    def read(self) -> list[tuple[str, bytes]] | None:
+        tails = self._tails.values()
+        for tail in tails:
+            tail.fill()
+        # rows later than what is read of a file that has more would overtake it
+        until = min((tail.until for tail in tails if tail.has_more), default=None)
+        found = _together(merge(*(tail.rows(until) for tail in tails), key=lambda row: row[0]))
+        if not found:
+            time.sleep(_POLL_S)
+        return found
+
+    def close(self) -> None:
+        for tail in self._tails.values():
+            tail.close()
+
+
+class _Tail:
+    """One file that grows."""
+
+    def __init__(self, path: Path, source: str):
+        self._path, self._source = path, source
+        self._handle: int | None = None
+        self._at = 0
+        self._lines = _Lines()
+        self._waiting: list[tuple[int, str, bytes]] = []
+        self.has_more = False
+
+    @property
+    def until(self) -> int:
+        """Time of the last row that was read."""
+        return self._waiting[-1][0] if self._waiting else 0
+
+    def fill(self) -> None:
+        """Read on, if what was read is used up."""
+        if self._waiting:
+            return
+        self.has_more = False
+        if self._handle is None:
+            try:
+                self._handle = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            except OSError:
+                return
+        try:
+            replaced = self._path.stat().st_ino != os.fstat(self._handle).st_ino
+        except FileNotFoundError:
+            replaced = True
+        if os.fstat(self._handle).st_size < self._at or replaced:
+            os.close(self._handle)
+            self._handle, self._at, self._lines = None, 0, _Lines()
+            return
+        content = os.pread(self._handle, _READ, self._at)
+        self._at += len(content)
+        self.has_more = len(content) == _READ
+        self._waiting = list(timed(self._lines.take(content), self._source))
+
+    def rows(self, until: int | None) -> list[tuple[int, str, bytes]]:
+        """Take the rows up to a time; None: all."""
+        n = len(self._waiting)
+        if until is not None:
+            n = sum(1 for t, _, _ in self._waiting if t <= until)
+        taken, self._waiting = self._waiting[:n], self._waiting[n:]
+        return taken
+
+    def close(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def _together(rows: Iterator[tuple[int, str, bytes]]) -> list[tuple[str, bytes]]:
+    out: list[tuple[str, list[bytes]]] = []
+    began = 0
+    for t, source, line in rows:
+        if not out or out[-1][0] != source or t - began > CHUNK_NS:
+            out.append((source, []))
+            began = t
+        out[-1][1].append(line)
+    return [(source, b"\n".join(lines)) for source, lines in out]
+
+
+@dataclass
+class Replay:
+    """A recorded episode, at the speed that it was recorded times ``speed``.
+
+    Args:
+        members: content of its files, by name.
+        speed: 0: as fast as possible.
+    """
+
+    members: Mapping[str, bytes]
+    speed: float = 1.0
+    fills: frozenset[str] = ALL
+
+    def __post_init__(self) -> None:
+        self._rows = timeline(self.members, DEPLOYABLE)
+        self._began: tuple[float, int] | None = None
+
+    def origin_ns(self) -> int | None:
+        return first_label(self.members.get(LABELS_FILE, b""))
+
+    def read(self) -> list[tuple[str, bytes]] | None:
+        try:
+            t, source, lines = next(self._rows)
+        except StopIteration:
+            return None
+        if self.speed > 0:
+            if self._began is None:
+                self._began = time.monotonic(), t
+            due = self._began[0] + (t - self._began[1]) / 1e9 / self.speed
+            time.sleep(max(0.0, due - time.monotonic()))
+        return [(source, lines)]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def first_label(content: bytes) -> int | None:
+    """Unix ns of the earliest label in ``labels.jsonl``; None: it has none."""
+    rows = [row for _, row in parse_objects(content)[0]]
+    times = [row["t_wall_ns"] for row in rows if is_int64(row.get("t_wall_ns"))]
+    return min(times, default=None)

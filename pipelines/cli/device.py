@@ -1,0 +1,160 @@
+"""The commands ``bundle`` and ``live``: a checkpoint in one folder, and scoring with it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.cli import options
+from pipelines.cli.console import (
+    FAILED,
+    TEXT_ONLY,
+    USAGE,
+    CommandError,
+    Document,
+    Table,
+    existing_file,
+    fail,
+    note,
+    workspace_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from live.cli import Recording
+    from stages.device_bundle import Parity
+
+
+@dataclass(frozen=True)
+class BundleMade(Document):
+    """A bundle that was written and verified."""
+
+    bundle_id: str
+    model: str
+    checkpoint_id: str
+    out: str
+    n_bytes: int
+    runtime: str
+    parity: dict[str, Parity] = field(metadata=TEXT_ONLY)
+
+    def as_json(self) -> dict[str, Any]:
+        values = {n: getattr(self, n) for n in ("bundle_id", "model", "checkpoint_id", "out",
+                                                "n_bytes", "runtime")}  # fmt: skip
+        return values | {"parity": {r: asdict(each) for r, each in self.parity.items()}}
+
+    def text(self) -> Iterator[str | Table]:
+        yield f"{self.model}, {self.n_bytes / 1e6:.1f} MB, runtime {self.runtime}: {self.out}"
+        yield Table(
+            ("recipe", "test windows", "largest difference"),
+            [(r, str(p.n_windows), f"{p.proba:.1e}") for r, p in self.parity.items()],
+        )
+        yield f"bundle {self.bundle_id}"
+        yield f"Score with it: phasewatch live {self.out} --this-machine"
+
+
+def bundle(
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="Where to write it; made if missing.")
+    ],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Bundle this .ckpt.json; default: the champion."),
+    ] = None,
+    config: options.Config = None,
+    store: options.Store = None,
+    artifacts: options.Artifacts = None,
+) -> BundleMade:
+    """Write a folder that scores on a device, without a training library.
+
+    It is compared with its checkpoint on every test window first. docs/device.md says how to
+    run it.
+    """
+    from live.bundle import HEAD_FILE, load_bundle
+    from models.checkpoint import load_checkpoint
+    from stages import device_bundle as core
+    from stages.project import Project
+
+    workspace = workspace_of(config, store, artifacts, must_exist=True)
+    if (
+        out.exists()
+        and not (out / HEAD_FILE).is_file()
+        and (not out.is_dir() or any(out.iterdir()))
+    ):
+        fail(f"--out {out}: must be a new folder, an empty one, or that of a bundle", USAGE)
+    project = Project(workspace)
+    try:
+        found = (
+            core.champion_ingredients(project)
+            if checkpoint is None
+            else core.named_ingredients(
+                project, load_checkpoint(existing_file(checkpoint), workspace.layout)
+            )
+        )
+        files = core.bundle_files(project, found)
+    except core.OracleError as error:
+        fail(str(error), USAGE)
+    note(f"comparing {found.checkpoint.variant.name} with its bundle on every test window")
+    made = core.in_memory(files, workspace.layout)
+    parity = core.check_parity(project, made, found.checkpoint)
+    wrong = [recipe for recipe, each in parity.items() if not each.holds]
+    if wrong:
+        fail(
+            f"the bundle gives other probabilities than {found.checkpoint.variant.name} on recipe "
+            f"{', '.join(wrong)}; nothing is written",
+            FAILED,
+        )
+    core.write_bundle(out, files)
+    written = load_bundle(out, workspace.layout)
+    return BundleMade(
+        bundle_id=written.id,
+        model=written.variant,
+        checkpoint_id=written.head["checkpoint_id"],
+        out=str(out),
+        n_bytes=sum(map(len, files.values())),
+        runtime=written.head["runtime"]["kind"],
+        parity=parity,
+    )
+
+
+def live(context: typer.Context) -> None:
+    """Score a machine while it runs, or replay recorded episodes: see `phasewatch live --help`."""
+    from live.cli import main
+
+    raise typer.Exit(main(["live", *context.args], resolve=_recordings, prog="phasewatch"))
+
+
+def enrol(context: typer.Context) -> None:
+    """Record clean minutes of this machine, as its baseline: see `phasewatch enrol --help`."""
+    from live.cli import main
+
+    raise typer.Exit(main(["enrol", *context.args], prog="phasewatch"))
+
+
+def _recordings(name: str) -> Iterator[Recording]:
+    """The recordings of an id, an archive, a batch or a folder."""
+    from episodes.format import ARCHIVE_SUFFIX
+    from episodes.reading import read_episode
+    from episodes.store import StoreError
+    from live.cli import Recording, UsageError, recordings
+    from pipelines.cli.episodes import stored_episode
+
+    if Path(name).is_dir():
+        yield from recordings(name)
+        return
+    workspace = workspace_of(None, None, None)
+    try:
+        batches = {} if name.endswith(ARCHIVE_SUFFIX) else workspace.listing().batches
+        chosen = batches[name] if name in batches else [stored_episode(workspace, name)]
+    except (StoreError, CommandError) as error:
+        raise UsageError(str(error)) from None
+    for stored in chosen:
+        try:
+            members = dict(read_episode(stored.path, stored.episode_id, {}).members)
+        except Exception as error:  # a damaged archive does not stop the others
+            note(f"{stored.path}: left out: {error}")
+            continue
+        yield Recording(stored.episode_id, stored.host_id, members)

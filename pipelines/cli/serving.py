@@ -1,0 +1,61 @@
+"""What the commands that serve share: where to listen, under which names, with which token."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.console import USAGE, existing_file, fail
+
+Host = Annotated[
+    str, typer.Option(metavar="ADDRESS", help="Address to listen on; not loopback: needs a token.")
+]
+Port = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Port to listen on.")]
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Name that it is reached under; repeat for several."),
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="File with the token that everyone must bear."),
+]
+ReadOnly = Annotated[bool, typer.Option("--read-only", help="Show only; refuse what changes.")]
+
+
+def read_token(file: Path | None, variable: str) -> str | None:
+    """The token of a file, or of an environment variable; None if neither is given."""
+    if file is None:
+        return os.environ.get(variable) or None
+    try:
+        return existing_file(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{file}: must be a text file with a token: {error}", USAGE)
+
+
+def listen(host: str, port: int, token: str | None, variable: str) -> socket.socket:
+    """A socket on an address of this machine; what others can reach needs a token."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError:
+        fail(f"--host must be an address of this machine, got {host!r}", USAGE)
+    addresses = [str(address[0]).partition("%")[0] for *_, address in found]
+    if token is None and not all(ipaddress.ip_address(one).is_loopback for one in addresses):
+        fail(
+            f"--host {host} can be reached from other machines: give a token with --token-file or "
+            f"{variable}, or listen on 127.0.0.1",
+            USAGE,
+        )
+    family, _, _, _, address = found[0]
+    try:
+        return socket.create_server(address[:2], family=family, backlog=512)
+    except OSError as error:
+        fail(f"{host} port {port}: cannot listen there: {error.strerror}; choose another --port")
+
+
+def url_of(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

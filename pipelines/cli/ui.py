@@ -1,0 +1,123 @@
+"""The command that serves Dagster behind the guard: ``ui``."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from config.paths import base_folder
+from pipelines.cli import options, serving
+from pipelines.cli.console import USAGE, Document, fail, note, workspace_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TOKEN = "PHASEWATCH_UI_TOKEN"
+HOSTS = "PHASEWATCH_UI_HOSTS"  # where the web server's process finds the names
+LOCATION = "phasewatch"
+
+
+@dataclass(frozen=True)
+class Shown(Document):
+    """Where Dagster was until it was stopped."""
+
+    url: str
+
+    def text(self) -> Iterator[str]:
+        return iter(())
+
+
+def ui(
+    config: options.Config = None,
+    store: options.Store = None,
+    artifacts: options.Artifacts = None,
+    host: serving.Host = "127.0.0.1",
+    port: serving.Port = 3000,
+    allow_host: serving.AllowHost = None,
+    token_file: serving.TokenFile = None,
+    read_only: serving.ReadOnly = False,
+) -> Shown:
+    """Serve Dagster and its daemon behind a guard.
+
+    Registers the store's batches first, and serves until Ctrl-C or SIGTERM, with what `dg dev`
+    offers. The token may be in PHASEWATCH_UI_TOKEN instead of a file.
+    """
+    workspace = workspace_of(config, store, artifacts)
+    token = serving.read_token(token_file, TOKEN)
+    with serving.listen(host, port, token, TOKEN) as listener:  # that it is free
+        port = listener.getsockname()[1]
+    from hub.guard import Guard
+    from pipelines.cli.execution import sync_only
+    from pipelines.home import dagster_home
+
+    try:
+        Guard(_nothing, token=token)
+    except ValueError as error:
+        fail(str(error), USAGE)
+    sync_only(workspace)
+    url = serving.url_of(host, port)
+    os.environ |= {
+        **_given(config=config, store=store, artifacts=artifacts),
+        "DAGSTER_HOME": str(dagster_home(workspace)),
+        HOSTS: " ".join([host, *(allow_host or ())]),
+        TOKEN: token or "",
+    }
+    note(f"ui: {url}" + ("/?token=TOKEN" if token else ""))
+    _develop(host, port, read_only=read_only)
+    return Shown(url=url)
+
+
+async def _nothing(*_: Any) -> None:
+    """An application, to try a token on."""
+
+
+def _given(**paths: Path | None) -> dict[str, str]:
+    """The variables from which Dagster's processes read the same options."""
+    return {
+        f"PHASEWATCH_{name.upper()}": str(path.absolute()) for name, path in paths.items() if path
+    }
+
+
+def _develop(host: str, port: int, *, read_only: bool) -> None:
+    """What ``dg dev`` does, with our web server in place of Dagster's."""
+    from dagster._cli import dev
+    from dagster._cli.workspace.cli_target import WorkspaceOpts  # type: ignore[attr-defined]
+
+    start = dev.open_ipc_subprocess  # type: ignore[attr-defined]
+
+    def start_guarded(parts: Sequence[str], **options: Any) -> Any:
+        """Start the web server as ours, the daemon as it is, and nothing else."""
+        words = list(parts)
+        if words[1:3] == ["-m", "dagster_webserver"]:
+            words[2] = "pipelines.webserver"
+            words += ["--read-only"] * read_only
+        elif words[1:3] != ["-m", "dagster._daemon"]:
+            raise RuntimeError(f"Dagster starts what no guard is known for: {words[1:3]}")
+        return start(words, **options)
+
+    dev.open_ipc_subprocess = start_guarded  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "workspace.yaml"
+        code = {
+            "module_name": "pipelines.definitions",
+            "working_directory": str(base_folder()),
+            "location_name": LOCATION,
+        }
+        file.write_text(yaml.safe_dump({"load_from": [{"python_module": code}]}))
+        dev.dev_command_impl(
+            code_server_log_level="warning",
+            log_level="info",
+            log_format="colored",
+            port=str(port),
+            host=host,
+            use_legacy_code_server_behavior=False,
+            shutdown_pipe=None,
+            verbose=False,
+            workspace_opts=WorkspaceOpts(workspace=[str(file)]),
+        )

@@ -1,0 +1,452 @@
+"""The device bundle: a checkpoint in one folder that scores without a training library."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from champion.history import (
+    ChampionError,
+    load_kept,
+    load_likeness,
+    load_rule,
+    read_champion,
+)
+from champion.rules import CHALLENGER
+from datasets.windows import inputs, read_dataset
+from episodes.format import ARCHIVE_SUFFIX, NS_PER_S, SOURCES
+from episodes.reading import read_episode
+from features.contract import GOLDEN_FILE as GOLDEN_VECTORS
+from features.contract import contract_of
+from features.files import fingerprint, write_atomically
+from live import bundle as bundles
+from live.bundle import load_bundle
+from live.runtime import TreeRuntime
+from live.timeline import timeline
+from models.checkpoint import CheckpointError
+from models.export import exported
+from stages.alarm_rules import read_rule
+from stages.checkpoints import code_commit
+from stages.datasets import dataset_shards
+from stages.evaluation import read_report
+from stages.likeness import read_likeness
+from stages.manifest import Manifest, read_manifest, write_manifest
+from stages.stage import Check, CheckResult, Output, Stage
+from stages.status import Reason, StageError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from features.registry import Layout
+    from live.bundle import Bundle
+    from models.alarm import AlarmRule
+    from models.base import Classifier, Inputs
+    from models.checkpoint import Checkpoint
+    from models.novelty import Likeness
+    from stages.project import Project
+    from stages.stage import Artifacts, Progress
+
+BATCH_SIZES = (1, 2, 7, 64)
+BLOCK = 448  # windows compared at a time: whole batches of each size
+GOLDEN_EPISODE = "01M7ZXJ52WC7TZYFN3421Y5WJ7"  # of features/golden: it has every source, and a gap
+GOLDEN_SECONDS = 60
+_PACKAGES = ("phasewatch", "numpy", "torch", "xgboost", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What a bundle is made from."""
+
+    checkpoint: Checkpoint
+    rule: AlarmRule
+    likeness: Likeness | None
+    recipe: str  # of the data that trained it
+    checkpoints: dict[str, str]  # recipe -> the model's checkpoint, whose figures are quoted
+    known: dict[str, float | None]  # recipe -> macro F1 where no report is left
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a bundle's outputs are from its checkpoint's, over all windows and batch sizes."""
+
+    n_windows: int
+    proba: float  # largest difference of a probability
+    margin: float | None  # largest difference of a tree model's margin; None: not a tree model
+
+    @property
+    def holds(self) -> bool:
+        return self.proba <= bundles.TOLERANCE and (self.margin or 0.0) <= bundles.TOLERANCE
+
+
+def _bundle_equals_checkpoint(project: Project, key: str, artifact: Manifest) -> CheckResult:
+    bundle = load_bundle(artifact.folder, project.workspace.layout)
+    checkpoint = champion_ingredients(project).checkpoint
+    if checkpoint.artifact_id != bundle.head["checkpoint_id"]:
+        return CheckResult(False, "fail", "The bundle is of another checkpoint.")
+    found = check_parity(project, bundle, checkpoint)
+    return CheckResult(
+        bool(found) and all(each.holds for each in found.values()),
+        "fail",
+        facts={recipe: asdict(each) for recipe, each in found.items()},
+    )
+
+
+class DeviceBundle(Stage):
+    """The champion as one folder for a device."""
+
+    name = "device_bundle"
+    version = "1"
+    partition = ""
+    job = "bundle"
+    automatic = False
+    docs = "device.md"
+
+    inputs = ("champion",)
+
+    outputs = (
+        Output(
+            name,
+            "The champion as one folder that a device scores with, without a training library.",
+            group="serve",
+            kinds=frozenset({"onnx"}),
+        ),
+    )
+
+    checks = (
+        Check(
+            "bundle_equals_checkpoint",
+            name,
+            "On every test window of every recipe, in batches of 1, 2, 7 and 64, the bundle gives "
+            "the probabilities of its checkpoint within 1e-5.",
+            _bundle_equals_checkpoint,
+            blocking=True,
+        ),
+    )
+
+    def read(self, project: Project, key: str) -> Artifacts:
+        return {self.name: read_manifest(project.workspace.device_bundle_folder)}
+
+    def fingerprint(self, project: Project, key: str) -> str:
+        found = champion_ingredients(project)
+        return fingerprint(
+            {
+                "stage": self.version,
+                "format": bundles.FORMAT,
+                "checkpoint": found.checkpoint.artifact_id,
+                "alarm_rule": found.rule.id,
+                "likeness": found.likeness.id if found.likeness else None,
+            }
+        )
+
+    def remedy(self, key: str) -> str:
+        return "phasewatch bundle --out FOLDER"
+
+    def needs(self, project: Project, key: str) -> Iterator[tuple[Stage, str]]:
+        """The champion is kept by itself; its inputs may be gone."""
+        yield from ()
+
+    def reason(
+        self, project: Project, key: str, artifacts: Artifacts, *, verify: bool
+    ) -> Reason | None:
+        (manifest,) = artifacts.values()
+        if manifest is None:
+            return Reason("not_made", {"outputs": [self.name]})
+        if damage := manifest.damage(verify=verify):
+            return Reason("damaged", {"problem": damage})
+        try:
+            if manifest.fingerprint == self.fingerprint(project, key):
+                return None
+        except (StageError, ChampionError, CheckpointError):
+            pass  # there is no champion, or it does not load
+        return Reason("inputs", {"inputs": list(self.inputs)})
+
+    def make(
+        self, project: Project, key: str, outputs: Collection[str], progress: Progress
+    ) -> Artifacts:
+        identity = self.fingerprint(project, key)
+        files = bundle_files(project, champion_ingredients(project))
+        folder = project.workspace.device_bundle_folder
+        write_bundle(folder, files)
+        head = json.loads(files[bundles.HEAD_FILE])
+        listed = {
+            name.partition(".")[0]: {
+                "name": name,
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "bytes": len(content),
+            }
+            for name, content in files.items()
+        }
+        facts = {
+            "bundle_id": head["id"],
+            "model": f"{head['model']}_{head['mode']}",
+            "recipe": head["recipe"],
+            "checkpoint_id": head["checkpoint_id"],
+            "alarm_rule_id": head["rule_id"],
+            "contract_hash": contract_of(project.workspace.layout, head["input_kind"]).hash,
+            "runtime": head["runtime"]["kind"],
+            "bytes": sum(map(len, files.values())),
+        }
+        manifest = Manifest(folder, identity, listed, facts, self.version)
+        return {self.name: write_manifest(manifest)}
+
+    def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:
+        return {**artifact.facts, "folder": str(artifact.folder)}
+
+    def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
+        manifest = artifacts[self.name]
+        return f"{manifest.facts['model']}, {manifest.facts['bytes'] / 1e6:.1f} MB"
+
+
+def write_bundle(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a bundle; its head, which names the other files, comes last.
+
+    A kill at any moment leaves the old bundle or the new one. Files of an older one are removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        if name != bundles.HEAD_FILE:
+            write_atomically(folder / name, content)
+    write_atomically(folder / bundles.HEAD_FILE, files[bundles.HEAD_FILE])
+    for kind in ("model", "golden", "expected", "likeness"):
+        for stray in folder.glob(f"{kind}.*"):
+            if stray.name not in files:
+                stray.unlink()
+
+
+def in_memory(files: Mapping[str, bytes], layout: Layout) -> Bundle:
+    """A bundle as it would load, before it is written."""
+    head = json.loads(files[bundles.HEAD_FILE])
+    return bundles.assembled(Path(bundles.HEAD_FILE), head, files, layout)
+
+
+def champion_ingredients(project: Project) -> Ingredients:
+    """The champion's.
+
+    Raises:
+        StageError: there is no champion.
+        ChampionError, CheckpointError: it cannot be read or loaded.
+    """
+    folder, layout = project.workspace.champion_folder, project.workspace.layout
+    champion = read_champion(folder)
+    if champion is None:
+        raise StageError("There is no champion to bundle. Promote one: phasewatch promote MODEL")
+    return Ingredients(
+        load_kept(folder, champion, layout),
+        load_rule(folder, champion),
+        load_likeness(folder, champion, layout),
+        champion.served,
+        champion.checkpoints,
+        {recipe: evidence.get(CHALLENGER) for recipe, evidence in champion.evidence.items()},
+    )
+
+
+def named_ingredients(project: Project, checkpoint: Checkpoint) -> Ingredients:
+    """Those of a checkpoint that is named.
+
+    Raises:
+        StageError: no alarm rule or likeness is bound to it, or it is not a realistic one.
+    """
+    check_realistic(checkpoint)
+    name, mode = checkpoint.variant.name, checkpoint.variant.mode
+    for recipe in project.recipes:
+        made = project.artifact(f"alarm_rules/{name}", recipe)
+        if made is None or made.facts.get("checkpoint_id") != checkpoint.artifact_id:
+            continue
+        likeness = read_likeness(project.existing(f"likeness/{mode}", recipe))
+        ids = {recipe: checkpoint.artifact_id}
+        return Ingredients(checkpoint, read_rule(made), likeness, recipe, ids, {})
+    raise StageError(
+        f"No alarm rule is bound to this checkpoint of {name}, so a device could raise no alarm. "
+        "Run: phasewatch run"
+    )
+
+
+class OracleError(StageError):
+    """A checkpoint sees channels that a device cannot read."""
+
+
+def check_realistic(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that is not a realistic one.
+
+    Raises:
+        OracleError: it is not.
+    """
+    if checkpoint.header["mode"] != "realistic":
+        raise OracleError(
+            f"A device bundle needs a realistic checkpoint, got {checkpoint.variant.name}: a "
+            "device cannot read its channels. Name a realistic one"
+        )
+
+
+# --- the files
+
+
+def bundle_files(project: Project, found: Ingredients) -> dict[str, bytes]:
+    """Every file of a bundle, by name.
+
+    Raises:
+        StageError: the model is not a realistic one, or the golden rows do not come out.
+    """
+    checkpoint, layout = found.checkpoint, project.workspace.layout
+    check_realistic(checkpoint)
+    header = checkpoint.header
+    model = exported(checkpoint.model, layout.window.n_bins)
+    if isinstance(model.content, bytes):
+        graph, suffix = model.content, ".onnx"
+    else:
+        graph, suffix = bundles.packed_arrays(model.content), ".npz"
+    rows = golden_rows()
+    inputs = _golden_inputs(rows, checkpoint, layout)
+    expected = {"inputs": inputs, "proba": checkpoint.model.predict_proba(inputs)}
+    parts = {
+        "model": (graph, suffix),
+        "golden": (rows, ".jsonl.gz"),
+        "expected": (bundles.packed_arrays(expected), ".npz"),
+    }
+    if found.likeness:
+        parts["likeness"] = (bundles.packed_arrays(found.likeness.arrays()), ".npz")
+    digests = {part: hashlib.sha256(content).hexdigest() for part, (content, _) in parts.items()}
+    names = {part: f"{part}.{digests[part][:12]}{end}" for part, (_, end) in parts.items()}
+    files = {names[part]: content for part, (content, _) in parts.items()}
+    head: dict[str, Any] = {
+        "format": bundles.FORMAT,
+        "made_at": time.time(),
+        "model": header["name"],
+        "mode": header["mode"],
+        "input_kind": header["input_kind"],
+        "contract": header["contract"],
+        "phases": header["phases"],
+        "kept": header["keep_mask"],
+        "scaling": header["standardize"],
+        "runtime": {"kind": model.kind, "file": names["model"]},
+        "rule": json.loads(found.rule.text()),
+        "rule_id": found.rule.id,
+        "likeness": {"file": names["likeness"], "head": found.likeness.head()}
+        if found.likeness
+        else None,
+        "golden": {"rows": names["golden"], "expected": names["expected"]},
+        "checkpoint_id": checkpoint.artifact_id,
+        "dataset_version": header["train_meta"]["dataset_version"],
+        "recipe": found.recipe,
+        "metrics": _metrics(project, found),
+        "data": {"licence": _licence(project), "store": str(project.workspace.store)},
+        "versions": _versions(),
+        "files": {
+            name: {"sha256": digests[part], "bytes": len(files[name])}
+            for part, name in names.items()
+        },
+    }
+    head["id"] = bundles.bundle_id(head)
+    text = json.dumps(head, indent=1, allow_nan=False).encode() + b"\n"
+    return {**files, bundles.HEAD_FILE: text}
+
+
+def golden_rows() -> bytes:
+    """The first minute of a golden episode, as a device would receive it."""
+    path = GOLDEN_VECTORS.parent / f"{GOLDEN_EPISODE}{ARCHIVE_SUFFIX}"
+    episode = read_episode(path, GOLDEN_EPISODE, {})
+    origin = int(episode.labels.t_wall_ns.min())
+    deployable = [name for name, source in SOURCES.items() if source.deployable]
+    until = origin + GOLDEN_SECONDS * NS_PER_S
+    rows = [(s, lines) for t, s, lines in timeline(episode.members, deployable) if t < until]
+    return bundles.packed_rows(rows, origin)
+
+
+def _golden_inputs(rows: bytes, checkpoint: Checkpoint, layout: Layout) -> NDArray[np.float32]:
+    """The model's inputs of the golden rows' windows."""
+    kind, kept = checkpoint.header["input_kind"], checkpoint.header["keep_mask"]
+    windows = bundles.golden_windows(rows, layout)
+    return np.concatenate([bundles.model_inputs(w, kind, np.array(kept)) for w in windows])
+
+
+def _metrics(project: Project, found: Ingredients) -> list[dict[str, Any]]:
+    """Macro F1 with its interval, per recipe, of the reports on these very checkpoints."""
+    name = found.checkpoint.variant.name
+    metrics = []
+    for recipe, checkpoint_id in found.checkpoints.items():
+        stage = project.stages[f"eval_reports/{name}"]
+        made = project.artifact(stage.name, recipe)
+        usable = made is not None and project.status(stage, recipe, verify=True).usable
+        report = read_report(made) if made and usable else None
+        row: dict[str, Any] = {"recipe": recipe, "metric": "macro_f1"}
+        row["checkpoint_id"] = checkpoint_id
+        if made and report is not None and report.checkpoint_id == checkpoint_id:
+            figure = report.macro_f1
+            row |= {"value": figure.value, "low": figure.low, "high": figure.high,
+                    "level": figure.level, "report": made.version}  # fmt: skip
+        else:
+            row |= {"value": found.known.get(recipe), "low": None, "high": None,
+                    "level": None, "report": None}  # fmt: skip
+        metrics.append(row)
+    return metrics
+
+
+def _licence(project: Project) -> str:
+    """What the store says of the licence of its data."""
+    path = project.workspace.store_path / "LICENSE"
+    return path.read_text(encoding="utf-8").partition("\n")[0] if path.is_file() else "not stated"
+
+
+def _versions() -> dict[str, str]:
+    found = {"code_commit": code_commit(), "python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+# --- the check
+
+
+def parity(bundle: Bundle, model: Classifier, X: Inputs) -> Parity:
+    """How far a bundle is from the model that it was made from, on some windows."""
+    runtime = bundle.runtime
+    booster = getattr(model, "booster_", None)
+    off, off_margin = 0.0, None if booster is None else 0.0
+    for start in range(0, len(X), BLOCK):
+        block = np.asarray(X[start : start + BLOCK], dtype=np.float32)
+        expected = model.predict_proba(block)
+        for size in BATCH_SIZES:
+            pieces = [block[i : i + size] for i in range(0, len(block), size)]
+            found = np.concatenate([runtime.proba(piece) for piece in pieces])
+            off = max(off, _distance(found, expected))
+        if isinstance(runtime, TreeRuntime) and booster is not None:
+            margins = booster.inplace_predict(block, predict_type="margin", missing=np.nan)
+            off_margin = max(off_margin or 0.0, _distance(runtime.trees.margins(block), margins))
+    return Parity(len(X), off, off_margin)
+
+
+def _distance(found: NDArray, expected: NDArray) -> float:
+    """The largest difference; infinite where one of both is not a number."""
+    off = np.abs(found.astype(np.float64) - expected)
+    return float(np.where(np.isfinite(off), off, np.inf).max(initial=0.0))
+
+
+def check_parity(project: Project, bundle: Bundle, checkpoint: Checkpoint) -> dict[str, Parity]:
+    """Parity on every test window of every recipe that has a dataset."""
+    return {
+        recipe: parity(bundle, checkpoint.model, X)
+        for recipe, X in _test_windows(project, checkpoint)
+    }
+
+
+def _test_windows(project: Project, checkpoint: Checkpoint) -> Iterator[tuple[str, Inputs]]:
+    for recipe in project.recipes:
+        dataset = project.artifact("datasets", recipe)
+        if dataset is None:
+            continue
+        test = read_dataset(dataset).filter(pl.col("split") == "test")
+        shards = dataset_shards(project, dataset)
+        yield recipe, inputs(test, shards, checkpoint.variant, project.workspace.layout)
