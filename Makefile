@@ -61,7 +61,13 @@ artifacts/cache/rockets/.installed:
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check aeon==1.6.0 torch==2.13.0
 	touch $@
 
-yardstick: run artifacts/cache/rockets/.installed  ## the models beside a forest and rockets (STORE=, ARTIFACTS=, CONFIG=)
+# only its data are used, so the library is not installed
+WATCH := artifacts/cache/watch/seglearn-1.2.5-py3-none-any.whl
+$(WATCH): | .venv/.installed
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(@D) seglearn==1.2.5
+
+yardstick: run artifacts/cache/rockets/.installed $(WATCH)  ## the models beside a forest and rockets; a public leak (STORE=, ARTIFACTS=, CONFIG=)
+	$(BIN)/python -m benchmarks.leak $(WATCH)
 	$(BIN)/python -m benchmarks.yardstick --aeon artifacts/cache/rockets/bin/python
 
 artifacts/cache/lock/.installed:

@@ -114,6 +114,7 @@ NOT_RUN = {
     "python -m hub.vendor --record": "fetches from npm and rewrites what is committed",
     "python -m benchmarks.hub": "takes two minutes",
     "python -m benchmarks.days": "needs the embedded corpus; takes half an hour",
+    "python -m benchmarks.onset": "needs the checkpoints of a whole run",
     "python -m benchmarks.likeness": "needs the embedded corpus; takes minutes",
     "python -m benchmarks.choices --hosts": "takes an hour",
     "python data/build_store.py CORPUS_STORE": "needs the recorded corpus",
