@@ -5,10 +5,12 @@ from datetime import timedelta
 
 import dagster as dg
 
+from pipelines.notifications import tell_of_night
 from pipelines.partitions import sync_batches
-from pipelines.requests import decide, decide_ingest, ingested_since, under_way
+from pipelines.requests import Decision, decide, decide_ingest, ingested_since, under_way
 from resources.workspace import WorkspaceResource
 from stages.status import shortened
+from stages.workspace import Workspace
 
 NIGHT = os.environ.get("PHASEWATCH_NIGHT") or "*/5 2-5 * * *"
 """Cron expression (UTC) of the ticks of a night."""
@@ -59,25 +61,39 @@ def nightly(
     way: however long the ingest takes, a retrain is requested only when it is done. Episodes that
     reach a batch after its ingest wait for the next night: a store in use is never at rest.
     """
+    try:
+        decision = _next_step(context, workspace.core)
+    except Exception as error:  # the tick fails, and with it this step of the night
+        reason = f"{type(error).__name__}: {error}"
+        tell_of_night(workspace.core, context.scheduled_execution_time, [reason])
+        raise
+    if decision.requests:
+        return decision.requests
+    if decision.given_up:
+        tell_of_night(workspace.core, context.scheduled_execution_time, decision.given_up)
+    return dg.SkipReason(shortened(decision.waiting))
+
+
+def _next_step(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> Decision:
+    """What a tick of a night requests, or why it requests nothing."""
     instance = context.instance
-    synced = sync_batches(instance, workspace.core)
+    synced = sync_batches(instance, workspace)
     since = context.scheduled_execution_time - ONE_NIGHT
     late = [due for due in synced.due if ingested_since(instance, due, since)]
     ingests = decide_ingest(instance, synced, [due for due in synced.due if due not in late])
-    if ingests.requests:
-        return ingests.requests
-    if ingests.waiting:
-        return dg.SkipReason(shortened(ingests.waiting))
+    if ingests.requests or ingests.waiting:
+        return ingests
     running = under_way(instance, "ingest")
     if running:
-        return dg.SkipReason(f"{len(running)} batches are being ingested")
+        return Decision(waiting=[f"{len(running)} batches are being ingested"])
     due = synced.project.due("retrain") if synced.ingested else []
     due = [item for item in due if item.key] or due  # the page comes last
     if not due:
-        return dg.SkipReason(
-            f"nothing changed: all {len(synced.listing.batches)} batches are ingested, and every "
-            "recipe is trained on them"
-            + (f"; {len(late)} gained episodes since, for the next night" if late else "")
+        return Decision(
+            waiting=[
+                f"nothing changed: all {len(synced.listing.batches)} batches are ingested, and "
+                "every recipe is trained on them"
+                + (f"; {len(late)} gained episodes since, for the next night" if late else "")
+            ]
         )
-    retrains = decide(instance, due)
-    return retrains.requests or dg.SkipReason(shortened(retrains.waiting))
+    return decide(instance, due)

@@ -9,6 +9,7 @@ from assets.factory import build_assets, build_checks
 from pipelines.automation import new_batches, nightly
 from pipelines.executors import build_executor, execution_from_environment
 from pipelines.jobs import build_jobs
+from pipelines.notifications import build_notifications
 from resources.workspace import resource_of
 from stages.registry import STAGES
 from stages.workspace import Workspace, workspace_from_environment
@@ -23,13 +24,14 @@ def build_defs(
         workspace: what it works on; by default the embedded store and ``artifacts/``.
         execution: see ``build_executor``.
     """
+    workspace = workspace or Workspace()
     return dg.Definitions(
         assets=build_assets(STAGES.values()),
         asset_checks=build_checks(STAGES.values()),
         jobs=build_jobs(),
-        sensors=[new_batches],
+        sensors=[new_batches, build_notifications(workspace)],
         schedules=[nightly],
-        resources={"workspace": resource_of(workspace or Workspace())},
+        resources={"workspace": resource_of(workspace)},
         executor=build_executor(execution),
     )
 

@@ -4,7 +4,7 @@ What is due is the project's answer, by fingerprint; Dagster's records say only 
 way and which have failed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import dagster as dg
@@ -27,8 +27,9 @@ _WILL_RETRY_TAG, _RETRIED_TAG = "dagster/will_retry", "dagster/auto_retry_run_id
 class Decision:
     """Which runs to request, and why the others wait."""
 
-    requests: list[dg.RunRequest]
-    waiting: list[str]  # under way, or given up: a reason each
+    requests: list[dg.RunRequest] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)  # under way, or given up: a reason each
+    given_up: list[str] = field(default_factory=list)  # of these, what waits for a person
 
 
 def decide(instance: dg.DagsterInstance, due: list[Due]) -> Decision:
@@ -38,7 +39,7 @@ def decide(instance: dg.DagsterInstance, due: list[Due]) -> Decision:
     twice gives one run, and asking again after a failure, or after an artifact was lost, another.
     """
     unfinished = instance.get_runs(filters=dg.RunsFilter(statuses=UNFINISHED))
-    decision = Decision([], [])
+    decision = Decision()
     for item in due:
         name = f"{item.job} {item.key}".strip()
         busy = next((run for run in unfinished if _makes(run, item)), None)
@@ -56,10 +57,11 @@ def decide(instance: dg.DagsterInstance, due: list[Due]) -> Decision:
                 break
             failures += 1
         if failures >= MAX_FAILURES:
-            decision.waiting.append(
+            decision.given_up.append(
                 f"{name}: given up after {failures} failed runs, the last "
                 f"{earlier[0].run_id[:8]}; fix the cause and start it by hand"
             )
+            decision.waiting.append(decision.given_up[-1])
             continue
         decision.requests.append(
             dg.RunRequest(
@@ -87,7 +89,7 @@ def decide_ingest(
         due = [item for item in due if item not in used]
         waiting = [f"ingest {d.key}: run {run.run_id[:8]} trains on its shards" for d in used]
     decision = decide(instance, due)
-    return Decision(decision.requests, decision.waiting + waiting)
+    return Decision(decision.requests, decision.waiting + waiting, decision.given_up)
 
 
 def ingested_since(instance: dg.DagsterInstance, due: Due, since: datetime) -> bool:

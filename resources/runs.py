@@ -6,11 +6,13 @@ nobody: killed, it would count as under way for ever, and keep its place in the 
 
 import multiprocessing
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
@@ -91,3 +93,14 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         ended.append(run.run_id)
     return ended
+
+
+def why_failed(failure: Any) -> str:
+    """Why a step failed: its own message, or the innermost error's."""
+    if failure.user_failure_data and failure.user_failure_data.description:
+        return failure.user_failure_data.description
+    error = failure.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    message = error.message.strip() if error else "unknown"
+    return re.sub(r"^dagster\.[\w.]+: ", "", message)

@@ -260,7 +260,7 @@ class Project:
         """
         partition = "batch" if key in self.listing.batches else "recipe" if key else ""
         first = next(s for s in self.stages.values() if s.job == job and s.partition == partition)
-        settings = self.workspace.model_dump_json(exclude={"store", "artifacts", "force"})
+        settings = self.workspace.model_dump_json(exclude={"store", "artifacts", "force", "notify"})
         champion = self.champion.number if self.champion else None
         return fingerprint([first.fingerprint(self, key), settings, champion])
 

@@ -6,12 +6,21 @@ What is on disk there is ``stages.project``'s.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    create_model,
+    field_validator,
+)
 
 from config.messages import address_of, addressed
 from config.paths import base_folder
@@ -53,11 +62,25 @@ class Workspace(BaseModel):
         "exclusions.yaml in the artifacts folder, if it is there.",
     )
     force: bool = Field(default=False, description="Rebuild everything, reuse nothing.")
+    notify: str = Field(
+        default="",
+        description="Command that is told of runs and checks that fail, and of nights that skip; "
+        "empty: none.",
+    )
     validation: ValidationPolicy = ValidationPolicy()
     splits: SplitPolicy = SplitPolicy()
     report: ReportPolicy = ReportPolicy()
     models: Models = Models()  # type: ignore[valid-type]
     _address: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @field_validator("notify")
+    @classmethod
+    def _a_command(cls, command: str) -> str:
+        try:
+            shlex.split(command)
+        except ValueError as error:
+            raise ValueError(f"must be a command line ({str(error).lower()})") from None
+        return command
 
     @property
     def address(self) -> dict[str, str]:

@@ -125,6 +125,7 @@ def test_metrics_are_those_of_the_reports(trained: Lab) -> None:
         assert (event.value, event.low, event.high) == (figure.value, figure.low, figure.high)
         assert (event.recipe, event.level, event.baseline) == (RECIPE, 0.95, False)
     assert {model for model, _ in found} == {b.name for b in report.baselines}
+    assert [mode for model, mode in found if model == "prior"] == [None]
     for (model, mode), event in found.items():
         assert event.baseline
         alike = {

@@ -139,7 +139,7 @@ def _execute_all(
         with training_ahead(workspace, slots, log_to_stderr):
             for i, key in enumerate(keys, start=1):
                 log.info("%s %s (%d of %d)", job, key, i, len(keys))
-                ran.append(_execute(definitions, job, key, instance, outputs))
+                ran.append(_execute(workspace, definitions, job, key, instance, outputs))
         return ran
 
 
@@ -166,7 +166,7 @@ def _side_by_side(workspace: Workspace, job: str, keys: list[str], runs: int) ->
 
 
 _in_worker: dict[str, Any] = {}
-"""A worker's definitions and instance: made once, for all its runs."""
+"""A worker's workspace, definitions and instance: made once, for all its runs."""
 
 
 def _prepare(workspace: Workspace) -> None:
@@ -177,18 +177,21 @@ def _prepare(workspace: Workspace) -> None:
     log_to_stderr()
     multiprocessing.current_process().name = WORKER
     instance = ExitStack().enter_context(dagster_instance(workspace))
-    _in_worker.update(definitions=build_defs(workspace=workspace), instance=instance)
+    _in_worker.update(
+        workspace=workspace, definitions=build_defs(workspace=workspace), instance=instance
+    )
 
 
 def _execute_in_worker(job: str, key: str) -> Ran | str:
     """The run, or why it failed."""
     try:
-        return _execute(_in_worker["definitions"], job, key, _in_worker["instance"], None)
+        return _execute(**_in_worker, job=job, key=key, outputs=None)
     except CommandError as error:  # cannot travel between processes
         return str(error)
 
 
 def _execute(
+    workspace: Workspace,
     definitions: dg.Definitions,
     job: str,
     key: str,
@@ -198,6 +201,7 @@ def _execute(
     import dagster as dg
 
     from assets.factory import asset_key
+    from pipelines.notifications import tell_of_run
 
     result = definitions.resolve_job_def(job).execute_in_process(
         run_config=_QUIET,
@@ -206,6 +210,7 @@ def _execute(
         asset_selection=[asset_key(output) for output in outputs] if outputs else None,
         raise_on_error=False,
     )
+    tell_of_run(instance, workspace, result.run_id)
     if not result.success:
         failures = [
             f"{str(event.step_key).replace('__', '/')}: {_reason(event.step_failure_data)}"
@@ -227,13 +232,9 @@ def _execute(
 
 
 def _reason(failure: Any) -> str:
-    """Why a step failed: its own message, or the innermost error's."""
-    if failure.user_failure_data and failure.user_failure_data.description:
-        return failure.user_failure_data.description
-    error = failure.error
-    while error is not None and error.cause is not None:
-        error = error.cause
-    message = error.message.strip() if error else "unknown"
-    message = re.sub(r"^dagster\.[\w.]+: ", "", message)
+    """Why a step failed, with the remedy where a library is missing."""
+    from resources.runs import why_failed
+
+    message = why_failed(failure)
     missing = re.fullmatch(r"ModuleNotFoundError: No module named '(.+)'", message)
     return not_installed(missing[1]) if missing else message
