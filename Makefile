@@ -54,6 +54,7 @@ bench: .venv/.installed  ## speed, as ratios measured side by side; the hub unde
 	$(BIN)/python -m benchmarks.extraction
 	$(BIN)/python -m benchmarks.bootstrap
 	$(BIN)/python -m benchmarks.hub
+	$(BIN)/python -m benchmarks.device
 
 # aeon needs an older Numba, and torch for Hydra
 artifacts/cache/rockets/.installed:

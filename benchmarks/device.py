@@ -34,6 +34,9 @@ ENVIRONMENT = cache_folder() / "device"
 
 
 def main() -> None:
+    if not sys.argv[1:] and not list(Workspace().checkpoint_folder("host").glob("*realistic*")):
+        print("device: not measured, because nothing is trained; run: make run")
+        return
     python = installed()
     size = sum(p.stat().st_size for p in site_packages(python).rglob("*") if p.is_file())
     print(f"installed: {(size - size_of_pip(python)) / 2**20:.0f} MiB without pip")

@@ -91,6 +91,7 @@ def main() -> int:
         assert known, "no alarm was raised after the hub came back"
         on.answer(known[-1], verdict=True, note="a recorded attack")
         shoot(on, "live-answered")
+        on.lane(known[-1]["host"]).screenshot(path=str(SHOTS / "lane.png"))
         on.clean()
         print("  no violation of the content security policy, no foreign request, no error")
         assert stalled.fileno() >= 0
