@@ -205,7 +205,8 @@ class Predictions(FolderStage):
 
         A champion's are in its history: no model is loaded to see whether batches are scored.
         """
-        champion = None if self.chosen.model else read_champion(project.workspace.champion_folder)
+        folder = project.workspace.champion_folder
+        champion = read_champion(folder) if self.chosen == ScoreOptions() else None
         if champion is not None and champion.served in champion.alarm_rules:
             served = champion.served
             rule_id, likeness_id = champion.alarm_rules[served], champion.likeness or None
