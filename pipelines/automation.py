@@ -1,13 +1,29 @@
-"""What starts runs by itself: the sensor of new batches and the nightly schedule."""
+"""What starts runs by itself: the sensor of new batches and the nightly schedule.
+
+Batches are scored by the sensor and not by an ``AutomationCondition``, which Dagster recommends
+where the cause of a run is another asset's materialization. Here it is not: a promotion on the
+command line, artifacts copied from another machine and a champion that no longer loads are on disk,
+and in no record of Dagster's.
+"""
 
 import os
 from datetime import timedelta
 
 import dagster as dg
 
+from pipelines.jobs import JOBS
 from pipelines.notifications import tell_of_night
 from pipelines.partitions import sync_batches
-from pipelines.requests import Decision, decide, decide_ingest, ingested_since, under_way
+from pipelines.requests import (
+    WORK_TAG,
+    Decision,
+    decide,
+    decide_ingest,
+    decide_scoring,
+    ingested_since,
+    scoring_champion,
+    under_way,
+)
 from resources.workspace import WorkspaceResource
 from stages.status import shortened
 from stages.workspace import Workspace
@@ -24,23 +40,34 @@ _ALL_ASSETS_JOB = "__ASSET_JOB"
 
 
 @dg.sensor(
-    job_name="ingest",
+    jobs=[JOBS["ingest"], JOBS["score"]],
     minimum_interval_seconds=60,
-    description="Registers new batches and ingests those that are new or changed.",
+    description=(
+        "Registers new batches, ingests those that are new or changed, and scores them with the "
+        "champion."
+    ),
 )
 def new_batches(
     context: dg.SensorEvaluationContext, workspace: WorkspaceResource
 ) -> dg.SensorResult:
-    """Registers new batches and requests one run for each that is new or changed."""
+    """Registers new batches and requests a run for each that is to be ingested or scored."""
     synced = sync_batches(context.instance, workspace.core)
-    decision = decide_ingest(context.instance, synced)
-    for reason in decision.waiting:
+    ingests = decide_ingest(context.instance, synced)
+    scorings = decide_scoring(context.instance, synced)
+    waiting = [*ingests.waiting, *scorings.waiting]
+    for reason in waiting:
         context.log.warning(reason)
-    if decision.requests:
-        return dg.SensorResult(run_requests=decision.requests)
+    requests = [
+        request.with_replaced_attrs(job_name=request.tags[WORK_TAG])
+        for request in (*ingests.requests, *scorings.requests)
+    ]
+    if requests:
+        return dg.SensorResult(run_requests=requests)
+    champion = scoring_champion(synced.project)
     return dg.SensorResult(
-        skip_reason=shortened(decision.waiting)
+        skip_reason=shortened(waiting)
         or f"all {len(synced.listing.batches)} batches are current"
+        + (f", and scored with {champion.name}" if champion else "")
     )
 
 

@@ -8,7 +8,7 @@ import dagster as dg
 from assets.factory import build_assets, build_checks
 from pipelines.automation import new_batches, nightly
 from pipelines.executors import build_executor, execution_from_environment
-from pipelines.jobs import build_jobs
+from pipelines.jobs import JOBS
 from pipelines.notifications import build_notifications
 from resources.workspace import resource_of
 from stages.registry import STAGES
@@ -28,7 +28,7 @@ def build_defs(
     return dg.Definitions(
         assets=build_assets(STAGES.values()),
         asset_checks=build_checks(STAGES.values()),
-        jobs=build_jobs(),
+        jobs=list(JOBS.values()),
         sensors=[new_batches, build_notifications(workspace)],
         schedules=[nightly],
         resources={"workspace": resource_of(workspace)},

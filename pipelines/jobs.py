@@ -1,7 +1,5 @@
 """Jobs: what is run together. Their assets follow from the stages."""
 
-from typing import Any
-
 import dagster as dg
 
 from assets.factory import asset_keys
@@ -17,12 +15,11 @@ DESCRIPTIONS = {
 }
 
 
-def build_jobs() -> list[Any]:
-    return [
-        dg.define_asset_job(
-            name,
-            selection=dg.AssetSelection.assets(*asset_keys(name)),
-            description=description,
-        )
-        for name, description in DESCRIPTIONS.items()
-    ]
+JOBS = {
+    name: dg.define_asset_job(
+        name,
+        selection=dg.AssetSelection.assets(*asset_keys(name)),
+        description=description,
+    )
+    for name, description in DESCRIPTIONS.items()
+}

@@ -10,9 +10,11 @@ from datetime import datetime
 import dagster as dg
 
 from assets.factory import asset_keys
+from champion.history import Champion
 from pipelines.partitions import Synced
 from resources.runs import UNFINISHED
-from stages.project import Due
+from stages.ingest import TENSORS
+from stages.project import Due, Project
 
 MAX_FAILURES = 3
 """After so many failed runs on the same input in a row, only a person starts another."""
@@ -90,6 +92,34 @@ def decide_ingest(
         waiting = [f"ingest {d.key}: run {run.run_id[:8]} trains on its shards" for d in used]
     decision = decide(instance, due)
     return Decision(decision.requests, decision.waiting + waiting, decision.given_up)
+
+
+def decide_scoring(instance: dg.DagsterInstance, synced: Synced) -> Decision:
+    """``decide`` for batches that the champion has not scored, or that changed since.
+
+    Only for those that are ingested and have a window: nothing can come of other runs.
+    """
+    project = synced.project
+    if scoring_champion(project) is None:
+        return Decision()
+    stage, unready = project.stages["predictions"], set(synced.stale)
+    ready = [
+        batch
+        for batch in project.listing.batches
+        if batch not in unready and project.artifacts("ingest", batch)[TENSORS].facts["windows"]
+    ]
+    due = [
+        Due(stage.job, status.key, [status], project.identity(stage.job, status.key))
+        for status in project.statuses(stage, ready)
+        if status.due
+    ]
+    return decide(instance, due)
+
+
+def scoring_champion(project: Project) -> Champion | None:
+    """The champion, if it loads and has an alarm rule: without one it cannot score a batch."""
+    champion = project.champion
+    return champion if champion and champion.served in champion.alarm_rules else None
 
 
 def ingested_since(instance: dg.DagsterInstance, due: Due, since: datetime) -> bool:

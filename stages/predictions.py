@@ -186,18 +186,32 @@ class Predictions(FolderStage):
             return {self.name: None}
 
     def fingerprint(self, project: Project, key: str) -> str:
-        checkpoint, rule, _, _ = self.checkpoint(project)
-        likeness = self.likeness(project)
+        checkpoint_id, rule_id, likeness_id = self._scored_by(project)
         shards = project.artifacts("ingest", key)
         return fingerprint(
             {
                 "stage": self.version,
-                "checkpoint": checkpoint.artifact_id,
-                "alarm_rule": rule.id,
-                "likeness": likeness.id if likeness else None,
+                "checkpoint": checkpoint_id,
+                "alarm_rule": rule_id,
+                "likeness": likeness_id,
                 "shards": {name: manifest.version for name, manifest in shards.items()},
             }
         )
+
+    def _scored_by(self, project: Project) -> tuple[str, str, str | None]:
+        """Ids of the checkpoint, its alarm rule and its likeness.
+
+        A champion's are in its history: no model is loaded to see whether batches are scored.
+        """
+        folder = project.workspace.champion_folder
+        champion = read_champion(folder) if self.chosen == ScoreOptions() else None
+        if champion is not None and champion.served in champion.alarm_rules:
+            served = champion.served
+            rule_id, likeness_id = champion.alarm_rules[served], champion.likeness or None
+            return champion.checkpoints[served], rule_id, likeness_id
+        checkpoint, rule, _, _ = self.checkpoint(project)
+        likeness = self.likeness(project)
+        return checkpoint.artifact_id, rule.id, likeness.id if likeness else None
 
     def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
         if "alarm_rule_id" not in manifest.facts:  # written by an earlier version

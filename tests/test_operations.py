@@ -21,7 +21,8 @@ import pytest
 import yaml
 from builders import PROFILES, START_NS, StoreBuilder
 from dagster._core.definitions.job_base import InMemoryJob
-from lab import RECIPE, TINY, Lab, failure, materialized, new_instance
+from dagster._core.definitions.partitions.context import partition_loading_context
+from lab import RECIPE, TINY, Lab, failure, materialized, new_instance, put_in_use
 from typer.testing import CliRunner, Result
 
 from assets.factory import asset_key, asset_keys
@@ -170,6 +171,125 @@ def test_during_a_training_new_batches_are_ingested_and_changed_ones_wait(small:
     assert [batch.rsplit(".", 1)[0] for batch in requested(tick(small))] == ["lab-d"]
     small.instance.report_run_canceled(training)
     assert small.workspace.listing().find(changed.episode_id).batch in requested(tick(small))
+
+
+# --- scoring
+
+
+def run_score(lab: Lab, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
+    assert request.partition_key
+    return lab.execute("score", request.partition_key, tags=dict(request.tags))
+
+
+def jobs_of(result: dg.SensorResult) -> dict[str, list[str]]:
+    """Job -> batches that it is requested for."""
+    found: dict[str, list[str]] = {}
+    for request in result.run_requests or ():
+        found.setdefault(str(request.job_name), []).append(str(request.partition_key))
+    return {job: sorted(batches) for job, batches in found.items()}
+
+
+def settle(lab: Lab) -> None:
+    """Run what the sensor requests, as the daemon would, until it requests nothing."""
+    while requests := tick(lab).run_requests:
+        for request in requests:
+            done = run(lab, request) if request.job_name == "ingest" else run_score(lab, request)
+            assert done.success, failure(done)
+
+
+def test_the_champion_scores_new_batches_and_those_that_changed(retrained: Lab) -> None:
+    lab = retrained
+    batches = list(lab.workspace.listing().batches)
+    assert str(tick(lab).skip_reason) == str(dg.SkipReason("all 3 batches are current"))
+
+    put_in_use(lab, "gbt")
+    settle(lab)  # drift of every batch is made first, and then it is scored
+    champion = lab.project.champion
+    assert champion is not None
+    for batch in batches:
+        scored = lab.project.artifact("predictions", batch).facts
+        assert scored["checkpoint_id"] == champion.checkpoints[champion.served]
+        assert lab.recorded("predictions", batch)["checkpoint_id"] == scored["checkpoint_id"]
+    assert "scored with gbt_realistic" in str(tick(lab).skip_reason)
+
+    lab.store.add("lab-b", profile="io-walk", duration_s=20)
+    lab.store.add("lab-d", profile="io-walk", duration_s=20)
+    two = [batches[1], batches[0].replace("lab-a", "lab-d")]
+    arrived = tick(lab)
+    assert jobs_of(arrived) == {"ingest": two}
+    for request in arrived.run_requests or ():
+        assert run(lab, request).success
+    assert jobs_of(tick(lab)) == {"score": two}
+    started = under_way(lab, "score", two[0])
+    assert jobs_of(tick(lab)) == {"score": two[1:]}
+    lab.instance.report_run_canceled(started)
+    settle(lab)
+
+    put_in_use(lab, "mlp")
+    settle(lab)
+    facts = {lab.project.artifact("predictions", b).facts["checkpoint"] for b in batches}
+    assert facts == {"mlp_realistic (time)"}
+
+
+def test_nothing_is_scored_where_nothing_can_come_of_it(retrained: Lab) -> None:
+    lab = retrained
+    put_in_use(lab, "gbt")
+    lab.store.add("lab-d", profile="io-walk", duration_s=5)  # too short: the batch has no window
+    while ingests := jobs_of(tick(lab)).get("ingest"):
+        for batch in ingests:
+            assert lab.execute("ingest", batch).success
+    scored = jobs_of(tick(lab))["score"]
+    assert [batch.partition(".")[0] for batch in scored] == ["lab-a", "lab-b", "lab-c"]
+
+    champion = lab.project.champion
+    assert champion is not None
+    (kept,) = lab.workspace.champion_folder.glob("checkpoints/*/*.ckpt.json")
+    kept.rename(kept.with_suffix(".aside"))
+    assert jobs_of(tick(lab)) == {}  # it does not load, so drift is not compared with it either
+    kept.with_suffix(".aside").rename(kept)
+    assert jobs_of(tick(lab)) == {"score": scored}
+
+    pointer = lab.workspace.champion_folder / "champion.json"
+    history = json.loads(pointer.read_text())
+    history["history"][-1]["alarm_rules"] = {}
+    pointer.write_text(json.dumps(history))
+    assert jobs_of(tick(lab)) == {}  # promoted before alarm rules
+
+
+def test_a_batch_whose_scoring_fails_is_given_up(retrained: Lab) -> None:
+    lab = retrained
+    put_in_use(lab, "gbt")
+    while "ingest" in jobs_of(result := tick(lab)):
+        for request in result.run_requests or ():
+            assert run(lab, request).success
+    batch = jobs_of(result)["score"][0]
+    (lab.artifacts / "predictions").write_text("a file where a folder has to be")
+    for _ in range(MAX_FAILURES):
+        (request,) = [r for r in tick(lab).run_requests or () if r.partition_key == batch]
+        assert not run_score(lab, request).success
+    assert batch not in jobs_of(tick(lab))["score"]
+
+
+def test_dagster_takes_what_the_sensor_requests(retrained: Lab) -> None:
+    """Its own evaluation checks jobs, partitions and assets of the requests."""
+    put_in_use(retrained, "gbt")
+    shutil.rmtree(
+        retrained.workspace.batch_folder(next(iter(retrained.workspace.listing().batches)))
+    )
+    for batch in list(retrained.workspace.listing().batches)[1:]:
+        assert retrained.execute("ingest", batch).success  # drift
+    definitions = build_defs(workspace=retrained.workspace)
+    with dg.build_sensor_context(
+        instance=retrained.instance,
+        definitions=definitions,
+        resources={"workspace": resource_of(retrained.workspace)},
+    ) as context:
+        with partition_loading_context(dynamic_partitions_store=retrained.instance):
+            data = definitions.get_sensor_def("new_batches").evaluate_tick(context)
+    requests = {
+        (r.job_name, str(r.partition_key).partition(".")[0]) for r in data.run_requests or ()
+    }
+    assert requests == {("ingest", "lab-a"), ("score", "lab-b"), ("score", "lab-c")}
 
 
 # --- nights
