@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import dagster as dg
 
 from features.files import fingerprint
+from pipelines.requests import WORK_TAG
 from resources.runs import FINISHED, why_failed
 from resources.workspace import WorkspaceResource
 
@@ -129,7 +130,7 @@ def _of_run(
 ) -> Iterator[News]:
     about: dict[str, Any] = {
         "artifacts": str(workspace.artifacts_path),
-        "job": run.job_name,
+        "job": run.tags.get(WORK_TAG, run.job_name),  # a night's runs are of the job of all assets
         "partition": run.tags.get(_PARTITION_TAG, ""),
         "run_id": run.run_id,
     }
