@@ -8,7 +8,7 @@ export PHASEWATCH_STORE := $(STORE)
 export PHASEWATCH_ARTIFACTS := $(abspath $(ARTIFACTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui test e2e ray bench yardstick lint lock clean
+.PHONY: help run ui test e2e live ray bench yardstick lint lock clean
 
 help:  ## say what there is
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /make \1\t/' | expand -t 14
@@ -33,7 +33,7 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell $$(git ls-files '*.py' '*.md' '*.j2' '*.css' '*.yaml' '*.toml' Makefile)
+	$(BIN)/codespell $$(git ls-files '*.py' '*.md' '*.j2' '*.css' '*.html' '*.js' '*.yaml' '*.toml' ':!hub/page/vendor/' Makefile)
 	$(BIN)/deptry .
 	$(BIN)/deptry . tests --exclude '\.venv|artifacts|build' --ignore DEP002,DEP004
 	$(BIN)/dg check defs
@@ -42,13 +42,19 @@ e2e: .venv/.installed  ## a real Dagster, clicked by a real browser: growth, nig
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'playwright>=1.60'
 	PYTHONPATH=. $(BIN)/python tests/e2e.py
 
+live: .venv/.installed  ## champion, bundle, scorer, hub and page, watched by a real browser
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'playwright>=1.60'
+	PYTHONPATH=. $(BIN)/python tests/e2e_live.py
+
 ray: .venv/.installed  ## the graph on two nodes of a Ray cluster, recorded in PostgreSQL
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
 	$(BIN)/python -m pytest -rs tests/test_ray.py
 
-bench: .venv/.installed  ## speed, as ratios measured side by side
+bench: .venv/.installed  ## speed, as ratios measured side by side; the hub under load
 	$(BIN)/python -m benchmarks.extraction
 	$(BIN)/python -m benchmarks.bootstrap
+	$(BIN)/python -m benchmarks.hub
+	$(BIN)/python -m benchmarks.device
 
 # aeon needs an older Numba, and torch for Hydra
 artifacts/cache/rockets/.installed:
@@ -56,7 +62,13 @@ artifacts/cache/rockets/.installed:
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check aeon==1.6.0 torch==2.13.0
 	touch $@
 
-yardstick: run artifacts/cache/rockets/.installed  ## the models beside a forest and rockets (STORE=, ARTIFACTS=, CONFIG=)
+# only its data are used, so the library is not installed
+WATCH := artifacts/cache/watch/seglearn-1.2.5-py3-none-any.whl
+$(WATCH): | .venv/.installed
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(@D) seglearn==1.2.5
+
+yardstick: run artifacts/cache/rockets/.installed $(WATCH)  ## the models beside a forest and rockets; a public leak (STORE=, ARTIFACTS=, CONFIG=)
+	$(BIN)/python -m benchmarks.leak $(WATCH)
 	$(BIN)/python -m benchmarks.yardstick --aeon artifacts/cache/rockets/bin/python
 
 artifacts/cache/lock/.installed:

@@ -408,14 +408,15 @@ class Objection(Remark):
 class EvalReport(Subject):
     """The report on one checkpoint and recipe."""
 
-    schema_version: Literal["phasewatch.eval_report/7"] = Field(
-        default="phasewatch.eval_report/7", alias="schema"
+    schema_version: Literal["phasewatch.eval_report/8"] = Field(
+        default="phasewatch.eval_report/8", alias="schema"
     )
     contract_hash: str
     schema_hash: str
     validation_index_digest: str
     code_commit: str
     config: dict[str, int | float | bool | str] = Field(description="hyper-parameters")
+    checkpoint_bytes: Count = Field(description="of header and sidecar")
     classes: list[str]
     roster: list[str] = Field(description="the classes that occur in the test split")
     absent_classes: list[str]
@@ -444,6 +445,9 @@ class EvalReport(Subject):
     timeline: Timeline
     importance: Importance | None = Field(None, description="null: not computed")
     errors: list[SureError] = Field([], description="the surest; only of the served recipe")
+    latency: Latency | None = Field(
+        None, description="null in the file: a time differs between runs, so it is kept beside it"
+    )
     warnings: list[ReportWarning] = []
 
 

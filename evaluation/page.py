@@ -111,6 +111,7 @@ def view(
         "compared": _comparisons([r for r in shown if r["name"] in had], modes, models)
         if compared
         else None,
+        "latency": _latency(models, modes, had, by_key),
         "accepted": facts["accepted"],
         "rotation": facts.get("rotation"),
         "alarms": facts.get("alarms"),
@@ -147,6 +148,26 @@ def view(
             "left_out": list(facts["left_out"]),
         },
         "nothing": wording.NOTHING,
+    }
+
+
+def _latency(
+    models: list[str], modes: list[str], recipes: list[str], by_key: Mapping[Key, EvalReport]
+) -> View | None:
+    """Each variant's latency and size by recipe, and on what it was measured."""
+    measured = {key: report for key, report in by_key.items() if report.latency}
+    if not measured:
+        return None
+    return {
+        "recipes": recipes,
+        "windows": max(r.latency.windows for r in measured.values() if r.latency),
+        "processors": sorted({r.latency.processor for r in measured.values() if r.latency}),
+        "rows": [
+            (model, mode, [measured.get((model, mode, recipe)) for recipe in recipes])
+            for model in models
+            for mode in modes
+            if any((model, mode, recipe) in measured for recipe in recipes)
+        ],
     }
 
 

@@ -13,10 +13,17 @@ from evaluation.documents import Comparisons, EvalReport
 def tables(
     reports: Sequence[EvalReport], comparisons: Sequence[Comparisons]
 ) -> dict[str, pl.DataFrame]:
-    """Name -> table: ``figures``, ``attacks``, ``operating_curves``, ``confusions``,
+    """Name -> table: ``figures``, ``latency``, ``attacks``, ``operating_curves``, ``confusions``,
     ``comparisons``; a name is left out if it has no row."""
     rows: dict[str, list[dict[str, Any]]] = {
         "figures": [row for report in reports for row in _figures(report.model_dump())],
+        "latency": [
+            _of(report)
+            | {"checkpoint_id": report.checkpoint_id, "checkpoint_bytes": report.checkpoint_bytes}
+            | report.latency.model_dump()
+            for report in reports
+            if report.latency
+        ],
         "attacks": [
             _of(report) | attack.model_dump()
             for report in reports

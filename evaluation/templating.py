@@ -33,6 +33,7 @@ def templates(*, autoescape: bool) -> jinja2.Environment:
         variant=wording.variant_label,
         places=places,
         brief=brief,
+        size=wording.size,
         slug=slug,
         cell=cell,
         clean_time=wording.clean_time,

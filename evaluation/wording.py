@@ -268,6 +268,12 @@ def count(value: int | None) -> str:
     return NOTHING if value is None else f"{value:,}".replace(",", "\u202f")
 
 
+def size(n_bytes: int) -> str:
+    """Of files, in kB or MB."""
+    kilo = n_bytes / 1000
+    return f"{kilo:.0f} kB" if kilo < 1000 else f"{kilo / 1000:.1f} MB"
+
+
 def short(value: str) -> str:
     """The beginning of a hash, with its ``-dirty`` if it has one."""
     return value[:SHORT_ID] + ("-dirty" if value.endswith("-dirty") else "")
@@ -278,10 +284,10 @@ def plural(n: int, one: str, many: str = "") -> str:
     return f"{count(n)} {one if n == 1 else many or one + 's'}"
 
 
-def join_words(words: Iterable[str]) -> str:
+def join_words(words: Iterable[str], link: str = "and") -> str:
     """``a, b and c``."""
     *first, last = list(words) or [""]
-    return f"{', '.join(first)} and {last}" if first else last
+    return f"{', '.join(first)} {link} {last}" if first else last
 
 
 def baseline_label(name: str) -> str:
@@ -317,7 +323,24 @@ def untested(report: EvalReport) -> list[str]:
     ]
     if synthetic:
         sentences.append(f"The dataset contains synthetic episodes: {join_words(synthetic)}.")
-    return sentences
+    return sentences + shared(report)
+
+
+def shared(report: EvalReport) -> list[str]:
+    """What of the test side was in training, too: the figures say nothing of another."""
+    trained, tested = report.splits["train"], report.splits["test"]
+    kinds = {
+        "host": (tested.hosts, trained.hosts),
+        "sample": (tested.samples, trained.samples),
+        "session": (tested.sessions, trained.sessions),
+    }
+    both = [kind for kind, (test, train) in kinds.items() if test and set(test) <= set(train)]
+    if not both:
+        return []
+    return [
+        f"Every test {join_words(both)} was trained on, too: how the models do on another "
+        f"{join_words(both, 'or')} is not tested here."
+    ]
 
 
 def gaps(report: EvalReport) -> list[str]:

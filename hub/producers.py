@@ -358,7 +358,7 @@ def _windows(
     speed: float,
 ) -> Iterator[Prediction]:
     layout = project.workspace.layout
-    scores = score_episode(scorer.checkpoint, scorer.rule, extracted, layout)
+    scores = score_episode(scorer.checkpoint, scorer.rule, None, extracted, layout)
     windows = held_out.get(episode.episode_id)
     phase, filtered, alarm = scores.phase, scores.filtered, scores.alarm
     began, length_s = time.monotonic(), layout.window.length_ms / 1000

@@ -146,6 +146,8 @@ class Hub:
             return _wrong(error, several=several)
         changed = False
         for event in events:
+            if self.state.repeats(event):
+                continue
             self.state.publish(event)
             if isinstance(event, LiveDetection):
                 changed |= self.log.note(event)
@@ -157,6 +159,8 @@ class Hub:
         """Server-sent events: the latest of everything, then all that comes."""
         if self.state.clients >= MAX_CLIENTS:
             return _error(503, f"{MAX_CLIENTS} clients are connected; close one")
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream")
         last = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
         return StreamingResponse(
             self.state.follow(last or None),
@@ -187,10 +191,12 @@ class Hub:
     async def answers(self, _: Request) -> Response:
         """The last answer to every alarm, and how many of the alarms were true."""
         content = self.log.content
+        counted = tally(content)
         return JSONResponse(
             {
                 "answers": [_shown(record) for record in content.answers.values()],
-                "tally": tally(content).model_dump(exclude={"unreadable"}),
+                "tally": counted.model_dump(exclude={"unreadable"}),
+                "precision": counted.precision,
             }
         )
 

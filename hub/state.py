@@ -27,6 +27,7 @@ RING_EVENTS, RING_BYTES = 10_000, 16 << 20
 KEPT_EVENTS, KEPT_BYTES = 10_000, 8 << 20
 """Of the latest of all subjects, for each type of event, so that none pushes out another."""
 WATCHED_HOSTS = 1000
+KNOWN_WINDOWS = 10_000  # in which a window that is published twice is noticed
 CHUNK_BYTES = 64 << 10
 SILENT_AFTER_S = 20.0
 """Three strides of a window, and some."""
@@ -106,12 +107,25 @@ class State:
         self._kept: dict[str, _Kept] = {}
         self._by_number: OrderedDict[int, Frame] = OrderedDict()  # all that is kept, in order
         self._heard: OrderedDict[str, Heard] = OrderedDict()
+        self._known: OrderedDict[tuple[str | float, ...], None] = OrderedDict()
         self._news = asyncio.Event()
 
     @property
     def oldest(self) -> int:
         """Number of the first event in the ring; one more than the newest if it is empty."""
         return self._ring[0].number if self._ring else self.newest + 1
+
+    def repeats(self, event: Event) -> bool:
+        """Whether this window was published before: its scorer had no answer and sent it again."""
+        if not isinstance(event, LiveDetection):
+            return False
+        key = (event.host, event.session, event.window, event.at, event.alarm_id or "")
+        if key in self._known:
+            return True
+        self._known[key] = None
+        if len(self._known) > KNOWN_WINDOWS:
+            self._known.popitem(last=False)
+        return False
 
     def publish(self, event: Event) -> str:
         """Give an event its number, remember it and wake the clients; returns its id.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import sys
 import time
 from dataclasses import dataclass
 from heapq import merge
@@ -56,8 +55,8 @@ class _Lines:
         if self._too_long and lines:  # the end of a line whose begin was dropped
             lines, self._too_long = lines[1:], False
         if len(self._rest) > MAX_LINE:
+            self.dropped += not self._too_long
             self._rest, self._too_long = b"", True
-            self.dropped += 1
         kept = [line for line in lines if len(line) <= MAX_LINE]
         self.dropped += len(lines) - len(kept)
         return [line for line in kept if line.strip()]
@@ -68,8 +67,8 @@ class Stdin:
 
     fills = ALL
 
-    def __init__(self, handle: int | None = None):
-        self._handle = sys.stdin.fileno() if handle is None else handle
+    def __init__(self, handle: int = 0):
+        self._handle = handle
         self._lines = _Lines()
 
     def read(self) -> list[tuple[str, bytes]] | None:
@@ -124,10 +123,12 @@ class Follow:
         return first_label(content)
 
     def read(self) -> list[tuple[str, bytes]] | None:
-        for tail in self._tails.values():
+        tails = self._tails.values()
+        for tail in tails:
             tail.fill()
-        rows = merge(*(tail.rows() for tail in self._tails.values()), key=lambda row: row[0])
-        found = _together(rows)
+        # rows later than what is read of a file that has more would overtake it
+        until = min((tail.until for tail in tails if tail.has_more), default=None)
+        found = _together(merge(*(tail.rows(until) for tail in tails), key=lambda row: row[0]))
         if not found:
             time.sleep(_POLL_S)
         return found
@@ -145,9 +146,19 @@ class _Tail:
         self._handle: int | None = None
         self._at = 0
         self._lines = _Lines()
-        self._waiting: list[bytes] = []
+        self._waiting: list[tuple[int, str, bytes]] = []
+        self.has_more = False
+
+    @property
+    def until(self) -> int:
+        """Time of the last row that was read."""
+        return self._waiting[-1][0] if self._waiting else 0
 
     def fill(self) -> None:
+        """Read on, if what was read is used up."""
+        if self._waiting:
+            return
+        self.has_more = False
         if self._handle is None:
             try:
                 self._handle = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -163,11 +174,16 @@ class _Tail:
             return
         content = os.pread(self._handle, _READ, self._at)
         self._at += len(content)
-        self._waiting = self._lines.take(content)
+        self.has_more = len(content) == _READ
+        self._waiting = list(timed(self._lines.take(content), self._source))
 
-    def rows(self) -> Iterator[tuple[int, str, bytes]]:
-        waiting, self._waiting = self._waiting, []
-        return timed(waiting, self._source)
+    def rows(self, until: int | None) -> list[tuple[int, str, bytes]]:
+        """Take the rows up to a time; None: all."""
+        n = len(self._waiting)
+        if until is not None:
+            n = sum(1 for t, _, _ in self._waiting if t <= until)
+        taken, self._waiting = self._waiting[:n], self._waiting[n:]
+        return taken
 
     def close(self) -> None:
         if self._handle is not None:

@@ -1,8 +1,8 @@
 """Windows of one machine while its rows arrive, in bounded memory, whatever arrives.
 
 Rows are aligned by the batch code on a short buffer, so a live window is bit for bit the batch
-window of the same rows. ``docs/live.md`` says what becomes of rows that are late, repeated, out of
-order or from another time.
+window of the same rows. ``docs/device.md`` says what becomes of rows that are late, repeated, out
+of order or from another time.
 """
 
 from __future__ import annotations
@@ -110,15 +110,13 @@ class LiveWindows:
             return
         if self._origin is None:
             self._origin = int(rows.t_wall_ns[0])
-        breaks = self._breaks(source, rows)
-        if breaks is not None:
-            yield from self._start_anew(source, fresh, *breaks)
+        strange = self._far(rows.t_wall_ns) | self._set_back(source, rows)
+        if np.any(strange):
+            yield from self._set_aside(source, fresh, rows, strange)
             return
-        far = self._far(rows.t_wall_ns)
-        if np.any(far):
-            yield from self._set_aside(source, fresh, rows, far)
-            return
-        self._strangers.pop(source, None)
+        if rows.has_mono[-1]:
+            self._offset[source] = int(rows.t_wall_ns[-1] - rows.t_mono_ns[-1])
+        self.counts["stray"] += len(self._strangers.pop(source, ()))
         self._keep(source, rows)
         yield from self._finished(self._settled())
 
@@ -153,82 +151,60 @@ class LiveWindows:
         earlier = np.concatenate([[newest], np.maximum(with_these[:-1], newest)])
         return (times < earlier - leap) | (times > earlier + leap)
 
-    def _breaks(self, source: str, rows: Rows) -> tuple[int, str] | None:
-        """The first row after which the clock was set, and what to say; None: it was not."""
-        if not SOURCES[source].expected_hz or not np.all(rows.has_mono):
-            return None
-        offset = rows.t_wall_ns - rows.t_mono_ns
-        before = self._offset.get(source, int(offset[0]))
-        change = np.diff(offset, prepend=before)
-        # a restarted collector begins a new t_mono_ns; only a wall clock that falls was set
-        fell = np.diff(rows.t_wall_ns, prepend=self._newest.get(source, rows.t_wall_ns[0]))
-        found = np.flatnonzero((change < -STEP_S * NS_PER_S) & (fell < -STEP_S * NS_PER_S))
-        if not len(found):
-            self._offset[source] = int(offset[-1])
-            return None
-        at = int(found[0])
-        return at, f"the clock was set back by {-change[at] / NS_PER_S:.1f} s"
+    def _set_back(self, source: str, rows: Rows) -> NDArray[np.bool_]:
+        """Which rows of a polled source come after its clock was set back."""
+        if not SOURCES[source].expected_hz or source not in self._offset:
+            return np.zeros(len(rows), dtype=np.bool_)
+        step = STEP_S * NS_PER_S
+        change = rows.t_wall_ns - rows.t_mono_ns - self._offset[source]
+        # a collector that was restarted has a new t_mono_ns, but its wall clock does not fall
+        fell = rows.t_wall_ns < self._newest.get(source, 0) - step
+        return rows.has_mono & (change < -step) & fell
 
     def _set_aside(
-        self, source: str, lines: bytes, rows: Rows, far: NDArray[np.bool_]
+        self, source: str, lines: bytes, rows: Rows, strange: NDArray[np.bool_]
     ) -> Iterator[LiveWindow]:
         """Hold rows from another time until enough of them agree; take the others."""
         each = lines.split(b"\n")
         if len(each) != len(rows):  # a malformed line among them: one line per row is needed
             each = [line for line in each if len(parse_rows(line, (), SOURCES[source].tag))]
-        near: list[bytes] = []
+        others: list[bytes] = []
         held = self._strangers.pop(source, [])
-        leap = LEAP_S * NS_PER_S
-        for position, (t, is_far) in enumerate(zip(rows.t_wall_ns.tolist(), far, strict=True)):
-            if not is_far:
+        for i, (t, is_strange) in enumerate(zip(rows.t_wall_ns.tolist(), strange, strict=True)):
+            if not is_strange or (held and abs(t - held[-1][0]) > LEAP_S * NS_PER_S):
                 self.counts["stray"] += len(held)
                 held = []
-                near.append(each[position])
+            if not is_strange:
+                others.append(each[i])
                 continue
-            if held and abs(t - held[-1][0]) > leap:
-                self.counts["stray"] += len(held)
-                held = []
-            held.append((t, each[position]))
-            if len(held) >= AGREE:
-                rest = b"\n".join([*(line for _, line in held), *each[position + 1 :]])
-                newest = max(self._newest.values(), default=0)
-                why = f"nothing came for {(held[0][0] - newest) / NS_PER_S:.0f} s"
-                if held[0][0] < newest:
-                    why = f"the clock was set back by {(newest - held[0][0]) / NS_PER_S:.0f} s"
-                if near:
-                    yield from self._again(source, near)
-                self._forget_all(held[0][0], why)
-                yield from self._again(source, [rest])
+            held.append((t, each[i]))
+            if len(held) == AGREE:
+                yield from self._again(source, others)
+                self._start_anew(source, held[0][0])
+                yield from self._again(source, [line for _, line in held] + each[i + 1 :])
                 return
-        if near:
-            yield from self._again(source, near)
+        yield from self._again(source, others)
         if held:
             self._strangers[source] = held
 
-    def _start_anew(self, source: str, lines: bytes, at: int, why: str) -> Iterator[LiveWindow]:
-        """Finish what was before the clock was set, and begin a grid after it."""
-        each = [x for x in lines.split(b"\n") if len(parse_rows(x, (), SOURCES[source].tag))]
-        if at:
-            yield from self._again(source, each[:at])
-        first = parse_rows(each[at], (), SOURCES[source].tag)
-        self._new_grid(int(first.t_wall_ns[0]), why)
-        yield from self._again(source, each[at:])
-
-    def _again(self, source: str, lines: list[bytes]) -> Iterator[LiveWindow]:
-        for line in lines:
-            for part in line.split(b"\n"):
-                self._seen[source].pop(part, None)
-        yield from self.push(source, b"\n".join(lines))
-
-    def _new_grid(self, origin_ns: int, why: str) -> None:
-        """Begin a grid; what is known of the machine's past stays."""
+    def _start_anew(self, source: str, origin_ns: int) -> None:
+        """Begin a grid; what is known of the machine's past stays unless it is long ago."""
+        newest = max(self._newest.values(), default=origin_ns)
+        step_s = (origin_ns - newest) / NS_PER_S
+        fell = origin_ns < self._newest.get(source, 0)
+        why = f"clock set back by {-step_s:.0f} s" if fell else f"nothing came for {step_s:.0f} s"
         self._origin, self._next_bin, self._restarted = origin_ns, 0, why
         self._rows, self._newest, self._strangers, self._offset = {}, {}, {}, {}
         self._reset_clocks()
+        if abs(step_s) > LEAP_S:
+            self._baseline = RunningMedian(self.layout.window.horizon_windows)
 
-    def _forget_all(self, origin_ns: int, why: str) -> None:
-        self._new_grid(origin_ns, why)
-        self._baseline = RunningMedian(self.layout.window.horizon_windows)
+    def _again(self, source: str, lines: list[bytes]) -> Iterator[LiveWindow]:
+        if not lines:
+            return
+        for line in lines:
+            self._seen[source].pop(line, None)
+        yield from self.push(source, b"\n".join(lines))
 
     def _keep(self, source: str, rows: Rows) -> None:
         assert self._origin is not None

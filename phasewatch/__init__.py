@@ -159,26 +159,28 @@ def load_checkpoint(
 def predict(
     project: Project, checkpoint: Checkpoint, episode: JudgedEpisode, *, anyway: bool = False
 ) -> Scores:
-    """What a checkpoint, and the alarm rule bound to it, say of an episode's windows.
+    """What a checkpoint, its alarm rule and its likeness say of an episode's windows.
 
     Args:
         anyway: go on if the episode is rejected or errored.
 
     Returns:
         ``proba (n_windows, n_classes)``, the model's probabilities in class order; ``phase``,
-        ``filtered`` and ``alarm`` of each window; ``first_alarm_s``; ``table()`` with all of it.
-        Where the checkpoint has no alarm rule, ``filtered`` and ``alarm`` are None.
+        ``filtered``, ``alarm`` and ``unlike`` of each window; ``first_alarm_s``; ``table()`` with
+        all of it. Where the checkpoint has no alarm rule, ``filtered`` and ``alarm`` are None, and
+        without a likeness ``unlike`` is.
 
     Raises:
         EpisodeError, AlignmentError: see ``extract``.
-        StageError, ChampionError: the alarm rule was changed after it was written.
+        StageError, ChampionError: rule or likeness was changed after it was written.
     """
     from stages.alarm_rules import rule_of
+    from stages.likeness import likeness_of
     from stages.scoring import score_episode
 
     extracted = extract(project, episode, anyway=anyway)
-    rule = rule_of(project, checkpoint)
-    return score_episode(checkpoint, rule, extracted, project.workspace.layout)
+    bound = rule_of(project, checkpoint), likeness_of(project, checkpoint)
+    return score_episode(checkpoint, *bound, extracted, project.workspace.layout)
 
 
 def explain(
@@ -204,7 +206,7 @@ def explain(
 
     extracted = extract(project, episode, anyway=anyway)
     layout = project.workspace.layout
-    return score_episode(checkpoint, None, extracted, layout, explain=True).contributions()
+    return score_episode(checkpoint, None, None, extracted, layout, explain=True).contributions()
 
 
 def read_report(project: Project, recipe: str, model: str, mode: str = "realistic") -> EvalReport:

@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from stages.manifest import Manifest
     from stages.project import Project
     from stages.stage import Progress
+    from stages.workspace import Workspace
 
 CANDIDATES = [variant for variant in VARIANTS if variant.mode == "realistic"]
 
@@ -90,6 +91,20 @@ class ChampionOptions:
 
 
 @dataclass(frozen=True)
+class Renewed:
+    """The page after the champion changed, or why it could not be made."""
+
+    page: Manifest | None
+    problem: str = ""
+
+    @property
+    def line(self) -> str:
+        if self.page is None:
+            return f"The report page shows the former champion: {self.problem}"
+        return f"The report page shows it: {self.page.path('page')}"
+
+
+@dataclass(frozen=True)
 class Trial:
     """A challenger that was judged, and the champion it was judged against."""
 
@@ -98,6 +113,7 @@ class Trial:
     champion: Champion | None  # before the trial
     judgement: Judgement
     promoted: Champion | None = None
+    renewed: Renewed | None = None  # None: nothing was promoted
 
     @property
     def is_champion(self) -> bool:
@@ -283,7 +299,8 @@ class ChampionStage(Stage):
 
     def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
         trial = artifacts[self.name]
-        return f"{trial.now.name if trial.now else 'none'}: {trial_verdict(trial)}"
+        said = f"{trial.now.name if trial.now else 'none'}: {trial_verdict(trial)}"
+        return f"{said}. {trial.renewed.line}" if trial.renewed else said
 
 
 def champion_facts(champion: Champion | None) -> dict[str, Any]:
@@ -383,7 +400,7 @@ def judge(project: Project, challenger: Variant, *, accept_alarms: str = "") -> 
 def promote(
     project: Project, challenger: Variant, *, by: str, why: str, accept_alarms: str = ""
 ) -> Trial:
-    """Judge a variant and put it in use if nothing speaks against it.
+    """Judge a variant and put it in use if nothing speaks against it; the page then shows it.
 
     Raises:
         ChampionError, CheckpointError, StageError: see ``judge``, ``keep``, ``put_in_use``.
@@ -421,7 +438,21 @@ def promote(
         accepted=accepted if judgement.accepted else None,
     )  # fmt: skip
     promoted = put_in_use(workspace.champion_folder, champion, judged_against=trial.champion)
-    return replace(trial, promoted=promoted)
+    return replace(trial, promoted=promoted, renewed=renew_page(workspace))
+
+
+def renew_page(workspace: Workspace) -> Renewed:
+    """Make the report page again, which shows the champion. Failing is no reason to stop."""
+    from stages.project import Project  # here: it imports the stages
+
+    try:
+        project = Project(workspace)  # that of the caller may have looked at the former champion
+        made = project.make(project.stages["report"], "")
+    except (StageError, StoreError, ChampionError, CheckpointError) as error:
+        return Renewed(None, str(error))
+    except ModuleNotFoundError as error:  # the base install makes no pages
+        return Renewed(None, f"{error.name} is not installed: pip install 'phasewatch[train]'")
+    return Renewed(made.artifacts["report"])
 
 
 def validation_mean(project: Project, variant: Variant) -> float | None:

@@ -376,11 +376,13 @@ def _metrics(project: Project, found: Ingredients) -> list[dict[str, Any]]:
     name = found.checkpoint.variant.name
     metrics = []
     for recipe, checkpoint_id in found.checkpoints.items():
-        made = project.artifact(f"eval_reports/{name}", recipe)
-        report = read_report(made) if made and not made.damage() else None
+        stage = project.stages[f"eval_reports/{name}"]
+        made = project.artifact(stage.name, recipe)
+        usable = made is not None and project.status(stage, recipe, verify=True).usable
+        report = read_report(made) if made and usable else None
         row: dict[str, Any] = {"recipe": recipe, "metric": "macro_f1"}
         row["checkpoint_id"] = checkpoint_id
-        if report is not None and report.checkpoint_id == checkpoint_id:
+        if made and report is not None and report.checkpoint_id == checkpoint_id:
             figure = report.macro_f1
             row |= {"value": figure.value, "low": figure.low, "high": figure.high,
                     "level": figure.level, "report": made.version}  # fmt: skip

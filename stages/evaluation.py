@@ -6,15 +6,21 @@ import base64
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import polars as pl
+
 from champion.history import SERVED
+from datasets.windows import inputs, read_dataset
 from evaluation import documents
 from evaluation.comparisons import compare
-from evaluation.documents import EvalReport, document_text
+from evaluation.documents import EvalReport, Latency, document_text
+from evaluation.latency import CALLS, measure
 from evaluation.report import evaluate
 from evaluation.wording import alarms, by_job, sentence, unlike
 from features.files import fingerprint
 from models.registry import VARIANTS, Variant
 from stages.alarm_rules import read_rule, threshold_note
+from stages.datasets import dataset_shards
 from stages.explanations import explain
 from stages.held_out_predictions import changed_checkpoints, read_predictions
 from stages.likeness import likeness_of_test
@@ -29,9 +35,6 @@ if TYPE_CHECKING:
     from stages.project import Project
     from stages.stage import Artifacts, Progress
     from stages.workspace import Workspace
-
-REPORT_VERSION = "7"
-"""Of reports and comparisons: documents of one form."""
 
 
 def _false_alarms_within_budget(project: Project, key: str, artifact: Manifest) -> CheckResult:
@@ -52,7 +55,7 @@ def _false_alarms_within_budget(project: Project, key: str, artifact: Manifest) 
 class EvalReports(FolderStage):
     """Evaluates one variant."""
 
-    version = REPORT_VERSION
+    version = "8"
     partition = "recipe"
     job = "retrain"
     docs = "evaluation.md"
@@ -118,7 +121,8 @@ class EvalReports(FolderStage):
 
         workspace = project.workspace
         dataset = project.existing("datasets", key)
-        header = project.artifact(f"checkpoints/{self.variant.name}", key).meta
+        checkpoint = project.artifact(f"checkpoints/{self.variant.name}", key)
+        header = checkpoint.meta
         chosen = project.existing(f"alarm_rules/{self.variant.name}", key)
         predictions = read_predictions(project.existing("held_out_predictions", key))
         report = evaluate(
@@ -135,6 +139,7 @@ class EvalReports(FolderStage):
                 "validation_index_digest": dataset.facts["validation_index_digest"],
                 "code_commit": header["train_meta"]["code_commit"],
                 "config": header["config"],
+                "checkpoint_bytes": checkpoint.n_bytes,
             },
             workspace.report,
             workspace.layout.window,
@@ -146,7 +151,8 @@ class EvalReports(FolderStage):
         )
         staged.new_file("report", ".json").write_text(document_text(report))
         staged.new_file("card", ".md").write_text(model_card(header, report))
-        return {"recipe": key, "variant": self.variant.name}
+        latency = measure_latency(project, key, self.variant)
+        return {"recipe": key, "variant": self.variant.name, "latency": latency.model_dump()}
 
     def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:
         from evaluation.cards import body_of
@@ -186,6 +192,10 @@ class EvalReports(FolderStage):
                     for text in (*alarms(detection), *by_job(detection), *unlike(report.unlike))
                 )
             ),
+            "checkpoint_bytes": report.checkpoint_bytes,
+            "processor": report.latency and report.latency.processor,
+            "latency_median_ms": report.latency and report.latency.median_ms,
+            "latency_p99_ms": report.latency and report.latency.p99_ms,
             "importance": report.importance.model_dump() if report.importance else None,
             "operating_curve": detection.operating_curve.model_dump(),
             "test_windows": report.n_windows,
@@ -210,7 +220,7 @@ class Comparisons(FolderStage):
     """Which model is better than which, paired on the same resampled test episodes."""
 
     name = "comparisons"
-    version = REPORT_VERSION
+    version = "7"
     partition = "recipe"
     job = "retrain"
     docs = "evaluation.md"
@@ -282,13 +292,26 @@ class Comparisons(FolderStage):
         }
 
 
+def measure_latency(project: Project, recipe: str, variant: Variant) -> Latency:
+    """How long a checkpoint takes for a window, on test windows from all over the recipe."""
+    dataset = project.existing("datasets", recipe)
+    test = read_dataset(dataset).filter(pl.col("split") == "test")
+    drawn = test[np.unique(np.linspace(0, len(test) - 1, CALLS).astype(int))]
+    X = inputs(drawn, dataset_shards(project, dataset), variant, project.workspace.layout)
+    model = project.checkpoint(variant, recipe).model
+    with model.one_thread():
+        return measure(model.predict_proba, np.asarray(X[:], dtype=np.float32))
+
+
 def read_report(manifest: Manifest) -> EvalReport:
-    """An evaluation report as written.
+    """An evaluation report as written, with the latency that was measured beside it.
 
     Raises:
         ValueError: it has another form.
     """
-    return EvalReport.model_validate_json(manifest.path("report").read_bytes())
+    report = EvalReport.model_validate_json(manifest.path("report").read_bytes())
+    latency = Latency.model_validate(manifest.facts.get("latency"))
+    return report.model_copy(update={"latency": latency})
 
 
 def read_comparisons(manifest: Manifest) -> documents.Comparisons:

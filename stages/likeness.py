@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from champion.history import load_likeness, read_history
+from datasets.splits import RECIPES
 from datasets.windows import inputs_of_kind, read_dataset
 from evaluation.unlike import EpisodeLikeness
 from features.contract import contract_of
@@ -14,7 +16,7 @@ from features.shards import read_table, write_table
 from models.novelty import ALPHA, Likeness, calibrated, fit_space, highest, p_values
 from stages.datasets import dataset_shards
 from stages.stage import FolderStage, Output
-from stages.status import Reason
+from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from features.registry import Layout, Mode
+    from models.checkpoint import Checkpoint
     from stages.manifest import Draft, Manifest
     from stages.project import Project
     from stages.stage import Artifacts, Progress
@@ -147,6 +150,32 @@ def read_likeness(manifest: Manifest) -> Likeness:
         ValueError: it has another form.
     """
     return Likeness.from_bytes(manifest.path("likeness").read_bytes())
+
+
+def likeness_of(project: Project, checkpoint: Checkpoint) -> Likeness | None:
+    """The likeness of what a checkpoint was trained on, or kept with it; None if there is none.
+
+    Raises:
+        StageError: the likeness was changed after it was written, or has another form.
+        ChampionError: the same of one that is kept with a champion.
+    """
+    layout, made_from = project.workspace.layout, checkpoint.header["train_meta"]
+    name, recipe = f"likeness/{checkpoint.variant.mode}", made_from.get("recipe")
+    manifest = project.artifact(name, recipe) if recipe in RECIPES else None
+    if manifest and manifest.facts.get("dataset_version") == made_from.get("dataset_version"):
+        try:
+            if problem := manifest.damage():
+                raise ValueError(problem)
+            likeness = read_likeness(manifest)
+        except ValueError as error:
+            raise StageError(f"{error}. Run: {project.stages[name].remedy(recipe)}") from error
+        if likeness.contract_hash == contract_of(layout, "summary").hash:
+            return likeness
+    folder = project.workspace.champion_folder
+    for champion in reversed(read_history(folder)):
+        if champion.likeness and champion.checkpoints[champion.served] == checkpoint.artifact_id:
+            return load_likeness(folder, champion, layout)
+    return None
 
 
 def likeness_of_test(manifest: Manifest) -> EpisodeLikeness:

@@ -23,12 +23,11 @@ from episodes.format import SOURCES
 from features.contract import contract_hashes
 from features.files import fingerprint
 from features.shards import read_windows, write_table
-from models.novelty import ALPHA
 from models.registry import find_variant
 from stages.alarm_rules import read_rule
 from stages.ingest import TENSORS
 from stages.likeness import begins, read_likeness
-from stages.scoring import carried_over, scored_columns
+from stages.scoring import carried_over, scored_columns, unlike_columns, unlike_training
 from stages.stage import Check, CheckResult, FolderStage, Output
 from stages.status import Reason, StageError
 
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from features.registry import Layout
     from models.alarm import AlarmRule
     from models.checkpoint import Checkpoint
     from models.novelty import Likeness
@@ -239,7 +237,10 @@ class Predictions(FolderStage):
         X = inputs(windows, {key: shards}, checkpoint.variant, layout)
         proba = checkpoint.model.predict_proba(X)
         first, likeness = begins(windows), self.likeness(project)
-        over_time = carried_over(rule, proba, first)
+        over_time, unlike = carried_over(rule, proba, first), None
+        if likeness:
+            seen = inputs_of_kind(windows, {key: shards}, "summary", likeness.mode, layout)
+            unlike = unlike_training(likeness, seen, first)
         table = windows.select(
             "episode_id",
             "host_id",
@@ -247,7 +248,7 @@ class Predictions(FolderStage):
             "start_s",
             pl.col("label").alias("labelled"),
             *scored_columns(layout.phases, proba, over_time),
-            *unlike_columns(windows, {key: shards}, likeness, layout),
+            *unlike_columns(unlike, len(windows)),
             pl.col("episode_id").is_in(training.implode()).alias("seen_in_training"),
             pl.lit(checkpoint.artifact_id).alias("checkpoint_id"),
             pl.lit(rule.id).alias("alarm_rule_id"),
@@ -292,24 +293,3 @@ class Predictions(FolderStage):
     def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
         manifest = artifacts[self.name]
         return f"{manifest.facts['windows']} windows in {manifest.path('predictions')}"
-
-
-def unlike_columns(
-    windows: pl.DataFrame,
-    shards: Mapping[str, Any],
-    likeness: Likeness | None,
-    layout: Layout,
-) -> list[pl.Series]:
-    """How far each window is from training, its episode's p value so far, and the verdict on it.
-
-    Null without a likeness.
-    """
-    if likeness is None:
-        kinds = {"unlike_score": pl.Float64, "unlike_p": pl.Float64, "unlike": pl.Boolean}
-        return [pl.Series(n, [None] * len(windows), kind) for n, kind in kinds.items()]
-    X, first = inputs_of_kind(windows, shards, "summary", likeness.mode, layout), begins(windows)
-    scores = likeness.scores(X, first)
-    p = likeness.p_values(scores, first)
-    return [
-        pl.Series("unlike_score", scores), pl.Series("unlike_p", p), pl.Series("unlike", p <= ALPHA)
-    ]  # fmt: skip

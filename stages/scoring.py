@@ -1,4 +1,4 @@
-"""Scores of one episode: what a checkpoint, and its alarm rule where there is one, say of it."""
+"""Scores of one episode: what a checkpoint, its alarm rule and its likeness say of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import polars as pl
 
 from evaluation.detection import alarm_score
 from evaluation.scores import phases_of
+from features.relative import episode_inputs
+from models.novelty import ALPHA
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
     from features.extraction import Extracted
     from features.registry import Layout
     from models.alarm import AlarmRule
+    from models.base import Inputs
     from models.checkpoint import Checkpoint
+    from models.novelty import Likeness
 
 TOP = 5  # channels that are named for a window
 
@@ -35,6 +39,20 @@ class OverTime:
 
 
 @dataclass(frozen=True)
+class Unlike:
+    """How far consecutive windows are from training."""
+
+    likeness: Likeness
+    score: NDArray[np.float64]  # (n_windows,), distance
+    p: NDArray[np.float64]  # (n_windows,), p value of the episode so far
+
+    @property
+    def unlike(self) -> NDArray[np.bool_]:
+        """Whether the episode so far is unlike training ``(n_windows,)``."""
+        return self.p <= ALPHA
+
+
+@dataclass(frozen=True)
 class Scores:
     """Of the windows of one episode, in order."""
 
@@ -43,6 +61,7 @@ class Scores:
     labelled: Sequence[str]  # (n_windows,)
     proba: NDArray[np.float32]  # (n_windows, n_phases), as the model gives them
     over_time: OverTime | None  # None: the checkpoint has no alarm rule
+    unlike_training: Unlike | None  # None: there is no likeness
     channels: tuple[str, ...]
     why: NDArray[np.float64] | None  # (n_windows, n_channels), for the phase; None: not asked for
 
@@ -63,6 +82,11 @@ class Scores:
     def alarm(self) -> NDArray[np.bool_] | None:
         """Whether the alarm stands at each window."""
         return None if self.over_time is None else self.over_time.alarm
+
+    @property
+    def unlike(self) -> NDArray[np.bool_] | None:
+        """Whether the episode is unlike training, given all windows so far."""
+        return None if self.unlike_training is None else self.unlike_training.unlike
 
     @property
     def alarm_score(self) -> NDArray[np.float64]:
@@ -108,7 +132,10 @@ class Scores:
             },
             schema_overrides={"labelled": pl.String},
         )
-        return table.with_columns(scored_columns(self.phases, self.proba, self.over_time))
+        return table.with_columns(
+            *scored_columns(self.phases, self.proba, self.over_time),
+            *unlike_columns(self.unlike_training, len(self)),
+        )
 
 
 def scored_columns(
@@ -128,6 +155,31 @@ def scored_columns(
     return columns
 
 
+def unlike_columns(found: Unlike | None, n_windows: int) -> list[pl.Series]:
+    """``unlike_score, unlike_p, unlike``; null where there is no likeness."""
+    if found is None:
+        kinds = {"unlike_score": pl.Float64, "unlike_p": pl.Float64, "unlike": pl.Boolean}
+        return [pl.Series(name, [None] * n_windows, kind) for name, kind in kinds.items()]
+    return [
+        pl.Series("unlike_score", found.score),
+        pl.Series("unlike_p", found.p),
+        pl.Series("unlike", found.unlike),
+    ]
+
+
+def unlike_training(
+    likeness: Likeness, X: Inputs, first: NDArray[np.bool_] | None = None
+) -> Unlike:
+    """How far consecutive windows are from training.
+
+    Args:
+        X: the summary inputs that the likeness's mode sees.
+        first: ``(n_windows,)``, where an episode begins; by default the first window alone.
+    """
+    scores = likeness.scores(X, first)
+    return Unlike(likeness, scores, likeness.p_values(scores, first))
+
+
 def carried_over(
     rule: AlarmRule, proba: NDArray, first: NDArray[np.bool_] | None = None
 ) -> OverTime:
@@ -144,24 +196,30 @@ def carried_over(
 def score_episode(
     checkpoint: Checkpoint,
     rule: AlarmRule | None,
+    likeness: Likeness | None,
     extracted: Extracted,
     layout: Layout,
     *,
     explain: bool = False,
 ) -> Scores:
-    """The scores of an episode's windows; without a rule only what the model says.
+    """The scores of an episode's windows; without a rule and a likeness what the model says.
 
     Args:
         explain: also find which channels argue for each window's phase.
     """
     inputs = extracted.series, extracted.features, layout
     proba = checkpoint.predict_episode(*inputs)
+    found = None
+    if likeness is not None:
+        seen = layout.keep_mask(likeness.mode, "summary")
+        found = unlike_training(likeness, episode_inputs("summary", *inputs)[:, seen])
     return Scores(
         phases=layout.phases,
         start_s=extracted.windows.start_s,
         labelled=[str(label) for label in extracted.windows.label],
         proba=proba,
         over_time=None if rule is None else carried_over(rule, proba),
+        unlike_training=found,
         channels=layout.channel_names,
         why=checkpoint.explain_episode(*inputs) if explain else None,
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lab import RECIPE, Lab, build_lab, copy_of, failure, new_instance, once
+from lab import RECIPE, Lab, build_lab, bundle_of, copy_of, failure, new_instance, once
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +60,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, trained_lab: Path) -> Iter
     """A lab after ``ingest`` and ``retrain``. Shared: tests must leave it as it is."""
     with copy_of(trained_lab, tmp_path_factory.mktemp("lab")) as lab:
         yield lab
+
+
+@pytest.fixture(scope="session")
+def bundled(tmp_path_factory: pytest.TempPathFactory, trained: Lab) -> Callable[[str], Path]:
+    """Model -> the folder of its device bundle. Shared: tests must leave it as it is."""
+
+    def folder(model: str) -> Path:
+        name = f"bundle-{model}"
+        return once(tmp_path_factory, name, lambda root: bundle_of(trained, model, root))
+
+    return folder

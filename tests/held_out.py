@@ -27,7 +27,7 @@ K = len(CLASSES)
 IDENTITY = {
     "recipe": "host", "dataset_version": "d" * 64, "contract_hash": "c" * 64,
     "schema_hash": "s" * 64, "validation_index_digest": "v" * 64, "code_commit": "k" * 40,
-    "config": {"n_rounds": 12},
+    "config": {"n_rounds": 12}, "checkpoint_bytes": 123_456,
 }  # fmt: skip
 TRAINING = {"history": [[1, 1.5, 1.6, 0.2], [2, 0.5, None, None]], "best_step": 2}
 START_NS = 1_700_000_000 * 10**9

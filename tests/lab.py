@@ -19,13 +19,14 @@ from builders import PROFILES, StoreBuilder
 from champion import history
 from champion.history import SERVED, Champion, keep, now, read_champion
 from datasets.splits import RECIPES
-from models.checkpoint import checkpoint_path
+from models.checkpoint import Checkpoint, checkpoint_path, load_checkpoint
 from models.registry import MODELS, find_variant
 from pipelines.definitions import build_defs
 from pipelines.partitions import sync_batches
 from resources.guards import last_metadata
 from stages.alarm_rules import read_rule
 from stages.champion import kept_files
+from stages.device_bundle import bundle_files, named_ingredients, write_bundle
 from stages.project import Project
 from stages.workspace import Workspace
 
@@ -167,6 +168,19 @@ def put_in_use(lab: Lab, model: str, folder: Path | None = None) -> Champion:
         alarm_rules=dict.fromkeys(HAD, rule.id),
     )  # fmt: skip
     return history.put_in_use(folder, champion, judged_against=before)
+
+
+def checkpoint_of(lab: Lab, model: str, mode: str = "realistic") -> Checkpoint:
+    """A checkpoint of the one recipe that a lab trains."""
+    folder = lab.workspace.checkpoint_folder(RECIPE)
+    variant = find_variant(model, mode)
+    return load_checkpoint(checkpoint_path(folder, variant), lab.workspace.layout)
+
+
+def bundle_of(lab: Lab, model: str, folder: Path) -> None:
+    """Write the device bundle of a realistic checkpoint."""
+    found = named_ingredients(lab.project, checkpoint_of(lab, model))
+    write_bundle(folder, bundle_files(lab.project, found))
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

@@ -377,6 +377,9 @@ def test_a_better_challenger_replaces_it_and_a_rollback_restores_it(lab: Lab) ->
     assert document["promoted"]
     assert document["against"] == "gbt_realistic"
     assert document["reasons"] == []
+    assert document["page"] == str(lab.workspace.report_page)
+    page = lab.workspace.report_page.read_bytes()
+    assert b"Champion: <b>knn_realistic</b>" in page
     assert [(g["code"], g["recipe"]) for g in document["accepted"]] == unmeasured
     skipped = document["recipes"].pop("session")
     assert skipped == {"skipped": "single_session", "found": ["2026-11-02"]}
@@ -403,8 +406,10 @@ def test_a_better_challenger_replaces_it_and_a_rollback_restores_it(lab: Lab) ->
     shutil.rmtree(lab.artifacts / "checkpoints")  # nothing of the champion's hangs on it
     told = phasewatch(lab, "rollback", "--why", "alarms")
     assert told.exit_code == OK, told.output
+    assert lab.workspace.report_page.read_bytes() == page  # it cannot be made, and that is no harm
+    assert "No evaluation report is current" in told.stdout
     paths = f"--artifacts {lab.artifacts}"
-    assert told.stdout.endswith(f"are stale now. Run: phasewatch run {paths}\n")
+    assert told.stdout.endswith(f"is stale now. Run: phasewatch run {paths}\n")
     assert before.items() <= files(folder / "checkpoints").items()
     np.testing.assert_array_equal(proba(lab), said_before)
     document = json.loads(phasewatch(lab, "champion", "--json").stdout)

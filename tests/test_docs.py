@@ -32,6 +32,8 @@ PROGRAMS = ("phasewatch", "dagster", "dagster-daemon", "dagster-webserver", "mak
 RUN = {
     "phasewatch --version": OK,
     "phasewatch champion": OK,
+    "phasewatch bundle --out bundle": FAILED,  # there is no champion
+    "phasewatch bundle --out bundle --checkpoint CHECKPOINT": OK,
     "phasewatch contract": OK,
     "phasewatch contract diff CHECKPOINT": OK,
     "phasewatch contract diff CKPT": OK,
@@ -84,9 +86,15 @@ NAMED = {
     "phasewatch exclude",
     "phasewatch contract diff",
     "phasewatch extract",
+    "phasewatch hub",
+    "phasewatch hub --read-only",
     "phasewatch inspect --verify",
+    "phasewatch live",
     "phasewatch predict",
+    "phasewatch produce",
     "phasewatch promote",
+    "phasewatch ui",
+    "phasewatch ui --read-only",
 }
 """Only spoken of: that there are such commands and options is looked up in their help."""
 
@@ -103,7 +111,39 @@ NOT_RUN = {
     "python -m benchmarks.choices": "takes an hour",
     "python -m benchmarks.choices --mode realistic --recipe host --recipe session --only keep mlp "
     "gru": "takes half an hour",
+    "phasewatch hub --host 0.0.0.0 --allow-host hub.lab --token-file token": "serves until it is "
+    "stopped; test_hub starts one",
+    "curl -N http://127.0.0.1:8447/events": "test_hub reads it",
+    "phasewatch live bundle --this-machine --to http://127.0.0.1:8447": "test_scorer runs it",
+    "phasewatch live bundle --replay 01M7ZVV20HFQWZ385HM9KXP5BJ --speed 20 --to "
+    "http://127.0.0.1:8447": "make live runs it",
+    "phasewatch-device enrol bundle --minutes 5 --out baseline.npz": "takes five minutes",
+    "phasewatch-device live bundle --this-machine --baseline baseline.npz": "test_scorer runs it",
+    "python -m benchmarks.device": "needs the checkpoints of a whole run",
+    "python -m benchmarks.machine": "takes two minutes",
+    **dict.fromkeys(
+        (
+            "pip wheel --no-deps ./device",
+            "scp -r phasewatch_device-*.whl bundle device/phasewatch-device.service "
+            "pi@raspberrypi:",
+            "sudo apt install python3-venv",
+            "sudo python3 -m venv /opt/phasewatch/venv",
+            "sudo /opt/phasewatch/venv/bin/pip install ./phasewatch_device-*.whl",
+            "sudo mv bundle /opt/phasewatch/",
+            "/opt/phasewatch/venv/bin/phasewatch-device check /opt/phasewatch/bundle",
+            "sudo /opt/phasewatch/venv/bin/phasewatch-device live /opt/phasewatch/bundle "
+            "--this-machine",
+            "sudo cp phasewatch-device.service /etc/systemd/system/",
+            "sudo systemctl enable --now phasewatch-device",
+            "curl http://127.0.0.1:9477/metrics",
+        ),
+        "sets up a device; test_device installs and checks",
+    ),
+    "python -m hub.vendor": "fetches from npm; test_page compares hashes",
+    "python -m hub.vendor --record": "fetches from npm and rewrites what is committed",
+    "python -m benchmarks.hub": "takes two minutes",
     "python -m benchmarks.days": "needs the embedded corpus; takes half an hour",
+    "python -m benchmarks.onset": "needs the checkpoints of a whole run",
     "python -m benchmarks.likeness": "needs the embedded corpus; takes minutes",
     "python -m benchmarks.choices --hosts": "takes an hour",
     "python data/build_store.py CORPUS_STORE": "needs the recorded corpus",

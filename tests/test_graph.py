@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -113,6 +114,26 @@ def test_evaluation_covers_val_and_test_and_is_what_the_schema_says(trained: Lab
     check_schema(document)
     compared = {(p["model"], p["mode"]) for p in document["predictors"] if p["kind"] == "model"}
     assert compared == {(which.model, which.mode) for which in VARIANTS}
+
+
+def test_latency_is_measured_beside_the_report_and_changes_no_version(trained: Lab) -> None:
+    for which in VARIANTS:
+        manifest = read_manifest(trained.workspace.report_folder(RECIPE) / which.name)
+        assert manifest is not None
+        report, recorded = read_report(manifest), trained.recorded(f"eval_reports/{which.name}")
+        assert report.latency is not None
+        assert 0 < report.latency.median_ms <= report.latency.p99_ms
+        for name in ("median_ms", "p99_ms"):
+            assert recorded[f"latency_{name}"] == getattr(report.latency, name)
+        header = checkpoint_path(trained.workspace.checkpoint_folder(RECIPE), which)
+        sidecar = header.with_name(read_header(header)["sidecar"])
+        assert report.checkpoint_bytes == header.stat().st_size + sidecar.stat().st_size
+        written = json.loads(manifest.path("report").read_text())
+        assert written["latency"] is None
+        slower = manifest.facts["latency"] | {"median_ms": 1e6}
+        other = replace(manifest, facts=manifest.facts | {"latency": slower})
+        assert other.version == manifest.version
+        assert read_report(other).latency != report.latency
 
 
 def test_definitions_are_whole() -> None:

@@ -118,7 +118,7 @@ def lint(snippet: str, name: str) -> set[str]:
     return {fault["code"] for fault in json.loads(done.stdout)}
 
 
-def test_no_exception_from_the_ban_but_one_that_reads_no_pickle() -> None:
+def test_no_exception_from_the_ban_but_those_that_read_no_pickle() -> None:
     lines = [
         line.strip()
         for room in ROOMS
@@ -126,5 +126,5 @@ def test_no_exception_from_the_ban_but_one_that_reads_no_pickle() -> None:
         for line in path.read_text().splitlines()
         if re.search(r"noqa: .*(TID251|S30[12])", line)
     ]
-    assert len(lines) == 1
-    assert "allow_pickle=False" in lines[0]
+    assert len(lines) == 3  # golden vectors, a bundle's arrays, a scorer's state
+    assert all("allow_pickle=False" in line for line in lines)

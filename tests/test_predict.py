@@ -16,9 +16,11 @@ from typer.testing import CliRunner, Result
 
 import phasewatch
 from models.checkpoint import checkpoint_path
+from models.novelty import ALPHA
 from models.registry import find_variant
 from pipelines.cli.app import OK, REJECTED, USAGE, app
 from stages.alarm_rules import read_rule
+from stages.likeness import read_likeness
 
 
 def checkpoint(lab: Lab, model: str) -> Path:
@@ -61,6 +63,39 @@ def test_alarms_are_those_of_the_rule_bound_to_the_checkpoint(trained: Lab, pred
     assert sum(said["summary"]["phases"].values()) == len(windows)
 
 
+def test_it_is_said_window_by_window_whether_the_episode_is_unlike_training(
+    trained: Lab, predict: Any, tmp_path: Path
+) -> None:
+    likeness = read_likeness(trained.project.existing("likeness/realistic", RECIPE))
+    episode_id, out = trained.store.added[0].episode_id, tmp_path / "windows.parquet"
+    said = document(predict(episode_id, "--json", "--out", out))
+    assert said["likeness_id"] == likeness.id
+    windows = said["windows"]
+    assert [w["unlike"] for w in windows] == [w["unlike_p"] <= ALPHA for w in windows]
+    assert said["summary"]["unlike"] == windows[-1]["unlike"]
+    table = pl.read_parquet(out)
+    for name in ("unlike_score", "unlike_p"):
+        assert table[name].to_list() == pytest.approx([w[name] for w in windows], abs=1e-6)
+    assert table["unlike"].to_list() == [w["unlike"] for w in windows]
+    text = predict(episode_id).stdout
+    assert "unlike training" in text.splitlines()[0]
+
+
+def test_a_damaged_likeness_is_named_and_the_episode_scored(
+    trained: Lab, predict: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(trained.artifacts, tmp_path / "artifacts")
+    for path in (tmp_path / "artifacts" / "likeness" / RECIPE).rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    said = predict(
+        *(trained.store.added[0].episode_id, "--json", "--artifacts", tmp_path / "artifacts")
+    )
+    assert said.exit_code == OK
+    assert "was changed after it was written" in said.stderr
+    assert document(said)["likeness_id"] is None
+    assert document(said)["alarm_rule_id"] is not None
+
+
 def test_without_a_rule_one_line_says_so_and_its_columns_are_left_out(
     trained: Lab, predict: Any, tmp_path: Path
 ) -> None:
@@ -74,7 +109,9 @@ def test_without_a_rule_one_line_says_so_and_its_columns_are_left_out(
     assert "first alarm" not in told.stdout
     said = document(predict(*words, "--json"))
     assert said["alarm_rule_id"] is None
-    assert not {"filtered", "alarm"} & said["windows"][0].keys()
+    assert not {"filtered", "alarm", "unlike"} & said["windows"][0].keys()
+    assert said["likeness_id"] is said["summary"]["unlike"] is None
+    assert "unlike" not in told.stdout
 
 
 def test_the_rule_belongs_to_the_checkpoint_wherever_that_lies(

@@ -46,6 +46,7 @@ from evaluation.documents import (
 from evaluation.drawing import PHASE_COLOURS, learning_curve, operating, path, timeline
 from evaluation.report import evaluate
 from evaluation.scores import SHORTCUTS
+from evaluation.tables import tables
 from evaluation.wording import SENTENCES, clean_time, conditional_on, measure, number
 from features.registry import LAYOUT, MODES
 from models.registry import MODELS, VARIANTS
@@ -465,6 +466,24 @@ def test_untested_profiles_and_absent_phases_are_said_once_in_words() -> None:
     assert text.count("Phase gone") == 2
 
 
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        ({"hosts", "samples", "sessions"}, "Every test host, sample and session was trained on"),
+        ({"samples"}, "Every test sample was trained on"),
+        (set(), ""),
+    ],
+)
+def test_what_is_on_both_sides_is_said(known: set[str], said: str) -> None:
+    one = report()
+    for kind in ("hosts", "samples", "sessions"):
+        one["splits"]["train"][kind] = ["a", "b"]
+        one["splits"]["test"][kind] = ["b"] if kind in known else ["b", "c"]
+    text = page_of(one).inside("recipe-host")
+    assert said in text
+    assert text.count("was trained on, too") == bool(known)
+
+
 def test_synthetic_episodes_and_coverage_are_said() -> None:
     one = report()
     one["splits"]["train"]["synthetic_episodes"] = 4
@@ -544,6 +563,25 @@ def test_hostile_names_are_escaped() -> None:
     assert evil not in html[: html.index("</style>")]
 
 
+def test_latency_and_size_stand_by_model_and_recipe() -> None:
+    quick, slow = report(), report(recipe="time")
+    measured = {"processor": "A <fast> one", "windows": 200, "median_ms": 0.4321, "p99_ms": 12.34}
+    quick |= {"latency": measured, "checkpoint_bytes": 654_321}
+    slow |= {"latency": measured | {"processor": "Another", "median_ms": 98.76}}
+    text = page_of(quick, slow, report("cnn")).inside("latency")
+    assert "0.43 p99 12.3, 654 kB" in text
+    assert "98.8 p99 12.3, 123 kB" in text
+    assert "on A <fast> one and Another." in text
+    assert "cnn" not in text  # it was not measured
+    assert "Latency" not in page_of(report()).text
+    [row, other] = tables([EvalReport.model_validate(r) for r in (quick, slow)], [])[
+        "latency"
+    ].to_dicts()
+    assert (row["recipe"], other["recipe"]) == ("host", "time")
+    assert row["checkpoint_bytes"] == 654_321
+    assert {name: row[name] for name in measured} == measured
+
+
 def test_the_page_is_self_contained() -> None:
     text = render_report(full(), FACTS, comparisons())
     page = Page(text)
@@ -579,7 +617,7 @@ def test_equal_documents_in_any_order_give_equal_bytes() -> None:
 
 
 def test_documents_that_cannot_be_shown_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"schema\s+Input should be 'phasewatch.eval_report/7'"):
+    with pytest.raises(ValueError, match=r"schema\s+Input should be 'phasewatch.eval_report/8'"):
         render_report([report() | {"schema": "other/1"}], FACTS)
     with pytest.raises(ValueError, match=r"schema\s+Input should be 'phasewatch.comparisons/3'"):
         render_report([], FACTS, [comparisons()[0] | {"schema": "other/1"}])

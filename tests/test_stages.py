@@ -435,6 +435,38 @@ def test_drift_and_page_follow_the_champion(retrained: Lab, monkeypatch: Any) ->
     assert codes(retrained.project, "drift")[batch] == "checkpoint"
 
 
+def test_a_rollback_makes_the_page_again_and_nothing_else(
+    retrained: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.champion.SERVED", RECIPE)
+    monkeypatch.setattr("lab.SERVED", RECIPE)
+    put_in_use(retrained, "gbt")
+    put_in_use(retrained, "knn")
+    config = tmp_path / "same.yaml"
+    config.write_text(json.dumps({"resources": {"workspace": {"config": retrained.settings}}}))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PHASEWATCH_CONFIG", str(config))
+    monkeypatch.setenv("PHASEWATCH_STORE", str(retrained.store.root))
+
+    def changed(since: float) -> set[str]:
+        folder = retrained.artifacts
+        return {
+            path.relative_to(folder).parts[0]
+            for path in folder.rglob("*")
+            if path.is_file() and path.stat().st_mtime > since
+        } - {"dagster_home"}
+
+    began = max(p.stat().st_mtime for p in retrained.artifacts.rglob("*") if p.is_file())
+    words = ["rollback", "--json", "--artifacts", str(retrained.artifacts)]
+    told = CliRunner().invoke(app, words)
+    assert told.exit_code == 0, told.output
+    document = json.loads(told.stdout)
+    assert document["page"] == str(retrained.workspace.report_page)
+    assert "Champion: <b>gbt_realistic</b>" in Path(document["page"]).read_text()
+    assert codes(retrained.project, "report") == {"": "current"}
+    assert changed(began) == {"champion", "reports"}
+
+
 def test_stages_work_without_dagster(trained: Lab) -> None:
     program = (
         "import sys; sys.modules['dagster'] = None\n"

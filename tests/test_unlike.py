@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,9 @@ import pytest
 from held_out import CLASSES, GOOD, POLICY, WINDOWS, check_schema, predictions, report_on
 from lab import RECIPE, Lab, failure, materialized, put_in_use
 
+import phasewatch
+import stages.likeness
+from champion import history
 from champion.history import ChampionError, likeness_file, load_likeness
 from evaluation.documents import HostTurn
 from evaluation.rotation import host_turn, rotated
@@ -18,6 +22,7 @@ from evaluation.unlike import EpisodeLikeness
 from evaluation.wording import unlike_notes
 from features.registry import LAYOUT
 from models.novelty import ALPHA
+from models.registry import find_variant
 from stages.host_rotation import NETS, best_net, read_rotation
 from stages.likeness import read_likeness
 from stages.predictions import Predictions, ScoreOptions
@@ -105,6 +110,15 @@ def test_predictions_say_it_window_by_window(
     last = table.group_by("episode_id").agg(pl.col("unlike_p").last()).join(test, on="episode_id")
     assert len(last)
     assert last["unlike_p"].to_list() == last["p"].to_list()
+    loaded = phasewatch.load_checkpoint(project, RECIPE, "gbt")
+    for (episode_id,), episode in table.group_by("episode_id"):
+        read = phasewatch.read_episode(project, str(episode_id))
+        one = phasewatch.predict(project, loaded, read, anyway=True).table()
+        same = episode.sort("window")
+        for name in ("window", "unlike_p", "unlike"):
+            assert one[name].to_list() == same[name].to_list()
+        # the last bits of a matrix product depend on how many rows it has
+        np.testing.assert_allclose(one["unlike_score"], same["unlike_score"], rtol=1e-9)
     retrained.settings = retrained.settings | {"force": True}
     monkeypatch.setattr("models.novelty.LIMIT", 2.0)
     retrained.project.make(STAGES["likeness/realistic"], RECIPE)
@@ -122,6 +136,13 @@ def test_a_champion_keeps_its_likeness(retrained: Lab, monkeypatch: pytest.Monke
     kept = load_likeness(folder, champion, LAYOUT)
     assert kept is not None
     assert kept.id == found.id
+    loaded = retrained.project.checkpoint(find_variant("gbt", "realistic"), RECIPE)
+    shutil.rmtree(retrained.workspace.likeness_folder(RECIPE))
+    assert stages.likeness.likeness_of(retrained.project, loaded) is None
+    history.put_in_use(folder, champion, judged_against=without)
+    again = stages.likeness.likeness_of(retrained.project, loaded)
+    assert again is not None
+    assert again.id == found.id
     other = replace(LAYOUT, channels=LAYOUT.channels[:-1])
     with pytest.raises(ChampionError, match="another input layout"):
         load_likeness(folder, champion, other)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +13,7 @@ from pipelines.cli import options
 from pipelines.cli.console import (
     FAILED,
     OK,
+    TEXT_ONLY,
     Document,
     Table,
     one_of,
@@ -22,11 +23,11 @@ from pipelines.cli.console import (
 if TYPE_CHECKING:
     from champion.history import Champion
     from evaluation.documents import Objection
-    from stages.champion import Trial
+    from stages.champion import Renewed, Trial
     from stages.project import Project
     from stages.workspace import Workspace
 
-_STALE_NOW = "Drift and the report page are stale now. Run: phasewatch run"
+_STALE_NOW = "Drift is stale now. Run: phasewatch run"
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,9 @@ class Promotion(Document):
     accepted: list[dict[str, Any]]
     notes: list[str]
     recipes: dict[str, dict[str, Any]]
+    page: str | None  # made again; None: nothing was promoted, or see the problem
+    page_problem: str
+    renewed: Renewed | None = field(metadata=TEXT_ONLY)
 
     def text(self) -> Iterator[str | Table]:
         if self.recipes:
@@ -113,6 +117,7 @@ class Promotion(Document):
             yield f"{self.challenger} is champion" + (
                 f"; {self.against} was before" if self.against else ""
             )
+            yield from [self.renewed.line] if self.renewed else []
             yield _STALE_NOW
         yield from (f"accepted: {ground['sentence']}" for ground in self.accepted)
         yield from (f"note: {note}" for note in self.notes)
@@ -161,6 +166,7 @@ def promote(
         trial = core.promote(project, challenger, by=_user(), why=why, accept_alarms=accept_alarms)
         if trial.promoted:
             _tell_dagster(project.workspace, trial.promoted)
+    renewed = trial.renewed
     return Promotion(
         challenger=challenger.name,
         checkpoints=trial.checkpoints,
@@ -171,6 +177,9 @@ def promote(
         accepted=_said(trial.judgement.accepted),
         notes=list(_notes(project, trial)),
         recipes=trial.judgement.recipes,
+        page=_path(renewed),
+        page_problem=renewed.problem if renewed else "",
+        renewed=renewed,
     )
 
 
@@ -179,13 +188,16 @@ class Rollback(Document):
     """The champion after a rollback."""
 
     champion: Champion
+    renewed: Renewed
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self.champion)
+        page = {"page": _path(self.renewed), "page_problem": self.renewed.problem}
+        return asdict(self.champion) | page
 
     def text(self) -> Iterator[str]:
         number = self.champion.number
         yield f"{self.champion.name} is champion again (number {number} of the history)"
+        yield self.renewed.line
         yield _STALE_NOW
 
 
@@ -201,12 +213,17 @@ def rollback(
     """
     from champion.history import roll_back
     from pipelines.home import dagster_home
+    from stages.champion import renew_page
 
     workspace = workspace_of(config, store, artifacts, must_exist=True)
     dagster_home(workspace)  # refused before anything is changed
     champion = roll_back(workspace.champion_folder, workspace.layout, by=_user(), why=why)
     _tell_dagster(workspace, champion)
-    return Rollback(champion)
+    return Rollback(champion, renew_page(workspace))
+
+
+def _path(renewed: Renewed | None) -> str | None:
+    return str(renewed.page.path("page")) if renewed and renewed.page else None
 
 
 def _said(grounds: list[Objection]) -> list[dict[str, Any]]:

@@ -68,7 +68,7 @@ def bundle(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> BundleMade:
-    """Write a folder that scores on a device, without a training library.
+    """Write a folder that scores on a device.
 
     It is compared with its checkpoint on every test window first. docs/device.md says how to
     run it.
@@ -121,14 +121,14 @@ def bundle(
 
 
 def live(context: typer.Context) -> None:
-    """Score a machine while it runs, or replay recorded episodes: see `phasewatch live --help`."""
+    """Score a machine while it runs, or a recorded one."""
     from live.cli import main
 
     raise typer.Exit(main(["live", *context.args], resolve=_recordings, prog="phasewatch"))
 
 
 def enrol(context: typer.Context) -> None:
-    """Record clean minutes of this machine, as its baseline: see `phasewatch enrol --help`."""
+    """Record clean minutes of this machine."""
     from live.cli import main
 
     raise typer.Exit(main(["enrol", *context.args], prog="phasewatch"))

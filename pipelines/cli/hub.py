@@ -49,9 +49,9 @@ def hub(
         typer.Option(metavar="SECONDS", min=1, help="When a host that sends nothing is silent."),
     ] = 20.0,
 ) -> Served:
-    """Carry events from scorers to the live page, until Ctrl-C or SIGTERM.
+    """Carry events from scorers to the live page.
 
-    The token may be in PHASEWATCH_HUB_TOKEN instead of a file.
+    Serves until Ctrl-C or SIGTERM. The token may be in PHASEWATCH_HUB_TOKEN instead of a file.
     """
     token = serving.read_token(token_file, TOKEN)
     listener = serving.listen(host, port, token, TOKEN)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from episodes.store import StoredEpisode
     from models.alarm import AlarmRule
     from models.checkpoint import Checkpoint
+    from models.novelty import Likeness
     from stages.scoring import Scores
     from stages.workspace import Workspace
 
@@ -45,12 +46,13 @@ FORMATS = (".parquet", ".csv", ".jsonl")
 
 @dataclass(frozen=True)
 class Scorer:
-    """What scores: a checkpoint, its alarm rule, and the episodes that it has learned from."""
+    """What scores: a checkpoint, its alarm rule and likeness, and what it has learned from."""
 
     path: Path
     checkpoint: Checkpoint
     rule: AlarmRule | None
-    known: set[str] | None  # None: not recorded
+    likeness: Likeness | None
+    known: set[str] | None  # episodes; None: not recorded
 
     @property
     def as_json(self) -> dict[str, Any]:
@@ -59,6 +61,7 @@ class Scorer:
             "checkpoint": str(self.path),
             "checkpoint_id": self.checkpoint.artifact_id,
             "alarm_rule_id": self.rule.id if self.rule else None,
+            "likeness_id": self.likeness.id if self.likeness else None,
         }
 
 
@@ -74,12 +77,13 @@ class Scored:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Windows by phase, and when the alarm was raised first."""
+        """Windows by phase, when the alarm was raised first, and whether it is like training."""
         scores = self.scores
         counted = Counter(scores.filtered or scores.phase)
         return {
             "phases": {phase: counted[phase] for phase in scores.phases if counted[phase]},
             "first_alarm_s": scores.first_alarm_s,
+            "unlike": None if scores.unlike is None else bool(scores.unlike.any()),
         }
 
     @property
@@ -97,7 +101,7 @@ def _windows(scores: Scores) -> Iterator[dict[str, Any]]:
     def by_phase(row: Any) -> dict[str, float]:
         return {p: round(float(v), 6) for p, v in zip(scores.phases, row, strict=True)}
 
-    over_time, filtered = scores.over_time, scores.filtered
+    over_time, filtered, unlike = scores.over_time, scores.filtered, scores.unlike_training
     for i, phase in enumerate(scores.phase):
         window = {
             "start_s": float(scores.start_s[i]),
@@ -112,6 +116,12 @@ def _windows(scores: Scores) -> Iterator[dict[str, Any]]:
                 "filtered_probabilities": by_phase(over_time.proba[i]),
                 "filtered_alarm_score": round(float(over_time.score[i]), 6),
                 "alarm": bool(over_time.alarm[i]),
+            }
+        if unlike is not None:
+            window |= {
+                "unlike_score": round(float(unlike.score[i]), 6),
+                "unlike_p": round(float(unlike.p[i]), 6),
+                "unlike": bool(unlike.unlike[i]),
             }
         if scores.why is not None:
             window["why"] = [
@@ -174,6 +184,8 @@ def _window_table(scores: Scores) -> Table:
             "filtered phase": scores.filtered or [],
             "alarm": [_yes(alarm) for alarm in scores.over_time.alarm],
         }
+    if scores.unlike is not None:
+        columns["unlike training"] = [_yes(unlike) for unlike in scores.unlike]
     return Table(tuple(columns), list(zip(*columns.values(), strict=True)))
 
 
@@ -186,6 +198,8 @@ def _summary_table(episodes: list[Scored]) -> Table:
     if any(scored.scores.over_time for scored in episodes):
         first = [scored.scores.first_alarm_s for scored in episodes]
         columns["first alarm"] = ["none" if at is None else f"{at:.1f} s" for at in first]
+    if any(scored.scores.unlike_training for scored in episodes):
+        columns["unlike training"] = [_yes(scored.summary["unlike"]) for scored in episodes]
     columns["phases"] = [
         ", ".join(f"{phase} {n}" for phase, n in scored.summary["phases"].items())
         for scored in episodes
@@ -305,7 +319,9 @@ def _score(
         verdict=verdict_of(read.record),
         seen_in_training=None if scorer.known is None else read.episode_id in scorer.known,
         scores=score_episode(
-            scorer.checkpoint, scorer.rule, extracted, workspace.layout, explain=why
+            *(scorer.checkpoint, scorer.rule, scorer.likeness),
+            *(extracted, workspace.layout),
+            explain=why,
         ),
     )
 
@@ -343,27 +359,34 @@ def _meant(workspace: Workspace, name: str) -> list[StoredEpisode]:
 
 
 def _load(workspace: Workspace, path: Path | None) -> Scorer:
-    """The checkpoint at a path, or without one the champion's, with its alarm rule."""
+    """The checkpoint at a path, or without one the champion's, with its rule and likeness."""
     from champion.history import (
         ChampionError,
         kept_path,
         load_kept,
+        load_likeness,
         load_rule,
         read_champion,
         read_training,
     )
     from models.checkpoint import load_checkpoint
     from stages.alarm_rules import rule_of
+    from stages.likeness import likeness_of
     from stages.project import Project
+    from stages.status import StageError
 
     layout, folder = workspace.layout, workspace.champion_folder
-    rule, known = None, None
+    rule, likeness, known = None, None, None
     if path is not None:
-        checkpoint = load_checkpoint(existing_file(path), layout)
-        rule = rule_of(Project(workspace), checkpoint)
+        checkpoint, project = load_checkpoint(existing_file(path), layout), Project(workspace)
+        rule = rule_of(project, checkpoint)
         if rule is None:
             note(f"no alarm rule is bound to {path}: alarms and filtered phases are left out")
-        return Scorer(path, checkpoint, rule, None)
+        try:
+            likeness = likeness_of(project, checkpoint)
+        except (StageError, ChampionError) as error:
+            note(f"not said what is unlike training: {workspace.addressed(str(error))}")
+        return Scorer(path, checkpoint, rule, likeness, None)
     champion = read_champion(folder)
     if champion is None:
         fail(
@@ -375,9 +398,13 @@ def _load(workspace: Workspace, path: Path | None) -> Scorer:
         rule = load_rule(folder, champion)
     except ChampionError as error:
         note(f"no alarms and filtered phases: {error}")
+    try:
+        likeness = load_likeness(folder, champion, layout)
+    except ChampionError as error:
+        note(f"not said what is unlike training: {error}")
     with suppress(ChampionError):  # the champion scores all the same
         known = set(read_training(folder, champion)["episode_id"])
-    return Scorer(kept_path(folder, champion), checkpoint, rule, known)
+    return Scorer(kept_path(folder, champion), checkpoint, rule, likeness, known)
 
 
 # --- the file

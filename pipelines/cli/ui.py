@@ -43,10 +43,10 @@ def ui(
     token_file: serving.TokenFile = None,
     read_only: serving.ReadOnly = False,
 ) -> Shown:
-    """Serve Dagster behind a guard, with its daemon, until Ctrl-C or SIGTERM.
+    """Serve Dagster and its daemon behind a guard.
 
-    Registers the store's batches first. What `dg dev` offers is there, such as reloading code. The
-    token may be in PHASEWATCH_UI_TOKEN instead of a file.
+    Registers the store's batches first, and serves until Ctrl-C or SIGTERM, with what `dg dev`
+    offers. The token may be in PHASEWATCH_UI_TOKEN instead of a file.
     """
     workspace = workspace_of(config, store, artifacts)
     token = serving.read_token(token_file, TOKEN)
@@ -87,7 +87,7 @@ def _given(**paths: Path | None) -> dict[str, str]:
 def _develop(host: str, port: int, *, read_only: bool) -> None:
     """What ``dg dev`` does, with our web server in place of Dagster's."""
     from dagster._cli import dev
-    from dagster_shared.cli import WorkspaceOpts
+    from dagster._cli.workspace.cli_target import WorkspaceOpts  # type: ignore[attr-defined]
 
     start = dev.open_ipc_subprocess  # type: ignore[attr-defined]
 

@@ -1,0 +1,111 @@
+// The windows of one recorded episode: what was predicted beside what was true.
+
+import { chooser, count, disclosure, empty, fixed, h, heading, percent, plural, replace, table } from "./dom.js";
+import { inspectable } from "./inspect.js";
+import { chip, legend, PHASES, PhaseRows } from "./phases.js";
+
+export const scene = {
+  id: "episode",
+  title: "Episode",
+  types: ["prediction"],
+
+  mount(panel, store, dirty) {
+    this.store = store;
+    this.none = empty("Held-out predictions of recorded episodes are published by", "phasewatch produce replay");
+    this.choice = chooser("Episode", dirty);
+    this.rows = new PhaseRows(26);
+    this.axis = h("div", { class: "axis", "aria-hidden": "true" });
+    this.middle = (event) => event.start_s;
+    this.windows = [];
+    this.range = [0, 1];
+    this.figure = inspectable("Windows of the episode", [this.rows.element, this.axis], {
+      windows: () => this.windows.length,
+      share: (i) => (this.middle(this.windows[i]) - this.range[0]) / (this.range[1] - this.range[0]),
+      words: (i) => spoken(this.windows[i]),
+    });
+    this.facts = h("div", { class: "numbers" });
+    this.confusion = h("div");
+    this.list = disclosure("Windows as a table", () => windowTable(this.windows));
+    this.body = h("div", { class: "stack" },
+      h("div", { class: "controls" }, this.choice.element), this.facts,
+      h("div", { class: "keys" }, legend(), h("ul", { class: "legend", "aria-label": "Marks" },
+        h("li", {}, h("i", { class: "swatch bar", "aria-hidden": "true" }), "upper bar: actual"),
+        h("li", {}, h("i", { class: "swatch bar lower", "aria-hidden": "true" }), "lower, pale bar: predicted"),
+        h("li", {}, h("i", { class: "swatch thin", "aria-hidden": "true" }), "line: filtered"),
+        h("li", {}, h("i", { class: "swatch alarmed", "aria-hidden": "true" }), "alarm stands"))),
+      h("div", {}, this.figure.element, this.list.element),
+      this.confusion);
+    this.head = heading("Episode", "One recorded episode, window by window: the phase that the model predicted, beside the phase that the recording's labels give.");
+    panel.append(this.head.element, this.none, this.body);
+  },
+
+  update() {
+    const { episodes } = this.store;
+    this.none.hidden = episodes.size > 0;
+    this.body.hidden = episodes.size === 0;
+    if (!episodes.size) return;
+    this.choice.options([...episodes].map(([id, windows]) => [id, `${id} (${plural(windows.size, "window")})`]).sort());
+    this.windows = [...episodes.get(this.choice.value).values()].sort((a, b) => a.start_s - b.start_s);
+    const { windows } = this;
+    const steps = windows.slice(1).map((event, i) => event.start_s - windows[i].start_s).filter((step) => step > 0);
+    const stride = steps.length ? Math.min(...steps) : 5;
+    // A cell stands where its window starts, one stride wide: windows overlap, cells do not.
+    this.range = [windows[0].start_s, windows.at(-1).start_s + stride];
+    this.middle = (event) => event.start_s + stride / 2;
+    const cell = (event) => [event.start_s, event.start_s + stride];
+    const right = windows.filter((event) => event.predicted === event.actual).length;
+    this.rows.draw(this.range, {
+      bars: ["actual", "predicted"].map((name) => windows.map((event) => [...cell(event), event[name]])),
+      line: windows.filter((event) => event.filtered).map((event) => [...cell(event), event.filtered]),
+      shaded: windows.filter((event) => event.alarm).map((event) => [...cell(event), "alarmed"]),
+      words: `${plural(windows.length, "window")}, ${right} predicted as labelled.`,
+    });
+    this.axis.replaceChildren(...ticks(this.range, this.axis.clientWidth).map((at) => h("span", { vars: { left: `${(100 * (at - this.range[0])) / (this.range[1] - this.range[0])}%` } }, `${count(at)} s`)));
+    this.facts.replaceChildren(...figures(windows, right));
+    replace(this.confusion, h("h3", {}, "Actual and predicted"), confusion(windows));
+    this.head.from(windows);
+    this.list.refresh();
+    if (this.shown !== this.choice.value) this.figure.forget();
+    this.shown = this.choice.value;
+  },
+};
+
+function ticks([from, to], width) {
+  const step = [5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600].find((each) => (to - from) / each <= Math.max(3, Math.min(10, width / 70))) ?? 7200;
+  const first = Math.ceil(from / step) * step;
+  return Array.from({ length: Math.floor((to - first) / step) + 1 }, (_, i) => first + i * step);
+}
+
+function figures(windows, right) {
+  const one = (value, words) => h("p", {}, h("b", {}, value), h("span", {}, words));
+  const filtered = windows.filter((event) => event.filtered);
+  const models = [...new Set(windows.map((event) => event.model))].join(", ");
+  const recipes = [...new Set(windows.map((event) => event.recipe).filter(Boolean))].join(", ");
+  return [
+    one(percent(right / windows.length, 1), `as labelled: ${right} of ${plural(windows.length, "window")}`),
+    filtered.length ? one(percent(filtered.filter((event) => event.filtered === event.actual).length / filtered.length, 1), "after the filter") : null,
+    one(models, recipes ? `held out by recipe ${recipes}` : "not said to be held out"),
+  ].filter(Boolean);
+}
+
+function confusion(windows) {
+  const used = PHASES.filter((phase) => windows.some((event) => event.actual === phase || event.predicted === phase));
+  const n = (actual, predicted) => windows.filter((event) => event.actual === actual && event.predicted === predicted).length;
+  return table("Windows by actual phase (rows) and predicted phase (columns)",
+    [{ name: "actual" }, ...used.map((name) => ({ name, number: true }))],
+    used.map((actual) => [chip(actual), ...used.map((predicted) => {
+      const cell = n(actual, predicted);
+      return h("span", { class: !cell ? "soft" : actual === predicted ? "same" : "differs" }, String(cell));
+    })]));
+}
+
+function spoken(event) {
+  return `${fixed(event.start_s, 0)} s · actual ${event.actual} · predicted ${event.predicted}${event.predicted === event.actual ? "" : " (differs)"}${event.filtered ? ` · filtered ${event.filtered}` : ""}${event.alarm ? " · alarm" : ""}`;
+}
+
+function windowTable(windows) {
+  return table("Windows of the episode",
+    [{ name: "window", number: true }, { name: "start", number: true }, { name: "actual" }, { name: "predicted" }, { name: "filtered" }, { name: "alarm" }],
+    windows.map((event) => [String(event.window), `${fixed(event.start_s, 0)} s`, event.actual,
+      event.predicted === event.actual ? event.predicted : h("b", {}, `${event.predicted} ≠`), event.filtered ?? "–", { true: "stands", false: "none" }[String(event.alarm)] ?? "–"]));
+}

@@ -1,0 +1,469 @@
+// What scorers say of their machines while it happens: a lane per host. A replay is marked across
+// its whole lane, so that nobody takes it for what happens now.
+
+import uPlot from "./vendor/uPlot.js";
+import { ago, clock, colour, day, disclosure, duration, empty, field, fixed, h, milliseconds, minute, now, percent, plural, say, since, table, when } from "./dom.js";
+import { inspectable } from "./inspect.js";
+import { chip, EDGE, GUTTER, legend, PhaseRows } from "./phases.js";
+import { answer } from "./stream.js";
+
+const SPANS_S = [120, 300, 600, 1200]; // what a lane shows: the shortest that holds its windows
+const SECONDS_S = 300; // up to here the axis has seconds
+const STALE_S = 20; // three windows are late
+const SHIFT_S = 600; // how far a silent lane moves on before it stands still
+const SCORE_PX = 136; // as in the style sheet
+const SHOWN_ALARMS = 3;
+const NOTE_LENGTH = 500;
+
+/** How many hosts are under alarm, live or in a replay. */
+export const alarmsOf = (store, source) => [...store.lanes.values()].filter(({ last }) => last.source === source && standing(last)).length;
+const standing = (event) => event.alarm === "raised" || event.alarm === "standing";
+
+export const scene = {
+  id: "live",
+  title: "Live",
+  types: ["live_detection"],
+  views: new Map(),
+
+  mount(panel, store, dirty) {
+    Object.assign(this, { store, dirty });
+    this.none = empty("A scorer sends what it sees to the hub:", "phasewatch live BUNDLE --this-machine --to URL");
+    this.banner = h("p", { class: "replay-banner", hidden: true });
+    this.overview = h("ul", { class: "overview", "aria-label": "Hosts" });
+    this.lanes = h("div", { class: "lanes" });
+    this.key = h("div", { class: "key" }, legend(),
+      h("ul", { class: "legend", "aria-label": "Marks" },
+        h("li", {}, h("i", { class: "swatch bar", "aria-hidden": "true" }), "filtered phase"),
+        h("li", {}, h("i", { class: "swatch thin", "aria-hidden": "true" }), "phase of the window alone"),
+        h("li", {}, h("i", { class: "swatch alarmed", "aria-hidden": "true" }), "alarm stands"),
+        h("li", {}, h("i", { class: "swatch quiet-time", "aria-hidden": "true" }), "silent")));
+    panel.append(
+      h("header", {}, h("h2", {}, "Live"), h("p", { class: "about" }, "In which phase each machine is, window by window, for up to the last twenty minutes; whether an alarm stands, and which channels argue for it.")),
+      this.banner, this.overview, this.none, this.key, this.lanes);
+    this.watch = new IntersectionObserver((entries) => {
+      for (const entry of entries) {
+        const view = this.views.get(entry.target.dataset.host);
+        if (view) view.onScreen = entry.isIntersecting;
+      }
+      dirty();
+    }, { rootMargin: "200px" });
+  },
+
+  update() {
+    const { store, views } = this;
+    const hosts = [...store.lanes.keys()].sort();
+    this.none.hidden = hosts.length > 0;
+    this.key.hidden = hosts.length === 0;
+    for (const [host, view] of views) {
+      if (store.lanes.has(host)) continue;
+      view.close();
+      views.delete(host);
+    }
+    for (const [i, host] of hosts.entries()) {
+      if (!views.has(host)) {
+        const view = new LaneView(store.lanes.get(host), store, this.dirty);
+        views.set(host, view);
+        this.lanes.insertBefore(view.element, this.lanes.children[i] ?? null);
+        this.watch.observe(view.element);
+      }
+      views.get(host).update();
+    }
+    this.head(hosts.map((host) => store.lanes.get(host)));
+  },
+
+  head(lanes) {
+    const replays = lanes.filter((lane) => lane.last.source === "replay");
+    this.banner.hidden = replays.length === 0;
+    const names = [...new Set(replays.map((lane) => lane.last.replay_of ?? "a recording"))].join(", ");
+    say(this.banner, replays.length === lanes.length ? `Replay of ${names}. Nothing on this page happens now.` : `${plural(replays.length, "lane")} below: replay of ${names}, not happening now.`);
+    this.overview.hidden = lanes.length < 2;
+    const chips = lanes.map((lane) => {
+      const { host, last } = lane;
+      const words = standing(last) ? "alarm" : last.phase === null ? "silent" : last.filtered;
+      return `${host}|${words}|${last.source}|${last.filtered}`;
+    }).join();
+    if (chips === this.chips) return;
+    this.chips = chips;
+    this.overview.replaceChildren(...lanes.map(({ host, last }) =>
+      h("li", { class: standing(last) ? "alarm" : null },
+        h("button", { type: "button", class: "hop", on: { click: () => this.views.get(host).element.scrollIntoView({ block: "start" }) } },
+          h("b", {}, host), last.filtered ? chip(last.filtered) : h("span", { class: "soft" }, "silent"),
+          standing(last) && h("span", { class: "alarm-word" }, "▲ alarm"), last.source === "replay" && h("span", { class: "tag replay" }, "replay")))));
+  },
+
+  badged(store) {
+    const n = alarmsOf(store, "live");
+    return n ? `▲ ${n}` : alarmsOf(store, "replay") ? "▲ replay" : "";
+  },
+
+  second() {
+    for (const view of this.views.values()) view.move();
+  },
+
+  repaint() {
+    for (const view of this.views.values()) view.repaint();
+  },
+};
+
+class LaneView {
+  constructor(lane, store, dirty) {
+    Object.assign(this, { lane, store, dirty, forms: new Map(), onScreen: true, allAlarms: false });
+    const id = `lane-${encodeURIComponent(lane.host)}`;
+    this.kind = h("span", { class: "tag" });
+    this.what = h("p", { class: "soft sub" });
+    this.phase = h("div", { class: "now-phase" });
+    this.alarm = h("div", { class: "now-alarm" });
+    this.stale = h("p", { class: "stale", hidden: true });
+    this.rows = new PhaseRows();
+    this.chart = h("div", { class: "score", role: "img" });
+    this.range = [0, 1];
+    this.strip = h("p", { class: "replay-strip", hidden: true });
+    this.figure = inspectable(`${lane.host}: its last windows`, [this.rows.element, this.chart], {
+      windows: () => lane.windows.length,
+      share: (i) => this.share(lane.windows[i]),
+      words: (i) => spoken(lane.windows[i]),
+    });
+    this.why = h("section", { class: "why" });
+    this.facts = h("dl", { class: "facts" });
+    this.from = h("div");
+    this.alarms = h("section", { class: "alarms", hidden: true });
+    this.list = disclosure("Windows as a table", () => windowTable(lane));
+    this.element = h("article", { class: "lane", "aria-labelledby": id, "data-host": lane.host },
+      this.strip,
+      h("div", { class: "sheet" },
+        h("header", {}, h("div", { class: "who" }, h("h3", { id }, lane.host), this.kind, this.what), this.phase, this.alarm),
+        this.stale,
+        h("div", { class: "body" },
+          h("div", { class: "figures" }, this.figure.element, this.list.element),
+          h("section", { class: "aside", "aria-label": `${lane.host}: last window` }, this.why, this.facts)),
+        this.alarms, this.from));
+    this.sized = new ResizeObserver(() => this.plot?.setSize({ width: this.chart.clientWidth, height: SCORE_PX }));
+    this.sized.observe(this.chart);
+  }
+
+  close() {
+    this.plot?.destroy();
+    this.sized.disconnect();
+    this.element.remove();
+  }
+
+  repaint() {
+    this.plot?.destroy();
+    this.plot = null;
+    this.lane.changed = true;
+  }
+
+  get stride() {
+    const { windows } = this.lane;
+    let stride = null;
+    for (let i = Math.max(1, windows.length - 20); i < windows.length; i++) {
+      const step = windows[i].start - windows[i - 1].start;
+      if (step > 0 && (stride === null || step < stride)) stride = step;
+    }
+    const { start, end } = this.lane.last;
+    return stride ?? (end - start) / 2;
+  }
+
+  share(event) {
+    const at = ((event.start + event.end) / 2 - this.range[0]) / (this.range[1] - this.range[0]);
+    return at < 0 || at > 1 ? null : at;
+  }
+
+  /** What changes with time alone. */
+  move() {
+    const { last, heard } = this.lane;
+    const late = now() - heard;
+    this.stale.hidden = last.source === "replay" ? late < STALE_S : late < STALE_S || last.phase === null;
+    if (!this.stale.hidden) {
+      say(this.stale, last.source === "replay" ? `The replay sent its last window ${duration(late)} ago.` : `Nothing received from ${this.lane.host} for ${duration(late)}. What stands below is the last that was said.`);
+    }
+    if (last.source === "live" && late > 1 && this.onScreen && !document.hidden) this.figures();
+  }
+
+  update() {
+    const { lane } = this;
+    this.answered();
+    if (!lane.changed || !this.onScreen) return;
+    lane.changed = false;
+    const { last } = lane;
+    const replay = last.source === "replay";
+    this.element.classList.toggle("is-replay", replay);
+    this.element.classList.toggle("is-alarm", standing(last));
+    this.kind.className = replay ? "tag replay" : "tag live";
+    say(this.kind, replay ? "Replay" : "Live");
+    this.strip.hidden = !replay;
+    say(this.strip, replay ? `Replay of ${last.replay_of ?? "a recording"} · recorded ${day(last.start)}, not happening now` : "");
+    say(this.what, `${last.model} · bundle ${last.bundle.slice(0, 12)} · session ${last.session.slice(0, 12)}`);
+    this.phase.replaceChildren(...phaseNow(last));
+    this.alarm.replaceChildren(...alarmNow(lane));
+    this.why.replaceChildren(...whyNow(last));
+    this.facts.replaceChildren(...factsNow(last));
+    this.from.replaceChildren(origin(last));
+    this.figures();
+    this.alarmList();
+    this.answered(); // a row that is new has no button yet, and this may be the last event
+    this.list.refresh();
+    this.move();
+  }
+
+  figures() {
+    const { lane, stride } = this;
+    const { last, windows, heard } = lane;
+    const right = last.source === "live" ? last.end + Math.min(SHIFT_S, Math.max(0, now() - heard)) : last.end;
+    this.range = [right - (SPANS_S.find((span) => windows[0].start >= right - span) ?? SPANS_S.at(-1)), right];
+    const cell = (event) => [(event.start + event.end - stride) / 2, (event.start + event.end + stride) / 2];
+    const shaded = windows.filter(standing).map((event) => [event.end, event.end + stride, "alarmed"]);
+    for (const event of windows) if (event.phase === null) shaded.push([event.start, event === last ? right : event.end, "quiet-time"]);
+    this.rows.draw(this.range, {
+      bars: [windows.filter((event) => event.filtered !== null).map((event) => [...cell(event), event.filtered])],
+      line: windows.filter((event) => event.phase !== null).map((event) => [...cell(event), event.phase]),
+      shaded,
+      words: summary(lane),
+    });
+    this.score(stride);
+  }
+
+  score(stride) {
+    const { windows, last } = this.lane;
+    const data = [[], [], []];
+    for (const [i, event] of windows.entries()) {
+      if (i && event.end - windows[i - 1].end > 1.6 * stride) {
+        data[0].push(windows[i - 1].end + stride);
+        data[1].push(null);
+        data[2].push(null);
+      }
+      data[0].push(event.end);
+      data[1].push(event.score);
+      data[2].push(event.threshold);
+    }
+    this.chart.setAttribute("aria-label", `Alarm score, ${last.score === null ? "not known now" : `now ${fixed(last.score, 2)}`}, threshold ${fixed(last.threshold, 2)}`);
+    if (!this.plot && this.chart.clientWidth) this.plot = this.makePlot(data);
+    else this.plot?.setData(data);
+  }
+
+  makePlot(data) {
+    const [ink, soft, grid, alarm, line] = ["ink", "soft", "grid", "alarm", "c0"].map(colour);
+    const font = "11px system-ui, sans-serif";
+    const axis = { stroke: soft, font, grid: { stroke: grid, width: 1 }, ticks: { show: false } };
+    return new uPlot({
+      width: this.chart.clientWidth,
+      height: SCORE_PX,
+      padding: [8, EDGE, 0, 0],
+      cursor: { show: false },
+      legend: { show: false },
+      scales: { x: { range: () => this.range }, y: { range: () => [0, 1] } },
+      axes: [
+        { ...axis, size: 24, gap: 4, space: 70, values: (_, splits) => this.times(splits) },
+        { ...axis, size: GUTTER, gap: 8, splits: () => [0, 0.5, 1], values: (_, splits) => splits.map(String) },
+      ],
+      series: [
+        {},
+        { stroke: line, width: 1.75, points: { show: false } },
+        { stroke: ink, width: 1, dash: [5, 4], points: { show: false }, paths: uPlot.paths.stepped({ align: -1 }) },
+      ],
+      hooks: { drawClear: [(plot) => this.shade(plot, alarm)] },
+    }, data, this.chart);
+  }
+
+  /** Words below the axis; none where the edge would cut them off. */
+  times(splits) {
+    const [from, to] = this.range;
+    const words = to - from > SECONDS_S ? minute : clock;
+    return splits.map((at) => (to - at < 0.03 * (to - from) ? "" : words(at)));
+  }
+
+  shade(plot, fill) {
+    const { left, top, width, height } = plot.bbox;
+    const { stride } = this;
+    plot.ctx.save();
+    plot.ctx.fillStyle = fill;
+    for (const event of this.lane.windows.filter(standing)) {
+      const a = Math.max(left, plot.valToPos(event.end, "x", true));
+      const b = Math.min(left + width, plot.valToPos(event.end + stride, "x", true));
+      if (b > a) plot.ctx.fillRect(Math.floor(a), top, Math.ceil(b) - Math.floor(a), height);
+    }
+    plot.ctx.restore();
+  }
+
+  /* ---- alarms and their answers ---- */
+
+  alarmList() {
+    const alarms = [...this.lane.alarms.values()].reverse();
+    this.alarms.hidden = !alarms.length;
+    if (!alarms.length) return;
+    const shown = this.allAlarms ? alarms : alarms.slice(0, SHOWN_ALARMS);
+    const current = this.lane.last;
+    const rows = shown.map((alarm) => {
+      const row = this.alarmRow(alarm);
+      const open = alarm.until === null && standing(current) && current.alarm_id === alarm.id;
+      const ended = alarm.until !== null ? `until ${clock(alarm.until)}, ${duration(alarm.until - alarm.from)}` : open ? "stands" : "end not received";
+      say(row.time, `${alarm.seen ? "" : "at the latest "}${when(alarm.from)}`);
+      say(row.ended, ended);
+      say(row.peak, alarm.peak === null ? "" : `peak score ${fixed(alarm.peak, 2)}`);
+      row.element.classList.toggle("open", open);
+      return row.element;
+    });
+    const more = alarms.length - shown.length;
+    const wanted = [this.alarmHead ??= h("h4", {}, "Alarms"), ...rows];
+    if (more > 0) {
+      this.moreButton ??= h("button", { type: "button", class: "quiet", on: { click: () => { this.allAlarms = true; this.lane.changed = true; this.dirty(); } } });
+      say(this.moreButton, `Show ${plural(more, "earlier alarm")}`);
+      wanted.push(this.moreButton);
+    }
+    if (wanted.length !== this.alarms.children.length || wanted.some((node, i) => this.alarms.children[i] !== node)) this.rearrange(wanted);
+    for (const id of this.forms.keys()) if (!this.lane.alarms.has(id)) this.forms.delete(id);
+  }
+
+  /** Put the rows in order without moving the one that has the focus. */
+  rearrange(wanted) {
+    for (const child of [...this.alarms.children]) if (!wanted.includes(child)) child.remove();
+    wanted.forEach((node, i) => {
+      if (this.alarms.children[i] !== node) this.alarms.insertBefore(node, this.alarms.children[i] ?? null);
+    });
+  }
+
+  alarmRow(alarm) {
+    if (this.forms.has(alarm.id)) return this.forms.get(alarm.id);
+    const { first } = alarm;
+    const quiet = first.silent?.length && first.phase === null;
+    const row = { time: h("b"), ended: h("span"), peak: h("span"), answer: h("div", { class: "answer" }), alarm, state: "" };
+    row.element = h("div", { class: "alarm-row", "data-alarm": alarm.id },
+      h("div", { class: "alarm-when" }, h("span", { class: "alarm-word", "aria-hidden": "true" }, "▲"), row.time, row.ended, row.peak),
+      h("p", { class: "alarm-why" }, quiet ? `Silence of ${first.silent.join(", ")}` : first.why?.length ? ["Because of ", first.why.filter((each) => each.contribution > 0).map((each, i) => [i ? ", " : "", h("code", {}, each.channel)])].flat(3) : "No channel was named"),
+      row.answer);
+    this.forms.set(alarm.id, row);
+    return row;
+  }
+
+  /** Show each alarm's answer, or how to give one. */
+  answered() {
+    for (const [id, row] of this.forms) {
+      const given = this.store.answers.get(id);
+      const state = row.editing ? "form" : given ? JSON.stringify(given) : "none";
+      if (state === row.state) continue;
+      row.state = state;
+      if (state === "form") row.answer.replaceChildren(this.form(row, given));
+      else if (given) row.answer.replaceChildren(...said(given), this.edit(row, "Change"));
+      else row.answer.replaceChildren(this.edit(row, "Answer"));
+    }
+  }
+
+  edit(row, word) {
+    return h("button", { type: "button", class: "quiet", "aria-label": `${word}: was the alarm of ${when(row.alarm.from)} true?`, on: { click: () => {
+      row.editing = true;
+      this.answered();
+      row.answer.querySelector("input").focus();
+    } } }, word);
+  }
+
+  form(row, given) {
+    const name = `verdict-${row.alarm.id}`;
+    const problem = h("p", { class: "problem", role: "alert" });
+    const note = h("input", { type: "text", name: "note", maxlength: NOTE_LENGTH, autocomplete: "off", value: given?.note ?? "" });
+    const radio = (value, words) => h("label", { class: "pick" }, h("input", { type: "radio", name, value, required: true, checked: given && String(given.verdict) === value }), words);
+    const close = () => {
+      row.editing = false;
+      this.answered();
+      row.answer.querySelector("button")?.focus();
+    };
+    const save = h("button", { type: "submit", class: "solid" }, "Save answer");
+    const submit = async (event) => {
+      event.preventDefault();
+      const verdict = new FormData(event.target).get(name) === "true";
+      save.disabled = true;
+      try {
+        await answer(row.alarm, verdict, note.value.trim());
+        this.store.answers.set(row.alarm.id, { alarm_id: row.alarm.id, host: row.alarm.host, verdict, note: note.value.trim(), at: now() });
+        close();
+      } catch (error) {
+        say(problem, `Not saved. ${error.message}`);
+      } finally {
+        save.disabled = false;
+      }
+    };
+    return h("form", { on: { submit, keydown: (event) => event.key === "Escape" && close() } },
+      h("fieldset", {}, h("legend", {}, `Was the alarm of ${when(row.alarm.from)} true?`),
+        radio("true", "True, an attack"), radio("false", "False, no attack")),
+      field("Note", note),
+      h("div", { class: "buttons" }, save, h("button", { type: "button", class: "quiet", on: { click: close } }, "Cancel")), problem);
+  }
+}
+
+function origin(last) {
+  return h("p", { class: "provenance" }, "From ", h("span", { class: "origin" }, last.origin),
+    ` · window ${last.source === "replay" ? "recorded" : "ended"} ${when(last.end)} · published `, ago(last.at));
+}
+
+function said(given) {
+  return [
+    h("p", { class: "given" }, h("b", {}, given.verdict ? "✓ Answered true" : "✕ Answered false"), given.note ? ` “${given.note}”` : "", given.at ? [" · ", ago(given.at)] : ""),
+  ];
+}
+
+function phaseNow(last) {
+  if (last.filtered === null) return [h("b", { class: "silent-word" }, "silent"), h("p", { class: "soft sub" }, last.silent?.length ? `nothing from ${last.silent.join(", ")}` : "no phase is said")];
+  const raw = last.phase === last.filtered ? "this window alone says the same" : `this window alone: ${last.phase}`;
+  return [
+    h("p", { class: "big" }, chip(last.filtered), last.confidence === null ? null : h("span", { class: "soft" }, percent(last.confidence))),
+    h("p", { class: "soft sub" }, raw),
+  ];
+}
+
+function alarmNow(lane) {
+  const { last } = lane;
+  const alarm = last.alarm_id ? lane.alarms.get(last.alarm_id) : null;
+  if (standing(last)) {
+    const length = !alarm ? null : last.source === "live" ? since(lane.heard - (last.end - alarm.from)) : duration(last.end - alarm.from);
+    return [
+      h("b", { class: "alarm-word" }, h("span", { "aria-hidden": "true" }, "▲ "), alarm?.first.phase === null ? "Silence raised an alarm" : last.alarm === "raised" ? "Alarm raised" : "Alarm stands"),
+      h("p", { class: "sub" }, alarm ? [alarm.seen ? "since " : "at least since ", when(alarm.from), " · ", length] : "since when was not received"),
+    ];
+  }
+  const before = [...lane.alarms.values()].findLast((each) => each.until !== null);
+  return [
+    h("b", {}, last.alarm === "cleared" ? "Alarm cleared" : "No alarm"),
+    h("p", { class: "soft sub" }, before ? `last one cleared at ${when(before.until)}` : "none in the windows received"),
+  ];
+}
+
+function whyNow(last) {
+  const head = h("h4", {}, "Why ", h("span", { class: "soft" }, "channels that argue for an alarm"));
+  if (!last.why?.length) return [head, h("p", { class: "soft sub" }, "No channel was named for the last window.")];
+  const most = Math.max(...last.why.map((each) => Math.abs(each.contribution)), 1e-9);
+  return [head, h("ul", { class: "bars" }, last.why.map(({ channel, contribution }) =>
+    h("li", {}, h("code", {}, channel), h("span", { class: "n" }, `${contribution < 0 ? "−" : "+"}${Math.abs(contribution).toPrecision(2)}`),
+      h("i", { class: contribution < 0 ? "against" : "for", "aria-hidden": "true", vars: { "--share": `${(100 * Math.abs(contribution)) / most}%` } }))))];
+}
+
+function factsNow(last) {
+  const fact = (name, ...value) => h("div", {}, h("dt", {}, name), h("dd", {}, ...value));
+  const like = { true: h("b", { class: "warn" }, "⚠ unlike training"), false: "like training", null: "this bundle cannot say" }[String(last.unlike)];
+  return [
+    fact("Alarm score", last.score === null ? "none" : h("b", {}, fixed(last.score, 2)), h("span", { class: "soft" }, last.score === null ? ", " : last.score >= last.threshold ? " ≥ " : " < ", `threshold ${fixed(last.threshold, 2)}`)),
+    fact("Inputs", like),
+    fact("Silent", last.silent?.length ? h("b", { class: "warn" }, `⚠ ${last.silent.join(", ")}`) : "none"),
+    ...Object.entries(last.coverage).map(([source, share]) =>
+      fact(`Coverage of ${source}`, h("span", { class: "meter", "aria-hidden": "true", vars: { "--share": `${100 * share}%` } }), h("span", { class: share < 0.5 ? "warn" : null }, percent(Math.floor(100 * share) / 100)))),
+    fact("Window", `${last.window}, ${clock(last.start)} to ${clock(last.end)}`),
+    fact("Row to event", milliseconds(last.latency_ms)),
+  ];
+}
+
+function spoken(event) {
+  if (event.phase === null) return `${clock(event.start)} · silent: ${(event.silent ?? []).join(", ")}`;
+  return `${clock(event.start)} to ${clock(event.end)} · ${event.filtered} ${event.confidence === null ? "" : percent(event.confidence)} · alone ${event.phase} · score ${fixed(event.score, 2)}${event.alarm === "none" ? "" : ` · alarm ${event.alarm}`}${event.unlike ? " · unlike training" : ""}`;
+}
+
+function summary({ windows, host }) {
+  const counts = new Map();
+  for (const { filtered } of windows) counts.set(filtered ?? "silent", (counts.get(filtered ?? "silent") ?? 0) + 1);
+  return `${host}: ${plural(windows.length, "window")}: ${[...counts].map(([phase, n]) => `${n} ${phase}`).join(", ")}.`;
+}
+
+function windowTable(lane) {
+  const columns = [{ name: "from" }, { name: "filtered" }, { name: "alone" }, { name: "score", number: true }, { name: "threshold", number: true }, { name: "alarm" }, { name: "training" }, { name: "window", number: true }];
+  const rows = lane.windows.toReversed().map((event) => [
+    when(event.start), event.filtered ?? "silent", event.phase ?? "silent", fixed(event.score, 3), fixed(event.threshold, 3), event.alarm, { true: "unlike", false: "like", null: "–" }[String(event.unlike)], String(event.window),
+  ]);
+  return table(`Windows of ${lane.host}, the newest first`, columns, rows);
+}

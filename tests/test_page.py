@@ -1,0 +1,301 @@
+"""The hub's page without a browser: what its files may contain, and that they fit the events."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from browser import SCENES, SHOWN
+
+from episodes.format import PHASES
+from evaluation.drawing import PHASE_COLOURS
+from hub import vendor
+from hub.events import CURVE_POINTS, LIVE_WINDOWS, TYPES, schema
+from hub.server import KINDS, PAGE
+
+OWN = sorted(path for path in PAGE.iterdir() if path.is_file())
+MODULES = [path for path in OWN if path.suffix == ".js"]
+NAMESPACE = "http://www.w3.org/2000/svg"  # a name, not an address
+
+
+class _Markup(HTMLParser):
+    """Every attribute and every text of a document, by tag."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.texts: list[tuple[str, str]] = []
+        self._tag = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._tag = tag
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts.append((self._tag, data))
+
+
+def _markup() -> _Markup:
+    found = _Markup()
+    found.feed((PAGE / "index.html").read_text())
+    return found
+
+
+def test_markup_has_no_inline_style_or_script() -> None:
+    found = _markup()
+    assert not [each for each in found.attributes if each[1] == "style" or each[1][:2] == "on"]
+    assert not [text for text in found.texts if text[0] in ("style", "script")]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
+def test_modules_make_no_markup_or_code_of_text(path: Path) -> None:
+    text = path.read_text()
+    forbidden = (
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|cssText"
+    )
+    assert not re.findall(forbidden, text)
+    assert not re.findall(r"""["']style["']|\bstyle:""", text)  # as an attribute; the CSSOM is used
+
+
+@pytest.mark.parametrize("path", OWN, ids=lambda path: path.name)
+def test_nothing_comes_from_elsewhere(path: Path) -> None:
+    text = path.read_text().replace(NAMESPACE, "")
+    assert not re.findall(r"(?:https?:)?//[\w-]+\.\w+|@import|url\(", text)
+
+
+def test_every_file_that_is_named_is_served() -> None:
+    named = {value for _, name, value in _markup().attributes if name in ("href", "src")}
+    for path in MODULES:
+        named |= set(re.findall(r'from "\./([^"]+)"', path.read_text()))
+    named -= {value for value in named if value.startswith("#")}
+    assert named
+    for name in named:
+        assert (PAGE / name).is_file(), name
+        assert (PAGE / name).suffix in KINDS, name
+
+
+def test_vendored_files_are_the_recorded_ones() -> None:
+    assert vendor.differing() == []
+    kept = {path.name for path in vendor.VENDOR.iterdir()} - {vendor.RECORD.name}
+    assert kept == set(vendor.recorded()["files"])
+    assert "MIT" in (vendor.VENDOR / "uPlot.LICENSE.txt").read_text()
+    assert vendor.recorded()["licence"] == "MIT"
+
+
+def test_a_changed_vendored_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = shutil.copytree(vendor.VENDOR, tmp_path / "vendor")
+    monkeypatch.setattr(vendor, "VENDOR", copied)
+    with (copied / "uPlot.js").open("a") as file:
+        file.write("\n")
+    (copied / "uPlot.css").unlink()
+    assert vendor.differing() == ["uPlot.js", "uPlot.css"]
+
+
+def test_every_type_of_event_has_a_scene_and_can_be_looked_for() -> None:
+    shown = {}
+    for path in MODULES:
+        text = path.read_text()
+        if types := re.search(r"^  types: (\[.*\]),$", text, re.MULTILINE):
+            name = re.search(r'^  id: "(\w+)",$', text, re.MULTILINE)
+            assert name is not None
+            shown |= dict.fromkeys(json.loads(types[1]), name[1])
+            assert f'from "./{path.name}"' in (PAGE / "app.js").read_text()
+    assert shown == SCENES
+    assert set(shown) == set(TYPES) == set(SHOWN)
+    kept = re.findall(r"^  (\w+)\(store, event", (PAGE / "store.js").read_text(), re.MULTILINE)
+    assert set(kept) == set(TYPES)
+
+
+def test_phases_are_those_of_the_format() -> None:
+    named = re.search(r"PHASES = (\[[^\]]*\])", (PAGE / "phases.js").read_text())
+    assert named is not None
+    assert tuple(json.loads(named[1])) == PHASES
+    shapes = (PAGE / "embedding.js").read_text().partition("SHAPES = {")[2].partition("};")[0]
+    assert tuple(re.findall(r"^  (\w+):", shapes, re.MULTILINE)) == PHASES
+
+
+def test_phases_have_the_colours_of_the_report_page() -> None:
+    style = (PAGE / "style.css").read_text()
+    for phase, (light, dark) in PHASE_COLOURS.items():
+        assert f"  --{phase}: light-dark({light}, {dark});" in style
+        assert f".p-{phase} {{ background: var(--{phase}); fill: var(--{phase}); }}" in style
+
+
+def test_axis_of_profiles_is_that_of_the_events() -> None:
+    named = re.search(r"AXIS = (\[\[.*\]\]);", (PAGE / "profiles.js").read_text())
+    assert named is not None
+    axis = [(phase, points) for phase, points in json.loads(named[1])]
+    assert axis == [
+        ("clean", 10), ("armed", 5), ("infecting", 10), ("infected_running", 40), ("clean", 15),
+    ]  # fmt: skip
+    assert sum(points for _, points in axis) == CURVE_POINTS
+
+
+def test_curves_below_phases_begin_where_phases_do() -> None:
+    script, style = (PAGE / "phases.js").read_text(), (PAGE / "style.css").read_text()
+    for name in ("gutter", "edge"):
+        px = re.search(rf"{name.upper()} = (\d+);", script)
+        assert px is not None
+        assert re.findall(rf"--{name}: (\d+)px", style) == [px[1]]
+
+
+def test_windows_kept_are_those_of_the_hub() -> None:
+    assert f"LIVE_WINDOWS = {LIVE_WINDOWS};" in (PAGE / "store.js").read_text()
+
+
+@pytest.mark.parametrize("module", ["live.js", "embedding.js"])
+def test_scenes_read_fields_that_events_have(module: str) -> None:
+    fields = {name for part in schema()["$defs"].values() for name in part.get("properties", {})}
+    read = set(re.findall(r"\b(?:event|last)\.(\w+)", (PAGE / module).read_text()))
+    browsers = {
+        "key", "clientX", "clientY", "pointerId", "target", "preventDefault", "ctrlKey", "metaKey",
+        "altKey",
+    }  # fmt: skip
+    assert read - browsers <= fields
+
+
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+
+
+@needs_node
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
+def test_modules_parse(path: Path) -> None:
+    command = ["node", "--input-type=module", "--check"]
+    ran = subprocess.run(
+        command, input=path.read_bytes(), capture_output=True, timeout=60, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+@needs_node
+class TestStore:
+    """What the page keeps, in the JavaScript engine of node."""
+
+    def test_windows_are_bounded_and_none_is_doubled(self) -> None:
+        found = _node("""
+            for (let n = 0; n < 300; n++) store.receive(live(n), n);
+            for (let n = 280; n < 300; n++) store.receive(live(n), n);
+            const lane = store.lanes.get("a");
+            const numbers = lane.windows.map((event) => event.window);
+            print([numbers.length, numbers[0], numbers.at(-1), lane.known.size]);
+        """)
+        assert found == [LIVE_WINDOWS, 60, 299, LIVE_WINDOWS]
+
+    def test_late_window_takes_its_place(self) -> None:
+        found = _node("""
+            for (const n of [0, 1, 3, 2, 4]) store.receive(live(n), 0);
+            print(store.lanes.get("a").windows.map((event) => event.window));
+        """)
+        assert found == [0, 1, 2, 3, 4]
+
+    def test_replay_and_live_are_never_on_one_axis(self) -> None:
+        found = _node("""
+            for (let n = 0; n < 9; n++) store.receive(live(n), 0);
+            store.receive(live(9, { source: "replay", session: "r" }), 0);
+            print(store.lanes.get("a").windows.map((event) => event.source));
+        """)
+        assert found == ["replay"]
+
+    def test_second_replay_of_the_same_rows_begins_anew(self) -> None:
+        found = _node("""
+            for (let n = 0; n < 9; n++) store.receive(live(n), 0);
+            store.receive(live(0, { session: "again" }), 0);
+            store.receive(live(1, { session: "again" }), 0);
+            print(store.lanes.get("a").windows.map((event) => event.session));
+        """)
+        assert found == ["again", "again"]
+
+    def test_restarted_scorer_goes_on(self) -> None:
+        found = _node("""
+            store.receive(live(7), 0);
+            store.receive(live(0, { session: "t", start: 40, end: 50 }), 0);
+            print(store.lanes.get("a").windows.length);
+        """)
+        assert found == 2
+
+    def test_alarm_is_news_once_and_knows_its_ends(self) -> None:
+        found = _node("""
+            const states = [[1, "raised"], [1, "raised"], [2, "standing"], [3, "cleared"]];
+            const news = states.map(([n, alarm]) =>
+              store.receive(live(n, { alarm, alarm_id: "x", score: n / 10 }), 0)[1]);
+            const { from, until, peak, seen } = store.lanes.get("a").alarms.get("x");
+            print([news, from, until, peak, seen]);
+        """)
+        assert found == [["raised", None, None, "cleared"], 15, 25, 0.3, True]
+
+    def test_alarm_whose_beginning_was_missed_says_so(self) -> None:
+        found = _node("""
+            store.receive(live(5, { alarm: "standing", alarm_id: "x" }), 0);
+            const { from, seen } = store.lanes.get("a").alarms.get("x");
+            print([from, seen]);
+        """)
+        assert found == [35, False]
+
+    def test_silence_ends_with_the_next_window(self) -> None:
+        found = _node("""
+            store.receive(live(5), 0);
+            const silent = live(6, {
+              phase: null, filtered: null, score: null, silent: ["a"], alarm: "raised",
+              alarm_id: "s", start: 35, end: 60,
+            });
+            const back = live(6, { start: 70, end: 80 });
+            const news = [silent, back].map((event) => store.receive(event, 0)[1]);
+            const lane = store.lanes.get("a");
+            print([news, lane.alarms.get("s").until, lane.windows.length]);
+        """)
+        assert found == [["raised", "back"], 70, 3]
+
+    def test_hosts_and_points_are_bounded(self) -> None:
+        found = _node("""
+            for (let n = 0; n < 300; n++) {
+              store.receive(live(0, { host: `h${n}` }), 0);
+              store.receive(live(n, { host: "busy" }), 0);
+            }
+            for (let n = 0; n < 25000; n++) {
+              store.receive({ v: 1, type: "embedding", episode_id: "e", window: n }, 0);
+            }
+            const { lanes, points } = store;
+            print([lanes.size, lanes.has("h299"), lanes.has("busy"), points.size]);
+        """)
+        assert found == [100, True, True, 20000]
+
+    def test_unknown_event_is_counted_and_not_kept(self) -> None:
+        found = _node("""
+            const events = [{ v: 2, type: "phase" }, { v: 1, type: "constructor" }, null];
+            const taken = events.map((event) => store.receive(event, 0)[0]);
+            print([taken, store.unknown, store.received]);
+        """)
+        assert found == [[None, None, None], 3, 0]
+
+
+def _node(script: str) -> object:
+    """What a script prints; it has ``store``, and ``live(n)``: window ``n`` of host ``a``."""
+    module = (PAGE / "store.js").as_uri()
+    program = f"""
+        import {{ Store }} from "{module}";
+        const store = new Store();
+        const live = (n, more = {{}}) => ({{
+          v: 1, type: "live_detection", at: 0, origin: "o", host: "a", model: "m", bundle: "b",
+          session: "s", window: n, start: 5 * n, end: 5 * n + 10, source: "live", phase: "clean",
+          filtered: "clean", score: 0.1, threshold: 0.5, alarm: "none", alarm_id: null, silent: [],
+          ...more,
+        }});
+        const print = (value) => console.log(JSON.stringify(value));
+        {script}
+    """
+    ran = subprocess.run(
+        ["node", "--input-type=module"],
+        input=program,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)

@@ -1,0 +1,368 @@
+"""Events say what the checkpoint and its rule say, window by window; silence and restarts too."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import make_members, pack, ulid
+from lab import Lab, checkpoint_of
+
+from episodes.reading import parse_episode
+from features.extraction import extract
+from features.registry import LAYOUT
+from hub.events import EVENT
+from live import scorer as scoring
+from live.bundle import Bundle, load_bundle
+from live.cli import FAILED, OK, USAGE, main
+from live.outputs import Command, Metrics
+from live.scorer import LiveScorer
+from live.sources import DEPLOYABLE, Replay
+from live.stream import LiveWindow
+from models.novelty import ALPHA
+from stages.device_bundle import named_ingredients
+from stages.scoring import score_episode
+
+ROOT = Path(__file__).parent.parent
+EPISODE = ulid(1_790_000_000_000, 7)
+ATTACK = [("clean", 0.0), ("armed", 40.0), ("infecting", 50.0), ("infected_running", 60.0),
+          ("dormant", 110.0)]  # fmt: skip
+Bundled = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def members() -> dict[str, bytes]:
+    return make_members("lab-a", EPISODE, duration_s=150, phases=ATTACK)
+
+
+def scored(bundle: Bundle, members: dict[str, bytes], **options: Any) -> list[dict[str, Any]]:
+    replay = Replay(members, 0)
+    made = LiveScorer(bundle, "lab-a", "s", origin_ns=replay.origin_ns(), **options)
+    return [*rows_through(made, replay), *made.close()]
+
+
+def rows_through(made: LiveScorer, replay: Replay) -> Iterator[dict[str, Any]]:
+    while (found := replay.read()) is not None:
+        for name, lines in found:
+            yield from made.push(name, lines)
+
+
+@pytest.mark.parametrize("model", ["gbt", "knn", "gru"])
+def test_events_say_what_the_checkpoint_says_of_the_episode(
+    trained: Lab, bundled: Bundled, members: dict[str, bytes], model: str
+) -> None:
+    bundle = load_bundle(bundled(model))
+    events = scored(bundle, members, replay_of=EPISODE)
+    extracted = extract(parse_episode(pack(EPISODE, members), EPISODE, LAYOUT.fields), LAYOUT)
+    found = named_ingredients(trained.project, checkpoint_of(trained, model))
+    scores = score_episode(found.checkpoint, found.rule, extracted, LAYOUT)
+    assert [e["window"] for e in events] == list(range(len(scores)))
+    assert scores.over_time is not None
+    assert found.likeness is not None
+    rows = np.concatenate([extracted.features, extracted.baseline], axis=1)
+    assert len(rows) == len(events)
+    for i, event in enumerate(events):
+        EVENT.validate_python(event)
+        close = {"abs": 2e-5}
+        proba, filtered = (
+            [event[key][p] for p in LAYOUT.phases]
+            for key in ("probabilities", "filtered_probabilities")
+        )
+        assert proba == pytest.approx(scores.proba[i].tolist(), **close)
+        assert filtered == pytest.approx(scores.over_time.proba[i].tolist(), **close)
+        assert event["score"] == pytest.approx(float(scores.over_time.score[i]), **close)
+        assert (event["alarm"] in ("raised", "standing")) == bool(scores.over_time.alarm[i])
+        assert event["source"] == "replay"
+        assert len(event["why"]) <= 3
+        assert set(event["coverage"]) == set(DEPLOYABLE)
+
+
+def test_what_argues_for_an_alarm_adds_up_for_trees(
+    bundled: Bundled, members: dict[str, bytes]
+) -> None:
+    """The additions to the margins are exact; the log-odds of an alarm are linear in them."""
+    bundle = load_bundle(bundled("gbt"))
+    replay = Replay(members, 0)
+    made = LiveScorer(bundle, "lab-a", "s", origin_ns=replay.origin_ns())
+    windows = []
+    while (found := replay.read()) is not None:
+        for name, lines in found:
+            windows += made.windows.push(name, lines)
+    trees = bundle.runtime.trees  # type: ignore[attr-defined]
+    for window in windows[::5]:
+        x = bundle.inputs(window)[0]
+        each = trees.contributions(x[None], bundle.channel)[0]
+        total = each.sum(axis=1) + trees.expected_margins
+        assert total == pytest.approx(trees.margins(x[None])[0], abs=1e-4)
+        proba = bundle.runtime.proba(x[None])[0]
+        weight = np.where(
+            bundle.infected, proba / proba[bundle.infected].sum(),
+            -proba / proba[~bundle.infected].sum(),
+        )  # fmt: skip
+        argued = bundle.runtime.arguments(x, bundle.channel, bundle.infected)
+        assert argued == pytest.approx(weight @ each, abs=1e-4)
+
+
+@pytest.mark.parametrize("model", ["gru", "knn"])
+def test_what_argues_for_an_alarm_is_what_an_occluded_channel_takes_away(
+    bundled: Bundled, members: dict[str, bytes], model: str
+) -> None:
+    bundle = load_bundle(bundled(model))
+    replay = Replay(members, 0)
+    made = LiveScorer(bundle, "lab-a", "s", origin_ns=replay.origin_ns())
+    windows: list[LiveWindow] = []
+    while not windows:
+        for name, lines in replay.read() or ():
+            windows += made.windows.push(name, lines)
+    x = bundle.inputs(windows[0])[0]
+    argued = bundle.runtime.arguments(x, bundle.channel, bundle.infected)
+    from models.scaling import typical
+
+    channel = int(bundle.channel[0])
+    without = x.copy()
+    plain = typical(bundle.head["scaling"])
+    without[..., bundle.channel == channel] = plain[bundle.channel == channel]
+    attack = bundle.runtime.proba(np.stack([x, without]))[:, bundle.infected].sum(axis=1)
+    attack = np.clip(attack.astype(float), 1e-6, 1 - 1e-6)
+    odds = np.log(attack / (1 - attack))
+    assert argued[channel] == pytest.approx(odds[0] - odds[1], abs=1e-3)
+
+
+# --- alarms
+
+
+class _Told:
+    """A model that says what it is told, window by window."""
+
+    def __init__(self, attacks: list[float]):
+        self._attacks = iter(attacks)
+
+    def proba(self, X: np.ndarray) -> np.ndarray:
+        attack = next(self._attacks)
+        rest = (1 - attack) / 3
+        return np.array([[rest, rest, attack / 2, attack / 2, rest]] * len(X), dtype=np.float32)
+
+    def arguments(self, *_: np.ndarray) -> np.ndarray:
+        return np.zeros(len(LAYOUT.channels))
+
+
+def test_an_alarm_is_raised_stands_and_is_cleared_once(
+    bundled: Bundled, members: dict[str, bytes]
+) -> None:
+    from dataclasses import replace
+
+    bundle = load_bundle(bundled("knn"))
+    rule = replace(bundle.rule, threshold=0.8, clear_ratio=0.5)
+    told = [0.01] * 6 + [0.99] * 5 + [0.01] * 7 + [0.99] * 3 + [0.01] * 30
+    bundle = replace(bundle, rule=rule, runtime=_Told(told))  # type: ignore[arg-type]
+    events = scored(bundle, members)
+    alarms = [e["alarm"] for e in events]
+    assert alarms.count("raised") == alarms.count("cleared") == 2
+    assert alarms[alarms.index("raised") + 1] == "standing"
+    runs = [e["alarm_id"] for e in events if e["alarm_id"]]
+    assert len(set(runs)) == 2
+    for event in events:
+        assert (event["alarm_id"] is None) == (event["alarm"] == "none")
+
+
+# --- silence and restarts
+
+
+def test_silence_is_told_at_once_and_every_stride(
+    bundled: Bundled, members: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(scoring.time, "monotonic", lambda: clock[0])
+    bundle = load_bundle(bundled("knn"))
+    made, replay = LiveScorer(bundle, "lab-a", "s"), Replay(members, 0)
+    for name, lines in replay.read() or ():
+        list(made.push(name, lines))
+    assert not list(made.tick())
+    told = []
+    for _ in range(160):  # sixteen seconds
+        clock[0] += 0.1
+        told += [(round(clock[0] - 1000), event) for event in made.tick()]
+    assert [at for at, _ in told] == [5, 10, 15]
+    for _, event in told:
+        EVENT.validate_python(event)
+        assert event["silent"] == ["lab-a", *DEPLOYABLE]
+        assert event["phase"] is None
+    for name, lines in replay.read() or ():
+        list(made.push(name, lines))
+    assert not list(made.tick())
+
+
+def test_a_replay_that_ends_is_not_silent(
+    bundled: Bundled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = LiveScorer(load_bundle(bundled("knn")), "lab-a", "s", replay_of=EPISODE)
+    monkeypatch.setattr(scoring.time, "monotonic", lambda: 1e9)
+    assert not list(made.tick())
+
+
+@pytest.mark.parametrize("model", ["gbt", "knn"])
+def test_a_restart_goes_on_as_if_there_had_been_none(bundled: Bundled, model: str) -> None:
+    start = time.time_ns() - 140_000_000_000
+    members = make_members("lab-a", EPISODE, duration_s=150, phases=ATTACK, start_ns=start)
+    bundle = load_bundle(bundled(model))
+    whole = scored(bundle, members)
+    replay = Replay(members, 0)
+    first = LiveScorer(bundle, "lab-a", "s", origin_ns=replay.origin_ns())
+    events: list[dict[str, Any]] = []
+    while len(events) < 15:
+        for name, lines in replay.read() or ():
+            events += first.push(name, lines)
+    second = LiveScorer(bundle, "lab-a", "other")
+    assert second.resume(first.state())
+    events += [*rows_through(second, replay), *second.close()]
+    varies = {"at", "latency_ms"}
+    assert [{k: v for k, v in e.items() if k not in varies} for e in events] == [
+        {k: v for k, v in e.items() if k not in varies} for e in whole
+    ]
+
+
+def test_the_state_of_another_bundle_is_not_used(
+    bundled: Bundled, members: dict[str, bytes]
+) -> None:
+    one, other = (load_bundle(bundled(model)) for model in ("gbt", "knn"))
+    first, replay = LiveScorer(one, "lab-a", "s"), Replay(members, 0)
+    list(rows_through(first, replay))
+    assert not LiveScorer(other, "lab-a", "s").resume(first.state())
+
+
+def test_unlike_is_said_as_in_batch(
+    trained: Lab, bundled: Bundled, members: dict[str, bytes]
+) -> None:
+    bundle = load_bundle(bundled("gbt"))
+    likeness = named_ingredients(trained.project, checkpoint_of(trained, "gbt")).likeness
+    extracted = extract(parse_episode(pack(EPISODE, members), EPISODE, LAYOUT.fields), LAYOUT)
+    from features.relative import summary_inputs
+
+    X = summary_inputs(extracted.features, extracted.baseline)
+    X = X[:, LAYOUT.keep_mask("realistic", "summary")]
+    assert likeness is not None
+    expected = likeness.p_values(likeness.scores(X)) <= ALPHA
+    assert [e["unlike"] for e in scored(bundle, members)] == expected.tolist()
+
+
+# --- the program
+
+
+def program(*words: str) -> list[str]:
+    return [sys.executable, "-c", "from live.cli import entry; entry()", *words]
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, members: dict[str, bytes]) -> Path:
+    folder = tmp_path / "lab-a" / EPISODE
+    folder.mkdir(parents=True)
+    for name, content in members.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_a_replay_prints_one_event_per_window(
+    bundled: Bundled, recorded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["live", str(bundled("gbt")), "--replay", str(recorded), "--speed", "0"]
+    assert main(words) == OK
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(events) == 29
+    assert {e["replay_of"] for e in events} == {EPISODE}
+    assert {e["host"] for e in events} == {"lab-a"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--replay", "no-such-folder"],
+        ["--this-machine", "--host", "a b"],
+        ["--follow", "nowhere"],
+        ["--this-machine", "--to", "ftp://x"],
+        ["--this-machine", "--to", "http://x", "--token-file", "nowhere"],
+        ["--this-machine", "--metrics", "99999"],
+        ["--replay", ".", "--baseline", "x"],
+        ["--stdin", "--baseline", "nowhere"],
+        ["--this-machine", "--speed", "-1"],
+    ],
+)
+def test_what_cannot_be_done_is_a_usage_error(
+    bundled: Bundled, words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["live", str(bundled("knn")), *words]) == USAGE
+
+
+def test_sigterm_ends_cleanly_and_a_restart_goes_on(bundled: Bundled, tmp_path: Path) -> None:
+    state = tmp_path / "state.npz"
+    words = program("live", str(bundled("knn")), "--this-machine", "--state", str(state))
+
+    def run(n_events: int) -> list[dict[str, Any]]:
+        with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            events = [json.loads(process.stdout.readline()) for _ in range(n_events)]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+        return events
+
+    [first] = run(1)
+    again = run(1)
+    assert first["window"] == 0
+    assert again[0]["window"] == 1
+    assert again[0]["session"] == first["session"]
+    assert again[0]["start"] == pytest.approx(first["start"] + 5)
+    for event in (first, *again):
+        EVENT.validate_python(event)
+        assert event["coverage"]["guest"] > 0.4
+        assert event["source"] == "live"
+
+
+def test_a_command_runs_when_an_alarm_changes(tmp_path: Path) -> None:
+    out = tmp_path / "alarms"
+    script = tmp_path / "note.sh"
+    script.write_text(f'#!/bin/sh\nread line\necho "$PHASEWATCH_ALARM" >> {out}\n')
+    script.chmod(0o755)
+    command = Command([str(script)])
+    event = {"alarm": "none", "silent": []}
+    for change in ({}, {"alarm": "raised"}, {"alarm": "standing"}, {"alarm": "cleared"},
+                   {"silent": ["guest"]}, {"silent": ["guest"]}):  # fmt: skip
+        command.send(event | change)
+    command.close()
+    assert out.read_text().split() == ["raised", "cleared", "silent"]
+    failing = Command(["/no/such/program"])
+    failing.send(event | {"alarm": "raised"})
+    failing.close()  # told, and the scorer goes on
+
+
+def test_metrics_can_be_scraped(bundled: Bundled, members: dict[str, bytes]) -> None:
+    metrics = Metrics(0)
+    events = scored(load_bundle(bundled("knn")), members)
+    for event in events:
+        metrics.send(event)
+    address = f"http://127.0.0.1:{metrics.port}"
+    with urllib.request.urlopen(f"{address}/metrics") as answer:
+        text = answer.read().decode()
+    assert f'phasewatch_windows_total{{host="lab-a"}} {len(events)}' in text
+    assert 'phasewatch_coverage{host="lab-a",source="guest"} ' in text
+    assert text.count("# TYPE phasewatch_windows_total counter") == 1
+    metrics.close()
+
+
+def test_a_reader_that_goes_away_ends_the_program(bundled: Bundled, recorded: Path) -> None:
+    words = program("live", str(bundled("knn")), "--replay", str(recorded), "--speed", "0")
+    ends = os.pipe()
+    os.close(ends[0])
+    done = subprocess.run(words, cwd=ROOT, stdout=ends[1], stderr=subprocess.PIPE, check=False)
+    os.close(ends[1])
+    assert done.returncode in (OK, FAILED)
+    assert b"Traceback" not in done.stderr
