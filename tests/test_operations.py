@@ -279,13 +279,15 @@ def test_dagster_takes_what_the_sensor_requests(retrained: Lab) -> None:
     for batch in list(retrained.workspace.listing().batches)[1:]:
         assert retrained.execute("ingest", batch).success  # drift
     definitions = build_defs(workspace=retrained.workspace)
-    with dg.build_sensor_context(
-        instance=retrained.instance,
-        definitions=definitions,
-        resources={"workspace": resource_of(retrained.workspace)},
-    ) as context:
-        with partition_loading_context(dynamic_partitions_store=retrained.instance):
-            data = definitions.get_sensor_def("new_batches").evaluate_tick(context)
+    with (
+        dg.build_sensor_context(
+            instance=retrained.instance,
+            definitions=definitions,
+            resources={"workspace": resource_of(retrained.workspace)},
+        ) as context,
+        partition_loading_context(dynamic_partitions_store=retrained.instance),
+    ):
+        data = definitions.get_sensor_def("new_batches").evaluate_tick(context)
     requests = {
         (r.job_name, str(r.partition_key).partition(".")[0]) for r in data.run_requests or ()
     }
