@@ -1,6 +1,6 @@
 """Telling a person's command what went wrong: a run that failed, a check that failed, a lost night.
 
-The command is ``notify`` of the run configuration. It is called once per event: what it was told is
+The command is ``notify`` of the run configuration. It is called once for each: what it was told is
 in ``notified.jsonl`` of the artifacts folder. The line is written before the command is called, so
 that neither a restart nor a tick that is evaluated again calls it twice.
 """
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import dagster as dg
 
 from features.files import fingerprint
+from pipelines.requests import WORK_TAG
 from resources.runs import FINISHED, why_failed
 from resources.workspace import WorkspaceResource
 
@@ -44,10 +45,10 @@ _NOON = timedelta(hours=12)
 
 @dataclass(frozen=True)
 class News:
-    """One event, as the command gets it on its standard input."""
+    """What went wrong, as the command gets it on its standard input."""
 
-    id: str  # the same for the same event
-    event: Literal["run_failed", "check_failed", "night_skipped"]
+    id: str  # the same if it is told again
+    kind: Literal["run_failed", "check_failed", "night_skipped"]
     reasons: list[str]
     artifacts: str  # of the project
     job: str = ""
@@ -76,7 +77,7 @@ def tell(workspace: Workspace, news: News) -> bool:
 
 
 def _claimed(workspace: Workspace, news: News) -> bool:
-    """Note an event; False if it was noted before, by whatever process."""
+    """Note what is told; False if it was noted before, by whatever process."""
     workspace.artifacts_path.mkdir(parents=True, exist_ok=True)
     with (workspace.artifacts_path / NOTIFIED_FILE).open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -96,7 +97,6 @@ def _call(command: list[str], news: News) -> None:
             command,
             stdin=subprocess.PIPE,
             stdout=2,  # standard output may be a command's document
-            env=os.environ | {"PHASEWATCH_EVENT": news.event},
             start_new_session=True,
         )
     except (OSError, ValueError) as error:
@@ -129,7 +129,7 @@ def _of_run(
 ) -> Iterator[News]:
     about: dict[str, Any] = {
         "artifacts": str(workspace.artifacts_path),
-        "job": run.job_name,
+        "job": run.tags.get(WORK_TAG, run.job_name),  # a night's runs are of the job of all assets
         "partition": run.tags.get(_PARTITION_TAG, ""),
         "run_id": run.run_id,
     }
@@ -142,7 +142,7 @@ def _of_run(
         asset = found.asset_key.to_user_string()
         yield News(
             id=f"check {run.run_id} {asset} {found.check_name}",
-            event="check_failed",
+            kind="check_failed",
             reasons=[found.description or "failed"],
             asset=asset,
             check=found.check_name,
@@ -153,7 +153,7 @@ def _of_run(
         reasons = _reasons(instance, run)
         interrupted = dg.DagsterExecutionInterruptedError.__name__
         if not all(reason.endswith(interrupted) for reason in reasons):  # a person did that
-            yield News(id=f"run {run.run_id}", event="run_failed", reasons=reasons, **about)
+            yield News(id=f"run {run.run_id}", kind="run_failed", reasons=reasons, **about)
 
 
 def _reasons(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[str]:
@@ -178,7 +178,7 @@ def tell_of_night(workspace: Workspace, tick: datetime, reasons: list[str]) -> N
         workspace,
         News(
             id=f"night {night} {fingerprint(sorted(reasons))[:16]}",
-            event="night_skipped",
+            kind="night_skipped",
             reasons=reasons,
             artifacts=str(workspace.artifacts_path),
         ),

@@ -1,4 +1,4 @@
-"""What a person's command is told: each event once, whoever looks and however often."""
+"""What a person's command is told: each thing once, whoever looks and however often."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Told:
         return [json.loads(line) for line in self.file.read_text().splitlines()]
 
     @property
-    def events(self) -> list[str]:
-        return [each["event"] for each in self.news]
+    def kinds(self) -> list[str]:
+        return [each["kind"] for each in self.news]
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_run_that_fails_is_told_once(lab: Lab, told: Told) -> None:
     run_id = failing(lab)
     after = tick(lab, began)
     (news,) = told.news
-    assert (news["event"], news["id"], news["run_id"]) == ("run_failed", f"run {run_id}", run_id)
+    assert (news["kind"], news["id"], news["run_id"]) == ("run_failed", f"run {run_id}", run_id)
     assert (news["job"], news["partition"]) == ("ingest", batch_of(lab))
     assert news["artifacts"] == str(lab.artifacts)
     assert "ingest" in news["reasons"][0]
@@ -121,7 +121,7 @@ def test_a_run_that_fails_is_told_once(lab: Lab, told: Told) -> None:
     assert len(told.news) == 1
     failing(lab)
     tick(lab, after)
-    assert told.events == ["run_failed"] * 2
+    assert told.kinds == ["run_failed"] * 2
 
 
 def test_a_run_that_dagster_starts_again_has_not_failed_yet(lab: Lab, told: Told) -> None:
@@ -157,7 +157,7 @@ def test_a_check_that_fails_is_told_and_one_that_warns_is_not(lab: Lab, told: To
     for _ in range(2):
         tell_of_run(lab.instance, lab.workspace, result.run_id)
     (news,) = told.news
-    assert (news["event"], news["asset"], news["check"]) == ("check_failed", "thing", "bad")
+    assert (news["kind"], news["asset"], news["check"]) == ("check_failed", "thing", "bad")
     assert news["reasons"] == ["it is bad"]
 
 
@@ -188,7 +188,7 @@ def test_a_night_that_does_nothing_for_a_reason_is_told_once(lab: Lab, told: Tol
     for minutes in (0, 5, 180):
         assert "given up" in str(night(lab, timedelta(minutes=minutes)))
     (news,) = told.news
-    assert news["event"] == "night_skipped"
+    assert news["kind"] == "night_skipped"
     assert f"ingest {batch_of(lab)}: given up after 3 failed runs" in news["reasons"][0]
     night(lab, timedelta(days=1))
     assert [each["id"].split()[1] for each in told.news] == ["2026-11-30", "2026-12-01"]
@@ -215,14 +215,14 @@ def test_a_night_that_cannot_look_is_told_and_fails(lab: Lab, told: Told) -> Non
         with pytest.raises(StoreError):
             night(lab)
     (news,) = told.news
-    assert (news["event"], "StoreError" in news["reasons"][0]) == ("night_skipped", True)
+    assert (news["kind"], "StoreError" in news["reasons"][0]) == ("night_skipped", True)
 
 
 # --- the command
 
 
 def news_of(lab: Lab, name: str = "run 1") -> News:
-    return News(id=name, event="run_failed", reasons=["-"], artifacts=str(lab.artifacts))
+    return News(id=name, kind="run_failed", reasons=["-"], artifacts=str(lab.artifacts))
 
 
 def test_whoever_tells_at_the_same_time_one_of_them_does(lab: Lab, told: Told) -> None:
@@ -239,7 +239,7 @@ def test_whoever_tells_at_the_same_time_one_of_them_does(lab: Lab, told: Told) -
             waiting = pool.submit(tell, lab.workspace, news_of(lab, "run 2"))
             with pytest.raises(TimeoutError):
                 waiting.result(0.3)
-            held.write('{"id": "run 2", "event": "told by another process"}\n')
+            held.write('{"id": "run 2", "kind": "told by another process"}\n')
         assert not waiting.result(20)
 
 
