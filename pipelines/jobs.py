@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from assets.factory import asset_keys
+from assets.factory import JOB_TAG
 
 DESCRIPTIONS = {
     "ingest": "Validate a batch's episodes, write its shards, and report how it drifted.",
@@ -18,7 +18,7 @@ DESCRIPTIONS = {
 JOBS = {
     name: dg.define_asset_job(
         name,
-        selection=dg.AssetSelection.assets(*asset_keys(name)),
+        selection=dg.AssetSelection.tag(JOB_TAG, name),
         description=description,
     )
     for name, description in DESCRIPTIONS.items()

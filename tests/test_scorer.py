@@ -65,7 +65,7 @@ def test_events_say_what_the_checkpoint_says_of_the_episode(
     events = scored(bundle, members, replay_of=EPISODE)
     extracted = extract(parse_episode(pack(EPISODE, members), EPISODE, LAYOUT.fields), LAYOUT)
     found = named_ingredients(trained.project, checkpoint_of(trained, model))
-    scores = score_episode(found.checkpoint, found.rule, extracted, LAYOUT)
+    scores = score_episode(found.checkpoint, found.rule, found.likeness, extracted, LAYOUT)
     assert [e["window"] for e in events] == list(range(len(scores)))
     assert scores.over_time is not None
     assert found.likeness is not None
