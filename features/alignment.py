@@ -7,12 +7,12 @@ computed in float64 and integer nanoseconds; the series is stored as float32.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from episodes.format import NS_PER_S, SOURCES
-from episodes.jit import jit
+from episodes.jit import COMPILES, jit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -144,14 +144,19 @@ def align(sources: Mapping[str, Rows], grid: Grid, layout: Layout) -> NDArray[np
         times = instants(name, rows)
         order = np.argsort(times, kind="stable")
         times, values = times[order], rows.values[order]
+        scratch: Any = np.empty_like(times), np.empty(len(times))
+        if not COMPILES:
+            times, scratch = times.tolist(), ([0] * len(times), [0.0] * len(times))
         for i, column in enumerate(columns):
             out = series[:, column]
-            column_values = np.ascontiguousarray(values[:, i])
+            column_values: Any = np.ascontiguousarray(values[:, i])
+            if not COMPILES:  # plain Python reads lists faster than arrays
+                column_values = column_values.tolist()
             kind = layout.channels[column].kind
             if kind == "level":
                 _hold(times, column_values, grid.origin_ns, grid.bin_ns, max_age_ns, out)
             elif kind == "counter":
-                _rate(times, column_values, grid.origin_ns, grid.bin_ns, max_age_ns, out)
+                _rate(times, column_values, *scratch, grid.origin_ns, grid.bin_ns, max_age_ns, out)
             else:
                 _sum(times, column_values, grid.origin_ns, grid.bin_ns, out)
     with np.errstate(over="ignore"):
@@ -169,26 +174,24 @@ def _hold(times, values, origin, bin_ns, max_age_ns, out):
     for j in range(len(out)):
         end = origin + (j + 1) * bin_ns
         while i < len(times) and times[i] < end:
-            if not np.isnan(values[i]):
+            if values[i] == values[i]:  # not NaN
                 value = values[i]
                 seen_at = times[i]
             i += 1
-        if not np.isnan(value) and end - seen_at <= max_age_ns:
+        if value == value and end - seen_at <= max_age_ns:
             out[j] = value
 
 
 @jit
-def _rate(times, values, origin, bin_ns, max_gap_ns, out):
+def _rate(times, values, at, held, origin, bin_ns, max_gap_ns, out):
     """Counter: the increase over the bin, interpolated between rows, per second.
 
     Increments are added stretch by stretch and large cumulative values are never subtracted, so a
     bin depends only on the rows around it, and a counter that did not move gives exactly 0.
     """
-    at = np.empty(len(times), dtype=np.int64)
-    held = np.empty(len(times))
     n = 0
     for i in range(len(times)):
-        if np.isnan(values[i]):
+        if values[i] != values[i]:  # NaN
             continue
         if n > 0 and at[n - 1] == times[i]:
             n -= 1  # equal times: the last row wins

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from episodes.jit import jit
+from episodes.jit import COMPILES, jit
 from features.registry import STATS
 
 if TYPE_CHECKING:
@@ -28,13 +28,12 @@ def summarise(
     """
     window = layout.window
     out = np.empty((len(starts), series.shape[1], len(STATS)), dtype=np.float32)
+    columns: Any = np.ascontiguousarray(series.T, dtype=np.float64)
+    scratch: Any = [np.empty(window.n_bins) for _ in range(3)]
+    if not COMPILES:  # plain Python reads lists faster than arrays
+        columns, scratch = columns.tolist(), [[0.0] * window.n_bins for _ in scratch]
     _summarise(
-        np.ascontiguousarray(series),
-        starts,
-        window.n_bins,
-        window.min_bins,
-        window.bin_ms / 1000.0,
-        out,
+        columns, starts, window.n_bins, window.min_bins, window.bin_ms / 1000.0, *scratch, out
     )
     wanted = [STATS.index(stat) for stat in layout.stats]
     return out[:, :, wanted].reshape(len(starts), series.shape[1] * len(wanted))
@@ -42,20 +41,17 @@ def summarise(
 
 # Long, because an array passed to another kernel is counted, which costs (``jit``).
 @jit
-def _summarise(series, starts, n_bins, min_bins, bin_s, out):
-    n_channels = series.shape[1]
-    values = np.empty(n_bins)
-    at = np.empty(n_bins)
-    top = np.empty(n_bins)
-    for w in range(len(starts)):
-        for c in range(n_channels):
+def _summarise(columns, starts, n_bins, min_bins, bin_s, values, at, top, out):
+    for c in range(len(columns)):
+        column = columns[c]
+        for w in range(len(starts)):
             n = 0
             total = 0.0
             total_at = 0.0
             zeros = 0
             for j in range(n_bins):
-                value = np.float64(series[starts[w] + j, c])
-                if not np.isnan(value):
+                value = column[starts[w] + j]
+                if value == value:  # not NaN
                     values[n] = value
                     at[n] = j * bin_s
                     total += value
