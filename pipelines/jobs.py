@@ -1,5 +1,7 @@
 """Jobs: what is run together. Their assets follow from the stages."""
 
+from typing import Any
+
 import dagster as dg
 
 from assets.factory import asset_keys
@@ -15,11 +17,13 @@ DESCRIPTIONS = {
 }
 
 
-JOBS = {
-    name: dg.define_asset_job(
-        name,
-        selection=dg.AssetSelection.assets(*asset_keys(name)),
-        description=description,
-    )
-    for name, description in DESCRIPTIONS.items()
-}
+def build_jobs() -> dict[str, Any]:
+    """The jobs by name."""
+    return {
+        name: dg.define_asset_job(
+            name,
+            selection=dg.AssetSelection.assets(*asset_keys(name)),
+            description=description,
+        )
+        for name, description in DESCRIPTIONS.items()
+    }
