@@ -72,12 +72,14 @@ class KernelReader:
             os.close(handle)
 
     def _diskstats(self, content: bytes) -> dict[str, float]:
-        read = written = 0
-        for line in content.decode().splitlines():
-            parts = line.split()
-            if parts[2] in self._disks:
-                read, written = read + int(parts[5]), written + int(parts[9])
-        return {"disk_read_sectors": read, "disk_write_sectors": written} if self._disks else {}
+        lines = [line.split() for line in content.decode().splitlines()]
+        disks = [parts for parts in lines if len(parts) > 9 and parts[2] in self._disks]
+        if not disks:
+            return {}
+        return {
+            "disk_read_sectors": sum(int(parts[5]) for parts in disks),
+            "disk_write_sectors": sum(int(parts[9]) for parts in disks),
+        }
 
 
 def _whole_disks(block: Path) -> set[str]:
@@ -135,13 +137,14 @@ def _loadavg(content: bytes) -> dict[str, float]:
 
 
 def _net_dev(content: bytes) -> dict[str, float]:
-    received = sent = 0
-    for line in content.split(b"\n")[2:]:
-        name, _, rest = line.partition(b":")
-        if rest and name.strip() != b"lo":
-            parts = rest.split()
-            received, sent = received + int(parts[0]), sent + int(parts[8])
-    return {"net_rx_bytes": received, "net_tx_bytes": sent}
+    lines = [line.partition(b":") for line in content.split(b"\n")[2:]]
+    cards = [rest.split() for name, _, rest in lines if rest and name.strip() != b"lo"]
+    if not lines or not any(rest for _, _, rest in lines):
+        return {}
+    return {
+        "net_rx_bytes": sum(int(parts[0]) for parts in cards),
+        "net_tx_bytes": sum(int(parts[8]) for parts in cards),
+    }
 
 
 def _snmp(content: bytes) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -134,6 +135,12 @@ def enrol(context: typer.Context) -> None:
     raise typer.Exit(main(["enrol", *context.args], prog="phasewatch"))
 
 
+def _given(setting: str) -> Path | None:
+    """What the environment says, as for the other commands; the device's options have no store."""
+    value = os.environ.get(f"PHASEWATCH_{setting}")
+    return Path(value) if value else None
+
+
 def _recordings(name: str) -> Iterator[Recording]:
     """The recordings of an id, an archive, a batch or a folder."""
     from episodes.format import ARCHIVE_SUFFIX
@@ -145,7 +152,7 @@ def _recordings(name: str) -> Iterator[Recording]:
     if Path(name).is_dir():
         yield from recordings(name)
         return
-    workspace = workspace_of(None, None, None)
+    workspace = workspace_of(*map(_given, ("CONFIG", "STORE", "ARTIFACTS")))
     try:
         batches = {} if name.endswith(ARCHIVE_SUFFIX) else workspace.listing().batches
         chosen = batches[name] if name in batches else [stored_episode(workspace, name)]
