@@ -37,10 +37,6 @@ def asset_key(output: str) -> dg.AssetKey:
     return dg.AssetKey(output.split("/"))
 
 
-JOB_TAG = "phasewatch/job"
-"""Tag of every asset: the job that makes it."""
-
-
 def asset_keys(job: str) -> list[dg.AssetKey]:
     """The assets that a job makes."""
     outputs = [o.name for s in STAGES.values() if s.job == job for o in s.outputs]
@@ -173,7 +169,6 @@ def _spec(stage: Stage, output: Output) -> dg.AssetSpec:
         deps=deps,
         group_name=output.group,
         kinds=set(output.kinds),
-        tags={JOB_TAG: stage.job},
         owners=OWNERS,
         code_version=stage.version,
         freshness_policy=FRESH if output.fresh else None,

@@ -49,7 +49,7 @@ from stages.alarm_rules import rule_of
 from stages.likeness import read_likeness
 from stages.report_page import evaluated
 from stages.scoring import score_episode
-from stages.status import StageError
+from stages.status import StageError, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -248,9 +248,12 @@ def metrics(project: Project) -> Iterator[ModelMetric]:
     """
     found = evaluated(project)
     if not found.reports:
-        if found.left_out:
-            raise StageError.of(found.left_out)
-        raise StageError("Nothing is evaluated yet. Run: phasewatch run")
+        counted = Counter(status.message for status in found.left_out)
+        why = shortened([f"{n} {message}" for message, n in counted.items()]) or "none is made"
+        raise StageError(
+            f"{project.workspace.report_page.parent}: no report is current: {why}. "
+            "Run: phasewatch run"
+        )
     baselines: dict[tuple[str, str], dict[str, ModelMetric]] = defaultdict(dict)
     for report in found.reports:
         made = project.existing(f"eval_reports/{report.model}_{report.mode}", report.recipe)

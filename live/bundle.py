@@ -181,6 +181,11 @@ def read_head(folder: Path) -> dict[str, Any]:
         NotABundleError, BundleError: see ``load_bundle``.
     """
     path = folder / HEAD_FILE
+    if folder.is_file():
+        raise NotABundleError(
+            f"{folder}: must be the folder of a bundle, got a file. A checkpoint becomes a bundle: "
+            "phasewatch bundle --checkpoint FILE --out FOLDER"
+        )
     if not path.is_file():
         raise NotABundleError(
             f"{folder}: not a device bundle: it has no {HEAD_FILE}. Make one: "

@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -34,7 +35,7 @@ from live.bundle import (
 from live.machine import ThisMachine
 from live.outputs import Command, Hub, Lines, Metrics
 from live.scorer import LiveScorer
-from live.sources import Follow, Replay, Stdin
+from live.sources import DEPLOYABLE, Follow, Replay, Stdin
 from live.stream import LiveWindows
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from live.scorer import Event
     from live.sources import RowSource
 
-OK, FAILED, USAGE, MISMATCH = 0, 1, 2, 4
+OK, FAILED, USAGE, MISMATCH, INTERRUPTED = 0, 1, 2, 4, 130
 
 log = logging.getLogger("phasewatch")
 
@@ -117,7 +118,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--replay", nargs="+", metavar="EPISODE", help="recorded episodes; events say so"
     )
     live.add_argument(
-        "--speed", type=float, default=1.0, metavar="N",
+        "--speed", type=float, metavar="N",
         help="of a replay, as a multiple of real time; 0: as fast as possible (default: 1)",
     )  # fmt: skip
     live.add_argument("--host", metavar="NAME", help="name of the machine (default: its own)")
@@ -160,8 +161,10 @@ def run_live(options: argparse.Namespace, resolve: Any) -> int:
         raise UsageError(
             f"--host must be letters, digits, dots, dashes and underscores, got {host!r}"
         )
-    if not options.speed >= 0:
+    if not (options.speed is None or options.speed >= 0):
         raise UsageError(f"--speed must be at least 0, got {options.speed}")
+    if options.speed is not None and not options.replay:
+        raise UsageError("--speed is of a recording: it goes with --replay")
     if options.baseline and (options.replay or options.follow):
         raise UsageError("--baseline is of this machine: it goes with --this-machine or --stdin")
     bundle = load_bundle(options.bundle)
@@ -179,7 +182,8 @@ def run_live(options: argparse.Namespace, resolve: Any) -> int:
     finally:
         for output in outputs:
             output.close()
-    return OK
+    lost = sum(output.lost for output in outputs if isinstance(output, Hub))
+    return stop.code or (FAILED if lost else OK)
 
 
 class _Stop:
@@ -187,6 +191,7 @@ class _Stop:
 
     def __init__(self) -> None:
         self.wanted = False
+        self.interrupted = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._set)
 
@@ -194,6 +199,12 @@ class _Stop:
         if self.wanted:
             raise SystemExit(128 + number)
         self.wanted = True
+        self.interrupted = number == signal.SIGINT
+
+    @property
+    def code(self) -> int:
+        """130 after Ctrl-C, as of every command; SIGTERM is how a service ends."""
+        return INTERRUPTED if self.interrupted else OK
 
 
 def _outputs(options: argparse.Namespace) -> list[Output]:
@@ -203,7 +214,10 @@ def _outputs(options: argparse.Namespace) -> list[Output]:
             raise UsageError(f"--to must be a URL such as http://127.0.0.1:8447, got {options.to}")
         outputs.append(Hub(options.to, _token(options.token_file)))
     if options.on_alarm:
-        outputs.append(Command(shlex.split(options.on_alarm)))
+        words = shlex.split(options.on_alarm)
+        if not words or shutil.which(words[0]) is None:
+            raise UsageError(f"--on-alarm: no such program: {options.on_alarm}")
+        outputs.append(Command(words))
     if options.metrics is not None:
         try:
             outputs.append(Metrics(options.metrics))
@@ -228,7 +242,7 @@ def _replay(
     outputs: list[Output],
     stop: _Stop,
 ) -> None:
-    source = Replay(recording.members, options.speed)
+    source = Replay(recording.members, 1.0 if options.speed is None else options.speed)
     scorer = LiveScorer(
         bundle,
         options.host or recording.host,
@@ -328,6 +342,8 @@ def _loop(
     finally:
         source.close()
         _note_counts(scorer, metrics, noted)
+        if isinstance(source, Stdin) and source.left_out:
+            log.warning("%d lines were no rows of %s", source.left_out, " or ".join(DEPLOYABLE))
 
 
 def _note_counts(
@@ -430,7 +446,8 @@ def run_enrol(options: argparse.Namespace, _: Any) -> int:
     finally:
         machine.close()
     if not rows:
-        raise UsageError("stopped before the first window; nothing is written")
+        log.error("stopped before the first window; nothing is written")
+        return stop.code or FAILED
     kept = {"features": np.stack(rows), "contract": np.array(bundle.contract_hash)}
     write_atomically(options.out, packed_arrays(kept))
     log.info("%s: %d windows", options.out, len(rows))

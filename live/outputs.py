@@ -35,14 +35,29 @@ class Output(Protocol):
 
 
 class Lines:
-    """One JSON line per event on standard output."""
+    """One JSON line per event on standard output; on a terminal, a short line for people."""
+
+    def __init__(self) -> None:
+        self._short = sys.stdout.isatty()
 
     def send(self, event: Event) -> None:
-        sys.stdout.write(json.dumps(event, separators=(",", ":")) + "\n")
+        text = short(event) if self._short else json.dumps(event, separators=(",", ":"))
+        sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
     def close(self) -> None:
         """Standard output stays open."""
+
+
+def short(event: Event) -> str:
+    """An event in one line of a terminal."""
+    at = time.strftime("%H:%M:%S", time.localtime(event["end"]))
+    if event["phase"] is None:
+        return f"{at}  silent: {', '.join(event['silent'])}"
+    why = ", ".join(each["channel"] for each in event["why"])
+    alarm = "" if event["alarm"] == "none" else f"  alarm {event['alarm']}: {why}"
+    unlike = "  unlike training" if event["unlike"] else ""
+    return f"{at}  {event['filtered']:<17}{event['confidence']:>6.1%}{unlike}{alarm}"
 
 
 class Hub:
@@ -71,10 +86,17 @@ class Hub:
         self._more.set()
 
     def close(self) -> None:
-        """Wait up to two seconds for what is left."""
+        """Wait up to two seconds for what is left, and say what was not delivered."""
         self._stopping = True
         self._more.set()
         self._thread.join(2)
+        if self.lost:
+            log.error("%d events were not delivered to %s", self.lost, self._url)
+
+    @property
+    def lost(self) -> int:
+        """Events that the hub did not take: dropped, refused, or still waiting."""
+        return self.dropped + self.refused + len(self._waiting)
 
     def _run(self) -> None:
         failures = 0
@@ -84,6 +106,8 @@ class Hub:
             while self._waiting:
                 batch = [self._waiting[i] for i in range(min(_BATCH, len(self._waiting)))]
                 if self._published(batch):
+                    if failures:
+                        log.warning("%s answers again", self._url)
                     failures = 0
                     for event in batch:
                         if self._waiting and self._waiting[0] is event:

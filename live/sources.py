@@ -70,6 +70,7 @@ class Stdin:
     def __init__(self, handle: int = 0):
         self._handle = handle
         self._lines = _Lines()
+        self.left_out = 0  # lines that are no rows of a source that a device reads
 
     def read(self) -> list[tuple[str, bytes]] | None:
         ready, _, _ = select.select([self._handle], [], [], 1.0)
@@ -78,8 +79,13 @@ class Stdin:
         content = os.read(self._handle, _READ)
         if not content:
             rest = self._lines.take(b"\n")
-            return _by_source(rest) if rest else None
-        return _by_source(self._lines.take(content))
+            return self._by_source(rest) if rest else None
+        return self._by_source(self._lines.take(content))
+
+    def _by_source(self, lines: list[bytes]) -> list[tuple[str, bytes]]:
+        found = _by_source(lines)
+        self.left_out += len(lines) - sum(1 + rows.count(b"\n") for _, rows in found)
+        return found
 
     def close(self) -> None:
         """Standard input stays open."""

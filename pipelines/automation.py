@@ -11,7 +11,6 @@ from datetime import timedelta
 
 import dagster as dg
 
-from pipelines.jobs import JOBS
 from pipelines.notifications import tell_of_night
 from pipelines.partitions import sync_batches
 from pipelines.requests import (
@@ -40,7 +39,7 @@ _ALL_ASSETS_JOB = "__ASSET_JOB"
 
 
 @dg.sensor(
-    jobs=[JOBS["ingest"], JOBS["score"]],
+    job_name="ingest",  # and score, see pipelines.definitions
     minimum_interval_seconds=60,
     description=(
         "Registers new batches, ingests those that are new or changed, and scores them with the "

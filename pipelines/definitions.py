@@ -8,7 +8,7 @@ import dagster as dg
 from assets.factory import build_assets, build_checks
 from pipelines.automation import new_batches, nightly
 from pipelines.executors import build_executor, execution_from_environment
-from pipelines.jobs import JOBS
+from pipelines.jobs import build_jobs
 from pipelines.notifications import build_notifications
 from resources.workspace import resource_of
 from stages.registry import STAGES
@@ -24,12 +24,13 @@ def build_defs(
         workspace: what it works on; by default the embedded store and ``artifacts/``.
         execution: see ``build_executor``.
     """
-    workspace = workspace or Workspace()
+    workspace, jobs = workspace or Workspace(), build_jobs()
+    batches = new_batches.with_updated_jobs([jobs["ingest"], jobs["score"]])
     return dg.Definitions(
         assets=build_assets(STAGES.values()),
         asset_checks=build_checks(STAGES.values()),
-        jobs=list(JOBS.values()),
-        sensors=[new_batches, build_notifications(workspace)],
+        jobs=list(jobs.values()),
+        sensors=[batches, build_notifications(workspace)],
         schedules=[nightly],
         resources={"workspace": resource_of(workspace)},
         executor=build_executor(execution),

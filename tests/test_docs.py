@@ -83,6 +83,7 @@ FILLED = {
 EPISODES = ("EPISODE", "01M7ZVV20HFQWZ385HM9KXP5BJ")
 
 NAMED = {
+    "phasewatch bundle",
     "phasewatch exclude",
     "phasewatch contract diff",
     "phasewatch extract",
@@ -121,7 +122,7 @@ NOT_RUN = {
     "stopped; test_hub starts one",
     "curl -N http://127.0.0.1:8447/events": "test_hub reads it",
     "phasewatch live bundle --this-machine --to http://127.0.0.1:8447": "test_scorer runs it",
-    "phasewatch live bundle --replay 01M7ZVV20HFQWZ385HM9KXP5BJ --speed 20 --to "
+    "phasewatch live bundle --replay 01M88FJ255KYWFN5AR30GV195J --speed 20 --to "
     "http://127.0.0.1:8447": "make live runs it",
     "phasewatch-device enrol bundle --minutes 5 --out baseline.npz": "takes five minutes",
     "phasewatch-device live bundle --this-machine --baseline baseline.npz": "test_scorer runs it",
