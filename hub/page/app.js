@@ -118,7 +118,7 @@ function status() {
   const more = {
     connecting: "",
     lost: lostAt === null ? "" : `lost at ${clock(lostAt)}`,
-    open: seconds === null ? "no events yet" : seconds < 2 ? "" : `last event ${duration(seconds)} ago`,
+    open: seconds === null ? (store.received ? "nothing new yet" : "no events yet") : seconds < 2 ? "" : `last event ${duration(seconds)} ago`,
   };
   say(at("connection-words"), words[state]);
   say(at("connection-more"), more[state]);
@@ -147,6 +147,7 @@ listen({
       notice("unknown", `${plural(store.unknown, "event")} of a kind that this page does not know: not shown. Reload the page; the hub may be newer.`);
       return;
     }
+    if (news) store.lastAt = performance.now(); // what was kept for us is no sign of life
     for (const scene of SCENES) if (scene.types.includes(type)) dirty.add(scene);
     if (change && news) announce(event, change);
   },

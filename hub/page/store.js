@@ -101,7 +101,7 @@ export class Store {
     this.answers = new Bounded(OTHERS); // alarm id -> the last answer
     this.received = 0;
     this.unknown = 0; // events of a type or version that this page does not know
-    this.lastAt = null; // when the last event came, on the page's own clock
+    this.lastAt = null; // when the last new event came, on the page's own clock
   }
 
   /** Keep an event that was heard at that time; gives [type, change of the lane or null]. */
@@ -112,7 +112,6 @@ export class Store {
       return [null, null];
     }
     this.received += 1;
-    this.lastAt = performance.now();
     return [event.type, take(this, event, heard) ?? null];
   }
 }
