@@ -31,6 +31,7 @@ class Publisher:
     def __init__(self, url: str, token: str | None = None):
         self.url = url.rstrip("/")
         self._headers = {"Content-Type": "application/json"}
+        self._has_token = token is not None
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
 
@@ -52,6 +53,10 @@ class Publisher:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return int(json.load(answer)["delivered"])
         except urllib.error.HTTPError as error:
+            if error.code == 401 and not self._has_token:
+                raise PublishError(
+                    f"{self.url} needs a token: give --token-file FILE or set PHASEWATCH_HUB_TOKEN"
+                ) from None
             raise PublishError(f"{self.url} refuses events: {_refusal(error)}") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             why = getattr(error, "reason", error)

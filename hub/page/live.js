@@ -437,7 +437,7 @@ function whyNow(last) {
 
 function factsNow(last) {
   const fact = (name, ...value) => h("div", {}, h("dt", {}, name), h("dd", {}, ...value));
-  const like = { true: h("b", { class: "warn" }, "⚠ unlike training"), false: "like training", null: "this bundle cannot say" }[String(last.unlike)];
+  const like = { true: h("b", { class: "warn" }, "⚠ unlike training"), false: "like training", null: last.phase === null ? "no window" : "this bundle cannot say" }[String(last.unlike)];
   return [
     fact("Alarm score", last.score === null ? "none" : h("b", {}, fixed(last.score, 2)), h("span", { class: "soft" }, last.score === null ? ", " : last.score >= last.threshold ? " ≥ " : " < ", `threshold ${fixed(last.threshold, 2)}`)),
     fact("Inputs", like),

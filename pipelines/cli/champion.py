@@ -105,12 +105,17 @@ class Promotion(Document):
     renewed: Renewed | None = field(metadata=TEXT_ONLY)
 
     def text(self) -> Iterator[str | Table]:
+        from champion.rules import ALARM_GROUNDS
+
         if self.recipes:
             yield _evidence(self.recipes)
             yield ""
         if not self.granted:
             yield f"{self.challenger} is not promoted:"
             yield from (f"  - {reason['sentence']}" for reason in self.reasons)
+            if {reason["code"] for reason in self.reasons} <= ALARM_GROUNDS:
+                model = self.challenger.rpartition("_")[0]
+                yield f"To accept its alarms: phasewatch promote {model} --accept-alarms WHY"
         elif not self.promoted:
             yield f"{self.challenger} may be promoted: phasewatch promote {self.challenger}"
         else:

@@ -59,7 +59,9 @@ def hub(
     from hub.server import Hub, server
 
     log_to_stderr()
-    url = serving.url_of(host, listener.getsockname()[1])
+    # a browser cannot open the address that stands for all
+    named = next(iter(allow_host or ()), host) if host in ("0.0.0.0", "::") else host
+    url = serving.url_of(named, listener.getsockname()[1])
     try:
         carrier = Hub(_artifacts(config, artifacts) / "decisions", silent_after_s=silent_after)
         running = server(
