@@ -203,7 +203,9 @@ def read_head(folder: Path) -> dict[str, Any]:
     except (KeyError, ValueError):
         intact = False
     if not intact:
-        raise BundleError(f"{path}: damaged: it was changed after it was written. Copy it again")
+        raise BundleError(
+            f"{path}: damaged: it was changed after it was written. Copy the bundle again"
+        )
     if set(head) != _FIELDS:
         raise NotABundleError(f"{path}: must have the fields {', '.join(sorted(_FIELDS))}")
     if head["mode"] != "realistic":

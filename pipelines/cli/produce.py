@@ -41,7 +41,7 @@ TokenFile = Annotated[
 Once = Annotated[bool, typer.Option("--once", help="Publish once and end; the default.")]
 Every = Annotated[
     float | None,
-    typer.Option(metavar="SECONDS", min=1, help="Publish again and again, so long apart."),
+    typer.Option(metavar="SECONDS", min=1, help="Publish every so many seconds."),
 ]
 Checkpoint = Annotated[
     Path | None,
@@ -135,7 +135,7 @@ def replay(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> Produced:
-    """Publish recorded episodes window by window: the phase predicted beside the actual one."""
+    """Publish recorded episodes: predicted beside actual."""
     plan = _plan(to, token_file, once, every)
     workspace = workspace_of(config, store, artifacts, must_exist=True)
     from hub import producers
@@ -160,7 +160,7 @@ def metrics(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> Produced:
-    """Publish macro F1 with its interval, of every current report and of the baselines."""
+    """Publish macro F1 of every report and baseline."""
     plan = _plan(to, token_file, once, every)
     workspace = workspace_of(config, store, artifacts, must_exist=True)
     from hub import producers
@@ -186,7 +186,7 @@ def perf(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> Produced:
-    """Measure how long each realistic model takes for a window, and publish it beside macro F1."""
+    """Measure and publish the latency of each model."""
     plan = _plan(to, token_file, once, every)
     from datasets.splits import RECIPES
 
@@ -209,7 +209,7 @@ def profiles(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> Produced:
-    """Publish how signals run through the recorded attacks of each profile, aligned by phase."""
+    """Publish how signals run through attacks."""
     plan = _plan(to, token_file, once, every)
     workspace = workspace_of(config, store, artifacts)
     from hub import producers
@@ -222,7 +222,7 @@ def profiles(
 def embedding(
     checkpoint: Checkpoint = None,
     windows: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Windows; of more, as many are drawn.")
+        int, typer.Option(metavar="N", min=1, help="At most so many windows, drawn at random.")
     ] = 1000,
     to: To = HUB,
     token_file: TokenFile = None,
@@ -232,7 +232,7 @@ def embedding(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> Produced:
-    """Publish test windows along the two principal axes of a checkpoint's training windows."""
+    """Publish test windows along two principal axes."""
     plan = _plan(to, token_file, once, every)
     workspace = workspace_of(config, store, artifacts, must_exist=True)
     from hub import producers
@@ -254,7 +254,7 @@ def phases(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> Produced:
-    """Publish how many windows of the store are in each phase, of all hosts and of each."""
+    """Publish how many windows are in each phase."""
     plan = _plan(to, token_file, once, every)
     workspace = workspace_of(config, store, artifacts)
     from hub import producers
