@@ -55,7 +55,8 @@ class Publisher:
         except urllib.error.HTTPError as error:
             if error.code == 401 and not self._has_token:
                 raise PublishError(
-                    f"{self.url} needs a token (401): give --token-file FILE or set PHASEWATCH_HUB_TOKEN"
+                    f"{self.url} needs a token (401): give --token-file FILE or set "
+                    "PHASEWATCH_HUB_TOKEN"
                 ) from None
             raise PublishError(f"{self.url} refuses events: {_refusal(error)}") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
