@@ -1,7 +1,7 @@
 """Every event that the hub carries: its fields, their units, and what is the latest of its kind.
 
 ``events.schema.json`` is generated from here (``python -m hub.events``) and served by the hub. An
-event of another type, with another field or with a value out of range is refused by name.
+unknown type, an unknown field or a value out of range is refused, and the answer names it.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ class LiveDetection(Event):
     coverage: dict[Name, Share]  # per source, the share of values present
     silent: list[Name] = []  # sources that stopped sending; the host itself if all did
     why: list[Argument] = []  # at most three, the largest first
-    restarted: Name | None = None  # why the scorer's windows start anew with this one
+    restarted: Name | None = None  # why the scorer's windows restarted here
     latency_ms: Positive | None  # from the last row that finished the window to this event
 
     @property

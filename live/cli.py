@@ -81,9 +81,7 @@ def main(
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     try:
         return int(options.run(options, resolve or recordings))
-    except UsageError as error:
-        return _said(error, USAGE)
-    except NotABundleError as error:
+    except (UsageError, NotABundleError) as error:
         return _said(error, USAGE)
     except BundleContractError as error:
         return _said(error, MISMATCH)

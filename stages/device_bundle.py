@@ -16,7 +16,6 @@ import numpy as np
 import polars as pl
 
 from champion.history import (
-    ChampionError,
     load_kept,
     load_likeness,
     load_rule,
@@ -33,16 +32,15 @@ from live import bundle as bundles
 from live.bundle import load_bundle
 from live.runtime import TreeRuntime
 from live.timeline import timeline
-from models.checkpoint import CheckpointError
 from models.export import exported
 from stages.alarm_rules import read_rule
 from stages.checkpoints import code_commit
 from stages.datasets import dataset_shards
 from stages.evaluation import read_report
 from stages.likeness import read_likeness
-from stages.manifest import Manifest, read_manifest, write_manifest
-from stages.stage import Check, CheckResult, Output, Stage
-from stages.status import Reason, StageError
+from stages.manifest import Manifest, write_manifest
+from stages.stage import Check, CheckResult, ManifestStage, Output
+from stages.status import StageError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -56,7 +54,8 @@ if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
     from models.novelty import Likeness
     from stages.project import Project
-    from stages.stage import Artifacts, Progress
+    from stages.stage import Artifacts, Progress, Stage
+    from stages.workspace import Workspace
 
 BATCH_SIZES = (1, 2, 7, 64)
 BLOCK = 448  # windows compared at a time: whole batches of each size
@@ -103,7 +102,7 @@ def _bundle_equals_checkpoint(project: Project, key: str, artifact: Manifest) ->
     )
 
 
-class DeviceBundle(Stage):
+class DeviceBundle(ManifestStage):
     """The champion as one folder for a device."""
 
     name = "device_bundle"
@@ -135,8 +134,8 @@ class DeviceBundle(Stage):
         ),
     )
 
-    def read(self, project: Project, key: str) -> Artifacts:
-        return {self.name: read_manifest(project.workspace.device_bundle_folder)}
+    def folder(self, workspace: Workspace, key: str) -> Path:
+        return workspace.device_bundle_folder
 
     def fingerprint(self, project: Project, key: str) -> str:
         found = champion_ingredients(project)
@@ -157,27 +156,12 @@ class DeviceBundle(Stage):
         """The champion is kept by itself; its inputs may be gone."""
         yield from ()
 
-    def reason(
-        self, project: Project, key: str, artifacts: Artifacts, *, verify: bool
-    ) -> Reason | None:
-        (manifest,) = artifacts.values()
-        if manifest is None:
-            return Reason("not_made", {"outputs": [self.name]})
-        if damage := manifest.damage(verify=verify):
-            return Reason("damaged", {"problem": damage})
-        try:
-            if manifest.fingerprint == self.fingerprint(project, key):
-                return None
-        except (StageError, ChampionError, CheckpointError):
-            pass  # there is no champion, or it does not load
-        return Reason("inputs", {"inputs": list(self.inputs)})
-
     def make(
         self, project: Project, key: str, outputs: Collection[str], progress: Progress
     ) -> Artifacts:
         identity = self.fingerprint(project, key)
         files = bundle_files(project, champion_ingredients(project))
-        folder = project.workspace.device_bundle_folder
+        folder = self.folder(project.workspace, key)
         write_bundle(folder, files)
         head = json.loads(files[bundles.HEAD_FILE])
         listed = {

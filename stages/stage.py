@@ -168,17 +168,11 @@ class Stage(ABC):
         return "done"
 
 
-class FolderStage(Stage):
+class ManifestStage(Stage):
     """A stage whose one output is a folder with a manifest."""
 
     @abstractmethod
     def folder(self, workspace: Workspace, key: str) -> Path: ...
-
-    @abstractmethod
-    def write(
-        self, project: Project, key: str, staged: Draft, progress: Progress
-    ) -> dict[str, Any]:
-        """Write the files into a draft; returns the manifest's facts."""
 
     def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
         """Why a fingerprint differs."""
@@ -201,6 +195,16 @@ class FolderStage(Stage):
         except (StageError, ChampionError, CheckpointError):
             pass  # an input is missing or does not load
         return self.why(project, key, manifest)
+
+
+class FolderStage(ManifestStage):
+    """A stage whose files are drafted beside their folder, and named by role and hash."""
+
+    @abstractmethod
+    def write(
+        self, project: Project, key: str, staged: Draft, progress: Progress
+    ) -> dict[str, Any]:
+        """Write the files into a draft; returns the manifest's facts."""
 
     def make(
         self,

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from live.cli import Recording
-    from stages.device_bundle import Parity
+    from stages.device_bundle import Ingredients, Parity
+    from stages.project import Project
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,6 @@ def bundle(
     run it.
     """
     from live.bundle import HEAD_FILE, load_bundle
-    from models.checkpoint import load_checkpoint
     from stages import device_bundle as core
     from stages.project import Project
 
@@ -88,13 +88,7 @@ def bundle(
         fail(f"--out {out}: must be a new folder, an empty one, or that of a bundle", USAGE)
     project = Project(workspace)
     try:
-        found = (
-            core.champion_ingredients(project)
-            if checkpoint is None
-            else core.named_ingredients(
-                project, load_checkpoint(existing_file(checkpoint), workspace.layout)
-            )
-        )
+        found = _ingredients(project, checkpoint)
         files = core.bundle_files(project, found)
     except core.OracleError as error:
         fail(str(error), USAGE)
@@ -119,6 +113,16 @@ def bundle(
         runtime=written.head["runtime"]["kind"],
         parity=parity,
     )
+
+
+def _ingredients(project: Project, checkpoint: Path | None) -> Ingredients:
+    from models.checkpoint import load_checkpoint
+    from stages import device_bundle as core
+
+    if checkpoint is None:
+        return core.champion_ingredients(project)
+    loaded = load_checkpoint(existing_file(checkpoint), project.workspace.layout)
+    return core.named_ingredients(project, loaded)
 
 
 def live(context: typer.Context) -> None:
