@@ -91,7 +91,8 @@ class Prediction(Event):
     type: Literal["prediction"] = "prediction"
     episode_id: Name
     window: Count
-    start_s: Finite
+    start_s: Finite  # of the window, from the start of the episode
+    end_s: Finite
     predicted: Phase
     filtered: Phase | None = None
     actual: Phase

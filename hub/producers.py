@@ -378,6 +378,7 @@ def _windows(
             episode_id=episode.episode_id,
             window=i,
             start_s=start_s,
+            end_s=start_s + length_s,
             predicted=phase[i],  # type: ignore[arg-type]
             filtered=filtered[i] if filtered else None,  # type: ignore[arg-type]
             actual=scores.labelled[i],  # type: ignore[arg-type]

@@ -24,7 +24,8 @@ from evaluation.decisions import tally
 from hub.decisions import DecisionLog, LogError
 from hub.events import EVENT, TYPES, AnyEvent, LiveDetection, schema
 from hub.guard import Guard
-from hub.state import SILENT_AFTER_S, State
+from hub.state import State
+from live.silence import UNHEARD_S
 
 if TYPE_CHECKING:
     import socket
@@ -90,7 +91,7 @@ class Hub:
         LogError: the log cannot be written.
     """
 
-    def __init__(self, decisions: Path, *, silent_after_s: float = SILENT_AFTER_S):
+    def __init__(self, decisions: Path, *, silent_after_s: float = UNHEARD_S):
         self.state = State(silent_after_s)
         self.log = DecisionLog(decisions)
         self.app = _Headers(

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hub.events import LiveDetection
+from live.silence import UNHEARD_S, silence
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -29,8 +30,6 @@ KEPT_EVENTS, KEPT_BYTES = 10_000, 8 << 20
 WATCHED_HOSTS = 1000
 KNOWN_WINDOWS = 10_000  # in which a window that is published twice is noticed
 CHUNK_BYTES = 64 << 10
-SILENT_AFTER_S = 20.0
-"""Three strides of a window, and some."""
 HEARTBEAT_S = 15.0
 
 
@@ -96,7 +95,7 @@ class State:
     it is told so.
     """
 
-    def __init__(self, silent_after_s: float = SILENT_AFTER_S) -> None:
+    def __init__(self, silent_after_s: float = UNHEARD_S) -> None:
         self.boot = secrets.token_hex(4)
         self.newest = 0
         self.clients = 0
@@ -258,27 +257,16 @@ def _message(event: str, **data: Any) -> bytes:
 
 def _silence(last: LiveDetection, quiet_s: float, name: str) -> LiveDetection:
     """What the hub says of a host that stopped: an alarm, or that the one that stood goes on."""
-    stands = last.alarm in ("raised", "standing")
+    standing = last.alarm_id if last.alarm in ("raised", "standing") else None
+    said = silence(last.end, round(last.end + quiet_s, 3), standing, f"silent-{name}")
     return last.model_copy(
-        update={
+        update=said
+        | {
             "at": round(time.time(), 3),
             "origin": "hub",
             "data_at": last.at,
             "window": last.window + 1,
-            "start": last.end,
-            "end": round(last.end + quiet_s, 3),
-            "phase": None,
-            "probabilities": None,
-            "filtered": None,
-            "filtered_probabilities": None,
-            "confidence": None,
-            "score": None,
-            "alarm": "standing" if stands else "raised",
-            "alarm_id": last.alarm_id if stands else f"silent-{name}",
-            "unlike": None,
             "coverage": {},
             "silent": [last.host],
-            "why": [],
-            "latency_ms": None,
         }
     )

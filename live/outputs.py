@@ -152,10 +152,11 @@ class Command:
         threading.Thread(target=self._run, name="on-alarm", daemon=True).start()
 
     def send(self, event: Event) -> None:
-        if event["alarm"] in ("raised", "cleared"):
-            self._put(event["alarm"], event)
         new = set(event["silent"]) - self._silent
         self._silent = set(event["silent"])
+        # that a silent machine is an alarm is told once
+        if event["alarm"] in ("raised", "cleared") and not (new and event["phase"] is None):
+            self._put(event["alarm"], event)
         if new:
             self._put("silent", event)
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from live.stream import QUIET_S, LiveWindow, LiveWindows
+from episodes.format import SOURCES
+from live.silence import QUIET_S, silence
+from live.stream import LiveWindow, LiveWindows
 from models.alarm import Follower
 from models.novelty import ALPHA, Resemblance
 
@@ -66,6 +68,8 @@ class LiveScorer:
         self._host, self._session = host, session
         self._live = replay_of is None
         self._alarm_id: str | None = None
+        self._silence_id: str | None = None  # of the alarm that silence has raised
+        self._began_s = time.time()
         self._heard = time.monotonic()  # when the last row came
         self._told = 0.0  # when silence was last told; 0: not silent
         self._begin()
@@ -94,22 +98,29 @@ class LiveScorer:
         if not self._live or now - self._heard < QUIET_S or now - self._told < stride_s:
             return
         self._told = now
-        yield self._without_phase([self._host, *self.bundle.sources], None)
+        since = self.windows.newest_s or self._began_s
+        silent = [self._host, *self.bundle.sources]
+        yield self._silence(silent, self.windows.number, since, since + now - self._heard)
 
     def _event(self, window: LiveWindow, received: float) -> Event:
         bundle, phases = self.bundle, self.bundle.layout.phases
         if window.restarted and self.windows.past == 1:
             self._begin()  # the past was forgotten: filter and likeness begin anew
         seen = [s for s in bundle.sources if window.coverage[s] > 0]
-        silent = sorted(set(self.windows.silent(bundle.sources)) - set(seen))
+        behind = set(self.windows.silent(bundle.sources)).difference(seen)
+        absent = {s for s in bundle.sources if SOURCES[s].expected_hz}.difference(seen)
+        silent = sorted(behind | absent)
         if not seen:
-            return self._without_phase(silent or list(bundle.sources), window)
+            place = _place(window, bundle.layout.window.length_ms)
+            return self._silence(silent or list(bundle.sources), *place.values())
         proba = bundle.proba(window)
         if not np.all(np.isfinite(proba)):
             raise FloatingPointError(f"window {window.number}: a probability is not finite")
         filtered, score, alarm = self._follower.push(proba)
         p = self._resemblance.push(bundle.likeness_inputs(window)) if self._resemblance else None
         state = self._alarm_state(alarm, window.number)
+        if state == "none" and self._silence_id:
+            state = "cleared"
         event = self._about | {
             "at": time.time(),
             **_place(window, bundle.layout.window.length_ms),
@@ -120,7 +131,7 @@ class LiveScorer:
             "confidence": round(float(filtered.max()), _DIGITS),
             "score": round(min(score, 1.0), _DIGITS),
             "alarm": state,
-            "alarm_id": self._alarm_id,
+            "alarm_id": self._alarm_id or (self._silence_id if state == "cleared" else None),
             "unlike": None if p is None else bool(p <= ALPHA),
             "coverage": {s: round(window.coverage[s], 4) for s in bundle.sources},
             "silent": silent,
@@ -128,6 +139,7 @@ class LiveScorer:
             "restarted": window.restarted or None,
             "latency_ms": round(1000 * (time.perf_counter() - received), 3),
         }
+        self._silence_id = None
         if state == "cleared":
             self._alarm_id = None
         return event
@@ -151,26 +163,19 @@ class LiveScorer:
             if found[i] > 0
         ]
 
-    def _without_phase(self, silent: list[str], window: LiveWindow | None) -> Event:
+    def _silence(self, silent: list[str], number: int, start: float, end: float) -> Event:
         """An event that says that nothing is known of the machine; an alarm that stands, stands."""
-        now = time.time()
-        place = (
-            {"window": self.windows.number, "start": now, "end": now}
-            if window is None
-            else _place(window, self.bundle.layout.window.length_ms)
-        )
-        return self._about | {
-            "at": now,
-            **place,
-            **dict.fromkeys(
-                ("phase", "probabilities", "filtered", "filtered_probabilities", "confidence",
-                 "score", "unlike", "restarted", "latency_ms")
-            ),
-            "alarm": "standing" if self._alarm_id else "none",
-            "alarm_id": self._alarm_id,
+        said = silence(
+            start, end, self._alarm_id or self._silence_id,
+            f"silent-{self._host}-{self._session}-{number}",
+        )  # fmt: skip
+        if self._alarm_id is None:
+            self._silence_id = said["alarm_id"]
+        return self._about | said | {
+            "at": time.time(),
+            "window": number,
             "coverage": dict.fromkeys(self.bundle.sources, 0.0),
             "silent": silent,
-            "why": [],
         }  # fmt: skip
 
     # --- state, for a restart

@@ -19,6 +19,7 @@ from features.alignment import CoarseClock, Grid, align
 from features.relative import RunningMedian
 from features.summary import summarise
 from features.windows import source_coverage
+from live.silence import QUIET_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
     from features.registry import Layout
 
-QUIET_S = 5
-"""A source this far behind the others no longer holds windows up, and is called silent."""
 LEAP_S = 600
 """A row this far from the others is from another time. If the next rows agree with it, the machine
 slept or its clock was set: windows start anew and the past is forgotten."""
@@ -90,6 +89,11 @@ class LiveWindows:
     def number(self) -> int:
         """Number of the next window."""
         return self._number
+
+    @property
+    def newest_s(self) -> float | None:
+        """Unix time of the newest row; None: none has come."""
+        return max(self._newest.values()) / NS_PER_S if self._newest else None
 
     @property
     def past(self) -> int:
@@ -270,7 +274,10 @@ class LiveWindows:
         return made
 
     def silent(self, deployable: tuple[str, ...]) -> list[str]:
-        """Polled sources among these that are ``QUIET_S`` behind the newest row, or never came."""
+        """Polled sources among these that are ``QUIET_S`` behind the newest row, or never came.
+
+        A silent source no longer holds windows up.
+        """
         newest = max(self._newest.values(), default=0)
         return [
             name

@@ -193,19 +193,38 @@ export function tick(root) {
   }
 }
 
+const ORIGINS = 8; // that are listed
+
 /**
- * Where data come from and how old they are. `events` may be many: origins are listed, and the
- * oldest data are said.
+ * Where data come from and how old they are. `events` may be many: origins are listed, what they
+ * have in common once, and the oldest data are said.
  */
 export function provenance(events) {
-  const origins = [...new Set(events.map((event) => event.origin))];
+  const { before, each, after } = inCommon([...new Set(events.map((event) => event.origin))]);
   const made = events.map((event) => event.data_at).filter((at) => at !== null && at !== undefined);
   const line = h("p", { class: "provenance" });
-  line.append("From ", h("span", { class: "origin" }, origins.slice(0, 3).join("; ")));
-  if (origins.length > 3) line.append(` and ${origins.length - 3} more`);
-  line.append(" · ");
+  const more = each.length > ORIGINS ? ` and ${each.length - ORIGINS} more` : "";
+  const listed = each.slice(0, ORIGINS).join("; ") + more;
+  line.append("From ", h("span", { class: "origin" }, [before, listed, after].filter(Boolean).join(" ")), " · ");
   if (made.length) line.append(made.length > 1 ? "the oldest data made " : "data made ", ago(made.reduce((a, b) => Math.min(a, b))));
   else line.append("age of the data not said");
   line.append(" · published ", ago(events.reduce((last, { at }) => Math.max(last, at), 0)));
   return line;
+}
+
+/** Texts as the words that all begin with, what is different, and the words that all end with. */
+function inCommon(texts) {
+  if (texts.length < 2) return { before: "", each: texts, after: "" };
+  const words = texts.map((text) => text.split(" "));
+  const shortest = Math.min(...words.map((each) => each.length)) - 1; // something is left of each
+  const same = (at) => words.every((each) => each.at(at) === words[0].at(at));
+  let begin = 0;
+  while (begin < shortest && same(begin)) begin++;
+  let end = 0;
+  while (begin + end < shortest && same(-1 - end)) end++;
+  return {
+    before: words[0].slice(0, begin).join(" "),
+    each: words.map((each) => each.slice(begin, each.length - end).join(" ")),
+    after: end ? words[0].slice(-end).join(" ") : "",
+  };
 }

@@ -1,13 +1,16 @@
-// Windows along the principal axes of a checkpoint's training inputs, to be turned.
+// Windows along the principal axes of a checkpoint's training inputs: of three, the cloud can be
+// turned; of two, it can be moved.
 
 import { chooser, colour, count, disclosure, empty, fixed, h, heading, say, table } from "./dom.js";
 import { chip, PHASES } from "./phases.js";
 
 const TURN = Math.PI / 24; // by one press of an arrow key
+const MOVE_PX = 40; // the same of a cloud that has two axes
+const TURN_PX = 160; // of dragging for one radian
 const NEAR_PX = 14;
 const ROWS = 300;
 const ALL = "";
-const HOME = { yaw: -0.6, pitch: 0.35, zoom: 1 };
+const HOME = { yaw: -0.6, pitch: 0.35, zoom: 1, right: 0, down: 0 };
 /** A phase has a shape too, within a circle of radius 1. */
 const SHAPES = {
   clean: (at, r) => at.arc(0, 0, r * 0.85, 0, 7),
@@ -23,6 +26,12 @@ function polygon(at, r, corners, turned) {
     at[i ? "lineTo" : "moveTo"](r * Math.cos(angle), r * Math.sin(angle));
   }
   at.closePath();
+}
+
+function named(button, words) {
+  button.setAttribute("aria-label", words);
+  button.title = words;
+  return button;
 }
 
 export const scene = {
@@ -44,10 +53,11 @@ export const scene = {
         pointercancel: () => { this.held = null; }, pointerleave: () => this.pinned || this.choose(null), keydown: (event) => this.key(event),
       },
     });
-    const turn = (words, sign, yaw, pitch, zoom = 1) => h("button", { type: "button", class: "quiet", "aria-label": words, title: words, on: { click: () => this.turn(yaw, pitch, zoom) } }, h("span", { "aria-hidden": "true" }, sign));
-    this.tilts = [turn("Turn up", "↑", 0, -TURN), turn("Turn down", "↓", 0, TURN)];
-    this.buttons = h("div", { class: "buttons", role: "group", "aria-label": "Turn the cloud" },
-      turn("Turn left", "←", -TURN, 0), turn("Turn right", "→", TURN, 0), this.tilts, turn("Nearer", "+", 0, 0, 1.2), turn("Farther", "−", 0, 0, 1 / 1.2),
+    const button = (sign, does) => h("button", { type: "button", class: "quiet", on: { click: does } }, h("span", { "aria-hidden": "true" }, sign));
+    this.steps = [["left", "←", -1, 0], ["right", "→", 1, 0], ["up", "↑", 0, -1], ["down", "↓", 0, 1]].map(([way, sign, x, y]) => [way, button(sign, () => this.step(x, y))]);
+    this.zooms = [["Nearer", "+", 1.2], ["Farther", "−", 1 / 1.2]].map(([words, sign, by]) => named(button(sign, () => this.zoom(by)), words));
+    this.buttons = h("div", { class: "buttons", role: "group", "aria-label": "View of the cloud" },
+      this.steps.map(([, each]) => each), this.zooms,
       h("button", { type: "button", class: "quiet", on: { click: () => { this.view = { ...HOME }; this.paint(); } } }, "Reset"));
     this.axes = h("p", { class: "soft sub" });
     this.phases = h("fieldset", { class: "phases" });
@@ -66,7 +76,7 @@ export const scene = {
         h("div", { class: "stage" }, this.canvas, this.buttons, this.axes),
         h("div", { class: "beside" }, this.phases, this.said)),
       this.list.element);
-    this.head = heading("Embedding", "Each mark is a window, placed along the main axes of what the model was trained on. Windows that look alike to the model lie close. Drag to turn, or use the arrow keys.");
+    this.head = heading("Embedding", "Each mark is a window, placed along the main axes of what the model was trained on. Windows that look alike to the model lie close.");
     panel.append(this.head.element, this.none, this.body);
     new ResizeObserver(() => this.paint()).observe(this.canvas);
   },
@@ -83,12 +93,14 @@ export const scene = {
     this.points = within.filter((event) => !this.hidden.has(event[by]));
     const without = all.filter((event) => event.z === null || event.z === undefined).length;
     this.flat = without > 0;
-    for (const button of this.tilts) button.hidden = this.flat;
+    const verb = this.flat ? "Move" : "Turn";
+    for (const [way, button] of this.steps) named(button, `${verb} ${way}`);
     const models = [...new Set(all.map((event) => event.model))].join(", ");
-    const axes = !this.flat ? "Three axes." : without === all.length ? "Two axes: the third is left out, because the checkpoint has two." : `Two axes: the third is left out, because ${count(without)} of ${count(all.length)} windows have none.`;
-    say(this.axes, `${models} · ${count(this.points.length)} of ${count(all.length)} windows. ${axes}`);
+    const axes = !this.flat ? "Three axes: drag or use the arrow keys to turn the cloud." : without === all.length ? "Two axes: the third is left out, because the checkpoint has two." : `Two axes: the third is left out, because ${count(without)} of ${count(all.length)} windows have none.`;
+    const move = this.flat ? " Drag or use the arrow keys to move the cloud." : "";
+    say(this.axes, `${models} · ${count(this.points.length)} of ${count(all.length)} windows. ${axes}${move}`);
     this.frame(all);
-    const label = `${count(this.points.length)} windows: ${PHASES.map((phase) => `${phase} ${count(this.points.filter((event) => event[by] === phase).length)}`).join(", ")}. Arrow keys turn; n and p step through the windows.`;
+    const label = `${count(this.points.length)} windows: ${PHASES.map((phase) => `${phase} ${count(this.points.filter((event) => event[by] === phase).length)}`).join(", ")}. Arrow keys ${verb.toLowerCase()} it; n and p step through the windows.`;
     this.canvas.setAttribute("aria-label", label);
     this.head.from(all);
     this.list.refresh();
@@ -108,12 +120,11 @@ export const scene = {
 
   /** Where a window is on the canvas: x, y in px and depth from -1 (far) to 1. */
   place(point, width, height) {
-    const { yaw, pitch, zoom } = this.view;
+    const { yaw, pitch, zoom, right, down } = this.view;
     const [x, y, z] = point.map((value, i) => (value - this.middle[i]) / this.reach);
     const scale = 0.47 * Math.min(width, height) * zoom;
     if (this.flat) {
-      const [c, s] = [Math.cos(yaw - HOME.yaw), Math.sin(yaw - HOME.yaw)];
-      return [width / 2 + scale * (c * x - s * y), height / 2 - scale * (s * x + c * y), 0];
+      return [width / 2 + right + scale * x, height / 2 + down - scale * y, 0];
     }
     const across = Math.cos(yaw) * x + Math.sin(yaw) * z;
     const into = -Math.sin(yaw) * x + Math.cos(yaw) * z;
@@ -191,25 +202,47 @@ export const scene = {
       [-1, 1].map((sign) => this.place(this.middle.map((value, j) => value + (i === j ? sign * this.reach : 0)), width, height)));
   },
 
-  turn(yaw, pitch, zoom = 1) {
+  /** Turn the cloud, or move it where there is nothing to turn; by px on the screen. */
+  drift(x, y) {
     const { view } = this;
-    view.yaw += yaw;
-    view.pitch = Math.max(-Math.PI / 2, Math.min(Math.PI / 2, view.pitch + pitch));
-    view.zoom = Math.max(0.5, Math.min(6, view.zoom * zoom));
+    if (this.flat) {
+      view.right += x;
+      view.down += y;
+    } else {
+      view.yaw += x / TURN_PX;
+      view.pitch = Math.max(-Math.PI / 2, Math.min(Math.PI / 2, view.pitch + y / TURN_PX));
+    }
+    this.paint();
+  },
+
+  step(x, y) {
+    const px = this.flat ? MOVE_PX : TURN * TURN_PX;
+    this.drift(x * px, y * px);
+  },
+
+  /** Nearer or farther, about the middle of the canvas. */
+  zoom(by) {
+    const { view } = this;
+    const zoom = Math.max(0.5, Math.min(6, view.zoom * by));
+    view.right *= zoom / view.zoom;
+    view.down *= zoom / view.zoom;
+    view.zoom = zoom;
     this.paint();
   },
 
   key(event) {
-    const turns = { ArrowLeft: [-TURN, 0], ArrowRight: [TURN, 0], ArrowUp: [0, -TURN], ArrowDown: [0, TURN], "+": [0, 0, 1.2], "-": [0, 0, 1 / 1.2] };
+    const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+    const zoom = { "+": 1.2, "-": 1 / 1.2 }[event.key];
     const step = { n: 1, p: -1 }[event.key];
     if (event.key === "Escape") { this.pinned = false; this.choose(null); }
-    if (event.ctrlKey || event.metaKey || event.altKey || !(turns[event.key] || step)) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || !(steps[event.key] || zoom || step)) return;
     event.preventDefault();
     if (step) {
       const here = this.points.indexOf(this.chosen);
       this.pinned = true;
       this.choose(this.points.at(here < 0 ? (step > 0 ? 0 : -1) : (here + step) % this.points.length) ?? null);
-    } else this.turn(...turns[event.key]);
+    } else if (zoom) this.zoom(zoom);
+    else this.step(...steps[event.key]);
   },
 
   grab(event) {
@@ -223,13 +256,13 @@ export const scene = {
       const far = Math.hypot(event.clientX - x, event.clientY - y);
       if (far < 3 && !moved) return;
       this.held = [event.clientX, event.clientY, true];
-      this.turn((event.clientX - x) / 160, (event.clientY - y) / 160);
+      this.drift(event.clientX - x, event.clientY - y);
       return;
     }
     if (!this.pinned) this.choose(this.near(event));
   },
 
-  /** A press that did not turn anything is a click: it keeps the window that is there. */
+  /** A press that moved nothing is a click: it keeps the window that is there. */
   release(event) {
     const clicked = this.held && !this.held[2];
     this.held = null;

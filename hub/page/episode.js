@@ -2,7 +2,8 @@
 
 import { chooser, count, disclosure, empty, fixed, h, heading, percent, plural, replace, table } from "./dom.js";
 import { inspectable } from "./inspect.js";
-import { chip, legend, PHASES, PhaseRows } from "./phases.js";
+import { chip, legend, marks, PHASES, PhaseRows } from "./phases.js";
+import { cell, middle, strideOf } from "./spans.js";
 
 export const scene = {
   id: "episode",
@@ -15,12 +16,11 @@ export const scene = {
     this.choice = chooser("Episode", dirty);
     this.rows = new PhaseRows(26);
     this.axis = h("div", { class: "axis", "aria-hidden": "true" });
-    this.middle = (event) => event.start_s;
     this.windows = [];
     this.range = [0, 1];
     this.figure = inspectable("Windows of the episode", [this.rows.element, this.axis], {
       windows: () => this.windows.length,
-      share: (i) => (this.middle(this.windows[i]) - this.range[0]) / (this.range[1] - this.range[0]),
+      share: (i) => (middle(this.windows[i]) - this.range[0]) / (this.range[1] - this.range[0]),
       words: (i) => spoken(this.windows[i]),
     });
     this.facts = h("div", { class: "numbers" });
@@ -28,14 +28,11 @@ export const scene = {
     this.list = disclosure("Windows as a table", () => windowTable(this.windows));
     this.body = h("div", { class: "stack" },
       h("div", { class: "controls" }, this.choice.element), this.facts,
-      h("div", { class: "keys" }, legend(), h("ul", { class: "legend", "aria-label": "Marks" },
-        h("li", {}, h("i", { class: "swatch bar", "aria-hidden": "true" }), "upper bar: actual"),
-        h("li", {}, h("i", { class: "swatch bar lower", "aria-hidden": "true" }), "lower, pale bar: predicted"),
-        h("li", {}, h("i", { class: "swatch thin", "aria-hidden": "true" }), "line: filtered"),
-        h("li", {}, h("i", { class: "swatch alarmed", "aria-hidden": "true" }), "alarm stands"))),
+      h("div", { class: "keys" }, legend(), marks(
+        ["bar", "upper bar: actual"], ["bar lower", "lower, pale bar: predicted"], ["thin", "line: filtered"], ["alarmed", "alarm stands"])),
       h("div", {}, this.figure.element, this.list.element),
       this.confusion);
-    this.head = heading("Episode", "One recorded episode, window by window: the phase that the model predicted, beside the phase that the recording's labels give.");
+    this.head = heading("Episode", "One recorded episode, window by window: the phase that the model predicted, beside the phase that the recording's labels give. A window is drawn around its middle, where its label is taken.");
     panel.append(this.head.element, this.none, this.body);
   },
 
@@ -45,19 +42,16 @@ export const scene = {
     this.body.hidden = episodes.size === 0;
     if (!episodes.size) return;
     this.choice.options([...episodes].map(([id, windows]) => [id, `${id} (${plural(windows.size, "window")})`]).sort());
-    this.windows = [...episodes.get(this.choice.value).values()].sort((a, b) => a.start_s - b.start_s);
+    this.windows = [...episodes.get(this.choice.value).values()].sort((a, b) => a.start_s - b.start_s)
+      .map((event) => ({ ...event, start: event.start_s, end: event.end_s }));
     const { windows } = this;
-    const steps = windows.slice(1).map((event, i) => event.start_s - windows[i].start_s).filter((step) => step > 0);
-    const stride = steps.length ? Math.min(...steps) : 5;
-    // A cell stands where its window starts, one stride wide: windows overlap, cells do not.
-    this.range = [windows[0].start_s, windows.at(-1).start_s + stride];
-    this.middle = (event) => event.start_s + stride / 2;
-    const cell = (event) => [event.start_s, event.start_s + stride];
+    const stride = strideOf(windows);
+    this.range = [windows[0].start, windows.at(-1).end];
     const right = windows.filter((event) => event.predicted === event.actual).length;
     this.rows.draw(this.range, {
-      bars: ["actual", "predicted"].map((name) => windows.map((event) => [...cell(event), event[name]])),
-      line: windows.filter((event) => event.filtered).map((event) => [...cell(event), event.filtered]),
-      shaded: windows.filter((event) => event.alarm).map((event) => [...cell(event), "alarmed"]),
+      bars: ["actual", "predicted"].map((name) => windows.map((event) => [...cell(event, stride), event[name]])),
+      line: windows.filter((event) => event.filtered).map((event) => [...cell(event, stride), event.filtered]),
+      alarmed: windows.filter((event) => event.alarm).map((event) => cell(event, stride)),
       words: `${plural(windows.length, "window")}, ${right} predicted as labelled.`,
     });
     this.axis.replaceChildren(...ticks(this.range, this.axis.clientWidth).map((at) => h("span", { vars: { left: `${(100 * (at - this.range[0])) / (this.range[1] - this.range[0])}%` } }, `${count(at)} s`)));

@@ -4,12 +4,13 @@
 import uPlot from "./vendor/uPlot.js";
 import { ago, clock, colour, day, disclosure, duration, empty, field, fixed, h, milliseconds, minute, now, percent, plural, say, since, table, when } from "./dom.js";
 import { inspectable } from "./inspect.js";
-import { chip, EDGE, GUTTER, legend, PhaseRows } from "./phases.js";
+import { chip, EDGE, GUTTER, HATCH_PX, legend, marks, PhaseRows } from "./phases.js";
+import { alarmed, cell, merged, middle, silences, standing, strideOf } from "./spans.js";
 import { answer } from "./stream.js";
 
-const SPANS_S = [120, 300, 600, 1200]; // what a lane shows: the shortest that holds its windows
+const SPANS_S = [60, 120, 180, 300, 450, 600, 900, 1200]; // what a lane shows: the shortest that holds its windows
 const SECONDS_S = 300; // up to here the axis has seconds
-const STALE_S = 20; // three windows are late
+const STALE_S = 20; // when the hub takes a host for silent: UNHEARD_S of live/silence.py
 const SHIFT_S = 600; // how far a silent lane moves on before it stands still
 const SCORE_PX = 136; // as in the style sheet
 const SHOWN_ALARMS = 3;
@@ -17,7 +18,8 @@ const NOTE_LENGTH = 500;
 
 /** How many hosts are under alarm, live or in a replay. */
 export const alarmsOf = (store, source) => [...store.lanes.values()].filter(({ last }) => last.source === source && standing(last)).length;
-const standing = (event) => event.alarm === "raised" || event.alarm === "standing";
+/** What is silent, in words: of a whole machine its name alone. */
+const quiet = ({ silent, host }) => (silent?.includes(host) ? host : (silent ?? []).join(", "));
 
 export const scene = {
   id: "live",
@@ -31,12 +33,9 @@ export const scene = {
     this.banner = h("p", { class: "replay-banner", hidden: true });
     this.overview = h("ul", { class: "overview", "aria-label": "Hosts" });
     this.lanes = h("div", { class: "lanes" });
-    this.key = h("div", { class: "key" }, legend(),
-      h("ul", { class: "legend", "aria-label": "Marks" },
-        h("li", {}, h("i", { class: "swatch bar", "aria-hidden": "true" }), "filtered phase"),
-        h("li", {}, h("i", { class: "swatch thin", "aria-hidden": "true" }), "phase of the window alone"),
-        h("li", {}, h("i", { class: "swatch alarmed", "aria-hidden": "true" }), "alarm stands"),
-        h("li", {}, h("i", { class: "swatch quiet-time", "aria-hidden": "true" }), "silent")));
+    this.key = h("div", { class: "key" }, legend(), marks(
+      ["bar", "filtered phase"], ["thin", "phase of the window alone"], ["curve", "alarm score"], ["threshold", "its threshold"],
+      ["alarmed", "alarm stands"], ["silent", "silent"]));
     panel.append(
       h("header", {}, h("h2", {}, "Live"), h("p", { class: "about" }, "In which phase each machine is, window by window, for up to the last twenty minutes; whether an alarm stands, and which channels argue for it.")),
       this.banner, this.overview, this.none, this.key, this.lanes);
@@ -153,19 +152,8 @@ class LaneView {
     this.lane.changed = true;
   }
 
-  get stride() {
-    const { windows } = this.lane;
-    let stride = null;
-    for (let i = Math.max(1, windows.length - 20); i < windows.length; i++) {
-      const step = windows[i].start - windows[i - 1].start;
-      if (step > 0 && (stride === null || step < stride)) stride = step;
-    }
-    const { start, end } = this.lane.last;
-    return stride ?? (end - start) / 2;
-  }
-
   share(event) {
-    const at = ((event.start + event.end) / 2 - this.range[0]) / (this.range[1] - this.range[0]);
+    const at = (middle(event) - this.range[0]) / (this.range[1] - this.range[0]);
     return at < 0 || at > 1 ? null : at;
   }
 
@@ -173,9 +161,11 @@ class LaneView {
   move() {
     const { last, heard } = this.lane;
     const late = now() - heard;
-    this.stale.hidden = last.source === "replay" ? late < STALE_S : late < STALE_S || last.phase === null;
+    const replay = last.source === "replay";
+    this.stale.hidden = late < STALE_S || (!replay && last.phase === null);
+    this.stale.classList.toggle("done", replay);
     if (!this.stale.hidden) {
-      say(this.stale, last.source === "replay" ? `The replay sent its last window ${duration(late)} ago.` : `Nothing received from ${this.lane.host} for ${duration(late)}. What stands below is the last that was said.`);
+      say(this.stale, replay ? `The last window of this replay came ${duration(late)} ago: it has ended, or stands still.` : `Nothing received from ${this.lane.host} for ${duration(late)}. What stands below is the last that was said.`);
     }
     if (last.source === "live" && late > 1 && this.onScreen && !document.hidden) this.figures();
   }
@@ -207,32 +197,34 @@ class LaneView {
   }
 
   figures() {
-    const { lane, stride } = this;
+    const { lane } = this;
     const { last, windows, heard } = lane;
+    const stride = strideOf(windows);
     const right = last.source === "live" ? last.end + Math.min(SHIFT_S, Math.max(0, now() - heard)) : last.end;
     this.range = [right - (SPANS_S.find((span) => windows[0].start >= right - span) ?? SPANS_S.at(-1)), right];
-    const cell = (event) => [(event.start + event.end - stride) / 2, (event.start + event.end + stride) / 2];
-    const shaded = windows.filter(standing).map((event) => [event.end, event.end + stride, "alarmed"]);
-    for (const event of windows) if (event.phase === null) shaded.push([event.start, event === last ? right : event.end, "quiet-time"]);
+    this.alarmed = alarmed(windows, right, stride);
+    this.silent = silences(windows, right);
     this.rows.draw(this.range, {
-      bars: [windows.filter((event) => event.filtered !== null).map((event) => [...cell(event), event.filtered])],
-      line: windows.filter((event) => event.phase !== null).map((event) => [...cell(event), event.phase]),
-      shaded,
+      bars: [windows.filter((event) => event.filtered !== null).map((event) => [...cell(event, stride), event.filtered])],
+      line: windows.filter((event) => event.phase !== null).map((event) => [...cell(event, stride), event.phase]),
+      alarmed: this.alarmed,
+      silent: this.silent,
       words: summary(lane),
     });
     this.score(stride);
   }
 
   score(stride) {
-    const { windows, last } = this.lane;
+    const { last } = this.lane;
+    const windows = this.lane.windows.filter((event) => event.phase !== null);
     const data = [[], [], []];
     for (const [i, event] of windows.entries()) {
-      if (i && event.end - windows[i - 1].end > 1.6 * stride) {
-        data[0].push(windows[i - 1].end + stride);
+      if (i && middle(event) - middle(windows[i - 1]) > 1.6 * stride) {
+        data[0].push(middle(windows[i - 1]) + stride);
         data[1].push(null);
         data[2].push(null);
       }
-      data[0].push(event.end);
+      data[0].push(middle(event));
       data[1].push(event.score);
       data[2].push(event.threshold);
     }
@@ -242,7 +234,7 @@ class LaneView {
   }
 
   makePlot(data) {
-    const [ink, soft, grid, alarm, line] = ["ink", "soft", "grid", "alarm", "c0"].map(colour);
+    const [ink, soft, grid, alarm, line, quiet] = ["ink", "soft", "grid", "alarm", "c0", "base"].map(colour);
     const font = "11px system-ui, sans-serif";
     const axis = { stroke: soft, font, grid: { stroke: grid, width: 1 }, ticks: { show: false } };
     return new uPlot({
@@ -261,7 +253,7 @@ class LaneView {
         { stroke: line, width: 1.75, points: { show: false } },
         { stroke: ink, width: 1, dash: [5, 4], points: { show: false }, paths: uPlot.paths.stepped({ align: -1 }) },
       ],
-      hooks: { drawClear: [(plot) => this.shade(plot, alarm)] },
+      hooks: { drawClear: [(plot) => this.shade(plot, alarm, quiet)] },
     }, data, this.chart);
   }
 
@@ -272,17 +264,18 @@ class LaneView {
     return splits.map((at) => (to - at < 0.03 * (to - from) ? "" : words(at)));
   }
 
-  shade(plot, fill) {
+  /** The same spans as behind the rows of phases. */
+  shade(plot, alarm, quiet) {
     const { left, top, width, height } = plot.bbox;
-    const { stride } = this;
-    plot.ctx.save();
-    plot.ctx.fillStyle = fill;
-    for (const event of this.lane.windows.filter(standing)) {
-      const a = Math.max(left, plot.valToPos(event.end, "x", true));
-      const b = Math.min(left + width, plot.valToPos(event.end + stride, "x", true));
-      if (b > a) plot.ctx.fillRect(Math.floor(a), top, Math.ceil(b) - Math.floor(a), height);
-    }
-    plot.ctx.restore();
+    const { ctx } = plot;
+    const ratio = devicePixelRatio || 1;
+    const px = (spans) => spans.map((span) => span.map((at) => Math.min(left + width, Math.max(left, plot.valToPos(at, "x", true)))));
+    ctx.save();
+    ctx.fillStyle = alarm;
+    for (const [a, b] of px(this.alarmed)) ctx.fillRect(Math.floor(a), top, Math.ceil(b) - Math.floor(a), height);
+    ctx.fillStyle = quiet;
+    for (const [a, b] of px(merged(this.silent))) for (let at = a; at < b; at += HATCH_PX * ratio) ctx.fillRect(at, top, ratio, height);
+    ctx.restore();
   }
 
   /* ---- alarms and their answers ---- */
@@ -325,11 +318,10 @@ class LaneView {
   alarmRow(alarm) {
     if (this.forms.has(alarm.id)) return this.forms.get(alarm.id);
     const { first } = alarm;
-    const quiet = first.silent?.length && first.phase === null;
     const row = { time: h("b"), ended: h("span"), peak: h("span"), answer: h("div", { class: "answer" }), alarm, state: "" };
     row.element = h("div", { class: "alarm-row", "data-alarm": alarm.id },
       h("div", { class: "alarm-when" }, h("span", { class: "alarm-word", "aria-hidden": "true" }, "▲"), row.time, row.ended, row.peak),
-      h("p", { class: "alarm-why" }, quiet ? `Silence of ${first.silent.join(", ")}` : first.why?.length ? ["Because of ", first.why.filter((each) => each.contribution > 0).map((each, i) => [i ? ", " : "", h("code", {}, each.channel)])].flat(3) : "No channel was named"),
+      h("p", { class: "alarm-why" }, first.phase === null ? `Silence of ${quiet(first)}` : first.why?.length ? ["Because of ", first.why.filter((each) => each.contribution > 0).map((each, i) => [i ? ", " : "", h("code", {}, each.channel)])].flat(3) : "No channel was named"),
       row.answer);
     this.forms.set(alarm.id, row);
     return row;
@@ -391,7 +383,7 @@ class LaneView {
 
 function origin(last) {
   return h("p", { class: "provenance" }, "From ", h("span", { class: "origin" }, last.origin),
-    ` · window ${last.source === "replay" ? "recorded" : "ended"} ${when(last.end)} · published `, ago(last.at));
+    last.phase === null ? "" : ` · window ${last.source === "replay" ? "recorded" : "ended"} ${when(last.end)}`, " · published ", ago(last.at));
 }
 
 function said(given) {
@@ -401,7 +393,7 @@ function said(given) {
 }
 
 function phaseNow(last) {
-  if (last.filtered === null) return [h("b", { class: "silent-word" }, "silent"), h("p", { class: "soft sub" }, last.silent?.length ? `nothing from ${last.silent.join(", ")}` : "no phase is said")];
+  if (last.filtered === null) return [h("b", { class: "silent-word" }, "silent"), h("p", { class: "soft sub" }, `nothing from ${quiet(last)} since ${when(last.start)}`)];
   const raw = last.phase === last.filtered ? "this window alone says the same" : `this window alone: ${last.phase}`;
   return [
     h("p", { class: "big" }, chip(last.filtered), last.confidence === null ? null : h("span", { class: "soft" }, percent(last.confidence))),
@@ -428,7 +420,7 @@ function alarmNow(lane) {
 
 function whyNow(last) {
   const head = h("h4", {}, "Why ", h("span", { class: "soft" }, "channels that argue for an alarm"));
-  if (!last.why?.length) return [head, h("p", { class: "soft sub" }, "No channel was named for the last window.")];
+  if (!last.why?.length) return [head, h("p", { class: "soft sub" }, last.phase === null ? "Nothing is heard that could argue." : "No channel was named for the last window.")];
   const most = Math.max(...last.why.map((each) => Math.abs(each.contribution)), 1e-9);
   return [head, h("ul", { class: "bars" }, last.why.map(({ channel, contribution }) =>
     h("li", {}, h("code", {}, channel), h("span", { class: "n" }, `${contribution < 0 ? "−" : "+"}${Math.abs(contribution).toPrecision(2)}`),
@@ -441,16 +433,18 @@ function factsNow(last) {
   return [
     fact("Alarm score", last.score === null ? "none" : h("b", {}, fixed(last.score, 2)), h("span", { class: "soft" }, last.score === null ? ", " : last.score >= last.threshold ? " ≥ " : " < ", `threshold ${fixed(last.threshold, 2)}`)),
     fact("Inputs", like),
-    fact("Silent", last.silent?.length ? h("b", { class: "warn" }, `⚠ ${last.silent.join(", ")}`) : "none"),
+    fact("Silent", last.silent?.length ? h("b", { class: "warn" }, `⚠ ${quiet(last)}`) : "none"),
     ...Object.entries(last.coverage).map(([source, share]) =>
       fact(`Coverage of ${source}`, h("span", { class: "meter", "aria-hidden": "true", vars: { "--share": `${100 * share}%` } }), h("span", { class: share < 0.5 ? "warn" : null }, percent(Math.floor(100 * share) / 100)))),
-    fact("Window", `${last.window}, ${clock(last.start)} to ${clock(last.end)}`),
-    fact("Row to event", milliseconds(last.latency_ms)),
+    ...(last.phase === null ? [] : [
+      fact("Window", `${last.window}, ${clock(last.start)} to ${clock(last.end)}`),
+      fact("Row to event", milliseconds(last.latency_ms)),
+    ]),
   ];
 }
 
 function spoken(event) {
-  if (event.phase === null) return `${clock(event.start)} · silent: ${(event.silent ?? []).join(", ")}`;
+  if (event.phase === null) return `${clock(event.start)} to ${clock(event.end)} · silent: ${quiet(event)}`;
   return `${clock(event.start)} to ${clock(event.end)} · ${event.filtered} ${event.confidence === null ? "" : percent(event.confidence)} · alone ${event.phase} · score ${fixed(event.score, 2)}${event.alarm === "none" ? "" : ` · alarm ${event.alarm}`}${event.unlike ? " · unlike training" : ""}`;
 }
 
@@ -463,7 +457,7 @@ function summary({ windows, host }) {
 function windowTable(lane) {
   const columns = [{ name: "from" }, { name: "filtered" }, { name: "alone" }, { name: "score", number: true }, { name: "threshold", number: true }, { name: "alarm" }, { name: "training" }, { name: "window", number: true }];
   const rows = lane.windows.toReversed().map((event) => [
-    when(event.start), event.filtered ?? "silent", event.phase ?? "silent", fixed(event.score, 3), fixed(event.threshold, 3), event.alarm, { true: "unlike", false: "like", null: "–" }[String(event.unlike)], String(event.window),
+    when(event.start), event.filtered ?? "silent", event.phase ?? "silent", fixed(event.score, 3), fixed(event.threshold, 3), event.alarm, { true: "unlike", false: "like", null: "–" }[String(event.unlike)], event.phase === null ? null : String(event.window),
   ]);
   return table(`Windows of ${lane.host}, the newest first`, columns, rows);
 }

@@ -1,12 +1,19 @@
 // The phases in class order, and rows of phases over time.
 
 import { h, s, say } from "./dom.js";
+import { merged } from "./spans.js";
 
 export const PHASES = ["clean", "armed", "infecting", "infected_running", "dormant"];
 
 /** What stands left and right of a figure over time, in px: curves below phases have the same. */
 export const GUTTER = 112;
 export const EDGE = 18;
+export const HATCH_PX = 4; // between the lines of silence, as in the style sheet
+
+/** What else is drawn over time, for the legends of the scenes that draw it. */
+export function marks(...entries) {
+  return h("ul", { class: "legend", "aria-label": "Marks" }, entries.map(([swatch, words]) => h("li", {}, h("i", { class: `swatch ${swatch}`, "aria-hidden": "true" }), words)));
+}
 
 /** A phase with its colour; never the colour alone. */
 export function chip(phase) {
@@ -18,7 +25,8 @@ export function legend(phases = PHASES) {
 }
 
 /**
- * One row per phase over time: bars, and a thin line below them for what is set beside. A phase is told by its row; the colour only repeats it.
+ * One row per phase over time: bars, and a thin line below them for what is set beside. A phase is
+ * told by its row; the colour only repeats it.
  */
 export class PhaseRows {
   constructor(height = 20) {
@@ -33,16 +41,22 @@ export class PhaseRows {
 
   /**
    * `range` [from, to] in seconds; `bars` lists of [from, to, phase], one list per part of a row;
-   * `line` the same for the thin line below; `shaded` [from, to, class] behind all rows.
+   * `line` the same for the thin line below; `alarmed` and `silent` [from, to] behind all rows.
    */
-  draw(range, { bars, line = [], shaded = [], words }) {
+  draw(range, { bars, line = [], alarmed = [], silent = [], words }) {
     const [from, to] = range;
     const x = (at) => Math.min(1000, Math.max(0, (1000 * (at - from)) / (to - from)));
     const { height } = this;
     const full = height * PHASES.length;
     const shapes = [];
-    for (const [a, b, kind] of merged(shaded)) {
-      if (x(b) > x(a)) shapes.push(s("rect", { class: kind, x: x(a), width: x(b) - x(a), y: 0, height: full }));
+    for (const [a, b] of merged(alarmed)) {
+      if (x(b) > x(a)) shapes.push(s("rect", { class: "alarmed", x: x(a), width: x(b) - x(a), y: 0, height: full }));
+    }
+    const step = (1000 * HATCH_PX) / (this.area.clientWidth || 1000);
+    for (const [a, b] of merged(silent)) {
+      let lines = "";
+      for (let at = x(a); at < x(b); at += step) lines += `M${at.toFixed(2)} 0V${full}`;
+      if (lines) shapes.push(s("path", { class: "silent", d: lines }));
     }
     for (let i = 1; i < PHASES.length; i++) shapes.push(s("path", { class: "grid", d: `M0 ${i * height}H1000` }));
     const thin = line.length ? 3.5 : 0;
@@ -60,15 +74,4 @@ export class PhaseRows {
     this.svg.replaceChildren(...shapes);
     say(this.words, words);
   }
-}
-
-/** Boxes that touch and are of one phase as one. */
-export function merged(list) {
-  const out = [];
-  for (const [from, to, phase] of list) {
-    const last = out.at(-1);
-    if (last && last[2] === phase && from - last[1] < 0.05) last[1] = to;
-    else out.push([from, to, phase]);
-  }
-  return out;
 }

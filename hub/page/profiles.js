@@ -7,7 +7,7 @@ import { chooser, colour, compact, disclosure, empty, h, heading, plural, say, t
 export const AXIS = [["clean", 10], ["armed", 5], ["infecting", 10], ["infected_running", 40], ["clean", 15]];
 const CHART_PX = 170;
 const ALL = "";
-const MANY = 24;
+const MANY = 24; // cards at first, and by one press of the button
 
 const SPANS = AXIS.reduce((spans, [phase, points]) => {
   const from = spans.length ? spans.at(-1).to : 0;
@@ -26,13 +26,16 @@ export const scene = {
     this.profile = chooser("Profile", dirty);
     this.channel = chooser("Signal", dirty);
     this.grid = h("div", { class: "cards" });
-    this.less = h("p", { class: "soft sub", hidden: true });
+    this.shown = MANY;
+    this.words = h("span", { class: "soft sub" });
+    this.more = h("button", { type: "button", class: "quiet", on: { click: () => { this.shown += MANY; dirty(); } } });
+    this.less = h("p", { class: "less", hidden: true }, this.words, this.more);
     this.body = h("div", { class: "stack" },
       h("div", { class: "controls" }, this.profile.element, this.channel.element),
       h("div", {}, h("ul", { class: "legend", "aria-label": "Marks" },
         h("li", {}, h("i", { class: "swatch median", "aria-hidden": "true" }), "median of the episodes"),
         h("li", {}, h("i", { class: "swatch band", "aria-hidden": "true" }), "middle half (25 % to 75 %)"))),
-      this.less, this.grid);
+      this.grid, this.less);
     this.head = heading("Attack profiles", "How one signal runs through the attacks of each profile. Episodes are laid on one axis by phase, so a phase has the same width whatever time it took.");
     panel.append(this.head.element, this.none, this.body);
     this.sized = new ResizeObserver((entries) => {
@@ -50,9 +53,11 @@ export const scene = {
     this.profile.options([[ALL, "all"], ...names.map((name) => [name, name])]);
     this.channel.options([[ALL, "all"], ...channels.map((name) => [name, name])]);
     const chosen = events.filter((event) => [ALL, event.name].includes(this.profile.value) && [ALL, event.channel].includes(this.channel.value));
-    const shown = chosen.slice(0, MANY);
-    this.less.hidden = shown.length === chosen.length;
-    say(this.less, `The first ${MANY} of ${chosen.length} are shown. Choose a profile or a signal.`);
+    const shown = chosen.slice(0, this.shown);
+    const left = chosen.length - shown.length;
+    this.less.hidden = left === 0;
+    say(this.words, `${shown.length} of ${chosen.length} are shown.`);
+    say(this.more, `Show ${Math.min(left, MANY)} more`);
     const open = new Set();
     for (const [key, card] of this.cards) {
       if (shown.some((event) => event === card.event) && card.canvas.plot) continue;

@@ -1,9 +1,10 @@
 // How good a model is against what it costs per window, on a device that is named.
 
-import { bytes, empty, fixed, h, heading, milliseconds, replace, table } from "./dom.js";
+import { bytes, empty, fixed, h, heading, milliseconds, replace, s, table } from "./dom.js";
 
-const LABEL_PX = 6.4; // of a letter
-const ROW_PX = 15;
+const ROW_PX = 15; // height of a name
+const GAP_PX = 10; // from the middle of a mark to its name
+const SIDES_PX = 70; // left and right of the plane, as in the style sheet
 const MARGIN = 0.25; // of the axis, in powers of ten
 
 export const scene = {
@@ -74,36 +75,59 @@ function scatter(events, width) {
   }
   const steps = Math.round((top - bottom) * 10);
   for (let i = 0; i <= steps; i++) lines.push(h("span", { class: "y-line", vars: { bottom: `${(100 * i) / Math.max(1, steps)}%` } }, h("span", {}, (bottom + i / 10).toFixed(1))));
-  const inner = width - 70;
+  const inner = width - SIDES_PX;
   const height = 340;
   const front = (event) => !events.some((other) => other !== event && other.mode === event.mode && other.latency_ms <= event.latency_ms && other.macro_f1 >= event.macro_f1 && (other.latency_ms < event.latency_ms || other.macro_f1 > event.macro_f1));
   const ordered = [...events].sort((a, b) => Number(front(b)) - Number(front(a)) || b.macro_f1 - a.macro_f1);
-  const taken = ordered.map((event) => [x(event.latency_ms) * inner - 6, (1 - y(event.macro_f1)) * height - 6, 12, 12]);
-  for (const event of ordered) {
-    if (event.latency_p99_ms) taken.push([x(event.latency_ms) * inner, (1 - y(event.macro_f1)) * height - 1, (x(event.latency_p99_ms) - x(event.latency_ms)) * inner, 2]);
-  }
-  const marks = ordered.map((event) => {
-    const [px, py] = [x(event.latency_ms) * inner, (1 - y(event.macro_f1)) * height];
-    const place = labelPlace(event.model, px, py, inner, taken);
+  const places = ordered.map((event) => [x(event.latency_ms) * inner, (1 - y(event.macro_f1)) * height]);
+  const taken = places.map(([px, py]) => [px - 7, py - 7, 14, 14]);
+  const whiskers = ordered.map((event, i) => [places[i][0], places[i][1] - 1, (x(event.latency_p99_ms ?? event.latency_ms) - x(event.latency_ms)) * inner, 2]);
+  const leaders = s("svg", { class: "leaders", width: inner, height });
+  const marks = ordered.map((event, i) => {
+    const [px, py] = places[i];
+    const name = front(event) ? "name front" : "name";
+    const place = labelPlace(textWidth(event.model, front(event)), px, py, [inner, height], taken, whiskers);
+    if (place.far) leaders.append(s("line", { x1: px, y1: py, x2: place.x, y2: place.y }));
     return [
       event.latency_p99_ms && h("i", { class: `range ${event.mode}`, vars: { left: `${100 * x(event.latency_ms)}%`, width: `${100 * (x(event.latency_p99_ms) - x(event.latency_ms))}%`, bottom: `${100 * y(event.macro_f1)}%` } }),
       h("i", { class: `mark ${event.mode}`, title: `${variant(event)}: ${milliseconds(event.latency_ms)}, macro F1 ${fixed(event.macro_f1)}`, vars: { left: `${100 * x(event.latency_ms)}%`, bottom: `${100 * y(event.macro_f1)}%` } }),
-      place && h("span", { class: front(event) ? "name front" : "name", vars: { left: `${place[0]}px`, top: `${place[1]}px` } }, event.model),
+      h("span", { class: name, vars: { left: `${place.left}px`, top: `${place.top}px` } }, event.model),
     ];
   });
   const words = `Macro F1 against latency of ${events.length} variants; the table below has the figures.`;
   return h("div", { class: "scatter", role: "img", "aria-label": words },
-    h("p", { class: "y-name", "aria-hidden": "true" }, "macro F1"), h("div", { class: "plane", vars: { height: `${height}px` }, "aria-hidden": "true" }, lines, marks.flat()),
+    h("p", { class: "y-name", "aria-hidden": "true" }, "macro F1"), h("div", { class: "plane", vars: { height: `${height}px` }, "aria-hidden": "true" }, lines, leaders, marks.flat()),
     h("p", { class: "x-name", "aria-hidden": "true" }, "latency per window, logarithmic"));
 }
 
-/** A free place for a name beside its mark, or null: it is in the table, and in the mark's title. */
-function labelPlace(words, px, py, width, taken) {
-  const w = words.length * LABEL_PX;
-  const tries = [[px + 9, py - 8], [px - w - 9, py - 8], [px - w / 2, py - 24], [px - w / 2, py + 8], [px + 6, py - 21], [px + 6, py + 6]];
-  const free = tries.find(([left, top]) => left >= 0 && left + w <= width && top > -12 && taken.every(([l, t, tw, th]) => left + w < l || l + tw < left || top + ROW_PX < t || t + th < top));
-  if (free) taken.push([free[0], free[1], w, ROW_PX]);
-  return free ?? null;
+/**
+ * Where a name stands: as near to its mark as it can without covering a mark or a name, and without
+ * crossing the lines of others if there is room. A leader goes to one that is `far`.
+ */
+function labelPlace(w, px, py, [width, height], taken, whiskers) {
+  const meets = ([l, t, tw, th], [left, top]) => left < l + tw && l < left + w && top < t + th && t < top + ROW_PX;
+  let best = null;
+  for (const dy of [0, -1, 1, -2, 2, -3, 3, -4, 4, -5, 5, -6, 6]) {
+    for (const side of [1, -1, 0]) {
+      if (!dy && !side) continue;
+      const left = side === 0 ? px - w / 2 : px + side * (GAP_PX + w / 2) - w / 2;
+      const top = py - ROW_PX / 2 + dy * (ROW_PX + 1);
+      const inside = left >= 0 && left + w <= width && top >= 0 && top + ROW_PX <= height;
+      if (!inside || taken.some((box) => meets(box, [left, top]))) continue;
+      const cost = Math.abs(dy) + (side === 0 ? 0.5 : 0) + 3 * whiskers.filter((box) => meets(box, [left, top])).length;
+      if (!best || cost < best.cost) best = { cost, left, top, far: Math.abs(dy) > 1, x: left + w / 2, y: top + (dy < 0 ? ROW_PX : 0) };
+    }
+  }
+  best ??= { left: px - w / 2, top: py + GAP_PX, far: false }; // no room at all: over others rather than nowhere
+  taken.push([best.left - GAP_PX / 2, best.top, w + GAP_PX, ROW_PX]);
+  return best;
+}
+
+const canvas = document.createElement("canvas").getContext("2d");
+
+function textWidth(words, bold) {
+  canvas.font = `${bold ? 680 : 400} 12px system-ui, sans-serif`;
+  return Math.ceil(canvas.measureText(words).width) + 2;
 }
 
 function notMeasured(events) {

@@ -73,16 +73,18 @@ export class Lane {
 
   alarm(event) {
     if (event.phase !== null) {
-      for (const each of this.alarms.values()) { // a hub's alarm of silence ends with the next window
-        if (each.first.phase === null && each.until === null && each.id !== event.alarm_id) each.until = event.start;
+      for (const each of this.alarms.values()) { // silence ends with the next window, which may have begun before it
+        const stands = event.alarm !== "cleared" && each.id === event.alarm_id;
+        if (each.first.phase === null && each.until === null && !stands) each.until = Math.max(each.last, event.start);
       }
     }
     if (event.alarm === "none" || !event.alarm_id) return null;
     const known = this.alarms.get(event.alarm_id);
-    const alarm = known ?? { id: event.alarm_id, host: event.host, from: event.end, seen: event.alarm === "raised", first: event, until: null, peak: null };
+    const alarm = known ?? { id: event.alarm_id, host: event.host, from: event.end, seen: event.alarm === "raised", first: event, last: event.end, until: null, peak: null };
     if (!known) this.alarms.set(alarm.id, alarm);
     if (event.alarm === "raised") Object.assign(alarm, { from: event.end, seen: true, first: event });
-    if (event.alarm === "cleared") alarm.until = event.end;
+    alarm.last = event.end;
+    if (event.alarm === "cleared") alarm.until ??= event.end;
     if (event.score !== null) alarm.peak = Math.max(alarm.peak ?? 0, event.score);
     if (event.alarm === "raised" && !(known?.seen)) return "raised";
     return event.alarm === "cleared" ? "cleared" : null;

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from config.paths import base_folder
+from live.silence import UNHEARD_S
 from pipelines.cli import options, serving
 from pipelines.cli.console import (
     FAILED,
@@ -47,7 +48,7 @@ def hub(
     silent_after: Annotated[
         float,
         typer.Option(metavar="SECONDS", min=1, help="When a host that sends nothing is silent."),
-    ] = 20.0,
+    ] = UNHEARD_S,
 ) -> Served:
     """Carry events from scorers to the live page.
 
