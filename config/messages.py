@@ -13,13 +13,18 @@ OPTIONS = ("config", "store", "artifacts")
 """Options that say which project a command is about."""
 
 _TAKEN = dict.fromkeys(
-    ("run", "sync", "predict", "report", "champion", "promote", "rollback", "doctor", "ui"), OPTIONS
-) | dict.fromkeys(("validate", "extract"), ("config", "store"))
+    ("run", "sync", "predict", "report", "champion", "promote", "rollback", "doctor", "ui",
+     "exclude", "bundle", "produce"), OPTIONS
+) | dict.fromkeys(("validate", "extract"), ("config", "store")) | {
+    "hub": ("config", "artifacts")
+}  # fmt: skip
 _COMMAND = re.compile(
-    rf"\bphasewatch ({'|'.join(_TAKEN)})\b(?! --(?:{'|'.join(OPTIONS)})\b)"
+    rf"\bphasewatch ({'|'.join(_TAKEN)})\b(?:(?<=produce) [a-z]+)?+"
+    rf"(?! --(?:{'|'.join(OPTIONS)})\b)"
     r"|(?<![\w/'] )dagster job execute\b"
 )
 _SHOWN = 12  # names of a list
+_CUT_OFF = 4  # letters of a name that is taken for the beginning of another
 
 
 def address_of(values: Mapping[str, Any]) -> dict[str, str]:
@@ -42,11 +47,22 @@ def addressed(text: str, address: Mapping[str, str]) -> str:
     return _COMMAND.sub(complete, text)
 
 
+def meant(value: str, known: Iterable[str], n: int = 1, alike: float = 0.6) -> str:
+    """Of known names the ``n`` nearest to one that is unknown, as a question; empty: none is near.
+
+    Args:
+        alike: how much a name must be like it, from 0 to 1; one that begins with it always is.
+    """
+    names = list(known)
+    near = get_close_matches(value, names, n=n, cutoff=alike)
+    if len(value) >= _CUT_OFF and not near:
+        near = [name for name in names if name.startswith(value)][:n]
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
 def unknown(what: str, value: str, known: Iterable[str]) -> str:
     """What a name must be, the nearest one, and what was given."""
     names = list(known)
-    near = get_close_matches(value, names, n=1)
     listed = ", ".join(names[:_SHOWN])
     more = f" or {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{what} must be one of {listed}{more}, got {value!r}{hint}"
+    return f"{what} must be one of {listed}{more}, got {value!r}{meant(value, names)}"

@@ -10,8 +10,13 @@ import stat
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from config.messages import meant
 from episodes.format import ARCHIVE_SUFFIX, batch_key, is_episode_id, is_host_id, is_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class StoreError(Exception):
@@ -103,7 +108,11 @@ class StoreListing:
         """
         episodes = [episode for episode in self.episodes if episode.episode_id == episode_id]
         if not episodes:
-            raise StoreError(f"{self.root}: no episode {episode_id} in the index or on disk")
+            ids = (episode.episode_id for episode in self.episodes)
+            raise StoreError(
+                f"{self.root}: no episode {episode_id} in the index or on disk"
+                f"{_meant(episode_id, ids)}"
+            )
         if len(episodes) > 1:
             hosts = ", ".join(episode.host_id for episode in episodes)
             raise StoreError(
@@ -111,6 +120,22 @@ class StoreListing:
                 "give the archive's path instead"
             )
         return episodes[0]
+
+    def named(self, name: str) -> tuple[StoredEpisode, ...]:
+        """The episodes of a batch, or the one with this id.
+
+        Raises:
+            StoreError: it is neither, or several hosts claim the id.
+        """
+        if name in self.batches:
+            return self.batches[name]
+        if not is_episode_id(name) and (hint := _meant(name, self.batches)):
+            raise StoreError(f"{self.root}: no batch {name}{hint}")
+        return (self.find(name),)
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    return meant(name, known, n=3, alike=0.8)  # ids are alike by chance: they begin with the time
 
 
 def find_archive(path: Path) -> StoredEpisode:

@@ -551,19 +551,23 @@ def unlike(found: Unlike | None) -> list[str]:
 def unlike_notes(recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Where more test episodes are unlike training than the promise allows of episodes like it.
 
+    One note, or none.
+
     Args:
         recipes: the evidence of a trial, by recipe.
     """
-    notes = []
+    shares: list[str] = []
     for recipe, evidence in recipes.items():
         found = evidence.get("unlike")
         share = found["test_episodes_unlike"] / found["test_episodes"] if found else 0.0
         if found and share > found["alpha"]:
-            notes.append(
-                f"{percent(share)} of the test episodes of recipe {recipe} are unlike training: "
-                "such a machine needs enrolment or retraining."
-            )
-    return notes
+            whose = recipe if shares else f"the test episodes of recipe {recipe}"
+            shares.append(f"{percent(share)} of {whose}")
+    if not shares:
+        return []
+    return [
+        f"{join_words(shares)} are unlike training: such a machine needs enrolment or retraining."
+    ]
 
 
 TURN_METRICS: dict[str, tuple[str, bool]] = {

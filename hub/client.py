@@ -7,12 +7,15 @@ import urllib.error
 import urllib.request
 from itertools import islice
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from hub.events import Event
 
+PORT = 8447
+"""Of a hub, if nobody says another."""
 BATCH = 100
 """Events of one request."""
 
@@ -34,6 +37,14 @@ class Publisher:
         self._has_token = token is not None
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
+
+    def check(self) -> None:
+        """Ask the hub to take nothing, which needs all that taking something needs.
+
+        Raises:
+            PublishError: no hub answers, or it would refuse events.
+        """
+        self._send([])
 
     def publish(self, events: Iterable[Event], batch: int = BATCH) -> int:
         """Send all events; returns how many the hub delivered.
@@ -61,8 +72,10 @@ class Publisher:
             raise PublishError(f"{self.url} refuses events: {_refusal(error)}") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             why = getattr(error, "reason", error)
+            port = urlsplit(self.url).port
+            start = "phasewatch hub" + (f" --port {port}" if port not in (None, PORT) else "")
             raise PublishError(
-                f"{self.url}: no hub answers there ({why}); start one: phasewatch hub"
+                f"{self.url}: no hub answers there ({why}); start one: {start}"
             ) from None
 
 

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from hub.events import Event
     from hub.guard import App, Message, Receive, Scope, Send
 
-PORT = 8447
 MAX_BODY = 2 << 20
 MAX_CLIENTS = 500
 STOPS_WITHIN_S = 3

@@ -70,11 +70,13 @@ def main(
     *,
     resolve: Callable[[str], Iterator[Recording]] | None = None,
     prog: str = "phasewatch-device",
+    complete: Callable[[str], str] = str,
 ) -> int:
     """Run a command; returns its exit code.
 
     Args:
         resolve: turns what ``--replay`` names into recordings; by default folders alone.
+        complete: gives the commands in a message the options that they need.
     """
     parser = _parser(prog)
     options = parser.parse_args(arguments)
@@ -82,18 +84,18 @@ def main(
     try:
         return int(options.run(options, resolve or recordings))
     except (UsageError, NotABundleError) as error:
-        return _said(error, USAGE)
+        return _said(complete(str(error)), USAGE)
     except BundleContractError as error:
-        return _said(error, MISMATCH)
+        return _said(complete(str(error)), MISMATCH)
     except BundleError as error:
-        return _said(error, FAILED)
+        return _said(complete(str(error)), FAILED)
     except BrokenPipeError:  # the reader of our lines has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
 
 
-def _said(error: Exception, code: int) -> int:
-    print(f"Error: {error}", file=sys.stderr)
+def _said(message: str, code: int) -> int:
+    print(f"Error: {message}", file=sys.stderr)
     return code
 
 
@@ -455,7 +457,7 @@ def run_enrol(options: argparse.Namespace, _: Any) -> int:
 def _read_baseline(path: Path, bundle: Bundle) -> NDArray[np.float32]:
     state = _read_state(path)
     if state is None or "features" not in state:
-        raise UsageError(f"{path}: not a baseline. Record one: phasewatch-device enrol")
+        raise UsageError(f"{path}: not a baseline. Record one with the command enrol")
     if str(state["contract"]) != bundle.contract_hash:
         raise BundleContractError(str(path), ["it was recorded for another input layout"])
     return state["features"]

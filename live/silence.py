@@ -1,8 +1,9 @@
 """Silence: the one place that says when it begins and what an event says of it.
 
-A *source* is silent when it is ``QUIET_S`` behind the others. A *machine* is silent when no row of it
-has come for ``QUIET_S``: its scorer says so at once, and then every stride. A *scorer* says something
-every ``WORD_S``, so the hub takes a host of which it heard nothing for ``UNHEARD_S`` for silent.
+A *source* is silent when it is ``QUIET_S`` behind the others. A *machine* is silent when no row of
+it has come for ``QUIET_S``: its scorer says so at once, and then every stride. A *scorer* says
+something every ``WORD_S``, so the hub takes a host of which it heard nothing for ``UNHEARD_S`` for
+silent.
 
 A silent machine is an alarm, whoever notices. An event of silence is about the whole span since the
 machine was last heard, and silence lasts until the next window that has a phase.

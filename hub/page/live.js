@@ -234,7 +234,7 @@ class LaneView {
   }
 
   makePlot(data) {
-    const [ink, soft, grid, alarm, line, quiet] = ["ink", "soft", "grid", "alarm", "c0", "base"].map(colour);
+    const [ink, soft, grid, alarm, line, quiet] = ["ink", "soft", "grid", "alarm", "c0", "hatch"].map(colour);
     const font = "11px system-ui, sans-serif";
     const axis = { stroke: soft, font, grid: { stroke: grid, width: 1 }, ticks: { show: false } };
     return new uPlot({

@@ -8,7 +8,7 @@ export const PHASES = ["clean", "armed", "infecting", "infected_running", "dorma
 /** What stands left and right of a figure over time, in px: curves below phases have the same. */
 export const GUTTER = 112;
 export const EDGE = 18;
-export const HATCH_PX = 4; // between the lines of silence, as in the style sheet
+export const HATCH_PX = 5; // between the lines of silence, as in the style sheet
 
 /** What else is drawn over time, for the legends of the scenes that draw it. */
 export function marks(...entries) {

@@ -268,14 +268,17 @@ def _notes(project: Project, trial: Trial) -> Iterator[str]:
 
     yield from unlike_notes(trial.judgement.recipes)
     challenger = trial.variant
-    for recipe in trial.checkpoints:
-        stage = project.stages[f"checkpoints/{challenger.name}"]
-        status = project.status(stage, recipe)
+    stage = project.stages[f"checkpoints/{challenger.name}"]
+    statuses = {recipe: project.status(stage, recipe) for recipe in trial.checkpoints}
+    outdated: dict[str, list[str]] = {}
+    for recipe, status in statuses.items():
         if status.code in ("settings", "version"):
-            yield (
-                f"recipe {recipe}: {challenger.name} was {status.message}; retrain: "
-                f"phasewatch run --recipe {recipe}"
-            )
+            outdated.setdefault(status.message, []).append(recipe)
+    for message, recipes in outdated.items():
+        yield (
+            f"recipe {', '.join(recipes)}: {challenger.name} was {message}; retrain: "
+            f"phasewatch run {' '.join(f'--recipe {recipe}' for recipe in recipes)}"
+        )
     best = None if trial.champion else best_on_validation(project)
     if best is not None and best != challenger and trial.checkpoints:
         scores = [validation_mean(project, variant) for variant in (best, challenger)]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from config.messages import OPTIONS, address_of, addressed
 from pipelines.cli import options
 from pipelines.cli.console import (
     FAILED,
+    OK,
+    REJECTED,
     TEXT_ONLY,
     USAGE,
     CommandError,
@@ -26,6 +30,7 @@ from pipelines.cli.console import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from episodes.store import StoredEpisode
     from live.cli import Recording
     from stages.device_bundle import Ingredients, Parity
     from stages.project import Project
@@ -129,43 +134,64 @@ def live(context: typer.Context) -> None:
     """Score a machine while it runs, or a recorded one."""
     from live.cli import main
 
-    raise typer.Exit(main(["live", *context.args], resolve=_recordings, prog="phasewatch"))
+    recordings = _Recordings()
+    words = ["live", *context.args]
+    code = main(words, resolve=recordings, prog="phasewatch", complete=_complete)
+    raise typer.Exit(code or recordings.code)
 
 
 def enrol(context: typer.Context) -> None:
     """Record clean minutes of this machine."""
     from live.cli import main
 
-    raise typer.Exit(main(["enrol", *context.args], prog="phasewatch"))
+    raise typer.Exit(main(["enrol", *context.args], prog="phasewatch", complete=_complete))
 
 
-def _given(setting: str) -> Path | None:
+def _given() -> dict[str, Path]:
     """What the environment says, as for the other commands; the device's options have no store."""
-    value = os.environ.get(f"PHASEWATCH_{setting}")
-    return Path(value) if value else None
+    values = {name: os.environ.get(f"PHASEWATCH_{name.upper()}") for name in OPTIONS}
+    return {name: Path(value) for name, value in values.items() if value}
 
 
-def _recordings(name: str) -> Iterator[Recording]:
-    """The recordings of an id, an archive, a batch or a folder."""
-    from episodes.format import ARCHIVE_SUFFIX
-    from episodes.reading import read_episode
-    from episodes.store import StoreError
-    from live.cli import Recording, UsageError, recordings
-    from pipelines.cli.episodes import stored_episode
+def _complete(message: str) -> str:
+    return addressed(message, address_of(_given()))
 
-    if Path(name).is_dir():
-        yield from recordings(name)
-        return
-    workspace = workspace_of(*map(_given, ("CONFIG", "STORE", "ARTIFACTS")))
-    try:
-        batches = {} if name.endswith(ARCHIVE_SUFFIX) else workspace.listing().batches
-        chosen = batches[name] if name in batches else [stored_episode(workspace, name)]
-    except (StoreError, CommandError) as error:
-        raise UsageError(str(error)) from None
-    for stored in chosen:
+
+class _Recordings:
+    """The recordings of an id, an archive, a batch or a folder; rejected ones are left out."""
+
+    code = OK  # REJECTED if an episode was named that is not replayed
+
+    def __call__(self, name: str) -> Iterator[Recording]:
+        from episodes.format import ARCHIVE_SUFFIX
+        from episodes.store import StoreError
+        from episodes.validation import validate
+        from live.cli import Recording, UsageError, recordings
+        from pipelines.cli.episodes import stored_episode
+
+        if Path(name).is_dir():
+            yield from recordings(name)
+            return
+        given = _given()
+        workspace = workspace_of(*map(given.get, ("config", "store", "artifacts")))
         try:
-            members = dict(read_episode(stored.path, stored.episode_id, {}).members)
-        except Exception as error:  # a damaged archive does not stop the others
-            note(f"{stored.path}: left out: {error}")
-            continue
-        yield Recording(stored.episode_id, stored.host_id, members)
+            if name.endswith(ARCHIVE_SUFFIX):
+                chosen: tuple[StoredEpisode, ...] = (stored_episode(workspace, name),)
+            else:
+                chosen = workspace.listing().named(name)
+        except (StoreError, CommandError) as error:
+            raise UsageError(str(error)) from None
+        left_out: Counter[str] = Counter()
+        for stored in chosen:
+            record, episode = validate(stored, workspace.validation, workspace.layout.fields)
+            if episode is not None and record.usable:
+                yield Recording(stored.episode_id, stored.host_id, dict(episode.members))
+                continue
+            left_out[record.verdict] += 1
+            if len(chosen) == 1:
+                note(f"not replayed: {record.line}")
+                self.code = REJECTED
+        if left_out and len(chosen) > 1:
+            counts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(left_out.items()))
+            why = _complete("phasewatch validate shows why")
+            note(f"{name}: of {len(chosen)} episodes, {counts} are not replayed; {why}")

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from config.paths import base_folder
+from hub.client import PORT
 from live.silence import UNHEARD_S
 from pipelines.cli import options, serving
 from pipelines.cli.console import (
@@ -41,7 +42,7 @@ def hub(
     config: options.Config = None,
     artifacts: options.Artifacts = None,
     host: serving.Host = "127.0.0.1",
-    port: serving.Port = 8447,
+    port: serving.Port = PORT,
     allow_host: serving.AllowHost = None,
     token_file: serving.TokenFile = None,
     read_only: serving.ReadOnly = False,

@@ -351,9 +351,9 @@ def _meant(workspace: Workspace, name: str) -> list[StoredEpisode]:
             fail(f"{name}: no {ARCHIVE_SUFFIX} in this folder", USAGE, episode=name)
         return [find_archive(path) for path in found]
     try:
-        if not name.endswith(ARCHIVE_SUFFIX) and name in (batches := workspace.listing().batches):
-            return list(batches[name])
-        return [stored_episode(workspace, name)]
+        if name.endswith(ARCHIVE_SUFFIX):
+            return [stored_episode(workspace, name)]
+        return list(workspace.listing().named(name))
     except StoreError as error:
         fail(str(error), EXIT_CODES["StoreError"], episode=name)
 
@@ -397,11 +397,11 @@ def _load(workspace: Workspace, path: Path | None) -> Scorer:
     try:
         rule = load_rule(folder, champion)
     except ChampionError as error:
-        note(f"no alarms and filtered phases: {error}")
+        note(f"no alarms and filtered phases: {workspace.addressed(str(error))}")
     try:
         likeness = load_likeness(folder, champion, layout)
     except ChampionError as error:
-        note(f"not said what is unlike training: {error}")
+        note(f"not said what is unlike training: {workspace.addressed(str(error))}")
     with suppress(ChampionError):  # the champion scores all the same
         known = set(read_training(folder, champion)["episode_id"])
     return Scorer(kept_path(folder, champion), checkpoint, rule, likeness, known)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from hub.client import PORT
 from pipelines.cli import options, serving
 from pipelines.cli.console import (
     USAGE,
@@ -47,7 +48,7 @@ Checkpoint = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Score with this .ckpt.json; default: the champion."),
 ]
-HUB = "http://127.0.0.1:8447"
+HUB = f"http://127.0.0.1:{PORT}"
 
 produce_app = typer.Typer(
     no_args_is_help=True, help="Publish what artifacts and the store say to a hub."
@@ -91,6 +92,7 @@ class Plan:
         published, again = 0, False
         while True:
             try:
+                publisher.check()  # before the work that it would be in vain for
                 found = events(Project(workspace))
                 published += publisher.publish(found, 1 if one_by_one else BATCH)
             except Exception as error:
@@ -106,8 +108,12 @@ class Plan:
 def _plan(to: str, token_file: Path | None, once: bool, every: float | None) -> Plan:
     if once and every is not None:
         fail("--once and --every exclude each other; give one of them", USAGE)
-    parts = urlsplit(to)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(to)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # its port is none
+        usable = False
+    if not usable:
         fail(f"--to must be the address of a hub, such as {HUB}, got {to!r}", USAGE)
     return Plan(to, serving.read_token(token_file, TOKEN), every)
 
