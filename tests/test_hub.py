@@ -21,12 +21,14 @@ import pytest
 import uvicorn
 
 from evaluation.decisions import read_log, tally
+from features.registry import LAYOUT
 from hub import events, guard, server, state
 from hub.decisions import DecisionLog, LogError
 from hub.events import LiveDetection
 from hub.guard import Guard
 from hub.server import Hub
 from hub.state import State
+from live.silence import QUIET_S, UNHEARD_S, WORD_S
 
 TOKEN = "correct-horse-battery"
 ROOT = Path(__file__).parent.parent
@@ -392,6 +394,8 @@ def test_a_host_that_stops_is_an_alarm_once() -> None:
     (said,) = kept.publish_silence()
     assert said.silent == ["pi"]
     assert (said.phase, said.alarm, said.model, said.threshold) == (None, "raised", "gbt", 0.5)
+    assert said.start == events.EVENT.validate_python(detection()).end
+    assert said.end >= said.start
     assert said.alarm_id
     assert kept.newest == 2
     assert kept.publish_silence() == []
@@ -411,6 +415,12 @@ def test_a_replay_that_ends_is_over() -> None:
     live(kept, source="replay", replay_of="E")
     live(kept, host="told", silent=["told"], phase=None)  # the scorer said it
     assert kept.publish_silence() == []
+
+
+def test_a_hub_waits_for_three_words_of_a_scorer() -> None:
+    stride_s = LAYOUT.window.stride_ms / 1000
+    assert stride_s == WORD_S
+    assert State().silent_after_s == UNHEARD_S > QUIET_S + 2 * stride_s
 
 
 def test_a_host_that_is_heard_is_not_silent() -> None:

@@ -10,7 +10,7 @@ from lab import RECIPE, Lab, failure
 from typer.testing import CliRunner
 
 import phasewatch
-from config.messages import addressed, unknown
+from config.messages import addressed, meant, unknown
 from pipelines.cli.app import OK, app
 from stages.status import StageError
 
@@ -28,6 +28,13 @@ ADDRESS = {"config": "/c.yaml", "store": "/a store", "artifacts": "/art"}
          "phasewatch validate --config /c.yaml --store '/a store' shows why"),
         ("phasewatch inspect --verify x", "phasewatch inspect --verify x"),
         ("the phasewatch runner", "the phasewatch runner"),
+        ("start one: phasewatch hub --port 1",
+         "start one: phasewatch hub --config /c.yaml --artifacts /art --port 1"),
+        ("phasewatch produce metrics --once",
+         "phasewatch produce metrics --config /c.yaml --store '/a store' --artifacts /art --once"),
+        ("Make it: phasewatch bundle --out FOLDER",
+         "Make it: phasewatch bundle --config /c.yaml --store '/a store' --artifacts /art --out "
+         "FOLDER"),
         (
             "Run: dagster job execute -j score",
             "Run: PHASEWATCH_CONFIG=/c.yaml PHASEWATCH_STORE='/a store' PHASEWATCH_ARTIFACTS=/art "
@@ -47,6 +54,14 @@ def test_a_name_that_is_unknown_is_told_with_the_nearest() -> None:
     )
     many = unknown("batch", "x", [f"lab-{i}" for i in range(20)])
     assert many.endswith("lab-11 or 8 more, got 'x'")
+
+
+def test_few_names_are_meant() -> None:
+    names = [f"01M88FJ255KYWFN5AR30GV19{i:02}" for i in range(30)]
+    assert meant(f"{names[3][:-1]}X", names, n=3).count(names[3][:-2]) == 3
+    assert meant(names[7][:12], names[7:8], alike=0.9) == f"; did you mean {names[7]}?"
+    assert meant("01M", names, alike=0.9) == ""  # too short to begin with it
+    assert meant("x", []) == ""
 
 
 def test_a_printed_remedy_works_when_it_is_pasted(

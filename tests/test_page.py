@@ -14,9 +14,11 @@ from browser import SCENES, SHOWN
 
 from episodes.format import PHASES
 from evaluation.drawing import PHASE_COLOURS
+from evaluation.wording import BASELINE_MEANS
 from hub import vendor
 from hub.events import CURVE_POINTS, LIVE_WINDOWS, TYPES, schema
 from hub.server import KINDS, PAGE
+from live.silence import UNHEARD_S
 
 OWN = sorted(path for path in PAGE.iterdir() if path.is_file())
 MODULES = [path for path in OWN if path.suffix == ".js"]
@@ -149,6 +151,25 @@ def test_windows_kept_are_those_of_the_hub() -> None:
     assert f"LIVE_WINDOWS = {LIVE_WINDOWS};" in (PAGE / "store.js").read_text()
 
 
+def test_silence_is_hatched_in_a_legend_as_in_a_figure() -> None:
+    script, style = (PAGE / "phases.js").read_text(), (PAGE / "style.css").read_text()
+    px = re.search(r"HATCH_PX = (\d+);", script)
+    assert px is not None
+    assert f"var(--hatch) 0 1px, transparent 1px {px[1]}px" in style
+    for name in ("alarmed", "silent"):
+        assert f".swatch.{name} " in style
+        assert f".rows .{name} " in style
+
+
+def test_a_lane_is_stale_when_the_hub_would_call_its_host_silent() -> None:
+    assert f"STALE_S = {UNHEARD_S};" in (PAGE / "live.js").read_text()
+
+
+def test_every_baseline_is_explained() -> None:
+    named = (PAGE / "models.js").read_text().partition("BASELINES = {")[2].partition("};")[0]
+    assert set(re.findall(r"^  (\w+):", named, re.MULTILINE)) == set(BASELINE_MEANS)
+
+
 @pytest.mark.parametrize("module", ["live.js", "embedding.js"])
 def test_scenes_read_fields_that_events_have(module: str) -> None:
     fields = {name for part in schema()["$defs"].values() for name in part.get("properties", {})}
@@ -251,6 +272,19 @@ class TestStore:
         """)
         assert found == [["raised", "back"], 70, 3]
 
+    def test_silence_ends_after_it_was_raised_though_the_window_began_before(self) -> None:
+        found = _node("""
+            const silent = { phase: null, score: null, silent: ["a"], alarm_id: "s", start: 35 };
+            store.receive(live(6, { ...silent, alarm: "raised", end: 40 }), 0);
+            store.receive(live(6, { ...silent, alarm: "standing", end: 55 }), 0);
+            const lane = store.lanes.get("a");
+            const whole = lane.windows.map(({ start, end }) => [start, end]);
+            store.receive(live(6, { alarm: "cleared", alarm_id: "s", score: 0.4 }), 0);
+            const { from, until, peak } = lane.alarms.get("s");
+            print([whole, from, until, peak]);
+        """)
+        assert found == [[[35, 55]], 40, 55, None]
+
     def test_hosts_and_points_are_bounded(self) -> None:
         found = _node("""
             for (let n = 0; n < 300; n++) {
@@ -274,11 +308,62 @@ class TestStore:
         assert found == [[None, None, None], 3, 0]
 
 
+@needs_node
+class TestSpans:
+    """Where things stand on an axis of time; windows are 10 s long, one every 5 s."""
+
+    def test_a_window_is_drawn_around_its_middle(self) -> None:
+        found = _node("""
+            const windows = [live(0), live(1), live(2)];
+            const stride = spans.strideOf(windows);
+            const cells = windows.map((each) => spans.cell(each, stride));
+            print([stride, cells, windows.map(spans.middle), spans.strideOf([live(4)])]);
+        """)
+        assert found == [5, [[2.5, 7.5], [7.5, 12.5], [12.5, 17.5]], [5, 10, 15], 5]
+
+    def test_silence_is_drawn_to_the_next_word_and_the_last_to_the_edge(self) -> None:
+        found = _node("""
+            const silent = (start, end) => live(9, { phase: null, start, end });
+            const windows = [live(0), silent(12, 17), live(8), silent(55, 60)];
+            print([spans.silences(windows, 100), spans.strideOf(windows)]);
+        """)
+        assert found == [[[12, 40], [55, 100]], 40]
+
+    def test_an_alarm_goes_on_through_silence_without_a_hole(self) -> None:
+        found = _node("""
+            const stands = { alarm: "standing", alarm_id: "x" };
+            const windows = [
+              live(0), live(1, { alarm: "raised", alarm_id: "x" }), live(2, stands),
+              live(3, { phase: null, start: 22, end: 40, ...stands }),
+            ];
+            print(spans.alarmed(windows, 60, 5));
+        """)
+        assert found == [[7.5, 60]]
+
+    def test_two_alarms_are_two_spans(self) -> None:
+        found = _node("""
+            const windows = [
+              live(0, { alarm: "raised", alarm_id: "x" }),
+              live(1, { alarm: "cleared", alarm_id: "x" }),
+              live(2, { alarm: "raised", alarm_id: "y" }),
+            ];
+            print(spans.alarmed(windows, 20, 5));
+        """)
+        assert found == [[2.5, 7.5], [12.5, 17.5]]
+
+    def test_boxes_that_touch_are_one(self) -> None:
+        found = _node("""
+            const boxes = [[0, 5, "a"], [5, 9, "a"], [9, 12, "b"], [8, 20, "b"], [30, 31, "b"]];
+            print(spans.merged(boxes));
+        """)
+        assert found == [[0, 9, "a"], [8, 20, "b"], [30, 31, "b"]]
+
+
 def _node(script: str) -> object:
     """What a script prints; it has ``store``, and ``live(n)``: window ``n`` of host ``a``."""
-    module = (PAGE / "store.js").as_uri()
     program = f"""
-        import {{ Store }} from "{module}";
+        import {{ Store }} from "{(PAGE / "store.js").as_uri()}";
+        import * as spans from "{(PAGE / "spans.js").as_uri()}";
         const store = new Store();
         const live = (n, more = {{}}) => ({{
           v: 1, type: "live_detection", at: 0, origin: "o", host: "a", model: "m", bundle: "b",

@@ -52,12 +52,12 @@ CHANNELS = set(RESOURCES.values())
 class Served:
     """A hub on a port, in a thread."""
 
-    def __init__(self, folder: Path, port: int = 0, token: str | None = None):
+    def __init__(self, folder: Path, port: int = 0, **options: Any):
         self.hub = Hub(folder)
         self.listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = server(self.hub, token=token)
+        self.server = server(self.hub, **options)
         self.thread = threading.Thread(
             target=self.server.run, kwargs={"sockets": [self.listener]}, daemon=True
         )
@@ -407,6 +407,17 @@ def test_all_that_is_produced_reaches_the_hub(crowned: Lab, serve: Callable[...,
     assert (code, "401" in document["error"]) == (FAILED, True)
 
 
+@pytest.mark.parametrize("options", [{"token": "t" * 16}, {"read_only": True}])
+def test_a_hub_that_takes_nothing_is_noticed_before_the_work(
+    serve: Callable[..., Served], options: dict[str, Any]
+) -> None:
+    hub = serve(**options)
+    with pytest.raises(PublishError):
+        Publisher(hub.url).check()
+    Publisher(serve().url).check()
+    assert hub.kept == []
+
+
 def test_a_batch_is_refused_as_a_whole(trained: Lab, serve: Callable[..., Served]) -> None:
     hub = serve()
     events = list(producers.phases(trained.project))
@@ -421,7 +432,9 @@ def test_a_batch_is_refused_as_a_whole(trained: Lab, serve: Callable[..., Served
     ("words", "code", "part"),
     [
         (["phases", "--to", "127.0.0.1:1"], USAGE, "--to must be"),
-        (["phases", "--to", "http://127.0.0.1:1"], FAILED, "no hub answers there"),
+        (["phases", "--to", "http://127.0.0.1:99999"], USAGE, "--to must be"),
+        (["phases", "--to", "http://127.0.0.1:1"], FAILED, "phasewatch hub"),
+        (["replay", "--to", "http://127.0.0.1:1"], FAILED, "no hub answers there"),
         (["phases", "--once", "--every", "5"], USAGE, "exclude each other"),
         (["perf", "--recipe", "moon"], USAGE, "got 'moon'"),
         (["replay"], FAILED, "phasewatch promote"),
@@ -430,7 +443,11 @@ def test_a_batch_is_refused_as_a_whole(trained: Lab, serve: Callable[..., Served
         (["replay", "--checkpoint", "nowhere.ckpt.json"], USAGE, "no such file"),
     ],
 )
-def test_what_cannot_be_is_said(trained: Lab, words: list[str], code: int, part: str) -> None:
+def test_what_cannot_be_is_said(
+    trained: Lab, serve: Callable[..., Served], words: list[str], code: int, part: str
+) -> None:
+    if "--to" not in words:
+        words = [*words, "--to", serve().url]
     found, document = command(trained, *words)
     assert (found, part in document["error"]) == (code, True), document
 

@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import make_members, pack, ulid
+from builders import StoreBuilder, make_members, pack, ulid
 from lab import Lab, checkpoint_of
+from typer.testing import CliRunner
 
+from episodes.format import SOURCES
 from episodes.reading import parse_episode
+from episodes.store import list_store
 from features.extraction import extract
 from features.registry import LAYOUT
 from hub.events import EVENT
@@ -30,6 +33,7 @@ from live.scorer import LiveScorer
 from live.sources import DEPLOYABLE, Replay
 from live.stream import LiveWindow
 from models.novelty import ALPHA
+from pipelines.cli.app import REJECTED, app
 from stages.device_bundle import named_ingredients
 from stages.scoring import score_episode
 
@@ -193,13 +197,44 @@ def test_silence_is_told_at_once_and_every_stride(
         clock[0] += 0.1
         told += [(round(clock[0] - 1000), event) for event in made.tick()]
     assert [at for at, _ in told] == [5, 10, 15]
-    for _, event in told:
+    since = made.windows.newest_s
+    for at, event in told:
         EVENT.validate_python(event)
         assert event["silent"] == ["lab-a", *DEPLOYABLE]
         assert event["phase"] is None
+        assert event["start"] == since
+        assert event["end"] == pytest.approx(since + at)
+    assert [event["alarm"] for _, event in told] == ["raised", "standing", "standing"]
+    assert len({event["alarm_id"] for _, event in told}) == 1
     for name, lines in replay.read() or ():
         list(made.push(name, lines))
     assert not list(made.tick())
+    first, second, *_ = [*rows_through(made, replay)]
+    assert (first["alarm"], first["alarm_id"]) == ("cleared", told[0][1]["alarm_id"])
+    assert (second["alarm"], second["alarm_id"]) == ("none", None)
+
+
+def test_silence_before_the_first_row_is_told(
+    bundled: Bundled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, began = LiveScorer(load_bundle(bundled("knn")), "lab-a", "s"), time.time()
+    monkeypatch.setattr(scoring.time, "monotonic", lambda: made._heard + 7)
+    (told,) = made.tick()
+    assert told["alarm"] == "raised"
+    assert [told["start"], told["end"]] == pytest.approx([began, began + 7], abs=1)
+
+
+def test_a_source_without_a_value_in_a_window_is_silent_in_it(
+    bundled: Bundled, members: dict[str, bytes]
+) -> None:
+    guest = SOURCES["guest"].file
+    rows = members[guest].splitlines(keepends=True)
+    kept = b"".join(rows[:400] + rows[700:])  # a hole of 30 s
+    events = scored(load_bundle(bundled("knn")), members | {guest: kept})
+    assert len(events) == 29
+    for event in events:
+        assert ("guest" in event["silent"]) == (event["coverage"]["guest"] == 0)
+    assert sum("guest" in event["silent"] for event in events) in (4, 5)
 
 
 def test_a_replay_that_ends_is_not_silent(
@@ -282,6 +317,32 @@ def test_a_replay_prints_one_event_per_window(
     assert {e["host"] for e in events} == {"lab-a"}
 
 
+def test_rejected_episodes_of_a_batch_are_not_replayed(
+    bundled: Bundled, members: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = StoreBuilder(tmp_path / "store")
+    store.add("lab-a", members)
+    short = store.add("lab-a", start_ns=1_790_001_000_000_000_000, duration_s=5)
+    store.add("lab-a", start_ns=1_790_002_000_000_000_000, packed=b"no archive")
+    (batch,) = list_store(store.root).batches
+    monkeypatch.setenv("PHASEWATCH_STORE", str(store.root))
+
+    def replayed(name: str) -> tuple[int, set[str], str]:
+        words = ["live", str(bundled("knn")), "--speed", "0", "--replay", name]
+        ran = CliRunner().invoke(app, words)
+        events = [json.loads(line) for line in ran.stdout.splitlines()]
+        return ran.exit_code, {event["replay_of"] for event in events}, ran.stderr
+
+    code, found, told = replayed(batch)
+    assert (code, found) == (OK, {EPISODE})
+    assert "of 3 episodes, 1 errored, 1 rejected" in told
+    assert f"phasewatch validate --store {store.root}" in told
+    code, found, told = replayed(short.episode_id)
+    assert (code, found, short.episode_id in told) == (REJECTED, set(), True)
+    code, found, told = replayed(f"{EPISODE[:-1]}Z")
+    assert (code, found, EPISODE in told) == (USAGE, set(), True)
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -333,12 +394,13 @@ def test_a_command_runs_when_an_alarm_changes(tmp_path: Path) -> None:
     script.write_text(f'#!/bin/sh\nread line\necho "$PHASEWATCH_ALARM" >> {out}\n')
     script.chmod(0o755)
     command = Command([str(script)])
-    event = {"alarm": "none", "silent": []}
+    event = {"phase": "clean", "alarm": "none", "silent": []}
     for change in ({}, {"alarm": "raised"}, {"alarm": "standing"}, {"alarm": "cleared"},
-                   {"silent": ["guest"]}, {"silent": ["guest"]}):  # fmt: skip
+                   {"silent": ["guest"]}, {"silent": ["guest"]},
+                   {"silent": ["pi"], "phase": None, "alarm": "raised"}):  # fmt: skip
         command.send(event | change)
     command.close()
-    assert out.read_text().split() == ["raised", "cleared", "silent"]
+    assert out.read_text().split() == ["raised", "cleared", "silent", "silent"]
     failing = Command(["/no/such/program"])
     failing.send(event | {"alarm": "raised"})
     failing.close()  # told, and the scorer goes on

@@ -1569,6 +1569,20 @@ def test_an_empty_store_is_a_store(store: StoreBuilder) -> None:
         list_store(store.root).find(ID)
 
 
+def test_a_name_of_the_store_is_a_batch_or_an_episode(store: StoreBuilder) -> None:
+    first, second = (store.add("lab-a", duration_s=1).episode_id for _ in range(2))
+    listing = list_store(store.root)
+    (batch,) = listing.batches
+    assert [each.episode_id for each in listing.named(batch)] == [first, second]
+    assert [each.episode_id for each in listing.named(second)] == [second]
+    with pytest.raises(StoreError, match=rf"no episode .*did you mean {second}"):
+        listing.named(second[:-1] + ("0" if second[-1] != "0" else "1"))
+    with pytest.raises(StoreError, match=f"no batch .*did you mean {batch}"):
+        listing.named(batch[:-1])
+    with pytest.raises(StoreError, match=r"no episode moon in the index or on disk$"):
+        listing.named("moon")
+
+
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch, str])
 def test_no_store_is_an_error_that_names_the_path(
     make: Callable[[Path], None], tmp_path: Path

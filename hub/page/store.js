@@ -85,7 +85,7 @@ export class Lane {
     if (event.alarm === "raised") Object.assign(alarm, { from: event.end, seen: true, first: event });
     alarm.last = event.end;
     if (event.alarm === "cleared") alarm.until ??= event.end;
-    if (event.score !== null && event.alarm !== "cleared") alarm.peak = Math.max(alarm.peak ?? 0, event.score);
+    if (event.score !== null && alarm.first.phase !== null) alarm.peak = Math.max(alarm.peak ?? 0, event.score);
     if (event.alarm === "raised" && !(known?.seen)) return "raised";
     return event.alarm === "cleared" ? "cleared" : null;
   }
