@@ -312,12 +312,12 @@ class TestStore:
 class TestSpans:
     """Where things stand on an axis of time; windows are 10 s long, one every 5 s."""
 
-    def test_a_window_is_drawn_around_its_middle(self) -> None:
+    def test_a_window_is_drawn_around_its_centre(self) -> None:
         found = _node("""
             const windows = [live(0), live(1), live(2)];
             const stride = spans.strideOf(windows);
             const cells = windows.map((each) => spans.cell(each, stride));
-            print([stride, cells, windows.map(spans.middle), spans.strideOf([live(4)])]);
+            print([stride, cells, windows.map(spans.centre), spans.strideOf([live(4)])]);
         """)
         assert found == [5, [[2.5, 7.5], [7.5, 12.5], [12.5, 17.5]], [5, 10, 15], 5]
 

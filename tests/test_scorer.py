@@ -335,7 +335,7 @@ def test_rejected_episodes_of_a_batch_are_not_replayed(
 
     code, found, told = replayed(batch)
     assert (code, found) == (OK, {EPISODE})
-    assert "of 3 episodes, 1 errored, 1 rejected" in told
+    assert "of 3 episodes, 2 rejected are" in told
     assert f"phasewatch validate --store {store.root}" in told
     code, found, told = replayed(short.episode_id)
     assert (code, found, short.episode_id in told) == (REJECTED, set(), True)

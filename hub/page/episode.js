@@ -3,7 +3,7 @@
 import { chooser, count, disclosure, empty, fixed, h, heading, percent, plural, replace, table } from "./dom.js";
 import { inspectable } from "./inspect.js";
 import { chip, legend, marks, PHASES, PhaseRows } from "./phases.js";
-import { cell, middle, strideOf } from "./spans.js";
+import { cell, centre, strideOf } from "./spans.js";
 
 export const scene = {
   id: "episode",
@@ -20,7 +20,7 @@ export const scene = {
     this.range = [0, 1];
     this.figure = inspectable("Windows of the episode", [this.rows.element, this.axis], {
       windows: () => this.windows.length,
-      share: (i) => (middle(this.windows[i]) - this.range[0]) / (this.range[1] - this.range[0]),
+      share: (i) => (centre(this.windows[i]) - this.range[0]) / (this.range[1] - this.range[0]),
       words: (i) => spoken(this.windows[i]),
     });
     this.facts = h("div", { class: "numbers" });
@@ -32,7 +32,7 @@ export const scene = {
         ["bar", "upper bar: actual"], ["bar lower", "lower, pale bar: predicted"], ["thin", "line: filtered"], ["alarmed", "alarm stands"])),
       h("div", {}, this.figure.element, this.list.element),
       this.confusion);
-    this.head = heading("Episode", "One recorded episode, window by window: the phase that the model predicted, beside the phase that the recording's labels give. A window is drawn around its middle, where its label is taken.");
+    this.head = heading("Episode", "One recorded episode, window by window: the phase that the model predicted, beside the phase that the recording's labels give. A window is drawn around its centre, where its label is taken.");
     panel.append(this.head.element, this.none, this.body);
   },
 

@@ -5,7 +5,7 @@ import uPlot from "./vendor/uPlot.js";
 import { ago, clock, colour, day, disclosure, duration, empty, field, fixed, h, milliseconds, minute, now, percent, plural, say, since, table, when } from "./dom.js";
 import { inspectable } from "./inspect.js";
 import { chip, EDGE, GUTTER, HATCH_PX, legend, marks, PhaseRows } from "./phases.js";
-import { alarmed, cell, merged, middle, silences, standing, strideOf } from "./spans.js";
+import { alarmed, cell, centre, merged, silences, standing, strideOf } from "./spans.js";
 import { answer } from "./stream.js";
 
 const SPANS_S = [60, 120, 180, 300, 450, 600, 900, 1200]; // what a lane shows: the shortest that holds its windows
@@ -153,7 +153,7 @@ class LaneView {
   }
 
   share(event) {
-    const at = (middle(event) - this.range[0]) / (this.range[1] - this.range[0]);
+    const at = (centre(event) - this.range[0]) / (this.range[1] - this.range[0]);
     return at < 0 || at > 1 ? null : at;
   }
 
@@ -219,12 +219,12 @@ class LaneView {
     const windows = this.lane.windows.filter((event) => event.phase !== null);
     const data = [[], [], []];
     for (const [i, event] of windows.entries()) {
-      if (i && middle(event) - middle(windows[i - 1]) > 1.6 * stride) {
-        data[0].push(middle(windows[i - 1]) + stride);
+      if (i && centre(event) - centre(windows[i - 1]) > 1.6 * stride) {
+        data[0].push(centre(windows[i - 1]) + stride);
         data[1].push(null);
         data[2].push(null);
       }
-      data[0].push(middle(event));
+      data[0].push(centre(event));
       data[1].push(event.score);
       data[2].push(event.threshold);
     }

@@ -1,12 +1,12 @@
 // Where what events say stands on an axis of time: one rule for every scene.
 //
-// A window has the phase of its middle. All that is said of it (phase, score, alarm) is drawn around
-// its middle, one stride wide: windows overlap, what is drawn of them does not. Silence is drawn over
+// A window has the phase at its centre. All that is said of it (phase, score, alarm) is drawn around
+// its centre, one stride wide: windows overlap, what is drawn of them does not. Silence is drawn over
 // the whole span that it is said of, and lasts until the next word.
 
 export const standing = (event) => event.alarm === "raised" || event.alarm === "standing";
-export const middle = ({ start, end }) => (start + end) / 2;
-export const cell = (event, stride) => [middle(event) - stride / 2, middle(event) + stride / 2];
+export const centre = ({ start, end }) => (start + end) / 2;
+export const cell = (event, stride) => [centre(event) - stride / 2, centre(event) + stride / 2];
 
 /** The shortest step between the last windows; half a window if there is but one. */
 export function strideOf(windows) {

@@ -1,0 +1,136 @@
+"""The pictures of Dagster and of the live page that the docs show, made anew.
+
+    PYTHONPATH=. python tests/pictures.py [NAME…]
+
+``lineage``, ``drift-plots`` and ``live`` show what ``make run`` made, with a champion, and with a
+bundle and decisions in Dagster; ``backfill`` and ``refused`` a small store of their own. Needs
+Playwright (the extra ``e2e``) and a Chromium. Look at each picture before it is committed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import browser
+import e2e
+import e2e_live
+
+ROOT = Path(__file__).resolve().parent.parent
+IMAGES = ROOT / "docs" / "images"
+WIDTH = 1200
+ATTACK = "01M88FJ255KYWFN5AR30GV195J"  # of which the README says how to replay it
+GROUPS = ("ingest", "train", "evaluate", "score", "serve")
+
+
+@dataclass(frozen=True)
+class Made:
+    """What ``make run`` made, as ``e2e.Server`` takes it."""
+
+    tree: Path
+    artifacts: Path  # only its parent is used, for a log
+    env: dict[str, str]
+
+
+@contextmanager
+def dagster(lab: Made | e2e.Lab, height: int) -> Iterator[tuple[e2e.Server, e2e.Browser]]:
+    with ExitStack() as stack:
+        server = e2e.Server(lab)  # type: ignore[arg-type]
+        stack.callback(server.stop)
+        e2e.until(server.answers, "the server answers")
+        opened = e2e.Browser(stack, server.url)
+        opened.page.set_viewport_size({"width": WIDTH, "height": height})
+        yield server, opened
+
+
+def made() -> None:
+    """The graph by group, and the plots of ``drift``."""
+    with tempfile.TemporaryDirectory() as folder:
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        with dagster(Made(ROOT, Path(folder) / "artifacts", env), 680) as (_, on):
+            page = on.page
+            on.open("/asset-groups")
+            page.get_by_text("Hide navigation").click()
+            groups = [page.get_by_text(name, exact=True).last for name in GROUPS]
+            for group in groups:
+                group.wait_for()
+            page.wait_for_timeout(3000)  # it counts what is materialised, and centres the graph
+            boxes = [box for group in groups if (box := group.bounding_box())]
+            left, top = (min(box[side] for box in boxes) for side in ("x", "y"))
+            right, bottom = (max(box[side] for box in boxes) for side in ("x", "y"))
+            clip = {"x": left - 40, "y": top - 40, "width": right - left + 320}
+            shoot(on, "lineage", clip | {"height": bottom - top + 140})
+            on.open("/assets/drift?view=overview")
+            page.get_by_role("button", name="Plots").click()
+            shoot(on, "drift-plots")
+
+
+def live() -> None:
+    """A replayed attack, and an operator's answer to its alarm."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        bundle, port = f"{folder}/bundle", e2e_live.free_port()
+        e2e_live.phasewatch("bundle", "--out", bundle)
+        url = f"http://127.0.0.1:{port}"
+        run = e2e_live.Program.running
+        stack.enter_context(run("hub", "--port", str(port), "--artifacts", folder))
+        e2e_live.wait_for(lambda: e2e_live.healthy(url), "the hub answers")
+        words = ("--replay", ATTACK, "--speed", "0", "--to", url)
+        scorer = stack.enter_context(run("live", bundle, *words))
+        scorer.finish()
+        on = stack.enter_context(browser.screen(url, width=1280))
+        raised = next(event for event in scorer.events if event["alarm"] == "raised")
+        on.answer(raised, verdict=True, note="a recorded attack")
+        on.page.mouse.move(0, 0)
+        on.lane(raised["host"]).screenshot(path=IMAGES / "live.png")
+
+
+def small() -> None:
+    """Three batches, a backfill of them, and what a change of the layout does to a checkpoint."""
+    with tempfile.TemporaryDirectory(prefix="phasewatch-") as folder:
+        lab = e2e.Lab(Path(folder), ("gbt",))
+        batches = [f"{host}.2026-11-02" for host in ("lab-a", "lab-b", "lab-c")]
+        with dagster(lab, 430) as (server, on):
+            server.backfill(e2e.INGEST, batches)
+            e2e.until(lambda: len(server.batches()) == len(batches), "the batches are green")
+            on.open(f"/assets/tensor_shards?view=partitions&partition={batches[0]}")
+            on.page.get_by_text(f"Materialized ({len(batches)})").wait_for()
+            shoot(on, "backfill")
+            assert lab.command("phasewatch", "run", "--recipe", "host").returncode == 0
+            lab.drift()
+            server.reload()
+            before = {run["runId"] for run in server.runs()}
+            server.backfill(["predictions"], batches[:1], e2e.SCORE)
+            (run,) = e2e.until(
+                lambda: [r for r in server.runs() if r["runId"] not in before], "a run"
+            )
+            e2e.until(lambda: server.runs()[0]["status"] == "FAILURE", "predictions fail")
+            on.page.set_viewport_size({"width": WIDTH, "height": 760})
+            on.open(f"/runs/{run['runId']}")
+            on.page.get_by_text("unit was B/s, is now kB/s").first.wait_for()
+            shoot(on, "refused")
+
+
+def shoot(on: e2e.Browser, name: str, clip: dict[str, float] | None = None) -> None:
+    on.page.wait_for_timeout(2000)  # it draws what it has fetched
+    on.page.screenshot(path=IMAGES / f"{name}.png", clip=clip)
+
+
+PICTURES: dict[str, Callable[[], None]] = {
+    "lineage": made,
+    "drift-plots": made,
+    "live": live,
+    "backfill": small,
+    "refused": small,
+}
+
+
+if __name__ == "__main__":
+    for make in dict.fromkeys(PICTURES[name] for name in sys.argv[1:] or PICTURES):
+        make()
+    for path in sorted(IMAGES.glob("*.png")):
+        print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
