@@ -155,6 +155,7 @@ def live_detection(on: Screen, event: Event) -> None:
         )
     if event["filtered"] is None:
         _seen(lane.get_by_text("silent", exact=True).first)
+        _drawn(lane.locator(".rows .silent"))
     else:
         _drawn(lane.locator(f".rows .bar.p-{event['filtered']}"))
         _inked(lane.locator(".score canvas"))
@@ -253,6 +254,7 @@ def model_perf(on: Screen, event: Event) -> None:
     if event["macro_f1"] is not None:
         _says(row, f"{event['macro_f1']:.3f}")
         _drawn(device.locator(f'.plane .mark.{event["mode"]}[title^="{name}:"]'))
+        _seen(_exactly(device.locator(".plane .name"), event["model"]).first)
 
 
 SHOWN: dict[str, Callable[[Screen, Event], None]] = {

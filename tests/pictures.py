@@ -54,6 +54,7 @@ def made() -> None:
         env = os.environ | {"PYTHONPATH": str(ROOT)}
         with dagster(Made(ROOT, Path(folder) / "artifacts", env), 680) as (_, on):
             page = on.page
+            page.set_viewport_size({"width": 1900, "height": 600})  # a smaller graph has no counts
             on.open("/asset-groups")
             page.get_by_text("Hide navigation").click()
             groups = [page.get_by_text(name, exact=True).last for name in GROUPS]
@@ -65,6 +66,7 @@ def made() -> None:
             right, bottom = (max(box[side] for box in boxes) for side in ("x", "y"))
             clip = {"x": left - 40, "y": top - 40, "width": right - left + 320}
             shoot(on, "lineage", clip | {"height": bottom - top + 140})
+            page.set_viewport_size({"width": WIDTH, "height": 680})
             on.open("/assets/drift?view=overview")
             page.get_by_role("button", name="Plots").click()
             shoot(on, "drift-plots")
@@ -90,17 +92,16 @@ def live() -> None:
 
 
 def small() -> None:
-    """Three batches, a backfill of them, and what a change of the layout does to a checkpoint."""
+    """Three batches that were made, and what a change of the layout does to a checkpoint."""
     with tempfile.TemporaryDirectory(prefix="phasewatch-") as folder:
         lab = e2e.Lab(Path(folder), ("gbt",))
+        ran = lab.command("phasewatch", "run", "--recipe", "host")
+        assert ran.returncode == 0, ran.stderr[-2000:]
         batches = [f"{host}.2026-11-02" for host in ("lab-a", "lab-b", "lab-c")]
         with dagster(lab, 430) as (server, on):
-            server.backfill(e2e.INGEST, batches)
-            e2e.until(lambda: len(server.batches()) == len(batches), "the batches are green")
             on.open(f"/assets/tensor_shards?view=partitions&partition={batches[0]}")
             on.page.get_by_text(f"Materialized ({len(batches)})").wait_for()
             shoot(on, "backfill")
-            assert lab.command("phasewatch", "run", "--recipe", "host").returncode == 0
             lab.drift()
             server.reload()
             before = {run["runId"] for run in server.runs()}
@@ -112,6 +113,7 @@ def small() -> None:
             on.page.set_viewport_size({"width": WIDTH, "height": 760})
             on.open(f"/runs/{run['runId']}")
             on.page.get_by_text("unit was B/s, is now kB/s").first.wait_for()
+            on.page.get_by_role("button", name="View full message").last.click()
             shoot(on, "refused")
 
 

@@ -414,6 +414,7 @@ def test_a_hub_that_takes_nothing_is_noticed_before_the_work(
     hub = serve(**options)
     with pytest.raises(PublishError):
         Publisher(hub.url).check()
+    hub.stop()
     Publisher(serve().url).check()
     assert hub.kept == []
 

@@ -293,11 +293,12 @@ export const scene = {
 
   figures() {
     const { points } = this;
+    const axes = this.flat ? ["x", "y"] : ["x", "y", "z"];
     const shown = points.slice(0, ROWS);
     const caption = shown.length < points.length ? `The first ${ROWS} of ${count(points.length)} windows that are shown` : "The windows that are shown";
     return table(caption,
-      [{ name: "episode" }, { name: "window", number: true }, { name: "profile" }, { name: "actual" }, { name: "predicted" }, { name: "axis 1", number: true }, { name: "axis 2", number: true }, { name: "axis 3", number: true }],
-      shown.map((event) => [event.episode_id, String(event.window), event.cluster, event.phase, event.predicted === event.phase ? event.predicted : h("b", {}, `${event.predicted} ≠`), fixed(event.x, 2), fixed(event.y, 2), fixed(event.z, 2)]));
+      [{ name: "episode" }, { name: "window", number: true }, { name: "profile" }, { name: "actual" }, { name: "predicted" }, ...axes.map((_, i) => ({ name: `axis ${i + 1}`, number: true }))],
+      shown.map((event) => [event.episode_id, String(event.window), event.cluster, event.phase, event.predicted === event.phase ? event.predicted : h("b", {}, `${event.predicted} ≠`), ...axes.map((axis) => fixed(event[axis], 2))]));
   },
 };
 
