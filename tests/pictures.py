@@ -50,6 +50,8 @@ def dagster(lab: Made | e2e.Lab, height: int) -> Iterator[tuple[e2e.Server, e2e.
 
 def made() -> None:
     """The graph by group, and the plots of ``drift``."""
+    from playwright.sync_api import expect
+
     with tempfile.TemporaryDirectory() as folder:
         env = os.environ | {"PYTHONPATH": str(ROOT)}
         with dagster(Made(ROOT, Path(folder) / "artifacts", env), 680) as (_, on):
@@ -60,11 +62,11 @@ def made() -> None:
             groups = [page.get_by_text(name, exact=True).last for name in GROUPS]
             for group in groups:
                 group.wait_for()
-            page.wait_for_timeout(3000)  # it counts what is materialised, and centres the graph
+            expect(page.get_by_text("fetching statuses")).to_have_count(0, timeout=180_000)
             boxes = [box for group in groups if (box := group.bounding_box())]
             left, top = (min(box[side] for box in boxes) for side in ("x", "y"))
             right, bottom = (max(box[side] for box in boxes) for side in ("x", "y"))
-            clip = {"x": left - 40, "y": top - 40, "width": right - left + 320}
+            clip = {"x": left - 40, "y": top - 40, "width": right - left + 290}
             shoot(on, "lineage", clip | {"height": bottom - top + 140})
             page.set_viewport_size({"width": WIDTH, "height": 680})
             on.open("/assets/drift?view=overview")

@@ -453,10 +453,11 @@ def test_what_cannot_be_is_said(
     assert (found, part in document["error"]) == (code, True), document
 
 
-def test_an_unusable_episode_is_not_replayed(retrained: Lab) -> None:
+def test_an_unusable_episode_is_not_replayed(retrained: Lab, serve: Callable[..., Served]) -> None:
     short = retrained.store.add("lab-a", profile="io-walk", duration_s=5)
     path = str(checkpoint(retrained, "gbt"))
-    code, document = command(retrained, "replay", short.episode_id, "--checkpoint", path)
+    words = ("replay", short.episode_id, "--checkpoint", path, "--to", serve().url)
+    code, document = command(retrained, *words)
     assert (code, short.episode_id in document["error"]) == (REJECTED, True)
     assert "\n" not in document["error"]
 
