@@ -2,14 +2,14 @@
 
     PYTHONPATH=. python tests/pictures.py [NAME…]
 
-``lineage``, ``drift-plots`` and ``live`` show what ``make run`` made, with a champion, and with a
-bundle and decisions in Dagster; ``backfill`` and ``refused`` a small store of their own. Needs
+They show what ``make run`` made, with a champion, and with a bundle and decisions in Dagster. Needs
 Playwright (the extra ``e2e``) and a Chromium. Look at each picture before it is committed.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 WIDTH = 1200
 ATTACK = "01M88FJ255KYWFN5AR30GV195J"  # of which the README says how to replay it
+BATCH = "lab-a.2026-11-21"
 GROUPS = ("ingest", "train", "evaluate", "score", "serve")
 
 
@@ -33,7 +34,7 @@ class Made:
     """What ``make run`` made, as ``e2e.Server`` takes it."""
 
     tree: Path
-    artifacts: Path  # only its parent is used, for a log
+    artifacts: Path  # a log is written beside it
     env: dict[str, str]
 
 
@@ -49,7 +50,7 @@ def dagster(lab: Made | e2e.Lab, height: int) -> Iterator[tuple[e2e.Server, e2e.
 
 
 def made() -> None:
-    """The graph by group, and the plots of ``drift``."""
+    """The graph by group, the plots of ``drift``, and the partitions of an asset."""
     from playwright.sync_api import expect
 
     with tempfile.TemporaryDirectory() as folder:
@@ -72,6 +73,10 @@ def made() -> None:
             on.open("/assets/drift?view=overview")
             page.get_by_role("button", name="Plots").click()
             shoot(on, "drift-plots")
+            page.set_viewport_size({"width": WIDTH, "height": 560})
+            on.open(f"/assets/tensor_shards?view=partitions&partition={BATCH}")
+            page.get_by_text("Materialized (").wait_for()
+            shoot(on, "backfill")
 
 
 def live() -> None:
@@ -93,30 +98,34 @@ def live() -> None:
         on.lane(raised["host"]).screenshot(path=IMAGES / "live.png")
 
 
-def small() -> None:
-    """Three batches that were made, and what a change of the layout does to a checkpoint."""
+def refused() -> None:
+    """What a change of the layout does to a checkpoint, in copies of the tree and the artifacts."""
     with tempfile.TemporaryDirectory(prefix="phasewatch-") as folder:
-        lab = e2e.Lab(Path(folder), ("gbt",))
-        ran = lab.command("phasewatch", "run", "--recipe", "host")
-        assert ran.returncode == 0, ran.stderr[-2000:]
-        batches = [f"{host}.2026-11-02" for host in ("lab-a", "lab-b", "lab-c")]
-        with dagster(lab, 430) as (server, on):
-            on.open(f"/assets/tensor_shards?view=partitions&partition={batches[0]}")
-            on.page.get_by_text(f"Materialized ({len(batches)})").wait_for()
-            shoot(on, "backfill")
-            lab.drift()
-            server.reload()
+        tree, artifacts = Path(folder) / "tree", Path(folder) / "artifacts"
+        for name in e2e.ROOMS - {"data"}:
+            shutil.copytree(ROOT / name, tree / name)
+        shutil.copy(ROOT / "pyproject.toml", tree)
+        shutil.copytree(e2e_live.ARTIFACTS, artifacts)
+        env = os.environ | {"PYTHONPATH": str(tree), "PHASEWATCH_ARTIFACTS": str(artifacts)}
+        (Path(folder) / "store").symlink_to(ROOT / "data" / "store")
+        env["PHASEWATCH_STORE"] = str(Path(folder) / "store")
+        changed = Made(tree, artifacts, env)
+        e2e.Lab.drift(changed)  # type: ignore[arg-type]
+        with dagster(changed, 760) as (server, on):
             before = {run["runId"] for run in server.runs()}
-            server.backfill(["predictions"], batches[:1], e2e.SCORE)
+            server.backfill(["predictions"], [BATCH], e2e.SCORE)
             (run,) = e2e.until(
                 lambda: [r for r in server.runs() if r["runId"] not in before], "a run"
             )
             e2e.until(lambda: server.runs()[0]["status"] == "FAILURE", "predictions fail")
-            on.page.set_viewport_size({"width": WIDTH, "height": 760})
             on.open(f"/runs/{run['runId']}")
             on.page.get_by_text("unit was B/s, is now kB/s").first.wait_for()
             on.page.get_by_role("button", name="View full message").last.click()
-            shoot(on, "refused")
+            last = on.page.get_by_text("Retrain gbt_realistic").last.bounding_box()
+            assert last is not None
+            # without the trace, which names folders of this machine
+            height = last["y"] + last["height"] - 24
+            shoot(on, "refused", {"x": 100, "y": 30, "width": 1000, "height": height})
 
 
 def shoot(on: e2e.Browser, name: str, clip: dict[str, float] | None = None) -> None:
@@ -128,8 +137,8 @@ PICTURES: dict[str, Callable[[], None]] = {
     "lineage": made,
     "drift-plots": made,
     "live": live,
-    "backfill": small,
-    "refused": small,
+    "backfill": made,
+    "refused": refused,
 }
 
 
