@@ -26,6 +26,22 @@ IMAGES = ROOT / "docs" / "images"
 WIDTH = 1200
 ATTACK = "01M88FJ255KYWFN5AR30GV195J"  # of which the README says how to replay it
 BATCH = "lab-a.2026-11-21"
+BELOW = """
+(words) => {
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const range = document.createRange();
+  while (texts.nextNode()) {
+    const at = texts.currentNode.data.indexOf(words);
+    if (at < 0) continue;
+    range.setStart(texts.currentNode, at);
+    range.setEnd(texts.currentNode, at + words.length);
+    const { left, top, bottom } = range.getBoundingClientRect();
+    const seen = document.elementFromPoint(left + 2, top + 2); // not what the dialog covers
+    if (seen && texts.currentNode.parentElement.contains(seen)) return bottom;
+  }
+  throw new Error(`not seen: ${words}`);
+}
+"""
 GROUPS = ("ingest", "train", "evaluate", "score", "serve")
 
 
@@ -121,11 +137,10 @@ def refused() -> None:
             on.open(f"/runs/{run['runId']}")
             on.page.get_by_text("unit was B/s, is now kB/s").first.wait_for()
             on.page.get_by_role("button", name="View full message").last.click()
-            last = on.page.get_by_text("Retrain gbt_realistic").last.bounding_box()
-            assert last is not None
+            on.page.wait_for_timeout(1000)  # it opens
             # without the trace, which names folders of this machine
-            height = last["y"] + last["height"] - 24
-            shoot(on, "refused", {"x": 100, "y": 30, "width": 1000, "height": height})
+            height = on.page.evaluate(BELOW, "Retrain gbt_realistic") - 30
+            shoot(on, "refused", {"x": 120, "y": 40, "width": 960, "height": height})
 
 
 def shoot(on: e2e.Browser, name: str, clip: dict[str, float] | None = None) -> None:
