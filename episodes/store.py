@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
-import time
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,10 +15,10 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from episodes.environment import settled
 from episodes.format import ARCHIVE_SUFFIX, batch_key, is_episode_id, is_host_id, is_text
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Collection
 
 
@@ -168,7 +167,6 @@ def list_store(root: Path) -> StoreListing:
 
 
 _Key = tuple[str, str]  # host and episode
-_CLOCK_TICK_NS = 2_000_000_000  # of the coarsest file systems
 _LOCK = Lock()  # sensors run in threads
 _stores: dict[tuple[Path, Path], _Store] = {}
 
@@ -289,13 +287,13 @@ class _Folder:
     def look(self) -> set[str]:
         """The episodes whose file came, went or has another size than before."""
         now = self._path.stat()
-        seen = (now.st_dev, now.st_ino, now.st_mtime_ns)
+        seen = (now.st_dev, now.st_ino, now.st_mtime_ns, now.st_ctime_ns)
         before = self.sizes
         if seen == self._seen:
             sizes = {each: _size(self._file(each)) for each in self._unsettled}
             self.sizes = before | {each: size for each, size in sizes.items() if size is not None}
             return {each for each in sizes if self.sizes[each] != before[each]}
-        self._seen = seen if _settled(now) else None
+        self._seen = seen if settled(now) else None
         self.sizes = self._list()
         self._unsettled &= self.sizes.keys()
         return {
@@ -322,11 +320,6 @@ class _Folder:
 
     def _file(self, episode_id: str) -> Path:
         return self._path / f"{episode_id}{ARCHIVE_SUFFIX}"
-
-
-def _settled(state: os.stat_result) -> bool:
-    """Whether the time of the last change tells: a change right after it may bear the same."""
-    return time.time_ns() - state.st_mtime_ns > _CLOCK_TICK_NS
 
 
 def _size(path: Path) -> int | None:
@@ -362,7 +355,7 @@ class _Index:
             self.problems = ["index.jsonl: missing; every file counts as not indexed"]
             return changed
         now = self._path.stat()
-        seen = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns)
+        seen = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
         if seen == self._seen:
             return set()
         content = self._path.read_bytes()
@@ -370,7 +363,7 @@ class _Index:
         if hashlib.sha256(content[: self._read]).digest() != self._digest:
             changed = set(self.rows)
             self._forget()
-        self._seen = seen if _settled(now) else None
+        self._seen = seen if settled(now) else None
         if self._last:  # it is read again, perhaps longer
             changed.add(self._take(self._last, list.remove))
             self._last = None

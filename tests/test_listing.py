@@ -124,7 +124,10 @@ STEPS = (
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_looking_again_shows_what_a_first_look_would(tmp_path: Path, seed: int) -> None:
+def test_looking_again_shows_what_a_first_look_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(store, "settled", lambda _: True)
     receiver = Receiver(tmp_path, seed)
     seen = 0
     for number in range(60):
@@ -140,6 +143,7 @@ def test_looking_again_shows_what_a_first_look_would(tmp_path: Path, seed: int) 
 
 
 def test_only_what_is_new_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "settled", lambda _: True)
     receiver = Receiver(tmp_path, seed=0)
     for i, host in enumerate(HOSTS):
         (receiver.folder(host) / f"{IDS[i]}{ARCHIVE_SUFFIX}").write_bytes(b"x")
