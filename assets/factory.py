@@ -89,12 +89,12 @@ def _build(stage: Stage) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext,
         config: config_section(stage.options or _NoOptions),  # type: ignore[valid-type]
         workspace: WorkspaceResource,
-    ) -> Iterator[dg.MaterializeResult]:
+    ) -> Iterator[Any]:
         refusals = (StageError, CheckpointError, ChampionError, StoreError)
         try:
             check_instance(context.instance, workspace.core)
             if stage.partition == "batch" and len(context.partition_keys) > 1:
-                _make_range(context, stage, config, workspace.core)
+                yield from _make_range(context, stage, config, workspace.core)
             else:
                 yield from _make(context, stage, config, workspace.core)
         except refusals as error:
@@ -144,12 +144,12 @@ def _make(
 
 def _make_range(
     context: dg.AssetExecutionContext, declared: Stage, config: dg.Config, workspace: Workspace
-) -> None:
+) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
     """Make what is due of many batches, each recorded when it is done.
 
-    Dagster knows results and checks of a step for one partition only, so events are logged. A step
-    that builds on these outputs is skipped in the same run: it is due afterwards. A batch that
-    fails does not keep the others.
+    Dagster takes results and checks of a step for one partition only, so these are events, and a
+    step that builds on the outputs is skipped in the same run: it is due afterwards. A batch that
+    fails does not keep the others from being made.
 
     Raises:
         dg.Failure: some batches failed, or a blocking check did.
@@ -183,17 +183,15 @@ def _make_range(
             if output.name not in made.artifacts:
                 continue
             artifact = made.artifacts[output.name]
-            context.log_event(
-                dg.AssetMaterialization(
-                    asset_key(output.name),
-                    partition=key,
-                    metadata=_metadata(project, stage, output, made),
-                    tags=_version_tags(stage, artifact),
-                )
+            yield dg.AssetMaterialization(
+                asset_key(output.name),
+                partition=key,
+                metadata=_metadata(project, stage, output, made),
+                tags=_version_tags(stage, artifact),
             )
             for check in _own_checks(context, stage, output):
                 result = _result(check, project, key, artifact)
-                context.log_event(_evaluation(result, key))
+                yield _evaluation(result, key)
                 if check.blocking and not result.passed:
                     failures.append(f"{key}: check {check.name} failed")
     _say(context, f"{stage.name}: {len(keys) - len(failures)} of {len(keys)} batches done")

@@ -165,8 +165,7 @@ class Ingest(Stage):
         self, project: Project, key: str, outputs: Collection[str], progress: Progress
     ) -> Artifacts:
         workspace = project.workspace
-        keep_contracts(workspace.contracts_folder, workspace.layout)
-        return ingest_batch(
+        made = ingest_batch(
             self.episodes(project, key),
             self.folder(project, key),
             workspace.validation,
@@ -175,6 +174,8 @@ class Ingest(Stage):
             again=workspace.force,
             progress=progress,
         )
+        keep_contracts(workspace.contracts_folder, workspace.layout)
+        return made
 
     def ahead(self, project: Project, keys: Sequence[str]) -> AbstractContextManager[None]:
         workspace = project.workspace

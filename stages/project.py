@@ -260,7 +260,7 @@ class Project:
             for key in keys:
                 try:
                     made = self.make(stage, key, outputs=outputs, progress=progress)
-                except (StageError, MachineError, CheckpointError, ChampionError) as error:
+                except (StageError, MachineError, CheckpointError, ChampionError, OSError) as error:
                     yield key, error
                 else:
                     yield key, made
