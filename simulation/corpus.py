@@ -1,0 +1,258 @@
+"""A simulated store on disk: what it is made from, and the episodes that it lacks."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from config.paths import base_folder
+from episodes.format import ARCHIVE_SUFFIX
+from features.files import fingerprint, write_atomically
+from simulation.archives import simulate
+from simulation.defects import DEFECTS
+from simulation.parents import Parent, ParentId, SimulationError, find_parents, read_parent
+from simulation.plan import Child, Part, Plan
+from stages.workers import worker_processes
+
+FILE = "simulation.json"
+"""In the store: says that it is simulated, from what, and which parts it has."""
+
+_FORMAT = 1
+_INDEX = "index.jsonl"
+_PER_TASK = 16  # episodes
+_PER_PROCESS = 250  # with fewer episodes for each, a further process does not pay
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A simulated store and its plan; ``done`` parts are complete."""
+
+    folder: Path
+    plan: Plan
+    done: bool  # the last part is
+
+    @property
+    def part(self) -> Part:
+        """The last part."""
+        return self.plan.parts[-1]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was written."""
+
+    episodes: int  # now
+    kept: int  # were there already
+    n_bytes: int  # of archives written now
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a person asks for; what is None is as in the corpus, or as usual."""
+
+    episodes: int
+    days: int
+    hosts: int | None = None
+    seed: int | None = None
+    defects: float | None = None
+    first_day: str | None = None
+
+
+USUAL = Wanted(0, 0, hosts=12, seed=0, defects=0.02, first_day="2027-01-01")
+
+
+def open_corpus(folder: Path, parents: Path, wanted: Wanted, *, append: bool) -> Corpus:
+    """The corpus that a folder is to hold, with the part that is asked for; nothing is written.
+
+    Args:
+        parents: the store whose episodes the children are made of.
+        append: add a part to the corpus; an unfinished one is finished instead.
+
+    Raises:
+        SimulationError: the folder holds something else, or another corpus.
+    """
+    ids = find_parents(parents)
+    known = _read(folder, parents)
+    if known is None:
+        given = _filled(wanted, USUAL)
+        part = _part(given, first=0)
+        return Corpus(folder, Plan(given.seed or 0, ids, (part,), tuple(DEFECTS)), done=False)
+    if known["parents"] != _identity(parents, ids):
+        raise SimulationError(
+            f"{folder}: was made from other episodes than {parents} has now; name an empty folder"
+        )
+    parts = tuple(Part(**part) for part in known["parts"])
+    last, seed = parts[-1], int(known["seed"])
+    as_before = replace(
+        USUAL, seed=seed, hosts=last.hosts, defects=last.defects, first_day=last.first_day
+    )
+    same = _filled(wanted, as_before)
+    is_last = _part(same, last.first) == last and same.seed == seed
+    if append and known["done"]:
+        given = _filled(wanted, replace(as_before, first_day=last.after))
+        if given.seed != seed:
+            raise SimulationError(f"seed must be {seed}, as the corpus was begun, got {given.seed}")
+        part = _part(given, first=last.first + last.episodes)
+        return Corpus(folder, Plan(seed, ids, (*parts, part), tuple(DEFECTS)), done=False)
+    if not is_last:
+        raise SimulationError(
+            f"{folder}: has a simulated corpus; --append adds to it, or name an empty folder"
+            if known["done"]
+            else f"{folder}: its last part is not finished; ask for it once more: "
+            f"--episodes {last.episodes} --days {last.days} --hosts {last.hosts} "
+            f"--defects {last.defects:g} --first-day {last.first_day}"
+        )
+    return Corpus(folder, Plan(seed, ids, parts, tuple(DEFECTS)), done=known["done"])
+
+
+def _filled(wanted: Wanted, usual: Wanted) -> Wanted:
+    given = {name: value for name, value in asdict(wanted).items() if value is not None}
+    return replace(usual, **given)
+
+
+def _part(wanted: Wanted, first: int) -> Part:
+    assert wanted.hosts is not None
+    assert wanted.defects is not None
+    assert wanted.first_day is not None
+    return Part(first, wanted.episodes, wanted.days, wanted.hosts, wanted.first_day, wanted.defects)
+
+
+def _read(folder: Path, parents: Path) -> dict[str, Any] | None:
+    """What the folder says it holds; None: nothing yet.
+
+    Raises:
+        SimulationError: it holds something else.
+    """
+    embedded = base_folder() / "data" / "store"
+    if folder.resolve() in (embedded.resolve(), parents.resolve()):
+        raise SimulationError(f"{folder}: is a recorded store, which nothing is written to")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    try:
+        known = json.loads((folder / FILE).read_bytes())
+        assert known["format"] == _FORMAT
+    except (OSError, ValueError, KeyError, TypeError, AssertionError):
+        raise SimulationError(
+            f"{folder}: must be empty or a simulated store (with {FILE}), got neither; "
+            "name another folder"
+        ) from None
+    return dict(known)
+
+
+def _identity(store: Path, parents: Sequence[Any]) -> dict[str, str]:
+    return {
+        "store": str(store.resolve()),
+        "fingerprint": fingerprint([[p.episode_id, p.sha256] for p in parents]),
+    }
+
+
+def write_corpus(
+    corpus: Corpus,
+    parents: Path,
+    processes: int,
+    progress: Progress,
+    prepare: Callable[[], None] = lambda: None,
+) -> Made:
+    """Write the last part, but for what of it is there. The bytes are the same however many
+    processes write them.
+
+    Args:
+        prepare: called in each process, once.
+    """
+    folder, plan = corpus.folder, corpus.plan
+    folder.mkdir(parents=True, exist_ok=True)
+    _describe(corpus, parents, done=False)
+    present = _present(folder)
+    children = list(plan.children(corpus.part))
+    missing = [child for child in children if not _is_there(child, folder, present)]
+    for host in {child.host_id for child in children}:
+        (folder / "episodes" / host).mkdir(parents=True, exist_ok=True)
+    n_bytes = done = 0
+    with (folder / _INDEX).open("ab") as index:
+        for written in _write_all(missing, folder, plan.seed, processes, prepare):
+            for size, lines in written:
+                n_bytes += size
+                index.write(lines)
+            index.flush()
+            done += len(written)
+            progress(done, len(missing))
+    _describe(corpus, parents, done=True)
+    return Made(len(missing), len(children) - len(missing), n_bytes)
+
+
+def _describe(corpus: Corpus, parents: Path, *, done: bool) -> None:
+    value = {
+        "format": _FORMAT,
+        "seed": corpus.plan.seed,
+        "parents": _identity(parents, corpus.plan.parents),
+        "parts": [asdict(part) for part in corpus.plan.parts],
+        "done": done,
+    }
+    write_atomically(corpus.folder / FILE, json.dumps(value, indent=1).encode() + b"\n")
+
+
+def _present(folder: Path) -> dict[str, int]:
+    """Sizes by episode as the index has them; a line that was cut off is removed from it."""
+    path = folder / _INDEX
+    if not path.exists():
+        return {}
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if len(whole) < len(text):
+        write_atomically(path, whole)
+    return {row["episode_id"]: row["size_bytes"] for row in map(json.loads, whole.splitlines())}
+
+
+def _is_there(child: Child, folder: Path, present: dict[str, int]) -> bool:
+    """Whether an episode was written in an earlier call: its lines come after its archive."""
+    if child.defect == "not_in_index":
+        return _path(child, folder).exists()
+    return child.episode_id in present
+
+
+def _path(child: Child, folder: Path) -> Path:
+    return folder / "episodes" / child.host_id / f"{child.episode_id}{ARCHIVE_SUFFIX}"
+
+
+def _write_all(
+    children: Sequence[Child],
+    folder: Path,
+    seed: int,
+    processes: int,
+    prepare: Callable[[], None],
+) -> Iterator[list[tuple[int, bytes]]]:
+    """Some at a time, in order: the size of each archive and its lines of the index."""
+    tasks = [children[i : i + _PER_TASK] for i in range(0, len(children), _PER_TASK)]
+    count = min(processes, len(children) // _PER_PROCESS)
+    if count < 2:
+        yield from (_write(task, folder, seed) for task in tasks)
+        return
+    with ExitStack() as stack:
+        pool = stack.enter_context(worker_processes(count, prepare))
+        yield from pool.map(_write, tasks, [folder] * len(tasks), [seed] * len(tasks))
+
+
+def _write(children: Sequence[Child], folder: Path, seed: int) -> list[tuple[int, bytes]]:
+    written = []
+    for child in children:
+        packed, rows = simulate(child, _parent(child.parent), seed)
+        path = _path(child, folder)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")  # as an upload in progress
+        unfinished.write_bytes(packed)
+        unfinished.replace(path)
+        lines = b"".join(json.dumps(r, separators=(",", ":")).encode() + b"\n" for r in rows)
+        written.append((len(packed), lines))
+    return written
+
+
+@cache  # of all parents: under a megabyte each
+def _parent(parent: ParentId) -> Parent:
+    return read_parent(parent)
