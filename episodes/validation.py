@@ -113,6 +113,7 @@ class Record:
     profile: str | None
     tier: int | None
     synthetic: bool
+    parent_episode_id: str  # that a simulated episode was made from; empty: recorded
     producer_commit: str | None
     producer_dirty: bool | None
     schema_version: int | None
@@ -542,6 +543,7 @@ def _record(
         profile=_typed(meta, "sample.profile", str),
         tier=_typed(meta, "experiment.tier", int),
         synthetic=meta.get("synthetic") is True,
+        parent_episode_id=_typed(meta, "parent_episode_id", str) or "",
         producer_commit=_typed(meta, "code_version.commit", str)
         or (row.code_commit if row else None),
         producer_dirty=_typed(meta, "code_version.dirty", bool),

@@ -66,7 +66,7 @@ class Ingest(Stage):
     """Validates a batch's episodes and writes its shards, each episode read once."""
 
     name = "ingest"
-    version = "3"
+    version = "4"
     # not raised for other words or another code for what was rejected and still is
     partition = "batch"
     job = "ingest"
