@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -18,7 +19,7 @@ from simulation.archives import simulate
 from simulation.defects import DEFECTS
 from simulation.parents import Parent, ParentId, SimulationError, find_parents, read_parent
 from simulation.plan import Child, Part, Plan
-from stages.workers import worker_processes
+from stages.workers import cores, worker_processes
 
 FILE = "simulation.json"
 """In the store: says that it is simulated, from what, and which parts it has."""
@@ -157,30 +158,33 @@ def _identity(store: Path, parents: Sequence[Any]) -> dict[str, str]:
 def write_corpus(
     corpus: Corpus,
     parents: Path,
-    processes: int,
-    progress: Progress,
+    processes: int | None,
+    progress: Progress = lambda *_: None,
     prepare: Callable[[], None] = lambda: None,
 ) -> Made:
     """Write the last part, but for what of it is there. The bytes are the same however many
     processes write them.
 
     Args:
+        processes: None: as many as pay.
         prepare: called in each process, once.
     """
     folder, plan = corpus.folder, corpus.plan
     folder.mkdir(parents=True, exist_ok=True)
     _describe(corpus, parents, done=False)
-    present = _present(folder)
+    present = _indexed(folder)
+    lines = Counter(json.loads(line)["episode_id"] for line in present)
     children = list(plan.children(corpus.part))
-    missing = [child for child in children if not _is_there(child, folder, present)]
+    missing = [child for child in children if not _is_there(child, folder, lines)]
     for host in {child.host_id for child in children}:
         (folder / "episodes" / host).mkdir(parents=True, exist_ok=True)
     n_bytes = done = 0
+    count = processes or max(1, min(cores(), len(missing) // _PER_PROCESS))
     with (folder / _INDEX).open("ab") as index:
-        for written in _write_all(missing, folder, plan.seed, processes, prepare):
-            for size, lines in written:
+        for written in _write_all(missing, folder, plan.seed, count, prepare):
+            for size, new in written:
                 n_bytes += size
-                index.write(lines)
+                index.write(b"".join(line for line in new if line not in present))
             index.flush()
             done += len(written)
             progress(done, len(missing))
@@ -199,23 +203,26 @@ def _describe(corpus: Corpus, parents: Path, *, done: bool) -> None:
     write_atomically(corpus.folder / FILE, json.dumps(value, indent=1).encode() + b"\n")
 
 
-def _present(folder: Path) -> dict[str, int]:
-    """Sizes by episode as the index has them; a line that was cut off is removed from it."""
+def _indexed(folder: Path) -> set[bytes]:
+    """The lines of the index; one that was cut off is removed from it."""
     path = folder / _INDEX
     if not path.exists():
-        return {}
+        return set()
     text = path.read_bytes()
     whole = text[: text.rfind(b"\n") + 1]
     if len(whole) < len(text):
         write_atomically(path, whole)
-    return {row["episode_id"]: row["size_bytes"] for row in map(json.loads, whole.splitlines())}
+    return set(whole.splitlines(keepends=True))
 
 
-def _is_there(child: Child, folder: Path, present: dict[str, int]) -> bool:
-    """Whether an episode was written in an earlier call: its lines come after its archive."""
-    if child.defect == "not_in_index":
-        return _path(child, folder).exists()
-    return child.episode_id in present
+def _is_there(child: Child, folder: Path, lines: Mapping[str, int]) -> bool:
+    """Whether an episode was written in an earlier call: its lines come after its archive.
+
+    Args:
+        lines: how many the index has, by episode.
+    """
+    due = len(DEFECTS[child.defect].index({"sha256": ""})) if child.defect else 1
+    return lines.get(child.episode_id, 0) == due and _path(child, folder).exists()
 
 
 def _path(child: Child, folder: Path) -> Path:
@@ -226,12 +233,11 @@ def _write_all(
     children: Sequence[Child],
     folder: Path,
     seed: int,
-    processes: int,
+    count: int,
     prepare: Callable[[], None],
-) -> Iterator[list[tuple[int, bytes]]]:
+) -> Iterator[list[tuple[int, list[bytes]]]]:
     """Some at a time, in order: the size of each archive and its lines of the index."""
     tasks = [children[i : i + _PER_TASK] for i in range(0, len(children), _PER_TASK)]
-    count = min(processes, len(children) // _PER_PROCESS)
     if count < 2:
         yield from (_write(task, folder, seed) for task in tasks)
         return
@@ -240,7 +246,7 @@ def _write_all(
         yield from pool.map(_write, tasks, [folder] * len(tasks), [seed] * len(tasks))
 
 
-def _write(children: Sequence[Child], folder: Path, seed: int) -> list[tuple[int, bytes]]:
+def _write(children: Sequence[Child], folder: Path, seed: int) -> list[tuple[int, list[bytes]]]:
     written = []
     for child in children:
         packed, rows = simulate(child, _parent(child.parent), seed)
@@ -248,7 +254,7 @@ def _write(children: Sequence[Child], folder: Path, seed: int) -> list[tuple[int
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")  # as an upload in progress
         unfinished.write_bytes(packed)
         unfinished.replace(path)
-        lines = b"".join(json.dumps(r, separators=(",", ":")).encode() + b"\n" for r in rows)
+        lines = [json.dumps(row, separators=(",", ":")).encode() + b"\n" for row in rows]
         written.append((len(packed), lines))
     return written
 

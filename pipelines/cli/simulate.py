@@ -21,7 +21,6 @@ class Simulated(Document):
     kept: int
     bytes_written: int
     seconds: float
-    processes: int
 
     def text(self) -> Iterator[str]:
         yield (
@@ -58,7 +57,7 @@ def simulate(
         typer.Option("--from", metavar="FOLDER", help="The recorded store; default: embedded."),
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Default: one a core.")
+        int | None, typer.Option(metavar="N", min=1, help="Default: as many as pay.")
     ] = None,
 ) -> Simulated:
     """Make a store of simulated episodes, to try the workflow at scale.
@@ -73,7 +72,6 @@ def simulate(
     from config.paths import base_folder
     from simulation.corpus import Wanted, open_corpus, write_corpus
     from simulation.parents import SimulationError
-    from stages.workers import cores
 
     try:
         first_day = date.fromisoformat(first_day).isoformat() if first_day else None
@@ -90,12 +88,11 @@ def simulate(
         )  # fmt: skip
 
     recorded = parents or base_folder() / "data" / "store"
-    count = processes or cores()
     wanted = Wanted(episodes, days, hosts, seed, defects, first_day)
     try:
         corpus = open_corpus(store, recorded, wanted, append=append)
         began = time.monotonic()
-        made = write_corpus(corpus, recorded, count, progress, log_to_stderr)
+        made = write_corpus(corpus, recorded, processes, progress, log_to_stderr)
     except SimulationError as error:
         fail(str(error), USAGE)
     except OSError as error:
@@ -106,5 +103,4 @@ def simulate(
         kept=made.kept,
         bytes_written=made.n_bytes,
         seconds=round(time.monotonic() - began, 3),
-        processes=count,
     )
