@@ -217,12 +217,7 @@ def _judge(
                     f"the archive's sha256 is {sha256[:12]}…, the index says {indexed[0][:12]}…",
                 )
             episode = parse_episode(packed, stored.episode_id, fields)
-            _check_meta(episode, stored, findings)
-            _check_files(episode, findings)
-            _check_labels(episode, findings)
-            _check_bounds(episode, findings)
-            _check_extent(episode, policy, findings)
-            _check_sources(episode, policy, fields, findings)
+            _check_content(episode, stored, policy, fields, findings)
     except ArchiveError as error:
         findings.add(error.code, error.detail)
     except (OSError, MemoryError):  # what the environment did is no verdict
@@ -230,6 +225,38 @@ def _judge(
     except Exception as error:  # one episode must not stop the sweep
         findings.add("unforeseen_error", where(error))
     return _record(stored, sha256, episode, findings), episode
+
+
+def judge_content(
+    episode: Episode,
+    stored: StoredEpisode,
+    policy: ValidationPolicy,
+    fields: Mapping[str, Sequence[FieldPath]],
+) -> Record:
+    """Judge an episode in memory as ``validate`` would judge an archive with the indexed hash.
+
+    Args:
+        stored: with at least one row of the index.
+    """
+    findings = _Findings()
+    _check_index(stored, findings)
+    _check_content(episode, stored, policy, fields, findings)
+    return _record(stored, stored.index_rows[0].sha256, episode, findings)
+
+
+def _check_content(
+    episode: Episode,
+    stored: StoredEpisode,
+    policy: ValidationPolicy,
+    fields: Mapping[str, Sequence[FieldPath]],
+    findings: _Findings,
+) -> None:
+    _check_meta(episode, stored, findings)
+    _check_files(episode, findings)
+    _check_labels(episode, findings)
+    _check_bounds(episode, findings)
+    _check_extent(episode, policy, findings)
+    _check_sources(episode, policy, fields, findings)
 
 
 class EpisodeError(Exception):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import zstandard
 
 from episodes.format import EVENTS_FILE, LABELS_FILE, META_FILE, NS_PER_S, SCHEMA_VERSION, SOURCES
-from simulation.children import as_lines, make_content, result_of, rfc3339
+from simulation.children import as_lines, cut_of, make_content, result_of, rfc3339
 from simulation.defects import DEFECTS, NONE, Members
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _LEVEL = 1  # of zstd: smaller and faster than the higher ones on these lines
 _ARRIVES_AFTER_NS = 2 * NS_PER_S
 
+STAND_IN_BYTES = 131_072  # as large as an archive; on disk it takes none
+_STAND_IN_SHA256 = hashlib.sha256(bytes(STAND_IN_BYTES)).hexdigest()
+
 
 def simulate(child: Child, parent: Parent, seed: int) -> tuple[bytes, list[dict[str, Any]]]:
     """The archive of a child and its rows of ``index.jsonl``."""
@@ -30,15 +33,25 @@ def simulate(child: Child, parent: Parent, seed: int) -> tuple[bytes, list[dict[
     defect.edit(content)
     members = defect.spoil(seal(content))
     packed = defect.damage(pack(defect.folder(child.episode_id), members, link=defect.link))
-    row = {
+    digest = hashlib.sha256(packed).hexdigest()
+    return packed, defect.index(_index_row(child, digest, len(packed), content.ended_at_ns))
+
+
+def stand_in(child: Child, parent: Parent, seed: int) -> dict[str, Any]:
+    """The row of ``index.jsonl`` of a file of ``STAND_IN_BYTES`` zeros in place of an archive."""
+    ended_at_ns = child.started_at_ns + cut_of(child, parent, seed).duration_ns
+    return _index_row(child, _STAND_IN_SHA256, STAND_IN_BYTES, ended_at_ns)
+
+
+def _index_row(child: Child, sha256: str, n_bytes: int, ended_at_ns: int) -> dict[str, Any]:
+    return {
         "episode_id": child.episode_id,
         "host_id": child.host_id,
-        "sha256": hashlib.sha256(packed).hexdigest(),
-        "size_bytes": len(packed),
-        "received_at_wall": rfc3339(content.ended_at_ns + _ARRIVES_AFTER_NS),
+        "sha256": sha256,
+        "size_bytes": n_bytes,
+        "received_at_wall": rfc3339(ended_at_ns + _ARRIVES_AFTER_NS),
         "schema_version": SCHEMA_VERSION,
     }
-    return packed, defect.index(row)
 
 
 def seal(content: Content) -> Members:

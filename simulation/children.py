@@ -35,6 +35,7 @@ _CROP = 0.25  # of the parent's time at most, at each end
 _LEAD_NS = 12 * NS_PER_S  # of the parent, kept before its attack
 _TAIL_NS = 15 * NS_PER_S  # of the parent, kept from the moment the attack runs
 _SHORTEST_NS = 50 * NS_PER_S  # of the parent
+_TOO_SHORT_S = 12
 _HOST_SPREAD, _EPISODE_SPREAD = 0.2, 0.05  # of the logarithms of the factors
 _NOT_SCALED = ("procs_running", "procs_blocked")  # too small to be multiplied
 _FIRST_MOMENT_NS = 2_000_000  # labels and events begin a little after the episode
@@ -85,7 +86,7 @@ class Content:
 def make_content(child: Child, parent: Parent, seed: int) -> Content:
     """The content of a child without its defect; ``too_short`` alone is a matter of the cut."""
     random = np.random.default_rng([seed, child.number])
-    cut = draw_cut(parent, random, only_s=12 if child.defect == "too_short" else None)
+    cut = _draw_cut(child, parent, random)
     host = np.random.default_rng([seed, *child.host_id.encode()])
     factors = np.exp(
         _HOST_SPREAD * host.standard_normal(len(LAYOUT.channels))
@@ -104,12 +105,13 @@ def make_content(child: Child, parent: Parent, seed: int) -> Content:
     return content
 
 
-def draw_cut(parent: Parent, random: np.random.Generator, only_s: int | None = None) -> Cut:
-    """A crop that keeps the attack, if there is one, and what justifies it.
+def cut_of(child: Child, parent: Parent, seed: int) -> Cut:
+    """What of its parent a child shows."""
+    return _draw_cut(child, parent, np.random.default_rng([seed, child.number]))
 
-    Args:
-        only_s: how long the child is to be.
-    """
+
+def _draw_cut(child: Child, parent: Parent, random: np.random.Generator) -> Cut:
+    """A crop that keeps the attack, if there is one and time for it, and what justifies it."""
     infected = [t for t, row in parent.labels if row["phase"] in INFECTED]
     fired = [t for t, row in parent.events if row["event"] in JUSTIFYING_EVENT.values()]
     running = [t for t, row in parent.labels if row["phase"] == "infected_running"]
@@ -119,8 +121,9 @@ def draw_cut(parent: Parent, random: np.random.Generator, only_s: int | None = N
     spare = max(0, min(_CROP * parent.duration_ns, parent.duration_ns - earliest_end))
     end = parent.duration_ns - int(random.random() * spare)
     stretch = _STRETCH ** (2 * random.random() - 1)
-    if only_s is not None:
-        end = start + int(only_s * NS_PER_S / stretch)
+    longest_s = _TOO_SHORT_S if child.defect == "too_short" else child.longest_s
+    if longest_s is not None:
+        end = min(end, start + int(longest_s * NS_PER_S / stretch))
     return Cut(start, end, stretch)
 
 

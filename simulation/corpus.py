@@ -15,7 +15,7 @@ from typing import Any
 from config.paths import base_folder
 from episodes.format import ARCHIVE_SUFFIX
 from features.files import fingerprint, write_atomically
-from simulation.archives import simulate
+from simulation.archives import STAND_IN_BYTES, simulate, stand_in
 from simulation.defects import DEFECTS
 from simulation.parents import Parent, ParentId, SimulationError, find_parents, read_parent
 from simulation.plan import Child, Part, Plan
@@ -65,6 +65,8 @@ class Wanted:
     seed: int | None = None
     defects: float | None = None
     first_day: str | None = None
+    longest_s: int | None = None
+    stand_ins: bool | None = None
 
 
 USUAL = Wanted(0, 0, hosts=12, seed=0, defects=0.02, first_day="2027-01-01")
@@ -93,7 +95,13 @@ def open_corpus(folder: Path, parents: Path, wanted: Wanted, *, append: bool) ->
     parts = tuple(Part(**part) for part in known["parts"])
     last, seed = parts[-1], int(known["seed"])
     as_before = replace(
-        USUAL, seed=seed, hosts=last.hosts, defects=last.defects, first_day=last.first_day
+        USUAL,
+        seed=seed,
+        hosts=last.hosts,
+        defects=last.defects,
+        first_day=last.first_day,
+        longest_s=last.longest_s,
+        stand_ins=last.stand_ins,
     )
     same = _filled(wanted, as_before)
     is_last = _part(same, last.first) == last and same.seed == seed
@@ -123,7 +131,16 @@ def _part(wanted: Wanted, first: int) -> Part:
     assert wanted.hosts is not None
     assert wanted.defects is not None
     assert wanted.first_day is not None
-    return Part(first, wanted.episodes, wanted.days, wanted.hosts, wanted.first_day, wanted.defects)
+    return Part(
+        first=first,
+        episodes=wanted.episodes,
+        days=wanted.days,
+        hosts=wanted.hosts,
+        first_day=wanted.first_day,
+        defects=wanted.defects,
+        longest_s=wanted.longest_s,
+        stand_ins=bool(wanted.stand_ins),
+    )
 
 
 def _read(folder: Path, parents: Path) -> dict[str, Any] | None:
@@ -249,16 +266,28 @@ def _write_all(
 def _write(children: Sequence[Child], folder: Path, seed: int) -> list[tuple[int, list[bytes]]]:
     written = []
     for child in children:
-        packed, rows = simulate(child, _parent(child.parent), seed)
         path = _path(child, folder)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")  # as an upload in progress
-        unfinished.write_bytes(packed)
+        size = 0  # a stand-in takes no place
+        if child.stand_in:
+            rows = [stand_in(child, parent_of(child), seed)]
+            unfinished.touch()
+            os.truncate(unfinished, STAND_IN_BYTES)
+        else:
+            packed, rows = simulate(child, parent_of(child), seed)
+            unfinished.write_bytes(packed)
+            size = len(packed)
         unfinished.replace(path)
         lines = [json.dumps(row, separators=(",", ":")).encode() + b"\n" for row in rows]
-        written.append((len(packed), lines))
+        written.append((size, lines))
     return written
 
 
+def parent_of(child: Child) -> Parent:
+    """The parent of a child, read once in a process."""
+    return _read_parent(child.parent)
+
+
 @cache  # of all parents: under a megabyte each
-def _parent(parent: ParentId) -> Parent:
+def _read_parent(parent: ParentId) -> Parent:
     return read_parent(parent)

@@ -119,7 +119,7 @@ DEFECTS: dict[str, Defect] = {
     "infection_without_event": Defect(edit=_unjustified),
     "outside_episode": Defect(edit=_late_event),
     "no_trusted_clock": Defect(edit=_hour_off),
-    "too_short": Defect(),  # children.draw_cut
+    "too_short": Defect(),  # a matter of the cut
     "too_few_rows": Defect(edit=_keep(lambda _: slice(20), *SOURCES)),
     "conflicting_contents": Defect(index=lambda row: [row, _other_hash(row)]),
     "listed_file_absent": Defect(

@@ -42,6 +42,8 @@ class Part:
     hosts: int
     first_day: str  # UTC
     defects: float  # share of the episodes
+    longest_s: int | None = None  # crop every episode to this
+    stand_ins: bool = False  # sparse files in place of archives, but of defective episodes
 
     def day_of(self, number: int) -> int:
         return (number - self.first) * self.days // self.episodes
@@ -73,6 +75,8 @@ class Child:
     started_at_ns: int  # Unix
     coarse_netflow: bool  # the host writes its wall time in whole seconds
     defect: str | None  # a reason of ``episodes.validation``
+    longest_s: int | None = None
+    stand_in: bool = False  # a file without content is written in place of the archive
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,7 @@ class Plan:
         early, late = self.families[host]
         family = late if started_at_ns >= self.late_from_ns else early
         parent = family[int(self._random(_PARENT, number).integers(len(family)))]
+        defect = self._defect(part, number)
         return Child(
             number=number,
             episode_id=self._episode_id(number, started_at_ns),
@@ -165,7 +170,9 @@ class Plan:
             sample=self.samples[parent.episode_id],
             started_at_ns=started_at_ns,
             coarse_netflow=host % 3 == 1,
-            defect=self._defect(part, number),
+            defect=defect,
+            longest_s=part.longest_s,
+            stand_in=part.stand_ins and defect is None,
         )
 
     def _started_at_ns(self, part: Part, number: int) -> int:

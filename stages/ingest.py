@@ -25,14 +25,18 @@ from stages.stage import Artifacts, Check, CheckResult, Output, Stage
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
+    from episodes.reading import Episode
     from episodes.store import StoredEpisode
     from episodes.validation import ValidationPolicy
+    from features.extraction import Extracted
     from features.registry import Layout
     from stages.project import Project
     from stages.stage import Progress
+
+    Judge = Callable[[StoredEpisode, ValidationPolicy, Layout], tuple[Record, Extracted | None]]
 
 INDEX, TENSORS, FEATURES = "validation_index", "tensor_shards", "feature_shards"
 
@@ -252,6 +256,37 @@ def batch_fingerprint(
     )
 
 
+def judged(
+    stored: StoredEpisode, policy: ValidationPolicy, layout: Layout
+) -> tuple[Record, Extracted | None]:
+    """The verdict on an episode and, if it is usable, its model inputs.
+
+    Raises:
+        MachineError: it could not be read or extracted, for no fault of its own.
+    """
+    return extracted(*validate(stored, policy, layout.fields), stored, layout)
+
+
+def extracted(
+    record: Record, episode: Episode | None, stored: StoredEpisode, layout: Layout
+) -> tuple[Record, Extracted | None]:
+    """The model inputs of an episode that was judged usable; else, or if it has none, a reason.
+
+    Raises:
+        MachineError: see ``judged``.
+    """
+    if not record.usable or episode is None:
+        return record, None
+    try:
+        return record, retried(partial(extract, episode, layout), stored.path)
+    except AlignmentError as error:
+        return record.with_reason("schema", str(error)), None
+    except MachineError:
+        raise
+    except Exception as error:  # the sweep goes on
+        return record.with_reason("unforeseen_error", where(error)), None
+
+
 def ingest_batch(
     episodes: Sequence[StoredEpisode],
     folder: Path,
@@ -259,12 +294,16 @@ def ingest_batch(
     layout: Layout,
     *,
     outputs: Collection[str] = (INDEX, TENSORS, FEATURES),
+    judge: Judge = judged,
     progress: Progress = silent,
 ) -> Artifacts:
     """Validate a batch and write its index and shards, or only some, to ``folder/<output>``.
 
     One episode is in memory at a time. Shards hold the accepted and the degraded episodes; the
     index holds all of them.
+
+    Args:
+        judge: reads and judges an episode.
 
     Raises:
         MachineError: an episode could not be read or extracted, for no fault of its own.
@@ -277,18 +316,9 @@ def ingest_batch(
         writer = ShardWriter(layout, drafts.get(TENSORS), drafts.get(FEATURES))
         for done, stored in enumerate(episodes):
             progress(done, len(episodes), stored.episode_id)
-            record, episode = validate(stored, policy, layout.fields)
-            if record.usable and episode is not None:
-                try:
-                    extracted = retried(partial(extract, episode, layout), stored.path)
-                except AlignmentError as error:
-                    record = record.with_reason("schema", str(error))
-                except MachineError:
-                    raise
-                except Exception as error:  # the sweep goes on
-                    record = record.with_reason("unforeseen_error", where(error))
-                else:
-                    writer.add(record, extracted)
+            record, extracted = judge(stored, policy, layout)
+            if extracted is not None:
+                writer.add(record, extracted)
             records.append(record)
         writer.close()
         progress(len(episodes), len(episodes), summary_line([r.verdict for r in records]))
