@@ -22,15 +22,19 @@ from episodes.store import list_store
 from episodes.validation import REASONS, ValidationPolicy, validate
 from features.extraction import extract
 from features.registry import LAYOUT
+from features.shards import read_table
 from pipelines.cli.app import FAILED, OK, USAGE, app
-from pipelines.cli.console import log_to_stderr
+from pipelines.cli.console import log_to_stderr, workspace_of
 from simulation.archives import seal, simulate
 from simulation.children import make_content
-from simulation.corpus import Wanted, open_corpus, write_corpus
+from simulation.corpus import Corpus, Wanted, open_corpus, write_corpus
 from simulation.defects import DEFECTS
+from simulation.direct import write_shards
 from simulation.parents import Parent, ParentId, SimulationError, find_parents, read_parent
 from simulation.plan import Child, Part, Plan, host_names
 from simulation.sheets import make_sheet
+from stages.project import Project
+from stages.workspace import Workspace
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "data" / "store"
 RECORDED = 8  # episodes that the tests make children of
@@ -489,3 +493,78 @@ def test_a_disk_that_takes_nothing_is_named(recorded: Path, tmp_path: Path) -> N
     words = ("--store", tmp_path / "file" / "new", "--from", recorded, "--episodes", 1)
     code, said = run(*words, "--days", 1, "--hosts", 1)
     assert (code, "not written" in said["error"]) == (FAILED, True), said
+
+
+# --- shards without archives
+
+
+SHORT = Wanted(30, 2, hosts=2, defects=0.2, longest_s=40)
+
+
+def made(folder: Path, recorded: Path, wanted: Wanted) -> tuple[Corpus, Workspace]:
+    corpus = open_corpus(folder / "store", recorded, wanted, append=False)
+    write_corpus(corpus, recorded, 1)
+    return corpus, workspace_of(None, folder / "store", folder / "artifacts")
+
+
+@pytest.fixture(scope="module")
+def direct(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, Workspace]:
+    folder = tmp_path_factory.mktemp("direct")
+    corpus, workspace = made(folder, recorded, replace(SHORT, stand_ins=True))
+    write_shards(corpus, workspace, 1)
+    return corpus, workspace
+
+
+def test_shards_written_directly_are_those_that_ingest_makes_of_the_archives(
+    direct: tuple[Corpus, Workspace], recorded: Path, tmp_path: Path
+) -> None:
+    one = Project(direct[1])
+    other = Project(made(tmp_path, recorded, SHORT)[1])
+    assert one.listing.batches.keys() == other.listing.batches.keys()
+    archive = {"sha256": "", "size_bytes": 0}  # which a stand-in has of its own
+    for batch in other.listing.batches:
+        ours, theirs = (p.make(p.stages["ingest"], batch).artifacts for p in (one, other))
+        for output in ("tensor_shards", "feature_shards"):
+            assert ours[output].files == theirs[output].files
+            assert ours[output].facts == theirs[output].facts
+        rows = [read_table(m.path("index")).to_pylist() for m in (
+            ours["validation_index"], theirs["validation_index"]
+        )]  # fmt: skip
+        assert [row | archive for row in rows[0]] == [row | archive for row in rows[1]]
+
+
+def test_they_are_current_for_their_store(direct: tuple[Corpus, Workspace]) -> None:
+    corpus, workspace = direct
+    project = Project(workspace)
+    statuses = project.statuses(project.stages["ingest"], verify=True)
+    assert [status.state for status in statuses] == ["current"] * 4
+    usable = sum(project.artifacts("ingest", b)["tensor_shards"].facts["episodes"]
+                 for b in project.listing.batches)  # fmt: skip
+    defects = Counter(child.defect for child in corpus.plan.children(corpus.part))
+    bad = sum(n for code, n in defects.items() if REASONS.get(code or "") in
+              ("rejected", "errored"))  # fmt: skip
+    assert usable == corpus.part.episodes - bad
+
+
+def test_a_stand_in_takes_no_place_and_is_no_episode(direct: tuple[Corpus, Workspace]) -> None:
+    corpus, workspace = direct
+    found = judged(workspace.store_path)
+    for child in corpus.plan.children(corpus.part):
+        path = workspace.store_path / "episodes" / child.host_id / f"{child.episode_id}.tar.zst"
+        if child.stand_in:
+            assert path.stat().st_blocks == 0
+            assert found[child.episode_id][0].reasons == ("broken_archive",)
+
+
+@pytest.mark.slow
+def test_shards_are_the_same_however_many_processes_write_them(
+    direct: tuple[Corpus, Workspace], recorded: Path, tmp_path: Path
+) -> None:
+    corpus, workspace = made(tmp_path, recorded, replace(SHORT, stand_ins=True))
+    write_shards(corpus, workspace, 2, prepare=log_to_stderr)
+    assert contents(workspace.artifacts_path) == contents(direct[1].artifacts_path)
+
+
+def test_what_is_written_already_is_kept(direct: tuple[Corpus, Workspace]) -> None:
+    corpus, workspace = direct
+    assert write_shards(corpus, workspace, 1) == 0
