@@ -88,7 +88,7 @@ def open_corpus(folder: Path, parents: Path, wanted: Wanted, *, append: bool) ->
         given = _filled(wanted, USUAL)
         part = _part(given, first=0)
         return Corpus(folder, Plan(given.seed or 0, ids, (part,), tuple(DEFECTS)), done=False)
-    if known["parents"] != _identity(parents, ids):
+    if known["parents"] != _identity(ids):
         raise SimulationError(
             f"{folder}: was made from other episodes than {parents} has now; name an empty folder"
         )
@@ -165,16 +165,13 @@ def _read(folder: Path, parents: Path) -> dict[str, Any] | None:
     return dict(known)
 
 
-def _identity(store: Path, parents: Sequence[Any]) -> dict[str, str]:
-    return {
-        "store": str(store.resolve()),
-        "fingerprint": fingerprint([[p.episode_id, p.sha256] for p in parents]),
-    }
+def _identity(parents: Sequence[ParentId]) -> str:
+    """Of the parents' contents, wherever their store is."""
+    return fingerprint([[parent.episode_id, parent.sha256] for parent in parents])
 
 
 def write_corpus(
     corpus: Corpus,
-    parents: Path,
     processes: int | None,
     progress: Progress = lambda *_: None,
     prepare: Callable[[], None] = lambda: None,
@@ -188,7 +185,7 @@ def write_corpus(
     """
     folder, plan = corpus.folder, corpus.plan
     folder.mkdir(parents=True, exist_ok=True)
-    _describe(corpus, parents, done=False)
+    _describe(corpus, done=False)
     present = _indexed(folder)
     lines = Counter(json.loads(line)["episode_id"] for line in present)
     children = list(plan.children(corpus.part))
@@ -205,15 +202,15 @@ def write_corpus(
             index.flush()
             done += len(written)
             progress(done, len(missing))
-    _describe(corpus, parents, done=True)
+    _describe(corpus, done=True)
     return Made(len(missing), len(children) - len(missing), n_bytes)
 
 
-def _describe(corpus: Corpus, parents: Path, *, done: bool) -> None:
+def _describe(corpus: Corpus, *, done: bool) -> None:
     value = {
         "format": _FORMAT,
         "seed": corpus.plan.seed,
-        "parents": _identity(parents, corpus.plan.parents),
+        "parents": _identity(corpus.plan.parents),
         "parts": [asdict(part) for part in corpus.plan.parts],
         "done": done,
     }

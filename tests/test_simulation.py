@@ -74,7 +74,7 @@ def parents(recorded: Path) -> tuple[ParentId, ...]:
 
 def make(folder: Path, recorded: Path, wanted: Wanted, **how: Any) -> Plan:
     corpus = open_corpus(folder, recorded, wanted, append=how.pop("append", False))
-    write_corpus(corpus, recorded, how.pop("processes", 1), **how)
+    write_corpus(corpus, how.pop("processes", 1), **how)
     return corpus.plan
 
 
@@ -265,6 +265,18 @@ def test_a_seed_gives_the_same_bytes_in_any_number_of_processes(
     wanted = Wanted(2 * len(DEFECTS), 5, hosts=3, defects=0.5)
     make(tmp_path / "two", recorded, wanted, processes=2, prepare=log_to_stderr)
     assert contents(tmp_path / "two") == contents(store)
+
+
+def test_a_corpus_grows_from_any_copy_of_the_parents(
+    store: Path, recorded: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(recorded, tmp_path / "copy")
+    again = open_corpus(store, tmp_path / "copy", Wanted(2 * len(DEFECTS), 5), append=False)
+    assert again.done
+    (listed,) = [e for e in list_store(tmp_path / "copy").episodes if e.host_id == "lab-e"][:1]
+    listed.path.unlink()
+    with pytest.raises(SimulationError, match="other episodes"):
+        open_corpus(store, tmp_path / "copy", Wanted(2 * len(DEFECTS), 5), append=False)
 
 
 def test_another_seed_gives_another_corpus(recorded: Path, tmp_path: Path) -> None:
@@ -503,7 +515,7 @@ SHORT = Wanted(30, 2, hosts=2, defects=0.2, longest_s=40)
 
 def made(folder: Path, recorded: Path, wanted: Wanted) -> tuple[Corpus, Workspace]:
     corpus = open_corpus(folder / "store", recorded, wanted, append=False)
-    write_corpus(corpus, recorded, 1)
+    write_corpus(corpus, 1)
     return corpus, workspace_of(None, folder / "store", folder / "artifacts")
 
 

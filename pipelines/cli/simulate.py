@@ -99,7 +99,7 @@ def simulate(
     try:
         corpus = open_corpus(store, recorded, wanted, append=append)
         began = time.monotonic()
-        made = write_corpus(corpus, recorded, processes, _progress("simulating"), log_to_stderr)
+        made = write_corpus(corpus, processes, _progress("simulating"), log_to_stderr)
         if shards is not None:
             workspace = workspace_of(None, store, shards)
             progress = _progress("writing shards of")
