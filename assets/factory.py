@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.data_version import (
+    CODE_VERSION_TAG,
+    DATA_VERSION_IS_USER_PROVIDED_TAG,
+    DATA_VERSION_TAG,
+)
 
 from assets.metadata import artifact_metadata, as_metadata, layout_metadata, table_schema
-from assets.partitions import EVERY_PARTITION, FRESH, OWNERS, PARTITIONS
+from assets.partitions import EVERY_PARTITION, FRESH, OWNERS, PARTITIONS, backfill_policy
 from champion.history import ChampionError
 from config.paths import CLONE
 from episodes.environment import MachineError
@@ -22,10 +27,11 @@ from episodes.store import StoreError
 from models.checkpoint import CheckpointError
 from resources.guards import check_instance, check_recorded, refuse
 from resources.workspace import WorkspaceResource, config_section
-from stages.project import Project
+from stages.project import Made, Project
 from stages.registry import STAGES
 from stages.stage import Check, Output, Stage
 from stages.status import StageError
+from stages.workspace import Workspace
 
 log = logging.getLogger("phasewatch")
 
@@ -77,13 +83,24 @@ def _build(stage: Stage) -> dg.AssetsDefinition:
         # a step that may leave out outputs: what the store cannot give is skipped
         can_subset=several or stage.partition == "recipe",
         pool=stage.pool,
+        backfill_policy=backfill_policy(stage),
     )
     def make(
         context: dg.AssetExecutionContext,
         config: config_section(stage.options or _NoOptions),  # type: ignore[valid-type]
         workspace: WorkspaceResource,
     ) -> Iterator[dg.MaterializeResult]:
-        yield from _make(context, stage, config, workspace.core)
+        refusals = (StageError, CheckpointError, ChampionError, StoreError)
+        try:
+            check_instance(context.instance, workspace.core)
+            if stage.partition == "batch" and len(context.partition_keys) > 1:
+                _make_range(context, stage, config, workspace.core)
+            else:
+                yield from _make(context, stage, config, workspace.core)
+        except refusals as error:
+            refuse(workspace.core.addressed(str(error)), getattr(error, "differences", None))
+        except MachineError as error:
+            raise dg.Failure(str(error)) from error  # trying again may help
 
     return make
 
@@ -94,59 +111,149 @@ class _NoOptions:
 
 
 def _make(
-    context: dg.AssetExecutionContext, declared: Stage, config: dg.Config, workspace: Any
+    context: dg.AssetExecutionContext, declared: Stage, config: dg.Config, workspace: Workspace
 ) -> Iterator[dg.MaterializeResult]:
-    check_instance(context.instance, workspace)
     key = context.partition_key if declared.partition else ""
-    selected = {
-        o.name for o in declared.outputs if asset_key(o.name) in context.selected_asset_keys
-    }
     what = f"{declared.name} {key}".strip()
-    try:
-        project = Project(workspace)
-        stage = declared
-        if declared.options:
-            options = declared.options(**config.model_dump())
-            stage = declared.with_options(options, f"run {context.run.run_id}")
-        if not project.available(stage, key):
-            line = project.status(stage, key).line
-            _say(context, f"{line}; skipped, with all that is made from it")
-            return
-        check_recorded(context.instance, project, stage, key)
-        project.require(stage.needs(project, key))
-        made = project.make(stage, key, outputs=selected, progress=_reporter(context, what))
-    except (StageError, CheckpointError, ChampionError, StoreError) as error:
-        refuse(workspace.addressed(str(error)), getattr(error, "differences", None))
-    except MachineError as error:
-        raise dg.Failure(str(error)) from error  # trying again may help
+    project, stage = Project(workspace), _with_options(context, declared, config)
+    if not project.available(stage, key):
+        line = project.status(stage, key).line
+        _say(context, f"{line}; skipped, with all that is made from it")
+        return
+    check_recorded(context.instance, project, stage, key)
+    project.require(stage.needs(project, key))
+    made = project.make(
+        stage, key, outputs=_selected(context, stage), progress=_reporter(context, what)
+    )
     reused = made.reused and all(made.artifacts.values())  # nothing to make is not reuse
     outcome = "reused" if reused else stage.summary(project, key, made.artifacts)
     _say(context, f"{what}: {outcome} ({made.seconds:.1f} s)")
-    layout = workspace.layout
     for output in stage.outputs:
-        if output.name not in made.artifacts:
+        if output.name in made.artifacts:
+            artifact = made.artifacts[output.name]
+            yield dg.MaterializeResult(
+                asset_key=asset_key(output.name),
+                metadata=_metadata(project, stage, output, made),
+                data_version=dg.DataVersion(artifact.version) if artifact else None,
+                check_results=[
+                    _result(check, project, key, artifact)
+                    for check in _own_checks(context, stage, output)
+                ],
+            )
+
+
+def _make_range(
+    context: dg.AssetExecutionContext, declared: Stage, config: dg.Config, workspace: Workspace
+) -> None:
+    """Make what is due of many batches, each recorded when it is done.
+
+    Dagster knows results and checks of a step for one partition only, so events are logged. A step
+    that builds on these outputs is skipped in the same run: it is due afterwards. A batch that
+    fails does not keep the others.
+
+    Raises:
+        dg.Failure: some batches failed, or a blocking check did.
+    """
+    project, stage = Project(workspace), _with_options(context, declared, config)
+    selected = _selected(context, stage)
+    recorded = set.intersection(
+        *(context.instance.get_materialized_partitions(asset_key(name)) for name in selected)
+    )
+    keys = [
+        key
+        for key in context.partition_keys
+        if workspace.force or key not in recorded or not project.status(stage, key).current
+    ]
+    for key in keys:
+        check_recorded(context.instance, project, stage, key)
+    _say(context, f"{stage.name}: {len(keys)} of {len(context.partition_keys)} batches to do")
+    reporter = _reporter(context, stage.name)
+    failures: list[str] = []
+    done = 0
+
+    def progress(episodes: int, total: int, text: str) -> None:
+        reporter(done, len(keys), f"batches, {keys[done]}: {episodes}/{total} {text}")
+
+    for key, made in project.make_each(stage, keys, outputs=selected, progress=progress):
+        done = min(done + 1, len(keys) - 1)
+        if isinstance(made, Exception):
+            failures.append(f"{key}: {workspace.addressed(str(made))}")
             continue
-        artifact = made.artifacts[output.name]
-        metadata = (
-            table_schema(artifact, layout)
-            | artifact_metadata(artifact)
-            | {"reused": made.reused, "seconds": made.seconds}
-            | layout_metadata(layout, output.input_kind)
-            | as_metadata(stage.facts(project, output.name, artifact))
-        )
-        yield dg.MaterializeResult(
-            asset_key=asset_key(output.name),
-            metadata=metadata,
-            data_version=dg.DataVersion(artifact.version) if artifact else None,
-            check_results=[
-                _result(check, project, key, artifact)
-                for check in stage.checks
-                if check.output == output.name
-                and not check.alone
-                and (asset_key(output.name), check.name)
-                in {(k.asset_key, k.name) for k in context.selected_asset_check_keys}
-            ],
-        )
+        for output in stage.outputs:
+            if output.name not in made.artifacts:
+                continue
+            artifact = made.artifacts[output.name]
+            context.log_event(
+                dg.AssetMaterialization(
+                    asset_key(output.name),
+                    partition=key,
+                    metadata=_metadata(project, stage, output, made),
+                    tags=_version_tags(stage, artifact),
+                )
+            )
+            for check in _own_checks(context, stage, output):
+                result = _result(check, project, key, artifact)
+                context.log_event(_evaluation(result, key))
+                if check.blocking and not result.passed:
+                    failures.append(f"{key}: check {check.name} failed")
+    _say(context, f"{stage.name}: {len(keys) - len(failures)} of {len(keys)} batches done")
+    if failures:
+        raise dg.Failure("\n".join(failures))
+
+
+def _with_options(context: dg.AssetExecutionContext, declared: Stage, config: dg.Config) -> Stage:
+    if not declared.options:
+        return declared
+    options = declared.options(**config.model_dump())
+    return declared.with_options(options, f"run {context.run.run_id}")
+
+
+def _selected(context: dg.AssetExecutionContext, stage: Stage) -> set[str]:
+    return {o.name for o in stage.outputs if asset_key(o.name) in context.selected_asset_keys}
+
+
+def _own_checks(context: dg.AssetExecutionContext, stage: Stage, output: Output) -> list[Check]:
+    chosen = {(k.asset_key, k.name) for k in context.selected_asset_check_keys}
+    return [
+        check
+        for check in stage.checks
+        if check.output == output.name
+        and not check.alone
+        and (asset_key(output.name), check.name) in chosen
+    ]
+
+
+def _metadata(project: Project, stage: Stage, output: Output, made: Made) -> dict[str, Any]:
+    artifact, layout = made.artifacts[output.name], project.workspace.layout
+    return (
+        table_schema(artifact, layout)
+        | artifact_metadata(artifact)
+        | {"reused": made.reused, "seconds": made.seconds}
+        | layout_metadata(layout, output.input_kind)
+        | as_metadata(stage.facts(project, output.name, artifact))
+    )
+
+
+def _version_tags(stage: Stage, artifact: Any) -> dict[str, str]:
+    """As Dagster tags a result that states its data version."""
+    tags = {CODE_VERSION_TAG: stage.version}
+    if artifact:
+        tags |= {DATA_VERSION_TAG: artifact.version, DATA_VERSION_IS_USER_PROVIDED_TAG: "true"}
+    return tags
+
+
+def _evaluation(result: dg.AssetCheckResult, key: str) -> dg.AssetCheckEvaluation:
+    assert result.asset_key
+    assert result.check_name
+    return dg.AssetCheckEvaluation(
+        asset_key=result.asset_key,
+        check_name=result.check_name,
+        passed=result.passed,
+        severity=result.severity,
+        description=result.description,
+        metadata=result.metadata,
+        partition=key,
+    )
 
 
 def _spec(stage: Stage, output: Output) -> dg.AssetSpec:

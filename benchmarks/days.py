@@ -34,7 +34,7 @@ from features.shards import read_windows
 from models.base import Inputs
 from models.registry import MODELS, Variant
 from stages.alarm_rules import training_phases
-from stages.ingest import TENSORS
+from stages.batch import TENSORS
 from stages.project import Project
 from stages.workspace import workspace_from_environment
 

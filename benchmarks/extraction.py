@@ -32,7 +32,7 @@ from features.extraction import extract
 from features.registry import LAYOUT
 from features.summary import summarise
 from features.windows import window_starts, window_views
-from stages.ingest import ingest_batch
+from stages.batch import ingest_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -16,15 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from features.registry import InputKind, Layout, Mode
+    from features.shards import Files
     from models.base import Inputs
     from models.registry import Variant
-
-
-class Files(Protocol):
-    """The files of one artifact, by role."""
-
-    def path(self, role: str) -> Path: ...
-    def paths(self, kind: str) -> list[Path]: ...
 
 
 def examples(

@@ -10,12 +10,24 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
 
 Result = TypeVar("Result")
 
 PAUSES_S = (0.1, 0.4, 1.5)
 """How long to wait before each further try."""
+
+
+_CLOCK_TICK_NS = 2_000_000_000  # of the coarsest file systems
+
+
+def settled(state: os.stat_result) -> bool:
+    """Whether the times of a file or folder tell one state from the next.
+
+    A change within the same tick of the file system's clock leaves the same times behind.
+    """
+    return time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > _CLOCK_TICK_NS
 
 
 class MachineError(Exception):

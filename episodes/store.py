@@ -5,13 +5,21 @@ The store belongs to the receiver and is only read. ``validation`` judges episod
 
 from __future__ import annotations
 
+import hashlib
 import json
 import stat
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
 
+from episodes.environment import settled
 from episodes.format import ARCHIVE_SUFFIX, batch_key, is_episode_id, is_host_id, is_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
 
 
 class StoreError(Exception):
@@ -143,6 +151,8 @@ def list_store(root: Path) -> StoreListing:
     Unfinished uploads are not reported as problems: a file under any other name, a file shorter
     than its index row says, a last line of the index without a newline.
 
+    A process that lists a store again reads only what changed since, see ``_Store``.
+
     Raises:
         StoreError: ``root`` has neither an index nor an ``episodes`` folder.
     """
@@ -152,66 +162,164 @@ def list_store(root: Path) -> StoreListing:
             f"{root}: not an episode store (must have index.jsonl and episodes/<host>/"
             f"<episode>{ARCHIVE_SUFFIX}); set `store` to the folder that has them"
         )
-    problems: list[str] = []
-    sizes = _list_files(root, problems)
-    rows: dict[tuple[str, str], list[IndexRow]] = defaultdict(list)
-    for row in _read_index(root / "index.jsonl", problems):
-        rows[row.host_id, row.episode_id].append(row)
+    with _LOCK:
+        return _stores.setdefault((root, root.absolute()), _Store(root)).look()
 
-    hosts_of: dict[str, set[str]] = defaultdict(set)
-    for host_id, episode_id in sizes.keys() | rows.keys():
-        hosts_of[episode_id].add(host_id)
 
-    batches: dict[str, list[StoredEpisode]] = defaultdict(list)
-    for host_id, episode_id in sorted(sizes.keys() | rows.keys()):
-        path = root / "episodes" / host_id / f"{episode_id}{ARCHIVE_SUFFIX}"
-        listed = rows[host_id, episode_id]
-        size = sizes.get((host_id, episode_id))
+_Key = tuple[str, str]  # host and episode
+_LOCK = Lock()  # sensors run in threads
+_stores: dict[tuple[Path, Path], _Store] = {}
+
+
+class _Store:
+    """A store as this process last saw it.
+
+    The index is read from where it was left, provided that all before is as it was. A host's folder
+    is listed again when it changes; a file whose size is not that of its index row may still grow,
+    which does not change the folder, so it is looked at each time. An archive that is altered in
+    place later makes nothing stale, see ``StoredEpisode.identity``.
+    """
+
+    def __init__(self, root: Path):
+        self._root = root
+        self._index = _Index(root / "index.jsonl")
+        self._folders: dict[str, _Folder] = {}
+        self._hosts: dict[str, set[str]] = defaultdict(set)  # by episode id
+        self._batches: dict[str, dict[str, StoredEpisode]] = defaultdict(dict)
+        self._listed: dict[str, tuple[StoredEpisode, ...]] = {}  # the same, in order
+
+    def look(self) -> StoreListing:
+        problems: list[str] = []
+        changed = self._look_at_folders(problems)  # before the index: a row follows its file
+        changed |= self._index.read()
+        self._reconcile(changed)
+        return StoreListing(self._root, dict(self._listed), (*problems, *self._index.problems))
+
+    def _look_at_folders(self, problems: list[str]) -> set[_Key]:
+        """The episodes whose file came, went or has another size than before."""
+        root = self._root / "episodes"
+        folders = {}
+        for path in sorted(root.iterdir()) if root.is_dir() else ():
+            if not path.is_dir():
+                continue
+            if not is_host_id(path.name):
+                problems.append(f"episodes/{path.name}: name must be a host id; rename the folder")
+                continue
+            folders[path.name] = self._folders.get(path.name) or _Folder(path)
+        changed = {
+            (host, episode_id)
+            for host in self._folders.keys() - folders.keys()
+            for episode_id in self._folders[host].sizes
+        }
+        self._folders = folders
+        for host, folder in folders.items():
+            changed |= {(host, episode_id) for episode_id in folder.look()}
+            problems += folder.problems
+        return changed
+
+    def _reconcile(self, changed: set[_Key]) -> None:
+        """Make what is known of these episodes anew, and the batches that they belong to."""
+        rows = self._index.rows
+        others: set[_Key] = set()  # have an id in common with these
+        for host_id, episode_id in changed:
+            folder, hosts = self._folders.get(host_id), self._hosts[episode_id]
+            there = (host_id, episode_id) in rows or (folder and episode_id in folder.sizes)
+            if there != (host_id in hosts):
+                (hosts.add if there else hosts.remove)(host_id)
+                others |= {(host, episode_id) for host in hosts}
+        touched = set()
+        for host_id, episode_id in changed | others:
+            batch = batch_key(host_id, episode_id)
+            touched.add(batch)
+            if host_id in self._hosts[episode_id]:
+                self._batches[batch][episode_id] = self._episode(host_id, episode_id)
+            else:
+                self._batches[batch].pop(episode_id, None)
+        for batch in touched:
+            episodes = self._batches[batch]
+            self._listed[batch] = tuple(episodes[key] for key in sorted(episodes))
+            if not episodes:
+                del self._batches[batch], self._listed[batch]
+        if touched:
+            self._listed = {key: self._listed[key] for key in sorted(self._listed)}
+
+    def _episode(self, host_id: str, episode_id: str) -> StoredEpisode:
+        path = self._root / "episodes" / host_id / f"{episode_id}{ARCHIVE_SUFFIX}"
+        rows = tuple(self._index.rows.get((host_id, episode_id), ()))
+        folder = self._folders.get(host_id)
+        size = folder.sizes.get(episode_id) if folder else None
         if size is None:  # the file and its row may have come since the folder was listed
             size = _size(path)
+        elif folder:
+            folder.expect(episode_id, {row.size_bytes for row in rows})
         arriving = (
             size is not None
-            and bool(listed)
-            and all(size < row.size_bytes for row in listed)
+            and bool(rows)
+            and all(size < row.size_bytes for row in rows)
             and stat.S_ISREG(path.lstat().st_mode)  # anything else never becomes a file
         )
-        episode = StoredEpisode(
+        return StoredEpisode(
             host_id=host_id,
             episode_id=episode_id,
             path=path,
             size_bytes=None if arriving else size,
-            index_rows=tuple(listed),
-            other_hosts=tuple(sorted(hosts_of[episode_id] - {host_id})),
+            index_rows=rows,
+            other_hosts=tuple(sorted(self._hosts[episode_id] - {host_id})),
             arrived_bytes=size if arriving else None,
         )
-        batches[episode.batch].append(episode)
-    return StoreListing(
-        root, {key: tuple(batches[key]) for key in sorted(batches)}, tuple(problems)
-    )
 
 
-def _list_files(root: Path, problems: list[str]) -> dict[tuple[str, str], int]:
-    sizes: dict[tuple[str, str], int] = {}
-    folder = root / "episodes"
-    if not folder.is_dir():
-        return sizes
-    for host in sorted(folder.iterdir()):
-        if not host.is_dir():
-            continue
-        if not is_host_id(host.name):
-            problems.append(f"episodes/{host.name}: name must be a host id; rename the folder")
-            continue
-        for path in sorted(host.glob(f"*{ARCHIVE_SUFFIX}")):
+class _Folder:
+    """The archives of one host, as they were when last looked at."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._seen: tuple[int, ...] | None = None
+        self._unsettled: set[str] = set()  # may still grow
+        self.sizes: dict[str, int] = {}
+        self.problems: list[str] = []
+
+    def expect(self, episode_id: str, sizes: Collection[int]) -> None:
+        """Say which sizes the index gives a file: with another it is looked at each time."""
+        settled = self.sizes[episode_id] in sizes
+        (self._unsettled.discard if settled else self._unsettled.add)(episode_id)
+
+    def look(self) -> set[str]:
+        """The episodes whose file came, went or has another size than before."""
+        now = self._path.stat()
+        seen = (now.st_dev, now.st_ino, now.st_mtime_ns, now.st_ctime_ns)
+        before = self.sizes
+        if seen == self._seen:
+            sizes = {each: _size(self._file(each)) for each in self._unsettled}
+            self.sizes = before | {each: size for each, size in sizes.items() if size is not None}
+            return {each for each in sizes if self.sizes[each] != before[each]}
+        self._seen = seen if settled(now) else None
+        self.sizes = self._list()
+        self._unsettled &= self.sizes.keys()
+        return {
+            each
+            for each in before.keys() | self.sizes.keys()
+            if before.get(each) != self.sizes.get(each)
+        }
+
+    def _list(self) -> dict[str, int]:
+        self.problems = []
+        sizes = {}
+        for path in sorted(self._path.glob(f"*{ARCHIVE_SUFFIX}")):
             episode_id = path.name.removesuffix(ARCHIVE_SUFFIX)
             if path.name.startswith("."):  # an upload in progress
                 continue
             if not is_episode_id(episode_id):
-                problems.append(f"episodes/{host.name}/{path.name}: name must be a ULID")
+                where = f"episodes/{self._path.name}/{path.name}"
+                self.problems.append(f"{where}: name must be a ULID")
                 continue
             size = _size(path)
             if size is not None:  # None: it was renamed meanwhile
-                sizes[host.name, episode_id] = size
-    return sizes
+                sizes[episode_id] = size
+        return sizes
+
+    def _file(self, episode_id: str) -> Path:
+        return self._path / f"{episode_id}{ARCHIVE_SUFFIX}"
 
 
 def _size(path: Path) -> int | None:
@@ -221,24 +329,74 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _read_index(path: Path, problems: list[str]) -> list[IndexRow]:
-    if not path.is_file():
-        problems.append("index.jsonl: missing; every file counts as not indexed")
-        return []
-    lines = path.read_bytes().split(b"\n")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(_index_row(json.loads(line)))
-        except (ValueError, RecursionError) as error:
-            if number < len(lines):  # a last line without a newline is still being written
-                problems.append(f"index.jsonl line {number}: {error}")
-    return rows
+class _Index:
+    """The rows of ``index.jsonl``, as far as it was read."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._forget()
+
+    def _forget(self) -> None:
+        self._seen: tuple[int, ...] | None = None
+        self._read, self._digest, self._lines = (
+            0,
+            hashlib.sha256().digest(),
+            0,
+        )  # of the lines that are whole
+        self._last: IndexRow | None = None  # of a last line without a newline
+        self.rows: dict[_Key, list[IndexRow]] = {}
+        self.problems: list[str] = []
+
+    def read(self) -> set[_Key]:
+        """Read what was added; returns the episodes that have other rows than before."""
+        if not self._path.is_file():
+            changed = set(self.rows)
+            self._forget()
+            self.problems = ["index.jsonl: missing; every file counts as not indexed"]
+            return changed
+        now = self._path.stat()
+        seen = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+        if seen == self._seen:
+            return set()
+        content = self._path.read_bytes()
+        changed = set()
+        if hashlib.sha256(content[: self._read]).digest() != self._digest:
+            changed = set(self.rows)
+            self._forget()
+        self._seen = seen if settled(now) else None
+        if self._last:  # it is read again, perhaps longer
+            changed.add(self._take(self._last, list.remove))
+            self._last = None
+        whole = content.rfind(b"\n") + 1
+        for line in content[self._read : whole].split(b"\n")[:-1]:
+            self._lines += 1
+            try:
+                row = _index_row(line)
+            except (ValueError, RecursionError) as error:
+                self.problems.append(f"index.jsonl line {self._lines}: {error}")
+                continue
+            if row:
+                changed.add(self._take(row, list.append))
+        self._read, self._digest = whole, hashlib.sha256(content[:whole]).digest()
+        with suppress(ValueError, RecursionError):  # still being written
+            self._last = _index_row(content[whole:])
+        if self._last:
+            changed.add(self._take(self._last, list.append))
+        return changed
+
+    def _take(self, row: IndexRow, how: Callable[[list[IndexRow], IndexRow], None]) -> _Key:
+        key = row.host_id, row.episode_id
+        how(self.rows.setdefault(key, []), row)
+        if not self.rows[key]:
+            del self.rows[key]
+        return key
 
 
-def _index_row(value: object) -> IndexRow:
+def _index_row(line: bytes) -> IndexRow | None:
+    """The row of a line, None if the line is blank."""
+    if not line.strip():
+        return None
+    value = json.loads(line)
     if not isinstance(value, dict):
         raise ValueError(f"must be a JSON object, got {type(value).__name__}")
     types = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import traceback
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,15 @@ class ValidationPolicy:
     max_step_back_s: NotNegative = 1.0
 
 
+_BY_SOURCE = (
+    "rows", "rows_repeated", "rows_outside", "coverage", "largest_gap_s", "unusable_values",
+)  # fmt: skip
+_PER_KEY: dict[str, Sequence[str]] = {
+    **dict.fromkeys(_BY_SOURCE, tuple(SOURCES)), "seconds": tuple(PHASES)
+}  # fmt: skip
+"""Fields of a record that have a value per source or phase."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One row of the validation index."""
@@ -130,6 +139,19 @@ class Record:
     largest_gap_s: dict[str, float | None]
     unusable_values: dict[str, int]
     seconds: dict[str, float]  # by phase
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Record:
+        """The record of which ``as_row`` gave this row."""
+        values: dict[str, Any] = {}
+        for each in fields(cls):
+            if each.name in _PER_KEY:
+                prefix = f"{each.name}_"
+                values[each.name] = {key: row[prefix + key] for key in _PER_KEY[each.name]}
+            else:
+                value = row[each.name]
+                values[each.name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
 
     @property
     def usable(self) -> bool:

@@ -7,6 +7,7 @@ is one table: the same windows with their statistics, plain and relative. Splits
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +19,7 @@ from features.extraction import SOURCE_NAMES
 from features.relative import summary_inputs, tensor_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -32,6 +33,13 @@ class NewFiles(Protocol):
     """Where to write the files of an artifact."""
 
     def new_file(self, role: str, suffix: str) -> Path: ...
+
+
+class Files(Protocol):
+    """The files of an artifact, by role."""
+
+    def path(self, role: str) -> Path: ...
+    def paths(self, kind: str) -> list[Path]: ...
 
 
 EPISODES_PER_SHARD = 256
@@ -72,72 +80,104 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return file.read(columns=None if columns is None else list(columns))
 
 
-class ShardWriter:
-    """Writes both kinds of shard in one pass, holding at most one shard's features in memory."""
+@dataclass(frozen=True)
+class EpisodeRows:
+    """What one episode adds to shards."""
 
-    def __init__(self, layout: Layout, tensor: NewFiles | None, feature: NewFiles | None):
+    windows: pa.Table  # its ``first_bin`` and ``row`` count from the episode's first
+    series: NDArray[np.float32]  # (n_bins, n_channels)
+    level: NDArray[np.float32]  # (n_windows, n_channels)
+    inputs: NDArray[np.float32]  # (n_windows, n_inputs) as a feature shard has them
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an episode is in its batch's shards."""
+
+    shard: int
+    first_bin: int
+    bins: int
+    first_row: int
+    windows: int
+
+
+def episode_rows(record: Record, extracted: Extracted) -> EpisodeRows:
+    """The rows of one usable episode."""
+    windows = extracted.windows
+    n = len(windows)
+    columns = (
+        {name: [getattr(record, name)] * n for name in WINDOW_COLUMNS if hasattr(record, name)}
+        | {
+            "window": range(n),
+            "start_s": windows.start_s,
+            "label": windows.label.tolist(),
+            "purity": windows.purity,
+            "job": extracted.jobs.tolist(),
+            "onset_s": [extracted.onset_s] * n,
+            "shard": [0] * n,
+            "first_bin": windows.start_bin,
+            "row": range(n),
+        }
+        | {f"coverage_{s}": extracted.coverage[:, i] for i, s in enumerate(SOURCE_NAMES)}
+    )
+    return EpisodeRows(
+        windows=pa.table({name: pa.array(columns[name], kind) for name, kind in _WINDOW_FIELDS}),
+        series=extracted.series,
+        level=extracted.level,
+        inputs=summary_inputs(extracted.features, extracted.baseline),
+    )
+
+
+class ShardWriter:
+    """Writes both kinds of shard in one pass, holding at most one shard's features in memory.
+
+    Args:
+        first: number of the first shard.
+    """
+
+    def __init__(
+        self, layout: Layout, tensor: NewFiles | None, feature: NewFiles | None, first: int = 0
+    ):
         self._layout = layout
         self._tensor = tensor
         self._feature = feature
-        self._shard = -1
+        self._next = first
         self._episodes = 0
-        self._bins = 0  # of the shard being written
         self._series: SeriesFile | None = None
         self._level: SeriesFile | None = None
-        self._columns: dict[str, list[Any]] = {}
-        self._inputs: list[NDArray[np.float32]] = []  # of windows, as a feature shard has them
-        self.n_windows = 0
-        self.windows_by_phase = dict.fromkeys(layout.phases, 0)
-        self.finite_cells = np.zeros(len(layout.channels), dtype=np.int64)
-        self.n_bins = 0
+        self._windows: list[pa.Table] = []
+        self._inputs: list[NDArray[np.float32]] = []
+        self._finite_cells = np.zeros(len(layout.channels), dtype=np.int64)
+        self._bins = self._rows = 0
+        self.shards: list[dict[str, Any]] = []
+        """What is in each finished shard: counts, and its number."""
 
-    def add(self, record: Record, extracted: Extracted) -> None:
+    def add(self, rows: EpisodeRows) -> Place:
         """Append one usable episode."""
         if self._episodes == EPISODES_PER_SHARD:
             self.close()
         if not self._episodes:
             self._start_shard()
-        windows = extracted.windows
-        first_row = len(self._columns["row"])
+        place = Place(self._next, self._bins, len(rows.series), self._rows, len(rows.windows))
+        self._windows.append(moved(rows.windows, place.shard, place.first_bin, place.first_row))
+        self._inputs.append(rows.inputs)
         if self._series and self._level:
-            self._series.append(extracted.series)
-            self._level.append(extracted.level)
-        per_episode = {
-            name: [getattr(record, name)] * len(windows)
-            for name in WINDOW_COLUMNS
-            if hasattr(record, name)
-        }
-        per_window = {
-            "window": range(len(windows)),
-            "start_s": windows.start_s.tolist(),
-            "label": windows.label.tolist(),
-            "purity": windows.purity.tolist(),
-            "job": extracted.jobs.tolist(),
-            "onset_s": [extracted.onset_s] * len(windows),
-            "shard": [self._shard] * len(windows),
-            "first_bin": (self._bins + windows.start_bin).tolist(),
-            "row": range(first_row, first_row + len(windows)),
-        } | {f"coverage_{s}": extracted.coverage[:, i] for i, s in enumerate(SOURCE_NAMES)}
-        for name, values in (per_episode | per_window).items():
-            self._columns[name].extend(values)
-        self._inputs.append(summary_inputs(extracted.features, extracted.baseline))
-        self._bins += len(extracted.series)
+            self._series.append(rows.series)
+            self._level.append(rows.level)
         self._episodes += 1
-        self.n_windows += len(windows)
-        self.n_bins += len(extracted.series)
-        self.finite_cells += np.count_nonzero(~np.isnan(extracted.series), axis=0)
-        for phase in windows.label:
-            self.windows_by_phase[str(phase)] += 1
+        self._bins += place.bins
+        self._rows += place.windows
+        self._finite_cells += np.count_nonzero(~np.isnan(rows.series), axis=0)
+        return place
 
     def _start_shard(self) -> None:
-        self._shard += 1
-        self._bins = 0
-        self._columns = {name: [] for name in WINDOW_COLUMNS}
-        self._inputs = []
+        self._windows, self._inputs = [], []
+        self._bins = self._rows = 0
+        self._finite_cells = np.zeros_like(self._finite_cells)
         if self._tensor:
             self._series, self._level = (
                 SeriesFile(
-                    self._tensor.new_file(f"{role}-{self._shard:05}", ".npy"),
+                    self._tensor.new_file(f"{role}-{self._next:05}", ".npy"),
                     len(self._layout.channels),
                 )
                 for role in ("series", "level")
@@ -147,20 +187,68 @@ class ShardWriter:
         """Finish the shard being written."""
         if not self._episodes:
             return
-        windows = pa.table(
-            {name: pa.array(self._columns[name], kind) for name, kind in _WINDOW_FIELDS}
-        )
+        # in one piece: how episodes came to be in a shard must not show in its bytes
+        windows = pa.concat_tables(self._windows).combine_chunks()
         if self._tensor and self._series and self._level:
             self._series.close()
             self._level.close()
-            write_table(windows, self._tensor.new_file(f"windows-{self._shard:05}", ".parquet"))
+            write_table(windows, self._tensor.new_file(f"windows-{self._next:05}", ".parquet"))
         if self._feature:
             inputs = np.concatenate(self._inputs)
             table = windows
             for i, name in enumerate(self._layout.input_names("summary")):
                 table = table.append_column(name, pa.array(inputs[:, i]))
-            write_table(table, self._feature.new_file(f"features-{self._shard:05}", ".parquet"))
+            write_table(table, self._feature.new_file(f"features-{self._next:05}", ".parquet"))
+        phases = Counter(windows.column("label").to_pylist())
+        self.shards.append(
+            {
+                "number": self._next,
+                "episodes": self._episodes,
+                "bins": self._bins,
+                "windows": self._rows,
+                "windows_by_phase": {phase: phases[phase] for phase in self._layout.phases},
+                "finite_cells": self._finite_cells.tolist(),
+            }
+        )
         self._episodes = 0
+        self._next += 1
+
+
+def moved(windows: pa.Table, shard: int, bins: int, rows: int) -> pa.Table:
+    """A table of windows that point elsewhere: to another shard, so many bins and rows further."""
+    columns = {
+        "shard": pa.array(np.full(len(windows), shard, dtype=np.int32)),
+        "first_bin": pa.array(windows.column("first_bin").to_numpy() + bins),
+        "row": pa.array(windows.column("row").to_numpy() + rows),
+    }
+    for name, values in columns.items():
+        windows = windows.set_column(windows.schema.get_field_index(name), name, values)
+    return windows
+
+
+def read_episodes(
+    tensor: Files, feature: Files, shard: int, places: Sequence[Place], layout: Layout
+) -> Iterator[EpisodeRows]:
+    """Episodes of one shard as they were added to it, in the order of ``places``."""
+    series, level = (
+        np.lib.format.open_memmap(tensor.path(f"{role}-{shard:05}"), mode="r")
+        for role in ("series", "level")
+    )
+    table = read_table(feature.path(f"features-{shard:05}"))
+    windows = table.select(WINDOW_COLUMNS)
+    inputs = np.stack(
+        [table.column(name).to_numpy() for name in layout.input_names("summary")], axis=1
+    )
+    for place in places:
+        rows = slice(place.first_row, place.first_row + place.windows)
+        yield EpisodeRows(
+            windows=moved(
+                windows.slice(place.first_row, place.windows), 0, -place.first_bin, -place.first_row
+            ),
+            series=series[place.first_bin : place.first_bin + place.bins],
+            level=level[rows],
+            inputs=inputs[rows],
+        )
 
 
 class SeriesFile:

@@ -105,7 +105,7 @@ def _next_step(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> D
     instance = context.instance
     synced = sync_batches(instance, workspace)
     since = context.scheduled_execution_time - ONE_NIGHT
-    late = [due for due in synced.due if ingested_since(instance, due, since)]
+    late = ingested_since(instance, synced.due, since)
     ingests = decide_ingest(instance, synced, [due for due in synced.due if due not in late])
     if ingests.requests or ingests.waiting:
         return ingests
@@ -122,4 +122,4 @@ def _next_step(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> D
                 + (f"; {len(late)} gained episodes since, for the next night" if late else "")
             ]
         )
-    return decide(instance, due)
+    return decide(instance, synced.project, due)

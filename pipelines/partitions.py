@@ -1,6 +1,8 @@
 """Keeps Dagster's batch partitions in step with the store."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import dagster as dg
 
@@ -9,6 +11,12 @@ from episodes.store import StoreListing
 from resources.runs import end_dead_runs
 from stages.project import Due, Project
 from stages.workspace import Workspace
+
+PARTITION_TAG = "dagster/partition"
+_RANGE_START_TAG = "dagster/asset_partition_range_start"
+_RANGE_END_TAG = "dagster/asset_partition_range_end"
+_NAME = str(BATCHES.name)
+_KEYS_AT_A_TIME = 10_000  # Dagster puts all into one IN, and SQLite takes 32,766 values
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,57 @@ class Synced:
         return any(s.usable for s in self.project.statuses(self.project.stages["ingest"]))
 
 
+def in_ranges(
+    instance: dg.DagsterInstance, batches: Iterable[str], most: int, *, exact: bool = False
+) -> list[list[str]]:
+    """Batches in the order of their partitions, so many in a range at most.
+
+    Args:
+        exact: no other batch is between the first and the last of a range; else a run of the range
+            finds those that are current and leaves them.
+    """
+    order = {key: i for i, key in enumerate(instance.get_dynamic_partitions(_NAME))}
+    ranges: list[list[str]] = []
+    for batch in sorted(batches, key=order.__getitem__):
+        full = not ranges or len(ranges[-1]) == most
+        if full or (exact and order[batch] != order[ranges[-1][-1]] + 1):
+            ranges.append([])
+        ranges[-1].append(batch)
+    return ranges
+
+
+def partition_tags(keys: Sequence[str]) -> dict[str, str]:
+    """The tags of a run of one partition, or of all from the first to the last of these."""
+    if len(keys) == 1:
+        return {PARTITION_TAG: keys[0]}
+    return {_RANGE_START_TAG: keys[0], _RANGE_END_TAG: keys[-1]} if keys else {}
+
+
+def named(keys: Sequence[str]) -> str:
+    """A partition, or a range of them as Dagster writes it."""
+    return keys[0] if len(keys) == 1 else f"{keys[0]}...{keys[-1]}" if keys else ""
+
+
+class Covered:
+    """Which batches a run makes, by its tags."""
+
+    def __init__(self, instance: dg.DagsterInstance):
+        self._instance = instance
+
+    @cached_property
+    def _order(self) -> dict[str, int]:
+        return {key: i for i, key in enumerate(self._instance.get_dynamic_partitions(_NAME))}
+
+    def by(self, run: dg.DagsterRun, key: str) -> bool:
+        """Whether a run is of a partition; the empty key is that of runs without one."""
+        first, last = run.tags.get(_RANGE_START_TAG), run.tags.get(_RANGE_END_TAG)
+        if first is None or last is None:
+            return run.tags.get(PARTITION_TAG, "") == key
+        if not {first, last, key} <= self._order.keys():
+            return False
+        return self._order[first] <= self._order[key] <= self._order[last]
+
+
 def sync_batches(instance: dg.DagsterInstance, workspace: Workspace) -> Synced:
     """Register every batch of the store as a partition. Nothing is ever unregistered.
 
@@ -40,9 +99,8 @@ def sync_batches(instance: dg.DagsterInstance, workspace: Workspace) -> Synced:
     """
     end_dead_runs(instance)
     project = Project(workspace)
-    assert BATCHES.name is not None
-    known = set(instance.get_dynamic_partitions(BATCHES.name))
+    known = set(instance.get_dynamic_partitions(_NAME))
     new = [batch for batch in project.listing.batches if batch not in known]
-    if new:
-        instance.add_dynamic_partitions(BATCHES.name, new)
+    for i in range(0, len(new), _KEYS_AT_A_TIME):
+        instance.add_dynamic_partitions(_NAME, new[i : i + _KEYS_AT_A_TIME])
     return Synced(project, new, project.due("ingest"))

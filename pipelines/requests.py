@@ -9,19 +9,23 @@ from datetime import datetime
 
 import dagster as dg
 
-from assets.factory import asset_keys
+from assets.factory import asset_key, asset_keys
+from assets.partitions import BATCHES_PER_RUN
 from champion.history import Champion
-from pipelines.partitions import Synced
+from features.files import fingerprint
+from pipelines.partitions import Covered, Synced, in_ranges, named, partition_tags
 from resources.runs import UNFINISHED
-from stages.ingest import TENSORS
+from stages.batch import TENSORS
 from stages.project import Due, Project
+
+RUNS_PER_TICK = 8
+"""More batches than that are ingested or scored by one run; the others wait for it to end."""
 
 MAX_FAILURES = 3
 """After so many failed runs on the same input in a row, only a person starts another."""
 
 WORK_TAG = "phasewatch/work"
 IDENTITY_TAG = "phasewatch/identity"
-_PARTITION_TAG = "dagster/partition"
 _WILL_RETRY_TAG, _RETRIED_TAG = "dagster/will_retry", "dagster/auto_retry_run_id"
 
 
@@ -34,46 +38,88 @@ class Decision:
     given_up: list[str] = field(default_factory=list)  # of these, what waits for a person
 
 
-def decide(instance: dg.DagsterInstance, due: list[Due]) -> Decision:
+def decide(instance: dg.DagsterInstance, project: Project, due: list[Due]) -> Decision:
     """Requests for what is due, not under way and has not failed too often.
 
     A run key is partition, identity and the number of runs there were for that identity: asking
     twice gives one run, and asking again after a failure, or after an artifact was lost, another.
     """
     unfinished = instance.get_runs(filters=dg.RunsFilter(statuses=UNFINISHED))
-    decision = Decision()
+    covered, decision = Covered(instance), Decision()
+    free: list[list[Due]] = []
     for item in due:
-        name = f"{item.job} {item.key}".strip()
-        busy = next((run for run in unfinished if _makes(run, item)), None)
-        if busy is not None:
-            decision.waiting.append(f"{name}: run {busy.run_id[:8]} is {_status(busy)}")
-            continue
-        tags = {IDENTITY_TAG: item.identity} | ({_PARTITION_TAG: item.key} if item.key else {})
-        earlier = instance.get_runs(filters=dg.RunsFilter(tags=tags))  # newest first
-        if earlier and _awaits_retry(earlier[0]):
-            decision.waiting.append(f"{name}: run {earlier[0].run_id[:8]} is to be retried")
-            continue
-        failures = 0
-        for run in earlier:
-            if run.status is dg.DagsterRunStatus.SUCCESS:
-                break
-            failures += 1
-        if failures >= MAX_FAILURES:
-            decision.given_up.append(
-                f"{name}: given up after {failures} failed runs, the last "
-                f"{earlier[0].run_id[:8]}; fix the cause and start it by hand"
-            )
-            decision.waiting.append(decision.given_up[-1])
-            continue
-        decision.requests.append(
-            dg.RunRequest(
-                run_key=f"{name}:{item.identity}:{len(earlier)}",
-                partition_key=item.key or None,
-                asset_selection=asset_keys(item.job) if item.key else _made(item),
-                tags={WORK_TAG: item.job, IDENTITY_TAG: item.identity},
-            )
+        busy = next(
+            (r for r in unfinished if covered.by(r, item.key) and _touches(r, item.job)), None
         )
+        if busy is not None:
+            decision.waiting.append(f"{_name([item])}: run {busy.run_id[:8]} is {_status(busy)}")
+        else:
+            free.append([item])
+    if len(free) > RUNS_PER_TICK and all(item.key for (item,) in free):
+        by_key = {item.key: item for (item,) in free}
+        first, *rest = in_ranges(instance, by_key, BATCHES_PER_RUN)
+        later = sum(map(len, rest))
+        if later:
+            decision.waiting.append(f"{later} more batches: after {first[-1]}")
+        free = [[by_key[key] for key in first]]
+    for items in free:
+        _decide(instance, project, items, decision)
     return decision
+
+
+def _decide(
+    instance: dg.DagsterInstance, project: Project, items: list[Due], decision: Decision
+) -> None:
+    """Request one run for these, or say why not."""
+    job, keys, name = items[0].job, [item.key for item in items if item.key], _name(items)
+    identity = items[0].identity if len(items) == 1 else fingerprint([i.identity for i in items])
+    tags = partition_tags(keys)
+    # newest first
+    earlier = instance.get_runs(filters=dg.RunsFilter(tags={IDENTITY_TAG: identity} | tags))
+    if earlier and _awaits_retry(earlier[0]):
+        decision.waiting.append(f"{name}: run {earlier[0].run_id[:8]} is to be retried")
+        return
+    failures = 0
+    for run in earlier:
+        if run.status is dg.DagsterRunStatus.SUCCESS:
+            break
+        failures += 1
+    if failures >= MAX_FAILURES:
+        decision.given_up.append(
+            f"{name}: given up after {failures} failed runs, the last "
+            f"{earlier[0].run_id[:8]}; fix the cause and start it by hand"
+        )
+        decision.waiting.append(decision.given_up[-1])
+        return
+    several = len(keys) > 1
+    decision.requests.append(
+        dg.RunRequest(
+            run_key=f"{name}:{identity}:{len(earlier)}",
+            partition_key=None if several else (keys[0] if keys else None),
+            asset_selection=_wanted(project, items),
+            tags={WORK_TAG: job, IDENTITY_TAG: identity} | (tags if several else {}),
+        )
+    )
+
+
+def _name(items: list[Due]) -> str:
+    keys = [item.key for item in items]
+    return f"{items[0].job} {named(keys)}".strip()
+
+
+def _wanted(project: Project, items: list[Due]) -> list[dg.AssetKey]:
+    """The assets to make: of what exists once for the whole store, those that are not current.
+
+    Of many batches only what needs nothing else of them: the rest is due after that run.
+    """
+    job, key = items[0].job, items[0].key
+    if not key:
+        return [dg.AssetKey(status.stage.split("/")) for status in items[0].statuses]
+    stages = [s for s in project.stages.values() if s.job == job and not s.idle(project)]
+    if len(items) > 1:
+        names = {status.stage for item in items for status in item.statuses}
+        stages = [next(stage for stage in stages if stage.name in names)]
+    return [asset_key(output.name) for stage in stages for output in stage.outputs]
 
 
 def decide_ingest(
@@ -90,7 +136,7 @@ def decide_ingest(
         used = [d for d in due if any(synced.project.artifacts("ingest", d.key).values())]
         due = [item for item in due if item not in used]
         waiting = [f"ingest {d.key}: run {run.run_id[:8]} trains on its shards" for d in used]
-    decision = decide(instance, due)
+    decision = decide(instance, synced.project, due)
     return Decision(decision.requests, decision.waiting + waiting, decision.given_up)
 
 
@@ -113,7 +159,7 @@ def decide_scoring(instance: dg.DagsterInstance, synced: Synced) -> Decision:
         for status in project.statuses(stage, ready)
         if status.due
     ]
-    return decide(instance, due)
+    return decide(instance, project, due)
 
 
 def scoring_champion(project: Project) -> Champion | None:
@@ -122,33 +168,24 @@ def scoring_champion(project: Project) -> Champion | None:
     return champion if champion and champion.served in champion.alarm_rules else None
 
 
-def ingested_since(instance: dg.DagsterInstance, due: Due, since: datetime) -> bool:
-    """Whether a batch was ingested after a moment, and has only gained episodes since."""
-    if not all(status.usable for status in due.statuses):
-        return False
+def ingested_since(instance: dg.DagsterInstance, due: list[Due], since: datetime) -> list[Due]:
+    """The batches that were ingested after a moment and have only gained episodes since."""
     done = instance.get_runs(
-        filters=dg.RunsFilter(
-            tags={_PARTITION_TAG: due.key},
-            statuses=[dg.DagsterRunStatus.SUCCESS],
-            updated_after=since,
-        )
+        filters=dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS], updated_after=since)
     )
-    return any(_touches(run, "ingest") for run in done)
+    ingests, covered = [run for run in done if _touches(run, "ingest")], Covered(instance)
+    return [
+        item
+        for item in due
+        if all(status.usable for status in item.statuses)
+        and any(covered.by(run, item.key) for run in ingests)
+    ]
 
 
 def under_way(instance: dg.DagsterInstance, job: str) -> list[dg.DagsterRun]:
     """Unfinished runs that make something of a job's assets, whoever started them."""
     unfinished = instance.get_runs(filters=dg.RunsFilter(statuses=UNFINISHED))
     return [run for run in unfinished if _touches(run, job)]
-
-
-def _made(item: Due) -> list[dg.AssetKey]:
-    """The assets that are not current: of what exists once for the whole store."""
-    return [dg.AssetKey(status.stage.split("/")) for status in item.statuses]
-
-
-def _makes(run: dg.DagsterRun, item: Due) -> bool:
-    return run.tags.get(_PARTITION_TAG, "") == item.key and _touches(run, item.job)
 
 
 def _touches(run: dg.DagsterRun, job: str) -> bool:

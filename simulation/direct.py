@@ -24,7 +24,9 @@ from episodes.reading import Episode, assemble
 from episodes.validation import judge_content
 from simulation.children import as_lines, make_content
 from simulation.corpus import Progress, parent_of
-from stages.ingest import extracted, ingest_batch, judged
+from stages.batch import ingest_batch
+from stages.ingest import keep_contracts
+from stages.judging import judged, with_rows
 from stages.project import Project
 from stages.workers import cores, worker_processes
 
@@ -32,13 +34,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from episodes.store import StoredEpisode
-    from episodes.validation import Record, ValidationPolicy
-    from features.extraction import Extracted
+    from episodes.validation import ValidationPolicy
     from features.registry import Layout
     from simulation.corpus import Corpus
     from simulation.parents import Parent
     from simulation.plan import Child
     from simulation.sheets import Sheet
+    from stages.judging import Judged
     from stages.workspace import Workspace
 
 _PER_PROCESS = 4  # batches
@@ -75,6 +77,7 @@ def write_shards(
     Raises:
         MachineError, OSError: see ``stages.ingest.ingest_batch``.
     """
+    keep_contracts(workspace.contracts_folder, workspace.layout)
     project = Project(workspace)
     stage = project.stages["ingest"]
     children: dict[str, dict[str, Child]] = defaultdict(dict)
@@ -123,13 +126,13 @@ def _write(batch: _Batch) -> int:
 
 def _judge(
     batch: _Batch, stored: StoredEpisode, policy: ValidationPolicy, layout: Layout
-) -> tuple[Record, Extracted | None]:
+) -> Judged:
     child = batch.children.get(stored.episode_id)
     if child is None:
         return judged(stored, policy, layout)
     episode = episode_of(child, parent_of(child), batch.seed, layout)
     record = judge_content(episode, stored, policy, layout.fields)
-    return extracted(record, episode, stored, layout)
+    return with_rows(record, episode, stored, layout)
 
 
 def episode_of(child: Child, parent: Parent, seed: int, layout: Layout) -> Episode:

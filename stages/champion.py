@@ -63,8 +63,8 @@ from models.checkpoint import (
 from models.inspection import Entry, verify
 from models.registry import VARIANTS, Variant, find_variant
 from stages.alarm_rules import read_rule
+from stages.batch import FEATURES, INDEX, TENSORS
 from stages.datasets import dataset_shards
-from stages.ingest import FEATURES, INDEX, TENSORS
 from stages.stage import Artifacts, Check, CheckResult, Markdown, Output, Stage
 from stages.status import Reason, StageError, shortened
 

@@ -14,8 +14,8 @@ from evaluation.scores import phases_of
 from evaluation.wording import DRIFT_CHECKS, findings, sentence
 from features.files import fingerprint
 from features.shards import read_table
+from stages.batch import FEATURES, INDEX
 from stages.champion import drift_reference
-from stages.ingest import FEATURES, INDEX
 from stages.stage import Artifacts, Check, CheckResult, FolderStage, Markdown, Output, Rows
 from stages.status import Reason
 
@@ -111,6 +111,9 @@ class Drift(FolderStage):
             if (artifact := project.artifact(stage.name, batch)) is not None
             and project.status(stage, batch, verify=True).code == "current"
         ]
+
+    def idle(self, project: Project) -> bool:
+        return project.champion is None
 
     def folder(self, workspace: Workspace, key: str) -> Path:
         return workspace.drift_folder(key)

@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from contextlib import ExitStack
-from dataclasses import asdict
-from functools import partial
+import json
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-
-from episodes.environment import MachineError, retried
-from episodes.format import PHASES, SOURCES
-from episodes.validation import VERDICTS, Record, summary_line, validate, where
-from features.alignment import AlignmentError
-from features.contract import contract_hashes, contract_of, diff_contracts
-from features.extraction import extract
-from features.files import fingerprint
-from features.shards import ShardWriter, read_table, write_table
-from models.base import silent
-from stages.manifest import Manifest, draft, read_manifest
+from features.contract import canonical_json, contract_hashes, contract_of, diff_contracts
+from features.files import write_atomically
+from features.shards import read_table
+from stages.batch import (
+    FEATURES,
+    INDEX,
+    TENSORS,
+    VERSION,
+    batch_fingerprint,
+    differ,
+    ingest_batch,
+    settings_fingerprint,
+    to_judge,
+)
+from stages.judging import judging_ahead
+from stages.manifest import Manifest, read_manifest
 from stages.stage import Artifacts, Check, CheckResult, Output, Stage
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from episodes.reading import Episode
     from episodes.store import StoredEpisode
-    from episodes.validation import ValidationPolicy
-    from features.extraction import Extracted
     from features.registry import Layout
     from stages.project import Project
     from stages.stage import Progress
-
-    Judge = Callable[[StoredEpisode, ValidationPolicy, Layout], tuple[Record, Extracted | None]]
-
-INDEX, TENSORS, FEATURES = "validation_index", "tensor_shards", "feature_shards"
 
 
 def labels_match_events(project: Project, key: str, index: Manifest) -> CheckResult:
@@ -70,8 +64,7 @@ class Ingest(Stage):
     """Validates a batch's episodes and writes its shards, each episode read once."""
 
     name = "ingest"
-    version = "4"
-    # not raised for other words or another code for what was rejected and still is
+    version = VERSION
     partition = "batch"
     job = "ingest"
     docs = "data-format.md"
@@ -156,30 +149,48 @@ class Ingest(Stage):
         settings = settings_fingerprint(workspace.validation, workspace.layout)
         changed = [n for n, m in artifacts.items() if m.facts.get("settings") != settings]
         if changed:
-            differences = contract_drift(artifacts, workspace.layout)
+            differences = contract_drift(artifacts, workspace.contracts_folder, workspace.layout)
             code = "contract" if differences else "policy"
             return Reason(code, {"outputs": changed, "differences": differences})
         for manifest in artifacts.values():
             if damage := manifest.damage(verify=verify):
                 return Reason("damaged", {"problem": damage}, remedy=_remake(key))
-        fingerprints = {manifest.fingerprint for manifest in artifacts.values()}
-        if len(fingerprints) > 1:
+        if differ(artifacts.values()):
             return Reason("outputs_differ")
-        if fingerprints == {self.fingerprint(project, key)}:
+        if next(iter(artifacts.values())).fingerprint == self.fingerprint(project, key):
             return None
         return _changed(project.listing.batches[key], self.read(project, key)[INDEX])
 
     def make(
         self, project: Project, key: str, outputs: Collection[str], progress: Progress
     ) -> Artifacts:
+        workspace = project.workspace
+        keep_contracts(workspace.contracts_folder, workspace.layout)
         return ingest_batch(
             self.episodes(project, key),
             self.folder(project, key),
-            project.workspace.validation,
-            project.workspace.layout,
+            workspace.validation,
+            workspace.layout,
             outputs=outputs,
+            again=workspace.force,
             progress=progress,
         )
+
+    def ahead(self, project: Project, keys: Sequence[str]) -> AbstractContextManager[None]:
+        workspace = project.workspace
+        policy, layout = workspace.validation, workspace.layout
+        new = [
+            episode
+            for key in keys
+            for episode in to_judge(
+                self.episodes(project, key),
+                self.folder(project, key),
+                policy,
+                layout,
+                again=workspace.force,
+            )
+        ]
+        return judging_ahead(new, policy, layout)
 
     def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:
         facts = artifact.facts
@@ -223,197 +234,33 @@ def _changed(episodes: Sequence[StoredEpisode], index: Manifest | None) -> Reaso
     return Reason("episodes", {"changed": max(1, len(listed - ingested))})
 
 
-def contract_drift(artifacts: Artifacts, layout: Layout) -> list[str]:
-    """Every difference between the contracts that shards were made under and the live ones."""
-    lines = [
-        line
-        for manifest in artifacts.values()
-        for kind, sections in manifest.facts.get("contracts", {}).items()
-        for line in diff_contracts(sections, contract_of(layout, kind).sections)
-    ]
-    return list(dict.fromkeys(lines))
+def keep_contracts(folder: Path, layout: Layout) -> None:
+    """Write the contracts in force where a later difference can be explained from."""
+    for kind, digest in contract_hashes(layout).items():
+        path = folder / f"{digest}.json"
+        if not path.exists():
+            write_atomically(path, canonical_json(contract_of(layout, kind).sections))
 
 
-# --- one pass over a batch ----------------------------------------------------------------------
-
-
-def settings_fingerprint(policy: ValidationPolicy, layout: Layout) -> str:
-    """Identity of how batches are ingested, whatever their episodes."""
-    return fingerprint(
-        {"stage": Ingest.version, "policy": asdict(policy), "contract": contract_hashes(layout)}
-    )
-
-
-def batch_fingerprint(
-    episodes: Sequence[StoredEpisode], policy: ValidationPolicy, layout: Layout
-) -> str:
-    """Identity of everything a batch's artefacts are made from."""
-    return fingerprint(
-        {
-            "settings": settings_fingerprint(policy, layout),
-            "episodes": [episode.identity for episode in episodes],
-        }
-    )
-
-
-def judged(
-    stored: StoredEpisode, policy: ValidationPolicy, layout: Layout
-) -> tuple[Record, Extracted | None]:
-    """The verdict on an episode and, if it is usable, its model inputs.
-
-    Raises:
-        MachineError: it could not be read or extracted, for no fault of its own.
-    """
-    return extracted(*validate(stored, policy, layout.fields), stored, layout)
-
-
-def extracted(
-    record: Record, episode: Episode | None, stored: StoredEpisode, layout: Layout
-) -> tuple[Record, Extracted | None]:
-    """The model inputs of an episode that was judged usable; else, or if it has none, a reason.
-
-    Raises:
-        MachineError: see ``judged``.
-    """
-    if not record.usable or episode is None:
-        return record, None
-    try:
-        return record, retried(partial(extract, episode, layout), stored.path)
-    except AlignmentError as error:
-        return record.with_reason("schema", str(error)), None
-    except MachineError:
-        raise
-    except Exception as error:  # the sweep goes on
-        return record.with_reason("unforeseen_error", where(error)), None
-
-
-def ingest_batch(
-    episodes: Sequence[StoredEpisode],
-    folder: Path,
-    policy: ValidationPolicy,
-    layout: Layout,
-    *,
-    outputs: Collection[str] = (INDEX, TENSORS, FEATURES),
-    judge: Judge = judged,
-    progress: Progress = silent,
-) -> Artifacts:
-    """Validate a batch and write its index and shards, or only some, to ``folder/<output>``.
-
-    One episode is in memory at a time. Shards hold the accepted and the degraded episodes; the
-    index holds all of them.
+def contract_drift(artifacts: Artifacts, folder: Path, layout: Layout) -> list[str]:
+    """Every difference between the contracts that shards were made under and the live ones.
 
     Args:
-        judge: reads and judges an episode.
-
-    Raises:
-        MachineError: an episode could not be read or extracted, for no fault of its own.
-        OSError: an output could not be written.
+        folder: where ``keep_contracts`` wrote the contracts.
     """
-    identity = batch_fingerprint(episodes, policy, layout)
-    records: list[Record] = []
-    with ExitStack() as stack:
-        drafts = {name: stack.enter_context(draft(folder / name)) for name in outputs}
-        writer = ShardWriter(layout, drafts.get(TENSORS), drafts.get(FEATURES))
-        for done, stored in enumerate(episodes):
-            progress(done, len(episodes), stored.episode_id)
-            record, extracted = judge(stored, policy, layout)
-            if extracted is not None:
-                writer.add(record, extracted)
-            records.append(record)
-        writer.close()
-        progress(len(episodes), len(episodes), summary_line([r.verdict for r in records]))
-        if INDEX in drafts:
-            path = drafts[INDEX].new_file("index", ".parquet")
-            write_table(index_table(records), path)
-        facts = _shard_facts(records, writer, layout)
-        hashes = facts["contract_hashes"]
-        by_output = {
-            INDEX: index_facts(records),
-            TENSORS: facts | {"contract_hash": hashes["tensor"]},
-            FEATURES: facts | {"contract_hash": hashes["summary"]},
-        }
-        settings = {"settings": settings_fingerprint(policy, layout)}
-        return {
-            name: d.commit(identity, by_output[name] | settings, Ingest.version)
-            for name, d in drafts.items()
-        }
-
-
-def _shard_facts(records: Sequence[Record], writer: ShardWriter, layout: Layout) -> dict[str, Any]:
-    return {
-        "episodes": sum(record.usable for record in records),
-        "windows": writer.n_windows,
-        "bins": writer.n_bins,
-        "windows_by_phase": writer.windows_by_phase,
-        "coverage": _coverage(writer, layout),
-        "missing_channels": _missing_channels(writer, layout),
-        "contracts": {kind: contract_of(layout, kind).sections for kind in ("summary", "tensor")},
-        "contract_hashes": contract_hashes(layout),
+    live = contract_hashes(layout)
+    made = {
+        (kind, digest)
+        for manifest in artifacts.values()
+        for kind, digest in manifest.facts.get("contract_hashes", {}).items()
+        if digest != live.get(kind)
     }
-
-
-def _coverage(writer: ShardWriter, layout: Layout) -> dict[str, float]:
-    """Share of cells with a value, by source."""
-    shares = writer.finite_cells / max(writer.n_bins, 1)
-    return {s: float(np.mean(shares[c])) for s in SOURCES if len(c := layout.columns(s))}
-
-
-def _missing_channels(writer: ShardWriter, layout: Layout) -> list[str]:
-    if not writer.n_bins:
-        return []
-    return [
-        n for n, cells in zip(layout.channel_names, writer.finite_cells, strict=True) if not cells
-    ]
-
-
-def index_facts(records: Sequence[Record]) -> dict[str, Any]:
-    """What a validation index says in numbers."""
-    verdicts = Counter(record.verdict for record in records)
-    reasons = Counter(reason for record in records for reason in record.reasons)
-    infected = [r for r in records if r.seconds["infecting"] or r.seconds["infected_running"]]
-    return {
-        "episodes": len(records),
-        "verdicts": {verdict: verdicts[verdict] for verdict in VERDICTS},
-        "reasons": dict(sorted(reasons.items())),
-        "unjustified_usable": sorted(
-            r.episode_id for r in infected if r.usable and "infection_without_event" in r.reasons
-        ),
-        "with_infected_labels": len(infected),
-        "synthetic": sum(record.synthetic for record in records),
-        "bytes_read": sum(record.size_bytes or 0 for record in records),
-        "seconds_by_phase": {
-            phase: round(sum(r.seconds[phase] for r in records if r.usable), 3) for phase in PHASES
-        },
-    }
-
-
-_OPTIONAL_TYPES: dict[str, pa.DataType] = {
-    "reasons": pa.list_(pa.string()),
-    "details": pa.list_(pa.string()),
-    "flags": pa.list_(pa.string()),
-    "tier": pa.int64(),
-    "synthetic": pa.bool_(),
-    "producer_dirty": pa.bool_(),
-    "schema_version": pa.int64(),
-    "size_bytes": pa.int64(),
-    "started_at_wall_ns": pa.int64(),
-    "ended_at_wall_ns": pa.int64(),
-    "duration_s": pa.float64(),
-}
-
-
-def index_table(records: Sequence[Record]) -> pa.Table:
-    """The validation index: one row per episode, with the same types whatever the rows hold."""
-    rows = [record.as_row() for record in records]
-    arrays = {}
-    for name in rows[0] if rows else ():
-        kind = _OPTIONAL_TYPES.get(name)
-        if kind is None:
-            if name.startswith(("rows_", "unusable_values_")):
-                kind = pa.int64()
-            elif name.startswith(("coverage_", "largest_gap_s_", "seconds_")):
-                kind = pa.float64()
-            else:
-                kind = pa.string()
-        arrays[name] = pa.array([row[name] for row in rows], kind)
-    return pa.table(arrays)
+    lines = []
+    for kind, digest in sorted(made):
+        try:
+            sections = json.loads((folder / f"{digest}.json").read_bytes())
+        except (OSError, ValueError):
+            lines.append(f"{kind}: was contract {digest[:12]}, now {live.get(kind, '')[:12]}")
+        else:
+            lines += diff_contracts(sections, contract_of(layout, kind).sections)
+    return list(dict.fromkeys(lines))

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from episodes.environment import settled
 from features.files import (
     check_may_write,
     file_sha256,
@@ -24,7 +26,7 @@ from features.files import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 MANIFEST_FILE = "manifest.json"
 
@@ -58,21 +60,40 @@ class Manifest:
         """The files whose role contains ``kind``, in the order of their roles."""
         return [self.path(role) for role in sorted(self.files) if kind in role]
 
-    def damage(self, *, verify: bool = True) -> str | None:
+    def damage(self, *, verify: bool = True, roles: Collection[str] | None = None) -> str | None:
         """What is wrong with the files on disk; None if nothing is.
 
         Args:
-            verify: hash every file; otherwise only presence and size are checked.
+            verify: compare the hash of every file; otherwise only presence and size are checked.
+            roles: look at these files only.
         """
-        for role, file in self.files.items():
-            path = self.path(role)
-            if not path.is_file():
+        for role in self.files if roles is None else roles:
+            file, path = self.files[role], self.path(role)
+            try:
+                state = path.stat()
+            except OSError:
+                state = None
+            if state is None or not stat.S_ISREG(state.st_mode):
                 return f"{path} is gone"
-            if path.stat().st_size != file["bytes"] or (
-                verify and file_sha256(path) != file["sha256"]
+            if state.st_size != file["bytes"] or (
+                verify and _sha256(path, state) != file["sha256"]
             ):
                 return f"{path} was changed after it was written"
         return None
+
+
+_hashes: dict[str, tuple[tuple[int, ...], str]] = {}
+
+
+def _sha256(path: Path, state: os.stat_result) -> str:
+    """The hash of a file, computed once per process while the file stays as it is."""
+    seen = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    before, digest = _hashes.get(str(path), (None, ""))
+    if seen != before:
+        digest = file_sha256(path)
+        if settled(state):
+            _hashes[str(path)] = seen, digest
+    return digest
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -111,6 +132,11 @@ class Draft:
         self._folder = folder
         self._scratch = scratch
         self._roles: dict[str, str] = {}
+        self._kept: dict[str, dict[str, Any]] = {}
+
+    def keep(self, manifest: Manifest, roles: Collection[str]) -> None:
+        """Take over files of the artifact that is there, as they are."""
+        self._kept |= {role: manifest.files[role] for role in roles}
 
     def new_file(self, role: str, suffix: str) -> Path:
         """Where to write the file that plays ``role``."""
@@ -121,7 +147,7 @@ class Draft:
         """Move the files into place, then the manifest; drop what the last manifest named."""
         check_may_write()
         previous = read_manifest(self._folder)
-        files = {}
+        files = dict(self._kept)
         for role, suffix in self._roles.items():
             written = self._scratch / f"{role}{suffix}"
             digest = file_sha256(written)

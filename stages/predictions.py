@@ -25,7 +25,7 @@ from features.files import fingerprint
 from features.shards import read_windows, write_table
 from models.registry import find_variant
 from stages.alarm_rules import read_rule
-from stages.ingest import TENSORS
+from stages.batch import TENSORS
 from stages.likeness import begins, read_likeness
 from stages.scoring import carried_over, scored_columns, unlike_columns, unlike_training
 from stages.stage import Check, CheckResult, FolderStage, Output

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from champion.history import ChampionError
 from config.messages import unknown
 from datasets.splits import RECIPES
+from episodes.environment import MachineError
 from features.files import fingerprint
 from models.base import silent
 from models.checkpoint import (
     Checkpoint,
+    CheckpointError,
     checkpoint_path,
     load_checkpoint,
 )
@@ -25,7 +27,7 @@ from stages.datasets import unavailable
 from stages.status import REASONS, Reason, StageError, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from champion.history import Champion
     from episodes.store import StoreListing
@@ -229,14 +231,39 @@ class Project:
         reused = (
             not self.workspace.force
             and stage.reusable
-            and (self.status(stage, key, verify=True, outputs=wanted).current)
+            and all(  # what is not current needs no hashing
+                self.status(stage, key, verify=verify, outputs=wanted).current
+                for verify in (False, True)
+            )
         )
         if reused:
             artifacts = {n: a for n, a in stage.read(self, key).items() if n in wanted}
         else:
             artifacts = stage.make(self, key, wanted, progress)
-            self._forget()
+            self._forget(stage, key)
         return Made(artifacts, reused, round(time.monotonic() - began, 3))
+
+    def make_each(
+        self,
+        stage: Stage,
+        keys: Sequence[str],
+        *,
+        outputs: Collection[str] | None = None,
+        progress: Progress = silent,
+    ) -> Iterator[tuple[str, Made | Exception]]:
+        """``make`` for many keys, each as it is done; work for the next ones may be ahead.
+
+        Yields:
+            The key and what was made, or why it was not: a fault of one key keeps no other.
+        """
+        with stage.ahead(self, keys):
+            for key in keys:
+                try:
+                    made = self.make(stage, key, outputs=outputs, progress=progress)
+                except (StageError, MachineError, CheckpointError, ChampionError) as error:
+                    yield key, error
+                else:
+                    yield key, made
 
     def due(self, job: str, *, verify: bool = False) -> list[Due]:
         """What a job would change, by key, in the order of the store and of the recipes."""
@@ -264,13 +291,14 @@ class Project:
         champion = self.champion.number if self.champion else None
         return fingerprint([first.fingerprint(self, key), settings, champion])
 
-    def _forget(self) -> None:
-        """Look again: what was just made changes the status of what is built on it."""
-        self._artifacts.clear()
+    def _forget(self, stage: Stage, key: str) -> None:
+        """Look again at what was just made, and at the status of all that is built on it."""
+        self._artifacts.pop((stage.name, key), None)
         self._statuses.clear()
         self._checkpoints.clear()
-        for looked_at in ("champion", "unavailable"):
-            self.__dict__.pop(looked_at, None)
+        self.__dict__.pop("unavailable", None)
+        if stage.partition != "batch":
+            self.__dict__.pop("champion", None)
 
 
 def _made_by_other_code(stage: Stage, artifacts: Artifacts, reason: Reason) -> bool:

@@ -17,12 +17,12 @@ from evaluation.tables import tables
 from evaluation.wording import objection
 from features.files import file_sha256, fingerprint, write_atomically
 from models.registry import VARIANTS
+from stages.batch import INDEX
 from stages.checkpoints import code_commit
 from stages.decisions import read_tally
 from stages.drift import Drift
 from stages.evaluation import read_comparisons, read_report
 from stages.host_rotation import read_rotation
-from stages.ingest import INDEX
 from stages.manifest import Manifest, read_manifest, write_manifest
 from stages.stage import Artifacts, Output, Stage
 from stages.status import Reason, StageError

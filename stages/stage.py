@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,7 +13,8 @@ from stages.manifest import Draft, Manifest, draft, read_manifest
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from features.registry import InputKind
@@ -134,6 +136,14 @@ class Stage(ABC):
         self, project: Project, key: str, outputs: Collection[str], progress: Progress
     ) -> Artifacts:
         """Make some or all of the outputs. ``Project.make`` has checked the inputs."""
+
+    def ahead(self, project: Project, keys: Sequence[str]) -> AbstractContextManager[None]:
+        """Within, work on what these keys need may be ahead of ``make``, in other processes."""
+        return nullcontext()
+
+    def idle(self, project: Project) -> bool:
+        """Whether nothing can come of it as things stand, whatever the key."""
+        return False
 
     def needs(self, project: Project, key: str) -> Iterator[tuple[Stage, str]]:
         """The stages and keys that ``make`` builds on."""

@@ -129,6 +129,11 @@ class Workspace(BaseModel):
     def batch_folder(self, batch: str) -> Path:
         return self.artifacts_path / "batches" / batch
 
+    @property
+    def contracts_folder(self) -> Path:
+        """Every contract that shards were made under, by its hash."""
+        return self.artifacts_path / "contracts"
+
     def dataset_folder(self, recipe: str) -> Path:
         return self.artifacts_path / "datasets" / recipe
 

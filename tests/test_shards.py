@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,8 @@ from builders import (
 
 import episodes.environment
 import features.shards
-import stages.ingest
+import stages.batch
+import stages.judging
 import stages.manifest
 from datasets.windows import examples, inputs
 from episodes.environment import MachineError
@@ -49,17 +51,17 @@ from features.shards import (
     write_table,
 )
 from models.registry import VARIANTS, Variant
-from stages.ingest import (
+from stages.batch import (
     FEATURES,
-    INDEX,
+    OUTPUTS,
     TENSORS,
+    Entry,
     batch_fingerprint,
     index_table,
     ingest_batch,
 )
 from stages.manifest import Manifest, draft, read_manifest
 
-OUTPUTS = (INDEX, TENSORS, FEATURES)
 POLICY = ValidationPolicy()
 
 
@@ -302,11 +304,11 @@ def test_a_stage_alone_gives_what_it_gives_among_all(stage: str, batch: Batch, t
 
 
 def test_the_index_has_the_same_columns_and_types_whatever_the_episodes(batch: Batch):
-    records = [validate(e, POLICY, LAYOUT.fields)[0] for e in batch.episodes]
-    whole = index_table(records)
+    entries = [Entry(validate(e, POLICY, LAYOUT.fields)[0], "") for e in batch.episodes]
+    whole = index_table(entries)
     assert len(whole) == 7
-    for record in records:
-        assert index_table([record]).schema == whole.schema
+    for entry in entries:
+        assert index_table([entry]).schema == whole.schema
     assert pa.null() not in whole.schema.types
 
 
@@ -423,7 +425,7 @@ def test_the_fingerprint_changes_with_everything_a_batch_is_made_from(
         "window": replace(LAYOUT, window=replace(LAYOUT.window, max_age_ms=500)),
     }.items():
         found[name] = batch_fingerprint([head, *rest], POLICY, layout)
-    monkeypatch.setattr(stages.ingest.Ingest, "version", "another")
+    monkeypatch.setattr(stages.batch, "VERSION", "another")
     found["code"] = batch_fingerprint([head, *rest], POLICY, LAYOUT)
     assert len(set(found.values())) == len(found)
 
@@ -555,7 +557,7 @@ def test_a_kill_while_ingesting_leaves_the_old_state(
             raise KeyboardInterrupt
         return validate(stored, *rest)
 
-    monkeypatch.setattr(stages.ingest, "validate", killed)
+    monkeypatch.setattr(stages.judging, "validate", killed)
     with pytest.raises(KeyboardInterrupt):
         ingest(batch.episodes, tmp_path)
     identity = batch_fingerprint(batch.episodes[:1], POLICY, LAYOUT)
@@ -574,7 +576,8 @@ def test_what_the_machine_did_fails_the_batch_and_leaves_the_old_state(
         raise MachineError("planted") if step == "validate" else OSError(28, "No space left")
 
     monkeypatch.setattr(episodes.environment, "PAUSES_S", (0,))
-    monkeypatch.setattr(stages.ingest, step, full)
+    where = stages.batch if step == "write_table" else stages.judging
+    monkeypatch.setattr(where, step, full)
     with pytest.raises((MachineError, OSError)):
         ingest(batch.episodes, tmp_path)
     identity = batch_fingerprint(batch.episodes[:1], POLICY, LAYOUT)
@@ -686,3 +689,131 @@ def test_a_flipped_bit_in_a_table_is_an_error_not_a_number(tmp_path: Path):
 def test_a_table_reads_by_columns(tmp_path: Path):
     write_table(pa.table({"a": [1], "b": [2], "c": [3]}), tmp_path / "t.parquet")
     assert read_table(tmp_path / "t.parquet", ["c", "a"]).to_pydict() == {"c": [3], "a": [1]}
+
+
+# --- a batch that grows
+
+
+def content(manifests: dict[str, Manifest]) -> pl.DataFrame:
+    """Every window of a batch with all that its shards hold of it, whatever shard it is in."""
+    tensors, features_ = manifests[TENSORS], manifests[FEATURES]
+    parts = []
+    for shard in tensors.facts["shards"]:
+        number = shard["number"]
+        windows = read_table(tensors.path(f"windows-{number:05}"))
+        series, level = (
+            np.load(tensors.path(f"{role}-{number:05}")) for role in ("series", "level")
+        )
+        table = read_table(features_.path(f"features-{number:05}"))
+        assert table.select(windows.column_names).equals(windows)
+        assert shard["windows"] == len(windows) == len(level)
+        assert shard["bins"] == len(series)
+        assert set(windows["shard"].to_pylist()) <= {number}
+        spans = windows["first_bin"].to_numpy()[:, None] + np.arange(LAYOUT.window.n_bins)
+        arrays = {"series": series[spans], "level": level[windows["row"].to_numpy()]}
+        parts.append(
+            pl.DataFrame(table).with_columns(
+                pl.Series(name, [each.tobytes() for each in array], dtype=pl.Binary)
+                for name, array in arrays.items()
+            )
+        )
+    whole = pl.concat(parts) if parts else pl.DataFrame({"episode_id": [], "window": []})
+    return whole.drop("shard", "first_bin", "row", strict=False).sort("episode_id", "window")
+
+
+def verdicts(manifests: dict[str, Manifest]) -> pl.DataFrame:
+    index = pl.DataFrame(read_table(manifests["validation_index"].path("index")))
+    return index.drop("shard", "first_bin", "bins", "first_row")
+
+
+def same_as_at_once(manifests: dict[str, Manifest], episodes: Any, folder: Path) -> None:
+    at_once = ingest(episodes, folder)
+    assert content(manifests).equals(content(at_once), null_equal=True)
+    assert verdicts(manifests).equals(verdicts(at_once), null_equal=True)
+    for name, manifest in manifests.items():
+        facts, expected = dict(manifest.facts), dict(at_once[name].facts)
+        del facts["shards"], expected["shards"]
+        assert (manifest.fingerprint, facts) == (at_once[name].fingerprint, expected)
+        assert manifest.damage() is None
+        names = {file["name"] for file in manifest.files.values()} | {"manifest.json"}
+        assert {path.name for path in manifest.folder.iterdir()} == names
+
+
+def judged_ids(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the episodes that are judged from now on."""
+    ids: list[str] = []
+    real = stages.batch.judged
+
+    def spy(stored: StoredEpisode, *given: Any) -> Any:
+        ids.append(stored.episode_id)
+        return real(stored, *given)
+
+    monkeypatch.setattr(stages.batch, "judged", spy)
+    return ids
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_batch_that_grew_is_what_it_would_be_at_once(
+    batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+):
+    """Episodes come, go and change in any order; each is judged once as it is."""
+    judged = judged_ids(monkeypatch)
+    chance = random.Random(seed)
+    here: dict[str, StoredEpisode] = {}
+    before: dict[str, StoredEpisode] = {}
+    seen: set[str] = set()
+    for number in range(8):
+        for episode in chance.sample(batch.episodes, chance.randrange(1, 4)):
+            change = chance.choice(("come", "come", "go", "change"))
+            if change == "go":
+                here.pop(episode.episode_id, None)
+            else:
+                hosts = (f"lab-{chance.randrange(100)}",) if change == "change" else ()
+                here[episode.episode_id] = replace(episode, other_hosts=hosts)
+        if not here:
+            continue
+        episodes = [here[key] for key in sorted(here)]
+        judged.clear()
+        manifests = ingest(episodes, tmp_path / "grown")
+        expected = [e.episode_id for e in episodes if before.get(e.episode_id) != e]
+        assert judged == expected
+        seen |= set(judged)
+        before = dict(here)
+        same_as_at_once(manifests, episodes, tmp_path / f"once-{number}")
+    assert len(seen) > 4
+
+
+def test_a_batch_that_grows_by_single_episodes_has_few_shards(tmp_path: Path):
+    store = StoreBuilder(tmp_path / "store")
+    for _ in range(20):
+        store.add(duration_s=20.0)
+    episodes = list_store(store.root).episodes
+    sizes = []
+    for n in range(1, len(episodes) + 1):
+        manifests = ingest_batch(episodes[:n], tmp_path / "out", POLICY, LAYOUT)
+        sizes.append([shard["episodes"] for shard in manifests[TENSORS].facts["shards"]])
+    assert [sum(each) for each in sizes] == list(range(1, 21))
+    assert max(map(len, sizes)) <= 5
+
+
+def test_an_episode_in_a_damaged_shard_is_judged_again(
+    batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    manifests = ingest(batch.episodes[:5], tmp_path)
+    path = manifests[TENSORS].path("series-00000")
+    content_ = bytearray(path.read_bytes())
+    content_[-1] ^= 1
+    path.write_bytes(content_)
+    judged = judged_ids(monkeypatch)
+    manifests = ingest(batch.episodes, tmp_path)
+    assert judged == [episode.episode_id for episode in batch.episodes]
+    same_as_at_once(manifests, batch.episodes, tmp_path / "once")
+
+
+def test_outputs_of_different_passes_are_not_used_together(batch: Batch, tmp_path: Path):
+    ingest_batch(batch.episodes[:2], tmp_path, POLICY, LAYOUT)
+    grown = ingest_batch(batch.episodes[:3], tmp_path, POLICY, LAYOUT)
+    assert not stages.batch.differ(list(grown.values()))
+    alone = ingest_batch(batch.episodes[:3], tmp_path, POLICY, LAYOUT, outputs=[TENSORS])
+    assert alone[TENSORS].fingerprint == grown[FEATURES].fingerprint
+    assert stages.batch.differ([alone[TENSORS], grown[FEATURES]])

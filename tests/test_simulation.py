@@ -533,7 +533,7 @@ def test_shards_written_directly_are_those_that_ingest_makes_of_the_archives(
     one = Project(direct[1])
     other = Project(made(tmp_path, recorded, SHORT)[1])
     assert one.listing.batches.keys() == other.listing.batches.keys()
-    archive = {"sha256": "", "size_bytes": 0}  # which a stand-in has of its own
+    archive = {"sha256": "", "size_bytes": 0, "identity": ""}  # a stand-in has its own
     for batch in other.listing.batches:
         ours, theirs = (p.make(p.stages["ingest"], batch).artifacts for p in (one, other))
         for output in ("tensor_shards", "feature_shards"):

@@ -19,6 +19,7 @@ from lab import RECIPE, Lab, failure, materialized, put_in_use
 from typer.testing import CliRunner
 
 import features.registry
+import stages.batch
 from champion.history import REFERENCE_FILE, TRAINING_FILE, kept_path, read_champion
 from datasets.splits import RECIPES
 from evaluation.decisions import AnswerRecord
@@ -336,8 +337,9 @@ def test_a_raised_version_is_told_from_other_settings(
     if not retrained.project.status(stage, key).current:
         make(retrained, name, key)
     assert retrained.project.status(stage, key, verify=True).current
-    target = type(stage) if name == "ingest" else stage
-    monkeypatch.setattr(target, "version", "next")
+    monkeypatch.setattr(stage, "version", "next")
+    if name == "ingest":
+        monkeypatch.setattr(stages.batch, "VERSION", "next")
     status = retrained.project.status(stage, key)
     assert (status.code, status.usable) == ("version", False)
 

@@ -35,7 +35,9 @@ class Ran:
     """A run that ended well."""
 
     job: str  # ingest or retrain
-    partition: str  # batch or recipe; empty: what exists once for the store
+    partition: (
+        str  # batch, ``first...last`` batch, or recipe; empty: what exists once for the store
+    )
     run_id: str
     made: list[str]  # assets, in the order of the run
     reused: list[str]  # assets found as they would have been made
@@ -64,7 +66,7 @@ def run_all(
     ingest = batches or _keys(project, "ingest", project.listing.batches)
     log.info("%d batches, %d to ingest", len(project.listing.batches), len(ingest))
     if ingest:
-        ran += _execute_all(workspace, "ingest", ingest)
+        ran += _ingest(workspace, ingest)
         project = Project(workspace)
     if ingest_only:
         return ran
@@ -121,6 +123,30 @@ def sync_only(workspace: Workspace) -> Synced:
         return sync_batches(instance, workspace)
 
 
+def _ingest(workspace: Workspace, batches: list[str]) -> list[Ran]:
+    """Ingest batches, many in a run; then make what is made of their shards."""
+    from assets.partitions import BATCHES_PER_RUN
+    from pipelines.definitions import build_defs
+    from pipelines.home import dagster_instance
+    from pipelines.partitions import in_ranges, named, sync_batches
+
+    with dagster_instance(workspace) as instance:
+        project = sync_batches(instance, workspace).project
+        definitions = build_defs(workspace=workspace)
+        stages = [s for s in project.stages.values() if s.job == "ingest" and not s.idle(project)]
+        outputs = [[output.name for output in stage.outputs] for stage in stages]
+        if len(batches) == 1:  # Dagster makes one of the other in one run
+            steps = [(batches, [name for made in outputs for name in made])]
+        else:
+            ranges = in_ranges(instance, batches, BATCHES_PER_RUN, exact=workspace.force)
+            steps = [(keys, made) for made in outputs for keys in ranges]
+        ran = []
+        for i, (keys, made) in enumerate(steps, start=1):
+            log.info("ingest %s (%d of %d)", named(keys), i, len(steps))
+            ran.append(_execute(workspace, definitions, "ingest", keys, instance, made))
+        return ran
+
+
 def _execute_all(
     workspace: Workspace, job: str, keys: list[str], outputs: list[str] | None = None
 ) -> list[Ran]:
@@ -139,7 +165,8 @@ def _execute_all(
         with training_ahead(workspace, slots, log_to_stderr):
             for i, key in enumerate(keys, start=1):
                 log.info("%s %s (%d of %d)", job, key, i, len(keys))
-                ran.append(_execute(workspace, definitions, job, key, instance, outputs))
+                keys_ = [key] if key else []
+                ran.append(_execute(workspace, definitions, job, keys_, instance, outputs))
         return ran
 
 
@@ -185,7 +212,7 @@ def _prepare(workspace: Workspace) -> None:
 def _execute_in_worker(job: str, key: str) -> Ran | str:
     """The run, or why it failed."""
     try:
-        return _execute(**_in_worker, job=job, key=key, outputs=None)
+        return _execute(**_in_worker, job=job, keys=[key], outputs=None)
     except CommandError as error:  # cannot travel between processes
         return str(error)
 
@@ -194,7 +221,7 @@ def _execute(
     workspace: Workspace,
     definitions: dg.Definitions,
     job: str,
-    key: str,
+    keys: list[str],
     instance: dg.DagsterInstance,
     outputs: list[str] | None,
 ) -> Ran:
@@ -202,11 +229,14 @@ def _execute(
 
     from assets.factory import asset_key
     from pipelines.notifications import tell_of_run
+    from pipelines.partitions import named, partition_tags
+
+    key = named(keys)
 
     result = definitions.resolve_job_def(job).execute_in_process(
         run_config=_QUIET,
         instance=instance,
-        partition_key=key or None,
+        tags=partition_tags(keys),
         asset_selection=[asset_key(output) for output in outputs] if outputs else None,
         raise_on_error=False,
     )
@@ -224,11 +254,11 @@ def _execute(
             f"{job} {key} failed (run {result.run_id[:8]})\n"
             + "\n".join(failures or ["see the run in the UI"])
         )
-    made: dict[bool, list[str]] = {False: [], True: []}
+    made: dict[bool, dict[str, None]] = {False: {}, True: {}}
     for event in result.get_asset_materialization_events():
         reused = event.materialization.metadata.get("reused")
-        made[bool(reused and reused.value)].append(event.materialization.asset_key.to_user_string())
-    return Ran(job, key, result.run_id, made[False], made[True])
+        made[bool(reused and reused.value)][event.materialization.asset_key.to_user_string()] = None
+    return Ran(job, key, result.run_id, list(made[False]), list(made[True]))
 
 
 def _reason(failure: Any) -> str:

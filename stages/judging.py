@@ -1,0 +1,130 @@
+"""Episodes judged and extracted, by this process or by workers that are some episodes ahead."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import TYPE_CHECKING
+
+from episodes.environment import MachineError, retried
+from episodes.validation import validate, where
+from features.alignment import AlignmentError
+from features.extraction import extract
+from features.shards import episode_rows
+from stages.workers import cores, worker_processes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from concurrent.futures import Future, ProcessPoolExecutor
+
+    from episodes.reading import Episode
+    from episodes.store import StoredEpisode
+    from episodes.validation import Record, ValidationPolicy
+    from features.registry import Layout
+    from features.shards import EpisodeRows
+
+    Judged = tuple[Record, EpisodeRows | None]
+
+WORTHWHILE = 100
+"""With fewer episodes, workers take longer to start than they save."""
+
+_AHEAD_PER_WORKER = 4
+_ahead: ContextVar[_Ahead | None] = ContextVar("ahead", default=None)
+
+
+def judged(stored: StoredEpisode, policy: ValidationPolicy, layout: Layout) -> Judged:
+    """The verdict on an episode and, if it is usable, its rows.
+
+    Raises:
+        MachineError: it could not be read or extracted, for no fault of its own.
+    """
+    ahead = _ahead.get()
+    future = ahead.take(stored) if ahead else None
+    return future.result() if future else _judge(stored, policy, layout)
+
+
+def _judge(stored: StoredEpisode, policy: ValidationPolicy, layout: Layout) -> Judged:
+    return with_rows(*validate(stored, policy, layout.fields), stored, layout)
+
+
+def with_rows(
+    record: Record, episode: Episode | None, stored: StoredEpisode, layout: Layout
+) -> Judged:
+    """A record and, if it says usable, the episode's rows; without any, it has one more reason.
+
+    Raises:
+        MachineError: see ``judged``.
+    """
+    if not record.usable or episode is None:
+        return record, None
+    try:
+        extracted = retried(partial(extract, episode, layout), stored.path)
+    except AlignmentError as error:
+        return record.with_reason("schema", str(error)), None
+    except MachineError:
+        raise
+    except Exception as error:  # the sweep goes on
+        return record.with_reason("unforeseen_error", where(error)), None
+    return record, episode_rows(record, extracted)
+
+
+@contextmanager
+def judging_ahead(
+    episodes: Iterable[StoredEpisode], policy: ValidationPolicy, layout: Layout
+) -> Iterator[None]:
+    """Within, ``judged`` takes what workers have done by then.
+
+    Results do not depend on it, nor on the number of workers.
+
+    Args:
+        episodes: what is going to be asked for, in that order. Some may be left out.
+    """
+    waiting = deque(episodes)
+    if len(waiting) < WORTHWHILE or cores() < 2:
+        yield
+        return
+    with worker_processes(cores(), _prepare, policy, layout) as pool:
+        token = _ahead.set(_Ahead(pool, waiting))
+        try:
+            yield
+        finally:
+            _ahead.reset(token)
+
+
+class _Ahead:
+    """Submits a bounded number of episodes, so that memory does not grow with the corpus."""
+
+    def __init__(self, pool: ProcessPoolExecutor, waiting: deque[StoredEpisode]):
+        self._pool, self._waiting = pool, waiting
+        self._submitted: deque[tuple[StoredEpisode, Future[Judged]]] = deque()
+        self._expected = {stored.path for stored in waiting}
+
+    def take(self, stored: StoredEpisode) -> Future[Judged] | None:
+        """The result to wait for; None if the episode was not announced."""
+        while stored.path in self._expected:
+            self._submit()
+            first, future = self._submitted.popleft()
+            self._expected.remove(first.path)
+            if first.path == stored.path:
+                self._submit()
+                return future
+            future.cancel()  # was left out
+        return None
+
+    def _submit(self) -> None:
+        while self._waiting and len(self._submitted) < _AHEAD_PER_WORKER * cores():
+            stored = self._waiting.popleft()
+            self._submitted.append((stored, self._pool.submit(_judge_in_worker, stored)))
+
+
+_of_worker: list[tuple[ValidationPolicy, Layout]] = []
+
+
+def _prepare(policy: ValidationPolicy, layout: Layout) -> None:
+    _of_worker[:] = [(policy, layout)]
+
+
+def _judge_in_worker(stored: StoredEpisode) -> Judged:
+    return _judge(stored, *_of_worker[0])
