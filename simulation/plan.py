@@ -91,6 +91,8 @@ class Plan:
     def __post_init__(self) -> None:
         most = len(self.parents) // 2  # each host has early and late ones
         for part in self.parts:
+            if not 0 <= part.defects <= 1:
+                raise SimulationError(f"defects must be a share from 0 to 1, got {part.defects:g}")
             if not 1 <= part.hosts <= self.parts[0].hosts:
                 raise SimulationError(
                     f"hosts must be 1 to {self.parts[0].hosts}, as the corpus was begun, "

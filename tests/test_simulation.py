@@ -476,6 +476,7 @@ def test_the_command_makes_a_store(recorded: Path, tmp_path: Path) -> None:
         (["--store", "SIMULATED", "--append", "--seed", 3], "seed must be 0"),
         (["--store", "SIMULATED", "--append", "--hosts", 4], "hosts must be 1 to 3"),
         (["--store", "NEW", "--hosts", 5], "at most 3"),
+        (["--store", "NEW", "--defects", 2], "0 to 1, got 2"),
         (["--store", "NEW", "--first-day", "1.1.2027"], "--first-day"),
     ],
 )

@@ -47,7 +47,7 @@ def simulate(
     ] = None,
     defects: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", min=0, max=1, help="Defective ones. Default: 0.02."),
+        typer.Option(metavar="SHARE", min=0, help="Defective ones. Default: 0.02."),
     ] = None,
     first_day: Annotated[
         str | None, typer.Option(metavar="DAY", help="Default: 2027-01-01, or the next one.")
@@ -84,7 +84,6 @@ def simulate(
     from config.paths import base_folder
     from simulation.corpus import Wanted, open_corpus, write_corpus
     from simulation.direct import write_shards
-    from simulation.parents import SimulationError
 
     try:
         first_day = date.fromisoformat(first_day).isoformat() if first_day else None
@@ -104,8 +103,6 @@ def simulate(
             workspace = workspace_of(None, store, shards)
             progress = _progress("writing shards of")
             windows = write_shards(corpus, workspace, processes, progress, log_to_stderr)
-    except SimulationError as error:
-        fail(str(error), USAGE)
     except OSError as error:
         fail(f"{error.filename or store}: not written ({error.strerror})")
     return Simulated(
