@@ -1,7 +1,8 @@
 """Splits: which windows train, validate and test, for each recipe.
 
 A dataset is a table of windows with a column ``split``; the inputs stay in the shards. Whole
-episodes go to a side. A leak, an overlap or a class that is tested but not trained stops the build.
+episodes go to a side, and all kin to one: the simulated children of one episode, and that episode.
+A leak, an overlap or a class that is tested but not trained stops the build.
 
 Sides are drawn by a hash of a name and the seed, so that what arrives later moves nothing else.
 """
@@ -113,8 +114,8 @@ def assign_splits(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> p
     """Give every episode a side.
 
     Args:
-        episodes: one row each, with ``episode_id, host_id, sample_sha256, sample_name, profile,
-            verdict, started_at_wall_ns, ended_at_wall_ns``.
+        episodes: one row each, with ``episode_id, parent_episode_id, host_id, sample_sha256,
+            sample_name, profile, verdict, started_at_wall_ns, ended_at_wall_ns``.
 
     Returns:
         The same rows, ordered by start, with ``split``; null if the episode takes no part,
@@ -139,8 +140,18 @@ def assign_splits(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> p
         raise DatasetError(f"recipe {recipe} cannot be had: {nothing.sentence}")
     test, gap = _test_side(usable, recipe, policy)
     excluded |= dict.fromkeys(gap, "in the gap before the test period")
-    training = [r for r in usable if r["episode_id"] not in test and r["episode_id"] not in gap]
+    near = _kin_of(test, usable)
+    excluded |= dict.fromkeys(near - gap, "kin of a tested episode")
+    training = [r for r in usable if r["episode_id"] not in test | near | gap]
+    if near and not training:
+        raise DatasetError(
+            f"recipe {recipe}: an episode must be left to train on, got none: of "
+            f"{len(usable)} episodes {len(test)} are tested and {len(near)} are kin of these"
+        )
     val = validation_side(training, recipe, policy)
+    near = _kin_of(val, training)
+    excluded |= dict.fromkeys(near, "kin of a validation episode")
+    training = [row for row in training if row["episode_id"] not in near]
     split = {row["episode_id"]: "train" for row in training}
     split |= dict.fromkeys(val, "val") | dict.fromkeys(test, "test")
     if policy.degraded == "train":
@@ -165,6 +176,17 @@ def assign_splits(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> p
     )
     check_sides(result, recipe, policy)
     return result
+
+
+def _kin(row: dict[str, Any]) -> str:
+    """What kin have in common: the episode that they were made from, or are."""
+    return str(row["parent_episode_id"] or row["episode_id"])
+
+
+def _kin_of(side: set[str], rows: list[dict[str, Any]]) -> set[str]:
+    """The episodes that are kin of one of a side, without that side."""
+    kin = {_kin(row) for row in rows if row["episode_id"] in side}
+    return {row["episode_id"] for row in rows if _kin(row) in kin} - side
 
 
 def _test_side(
@@ -274,7 +296,8 @@ def validation_side(rows: list[dict[str, Any]], recipe: str, policy: SplitPolicy
         chosen = min(hosts, key=lambda host: _rank(host, seed))
         val = {row["episode_id"] for row in rows if row["host_id"] == chosen}
     else:
-        val = _drawn({row["episode_id"] for row in rows}, policy.val_share, seed)
+        drawn = _drawn({_kin(row) for row in rows}, policy.val_share, seed)
+        val = {row["episode_id"] for row in rows if _kin(row) in drawn}
     if not val or len(val) == len(rows):
         raise DatasetError(
             f"recipe {recipe}: splits.val_by {policy.val_by} must leave episodes to train and to "
@@ -302,21 +325,39 @@ def shared_by_sides(
     return one.name, (set(one) & set(other)) - {None}
 
 
+KIN = (
+    pl.when(pl.col("parent_episode_id") == "")
+    .then("episode_id")
+    .otherwise("parent_episode_id")
+    .alias("kin")
+)
+"""Of episodes or windows: what kin have in common, see ``_kin``."""
+
+
+def on_several_sides(rows: pl.DataFrame, names: pl.Expr) -> dict[str, list[str]]:
+    """Of rows with ``split``: the names that are on more than one side, and these sides."""
+    sides = (
+        rows.filter(pl.col("split").is_not_null())
+        .group_by(names.alias("name"))
+        .agg(pl.col("split").unique().sort())
+        .filter(pl.col("split").list.len() > 1)
+        .sort("name")
+    )
+    return dict(sides.iter_rows())
+
+
 def check_sides(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> None:
     """Check what a recipe promises about its sides.
 
     Raises:
-        DatasetError: an episode, a sample (recipe ``sample``), the test host (``host``), a session
-            (``session``) or a span of time (``time``) is on both sides; the message names it.
+        DatasetError: an episode, kin, a sample (recipe ``sample``), the test host (``host``), a
+            session (``session``) or a span of time (``time``) is on both sides; the message names
+            it.
     """
-    sides: dict[str, set[str]] = {}
-    for episode_id, split in episodes.select("episode_id", "split").drop_nulls().iter_rows():
-        sides.setdefault(episode_id, set()).add(split)
-    for episode_id, splits in sides.items():
-        if len(splits) > 1:
+    for what, names in (("episode", pl.col("episode_id")), ("kin of", KIN)):
+        for name, splits in on_several_sides(episodes, names).items():
             raise DatasetError(
-                f"recipe {recipe}: episode {episode_id} must be on one side, "
-                f"got {', '.join(sorted(splits))}"
+                f"recipe {recipe}: {what} {name} must be on one side, got {', '.join(splits)}"
             )
     training = episodes.filter(pl.col("split").is_in(["train", "val"]))
     test = episodes.filter(pl.col("split") == "test")
@@ -379,8 +420,8 @@ def build_table(
         DatasetError: see ``assign_splits`` and ``check_rosters``.
     """
     episodes = windows.select(
-        "episode_id", "host_id", "sample_sha256", "sample_name", "profile", "verdict",
-        "started_at_wall_ns", "ended_at_wall_ns",
+        "episode_id", "parent_episode_id", "host_id", "sample_sha256", "sample_name", "profile",
+        "verdict", "started_at_wall_ns", "ended_at_wall_ns",
     ).unique()  # fmt: skip
     twice = episodes.filter(pl.col("episode_id").is_duplicated())["episode_id"].unique().sort()
     if len(twice):

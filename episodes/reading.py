@@ -77,14 +77,23 @@ def parse_episode(
         ArchiveError: see ``episodes.archive.read_members``.
     """
     members = read_members(packed, episode_id)
-    meta, meta_problem = _parse_meta(members.get(META_FILE))
-    bounds = episode_bounds(meta)
-    read = {
-        name: usable_rows(
-            parse_rows(members.get(source.file, b""), fields.get(name, ()), source.tag), bounds
-        )
+    rows = {
+        name: parse_rows(members.get(source.file, b""), fields.get(name, ()), source.tag)
         for name, source in SOURCES.items()
     }
+    return assemble(episode_id, members, rows)
+
+
+def assemble(episode_id: str, members: Mapping[str, bytes], sources: Mapping[str, Rows]) -> Episode:
+    """An episode from its files and the rows of its telemetry.
+
+    Args:
+        members: meta, labels and events are parsed here, telemetry is not.
+        sources: all well-formed rows of each source; those that do not count are left out here.
+    """
+    meta, meta_problem = _parse_meta(members.get(META_FILE))
+    bounds = episode_bounds(meta)
+    read = {name: usable_rows(rows, bounds) for name, rows in sources.items()}
     events = members.get(EVENTS_FILE, b"")
     return Episode(
         episode_id=episode_id,

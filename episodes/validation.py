@@ -122,6 +122,7 @@ class Record:
     profile: str | None
     tier: int | None
     synthetic: bool
+    parent_episode_id: str  # that a simulated episode was made from; empty: recorded
     producer_commit: str | None
     producer_dirty: bool | None
     schema_version: int | None
@@ -238,12 +239,7 @@ def _judge(
                     f"the archive's sha256 is {sha256[:12]}…, the index says {indexed[0][:12]}…",
                 )
             episode = parse_episode(packed, stored.episode_id, fields)
-            _check_meta(episode, stored, findings)
-            _check_files(episode, findings)
-            _check_labels(episode, findings)
-            _check_bounds(episode, findings)
-            _check_extent(episode, policy, findings)
-            _check_sources(episode, policy, fields, findings)
+            _check_content(episode, stored, policy, fields, findings)
     except ArchiveError as error:
         findings.add(error.code, error.detail)
     except (OSError, MemoryError):  # what the environment did is no verdict
@@ -251,6 +247,38 @@ def _judge(
     except Exception as error:  # one episode must not stop the sweep
         findings.add("unforeseen_error", where(error))
     return _record(stored, sha256, episode, findings), episode
+
+
+def judge_content(
+    episode: Episode,
+    stored: StoredEpisode,
+    policy: ValidationPolicy,
+    fields: Mapping[str, Sequence[FieldPath]],
+) -> Record:
+    """Judge an episode in memory as ``validate`` would judge an archive with the indexed hash.
+
+    Args:
+        stored: with at least one row of the index.
+    """
+    findings = _Findings()
+    _check_index(stored, findings)
+    _check_content(episode, stored, policy, fields, findings)
+    return _record(stored, stored.index_rows[0].sha256, episode, findings)
+
+
+def _check_content(
+    episode: Episode,
+    stored: StoredEpisode,
+    policy: ValidationPolicy,
+    fields: Mapping[str, Sequence[FieldPath]],
+    findings: _Findings,
+) -> None:
+    _check_meta(episode, stored, findings)
+    _check_files(episode, findings)
+    _check_labels(episode, findings)
+    _check_bounds(episode, findings)
+    _check_extent(episode, policy, findings)
+    _check_sources(episode, policy, fields, findings)
 
 
 class EpisodeError(Exception):
@@ -564,6 +592,7 @@ def _record(
         profile=_typed(meta, "sample.profile", str),
         tier=_typed(meta, "experiment.tier", int),
         synthetic=meta.get("synthetic") is True,
+        parent_episode_id=_typed(meta, "parent_episode_id", str) or "",
         producer_commit=_typed(meta, "code_version.commit", str)
         or (row.code_commit if row else None),
         producer_dirty=_typed(meta, "code_version.dirty", bool),

@@ -53,6 +53,7 @@ _WINDOW_FIELDS = [
     ("profile", pa.string()),
     ("verdict", pa.string()),
     ("synthetic", pa.bool_()),
+    ("parent_episode_id", pa.string()),  # of a simulated episode; empty: recorded
     ("started_at_wall_ns", pa.int64()),
     ("ended_at_wall_ns", pa.int64()),
     ("window", pa.int32()),  # position in the episode

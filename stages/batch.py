@@ -27,15 +27,18 @@ from stages.judging import judged
 from stages.manifest import draft, read_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from episodes.store import StoredEpisode
     from episodes.validation import ValidationPolicy
     from features.registry import Layout
     from features.shards import EpisodeRows
+    from stages.judging import Judged
     from stages.manifest import Draft, Manifest
     from stages.stage import Artifacts, Progress
+
+    Judge = Callable[[StoredEpisode, ValidationPolicy, Layout], Judged]
 
 VERSION = "4"
 INDEX, TENSORS, FEATURES = OUTPUTS = "validation_index", "tensor_shards", "feature_shards"
@@ -162,6 +165,7 @@ def ingest_batch(
     *,
     outputs: Collection[str] = OUTPUTS,
     again: bool = False,
+    judge: Judge = judged,
     progress: Progress = silent,
 ) -> Artifacts:
     """Validate a batch and write its index and shards, or only some, to ``folder/<output>``.
@@ -170,6 +174,7 @@ def ingest_batch(
 
     Args:
         again: judge every episode, also those that are as they were.
+        judge: reads and judges an episode.
 
     Raises:
         MachineError: an episode could not be read or extracted, for no fault of its own.
@@ -197,7 +202,7 @@ def ingest_batch(
                 continue
             else:
                 progress(done, len(episodes), key)
-                record, rows = judged(stored, policy, layout)
+                record, rows = judge(stored, policy, layout)
                 entry = Entry(record, identity_of(stored))
             place = writer.add(rows) if rows else None
             entries[key] = Entry(entry.record, entry.identity, place)

@@ -10,12 +10,14 @@ import polars as pl
 from config.messages import unknown
 from datasets.exclusions import ExclusionError, read_exclusions
 from datasets.splits import (
+    KIN,
     RECIPES,
     SPLITS,
     DatasetError,
     SplitPolicy,
     build_table,
     obstacle,
+    on_several_sides,
     shared_by_sides,
 )
 from datasets.windows import examples, read_dataset
@@ -52,8 +54,8 @@ def every_episode_ingested(project: Project, key: str, dataset: Manifest) -> Che
 def splits_disjoint(project: Project, key: str, dataset: Manifest) -> CheckResult:
     """Evidence from the table as written: counts of what is on two sides."""
     table = read_dataset(dataset)
-    sides = table.group_by("episode_id").agg(pl.col("split").n_unique())
-    on_two = sides.filter(pl.col("split") > 1)["episode_id"].to_list()
+    on_two = list(on_several_sides(table, pl.col("episode_id")))
+    kin = list(on_several_sides(table, KIN))
     test = table.filter(pl.col("split") == "test")
     training = table.filter(pl.col("split") != "test")
     policy = SplitPolicy(**dataset.facts["policy"])
@@ -62,9 +64,10 @@ def splits_disjoint(project: Project, key: str, dataset: Manifest) -> CheckResul
     gap_s = (begins - max(training["ended_at_wall_ns"].to_list())) / 1e9
     overlap = key == "time" and gap_s < dataset.facts["policy"]["gap_s"]
     return CheckResult(
-        not on_two and not shared and not overlap,
+        not on_two and not kin and not shared and not overlap,
         facts={
             "episodes_on_two_sides": on_two,
+            "kin_on_two_sides": kin,
             "shared": shared,
             "seconds_between_training_and_test": gap_s,
         },
@@ -96,7 +99,7 @@ class Datasets(FolderStage):
         Check(
             "splits_disjoint",
             name,
-            "No episode, held-out host, sample or session, or span of time is on two sides.",
+            "No episode, kin, held-out host, sample or session, or span of time is on two sides.",
             splits_disjoint,
             blocking=True,
         ),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from concurrent.futures import Future, ProcessPoolExecutor
 
+    from episodes.reading import Episode
     from episodes.store import StoredEpisode
     from episodes.validation import Record, ValidationPolicy
     from features.registry import Layout
@@ -45,7 +46,17 @@ def judged(stored: StoredEpisode, policy: ValidationPolicy, layout: Layout) -> J
 
 
 def _judge(stored: StoredEpisode, policy: ValidationPolicy, layout: Layout) -> Judged:
-    record, episode = validate(stored, policy, layout.fields)
+    return with_rows(*validate(stored, policy, layout.fields), stored, layout)
+
+
+def with_rows(
+    record: Record, episode: Episode | None, stored: StoredEpisode, layout: Layout
+) -> Judged:
+    """A record and, if it says usable, the episode's rows; without any, it has one more reason.
+
+    Raises:
+        MachineError: see ``judged``.
+    """
     if not record.usable or episode is None:
         return record, None
     try:

@@ -28,8 +28,9 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ROOMS = sorted({path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"})
-CORE = sorted({"episodes", "features", "models", "evaluation", "live", "stages", "phasewatch"})
-COMPLETE = {"episodes", "features", "live", "stages", "phasewatch"}  # no module needs an extra
+COMPLETE = {"episodes", "features", "live", "stages", "phasewatch", "simulation"}
+"""Rooms of which no module needs an extra."""
+CORE = sorted({"models", "evaluation"} | COMPLETE)
 EXTRAS = {
     canonicalize_name(Requirement(line).name)
     for extra in ("train", "orchestrate", "ray")

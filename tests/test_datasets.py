@@ -46,6 +46,7 @@ def episode(number: int, **values: Any) -> dict[str, Any]:
     sample = values.pop("sample", "s0")
     return {
         "episode_id": ulid(start_ns // 1_000_000, number),
+        "parent_episode_id": "",
         "host_id": "lab-a",
         "sample_sha256": f"sha-{sample}",
         "sample_name": sample,

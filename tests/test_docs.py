@@ -100,6 +100,7 @@ NAMED = {
     "phasewatch produce profiles",
     "phasewatch produce replay",
     "phasewatch promote",
+    "phasewatch simulate",
     "phasewatch ui",
     "phasewatch ui --read-only",
 }
@@ -112,6 +113,17 @@ NOT_RUN = {
     "phasewatch --install-completion": "writes to the home; test_cli completes a word",
     "phasewatch --show-completion": "depends on the shell; test_cli completes a word",
     "source .venv/bin/activate": "make makes it",
+    **dict.fromkeys(
+        (
+            "phasewatch simulate --store sim --episodes 20000 --days 40",
+            "phasewatch simulate --store sim --append --episodes 500 --days 2 --hosts 10",
+            "phasewatch simulate --store sim --episodes 52000 --days 40 --shards sim-artifacts",
+            "phasewatch simulate --store sim --episodes 76660 --days 8 --longest 20 --shards "
+            "sim-artifacts",
+            "phasewatch run --ingest-only --store sim --artifacts sim-artifacts",
+        ),
+        "takes minutes; test_simulation makes smaller ones",
+    ),
     'export DAGSTER_HOME="$PWD/artifacts/dagster_home"': "set for every command here",
     "python -m pytest tests/test_scores.py": "the suite runs it",
     "python -m features.golden": "rewrites what is committed; test_inspection replays it",

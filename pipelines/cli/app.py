@@ -19,6 +19,7 @@ from pipelines.cli import (
     produce,
     report,
     run,
+    simulate,
     ui,
 )
 from pipelines.cli.console import (
@@ -49,6 +50,7 @@ for function in (
     episodes.validate,
     episodes.extract,
     episodes.exclude,
+    simulate.simulate,
     predict.predict,
     report.report,
     champion.champion,

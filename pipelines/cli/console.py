@@ -32,6 +32,7 @@ INTERRUPTED = 130
 EXIT_CODES = {
     "SettingsError": USAGE,
     "StoreError": USAGE,
+    "SimulationError": USAGE,
     "ContractMismatchError": MISMATCH,
     "CheckpointError": FAILED,
     "ChampionError": FAILED,

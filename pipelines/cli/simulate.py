@@ -1,0 +1,132 @@
+"""The command ``simulate``: a corpus of any size from recorded episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.console import USAGE, Document, fail, log_to_stderr, workspace_of
+
+
+@dataclass(frozen=True)
+class Simulated(Document):
+    """What was written to a simulated store."""
+
+    store: str
+    episodes: int
+    kept: int
+    bytes_written: int
+    windows: int | None
+    seconds: float
+
+    def text(self) -> Iterator[str]:
+        yield (
+            f"{self.store}: {self.episodes:,} episodes written, {self.kept:,} were there, "
+            f"{self.bytes_written / 1e6:,.0f} MB, {self.seconds:.0f} s"
+        )
+        if self.windows is not None:
+            yield f"{self.windows:,} windows written to shards"
+
+
+def simulate(
+    store: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="Where to write: empty, or a simulated store."),
+    ],
+    episodes: Annotated[int, typer.Option(metavar="N", min=1, help="How many to make.")],
+    days: Annotated[int, typer.Option(metavar="N", min=1, help="UTC days that they cover.")],
+    hosts: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Hosts that record them. Default: 12.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Another seed, another corpus.")
+    ] = None,
+    defects: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", min=0, help="Defective ones. Default: 0.02."),
+    ] = None,
+    first_day: Annotated[
+        str | None, typer.Option(metavar="DAY", help="Default: 2027-01-01, or the next one.")
+    ] = None,
+    longest: Annotated[
+        int | None, typer.Option(metavar="SECONDS", min=20, help="Crop every episode to this.")
+    ] = None,
+    shards: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write what ingest would make to this artifacts folder, and no archives.",
+        ),
+    ] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add to a simulated store, after what it has.")
+    ] = False,
+    parents: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FOLDER", help="The recorded store; default: embedded."),
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Default: as many as pay.")
+    ] = None,
+) -> Simulated:
+    """Make a store of simulated episodes, to try the workflow at scale.
+
+    They are made from recorded ones: cropped, stretched, rescaled, on other hosts and days. Each is
+    marked as synthetic and names its parent. A second call finishes what was interrupted.
+    """
+    import time
+    from datetime import date
+
+    from config.paths import base_folder
+    from simulation.corpus import Wanted, open_corpus, write_corpus
+    from simulation.direct import write_shards
+
+    try:
+        first_day = date.fromisoformat(first_day).isoformat() if first_day else None
+    except ValueError:
+        fail(f"--first-day must be a day such as 2027-01-01, got {first_day!r}", USAGE)
+    log_to_stderr()
+    recorded = parents or base_folder() / "data" / "store"
+    wanted = Wanted(
+        episodes, days, hosts, seed, defects, first_day, longest, stand_ins=shards is not None
+    )
+    windows = None
+    try:
+        corpus = open_corpus(store, recorded, wanted, append=append)
+        began = time.monotonic()
+        made = write_corpus(corpus, processes, _progress("simulating"), log_to_stderr)
+        if shards is not None:
+            workspace = workspace_of(None, store, shards)
+            progress = _progress("writing shards of")
+            windows = write_shards(corpus, workspace, processes, progress, log_to_stderr)
+    except OSError as error:
+        fail(f"{error.filename or store}: not written ({error.strerror})")
+    return Simulated(
+        store=str(store),
+        episodes=made.episodes,
+        kept=made.kept,
+        bytes_written=made.n_bytes,
+        windows=windows,
+        seconds=round(time.monotonic() - began, 3),
+    )
+
+
+def _progress(what: str) -> Callable[[int, int], None]:
+    """Logs how many of how many, the rate and the time left."""
+    import logging
+    import time
+
+    began = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        rate = done / (time.monotonic() - began)
+        logging.getLogger("phasewatch").info(
+            "%s %s of %s episodes, %.0f/s, %.0f s left",
+            what, f"{done:,}", f"{total:,}", rate, (total - done) / rate, extra={"progress": True},
+        )  # fmt: skip
+
+    return progress
