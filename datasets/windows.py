@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import polars as pl
 
-from features.shards import WINDOW_COLUMNS, SummaryWindows, TensorWindows, read_table
+from features.loaders import SummaryWindows, TensorWindows
+from features.shards import WINDOW_COLUMNS, read_table
 from models.base import Examples
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Shards: the inputs of a batch's usable episodes on disk, and how to read them.
+"""Shards: the inputs of a batch's usable episodes on disk. ``features.loaders`` reads them.
 
 A tensor shard is the 10 Hz series of up to 256 episodes, end to end, time-major, memory-mapped,
 with a table of its windows and the baseline of each; a window is a view into it. A feature shard
@@ -7,7 +7,6 @@ is one table: the same windows with their statistics, plain and relative. Splits
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.extraction import SOURCE_NAMES
-from features.relative import summary_inputs, tensor_inputs
+from features.relative import summary_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +35,7 @@ class NewFiles(Protocol):
 
 EPISODES_PER_SHARD = 256
 
-_WINDOW_FIELDS = [
+WINDOW_FIELDS = [
     ("episode_id", pa.string()),
     ("host_id", pa.string()),
     ("sample_sha256", pa.string()),
@@ -58,7 +57,7 @@ _WINDOW_FIELDS = [
     ("first_bin", pa.int64()),  # first row of the window in the tensor shard
     ("row", pa.int64()),  # row of the feature shard
 ]
-WINDOW_COLUMNS = tuple(name for name, _ in _WINDOW_FIELDS)
+WINDOW_COLUMNS = tuple(name for name, _ in WINDOW_FIELDS)
 
 
 def write_table(table: pa.Table, path: Path) -> None:
@@ -147,7 +146,7 @@ class ShardWriter:
         if not self._episodes:
             return
         windows = pa.table(
-            {name: pa.array(self._columns[name], kind) for name, kind in _WINDOW_FIELDS}
+            {name: pa.array(self._columns[name], kind) for name, kind in WINDOW_FIELDS}
         )
         if self._tensor and self._series and self._level:
             self._series.close()
@@ -184,65 +183,3 @@ class SeriesFile:
         # NumPy pads the header so that a growing first axis never changes its length.
         header = {"descr": "<f4", "fortran_order": False, "shape": (self.n_rows, self._n_channels)}
         np.lib.format.write_array_header_1_0(self._file, header)
-
-
-def read_windows(paths: Sequence[Path]) -> pa.Table:
-    """The table of a batch's windows (``WINDOW_COLUMNS``), from its ``windows`` files."""
-    tables = [read_table(path) for path in paths]
-    return pa.concat_tables(tables) if tables else pa.schema(_WINDOW_FIELDS).empty_table()
-
-
-@dataclass(frozen=True)
-class TensorWindows:
-    """Windows of many tensor shards as one lazy array ``(n_windows, n_timepoints, n_inputs)``."""
-
-    paths: tuple[tuple[Path, Path], ...]  # series and level of each shard
-    shard: NDArray[np.int64]  # (n_windows,) position in ``paths``
-    first_bin: NDArray[np.int64]  # (n_windows,)
-    row: NDArray[np.int64]  # (n_windows,)
-    keep: NDArray[np.bool_]  # inputs kept, of ``Layout.input_names``
-    n_timepoints: int
-
-    def __len__(self) -> int:
-        return len(self.shard)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return len(self.shard), self.n_timepoints, int(self.keep.sum())
-
-    def __getitem__(self, index: Any) -> NDArray[np.float32]:
-        shard, first_bin, row = self.shard[index], self.first_bin[index], self.row[index]
-        out = np.empty((len(shard), *self.shape[1:]), dtype=np.float32)
-        for number in np.unique(shard):
-            series, level = (np.lib.format.open_memmap(p, mode="r") for p in self.paths[number])
-            rows = np.flatnonzero(shard == number)
-            bins = first_bin[rows, None] + np.arange(self.n_timepoints)
-            out[rows] = tensor_inputs(series[bins], level[row[rows]])[:, :, self.keep]
-        return out
-
-
-@dataclass(frozen=True)
-class SummaryWindows:
-    """Rows of many feature shards as one lazy array ``(n_windows, n_features)``."""
-
-    paths: tuple[Path, ...]
-    shard: NDArray[np.int64]
-    row: NDArray[np.int64]
-    names: tuple[str, ...]  # features kept
-
-    def __len__(self) -> int:
-        return len(self.shard)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.shard), len(self.names)
-
-    def __getitem__(self, index: Any) -> NDArray[np.float32]:
-        shard, row = self.shard[index], self.row[index]
-        out = np.empty((len(shard), len(self.names)), dtype=np.float32)
-        for number in np.unique(shard):
-            table = read_table(self.paths[number], self.names)
-            rows = np.flatnonzero(shard == number)
-            for i, name in enumerate(self.names):
-                out[rows, i] = table.column(name).to_numpy()[row[rows]]
-        return out

@@ -21,7 +21,8 @@ from datasets.splits import (
 from datasets.windows import examples, read_dataset
 from episodes.validation import USABLE
 from features.files import fingerprint
-from features.shards import read_table, read_windows, write_table
+from features.loaders import read_windows
+from features.shards import read_table, write_table
 from stages.ingest import INDEX, TENSORS
 from stages.stage import Check, CheckResult, FolderStage, Output, Rows
 from stages.status import Reason, StageError

@@ -37,15 +37,13 @@ from episodes.validation import ValidationPolicy, validate
 from features.contract import contract_hashes
 from features.extraction import Extracted, extract
 from features.files import file_sha256, fingerprint, write_atomically
+from features.loaders import SummaryWindows, TensorWindows, read_windows
 from features.registry import LAYOUT
 from features.relative import episode_inputs
 from features.shards import (
     WINDOW_COLUMNS,
     SeriesFile,
-    SummaryWindows,
-    TensorWindows,
     read_table,
-    read_windows,
     write_table,
 )
 from models.registry import VARIANTS, Variant
