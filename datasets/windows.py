@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import polars as pl
 
-from features.loaders import SummaryWindows, TensorWindows
+from features.loaders import RowFiles, SummaryWindows, TensorWindows
 from features.shards import WINDOW_COLUMNS, read_table
 from models.base import Examples
 
@@ -85,17 +85,17 @@ def inputs_of_kind(
     shard = np.array([known[part] for part in parts], dtype=np.int64)
     row = windows["row"].to_numpy()
 
-    def files(stage: str, role: str) -> tuple[Path, ...]:
-        return tuple(shards[batch][stage].path(f"{role}-{number:05}") for batch, number in known)
+    def files(stage: str, role: str, width: int) -> RowFiles:
+        paths = [shards[batch][stage].path(f"{role}-{number:05}") for batch, number in known]
+        return RowFiles(paths, width)
 
     if kind == "summary":
-        names = tuple(n for n, kept in zip(layout.input_names(kind), keep, strict=True) if kept)
-        return SummaryWindows(files("feature_shards", "features"), shard, row, names)
-    paths = tuple(
-        zip(files("tensor_shards", "series"), files("tensor_shards", "level"), strict=True)
+        return SummaryWindows(files("feature_shards", "features", len(keep)), shard, row, keep)
+    series, level = (
+        files("tensor_shards", role, len(layout.channels)) for role in ("series", "level")
     )
     first_bin = windows["first_bin"].to_numpy()
-    return TensorWindows(paths, shard, first_bin, row, keep, layout.window.n_bins)
+    return TensorWindows(series, level, shard, first_bin, row, keep, layout.window.n_bins)
 
 
 def read_dataset(dataset: Files) -> pl.DataFrame:
@@ -105,11 +105,18 @@ def read_dataset(dataset: Files) -> pl.DataFrame:
     return pl.DataFrame(read_table(dataset.path("windows")))
 
 
-def read_channel_means(shards: Files, channels: list[str]) -> pl.DataFrame:
+def read_channel_means(shards: Files, channels: list[str], layout: Layout) -> pl.DataFrame:
     """Windows of a batch with the mean of each channel, from its feature shards."""
-    columns = [*WINDOW_COLUMNS, *(f"{channel}.mean" for channel in channels)]
-    paths = shards.paths("features")
-    if not paths:  # no episode of the batch was accepted
+    names = layout.input_names("summary")
+    means = [f"{channel}.mean" for channel in channels]
+    columns = np.array([names.index(name) for name in means], dtype=np.int64)
+    tables = []
+    for windows, features in zip(shards.paths("windows"), shards.paths("features"), strict=True):
+        rows = np.lib.format.open_memmap(features, mode="r")[:, columns]
+        tables.append(pl.DataFrame(read_table(windows)).hstack(pl.DataFrame(rows, schema=means)))
+    if not tables:  # no episode of the batch was accepted
         texts = ("episode_id", "host_id", "label")
-        return pl.DataFrame(schema={c: pl.String if c in texts else pl.Float64 for c in columns})
-    return pl.concat(pl.DataFrame(read_table(path, columns)) for path in paths)
+        return pl.DataFrame(
+            schema={c: pl.String if c in texts else pl.Float64 for c in (*WINDOW_COLUMNS, *means)}
+        )
+    return pl.concat(tables)

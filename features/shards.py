@@ -2,7 +2,8 @@
 
 A tensor shard is the 10 Hz series of up to 256 episodes, end to end, time-major, memory-mapped,
 with a table of its windows and the baseline of each; a window is a view into it. A feature shard
-is one table: the same windows with their statistics, plain and relative. Splits are not known here.
+is the same table and one row of statistics for each window, plain and relative, memory-mapped too:
+float32 statistics do not compress. Splits are not known here.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ WINDOW_FIELDS = [
     *((f"coverage_{source}", pa.float32()) for source in SOURCE_NAMES),
     ("shard", pa.int32()),
     ("first_bin", pa.int64()),  # first row of the window in the tensor shard
-    ("row", pa.int64()),  # row of the feature shard
+    ("row", pa.int64()),  # of the feature shard, and of the levels
 ]
 WINDOW_COLUMNS = tuple(name for name, _ in WINDOW_FIELDS)
 
@@ -71,7 +72,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 class ShardWriter:
-    """Writes both kinds of shard in one pass, holding at most one shard's features in memory."""
+    """Writes both kinds of shard in one pass, holding one shard's table of windows."""
 
     def __init__(self, layout: Layout, tensor: NewFiles | None, feature: NewFiles | None):
         self._layout = layout
@@ -82,8 +83,8 @@ class ShardWriter:
         self._bins = 0  # of the shard being written
         self._series: SeriesFile | None = None
         self._level: SeriesFile | None = None
+        self._features: SeriesFile | None = None
         self._columns: dict[str, list[Any]] = {}
-        self._inputs: list[NDArray[np.float32]] = []  # of windows, as a feature shard has them
         self.n_windows = 0
         self.windows_by_phase = dict.fromkeys(layout.phases, 0)
         self.finite_cells = np.zeros(len(layout.channels), dtype=np.int64)
@@ -118,7 +119,8 @@ class ShardWriter:
         } | {f"coverage_{s}": extracted.coverage[:, i] for i, s in enumerate(SOURCE_NAMES)}
         for name, values in (per_episode | per_window).items():
             self._columns[name].extend(values)
-        self._inputs.append(summary_inputs(extracted.features, extracted.baseline))
+        if self._features:
+            self._features.append(summary_inputs(extracted.features, extracted.baseline))
         self._bins += len(extracted.series)
         self._episodes += 1
         self.n_windows += len(windows)
@@ -131,7 +133,6 @@ class ShardWriter:
         self._shard += 1
         self._bins = 0
         self._columns = {name: [] for name in WINDOW_COLUMNS}
-        self._inputs = []
         if self._tensor:
             self._series, self._level = (
                 SeriesFile(
@@ -140,6 +141,9 @@ class ShardWriter:
                 )
                 for role in ("series", "level")
             )
+        if self._feature:
+            path = self._feature.new_file(f"features-{self._shard:05}", ".npy")
+            self._features = SeriesFile(path, len(self._layout.input_names("summary")))
 
     def close(self) -> None:
         """Finish the shard being written."""
@@ -152,12 +156,9 @@ class ShardWriter:
             self._series.close()
             self._level.close()
             write_table(windows, self._tensor.new_file(f"windows-{self._shard:05}", ".parquet"))
-        if self._feature:
-            inputs = np.concatenate(self._inputs)
-            table = windows
-            for i, name in enumerate(self._layout.input_names("summary")):
-                table = table.append_column(name, pa.array(inputs[:, i]))
-            write_table(table, self._feature.new_file(f"features-{self._shard:05}", ".parquet"))
+        if self._feature and self._features:
+            self._features.close()
+            write_table(windows, self._feature.new_file(f"windows-{self._shard:05}", ".parquet"))
         self._episodes = 0
 
 

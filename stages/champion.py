@@ -661,7 +661,7 @@ def _reference(
         for files in shards.values()
     )
     features = pl.concat(
-        read_channel_means(files[FEATURES], channels).filter(
+        read_channel_means(files[FEATURES], channels, layout).filter(
             pl.col("episode_id").is_in(train["episode_id"].implode())
         )
         for files in shards.values()

@@ -66,7 +66,7 @@ class Ingest(Stage):
     """Validates a batch's episodes and writes its shards, each episode read once."""
 
     name = "ingest"
-    version = "3"
+    version = "4"
     # not raised for other words or another code for what was rejected and still is
     partition = "batch"
     job = "ingest"
@@ -92,9 +92,10 @@ class Ingest(Stage):
         ),
         Output(
             FEATURES,
-            "Five statistics of every channel for every window, one Parquet table.",
+            "Five statistics of every channel for every window: a row of float32 each, "
+            "memory-mapped, and the table of the windows.",
             group="ingest",
-            kinds=frozenset({"parquet"}),
+            kinds=frozenset({"numpy", "parquet"}),
             input_kind="summary",
             after=(INDEX,),
         ),
