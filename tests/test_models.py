@@ -25,7 +25,7 @@ import models.trainer
 from episodes.reading import parse_episode
 from features.extraction import extract
 from features.registry import LAYOUT, MODES
-from features.relative import episode_inputs
+from features.relative import episode_inputs, signed_log
 from models.base import Classifier, Examples, NotFittedError, class_weights
 from models.gbt import Gbt
 from models.knn import condense, labelled_windows
@@ -37,7 +37,6 @@ from models.scaling import (
     fit_scaling,
     principal_axes,
     scale,
-    signed_log,
 )
 
 TINY: dict[str, dict[str, Any]] = lab.TINY["models"]
@@ -764,6 +763,21 @@ def test_block_statistics_are_those_of_what_is_there():
             expected = np.concatenate([np.nanmean(cut, axis=1), np.nanstd(cut, axis=1)], axis=1)
         np.testing.assert_allclose(got[:, step], expected, atol=1e-9)
     assert np.isnan(got[0, 0, 0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("block_bins", [2, 5, 7])
+def test_block_statistics_are_the_same_without_a_compiler(
+    block_bins: int, dtype: type, monkeypatch: pytest.MonkeyPatch
+):
+    random = np.random.default_rng(0)
+    X = (random.normal(size=(50, 33, 6)) * 10 ** random.uniform(-3, 9, 6)).astype(dtype)
+    X[random.random(X.shape) < 0.3] = np.nan
+    X[:, 4:20, 2] = np.nan
+    X[:, :, 3] = 7.0
+    compiled = block_statistics(X, block_bins)
+    monkeypatch.setattr(models.scaling, "COMPILES", False)
+    assert compiled.tobytes() == block_statistics(X, block_bins).tobytes()
 
 
 def test_values_beyond_what_training_saw_saturate():
