@@ -1,7 +1,7 @@
 """A synthetic corpus as shards, written directly: the embedded episodes, scaled per channel.
 
 No archive is packed or validated. Every episode is one of the embedded ones with its channels
-multiplied by factors of its own, its features computed again from the new series.
+multiplied by factors of its own, and its statistics, which are proportional to them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from episodes.store import list_store
 from episodes.validation import ValidationPolicy, validate
 from features.extraction import Extracted, extract
 from features.loaders import read_windows
-from features.registry import LAYOUT
-from features.relative import running_median, window_means
+from features.registry import LAYOUT, STATS
+from features.relative import running_median
 from features.shards import ShardWriter
-from features.summary import summarise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     from episodes.validation import Record
 
 STORE = Path(__file__).resolve().parent.parent / "data" / "store"
+_PROPORTIONAL = np.tile(np.array(STATS) != "zero_frac", len(LAYOUT.channels))
+assert STATS[0] == "mean"
 _SPREAD = 0.3  # standard deviation of the logarithm of a channel's factor
 
 
@@ -70,8 +71,9 @@ def children(seed: int) -> Iterator[tuple[Record, Extracted]]:
         record, parent = known[number % len(known)]
         factors = np.exp(random.normal(0, _SPREAD, len(LAYOUT.channels))).astype(np.float32)
         series = parent.series * factors
-        stats = summarise(series, parent.windows.start_bin, LAYOUT)
-        means = window_means(series, parent.windows.start_bin, LAYOUT)
+        stats = parent.features * np.where(_PROPORTIONAL, np.repeat(factors, len(STATS)), 1)
+        stats = stats.astype(np.float32)
+        means = stats[:, :: len(STATS)]
         yield (
             replace(record, episode_id=f"{number:026}", host_id=f"host-{number % 12:02}"),
             replace(

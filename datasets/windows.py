@@ -42,8 +42,8 @@ def examples(
         shards: batch -> ``tensor_shards`` and ``feature_shards`` -> files.
     """
     side = table.filter(pl.col("split") == split)
-    code = {phase: i for i, phase in enumerate(layout.phases)}
-    y = np.array([code[label] for label in side["label"]], dtype=np.int64)
+    codes = range(len(layout.phases))
+    y = side["label"].replace_strict(layout.phases, codes, return_dtype=pl.Int64).to_numpy()
     return Examples(
         inputs(side, shards, variant, layout),
         y,
@@ -80,22 +80,23 @@ def inputs_of_kind(
 ) -> TensorWindows | SummaryWindows:
     """The inputs of a kind that a mode sees, for a table of windows, in its order."""
     keep = layout.keep_mask(mode, kind)
-    parts = list(zip(windows["batch"], windows["shard"], strict=True))
-    known = {part: i for i, part in enumerate(sorted(set(parts)))}
-    shard = np.array([known[part] for part in parts], dtype=np.int64)
-    row = windows["row"].to_numpy()
+    place = windows.select("batch", "shard")
+    known = place.unique().sort("batch", "shard")
+    numbered = known.with_row_index("file").cast({"file": pl.Int64})
+    shard = place.join(numbered, on=["batch", "shard"], how="left", maintain_order="left")["file"]
+    of_window = {"shard": shard.to_numpy(), "row": windows["row"].to_numpy(), "keep": keep}
 
     def files(stage: str, role: str, width: int) -> RowFiles:
-        paths = [shards[batch][stage].path(f"{role}-{number:05}") for batch, number in known]
+        paths = [shards[batch][stage].path(f"{role}-{n:05}") for batch, n in known.iter_rows()]
         return RowFiles(paths, width)
 
     if kind == "summary":
-        return SummaryWindows(files("feature_shards", "features", len(keep)), shard, row, keep)
+        return SummaryWindows(files("feature_shards", "features", len(keep)), **of_window)
     series, level = (
         files("tensor_shards", role, len(layout.channels)) for role in ("series", "level")
     )
-    first_bin = windows["first_bin"].to_numpy()
-    return TensorWindows(series, level, shard, first_bin, row, keep, layout.window.n_bins)
+    first_bin, n_bins = windows["first_bin"].to_numpy(), layout.window.n_bins
+    return TensorWindows(series, level, first_bin=first_bin, n_timepoints=n_bins, **of_window)
 
 
 def read_dataset(dataset: Files) -> pl.DataFrame:

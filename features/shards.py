@@ -18,7 +18,7 @@ from features.extraction import SOURCE_NAMES
 from features.relative import summary_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -64,6 +64,18 @@ WINDOW_COLUMNS = tuple(name for name, _ in WINDOW_FIELDS)
 def write_table(table: pa.Table, path: Path) -> None:
     """Parquet with page checksums: a flipped bit is an error on reading, not a wrong number."""
     pq.write_table(table, path, compression="zstd", write_page_checksum=True, version="2.6")
+
+
+def write_parts(parts: Iterable[pa.Table], path: Path) -> None:
+    """One table from parts with the same columns, each written as it comes; at least one."""
+    parts = iter(parts)
+    first = next(parts)
+    with pq.ParquetWriter(
+        path, first.schema, compression="zstd", write_page_checksum=True, version="2.6"
+    ) as file:
+        file.write_table(first)
+        for part in parts:
+            file.write_table(part)
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

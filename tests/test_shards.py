@@ -49,6 +49,7 @@ from features.shards import (
     WINDOW_COLUMNS,
     SeriesFile,
     read_table,
+    write_parts,
     write_table,
 )
 from models.registry import VARIANTS, Variant
@@ -684,6 +685,17 @@ def test_a_flipped_bit_in_a_table_is_an_error_not_a_number(tmp_path: Path):
     path.write_bytes(content)
     with pytest.raises(OSError):
         read_table(path)
+
+
+def test_a_table_in_parts_is_one_table(tmp_path: Path):
+    parts = [pa.table({"a": [i, i + 1], "b": ["x", str(i)]}) for i in range(3)]
+    write_parts(iter(parts), tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet").equals(pa.concat_tables(parts))
+    content = bytearray((tmp_path / "t.parquet").read_bytes())
+    content[8] ^= 1
+    (tmp_path / "t.parquet").write_bytes(content)
+    with pytest.raises(OSError):
+        read_table(tmp_path / "t.parquet")
 
 
 def test_a_table_reads_by_columns(tmp_path: Path):
