@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 import features.shards
+from datasets.windows import EXAMPLE_COLUMNS
 from episodes.store import list_store
 from episodes.validation import ValidationPolicy, validate
 from features.extraction import Extracted, extract
@@ -117,6 +118,8 @@ def read_corpus(root: Path) -> tuple[pl.DataFrame, dict[str, dict[str, Folder]]]
         shards[folder.name] = {kind: Folder(folder / kind) for kind in KINDS}
         windows = read_windows(shards[folder.name]["tensor_shards"].paths("windows"))
         tables.append(
-            pl.DataFrame(windows).with_columns(batch=pl.lit(folder.name), split=pl.lit(split))
+            pl.DataFrame(windows)
+            .with_columns(batch=pl.lit(folder.name), split=pl.lit(split))
+            .select(EXAMPLE_COLUMNS)
         )
     return pl.concat(tables), shards

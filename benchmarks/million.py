@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -82,10 +81,10 @@ def measured(model: str, mode: Any, folder: Path) -> dict[str, Any]:
     from models.registry import Variant
 
     seconds: list[tuple[str, float, float]] = []
-    last = [(time.perf_counter(), cpu_s())]
+    last = [(time.perf_counter(), time.process_time())]
 
     def lap(name: str) -> None:
-        now = time.perf_counter(), cpu_s()
+        now = time.perf_counter(), time.process_time()
         seconds.append((name, now[0] - last[0][0], now[1] - last[0][1]))
         last[0] = now
 
@@ -125,11 +124,6 @@ def measured(model: str, mode: Any, folder: Path) -> dict[str, Any]:
         "gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
         "text": f"{says[0]}; F1 {macro_f1(y, proba.argmax(axis=1), len(LAYOUT.phases)):.3f}",
     }
-
-
-def cpu_s() -> float:
-    """Processor time of this process, in user and system mode."""
-    return sum(os.times()[:2])
 
 
 if __name__ == "__main__":

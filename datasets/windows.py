@@ -13,8 +13,10 @@ from features.shards import WINDOW_COLUMNS, read_table
 from models.base import Examples
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from features.registry import InputKind, Layout, Mode
     from models.base import Inputs
@@ -47,11 +49,21 @@ def examples(
     return Examples(
         inputs(side, shards, variant, layout),
         y,
-        episode=side["episode_id"].to_numpy(),
-        profile=side["profile"].to_numpy(),
+        episode=_codes(side["episode_id"]),
+        profile=_codes(side["profile"]),
         degraded=(side["verdict"] == "degraded").to_numpy(),
     )
 
+
+def _codes(values: pl.Series) -> NDArray[np.int64]:
+    """Numbers in the order of the values: texts of a million windows take half a gigabyte."""
+    return values.rank("dense").fill_null(0).cast(pl.Int64).to_numpy()
+
+
+EXAMPLE_COLUMNS = (
+    "batch", "shard", "row", "first_bin", "split", "label", "episode_id", "profile", "verdict",
+)  # fmt: skip
+"""Columns of a dataset's table that ``examples`` needs."""
 
 READ_ONCE_BYTES = 2**28
 
@@ -99,11 +111,11 @@ def inputs_of_kind(
     return TensorWindows(series, level, first_bin=first_bin, n_timepoints=n_bins, **of_window)
 
 
-def read_dataset(dataset: Files) -> pl.DataFrame:
+def read_dataset(dataset: Files, columns: Sequence[str] | None = None) -> pl.DataFrame:
     """The table of a dataset: the columns of ``shards.WINDOW_COLUMNS``, ``batch``,
-    ``session``, ``split``.
+    ``session``, ``split``, or some of them.
     """
-    return pl.DataFrame(read_table(dataset.path("windows")))
+    return pl.DataFrame(read_table(dataset.path("windows"), columns))
 
 
 def read_channel_means(shards: Files, channels: list[str], layout: Layout) -> pl.DataFrame:

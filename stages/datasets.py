@@ -18,7 +18,7 @@ from datasets.splits import (
     obstacle,
     shared_by_sides,
 )
-from datasets.windows import examples, read_dataset
+from datasets.windows import EXAMPLE_COLUMNS, examples, read_dataset
 from episodes.validation import USABLE
 from features.files import fingerprint
 from features.loaders import read_windows
@@ -275,7 +275,8 @@ def open_windows(project: Project, recipe: str, variant: Variant, split: str) ->
     project.require([(project.stages[Datasets.name], recipe)])
     dataset = project.existing(Datasets.name, recipe)
     shards = dataset_shards(project, dataset)
-    return examples(read_dataset(dataset), shards, split, variant, project.workspace.layout)
+    table = read_dataset(dataset, EXAMPLE_COLUMNS)
+    return examples(table, shards, split, variant, project.workspace.layout)
 
 
 def dataset_shards(project: Project, dataset: Manifest) -> dict[str, dict[str, Manifest]]:
