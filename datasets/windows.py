@@ -45,10 +45,10 @@ def examples(
     """
     side = table.filter(pl.col("split") == split)
     codes = range(len(layout.phases))
-    y = side["label"].replace_strict(layout.phases, codes, return_dtype=pl.Int64).to_numpy()
+    y = side["label"].replace_strict(layout.phases, codes, return_dtype=pl.Int64)
     return Examples(
         inputs(side, shards, variant, layout),
-        y,
+        y.to_numpy(writable=True),
         episode=_codes(side["episode_id"]),
         profile=_codes(side["profile"]),
         degraded=(side["verdict"] == "degraded").to_numpy(),

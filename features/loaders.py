@@ -205,15 +205,13 @@ def _gather(address, width, columns, n_plain, out, logs):
 @jit
 def _make_relative(address, width, columns, n_plain, logs, out):
     """``features.relative`` in place, from the logarithms of the values' sizes."""
-    n, n_timepoints, n_inputs = out.shape
-    base = np.empty(n_inputs, dtype=np.float32)
+    n, n_timepoints, n_relative = logs.shape
+    base = np.empty(n_relative, dtype=np.float32)
     for i in range(n):
         level = rows_at(address[i], 1, width)
-        for j in range(n_inputs):
-            base[j] = level[0, columns[j]]
+        for j in range(n_relative):
+            base[j] = level[0, columns[n_plain + np.uint64(j)]]
         for t in range(n_timepoints):
-            there, sizes = out[i, t], logs[i, t]
-            for j in range(n_inputs - n_plain):
-                at = n_plain + np.uint64(j)
-                log = sizes[j]
-                there[at] = np.float32(-log if there[at] < 0.0 else log) - base[at]
+            there, sizes = out[i, t, n_plain:], logs[i, t]
+            for j in range(n_relative):
+                there[j] = np.copysign(np.float32(sizes[j]), there[j]) - base[j]
