@@ -42,7 +42,7 @@ N_CHANNELS = len(LAYOUT.channels)
 STRIDE, LENGTH = LAYOUT.window.stride_bins, LAYOUT.window.n_bins
 BATCH, BLOCK = 256, 512
 ROUNDS = 3
-REOPENED_AT_MOST = 1000  # shards; beyond, it takes minutes
+REOPENED_AT_MOST = 120  # shards; beyond, it takes minutes
 
 
 def rate(read: Callable[[NDArray[np.int64]], object], n: int, size: int, n_read: int) -> float:
@@ -188,7 +188,7 @@ def read_rates(n_windows: int, n_shards: int) -> None:
                 "rows": rate(summary.__getitem__, n, BLOCK, n_read),
                 "rows in 16": rate(summary.__getitem__, n, 16, n_read),
             }
-            few = 8 * BATCH if n_shards <= 120 else 2 * BATCH
+            few = 2 * BLOCK
             if n_shards <= REOPENED_AT_MOST:
                 rows["windows, reopened"] = rate(corpus.reopened_tensor(mode), n, BATCH, few)
                 rows["rows, reopened"] = rate(corpus.reopened_summary(mode), n, BLOCK, few)

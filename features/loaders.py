@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MOST_MAPS = 24_000  # of one loader; Linux allows a process 65,530
-RESIDENT_BYTES = 2**29
+RESIDENT_BYTES = 2**28
 """After so many bytes read, a loader hands its pages back: they stay in the page cache, and the
 process does not hold them."""
 _CHUNK = 8  # windows whose logarithms fit into the cache of a processor
