@@ -29,8 +29,8 @@ from datasets.splits import SplitPolicy, build_table
 from datasets.windows import examples
 from evaluation.alarm_choice import choose_rule, filtered, rule_scores
 from evaluation.scores import Scored, macro_f1_of_confusion, prediction_rows, scored
+from features.loaders import read_windows
 from features.registry import Layout
-from features.shards import read_windows
 from models.base import Inputs
 from models.registry import MODELS, Variant
 from stages.alarm_rules import training_phases

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from features.shards import WINDOW_COLUMNS, SummaryWindows, TensorWindows, read_table
+from features.loaders import RowFiles, SummaryWindows, TensorWindows
+from features.shards import WINDOW_COLUMNS, read_table
 from models.base import Examples
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from features.registry import InputKind, Layout, Mode
     from features.shards import Files
@@ -35,16 +37,26 @@ def examples(
         shards: batch -> ``tensor_shards`` and ``feature_shards`` -> files.
     """
     side = table.filter(pl.col("split") == split)
-    code = {phase: i for i, phase in enumerate(layout.phases)}
-    y = np.array([code[label] for label in side["label"]], dtype=np.int64)
+    codes = range(len(layout.phases))
+    y = side["label"].replace_strict(layout.phases, codes, return_dtype=pl.Int64)
     return Examples(
         inputs(side, shards, variant, layout),
-        y,
-        episode=side["episode_id"].to_numpy(),
-        profile=side["profile"].to_numpy(),
+        y.to_numpy(writable=True),
+        episode=_codes(side["episode_id"]),
+        profile=_codes(side["profile"]),
         degraded=(side["verdict"] == "degraded").to_numpy(),
     )
 
+
+def _codes(values: pl.Series) -> NDArray[np.int64]:
+    """Numbers in the order of the values: texts of a million windows take half a gigabyte."""
+    return values.rank("dense").fill_null(0).cast(pl.Int64).to_numpy()
+
+
+EXAMPLE_COLUMNS = (
+    "batch", "shard", "row", "first_bin", "split", "label", "episode_id", "profile", "verdict",
+)  # fmt: skip
+"""Columns of a dataset's table that ``examples`` needs."""
 
 READ_ONCE_BYTES = 2**28
 
@@ -73,36 +85,44 @@ def inputs_of_kind(
 ) -> TensorWindows | SummaryWindows:
     """The inputs of a kind that a mode sees, for a table of windows, in its order."""
     keep = layout.keep_mask(mode, kind)
-    parts = list(zip(windows["batch"], windows["shard"], strict=True))
-    known = {part: i for i, part in enumerate(sorted(set(parts)))}
-    shard = np.array([known[part] for part in parts], dtype=np.int64)
-    row = windows["row"].to_numpy()
+    place = windows.select("batch", "shard")
+    known = place.unique().sort("batch", "shard")
+    numbered = known.with_row_index("file").cast({"file": pl.Int64})
+    shard = place.join(numbered, on=["batch", "shard"], how="left", maintain_order="left")["file"]
+    of_window = {"shard": shard.to_numpy(), "row": windows["row"].to_numpy(), "keep": keep}
 
-    def files(stage: str, role: str) -> tuple[Path, ...]:
-        return tuple(shards[batch][stage].path(f"{role}-{number:05}") for batch, number in known)
+    def files(stage: str, role: str, width: int) -> RowFiles:
+        paths = [shards[batch][stage].path(f"{role}-{n:05}") for batch, n in known.iter_rows()]
+        return RowFiles(paths, width)
 
     if kind == "summary":
-        names = tuple(n for n, kept in zip(layout.input_names(kind), keep, strict=True) if kept)
-        return SummaryWindows(files("feature_shards", "features"), shard, row, names)
-    paths = tuple(
-        zip(files("tensor_shards", "series"), files("tensor_shards", "level"), strict=True)
+        return SummaryWindows(files("feature_shards", "features", len(keep)), **of_window)
+    series, level = (
+        files("tensor_shards", role, len(layout.channels)) for role in ("series", "level")
     )
-    first_bin = windows["first_bin"].to_numpy()
-    return TensorWindows(paths, shard, first_bin, row, keep, layout.window.n_bins)
+    first_bin, n_bins = windows["first_bin"].to_numpy(), layout.window.n_bins
+    return TensorWindows(series, level, first_bin=first_bin, n_timepoints=n_bins, **of_window)
 
 
-def read_dataset(dataset: Files) -> pl.DataFrame:
+def read_dataset(dataset: Files, columns: Sequence[str] | None = None) -> pl.DataFrame:
     """The table of a dataset: the columns of ``shards.WINDOW_COLUMNS``, ``batch``,
-    ``session``, ``split``.
+    ``session``, ``split``, or some of them.
     """
-    return pl.DataFrame(read_table(dataset.path("windows")))
+    return pl.DataFrame(read_table(dataset.path("windows"), columns))
 
 
-def read_channel_means(shards: Files, channels: list[str]) -> pl.DataFrame:
+def read_channel_means(shards: Files, channels: list[str], layout: Layout) -> pl.DataFrame:
     """Windows of a batch with the mean of each channel, from its feature shards."""
-    columns = [*WINDOW_COLUMNS, *(f"{channel}.mean" for channel in channels)]
-    paths = shards.paths("features")
-    if not paths:  # no episode of the batch was accepted
+    names = layout.input_names("summary")
+    means = [f"{channel}.mean" for channel in channels]
+    columns = np.array([names.index(name) for name in means], dtype=np.int64)
+    tables = []
+    for windows, features in zip(shards.paths("windows"), shards.paths("features"), strict=True):
+        rows = np.lib.format.open_memmap(features, mode="r")[:, columns]
+        tables.append(pl.DataFrame(read_table(windows)).hstack(pl.DataFrame(rows, schema=means)))
+    if not tables:  # no episode of the batch was accepted
         texts = ("episode_id", "host_id", "label")
-        return pl.DataFrame(schema={c: pl.String if c in texts else pl.Float64 for c in columns})
-    return pl.concat(pl.DataFrame(read_table(path, columns)) for path in paths)
+        return pl.DataFrame(
+            schema={c: pl.String if c in texts else pl.Float64 for c in (*WINDOW_COLUMNS, *means)}
+        )
+    return pl.concat(tables)

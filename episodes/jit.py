@@ -5,10 +5,13 @@ Without Numba, as on a device, kernels run as plain Python, with the same result
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from config.paths import cache_folder
 
@@ -47,3 +50,28 @@ def jit(kernel: Callable[..., Any]) -> Callable[..., Any]:
 def inlined(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Compile into the kernels that call it: passing an array costs a reference count."""
     return numba.njit(inline="always")(kernel) if COMPILES else kernel
+
+
+def rows_at(address, n_rows, n_columns):
+    """The float32 rows ``(n_rows, n_columns)`` at an address, for kernels; nothing is copied."""
+    values = (ctypes.c_float * (n_rows * n_columns)).from_address(address)
+    return np.ctypeslib.as_array(values).reshape(n_rows, n_columns)
+
+
+if COMPILES:
+    from numba.core import types
+    from numba.extending import intrinsic, overload
+
+    @intrinsic
+    def pointer(_typing, address):
+        def build(context, builder, signature, arguments):
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(types.float32)(address), build
+
+    at_pointer: Any = pointer
+    as_array: Any = numba.carray  # type: ignore[attr-defined]
+
+    @overload(rows_at, inline="always")
+    def _rows_at(address, n_rows, n_columns):  # noqa: ARG001, their types
+        return lambda address, n_rows, n_columns: as_array(at_pointer(address), (n_rows, n_columns))

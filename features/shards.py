@@ -1,8 +1,9 @@
-"""Shards: the inputs of a batch's usable episodes on disk, and how to read them.
+"""Shards: the inputs of a batch's usable episodes on disk. ``features.loaders`` reads them.
 
 A tensor shard is the 10 Hz series of up to 256 episodes, end to end, time-major, memory-mapped,
 with a table of its windows and the baseline of each; a window is a view into it. A feature shard
-is one table: the same windows with their statistics, plain and relative. Splits are not known here.
+is the same table and one row of statistics for each window, plain and relative, memory-mapped too:
+float32 statistics do not compress. Splits are not known here.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.extraction import SOURCE_NAMES
-from features.relative import summary_inputs, tensor_inputs
+from features.relative import summary_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -44,7 +45,7 @@ class Files(Protocol):
 
 EPISODES_PER_SHARD = 256
 
-_WINDOW_FIELDS = [
+WINDOW_FIELDS = [
     ("episode_id", pa.string()),
     ("host_id", pa.string()),
     ("sample_sha256", pa.string()),
@@ -65,14 +66,26 @@ _WINDOW_FIELDS = [
     *((f"coverage_{source}", pa.float32()) for source in SOURCE_NAMES),
     ("shard", pa.int32()),
     ("first_bin", pa.int64()),  # first row of the window in the tensor shard
-    ("row", pa.int64()),  # row of the feature shard
+    ("row", pa.int64()),  # of the feature shard, and of the levels
 ]
-WINDOW_COLUMNS = tuple(name for name, _ in _WINDOW_FIELDS)
+WINDOW_COLUMNS = tuple(name for name, _ in WINDOW_FIELDS)
 
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Parquet with page checksums: a flipped bit is an error on reading, not a wrong number."""
     pq.write_table(table, path, compression="zstd", write_page_checksum=True, version="2.6")
+
+
+def write_parts(parts: Iterable[pa.Table], path: Path) -> None:
+    """One table from parts with the same columns, each written as it comes; at least one."""
+    parts = iter(parts)
+    first = next(parts)
+    with pq.ParquetWriter(
+        path, first.schema, compression="zstd", write_page_checksum=True, version="2.6"
+    ) as file:
+        file.write_table(first)
+        for part in parts:
+            file.write_table(part)
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -121,7 +134,7 @@ def episode_rows(record: Record, extracted: Extracted) -> EpisodeRows:
         | {f"coverage_{s}": extracted.coverage[:, i] for i, s in enumerate(SOURCE_NAMES)}
     )
     return EpisodeRows(
-        windows=pa.table({name: pa.array(columns[name], kind) for name, kind in _WINDOW_FIELDS}),
+        windows=pa.table({name: pa.array(columns[name], kind) for name, kind in WINDOW_FIELDS}),
         series=extracted.series,
         level=extracted.level,
         inputs=summary_inputs(extracted.features, extracted.baseline),
@@ -129,7 +142,7 @@ def episode_rows(record: Record, extracted: Extracted) -> EpisodeRows:
 
 
 class ShardWriter:
-    """Writes both kinds of shard in one pass, holding at most one shard's features in memory.
+    """Writes both kinds of shard in one pass, holding one shard's table of windows.
 
     Args:
         first: number of the first shard.
@@ -146,7 +159,7 @@ class ShardWriter:
         self._series: SeriesFile | None = None
         self._level: SeriesFile | None = None
         self._windows: list[pa.Table] = []
-        self._inputs: list[NDArray[np.float32]] = []
+        self._features: SeriesFile | None = None
         self._finite_cells = np.zeros(len(layout.channels), dtype=np.int64)
         self._bins = self._rows = 0
         self.shards: list[dict[str, Any]] = []
@@ -160,10 +173,11 @@ class ShardWriter:
             self._start_shard()
         place = Place(self._next, self._bins, len(rows.series), self._rows, len(rows.windows))
         self._windows.append(moved(rows.windows, place.shard, place.first_bin, place.first_row))
-        self._inputs.append(rows.inputs)
         if self._series and self._level:
             self._series.append(rows.series)
             self._level.append(rows.level)
+        if self._features:
+            self._features.append(rows.inputs)
         self._episodes += 1
         self._bins += place.bins
         self._rows += place.windows
@@ -171,7 +185,7 @@ class ShardWriter:
         return place
 
     def _start_shard(self) -> None:
-        self._windows, self._inputs = [], []
+        self._windows = []
         self._bins = self._rows = 0
         self._finite_cells = np.zeros_like(self._finite_cells)
         if self._tensor:
@@ -182,6 +196,9 @@ class ShardWriter:
                 )
                 for role in ("series", "level")
             )
+        if self._feature:
+            path = self._feature.new_file(f"features-{self._next:05}", ".npy")
+            self._features = SeriesFile(path, len(self._layout.input_names("summary")))
 
     def close(self) -> None:
         """Finish the shard being written."""
@@ -193,12 +210,9 @@ class ShardWriter:
             self._series.close()
             self._level.close()
             write_table(windows, self._tensor.new_file(f"windows-{self._next:05}", ".parquet"))
-        if self._feature:
-            inputs = np.concatenate(self._inputs)
-            table = windows
-            for i, name in enumerate(self._layout.input_names("summary")):
-                table = table.append_column(name, pa.array(inputs[:, i]))
-            write_table(table, self._feature.new_file(f"features-{self._next:05}", ".parquet"))
+        if self._feature and self._features:
+            self._features.close()
+            write_table(windows, self._feature.new_file(f"windows-{self._next:05}", ".parquet"))
         phases = Counter(windows.column("label").to_pylist())
         self.shards.append(
             {
@@ -227,18 +241,14 @@ def moved(windows: pa.Table, shard: int, bins: int, rows: int) -> pa.Table:
 
 
 def read_episodes(
-    tensor: Files, feature: Files, shard: int, places: Sequence[Place], layout: Layout
+    tensor: Files, feature: Files, shard: int, places: Sequence[Place]
 ) -> Iterator[EpisodeRows]:
     """Episodes of one shard as they were added to it, in the order of ``places``."""
-    series, level = (
-        np.lib.format.open_memmap(tensor.path(f"{role}-{shard:05}"), mode="r")
-        for role in ("series", "level")
+    series, level, inputs = (
+        np.lib.format.open_memmap(files.path(f"{role}-{shard:05}"), mode="r")
+        for files, role in ((tensor, "series"), (tensor, "level"), (feature, "features"))
     )
-    table = read_table(feature.path(f"features-{shard:05}"))
-    windows = table.select(WINDOW_COLUMNS)
-    inputs = np.stack(
-        [table.column(name).to_numpy() for name in layout.input_names("summary")], axis=1
-    )
+    windows = read_table(tensor.path(f"windows-{shard:05}"))
     for place in places:
         rows = slice(place.first_row, place.first_row + place.windows)
         yield EpisodeRows(
@@ -273,65 +283,3 @@ class SeriesFile:
         # NumPy pads the header so that a growing first axis never changes its length.
         header = {"descr": "<f4", "fortran_order": False, "shape": (self.n_rows, self._n_channels)}
         np.lib.format.write_array_header_1_0(self._file, header)
-
-
-def read_windows(paths: Sequence[Path]) -> pa.Table:
-    """The table of a batch's windows (``WINDOW_COLUMNS``), from its ``windows`` files."""
-    tables = [read_table(path) for path in paths]
-    return pa.concat_tables(tables) if tables else pa.schema(_WINDOW_FIELDS).empty_table()
-
-
-@dataclass(frozen=True)
-class TensorWindows:
-    """Windows of many tensor shards as one lazy array ``(n_windows, n_timepoints, n_inputs)``."""
-
-    paths: tuple[tuple[Path, Path], ...]  # series and level of each shard
-    shard: NDArray[np.int64]  # (n_windows,) position in ``paths``
-    first_bin: NDArray[np.int64]  # (n_windows,)
-    row: NDArray[np.int64]  # (n_windows,)
-    keep: NDArray[np.bool_]  # inputs kept, of ``Layout.input_names``
-    n_timepoints: int
-
-    def __len__(self) -> int:
-        return len(self.shard)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return len(self.shard), self.n_timepoints, int(self.keep.sum())
-
-    def __getitem__(self, index: Any) -> NDArray[np.float32]:
-        shard, first_bin, row = self.shard[index], self.first_bin[index], self.row[index]
-        out = np.empty((len(shard), *self.shape[1:]), dtype=np.float32)
-        for number in np.unique(shard):
-            series, level = (np.lib.format.open_memmap(p, mode="r") for p in self.paths[number])
-            rows = np.flatnonzero(shard == number)
-            bins = first_bin[rows, None] + np.arange(self.n_timepoints)
-            out[rows] = tensor_inputs(series[bins], level[row[rows]])[:, :, self.keep]
-        return out
-
-
-@dataclass(frozen=True)
-class SummaryWindows:
-    """Rows of many feature shards as one lazy array ``(n_windows, n_features)``."""
-
-    paths: tuple[Path, ...]
-    shard: NDArray[np.int64]
-    row: NDArray[np.int64]
-    names: tuple[str, ...]  # features kept
-
-    def __len__(self) -> int:
-        return len(self.shard)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.shard), len(self.names)
-
-    def __getitem__(self, index: Any) -> NDArray[np.float32]:
-        shard, row = self.shard[index], self.row[index]
-        out = np.empty((len(shard), len(self.names)), dtype=np.float32)
-        for number in np.unique(shard):
-            table = read_table(self.paths[number], self.names)
-            rows = np.flatnonzero(shard == number)
-            for i, name in enumerate(self.names):
-                out[rows, i] = table.column(name).to_numpy()[row[rows]]
-        return out

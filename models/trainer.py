@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from config.paths import cache_folder
 from models.base import Epoch, Examples, History, blocks, class_weights
 from models.metrics import macro_f1
 from models.scaling import scale
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
 
     from numpy.typing import NDArray
 
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     from models.hyperparameters import NetConfig
 
 IN_MEMORY_BYTES = 2 * 2**30
-"""A training set up to this size is scaled once and kept on the device; a larger one is read and
-scaled batch by batch."""
-_BLOCK = 4096
+"""Scaled inputs up to this size, of training and validation together, are kept on the device.
+Larger ones are scaled once too, into a scratch file without a name, and read back in blocks."""
+_BLOCK = 1024  # consecutive windows; of one machine and day, mostly
+_BUFFER = 16  # blocks that windows are shuffled within, when they are in a file
+_PREDICTED = 4096  # windows at a time
 
 
 @contextmanager
@@ -40,31 +43,115 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Batches:
-    """Scaled inputs and labels on the device, by index."""
+class _Scratch:
+    """Float32 rows in a file that is gone when it is closed; no page of it is mapped."""
 
-    def __init__(self, examples: Examples, scaling: dict[str, Any], device: torch.device):
-        self._X, self._scaling, self._device = examples.X, scaling, device
-        self._y = self._move(torch.from_numpy(np.ascontiguousarray(examples.y)))
-        n_bytes = 4 * len(examples) * math.prod(scale(examples.X[:1], scaling).shape[1:])
-        self._all = None
-        if n_bytes <= IN_MEMORY_BYTES:
-            self._all = self._move(
-                torch.cat([self._scaled(block) for block in blocks(self._X, _BLOCK)])
-            )
+    def __init__(self, shape: tuple[int, ...]):
+        folder = cache_folder()  # not the system's, which may be in memory
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file: Any = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, as long as this is
+        self._shape, self._row_bytes = shape, 4 * math.prod(shape)
+
+    def append(self, rows: NDArray[np.float32]) -> None:
+        self._file.write(np.ascontiguousarray(rows).data)
+
+    def read(self, begin: int, out: NDArray[np.float32]) -> None:
+        """Fill ``out`` with consecutive rows from ``begin``."""
+        self._file.seek(begin * self._row_bytes)
+        n_read = self._file.readinto(out.data.cast("B"))
+        if n_read != out.nbytes:
+            raise OSError(f"scratch file must give {out.nbytes} bytes, got {n_read}")
+
+
+class _Batches:
+    """Scaled inputs and labels: on the device, or in a scratch file."""
+
+    def __init__(
+        self, examples: Examples, scaling: dict[str, Any], device: torch.device, room: int
+    ):
+        """Scale once.
+
+        Args:
+            room: bytes that may be kept in memory.
+        """
+        self._device = device
+        self._y = torch.from_numpy(np.ascontiguousarray(examples.y))
+        self._shape = scale(examples.X[:1], scaling).shape[1:]
+        self.n_bytes = 4 * len(examples) * math.prod(self._shape)
+        self._all: torch.Tensor | None = None
+        if self.n_bytes <= room:
+            self._all = torch.empty((len(examples), *self._shape))
+            filled = self._all.numpy()
+            for start, block in zip(
+                range(0, len(examples), _BLOCK), blocks(examples.X, _BLOCK), strict=True
+            ):
+                filled[start : start + len(block)] = scale(block, scaling)
+            self._all, self._y = self._move(self._all), self._move(self._y)
+            return
+        self._file = _Scratch(self._shape)
+        for block in blocks(examples.X, _BLOCK):
+            self._file.append(scale(block, scaling))
 
     def __len__(self) -> int:
         return len(self._y)
 
-    def __getitem__(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        moved = self._move(index)
-        if self._all is not None:
-            return self._all[moved], self._y[moved]
-        block = np.asarray(self._X[index.numpy()], dtype=np.float32)
-        return self._move(self._scaled(block)), self._y[moved]
+    def n_steps(self, batch_size: int) -> int:
+        """Mini-batches of an epoch, of at most ``batch_size`` windows."""
+        return self._n_buffers * self._per_buffer(batch_size)
 
-    def _scaled(self, block: NDArray[np.float32]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(scale(block, self._scaling)))
+    @property
+    def _n_buffers(self) -> int:
+        return 1 if self._all is not None else math.ceil(len(self) / (_BUFFER * _BLOCK))
+
+    def _per_buffer(self, batch_size: int) -> int:
+        if self._n_buffers == 1:
+            return math.ceil(len(self) / batch_size)
+        n_blocks = math.ceil(len(self) / _BLOCK)
+        most = math.ceil(n_blocks / self._n_buffers) * math.ceil(len(self) / n_blocks)
+        return math.ceil(most / batch_size)
+
+    def shuffled(
+        self, batch_size: int, shuffling: torch.Generator
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Mini-batches of all windows: in memory in any order, else shuffled within buffers.
+
+        A buffer holds blocks drawn from everywhere. Each is read in one piece, so a disk that
+        is slow to seek feeds a net too. Equal parts: a last batch of one window could not be
+        normalised.
+        """
+        per_buffer = self._per_buffer(batch_size)
+        if self._all is not None:
+            for index in torch.randperm(len(self), generator=shuffling).tensor_split(per_buffer):
+                moved = self._move(index)
+                yield self._all[moved], self._y[moved]
+            return
+        if self._n_buffers == 1:  # as in memory
+            drawn, cuts = torch.zeros(1, dtype=torch.int64), np.array([0, len(self)])
+        else:
+            cuts = np.linspace(0, len(self), math.ceil(len(self) / _BLOCK) + 1).astype(np.int64)
+            drawn = torch.randperm(len(cuts) - 1, generator=shuffling)
+        for numbers in drawn.tensor_split(self._n_buffers):
+            rows = [range(int(cuts[n]), int(cuts[n + 1])) for n in numbers.tolist()]
+            inputs, y = self._read(rows)
+            order = torch.randperm(len(y), generator=shuffling)
+            for index in order.tensor_split(per_buffer):
+                yield self._move(inputs[index]), self._move(y[index])
+
+    def in_order(self) -> Iterator[torch.Tensor]:
+        """The inputs of all windows, some at a time."""
+        if self._all is not None:
+            yield from self._all.split(_PREDICTED)
+            return
+        for begin in range(0, len(self), _PREDICTED):
+            yield self._move(self._read([range(begin, min(begin + _PREDICTED, len(self)))])[0])
+
+    def _read(self, stretches: list[range]) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = torch.empty((sum(map(len, stretches)), *self._shape))
+        at, filled = 0, inputs.numpy()
+        for rows in stretches:
+            self._file.read(rows.start, filled[at : at + len(rows)])
+            at += len(rows)
+        return inputs, torch.cat([self._y[rows.start : rows.stop] for rows in stretches])
 
     def _move(self, values: torch.Tensor) -> torch.Tensor:
         if self._device.type == "cuda":
@@ -100,14 +187,14 @@ def train_net(
     shuffling = torch.Generator().manual_seed(seed)
     noise = torch.Generator(device).manual_seed(seed)
     net.to(device)
-    batches = _Batches(train, scaling, device)
-    val_batches = _Batches(val, scaling, device) if val is not None else None
+    batches = _Batches(train, scaling, device, IN_MEMORY_BYTES)
+    room = max(0, IN_MEMORY_BYTES - batches.n_bytes)
+    val_batches = _Batches(val, scaling, device, room) if val is not None else None
     weights = torch.from_numpy(class_weights(train.y, n_classes)).to(device)
     optimizer = torch.optim.AdamW(
         net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    steps_per_epoch = math.ceil(len(train) / config.batch_size)
-    n_steps = config.epochs * steps_per_epoch
+    n_steps = config.epochs * batches.n_steps(config.batch_size)
     warmup = max(1, int(config.warmup_share * n_steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -124,11 +211,8 @@ def train_net(
     history = History()
     for epoch in range(config.epochs):
         net.train()
-        order = torch.randperm(len(batches), generator=shuffling)
         loss_sum = torch.zeros((), device=device)  # summed on the device: no sync in the loop
-        # equal parts: a last batch of one window could not be normalised
-        for index in order.tensor_split(steps_per_epoch):
-            inputs, y = batches[index]
+        for inputs, y in batches.shuffled(config.batch_size, shuffling):
             if config.offset_noise:
                 shape = (len(inputs), *(1 for _ in inputs.shape[1:-1]), inputs.shape[-1])
                 offset = torch.randn(shape, generator=noise, device=device)
@@ -144,7 +228,7 @@ def train_net(
             scaler.step(optimizer)
             scaler.update()
             schedule.step()
-            loss_sum += loss.detach() * len(index)
+            loss_sum += loss.detach() * len(y)
         train_loss = float(loss_sum) / len(train)
         if not math.isfinite(train_loss):
             raise RuntimeError(
@@ -177,10 +261,7 @@ def train_net(
 @torch.no_grad()
 def _probabilities(net: torch.nn.Module, batches: _Batches) -> NDArray[np.float32]:
     net.eval()
-    out = []
-    for index in torch.arange(len(batches)).split(_BLOCK):
-        inputs, _ = batches[index]
-        out.append(functional.softmax(net(inputs).float(), dim=1))
+    out = [functional.softmax(net(inputs).float(), dim=1) for inputs in batches.in_order()]
     return torch.cat(out).cpu().numpy()
 
 
@@ -189,5 +270,10 @@ def predict_net(
 ) -> NDArray[np.float32]:
     """Probabilities ``(n_windows, n_classes)`` in float32, whatever precision training used."""
     net.to(device)
-    nothing = np.zeros(len(X), dtype=np.int64)
-    return _probabilities(net, _Batches(Examples(X, nothing), scaling, device))
+    net.eval()
+    out = []
+    with torch.no_grad():
+        for block in blocks(X, _PREDICTED):
+            inputs = torch.from_numpy(scale(block, scaling)).to(device)
+            out.append(functional.softmax(net(inputs).float(), dim=1))
+    return torch.cat(out).cpu().numpy()

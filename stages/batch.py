@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 VERSION = "4"
 INDEX, TENSORS, FEATURES = OUTPUTS = "validation_index", "tensor_shards", "feature_shards"
-_SHARD_ROLES = {TENSORS: ("series", "level", "windows"), FEATURES: ("features",)}
+_SHARD_ROLES = {TENSORS: ("series", "level", "windows"), FEATURES: ("features", "windows")}
 
 
 def settings_fingerprint(policy: ValidationPolicy, layout: Layout) -> str:
@@ -92,7 +92,7 @@ class LastPass:
     def next_shard(self) -> int:
         return max((shard["number"] for shard in self.kept), default=-1) + 1
 
-    def rows(self, layout: Layout) -> Iterator[tuple[str, EpisodeRows]]:
+    def rows(self) -> Iterator[tuple[str, EpisodeRows]]:
         """The episodes of the shards that are merged."""
         for shard in self.merged:
             entries = [
@@ -102,7 +102,7 @@ class LastPass:
             ]
             tensor, feature = self.artifacts[TENSORS], self.artifacts[FEATURES]
             places = [place for _, place in entries]
-            read = read_episodes(tensor, feature, shard["number"], places, layout)
+            read = read_episodes(tensor, feature, shard["number"], places)
             yield from zip((key for key, _ in entries), read, strict=True)
 
 
@@ -192,7 +192,7 @@ def ingest_batch(
             for shard in last.kept:
                 roles = [f"{role}-{shard['number']:05}" for role in _SHARD_ROLES[name]]
                 drafts[name].keep(last.artifacts[name], roles)
-        taken_over = dict(last.rows(layout))
+        taken_over = dict(last.rows())
         for done, stored in enumerate(episodes):
             key = stored.episode_id
             rows: EpisodeRows | None

@@ -50,7 +50,8 @@ from evaluation.scores import phases_of, prediction_rows
 from evaluation.wording import objection, unlike_notes
 from features.files import fingerprint, write_atomically
 from features.golden import differences
-from features.shards import read_table, read_windows
+from features.loaders import read_windows
+from features.shards import read_table
 from models.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -660,7 +661,7 @@ def _reference(
         for files in shards.values()
     )
     features = pl.concat(
-        read_channel_means(files[FEATURES], channels).filter(
+        read_channel_means(files[FEATURES], channels, layout).filter(
             pl.col("episode_id").is_in(train["episode_id"].implode())
         )
         for files in shards.values()

@@ -20,10 +20,11 @@ from datasets.splits import (
     on_several_sides,
     shared_by_sides,
 )
-from datasets.windows import examples, read_dataset
+from datasets.windows import EXAMPLE_COLUMNS, examples, read_dataset
 from episodes.validation import USABLE
 from features.files import fingerprint
-from features.shards import read_table, read_windows, write_table
+from features.loaders import read_windows
+from features.shards import read_table, write_table
 from stages.batch import INDEX, TENSORS
 from stages.stage import Check, CheckResult, FolderStage, Output, Rows
 from stages.status import Reason, StageError
@@ -277,7 +278,8 @@ def open_windows(project: Project, recipe: str, variant: Variant, split: str) ->
     project.require([(project.stages[Datasets.name], recipe)])
     dataset = project.existing(Datasets.name, recipe)
     shards = dataset_shards(project, dataset)
-    return examples(read_dataset(dataset), shards, split, variant, project.workspace.layout)
+    table = read_dataset(dataset, EXAMPLE_COLUMNS)
+    return examples(table, shards, split, variant, project.workspace.layout)
 
 
 def dataset_shards(project: Project, dataset: Manifest) -> dict[str, dict[str, Manifest]]:

@@ -209,7 +209,7 @@ def batch_drift(project: Project, batch: str, champion: Champion) -> BatchDrift:
     reference = drift_reference(project, champion)
     checkpoint = load_kept(folder, champion, layout)
     shards = project.artifacts("ingest", batch)
-    windows = read_channel_means(shards[FEATURES], reference.channels).with_columns(
+    windows = read_channel_means(shards[FEATURES], reference.channels, layout).with_columns(
         batch=pl.lit(batch)
     )
     X = inputs(windows, {batch: shards}, checkpoint.variant, layout)

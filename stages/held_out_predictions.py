@@ -12,15 +12,17 @@ from evaluation.baselines import shortcut_predictions
 from evaluation.scores import ABLATED, prediction_rows
 from features.files import fingerprint
 from features.registry import MODES
-from features.shards import read_table, write_table
+from features.shards import read_table, write_parts
 from models.registry import VARIANTS
 from stages.datasets import dataset_shards
 from stages.stage import FolderStage, Output
 from stages.status import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+    import pyarrow as pa
 
     from models.checkpoint import Checkpoint
     from stages.manifest import Draft, Manifest
@@ -80,16 +82,17 @@ class HeldOutPredictions(FolderStage):
         layout, shards = project.workspace.layout, dataset_shards(project, dataset)
         table = read_dataset(dataset)
         held_out = table.filter(pl.col("split") != "train")
-        parts = []
-        for done, variant in enumerate(VARIANTS):
-            progress(done, len(VARIANTS), variant.name)
-            X = read_once(inputs(held_out, shards, variant, layout))
-            parts.append(
-                checkpoint_predictions(held_out, project.checkpoint(variant, key), X, layout.phases)
-            )
-        parts.append(shortcut_predictions(table, layout.phases, MODES, project.workspace.seed))
-        path = staged.new_file("predictions", ".parquet")
-        write_table(pl.concat(parts).to_arrow(), path)
+
+        def parts() -> Iterator[pa.Table]:
+            for done, variant in enumerate(VARIANTS):
+                progress(done, len(VARIANTS), variant.name)
+                X = read_once(inputs(held_out, shards, variant, layout))
+                checkpoint = project.checkpoint(variant, key)
+                yield checkpoint_predictions(held_out, checkpoint, X, layout.phases).to_arrow()
+            seed = project.workspace.seed
+            yield shortcut_predictions(table, layout.phases, MODES, seed).to_arrow()
+
+        write_parts(parts(), staged.new_file("predictions", ".parquet"))
         return {
             "recipe": key,
             "windows": dict(sorted(Counter(held_out["split"]).items())),

@@ -89,9 +89,10 @@ class Ingest(Stage):
         ),
         Output(
             FEATURES,
-            "Five statistics of every channel for every window, one Parquet table.",
+            "Five statistics of every channel for every window: a row of float32 each, "
+            "memory-mapped, and the table of the windows.",
             group="ingest",
-            kinds=frozenset({"parquet"}),
+            kinds=frozenset({"numpy", "parquet"}),
             input_kind="summary",
             after=(INDEX,),
         ),

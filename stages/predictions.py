@@ -22,7 +22,8 @@ from datasets.windows import inputs, inputs_of_kind, read_dataset
 from episodes.format import SOURCES
 from features.contract import contract_hashes
 from features.files import fingerprint
-from features.shards import read_windows, write_table
+from features.loaders import read_windows
+from features.shards import write_table
 from models.registry import find_variant
 from stages.alarm_rules import read_rule
 from stages.batch import TENSORS

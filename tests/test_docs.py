@@ -161,6 +161,8 @@ NOT_RUN = {
     "python -m hub.vendor": "fetches from npm; test_page compares hashes",
     "python -m hub.vendor --record": "fetches from npm and rewrites what is committed",
     "python -m benchmarks.hub": "takes two minutes",
+    "python -m benchmarks.reading": "takes minutes",
+    "python -m benchmarks.million": "takes an hour, and 24 GB of disk",
     "python -m benchmarks.days": "needs the embedded corpus; takes half an hour",
     "python -m benchmarks.onset": "needs the checkpoints of a whole run",
     "python -m benchmarks.likeness": "needs the embedded corpus; takes minutes",

@@ -25,7 +25,7 @@ import models.trainer
 from episodes.reading import parse_episode
 from features.extraction import extract
 from features.registry import LAYOUT, MODES
-from features.relative import episode_inputs
+from features.relative import episode_inputs, signed_log
 from models.base import Classifier, Examples, NotFittedError, class_weights
 from models.gbt import Gbt
 from models.knn import condense, labelled_windows
@@ -37,7 +37,6 @@ from models.scaling import (
     fit_scaling,
     principal_axes,
     scale,
-    signed_log,
 )
 
 TINY: dict[str, dict[str, Any]] = lab.TINY["models"]
@@ -384,6 +383,53 @@ def test_a_training_set_that_does_not_fit_in_memory_is_learned_equally(
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
+def epochs_of(examples: Examples, batch_size: int, room: int) -> list[list[tuple[Any, Any]]]:
+    """Two epochs of mini-batches ``(inputs, y)``, unscaled."""
+    n_columns = examples.X.shape[-1]
+    scaling = {
+        "transform": "signed_log1p", "block_bins": 1, "limit": None,
+        "mean": [0.0] * n_columns, "std": [1.0] * n_columns,
+    }  # fmt: skip
+    batches = models.trainer._Batches(examples, scaling, torch.device("cpu"), room)
+    shuffling = torch.Generator().manual_seed(3)
+    epochs = [list(batches.shuffled(batch_size, shuffling)) for _ in range(2)]
+    assert {len(epoch) for epoch in epochs} == {batches.n_steps(batch_size)}
+    in_order = torch.cat(list(batches.in_order()))
+    np.testing.assert_allclose(in_order[:, 0], np.log1p(examples.X[:][:, 0]), rtol=1e-6)
+    return epochs
+
+
+@pytest.mark.parametrize("n_windows", [16, 17, 33, 100, 101, 129])
+def test_windows_in_a_file_are_shuffled_within_a_few_blocks(
+    n_windows: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(models.trainer, "_BLOCK", 4)
+    monkeypatch.setattr(models.trainer, "_BUFFER", 4)
+    X = np.arange(2 * n_windows, dtype=np.float32).reshape(-1, 2)
+    examples = Examples(X, np.arange(n_windows) % 3)
+    inputs = [
+        [torch.cat([part[i] for part in epoch]).numpy() for i in range(2)]
+        for epoch in epochs_of(examples, 5, room=0)
+    ]
+    orders = [np.rint(np.expm1(each[:, 0]) / 2).astype(int) for each, _ in inputs]
+    for order, (_, y) in zip(orders, inputs, strict=True):
+        np.testing.assert_array_equal(np.sort(order), np.arange(n_windows))
+        np.testing.assert_array_equal(y, order % 3)
+    assert orders[0].tolist() != orders[1].tolist()
+    again = epochs_of(examples, 5, room=0)
+    for (expected, _), epoch in zip(inputs, again, strict=True):
+        np.testing.assert_array_equal(torch.cat([x for x, _ in epoch]), expected)
+    sizes = [len(x) for x, _ in again[0]]
+    assert max(sizes) <= 5
+    assert min(sizes) > 1
+    if n_windows <= 16:  # one buffer
+        whole = epochs_of(examples, 5, room=2**20)
+        np.testing.assert_array_equal(torch.cat([x for x, _ in whole[0]]), inputs[0][0])
+    if n_windows >= 100:  # a mini-batch is of distant windows, not of neighbours alone
+        first = orders[0][: sizes[0]]
+        assert len(np.unique(first // 4)) > 1
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_a_single_window_left_over_is_no_obstacle(name: str):
     """Batch normalisation cannot normalise one window."""
@@ -717,6 +763,21 @@ def test_block_statistics_are_those_of_what_is_there():
             expected = np.concatenate([np.nanmean(cut, axis=1), np.nanstd(cut, axis=1)], axis=1)
         np.testing.assert_allclose(got[:, step], expected, atol=1e-9)
     assert np.isnan(got[0, 0, 0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("block_bins", [2, 5, 7])
+def test_block_statistics_are_the_same_without_a_compiler(
+    block_bins: int, dtype: type, monkeypatch: pytest.MonkeyPatch
+):
+    random = np.random.default_rng(0)
+    X = (random.normal(size=(50, 33, 6)) * 10 ** random.uniform(-3, 9, 6)).astype(dtype)
+    X[random.random(X.shape) < 0.3] = np.nan
+    X[:, 4:20, 2] = np.nan
+    X[:, :, 3] = 7.0
+    compiled = block_statistics(X, block_bins)
+    monkeypatch.setattr(models.scaling, "COMPILES", False)
+    assert compiled.tobytes() == block_statistics(X, block_bins).tobytes()
 
 
 def test_values_beyond_what_training_saw_saturate():

@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 from datasets.windows import read_dataset
 from episodes.validation import JudgedEpisode
 from evaluation.latency import processor
-from features.shards import read_windows
+from features.loaders import read_windows
 from hub import producers
 from hub.client import Publisher, PublishError
 from hub.curves import AXIS, RESOURCES, attack_spans, quartiles, resampled, shape

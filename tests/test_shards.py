@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
 import random
+import resource
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ from builders import (
 )
 
 import episodes.environment
+import features.loaders
 import features.shards
 import stages.batch
 import stages.judging
@@ -39,15 +44,14 @@ from episodes.validation import ValidationPolicy, validate
 from features.contract import contract_hashes
 from features.extraction import Extracted, extract
 from features.files import file_sha256, fingerprint, write_atomically
-from features.registry import LAYOUT
-from features.relative import episode_inputs
+from features.loaders import RowFiles, SummaryWindows, TensorWindows, read_windows
+from features.registry import LAYOUT, MODES, Mode
+from features.relative import episode_inputs, tensor_inputs
 from features.shards import (
     WINDOW_COLUMNS,
     SeriesFile,
-    SummaryWindows,
-    TensorWindows,
     read_table,
-    read_windows,
+    write_parts,
     write_table,
 )
 from models.registry import VARIANTS, Variant
@@ -184,7 +188,7 @@ def test_shards_are_cut_by_episodes(batch: Batch):
         f"{role}-{shard:05}" for role in ("level", "series", "windows") for shard in range(3)
     ]
     assert sorted(batch.manifests["feature_shards"].files) == [
-        f"features-{shard:05}" for shard in range(3)
+        f"{role}-{shard:05}" for role in ("features", "windows") for shard in range(3)
     ]
 
 
@@ -379,7 +383,7 @@ def test_equal_episodes_give_equal_bytes(batch: Batch, tmp_path: Path):
         for root in (tmp_path, batch.folder)
     )
     assert there == here
-    assert len(here) == 3 + 1 + 9 + 3
+    assert len(here) == 3 + 1 + 9 + 6
 
 
 def test_the_fingerprint_is_independent_of_times_and_places(tmp_path: Path):
@@ -596,8 +600,8 @@ def test_windows_carry_their_job_and_the_image(tmp_path: Path):
     store = StoreBuilder(tmp_path / "store")
     store.add(members=edit_meta(members, {"vm.image_sha256": "AB"}))
     manifests = ingest(list_store(store.root).episodes, tmp_path / "out")
-    for output, kind in ((TENSORS, "windows"), (FEATURES, "features")):
-        (path,) = manifests[output].paths(kind)
+    for output in (TENSORS, FEATURES):
+        (path,) = manifests[output].paths("windows")
         rows = read_table(path, ["job", "image_sha256"])
         assert rows.to_pydict() == {"job": ["backup", "backup", ""], "image_sha256": ["ab"] * 3}
         assert rows.schema.field("job").type == pa.string()
@@ -686,6 +690,17 @@ def test_a_flipped_bit_in_a_table_is_an_error_not_a_number(tmp_path: Path):
         read_table(path)
 
 
+def test_a_table_in_parts_is_one_table(tmp_path: Path):
+    parts = [pa.table({"a": [i, i + 1], "b": ["x", str(i)]}) for i in range(3)]
+    write_parts(iter(parts), tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet").equals(pa.concat_tables(parts))
+    content = bytearray((tmp_path / "t.parquet").read_bytes())
+    content[8] ^= 1
+    (tmp_path / "t.parquet").write_bytes(content)
+    with pytest.raises(OSError):
+        read_table(tmp_path / "t.parquet")
+
+
 def test_a_table_reads_by_columns(tmp_path: Path):
     write_table(pa.table({"a": [1], "b": [2], "c": [3]}), tmp_path / "t.parquet")
     assert read_table(tmp_path / "t.parquet", ["c", "a"]).to_pydict() == {"c": [3], "a": [1]}
@@ -704,15 +719,16 @@ def content(manifests: dict[str, Manifest]) -> pl.DataFrame:
         series, level = (
             np.load(tensors.path(f"{role}-{number:05}")) for role in ("series", "level")
         )
-        table = read_table(features_.path(f"features-{number:05}"))
-        assert table.select(windows.column_names).equals(windows)
-        assert shard["windows"] == len(windows) == len(level)
+        inputs_ = np.load(features_.path(f"features-{number:05}"))
+        assert read_table(features_.path(f"windows-{number:05}")).equals(windows)
+        assert len(inputs_) == shard["windows"] == len(windows) == len(level)
         assert shard["bins"] == len(series)
         assert set(windows["shard"].to_pylist()) <= {number}
         spans = windows["first_bin"].to_numpy()[:, None] + np.arange(LAYOUT.window.n_bins)
-        arrays = {"series": series[spans], "level": level[windows["row"].to_numpy()]}
+        row = windows["row"].to_numpy()
+        arrays = {"series": series[spans], "level": level[row], "inputs": inputs_[row]}
         parts.append(
-            pl.DataFrame(table).with_columns(
+            pl.DataFrame(windows).with_columns(
                 pl.Series(name, [each.tobytes() for each in array], dtype=pl.Binary)
                 for name, array in arrays.items()
             )
@@ -817,3 +833,112 @@ def test_outputs_of_different_passes_are_not_used_together(batch: Batch, tmp_pat
     alone = ingest_batch(batch.episodes[:3], tmp_path, POLICY, LAYOUT, outputs=[TENSORS])
     assert alone[TENSORS].fingerprint == grown[FEATURES].fingerprint
     assert stages.batch.differ([alone[TENSORS], grown[FEATURES]])
+
+
+# --- loaders
+
+
+def shards_on_disk(folder: Path, n_shards: int, n_windows: int = 3) -> tuple[RowFiles, RowFiles]:
+    """Series and levels of shards with ``n_windows`` windows each, all of other values."""
+    random = np.random.default_rng(n_shards)
+    paths: dict[str, list[Path]] = {"series": [], "level": []}
+    for number in range(n_shards):
+        for role, n_rows in (("series", 50 * (n_windows + 1)), ("level", n_windows)):
+            rows = random.normal(0, 1e4, (n_rows, 46)).astype(np.float32)
+            rows[random.random(rows.shape) < 0.2] = np.nan
+            rows[random.random(rows.shape) < 0.2] = 0.0
+            paths[role].append(folder / f"{role}-{number:05}.npy")
+            np.save(paths[role][-1], rows)
+    return RowFiles(paths["series"], 46), RowFiles(paths["level"], 46)
+
+
+def all_windows(series: RowFiles, level: RowFiles, mode: Mode, n_windows: int = 3) -> TensorWindows:
+    shard = np.repeat(np.arange(len(series.paths)), n_windows)
+    row = np.tile(np.arange(n_windows), len(series.paths))
+    return TensorWindows(series, level, shard, 50 * row, row, LAYOUT.keep_mask(mode, "tensor"), 100)
+
+
+def read_plainly(windows: TensorWindows) -> np.ndarray:
+    """The same as ``tensor_inputs`` of arrays that were read whole."""
+    return np.concatenate(
+        [
+            tensor_inputs(
+                np.load(windows.series.paths[shard])[None, first : first + 100],
+                np.load(windows.level.paths[shard])[None, row],
+            )[:, :, windows.keep]
+            for shard, first, row in zip(
+                windows.shard, windows.first_bin, windows.row, strict=True
+            )
+        ]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_windows_equal_relative_inputs_to_the_last_bit(mode: Mode, tmp_path: Path):
+    windows = all_windows(*shards_on_disk(tmp_path, 7), mode)
+    expected = read_plainly(windows)
+    order = np.random.default_rng(0).permutation(len(windows))
+    assert windows[order].tobytes() == expected[order].tobytes()
+    for index in order:
+        assert windows[[index]].tobytes() == expected[[index]].tobytes()
+
+
+def test_more_shards_than_files_may_be_open(tmp_path: Path):
+    windows = all_windows(*shards_on_disk(tmp_path, 80, 1), "realistic", 1)
+    expected = read_plainly(windows)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, before[1]))
+    try:
+        got = windows[:]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    np.testing.assert_array_equal(got, expected)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= used
+
+
+@pytest.mark.parametrize(
+    ("most", "resident"), [(10, 2**28), (24_000, 1), (1, 1)], ids=["maps", "pages", "both"]
+)
+def test_what_is_let_go_of_is_read_again(
+    most: int, resident: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    windows = all_windows(*shards_on_disk(tmp_path, 30), "oracle")
+    expected = read_plainly(windows)
+    monkeypatch.setattr(features.loaders, "MOST_MAPS", most)
+    monkeypatch.setattr(features.loaders, "RESIDENT_BYTES", resident)
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        index = random.integers(0, len(windows), 4)
+        np.testing.assert_array_equal(windows[index], expected[index])
+        assert len(windows.series._maps) <= max(most, 4)
+
+
+def test_copies_read_the_same(tmp_path: Path):
+    windows = all_windows(*shards_on_disk(tmp_path, 3), "oracle")
+    expected = windows[:]
+    unpickled = ForkingPickler.loads(ForkingPickler.dumps(windows))
+    for other in (copy.copy(windows), copy.deepcopy(windows), unpickled):
+        np.testing.assert_array_equal(other[:], expected)
+    with ThreadPoolExecutor(4) as pool:
+        fresh = copy.deepcopy(windows)
+        for got in pool.map(lambda at: fresh[at:], range(len(windows))):
+            np.testing.assert_array_equal(got, expected[-len(got) :])
+
+
+def test_a_shard_that_is_not_what_its_table_says_is_refused(tmp_path: Path):
+    series, level = shards_on_disk(tmp_path, 2)
+    beyond = replace(all_windows(series, level, "oracle"), first_bin=np.full(6, 101))
+    with pytest.raises(IndexError):
+        beyond[:]
+    with pytest.raises(IndexError):
+        replace(beyond, first_bin=np.full(6, -1))[:]
+    with pytest.raises(ValueError, match="45 float32"):
+        replace(beyond, series=RowFiles(series.paths, 45))[:]
+    whole = series.paths[1].read_bytes()
+    series.paths[1].write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=str(len(whole))):
+        all_windows(RowFiles(series.paths, 46), level, "oracle")[:]
+    series.paths[1].unlink()
+    with pytest.raises(FileNotFoundError):
+        all_windows(RowFiles(series.paths, 46), level, "oracle")[:]
