@@ -9,21 +9,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from champion.history import (
-    SERVED,
-    load_kept,
-    load_likeness,
-    load_rule,
-    read_champion,
-    read_training,
-)
-from datasets.splits import RECIPES
+from champion.history import SERVED, read_champion
 from datasets.windows import read_dataset
 from episodes.format import NS_PER_S
 from episodes.validation import EpisodeError, read_judged
@@ -45,15 +36,12 @@ from hub.events import (
 from models.checkpoint import CheckpointError, checkpoint_path, load_checkpoint
 from models.registry import VARIANTS
 from models.scaling import scale
-from stages.alarm_rules import rule_of
-from stages.likeness import read_likeness
 from stages.report_page import evaluated
-from stages.scoring import score_episode
+from stages.scoring import score_episode, sound
 from stages.status import StageError, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -63,11 +51,9 @@ if TYPE_CHECKING:
     from features.alignment import Grid
     from features.extraction import Extracted
     from hub.curves import Attack
-    from models.alarm import AlarmRule
     from models.checkpoint import Checkpoint
-    from models.novelty import Likeness
-    from stages.manifest import Manifest
     from stages.project import Project
+    from stages.scoring import Scorer
 
 log = logging.getLogger("phasewatch")
 
@@ -79,82 +65,17 @@ CORPUS = "corpus"
 NOT_MEASURED = "not measured"
 
 
-# --- what scores, and the recordings
+# --- the recordings
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """A checkpoint, what is bound to it, and what it has learned from."""
-
-    checkpoint: Checkpoint
-    rule: AlarmRule | None
-    likeness: Likeness | None
-    recipe: str
-    training: pl.DataFrame | None  # episode_id, split; None: its dataset is no longer here
-
-    @property
-    def about(self) -> str:
-        return f"recipe {self.recipe}, checkpoint {self.checkpoint.artifact_id[:12]}"
-
-    @property
-    def name(self) -> str:
-        return self.checkpoint.variant.name
-
-
-def champion_scorer(project: Project) -> Scorer:
-    """The champion's.
-
-    Raises:
-        StageError: there is no champion.
-        ChampionError, CheckpointError: it cannot be read or loaded.
-    """
-    folder, layout = project.workspace.champion_folder, project.workspace.layout
-    champion = read_champion(folder)
-    if champion is None:
-        raise StageError(
-            f"{folder}: there is no champion to score with. Promote one (phasewatch promote "
-            "MODEL), or name a checkpoint: --checkpoint FILE"
-        )
-    return Scorer(
-        load_kept(folder, champion, layout),
-        load_rule(folder, champion) if champion.alarm_rules else None,
-        load_likeness(folder, champion, layout),
-        champion.served,
-        read_training(folder, champion),
-    )
-
-
-def named_scorer(project: Project, path: Path) -> Scorer:
-    """That of a checkpoint that is named.
-
-    Raises:
-        CheckpointError, StageError, ChampionError: it, or its alarm rule, cannot be used.
-    """
-    checkpoint = load_checkpoint(path, project.workspace.layout)
-    meta = checkpoint.header["train_meta"]
-    recipe = str(meta.get("recipe"))
-    dataset = project.artifact("datasets", recipe) if recipe in RECIPES else None
-    same = dataset is not None and dataset.version == meta.get("dataset_version")
-    likeness = project.artifact(f"likeness/{checkpoint.variant.mode}", recipe) if same else None
-    return Scorer(
-        checkpoint,
-        rule_of(project, checkpoint),
-        read_likeness(likeness) if likeness and not likeness.damage() else None,
-        recipe,
-        read_dataset(_sound(project, "datasets", recipe)).filter(pl.col("split") != "test")
-        if same
-        else None,
-    )
-
-
-def held_out_windows(project: Project, scorer: Scorer) -> pl.DataFrame:
+def held_out_windows(scorer: Scorer) -> pl.DataFrame:
     """The test windows of a scorer's recipe, without episodes that it has learned from.
 
     Raises:
         StageError: the dataset is missing or damaged, or nothing in it is known to be held out.
     """
     remedy = f"Run: phasewatch run --recipe {scorer.recipe}"
-    dataset = _sound(project, "datasets", scorer.recipe)
+    dataset = sound(scorer.project, "datasets", scorer.recipe)
     if scorer.training is None:
         raise StageError(
             f"{scorer.name} was trained on another dataset than recipe {scorer.recipe} has now, so "
@@ -170,18 +91,6 @@ def held_out_windows(project: Project, scorer: Scorer) -> pl.DataFrame:
             f"now. {remedy}, then phasewatch promote MODEL"
         )
     return table
-
-
-def _sound(project: Project, stage: str, key: str) -> Manifest:
-    """An artifact whose files are whole, current or not.
-
-    Raises:
-        StageError: it is missing or damaged.
-    """
-    manifest = project.existing(stage, key)
-    if problem := manifest.damage():
-        raise StageError(f"{problem}. Run: {project.stages[stage].remedy(key)}")
-    return manifest
 
 
 def _read(project: Project, stored: StoredEpisode) -> JudgedEpisode:
@@ -226,6 +135,10 @@ def _sweep(project: Project, seed: int | None = None) -> Iterator[tuple[JudgedEp
         except (EpisodeError, AlignmentError):
             continue
         yield episode, grid
+
+
+def _about(scorer: Scorer) -> str:
+    return f"recipe {scorer.recipe}, checkpoint {scorer.checkpoint.artifact_id[:12]}"
 
 
 def _recorded_at(record: Record) -> float | None:
@@ -319,7 +232,7 @@ def _nothing_usable(project: Project) -> str:
 
 
 def replay(
-    project: Project, scorer: Scorer, chosen: Iterable[StoredEpisode] = (), *, speed: float = 0.0
+    scorer: Scorer, chosen: Iterable[StoredEpisode] = (), *, speed: float = 0.0
 ) -> Iterator[Prediction]:
     """Every window of recordings, predicted and actual.
 
@@ -332,9 +245,9 @@ def replay(
         StageError: see ``held_out_windows``; a dataset is not needed for chosen recordings.
         EpisodeError, AlignmentError: a chosen recording cannot be used.
     """
-    chosen = list(chosen)
+    chosen, project = list(chosen), scorer.project
     try:
-        table = held_out_windows(project, scorer)
+        table = held_out_windows(scorer)
     except StageError:
         if not chosen:
             raise
@@ -344,24 +257,25 @@ def replay(
         held_out[episode_id].add(window)
     if not chosen:
         for episode, extracted in _extracted(project, sorted(held_out)):
-            yield from _windows(project, scorer, episode, extracted, held_out, speed)
+            yield from _windows(scorer, episode, extracted, held_out, speed)
         return
     for stored in chosen:
         episode = _read(project, stored)
         extracted = extract(episode, project.workspace.layout)
-        yield from _windows(project, scorer, episode, extracted, held_out, speed)
+        yield from _windows(scorer, episode, extracted, held_out, speed)
 
 
 def _windows(
-    project: Project,
     scorer: Scorer,
     episode: JudgedEpisode,
     extracted: Extracted,
     held_out: dict[str, set[int]],
     speed: float,
 ) -> Iterator[Prediction]:
-    layout = project.workspace.layout
-    scores = score_episode(scorer.checkpoint, scorer.rule, None, extracted, layout)
+    layout = scorer.project.workspace.layout
+    # a champion that was promoted before alarm rules has none
+    rule = None if scorer.champion and not scorer.champion.alarm_rules else scorer.rule
+    scores = score_episode(scorer.checkpoint, rule, None, extracted, layout)
     windows = held_out.get(episode.episode_id)
     phase, filtered, alarm = scores.phase, scores.filtered, scores.alarm
     began, length_s = time.monotonic(), layout.window.length_ms / 1000
@@ -373,7 +287,7 @@ def _windows(
             time.sleep(max(0.0, began + (start_s + length_s) / speed - time.monotonic()))
         yield Prediction(
             at=_now(),
-            origin=f"replay, {scorer.about}",
+            origin=f"replay, {_about(scorer)}",
             data_at=_recorded_at(episode.record),
             episode_id=episode.episode_id,
             window=i,
@@ -390,9 +304,7 @@ def _windows(
 # --- embedding
 
 
-def embedding(
-    project: Project, scorer: Scorer, n_windows: int = MAX_WINDOWS
-) -> Iterator[Embedding]:
+def embedding(scorer: Scorer, n_windows: int = MAX_WINDOWS) -> Iterator[Embedding]:
     """Test windows along the two principal axes that are kept in the checkpoint's header.
 
     Args:
@@ -401,8 +313,9 @@ def embedding(
     Raises:
         StageError: see ``held_out_windows``.
     """
-    seed = project.workspace.seed
-    table = held_out_windows(project, scorer).sort("episode_id", "window")
+    project, checkpoint = scorer.project, scorer.checkpoint
+    layout, seed = project.workspace.layout, project.workspace.seed
+    table = held_out_windows(scorer).sort("episode_id", "window")
     if len(table) > n_windows:
         drawn = np.random.default_rng(seed).choice(len(table), n_windows, replace=False)
         table = table[np.sort(drawn)]
@@ -410,9 +323,8 @@ def embedding(
         episode_id: (rows["window"].to_numpy(), rows["profile"][0])
         for (episode_id,), rows in table.group_by("episode_id", maintain_order=True)
     }
-    checkpoint = scorer.checkpoint
     axes = np.array(checkpoint.header["pca_proj"])
-    scaling, scaled_by = _scaling(project, scorer)
+    scaling, scaled_by = _scaling(scorer)
     for episode, extracted in _extracted(project, wanted):
         windows, profile = wanted[episode.episode_id]
         windows = windows[windows < len(extracted.windows)]
@@ -423,14 +335,14 @@ def embedding(
         for i, window in enumerate(windows.tolist()):
             yield Embedding(
                 at=_now(),
-                origin=f"test windows, {scorer.about}{scaled_by}",
+                origin=f"test windows, {_about(scorer)}{scaled_by}",
                 data_at=_recorded_at(episode.record),
                 episode_id=episode.episode_id,
                 window=window,
                 x=round(float(places[i, 0]), 4),
                 y=round(float(places[i, 1]), 4),
                 phase=str(extracted.windows.label[window]),  # type: ignore[arg-type]
-                predicted=project.workspace.layout.phases[predicted[i]],
+                predicted=layout.phases[predicted[i]],
                 cluster=profile,
                 model=scorer.name,
             )
@@ -443,7 +355,7 @@ def _inputs(project: Project, checkpoint: Checkpoint, extracted: Extracted) -> N
     return episode_inputs(kind, extracted.series, extracted.features, layout)[..., kept]
 
 
-def _scaling(project: Project, scorer: Scorer) -> tuple[dict[str, Any], str]:
+def _scaling(scorer: Scorer) -> tuple[dict[str, Any], str]:
     """The scaling under which the header's axes were found, and what to say of it.
 
     A header does not keep it. For summary inputs it is that of the likeness, made from the same
@@ -453,13 +365,13 @@ def _scaling(project: Project, scorer: Scorer) -> tuple[dict[str, Any], str]:
         return scorer.likeness.space.scaling | {"limit": None}, ""
     assert scorer.training is not None, "held_out_windows has refused it"
     training = scorer.training.filter(pl.col("split") == "train")["episode_id"].unique().sort()
-    random = np.random.default_rng(project.workspace.seed)
+    random = np.random.default_rng(scorer.project.workspace.seed)
     drawn = [training[int(i)] for i in random.permutation(len(training))[:MAX_EPISODES]]
     n = int(np.sum(scorer.checkpoint.header["keep_mask"]))
     count, total, squares = np.zeros(n), np.zeros(n), np.zeros(n)
     n_episodes = 0
-    for _, extracted in _extracted(project, drawn):
-        values = _inputs(project, scorer.checkpoint, extracted).reshape(-1, n)
+    for _, extracted in _extracted(scorer.project, drawn):
+        values = _inputs(scorer.project, scorer.checkpoint, extracted).reshape(-1, n)
         values = signed_log(values.astype(np.float64))
         count += np.count_nonzero(~np.isnan(values), axis=0)
         total += np.nansum(values, axis=0)

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from live.cli import Recording
-    from stages.device_bundle import Ingredients, Parity
-    from stages.project import Project
+    from stages.device_bundle import Parity
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,7 @@ def bundle(
     from live.bundle import HEAD_FILE, load_bundle
     from stages import device_bundle as core
     from stages.project import Project
+    from stages.scoring import scorer_of
 
     workspace = workspace_of(config, store, artifacts, must_exist=True)
     if (
@@ -88,17 +88,17 @@ def bundle(
         fail(f"--out {out}: must be a new folder, an empty one, or that of a bundle", USAGE)
     project = Project(workspace)
     try:
-        found = _ingredients(project, checkpoint)
-        files = core.bundle_files(project, found)
+        scorer = scorer_of(project, checkpoint and existing_file(checkpoint))
+        files = core.bundle_files(scorer)
     except core.OracleError as error:
         fail(str(error), USAGE)
-    note(f"comparing {found.checkpoint.variant.name} with its bundle on every test window")
+    note(f"comparing {scorer.name} with its bundle on every test window")
     made = core.in_memory(files, workspace.layout)
-    parity = core.check_parity(project, made, found.checkpoint)
+    parity = core.check_parity(project, made, scorer.checkpoint)
     wrong = [recipe for recipe, each in parity.items() if not each.holds]
     if wrong:
         fail(
-            f"the bundle gives other probabilities than {found.checkpoint.variant.name} on recipe "
+            f"the bundle gives other probabilities than {scorer.name} on recipe "
             f"{', '.join(wrong)}; nothing is written",
             FAILED,
         )
@@ -113,16 +113,6 @@ def bundle(
         runtime=written.head["runtime"]["kind"],
         parity=parity,
     )
-
-
-def _ingredients(project: Project, checkpoint: Path | None) -> Ingredients:
-    from models.checkpoint import load_checkpoint
-    from stages import device_bundle as core
-
-    if checkpoint is None:
-        return core.champion_ingredients(project)
-    loaded = load_checkpoint(existing_file(checkpoint), project.workspace.layout)
-    return core.named_ingredients(project, loaded)
 
 
 def live(context: typer.Context) -> None:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from hub.events import Event
-    from hub.producers import Scorer
     from stages.project import Project
+    from stages.scoring import Scorer
     from stages.workspace import Workspace
 
 To = Annotated[str, typer.Option("--to", metavar="URL", help="The hub.")]
@@ -144,7 +144,7 @@ def replay(
     chosen = [stored_episode(workspace, name) for name in episodes or ()]
 
     def events(project: Project) -> Iterator[Event]:
-        return producers.replay(project, _scorer(project, checkpoint), chosen, speed=speed)
+        return producers.replay(_scorer(project, checkpoint), chosen, speed=speed)
 
     return plan.run("replay", workspace, events, one_by_one=speed > 0)
 
@@ -238,7 +238,7 @@ def embedding(
     from hub import producers
 
     def events(project: Project) -> Iterator[Event]:
-        return producers.embedding(project, _scorer(project, checkpoint), windows)
+        return producers.embedding(_scorer(project, checkpoint), windows)
 
     return plan.run("embedding", workspace, events)
 
@@ -263,8 +263,6 @@ def phases(
 
 
 def _scorer(project: Project, checkpoint: Path | None) -> Scorer:
-    from hub import producers
+    from stages.scoring import scorer_of
 
-    if checkpoint is None:
-        return producers.champion_scorer(project)
-    return producers.named_scorer(project, existing_file(checkpoint))
+    return scorer_of(project, checkpoint and existing_file(checkpoint))
