@@ -25,7 +25,7 @@ from features.contract import Contract, contract_of, diff_contracts
 from features.files import fingerprint
 from features.registry import LAYOUT
 from features.relative import summary_inputs, tensor_inputs
-from live.runtime import RuntimeKind, build_runtime, infected_classes
+from live.runtime import build_runtime, infected_classes
 from live.stream import LiveWindows
 from models.alarm import AlarmRule
 from models.novelty import Likeness
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from features.registry import InputKind, Layout
     from live.runtime import Runtime
     from live.stream import LiveWindow
+    from models.base import RuntimeKind
 
 FORMAT = "phasewatch-bundle/1"
 HEAD_FILE = "bundle.json"

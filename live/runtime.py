@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-RuntimeKind = Literal["onnx", "trees", "neighbours"]
+    from models.base import RuntimeKind
+
 _LEAST = 1e-6  # probability that log-odds are taken of at least
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -81,6 +81,17 @@ class History:
     best_step: int = 0
 
 
+RuntimeKind = Literal["onnx", "trees", "neighbours"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A fitted model for a runtime without its training library: a graph, or named arrays."""
+
+    kind: RuntimeKind
+    content: bytes | dict[str, NDArray[Any]]
+
+
 def silent(step: int, total: int, text: str) -> None:
     """A progress callback that reports nothing."""
 
@@ -88,8 +99,8 @@ def silent(step: int, total: int, text: str) -> None:
 class Classifier(ABC):
     """A probabilistic classifier over a fixed number of classes.
 
-    Subclasses implement ``_fit``, ``_predict_proba``, ``to_sidecar`` and ``restore``. A class that
-    is missing from the training set keeps its column.
+    Subclasses implement ``_fit``, ``_predict_proba``, ``to_sidecar``, ``restore`` and ``exported``.
+    A class that is missing from the training set keeps its column.
     """
 
     input_kind: ClassVar[InputKind]
@@ -246,6 +257,14 @@ class Classifier(ABC):
     @abstractmethod
     def restore(self, sidecar: bytes, n_inputs: int, standardize: dict[str, Any] | None) -> None:
         """Become the fitted model that wrote ``sidecar``."""
+
+    @abstractmethod
+    def exported(self, n_timepoints: int) -> Exported:
+        """The fitted model for a device; ``live.runtime`` has a runtime for each kind.
+
+        Args:
+            n_timepoints: of a window, for models that take whole windows.
+        """
 
 
 def _log(proba: NDArray[np.float32]) -> NDArray[np.float64]:

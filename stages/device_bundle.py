@@ -26,7 +26,6 @@ from live import bundle as bundles
 from live.bundle import load_bundle
 from live.runtime import TreeRuntime
 from live.timeline import timeline
-from models.export import exported
 from stages.checkpoints import code_commit
 from stages.datasets import dataset_shards
 from stages.evaluation import read_report
@@ -230,7 +229,7 @@ def bundle_files(scorer: Scorer) -> dict[str, bytes]:
             f"No likeness is bound to this checkpoint of {scorer.name}. Run: phasewatch run"
         )
     header = checkpoint.header
-    model = exported(checkpoint.model, layout.window.n_bins)
+    model = checkpoint.model.exported(layout.window.n_bins)
     if isinstance(model.content, bytes):
         graph, suffix = model.content, ".onnx"
     else:
