@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import urllib.error
-import urllib.request
 from itertools import islice
 from typing import TYPE_CHECKING
+
+from live.outputs import post
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,10 +31,7 @@ class Publisher:
 
     def __init__(self, url: str, token: str | None = None):
         self.url = url.rstrip("/")
-        self._headers = {"Content-Type": "application/json"}
-        self._has_token = token is not None
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
+        self._token = token
 
     def publish(self, events: Iterable[Event], batch: int = BATCH) -> int:
         """Send all events; returns how many the hub delivered.
@@ -48,12 +46,10 @@ class Publisher:
 
     def _send(self, events: list[Event]) -> int:
         body = f"[{','.join(event.model_dump_json() for event in events)}]".encode()
-        request = urllib.request.Request(f"{self.url}/publish", body, self._headers)
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return int(json.load(answer)["delivered"])
+            return int(json.loads(post(self.url, body, self._token, timeout_s=10))["delivered"])
         except urllib.error.HTTPError as error:
-            if error.code == 401 and not self._has_token:
+            if error.code == 401 and self._token is None:
                 raise PublishError(
                     f"{self.url} needs a token (401): give --token-file FILE or set "
                     "PHASEWATCH_HUB_TOKEN"
