@@ -151,16 +151,24 @@ def with_json(function: Callable[..., Document | None]) -> Callable[..., None]:
             raise typer.Exit(document.exit_code)
 
     option = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    as_json = inspect.Parameter("as_json", keyword, default=False, annotation=option)
+    set_parameters(run, function, [as_json])
+    return run
+
+
+def set_parameters(
+    run: Callable[..., Any], function: Callable[..., Any], added: Iterable[inspect.Parameter]
+) -> None:
+    """Have typer read the parameters of ``function``, and those added, as ``run``'s."""
     hints = get_type_hints(function, include_extras=True)
     parameters = [
         parameter.replace(annotation=hints[parameter.name])
         for parameter in inspect.signature(function).parameters.values()
     ]
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters.append(inspect.Parameter("as_json", keyword, default=False, annotation=option))
+    parameters += added
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
 
 
 def show(document: Document, *, as_json: bool, address: Mapping[str, str]) -> None:
