@@ -19,13 +19,12 @@ from evaluation.alarm_choice import filtered, rule_scores
 from evaluation.bootstrap import resampling
 from evaluation.detection import clean_time, is_provisional
 from evaluation.documents import Figure, Objection, Subject
-from evaluation.figures import finite_or_none, interval
+from evaluation.figures import ReportPolicy, finite_or_none, interval
 from evaluation.scores import BASELINES, SHORTCUTS, guesses, macro_statistic, scored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from evaluation.figures import ReportPolicy
     from features.registry import WindowSpec
     from models.alarm import AlarmRule
 

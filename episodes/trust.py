@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from episodes.format import NS_PER_S
-from episodes.jsonl import is_int64
+from episodes.jsonl import Rows, is_int64
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from episodes.jsonl import Rows
 
 MARGIN_S = 2
 """How far outside the episode's start and end a row, a label or an event may lie."""

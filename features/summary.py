@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from episodes.jit import COMPILES, jit
-from features.registry import STATS
+from features.registry import STATS, Layout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from features.registry import Layout
 
 _QUANTILE = 0.95
 

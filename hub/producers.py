@@ -17,14 +17,14 @@ import polars as pl
 from champion.history import SERVED, read_champion
 from datasets.windows import read_dataset
 from episodes.format import NS_PER_S
-from episodes.validation import EpisodeError, read_judged
+from episodes.validation import EpisodeError, JudgedEpisode, Record, read_judged
 from evaluation.latency import measure
-from features.alignment import AlignmentError, align, make_grid
-from features.extraction import extract
+from features.alignment import AlignmentError, Grid, align, make_grid
+from features.extraction import Extracted, extract
 from features.golden import REWRITE, read_golden
 from features.relative import episode_inputs, signed_log, summary_inputs, tensor_inputs
 from features.windows import bin_phases, label_windows, window_views
-from hub.curves import RESOURCES, attack, attack_spans, quartiles, shape
+from hub.curves import RESOURCES, Attack, attack, attack_spans, quartiles, shape
 from hub.events import (
     AttackProfile,
     Embedding,
@@ -33,11 +33,11 @@ from hub.events import (
     PhaseEvent,
     Prediction,
 )
-from models.checkpoint import CheckpointError, checkpoint_path, load_checkpoint
+from models.checkpoint import Checkpoint, CheckpointError, checkpoint_path, load_checkpoint
 from models.registry import VARIANTS
 from models.scaling import scale
 from stages.report_page import evaluated
-from stages.scoring import score_episode, sound
+from stages.scoring import Scorer, score_episode, sound
 from stages.status import StageError, shortened
 
 if TYPE_CHECKING:
@@ -46,14 +46,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from episodes.store import StoredEpisode
-    from episodes.validation import JudgedEpisode, Record
     from evaluation.documents import Figure
-    from features.alignment import Grid
-    from features.extraction import Extracted
-    from hub.curves import Attack
-    from models.checkpoint import Checkpoint
     from stages.project import Project
-    from stages.scoring import Scorer
 
 log = logging.getLogger("phasewatch")
 

@@ -16,24 +16,20 @@ import uvicorn
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from evaluation.decisions import tally
 from hub.decisions import DecisionLog, LogError
-from hub.events import EVENT, TYPES, AnyEvent, LiveDetection, schema
-from hub.guard import Guard
+from hub.events import EVENT, TYPES, AnyEvent, Event, LiveDetection, schema
+from hub.guard import App, Guard, Message, Receive, Scope, Send
 from hub.state import SILENT_AFTER_S, State
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
-    from starlette.requests import Request
-
-    from hub.events import Event
-    from hub.guard import App, Message, Receive, Scope, Send
 
 PORT = 8447
 MAX_BODY = 2 << 20

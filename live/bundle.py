@@ -23,10 +23,10 @@ import numpy as np
 from episodes.format import SOURCES
 from features.contract import Contract, contract_of, diff_contracts
 from features.files import fingerprint
-from features.registry import LAYOUT
+from features.registry import LAYOUT, InputKind, Layout
 from features.relative import summary_inputs, tensor_inputs
-from live.runtime import build_runtime, infected_classes
-from live.stream import LiveWindows
+from live.runtime import Runtime, build_runtime, infected_classes
+from live.stream import LiveWindow, LiveWindows
 from models.alarm import AlarmRule
 from models.novelty import Likeness
 
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from features.registry import InputKind, Layout
-    from live.runtime import Runtime
-    from live.stream import LiveWindow
     from models.base import RuntimeKind
 
 FORMAT = "phasewatch-bundle/1"

@@ -33,9 +33,9 @@ from live.bundle import (
     packed_arrays,
 )
 from live.machine import ThisMachine
-from live.outputs import Command, Hub, Lines, Metrics
-from live.scorer import LiveScorer
-from live.sources import DEPLOYABLE, Follow, Replay, Stdin
+from live.outputs import Command, Hub, Lines, Metrics, Output
+from live.scorer import Event, LiveScorer
+from live.sources import DEPLOYABLE, Follow, Replay, RowSource, Stdin
 from live.stream import LiveWindows
 
 if TYPE_CHECKING:
@@ -43,9 +43,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from live.outputs import Output
-    from live.scorer import Event
-    from live.sources import RowSource
 
 OK, FAILED, USAGE, MISMATCH, INTERRUPTED = 0, 1, 2, 4, 130
 

@@ -22,7 +22,7 @@ from features.contract import Contract, contract_of, diff_contracts, golden_dige
 from features.files import fingerprint, write_atomically
 from features.golden import REWRITE, read_golden
 from features.relative import episode_inputs
-from models.base import Classifier, NotFittedError
+from models.base import Classifier, Inputs, NotFittedError
 from models.registry import MODELS, Variant, find_variant, model_config
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from features.registry import Layout
-    from models.base import Inputs
 
 VERSION = 2
 SUFFIX = ".ckpt.json"

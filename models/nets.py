@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from models.base import Classifier, Examples, Exported
+from models.base import Classifier, Examples, Exported, Inputs
 from models.scaling import fit_scaling, raw_inputs, scale, scaled_columns
 from models.trainer import predict_net, torch_threads, train_net
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
-
-    from models.base import Inputs
 
 
 OPSET = 17

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.base import blocks
+from models.base import Inputs, blocks
 from models.scaling import fit_scaling, leading_axes, scale
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from features.registry import Mode
-    from models.base import Inputs
 
 ALPHA = 0.1
 MAX_POINTS = 2000  # training windows kept

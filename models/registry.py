@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from config.messages import unknown
 from episodes.settings import settings_errors
-from features.registry import MODES
+from features.registry import MODES, InputKind, Mode
 from models.hyperparameters import (
     CnnConfig,
     GbtConfig,
@@ -25,7 +25,6 @@ from models.hyperparameters import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from features.registry import InputKind, Mode
     from models.base import Classifier
 
 

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from features.relative import signed_log
-from models.base import blocks
+from models.base import Inputs, blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
-    from models.base import Inputs
 
 _BLOCK = 1024
 _CHUNK = 32  # windows whose bins fit into the cache of a processor

@@ -19,7 +19,7 @@ from evaluation.scores import prediction_rows, scored
 from features.files import fingerprint
 from models.alarm import AlarmRule
 from stages.datasets import dataset_shards
-from stages.stage import FolderStage, Output, Rows
+from stages.stage import Artifacts, FolderStage, Output, Progress, Rows
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from models.registry import Variant
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.stage import Artifacts, Progress
     from stages.workspace import Workspace
 
 

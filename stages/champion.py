@@ -65,7 +65,7 @@ from models.registry import VARIANTS, Variant, find_variant
 from stages.alarm_rules import read_rule
 from stages.datasets import dataset_shards
 from stages.ingest import FEATURES, INDEX, TENSORS
-from stages.stage import Artifacts, Check, CheckResult, Markdown, Output, Stage
+from stages.stage import Artifacts, Check, CheckResult, Markdown, Output, Progress, Stage
 from stages.status import Reason, StageError, shortened
 
 if TYPE_CHECKING:
@@ -75,7 +75,6 @@ if TYPE_CHECKING:
     from models.alarm import AlarmRule
     from stages.manifest import Manifest
     from stages.project import Project
-    from stages.stage import Progress
     from stages.workspace import Workspace
 
 CANDIDATES = [variant for variant in VARIANTS if variant.mode == "realistic"]

@@ -11,7 +11,7 @@ from config import paths
 from datasets.windows import read_once
 from features.contract import contract_of
 from features.files import fingerprint
-from models.base import silent
+from models.base import Classifier, Examples, silent
 from models.checkpoint import (
     CheckpointError,
     ContractMismatchError,
@@ -26,7 +26,7 @@ from models.checkpoint import (
 from models.registry import Variant
 from models.scaling import principal_axes
 from stages.datasets import open_windows
-from stages.stage import Artifacts, Check, CheckResult, Output, Stage
+from stages.stage import Artifacts, Check, CheckResult, Output, Progress, Stage
 from stages.status import Reason
 from stages.workers import trained_ahead
 
@@ -37,10 +37,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from models.base import Classifier, Examples
     from stages.manifest import Manifest
     from stages.project import Project
-    from stages.stage import Progress
     from stages.workspace import Workspace
 
 _KINDS = {"torch": "pytorch"}  # where Dagster has another name for a library

@@ -23,7 +23,7 @@ from episodes.validation import USABLE
 from features.files import fingerprint
 from features.shards import read_table, read_windows, write_table
 from stages.ingest import INDEX, TENSORS
-from stages.stage import Check, CheckResult, FolderStage, Output, Rows
+from stages.stage import Artifacts, Check, CheckResult, FolderStage, Output, Progress, Rows, Stage
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from models.registry import Variant
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.stage import Artifacts, Progress, Stage
     from stages.workspace import Workspace
 
 Versions = dict[str, dict[str, str]]  # batch -> output -> data version

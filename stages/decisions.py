@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.decisions import Tally, log_files, read_log, tally
 from features.files import file_sha256, fingerprint
-from stages.stage import FolderStage, Output, Rows
+from stages.stage import Artifacts, FolderStage, Output, Progress, Rows
 from stages.status import Reason
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.stage import Artifacts, Progress
     from stages.workspace import Workspace
 
 

@@ -23,15 +23,15 @@ from features.contract import GOLDEN_FILE as GOLDEN_VECTORS
 from features.contract import contract_of
 from features.files import fingerprint, write_atomically
 from live import bundle as bundles
-from live.bundle import load_bundle
+from live.bundle import Bundle, load_bundle
 from live.runtime import TreeRuntime
 from live.timeline import timeline
 from stages.checkpoints import code_commit
 from stages.datasets import dataset_shards
 from stages.evaluation import read_report
 from stages.manifest import Manifest, write_manifest
-from stages.scoring import champion_scorer
-from stages.stage import Check, CheckResult, ManifestStage, Output
+from stages.scoring import Scorer, champion_scorer
+from stages.stage import Artifacts, Check, CheckResult, ManifestStage, Output, Progress, Stage
 from stages.status import StageError
 
 if TYPE_CHECKING:
@@ -40,12 +40,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from features.registry import Layout
-    from live.bundle import Bundle
     from models.base import Classifier, Inputs
     from models.checkpoint import Checkpoint
     from stages.project import Project
-    from stages.scoring import Scorer
-    from stages.stage import Artifacts, Progress, Stage
     from stages.workspace import Workspace
 
 BATCH_SIZES = (1, 2, 7, 64)

@@ -16,7 +16,16 @@ from features.files import fingerprint
 from features.shards import read_table
 from stages.champion import drift_reference
 from stages.ingest import FEATURES, INDEX
-from stages.stage import Artifacts, Check, CheckResult, FolderStage, Markdown, Output, Rows
+from stages.stage import (
+    Artifacts,
+    Check,
+    CheckResult,
+    FolderStage,
+    Markdown,
+    Output,
+    Progress,
+    Rows,
+)
 from stages.status import Reason
 
 if TYPE_CHECKING:
@@ -25,7 +34,6 @@ if TYPE_CHECKING:
 
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.stage import Progress
     from stages.workspace import Workspace
 
 

@@ -15,7 +15,7 @@ from features.registry import MODES
 from features.shards import read_table, write_table
 from models.registry import VARIANTS
 from stages.datasets import dataset_shards
-from stages.stage import FolderStage, Output
+from stages.stage import FolderStage, Output, Progress
 from stages.status import Reason
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.stage import Progress
     from stages.workspace import Workspace
 
 

@@ -15,7 +15,7 @@ from features.files import fingerprint
 from features.shards import read_table, write_table
 from models.novelty import ALPHA, Likeness, calibrated, fit_space, highest, p_values
 from stages.datasets import dataset_shards
-from stages.stage import FolderStage, Output
+from stages.stage import Artifacts, FolderStage, Output, Progress
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.stage import Artifacts, Progress
     from stages.workspace import Workspace
 
 _EPISODE = ("episode_id", "host_id", "session", "profile")

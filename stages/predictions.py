@@ -26,7 +26,7 @@ from stages.scoring import (
     unlike_columns,
     unlike_training,
 )
-from stages.stage import Check, CheckResult, FolderStage, Output
+from stages.stage import Artifacts, Check, CheckResult, FolderStage, Output, Progress, Stage
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.stage import Artifacts, Progress, Stage
     from stages.workspace import Workspace
 
 

@@ -12,7 +12,7 @@ import polars as pl
 
 from champion.history import ChampionError, now, read_champion
 from datasets.splits import RECIPES
-from evaluation.documents import Comparisons, EvalReport, Objection
+from evaluation.documents import BatchDrift, Comparisons, EvalReport, Objection
 from evaluation.tables import tables
 from evaluation.wording import objection
 from features.files import file_sha256, fingerprint, write_atomically
@@ -24,17 +24,14 @@ from stages.evaluation import read_comparisons, read_report
 from stages.host_rotation import read_rotation
 from stages.ingest import INDEX
 from stages.manifest import Manifest, read_manifest, write_manifest
-from stages.stage import Artifacts, Output, Stage
-from stages.status import Reason, StageError
+from stages.stage import Artifacts, Output, Progress, Stage
+from stages.status import Reason, StageError, Status
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from evaluation.documents import BatchDrift
     from stages.project import Project
-    from stages.stage import Progress
-    from stages.status import Status
 
 
 HISTORY_FILE = "history.jsonl"

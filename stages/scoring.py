@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from champion.history import (
+    Champion,
     ChampionError,
     load_kept,
     load_likeness,
@@ -22,8 +23,8 @@ from datasets.windows import read_dataset
 from evaluation.detection import alarm_score
 from evaluation.scores import phases_of
 from features.relative import episode_inputs
-from models.checkpoint import load_checkpoint
-from models.novelty import ALPHA
+from models.checkpoint import Checkpoint, load_checkpoint
+from models.novelty import ALPHA, Likeness
 from stages.alarm_rules import rule_of
 from stages.likeness import likeness_of
 from stages.status import StageError
@@ -34,13 +35,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from champion.history import Champion
     from features.extraction import Extracted
     from features.registry import Layout
     from models.alarm import AlarmRule
     from models.base import Inputs
-    from models.checkpoint import Checkpoint
-    from models.novelty import Likeness
     from stages.manifest import Manifest
     from stages.project import Project
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,15 +13,13 @@ from stages.manifest import Draft, Manifest, draft, read_manifest
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
     from features.registry import InputKind
     from stages.project import Project
     from stages.workspace import Workspace
 
-    Progress = Callable[[int, int, str], None]
-
+Progress = Callable[[int, int, str], None]
 Partition = Literal["batch", "recipe", ""]
 """What an artifact exists once for: a batch, a recipe, or the whole store."""
 
