@@ -24,13 +24,11 @@ from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from models.checkpoint import Checkpoint
     from models.registry import Variant
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.workspace import Workspace
 
 
 class AlarmRules(FolderStage):
@@ -54,9 +52,6 @@ class AlarmRules(FolderStage):
                 self.name, description, "evaluate", frozenset({"json"}), variant.spec.input_kind
             ),
         )
-
-    def folder(self, workspace: Workspace, key: str) -> Path:
-        return workspace.alarm_rule_folder(key) / self.variant.name
 
     def fingerprint(self, project: Project, key: str) -> str:
         return fingerprint(

@@ -28,13 +28,11 @@ from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from models.base import Examples
     from models.registry import Variant
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.workspace import Workspace
 
 Versions = dict[str, dict[str, str]]  # batch -> output -> data version
 
@@ -106,9 +104,6 @@ class Datasets(FolderStage):
             every_episode_ingested,
         ),
     )
-
-    def folder(self, workspace: Workspace, key: str) -> Path:
-        return workspace.dataset_folder(key)
 
     def fingerprint(self, project: Project, key: str) -> str:
         return fingerprint(

@@ -11,7 +11,6 @@ from stages.status import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from stages.manifest import Draft, Manifest
     from stages.project import Project
@@ -40,9 +39,6 @@ class Decisions(FolderStage):
             kinds=frozenset({"json"}),
         ),
     )
-
-    def folder(self, workspace: Workspace, key: str) -> Path:
-        return workspace.decisions_folder
 
     def fingerprint(self, project: Project, key: str) -> str:
         files = log_files(project.workspace.decisions_folder)

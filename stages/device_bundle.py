@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from models.base import Classifier, Inputs
     from models.checkpoint import Checkpoint
     from stages.project import Project
-    from stages.workspace import Workspace
 
 BATCH_SIZES = (1, 2, 7, 64)
 BLOCK = 448  # windows compared at a time: whole batches of each size
@@ -109,9 +108,6 @@ class DeviceBundle(ManifestStage):
             blocking=True,
         ),
     )
-
-    def folder(self, workspace: Workspace, key: str) -> Path:
-        return workspace.device_bundle_folder
 
     def fingerprint(self, project: Project, key: str) -> str:
         scorer = champion_scorer(project)

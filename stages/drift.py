@@ -30,11 +30,9 @@ from stages.status import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
-    from pathlib import Path
 
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.workspace import Workspace
 
 
 def read_drift(manifest: Manifest) -> BatchDrift:
@@ -119,9 +117,6 @@ class Drift(FolderStage):
             if (artifact := project.artifact(stage.name, batch)) is not None
             and project.status(stage, batch, verify=True).code == "current"
         ]
-
-    def folder(self, workspace: Workspace, key: str) -> Path:
-        return workspace.drift_folder(key)
 
     def read(self, project: Project, key: str) -> Artifacts:
         if project.champion is None:  # a former champion's drift says nothing of today

@@ -83,7 +83,7 @@ class EvalReports(FolderStage):
         )
 
     def folder(self, workspace: Workspace, key: str) -> Path:
-        return workspace.report_folder(key) / self.variant.name
+        return workspace.report_page.parent / key / self.variant.name
 
     def fingerprint(self, project: Project, key: str) -> str:
         return fingerprint(
@@ -236,7 +236,7 @@ class Comparisons(FolderStage):
     )
 
     def folder(self, workspace: Workspace, key: str) -> Path:
-        return workspace.comparisons_folder(key)
+        return workspace.report_page.parent / key / self.name
 
     def fingerprint(self, project: Project, key: str) -> str:
         return fingerprint(

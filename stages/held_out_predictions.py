@@ -20,12 +20,10 @@ from stages.status import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from models.checkpoint import Checkpoint
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.workspace import Workspace
 
 
 class HeldOutPredictions(FolderStage):
@@ -47,9 +45,6 @@ class HeldOutPredictions(FolderStage):
             kinds=frozenset({"parquet"}),
         ),
     )
-
-    def folder(self, workspace: Workspace, key: str) -> Path:
-        return workspace.held_out_predictions_folder(key)
 
     def fingerprint(self, project: Project, key: str) -> str:
         return fingerprint(

@@ -24,11 +24,9 @@ from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.workspace import Workspace
 
 TREES = find_variant("gbt", "realistic")
 NETS = [v for v in VARIANTS if v.mode == "realistic" and v.spec.library == "torch"]
@@ -61,9 +59,6 @@ class HostRotationStage(FolderStage):
         """The batches; checkpoints only choose the net, so any that are there will do."""
         for batch in project.listing.batches:
             yield project.stages["ingest"], batch
-
-    def folder(self, workspace: Workspace, key: str) -> Path:
-        return workspace.host_rotation_folder
 
     def fingerprint(self, project: Project, key: str) -> str:
         workspace = project.workspace

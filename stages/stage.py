@@ -170,8 +170,10 @@ class Stage(ABC):
 class ManifestStage(Stage):
     """A stage whose one output is a folder with a manifest."""
 
-    @abstractmethod
-    def folder(self, workspace: Workspace, key: str) -> Path: ...
+    def folder(self, workspace: Workspace, key: str) -> Path:
+        """Where the artifact lies; it follows from the stage's name."""
+        kind, _, part = self.name.partition("/")
+        return workspace.artifacts_path / kind / key / part
 
     def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
         """Why a fingerprint differs."""

@@ -236,7 +236,7 @@ def test_dagster_makes_the_champions_bundle_and_checks_it(retrained: Lab) -> Non
     assert result.success
     [check] = result.get_asset_check_evaluations()
     assert (check.check_name, check.passed) == ("bundle_equals_checkpoint", True)
-    folder = retrained.workspace.device_bundle_folder
+    folder = retrained.workspace.artifacts_path / "device_bundle"
     bundle = load_bundle(folder)
     assert retrained.recorded("device_bundle")["bundle_id"] == bundle.id
     status = retrained.project.status(retrained.project.stages["device_bundle"], "")
