@@ -85,7 +85,7 @@ def view(
     levels = sorted({report.macro_f1.level for report in by_key.values()})
     shown = [
         _recipe(recipe, models, modes, wanted, by_key, compared.get(recipe))
-        | {"absent": wording.absent(facts["unavailable"].get(recipe))}
+        | {"absent": facts["unavailable"].get(recipe, "not evaluated")}
         for recipe in recipes
     ]
     had = [recipe for recipe in recipes if recipe not in facts["unavailable"]]

@@ -207,11 +207,6 @@ def findings(check: DriftCheck) -> list[str]:
     return [DRIFT_FINDINGS[check.name].format(**dict(row)) for row in changed]
 
 
-def absent(why: str | None) -> str:
-    """What is said in place of a recipe's figures; ``why`` if the store cannot give it."""
-    return why or "not evaluated"
-
-
 def conditional_on(condition: Condition) -> str:
     """What was held out, and that intervals do not cover another choice of it."""
     names = ", ".join(condition.names)

@@ -11,8 +11,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
-import stat
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,12 +20,12 @@ import numpy as np
 
 from episodes.format import SOURCES
 from features.contract import Contract, contract_of, diff_contracts
-from features.files import fingerprint
+from features.files import fingerprint, read_regular
 from features.registry import LAYOUT, InputKind, Layout
 from features.relative import summary_inputs, tensor_inputs
-from live.runtime import Runtime, build_runtime, infected_classes
+from live.runtime import Runtime, build_runtime
 from live.stream import LiveWindow, LiveWindows
-from models.alarm import AlarmRule
+from models.alarm import AlarmRule, infected
 from models.novelty import Likeness
 
 if TYPE_CHECKING:
@@ -119,7 +117,7 @@ class Bundle:
 
     @cached_property
     def infected(self) -> NDArray[np.bool_]:
-        return infected_classes(self.layout.phases)
+        return infected(self.layout.phases)
 
     @cached_property
     def _kept(self) -> NDArray[np.bool_]:
@@ -245,18 +243,14 @@ def _read(folder: Path, name: str, about: dict[str, Any]) -> bytes:
 
 
 def _content(path: Path, limit: int) -> bytes:
-    """A regular file of at most ``limit`` bytes; symlinks are not followed."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        return read_regular(path, limit)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise BundleError(f"{path}: cannot be opened ({error.strerror})") from None
-    with os.fdopen(handle, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
-            raise BundleError(f"{path}: must be a regular file of at most {limit:,} bytes")
-        return file.read(limit)
+    except ValueError as error:
+        raise BundleError(f"{path}: {error}") from None
 
 
 def assembled(

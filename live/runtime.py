@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from episodes.format import INFECTED
 from models.knn import vote
 from models.scaling import scale, typical
 from models.trees import Trees, softmax
@@ -160,8 +159,3 @@ def build_runtime(
         int(content["n_neighbors"]),
         n_classes,
     )
-
-
-def infected_classes(phases: tuple[str, ...]) -> NDArray[np.bool_]:
-    """Which classes are an attack, ``(n_phases,)``."""
-    return np.array([phase in INFECTED for phase in phases])

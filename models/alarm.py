@@ -112,13 +112,18 @@ class AlarmRule:
 
     def score(self, filtered: NDArray[np.float64]) -> NDArray[np.float64]:
         """Probability ``(n_windows,)`` that the machine is being or has been taken over."""
-        return filtered[:, [i for i, p in enumerate(self.phases) if p in INFECTED]].sum(axis=1)
+        return filtered[:, infected(self.phases)].sum(axis=1)
 
     def alarms(
         self, score: NDArray[np.float64], first: NDArray[np.bool_] | None = None
     ) -> NDArray[np.bool_]:
         """Windows ``(n_windows,)`` at which the alarm stands."""
         return standing(score, self.threshold, self.clear_ratio * self.threshold, first)
+
+
+def infected(phases: Sequence[str]) -> NDArray[np.bool_]:
+    """Which classes are an attack, ``(n_phases,)``."""
+    return np.array([phase in INFECTED for phase in phases])
 
 
 class Follower:

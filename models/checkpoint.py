@@ -10,16 +10,14 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
-import stat
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from features.contract import Contract, contract_of, diff_contracts, golden_digest
-from features.files import fingerprint, write_atomically
+from features.files import fingerprint, read_regular, write_atomically
 from features.golden import REWRITE, read_golden
 from features.relative import episode_inputs
 from models.base import Classifier, Inputs, NotFittedError
@@ -396,25 +394,16 @@ def _other_differences(header: dict[str, Any], layout: Layout, variant: Variant)
 
 
 def _read_file(path: Path, limit: int) -> bytes:
-    """The content of a regular file; symlinks are not followed."""
     try:
-        # without O_NONBLOCK, opening a pipe would wait for its writer
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        return read_regular(path, limit)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint; train it first") from None
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be opened ({error.strerror}); symlinks are not followed"
         ) from None
-    status = os.fstat(handle)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(handle)
-        raise CheckpointError(f"{path}: not a regular file")
-    with os.fdopen(handle, "rb") as file:
-        content = file.read(min(status.st_size, limit) + 1)
-    if len(content) > limit:
-        raise CheckpointError(f"{path}: must be at most {limit:,} bytes, got more")
-    return content
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

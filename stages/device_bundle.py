@@ -191,19 +191,6 @@ class OracleError(StageError):
     """A checkpoint sees channels that a device cannot read."""
 
 
-def check_realistic(checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint that is not a realistic one.
-
-    Raises:
-        OracleError: it is not.
-    """
-    if checkpoint.header["mode"] != "realistic":
-        raise OracleError(
-            f"A device bundle needs a realistic checkpoint, got {checkpoint.variant.name}: a "
-            "device cannot read its channels. Name a realistic one"
-        )
-
-
 # --- the files
 
 
@@ -215,13 +202,17 @@ def bundle_files(scorer: Scorer) -> dict[str, bytes]:
             the golden rows do not come out.
     """
     project, checkpoint = scorer.project, scorer.checkpoint
-    check_realistic(checkpoint)
+    header = checkpoint.header
+    if header["mode"] != "realistic":
+        raise OracleError(
+            f"A device bundle needs a realistic checkpoint, got {scorer.name}: a device cannot "
+            "read its channels. Name a realistic one"
+        )
     layout, rule, likeness = project.workspace.layout, scorer.required_rule(), scorer.likeness
     if likeness is None and scorer.champion is None:  # a champion may have been promoted without
         raise StageError(
             f"No likeness is bound to this checkpoint of {scorer.name}. Run: phasewatch run"
         )
-    header = checkpoint.header
     model = checkpoint.model.exported(layout.window.n_bins)
     if isinstance(model.content, bytes):
         graph, suffix = model.content, ".onnx"
@@ -358,17 +349,13 @@ def _distance(found: NDArray, expected: NDArray) -> float:
 
 def check_parity(project: Project, bundle: Bundle, checkpoint: Checkpoint) -> dict[str, Parity]:
     """Parity on every test window of every recipe that has a dataset."""
-    return {
-        recipe: parity(bundle, checkpoint.model, X)
-        for recipe, X in _test_windows(project, checkpoint)
-    }
-
-
-def _test_windows(project: Project, checkpoint: Checkpoint) -> Iterator[tuple[str, Inputs]]:
+    found = {}
     for recipe in project.recipes:
         dataset = project.artifact("datasets", recipe)
         if dataset is None:
             continue
         test = read_dataset(dataset).filter(pl.col("split") == "test")
         shards = dataset_shards(project, dataset)
-        yield recipe, inputs(test, shards, checkpoint.variant, project.workspace.layout)
+        X = inputs(test, shards, checkpoint.variant, project.workspace.layout)
+        found[recipe] = parity(bundle, checkpoint.model, X)
+    return found
