@@ -22,8 +22,8 @@ from evaluation.latency import measure
 from features.alignment import AlignmentError, Grid, align, make_grid
 from features.extraction import Extracted, extract
 from features.golden import REWRITE, read_golden
-from features.relative import episode_inputs, signed_log, summary_inputs, tensor_inputs
-from features.windows import bin_phases, label_windows, window_views
+from features.relative import signed_log
+from features.windows import bin_phases, label_windows
 from hub.curves import RESOURCES, Attack, attack, attack_spans, quartiles, shape
 from hub.events import (
     AttackProfile,
@@ -206,7 +206,8 @@ def phases(project: Project) -> Iterator[PhaseEvent]:
             episodes[scope] += 1
             newest[scope] = max(newest.get(scope, 0.0), _recorded_at(episode.record) or 0.0)
     if not mixes:
-        raise StageError(_nothing_usable(project))
+        command = project.workspace.addressed("phasewatch validate")
+        raise StageError(f"{project.workspace.store_path}: no episode is usable; see {command}")
     for scope, mix in mixes.items():
         yield PhaseEvent(
             at=_now(),
@@ -215,11 +216,6 @@ def phases(project: Project) -> Iterator[PhaseEvent]:
             scope=scope,
             mix={phase: mix[phase] for phase in project.workspace.layout.phases},  # type: ignore[misc]
         )
-
-
-def _nothing_usable(project: Project) -> str:
-    command = project.workspace.addressed("phasewatch validate")
-    return f"{project.workspace.store_path}: no episode is usable; see {command}"
 
 
 # --- replay
@@ -322,7 +318,7 @@ def embedding(scorer: Scorer, n_windows: int = MAX_WINDOWS) -> Iterator[Embeddin
     for episode, extracted in _extracted(project, wanted):
         windows, profile = wanted[episode.episode_id]
         windows = windows[windows < len(extracted.windows)]
-        X = _inputs(project, checkpoint, extracted)[windows]
+        X = checkpoint.inputs(extracted.series, extracted.features, layout)[windows]
         rows = scale(X, scaling).astype(np.float64)
         places = (rows.mean(axis=1) if rows.ndim == 3 else rows) @ axes
         predicted = checkpoint.model.predict_proba(X).argmax(axis=1)
@@ -342,13 +338,6 @@ def embedding(scorer: Scorer, n_windows: int = MAX_WINDOWS) -> Iterator[Embeddin
             )
 
 
-def _inputs(project: Project, checkpoint: Checkpoint, extracted: Extracted) -> NDArray[np.float32]:
-    """A checkpoint's inputs of one recording's windows."""
-    layout, kept = project.workspace.layout, np.array(checkpoint.header["keep_mask"], dtype=bool)
-    kind = checkpoint.variant.spec.input_kind
-    return episode_inputs(kind, extracted.series, extracted.features, layout)[..., kept]
-
-
 def _scaling(scorer: Scorer) -> tuple[dict[str, Any], str]:
     """The scaling under which the header's axes were found, and what to say of it.
 
@@ -361,12 +350,13 @@ def _scaling(scorer: Scorer) -> tuple[dict[str, Any], str]:
     training = scorer.training.filter(pl.col("split") == "train")["episode_id"].unique().sort()
     random = np.random.default_rng(scorer.project.workspace.seed)
     drawn = [training[int(i)] for i in random.permutation(len(training))[:MAX_EPISODES]]
-    n = int(np.sum(scorer.checkpoint.header["keep_mask"]))
+    checkpoint, layout = scorer.checkpoint, scorer.project.workspace.layout
+    n = int(np.sum(checkpoint.header["keep_mask"]))
     count, total, squares = np.zeros(n), np.zeros(n), np.zeros(n)
     n_episodes = 0
     for _, extracted in _extracted(scorer.project, drawn):
-        values = _inputs(scorer.project, scorer.checkpoint, extracted).reshape(-1, n)
-        values = signed_log(values.astype(np.float64))
+        X = checkpoint.inputs(extracted.series, extracted.features, layout)
+        values = signed_log(X.reshape(-1, n).astype(np.float64))
         count += np.count_nonzero(~np.isnan(values), axis=0)
         total += np.nansum(values, axis=0)
         squares += np.nansum(values**2, axis=0)
@@ -453,17 +443,8 @@ def _golden_inputs(project: Project, checkpoint: Checkpoint) -> NDArray[np.float
     golden = read_golden(layout)
     if golden is None:
         raise StageError(f"the golden vectors are for another layout; {REWRITE}")
-    kept = np.array(checkpoint.header["keep_mask"], dtype=bool)
-    summary = checkpoint.variant.spec.input_kind == "summary"
     return np.concatenate(
-        [
-            (
-                summary_inputs(each.features, each.baseline)
-                if summary
-                else tensor_inputs(window_views(each.series, layout.window), each.level)
-            )[..., kept]
-            for each in golden.values()
-        ]
+        [checkpoint.inputs(each.series, each.features, layout) for each in golden.values()]
     )
 
 

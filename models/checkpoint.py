@@ -103,13 +103,13 @@ class Checkpoint:
         ``series`` is ``(n_bins, n_channels)`` and ``features`` ``(n_windows, n_features)``, with
         every input of the layout; inputs that the mode may not see are dropped here.
         """
-        return self.model.predict_proba(self._inputs(series, features, layout))
+        return self.model.predict_proba(self.inputs(series, features, layout))
 
     def explain_episode(
         self, series: NDArray[np.float32], features: NDArray[np.float32], layout: Layout
     ) -> NDArray[np.float64]:
         """How much each channel argues for the predicted phase, ``(n_windows, n_channels)``."""
-        return self.explain(self._inputs(series, features, layout), layout)
+        return self.explain(self.inputs(series, features, layout), layout)
 
     def explain(self, X: Inputs, layout: Layout) -> NDArray[np.float64]:
         """The same for a model's inputs; 0 for a channel that the mode may not see."""
@@ -119,9 +119,10 @@ class Checkpoint:
         out[:, : found.shape[1]] = found
         return out
 
-    def _inputs(
+    def inputs(
         self, series: NDArray[np.float32], features: NDArray[np.float32], layout: Layout
     ) -> NDArray[np.float32]:
+        """The model's inputs of the windows of one episode; see ``predict_episode``."""
         inputs = episode_inputs(self.variant.spec.input_kind, series, features, layout)
         return inputs[..., np.array(self.header["keep_mask"], dtype=bool)]
 

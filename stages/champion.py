@@ -97,10 +97,14 @@ class Renewed:
     problem: str = ""
 
     @property
+    def path(self) -> str | None:
+        return str(self.page.path("page")) if self.page else None
+
+    @property
     def line(self) -> str:
         if self.page is None:
             return f"The report page shows the former champion: {self.problem}"
-        return f"The report page shows it: {self.page.path('page')}"
+        return f"The report page shows it: {self.path}"
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from stages.manifest import Manifest
     from stages.project import Project
     from stages.workspace import Workspace
 
@@ -269,35 +268,23 @@ def train(project: Project, variant: Variant, recipe: str, progress: Progress) -
     """
     fitted = trained_ahead(project, recipe, variant.name)
     fitted = fitted or fit(project, variant, recipe, progress)
-    workspace, dataset = project.workspace, project.existing("datasets", recipe)
-    stage = project.stages[f"checkpoints/{variant.name}"]
-    return save_checkpoint(
-        workspace.checkpoint_folder(recipe),
-        variant,
-        fitted.model,
-        workspace.layout,
-        pca_proj=fitted.axes,
-        train_meta={
-            "fingerprint": stage.fingerprint(project, recipe),
-            "stage_version": stage.version,
-            **_train_meta(variant, recipe, dataset, fitted.model, workspace.seed),
-        },
+    model, workspace = fitted.model, project.workspace
+    stage, dataset = (
+        project.stages[f"checkpoints/{variant.name}"],
+        project.existing("datasets", recipe),
     )
-
-
-def _train_meta(
-    variant: Variant, recipe: str, dataset: Manifest, model: Classifier, seed: int
-) -> dict[str, Any]:
-    facts = dataset.facts
-    return {
+    splits = dataset.facts["splits"]
+    train_meta = {
+        "fingerprint": stage.fingerprint(project, recipe),
+        "stage_version": stage.version,
         "recipe": recipe,
-        "split_policy": facts["policy"],
-        "roster": sorted(facts["splits"]["train"]["windows_by_phase"]),
-        "train_windows": facts["splits"]["train"]["windows"],
-        "val_windows": facts["splits"]["val"]["windows"],
+        "split_policy": dataset.facts["policy"],
+        "roster": sorted(splits["train"]["windows_by_phase"]),
+        "train_windows": splits["train"]["windows"],
+        "val_windows": splits["val"]["windows"],
         "dataset_version": dataset.version,
-        "validation_index_digest": facts["validation_index_digest"],
-        "seed": seed,
+        "validation_index_digest": dataset.facts["validation_index_digest"],
+        "seed": workspace.seed,
         "device": model.device_,
         "code_commit": code_commit(),
         "libraries": {name: version(name) for name in ("numpy", variant.spec.library)},
@@ -307,6 +294,10 @@ def _train_meta(
             [e.step, e.train_loss, e.val_loss, e.val_macro_f1] for e in model.history_.epochs
         ],
     }
+    folder = workspace.checkpoint_folder(recipe)
+    return save_checkpoint(
+        folder, variant, model, workspace.layout, pca_proj=fitted.axes, train_meta=train_meta
+    )
 
 
 def code_commit() -> str:

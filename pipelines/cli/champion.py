@@ -182,7 +182,7 @@ def promote(
         accepted=_said(trial.judgement.accepted),
         notes=list(_notes(project, trial)),
         recipes=trial.judgement.recipes,
-        page=_path(renewed),
+        page=renewed.path if renewed else None,
         page_problem=renewed.problem if renewed else "",
         renewed=renewed,
     )
@@ -196,7 +196,7 @@ class Rollback(Document):
     renewed: Renewed
 
     def as_json(self) -> dict[str, Any]:
-        page = {"page": _path(self.renewed), "page_problem": self.renewed.problem}
+        page = {"page": self.renewed.path, "page_problem": self.renewed.problem}
         return asdict(self.champion) | page
 
     def text(self) -> Iterator[str]:
@@ -225,10 +225,6 @@ def rollback(
     champion = roll_back(workspace.champion_folder, workspace.layout, by=_user(), why=why)
     _tell_dagster(workspace, champion)
     return Rollback(champion, renew_page(workspace))
-
-
-def _path(renewed: Renewed | None) -> str | None:
-    return str(renewed.page.path("page")) if renewed and renewed.page else None
 
 
 def _said(grounds: list[Objection]) -> list[dict[str, Any]]:

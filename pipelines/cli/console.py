@@ -266,6 +266,23 @@ def existing_file(path: Path) -> Path:
     return path
 
 
+def existing_folder_of(out: Path) -> Path:
+    """The path of something that is to be written, in a folder that is there."""
+    if not out.absolute().parent.is_dir():
+        fail(f"{out}: folder {out.absolute().parent} does not exist", USAGE)
+    return out
+
+
+def write(out: Path, content: bytes) -> None:
+    """Write a file, or say why not."""
+    from features.files import write_atomically
+
+    try:
+        write_atomically(out, content)
+    except OSError as error:
+        fail(f"{out}: not written ({error.strerror})", USAGE)
+
+
 def one_of(name: str, value: str, known: Iterable[str]) -> str:
     """A value that must be one of the known ones."""
     known = list(known)

@@ -15,10 +15,12 @@ from pipelines.cli.console import (
     TEXT_ONLY,
     USAGE,
     Document,
+    existing_folder_of,
     fail,
     note,
     track,
     workspace_of,
+    write,
 )
 
 if TYPE_CHECKING:
@@ -177,24 +179,18 @@ def extracted_episode(
 
 
 @dataclass(frozen=True)
-class OfEpisode(Document):
-    """A document about one episode; the JSON begins with its verdict."""
-
-    verdict: dict[str, Any]
-
-    def as_json(self) -> dict[str, Any]:
-        document = super().as_json()
-        return document.pop("verdict") | document
-
-
-@dataclass(frozen=True)
-class ExtractedFile(OfEpisode):
+class ExtractedFile(Document):
     """Where an episode's series, windows and features were written."""
 
+    verdict: dict[str, Any]  # the JSON begins with what is in it
     path: str
     windows: int
     bins: int
     malformed_rows: dict[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        document = super().as_json()
+        return document.pop("verdict") | document
 
     def text(self) -> Iterator[str]:
         yield f"{self.path}: {self.windows} windows, {self.bins} bins"
@@ -213,11 +209,8 @@ def extract(
     """
     import numpy as np
 
-    from features.files import write_atomically
-
     workspace = workspace_of(config, store)
-    if not out.absolute().parent.is_dir():
-        fail(f"{out}: folder {out.absolute().parent} does not exist", USAGE)
+    existing_folder_of(out)
     read, extracted = extracted_episode(
         workspace, stored_episode(workspace, episode), anyway=anyway
     )
@@ -237,10 +230,7 @@ def extract(
         channel_names=np.array(workspace.layout.channel_names),
         feature_names=np.array(workspace.layout.feature_names),
     )
-    try:
-        write_atomically(out, content.getvalue())
-    except OSError as error:
-        fail(f"{out}: not written ({error.strerror})", USAGE)
+    write(out, content.getvalue())
     return ExtractedFile(
         verdict=verdict_of(read.record),
         path=str(out),
@@ -297,7 +287,6 @@ def exclude(
     try:
         text = appended(path.read_text() if path.exists() else "", entry, path, known)
         entries = len(parse_exclusions(text, path, known))
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text.encode())
     except (ExclusionError, UnicodeDecodeError) as error:
         fail(str(error), USAGE)

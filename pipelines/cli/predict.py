@@ -21,11 +21,13 @@ from pipelines.cli.console import (
     Document,
     Table,
     existing_file,
+    existing_folder_of,
     fail,
     note,
     one_of,
     track,
     workspace_of,
+    write,
 )
 from pipelines.cli.episodes import extracted_episode, stored_episode, verdict_of
 
@@ -246,7 +248,7 @@ def predict(
 
     workspace = workspace_of(config, store, artifacts, must_exist=checkpoint is None)
     if out is not None:
-        _check_writable(out)
+        one_of("the suffix of --out", existing_folder_of(out).suffix, FORMATS)
     scorer = _load(Project(workspace), checkpoint)
     champion = scorer.champion
     path = kept_path(workspace.champion_folder, champion) if champion else checkpoint
@@ -276,7 +278,7 @@ def predict(
     if any(each.seen_in_training for each in scored):
         note(_seen(scored))
     if out is not None and scored:
-        _write(out, _table(scorer, scored))
+        write(out, _content(_table(scorer, scored), out.suffix))
     return Predictions(
         scorer=said,
         episodes=scored,
@@ -365,12 +367,6 @@ def _as_json(scorer: Scorer, path: Path | None) -> dict[str, Any]:
 # --- the file
 
 
-def _check_writable(out: Path) -> None:
-    one_of("the suffix of --out", out.suffix, FORMATS)
-    if not out.absolute().parent.is_dir():
-        fail(f"{out}: folder {out.absolute().parent} does not exist", USAGE)
-
-
 def _table(scorer: Scorer, scored: list[Scored]) -> pl.DataFrame:
     """Every window of every episode, with the columns of the asset ``predictions``."""
     import polars as pl
@@ -388,17 +384,12 @@ def _table(scorer: Scorer, scored: list[Scored]) -> pl.DataFrame:
     )
 
 
-def _write(out: Path, table: pl.DataFrame) -> None:
-    from features.files import write_atomically
-
+def _content(table: pl.DataFrame, suffix: str) -> bytes:
     content = io.BytesIO()
-    if out.suffix == ".parquet":
+    if suffix == ".parquet":
         table.write_parquet(content)
-    elif out.suffix == ".csv":
+    elif suffix == ".csv":
         table.write_csv(content)
     else:
         table.write_ndjson(content)
-    try:
-        write_atomically(out, content.getvalue())
-    except OSError as error:
-        fail(f"{out}: not written ({error.strerror})", USAGE)
+    return content.getvalue()
