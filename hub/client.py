@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import urllib.error
+from collections.abc import Iterable
 from itertools import islice
-from typing import TYPE_CHECKING
 
+from hub.events import Event
 from live.outputs import post
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from hub.events import Event
 
 BATCH = 100
 """Events of one request."""

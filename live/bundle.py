@@ -12,11 +12,14 @@ import hashlib
 import io
 import json
 import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from episodes.format import SOURCES
 from features.contract import Contract, contract_of, diff_contracts
@@ -26,15 +29,8 @@ from features.relative import summary_inputs, tensor_inputs
 from live.runtime import Runtime, build_runtime
 from live.stream import LiveWindow, LiveWindows
 from models.alarm import AlarmRule, infected
+from models.base import RuntimeKind
 from models.novelty import Likeness
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from models.base import RuntimeKind
 
 FORMAT = "phasewatch-bundle/1"
 HEAD_FILE = "bundle.json"

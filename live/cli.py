@@ -15,12 +15,14 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import numpy as np
+from numpy.typing import NDArray
 
 from episodes.format import SOURCES, is_host_id
 from features.files import write_atomically
@@ -37,12 +39,6 @@ from live.outputs import Command, Hub, Lines, Metrics, Output
 from live.scorer import Event, LiveScorer
 from live.sources import DEPLOYABLE, Follow, Replay, RowSource, Stdin
 from live.stream import LiveWindows
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from numpy.typing import NDArray
-
 
 OK, FAILED, USAGE, MISMATCH, INTERRUPTED = 0, 1, 2, 4, 130
 

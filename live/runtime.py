@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from models.base import RuntimeKind
 from models.knn import vote
 from models.scaling import scale, typical
 from models.trees import Trees, softmax
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
-
-    from models.base import RuntimeKind
 
 _LEAST = 1e-6  # probability that log-odds are taken of at least
 

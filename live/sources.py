@@ -6,18 +6,16 @@ import json
 import os
 import select
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from heapq import merge
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import Protocol
 
 from episodes.format import LABELS_FILE, SOURCES
 from episodes.jsonl import is_int64, parse_objects
 from features.registry import CHANNELS
 from live.timeline import line_time, timed, timeline, together
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 MAX_LINE = 65_536
 """Bytes of a line; a longer one is dropped and counted."""

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import heapq
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
 
 from episodes.format import SOURCES
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
 
 CHUNK_NS = 500_000_000  # lines of one source that are this close may come together
 _LEAP_NS = 600_000_000_000  # between two lines; of a longer one, the next line has to agree

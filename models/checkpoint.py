@@ -12,23 +12,19 @@ import logging
 import math
 import re
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features.contract import Contract, contract_of, diff_contracts, golden_digest
 from features.files import fingerprint, read_regular, write_atomically
 from features.golden import REWRITE, read_golden
+from features.registry import Layout
 from features.relative import episode_inputs
 from models.base import Classifier, Inputs, NotFittedError
 from models.registry import MODELS, Variant, find_variant, model_config
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from features.registry import Layout
 
 VERSION = 2
 SUFFIX = ".ckpt.json"

@@ -5,21 +5,17 @@ from __future__ import annotations
 import io
 import warnings
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load, save
 
 from models.base import Classifier, Examples, Exported, Inputs
 from models.scaling import fit_scaling, raw_inputs, scale, scaled_columns
 from models.trainer import predict_net, torch_threads, train_net
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
 
 OPSET = 17
 

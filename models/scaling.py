@@ -7,18 +7,14 @@ busy must not take a net to inputs it was never trained on.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features.relative import signed_log
 from models.base import Inputs, blocks
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from numpy.typing import NDArray
-
 
 _BLOCK = 1024
 _CHUNK = 32  # windows whose bins fit into the cache of a processor
