@@ -313,22 +313,18 @@ def _recipe(
 
 def _baselines(reports: Iterable[EvalReport], modes: list[str]) -> list[View]:
     """Each baseline's figure once, or once per mode if modes differ."""
-    entries: dict[tuple[Any, ...], View] = {}
-    for report in reports:
-        for baseline in report.baselines:
-            figure = baseline.macro_f1
-            entry = entries.setdefault(
-                (baseline.name, figure.value, figure.low, figure.high),
-                {"name": baseline.name, "figure": figure, "modes": set()},
-            )
-            entry["modes"].add(report.mode)
-    every = {mode for entry in entries.values() for mode in entry["modes"]}
-    names = _ordered(BASELINES, (entry["name"] for entry in entries.values()))
-    for entry in entries.values():
-        present = [mode for mode in modes if mode in entry["modes"]]
-        entry["rank"] = names.index(entry["name"]), modes.index(present[0])
-        entry["modes"] = "" if entry["modes"] == every else join_words(present)
-    return sorted(entries.values(), key=lambda entry: entry["rank"])
+    rows = wording.baseline_rows(reports)
+    every = {mode for _, _, present in rows for mode in present}
+    names = _ordered(BASELINES, (name for name, _, _ in rows))
+    rows.sort(key=lambda row: (names.index(row[0]), min(map(modes.index, row[2]))))
+    return [
+        {
+            "name": name,
+            "figure": figure,
+            "modes": "" if set(present) == every else join_words(sorted(present, key=modes.index)),
+        }
+        for name, figure, present in rows
+    ]
 
 
 def _datasets(reports: Iterable[EvalReport]) -> list[View]:

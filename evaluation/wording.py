@@ -421,6 +421,18 @@ def fold(reports: Iterable[EvalReport]) -> str:
     return ", ".join(f"{model} {join_words(modes)}" for model, modes in by_model.items())
 
 
+def baseline_rows(reports: Iterable[EvalReport]) -> list[tuple[str, Figure, list[str]]]:
+    """Each baseline's figure once, with the modes that have it."""
+    rows: dict[tuple[Any, ...], tuple[str, Figure, list[str]]] = {}
+    for report in reports:
+        for each in report.baselines:
+            figure = each.macro_f1
+            key = (each.name, figure.value, figure.low, figure.high)
+            modes = rows.setdefault(key, (each.name, figure, []))[2]
+            modes += [report.mode] if report.mode not in modes else []
+    return list(rows.values())
+
+
 def below_shortcut(report: EvalReport) -> list[str]:
     """Shortcuts that the report's model does not beat significantly."""
     return [

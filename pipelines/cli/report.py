@@ -174,9 +174,9 @@ def _recipe(
                 "best on validation" if any(each is best for best in picked) else "",
             )
         )
-    for name, modes, figure in _baselines(reports):
-        label = wording.baseline_label(name)
-        rows.append((label, modes, *_figure(figure), *[wording.NOTHING] * 6, "baseline"))
+    for name, figure, modes in wording.baseline_rows(reports):
+        row = (wording.baseline_label(name), "/".join(modes), *_figure(figure))
+        rows.append((*row, *[wording.NOTHING] * 6, "baseline"))
     yield Table(_COLUMNS, rows)
     best = picked[0]
     if best:
@@ -192,15 +192,3 @@ def _figure(figure: Figure) -> tuple[str, str]:
     from evaluation import wording
 
     return wording.number(figure.value), wording.span(figure) or wording.NOTHING
-
-
-def _baselines(reports: list[EvalReport]) -> list[tuple[str, str, Figure]]:
-    """Each baseline's figure once, with the modes that have it."""
-    by_figure: dict[tuple[str, float | None], tuple[list[str], Figure]] = {}
-    for each in reports:
-        for baseline in each.baselines:
-            figure = baseline.macro_f1
-            modes, _ = by_figure.setdefault((baseline.name, figure.value), ([], figure))
-            if each.mode not in modes:
-                modes.append(each.mode)
-    return [(name, "/".join(modes), figure) for (name, _), (modes, figure) in by_figure.items()]
