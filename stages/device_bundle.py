@@ -194,6 +194,7 @@ class OracleError(StageError):
 # --- the files
 
 
+# Long, because it puts one head together, field by field.
 def bundle_files(scorer: Scorer) -> dict[str, bytes]:
     """Every file of a bundle, by name.
 

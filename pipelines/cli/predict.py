@@ -208,6 +208,7 @@ def _yes(value: Any) -> str:
     return "yes" if value else "no"
 
 
+# Long, because every option is declared here.
 def predict(
     episodes: Annotated[
         list[str],
