@@ -29,7 +29,6 @@ from features.relative import summary_inputs, tensor_inputs
 from live.runtime import Runtime, build_runtime
 from live.stream import LiveWindow, LiveWindows
 from models.alarm import AlarmRule, infected
-from models.base import RuntimeKind
 from models.novelty import Likeness
 
 FORMAT = "phasewatch-bundle/1"
@@ -157,7 +156,7 @@ def load_bundle(folder: Path, layout: Layout = LAYOUT) -> Bundle:
     files = {name: _read(folder, name, about) for name, about in head["files"].items()}
     bundle = assembled(folder, head, files, layout)
     golden = head["golden"]
-    expected = _arrays(files[golden["expected"]])
+    expected = unpacked_arrays(files[golden["expected"]])
     if problem := golden_problem(bundle, files[golden["rows"]], expected):
         raise BundleError(
             f"{folder}: {problem}. Here the bundle does not compute what it was made to: use the "
@@ -253,15 +252,12 @@ def assembled(
     folder: Path, head: dict[str, Any], files: Mapping[str, bytes], layout: Layout
 ) -> Bundle:
     try:
-        runtime = build_runtime(
-            head["runtime"]["kind"],
-            unpacked(head["runtime"]["kind"], files[head["runtime"]["file"]]),
-            head["scaling"],
-            len(layout.phases),
-        )
+        kind, model = head["runtime"]["kind"], files[head["runtime"]["file"]]
+        content = model if kind == "onnx" else unpacked_arrays(model)
+        runtime = build_runtime(kind, content, head["scaling"], len(layout.phases))
         likeness = None
         if head["likeness"] is not None:
-            arrays = _arrays(files[head["likeness"]["file"]])
+            arrays = unpacked_arrays(files[head["likeness"]["file"]])
             likeness = Likeness.from_arrays(head["likeness"]["head"], arrays)
         rule = AlarmRule.from_json(head["rule"])
         if tuple(head["phases"]) != layout.phases or rule.phases != layout.phases:
@@ -274,12 +270,12 @@ def assembled(
         ) from error
 
 
-def unpacked(kind: RuntimeKind, content: bytes) -> bytes | dict[str, NDArray[Any]]:
-    """A model file as ``build_runtime`` takes it."""
-    return content if kind == "onnx" else _arrays(content)
+def unpacked_arrays(content: bytes) -> dict[str, NDArray[Any]]:
+    """What ``packed_arrays`` packed.
 
-
-def _arrays(content: bytes) -> dict[str, NDArray[Any]]:
+    Raises:
+        OSError, ValueError, EOFError: it is something else.
+    """
     with np.load(io.BytesIO(content), allow_pickle=False) as file:  # noqa: TID251  no pickle is read
         return {name: file[name] for name in file.files}
 

@@ -33,6 +33,7 @@ from live.bundle import (
     NotABundleError,
     load_bundle,
     packed_arrays,
+    unpacked_arrays,
 )
 from live.machine import ThisMachine
 from live.outputs import Command, Hub, Lines, Metrics, Output
@@ -353,8 +354,7 @@ def _note_counts(
 
 def _read_state(path: Path) -> dict[str, NDArray[Any]] | None:
     try:
-        with np.load(path, allow_pickle=False) as file:  # noqa: TID251  no pickle is read
-            return {name: file[name] for name in file.files}
+        return unpacked_arrays(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:

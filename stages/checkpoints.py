@@ -205,14 +205,10 @@ class Checkpoints(Stage):
         live = {"live_contract_hash": contract_of(layout, self.variant.spec.input_kind).hash}
         try:
             checkpoint = load_checkpoint(self.path(project, key), layout)
-        except ContractMismatchError as error:
-            return CheckResult(
-                False, description=str(error), facts=live | {"differences": error.differences}
-            )
         except CheckpointError as error:
-            return CheckResult(
-                False, description=str(error), facts=live | {"differences": [str(error)]}
-            )
+            found = error.differences if isinstance(error, ContractMismatchError) else [str(error)]
+            facts = live | {"differences": found}
+            return CheckResult(False, description=str(error), facts=facts)
         return CheckResult(True, facts=live | {"checkpoint_id": checkpoint.artifact_id})
 
 
