@@ -82,13 +82,9 @@ class Table:
     rows: Sequence[Sequence[object]]
 
 
-TEXT_ONLY = {"text_only": True}
-"""Metadata of a field of a document that JSON leaves out."""
-
-
 @dataclass(frozen=True)
 class Document:
-    """The result of a command: its fields are the JSON document."""
+    """The result of a command: by default its fields are the JSON document."""
 
     def text(self) -> Iterator[str | Table]:
         """The document for people."""
@@ -99,11 +95,7 @@ class Document:
         return OK
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if "text_only" not in field.metadata
-        }
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 class CommandError(Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,6 @@ import typer
 from pipelines.cli import options
 from pipelines.cli.console import (
     FAILED,
-    TEXT_ONLY,
     USAGE,
     CommandError,
     Document,
@@ -26,6 +25,7 @@ from pipelines.cli.console import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from live.bundle import Bundle
     from live.cli import Recording
     from stages.device_bundle import Parity
 
@@ -34,26 +34,34 @@ if TYPE_CHECKING:
 class BundleMade(Document):
     """A bundle that was written and verified."""
 
-    bundle_id: str
-    model: str
-    checkpoint_id: str
-    out: str
+    bundle: Bundle
+    out: Path
     n_bytes: int
-    runtime: str
-    parity: dict[str, Parity] = field(metadata=TEXT_ONLY)
+    parity: dict[str, Parity]
+
+    @property
+    def runtime(self) -> str:
+        return self.bundle.head["runtime"]["kind"]
 
     def as_json(self) -> dict[str, Any]:
-        values = {n: getattr(self, n) for n in ("bundle_id", "model", "checkpoint_id", "out",
-                                                "n_bytes", "runtime")}  # fmt: skip
-        return values | {"parity": {r: asdict(each) for r, each in self.parity.items()}}
+        return {
+            "bundle_id": self.bundle.id,
+            "model": self.bundle.variant,
+            "checkpoint_id": self.bundle.head["checkpoint_id"],
+            "out": str(self.out),
+            "n_bytes": self.n_bytes,
+            "runtime": self.runtime,
+            "parity": {recipe: asdict(each) for recipe, each in self.parity.items()},
+        }
 
     def text(self) -> Iterator[str | Table]:
-        yield f"{self.model}, {self.n_bytes / 1e6:.1f} MB, runtime {self.runtime}: {self.out}"
+        size = f"{self.n_bytes / 1e6:.1f} MB"
+        yield f"{self.bundle.variant}, {size}, runtime {self.runtime}: {self.out}"
         yield Table(
             ("recipe", "test windows", "largest difference"),
             [(r, str(p.n_windows), f"{p.proba:.1e}") for r, p in self.parity.items()],
         )
-        yield f"bundle {self.bundle_id}"
+        yield f"bundle {self.bundle.id}"
         yield f"Score with it: phasewatch live {self.out} --this-machine"
 
 
@@ -103,16 +111,8 @@ def bundle(
             FAILED,
         )
     core.write_bundle(out, files)
-    written = load_bundle(out, workspace.layout)
-    return BundleMade(
-        bundle_id=written.id,
-        model=written.variant,
-        checkpoint_id=written.head["checkpoint_id"],
-        out=str(out),
-        n_bytes=sum(map(len, files.values())),
-        runtime=written.head["runtime"]["kind"],
-        parity=parity,
-    )
+    n_bytes = sum(map(len, files.values()))
+    return BundleMade(load_bundle(out, workspace.layout), out, n_bytes, parity)
 
 
 def live(context: typer.Context) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,6 @@ import typer
 from pipelines.cli import options
 from pipelines.cli.console import (
     REJECTED,
-    TEXT_ONLY,
     USAGE,
     Document,
     existing_folder_of,
@@ -39,24 +38,25 @@ class Verdicts(Document):
     store: str
     differences: list[str]
     summary: str
-    episodes: list[dict[str, Any]]
+    records: list[Record]
     changes: list[dict[str, Any]] | None
-    lines: list[str] = field(metadata=TEXT_ONLY)
+    named: bool  # one episode was asked for
 
     def as_json(self) -> dict[str, Any]:
-        document = super().as_json()
-        del document["episodes" if self.changes is not None else "changes"]
-        return document
+        head = {"store": self.store, "differences": self.differences, "summary": self.summary}
+        if self.changes is not None:
+            return head | {"changes": self.changes}
+        return head | {"episodes": [record.as_row() for record in self.records]}
 
     def text(self) -> Iterator[str]:
         yield from self.differences
         if self.changes is None:
-            yield from self.lines
+            yield from (r.line for r in self.records if self.named or r.reasons)
         else:
             for change in self.changes:
                 details = "; ".join(change["details"])
                 yield f"{change['episode_id']} {change['was']} -> {change['would_be']}: {details}"
-            yield f"{len(self.changes)} of {len(self.episodes)} verdicts would change; then:"
+            yield f"{len(self.changes)} of {len(self.records)} verdicts would change; then:"
         yield self.summary
 
 
@@ -99,9 +99,9 @@ def validate(
         store=str(workspace.store_path),
         differences=list(listing.differences) if listing else [],
         summary=summary_line([record.verdict for record in others or records]),
-        episodes=[record.as_row() for record in records],
+        records=records,
         changes=changes,
-        lines=[record.line for record in records if episode or record.reasons],
+        named=episode is not None,
     )
 
 

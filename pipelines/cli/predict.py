@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,7 +15,6 @@ from pipelines.cli import options
 from pipelines.cli.console import (
     EXIT_CODES,
     OK,
-    TEXT_ONLY,
     USAGE,
     CommandError,
     Document,
@@ -116,15 +115,17 @@ class Predictions(Document):
 
     scorer: dict[str, Any]
     episodes: list[Scored]
-    failures: list[dict[str, Any]]
-    single: bool = field(metadata=TEXT_ONLY)
+    problems: list[CommandError]
     contributions: Literal["exact", "occlusion", ""]  # how they were found; empty: not asked for
     out: str | None
-    code: int = field(metadata=TEXT_ONLY)
+
+    @property
+    def single(self) -> bool:
+        return len(self.episodes) + len(self.problems) == 1
 
     @property
     def exit_code(self) -> int:
-        return self.code
+        return max((problem.code for problem in self.problems), default=OK)
 
     def as_json(self) -> dict[str, Any]:
         written: dict[str, Any] = (
@@ -135,7 +136,8 @@ class Predictions(Document):
             [scored] = self.episodes
             return scored.verdict | self.scorer | scored.as_json | written
         each = [scored.verdict | scored.as_json for scored in self.episodes]
-        return self.scorer | {"episodes": each, "failures": self.failures} | written
+        failures = [problem.document | {"error": str(problem)} for problem in self.problems]
+        return self.scorer | {"episodes": each, "failures": failures} | written
 
     def text(self) -> Iterator[str | Table]:
         if self.single:
@@ -255,7 +257,6 @@ def predict(
     path = kept_path(workspace.champion_folder, champion) if champion else checkpoint
     said, known = _as_json(scorer, path), _learned_from(scorer)
     chosen, problems = _chosen(workspace, episodes)
-    single = len(chosen) + len(problems) == 1
     scored: list[Scored] = []
     for stored in track(chosen, "scoring"):
         try:
@@ -271,7 +272,7 @@ def predict(
             )
         except CommandError as error:
             problems.append(error)
-    if single and problems:
+    if len(problems) == 1 and not scored:
         raise problems[0]
     for problem in problems:
         note(str(problem))
@@ -283,11 +284,9 @@ def predict(
     return Predictions(
         scorer=said,
         episodes=scored,
-        failures=[problem.document | {"error": str(problem)} for problem in problems],
-        single=single,
+        problems=problems,
         contributions=_method(scorer) if why else "",
         out=str(out) if out is not None and scored else None,
-        code=max((problem.code for problem in problems), default=OK),
     )
 
 
