@@ -101,14 +101,14 @@ class Checkpoint:
         """
         return self.model.predict_proba(self.inputs(series, features, layout))
 
-    def explain_episode(
-        self, series: NDArray[np.float32], features: NDArray[np.float32], layout: Layout
-    ) -> NDArray[np.float64]:
-        """How much each channel argues for the predicted phase, ``(n_windows, n_channels)``."""
-        return self.explain(self.inputs(series, features, layout), layout)
-
     def explain(self, X: Inputs, layout: Layout) -> NDArray[np.float64]:
-        """The same for a model's inputs; 0 for a channel that the mode may not see."""
+        """How much each channel argues for the predicted phase, ``(n_windows, n_channels)``.
+
+        0 for a channel that the mode may not see.
+
+        Args:
+            X: the model's inputs of windows.
+        """
         channel = layout.channel_of(self.variant.mode, self.variant.spec.input_kind)
         out = np.zeros((len(X), len(layout.channels)))
         found = self.model.contributions(X, channel)

@@ -365,7 +365,8 @@ def score_episode(
         explain: also find which channels argue for each window's phase.
     """
     inputs = extracted.series, extracted.features, layout
-    proba = checkpoint.predict_episode(*inputs)
+    X = checkpoint.inputs(*inputs)
+    proba = checkpoint.model.predict_proba(X)
     found = None
     if likeness is not None:
         seen = layout.keep_mask(likeness.mode, "summary")
@@ -378,5 +379,5 @@ def score_episode(
         over_time=None if rule is None else carried_over(rule, proba),
         unlike_training=found,
         channels=layout.channel_names,
-        why=checkpoint.explain_episode(*inputs) if explain else None,
+        why=checkpoint.explain(X, layout) if explain else None,
     )
