@@ -18,39 +18,44 @@ class PublishError(Exception):
     """A hub did not take events; the message says why."""
 
 
-def publish(url: str, events: Iterable[Event], token: str | None = None, batch: int = BATCH) -> int:
-    """Send events to a hub, in order: a batch is answered before the next is made.
+class Publisher:
+    """Sends events to a hub, in order: a batch is answered before the next is made.
 
     Args:
         url: of the hub, such as ``http://127.0.0.1:8447``.
-
-    Returns:
-        How many the hub delivered.
-
-    Raises:
-        PublishError: no hub answers, or it refuses them.
     """
-    url, delivered, rest = url.rstrip("/"), 0, iter(events)
-    while several := list(islice(rest, batch)):
-        delivered += _sent(url, several, token)
-    return delivered
 
+    def __init__(self, url: str, token: str | None = None):
+        self.url = url.rstrip("/")
+        self._token = token
 
-def _sent(url: str, events: list[Event], token: str | None) -> int:
-    body = f"[{','.join(event.model_dump_json() for event in events)}]".encode()
-    try:
-        return int(json.loads(post(url, body, token, timeout_s=10))["delivered"])
-    except urllib.error.HTTPError as error:
-        if error.code == 401 and token is None:
+    def publish(self, events: Iterable[Event], batch: int = BATCH) -> int:
+        """Send all events; returns how many the hub delivered.
+
+        Raises:
+            PublishError: no hub answers, or it refuses them.
+        """
+        delivered, rest = 0, iter(events)
+        while several := list(islice(rest, batch)):
+            delivered += self._send(several)
+        return delivered
+
+    def _send(self, events: list[Event]) -> int:
+        body = f"[{','.join(event.model_dump_json() for event in events)}]".encode()
+        try:
+            return int(json.loads(post(self.url, body, self._token, timeout_s=10))["delivered"])
+        except urllib.error.HTTPError as error:
+            if error.code == 401 and self._token is None:
+                raise PublishError(
+                    f"{self.url} needs a token (401): give --token-file FILE or set "
+                    "PHASEWATCH_HUB_TOKEN"
+                ) from None
+            raise PublishError(f"{self.url} refuses events: {_refusal(error)}") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            why = getattr(error, "reason", error)
             raise PublishError(
-                f"{url} needs a token (401): give --token-file FILE or set PHASEWATCH_HUB_TOKEN"
+                f"{self.url}: no hub answers there ({why}); start one: phasewatch hub"
             ) from None
-        raise PublishError(f"{url} refuses events: {_refusal(error)}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = getattr(error, "reason", error)
-        raise PublishError(
-            f"{url}: no hub answers there ({why}); start one: phasewatch hub"
-        ) from None
 
 
 def _refusal(error: urllib.error.HTTPError) -> str:

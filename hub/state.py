@@ -15,11 +15,12 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hub.events import Event, LiveDetection
+from hub.events import LiveDetection
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from hub.events import Event
 
 RING_EVENTS, RING_BYTES = 10_000, 16 << 20
 """Of what a client that comes back is given; at 50 events a second, three minutes."""

@@ -7,14 +7,19 @@ busy must not take a net to inputs it was never trained on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from features.relative import signed_log
-from models.base import Inputs, blocks
+from models.base import blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from models.base import Inputs
 
 _BLOCK = 1024
 _CHUNK = 32  # windows whose bins fit into the cache of a processor

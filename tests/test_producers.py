@@ -30,7 +30,7 @@ from episodes.validation import JudgedEpisode
 from evaluation.latency import processor
 from features.shards import read_windows
 from hub import producers
-from hub.client import PublishError, publish
+from hub.client import Publisher, PublishError
 from hub.curves import AXIS, RESOURCES, attack_spans, quartiles, resampled, shape
 from hub.events import CURVE_POINTS
 from hub.server import Hub, server
@@ -414,9 +414,9 @@ def test_a_batch_is_refused_as_a_whole(trained: Lab, serve: Callable[..., Served
     events = list(producers.phases(trained.project))
     wrong = events[0].model_copy(update={"scope": ""})  # a copy is not validated
     with pytest.raises(PublishError, match=r"scope.*\(422\)"):
-        publish(hub.url, [*events, wrong])
+        Publisher(hub.url).publish([*events, wrong])
     assert hub.kept == []
-    assert publish(hub.url, events, batch=1) == len(events) == len(hub.kept)
+    assert Publisher(hub.url).publish(events, 1) == len(events) == len(hub.kept)
 
 
 @pytest.mark.parametrize(

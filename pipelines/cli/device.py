@@ -137,17 +137,19 @@ def _given(setting: str) -> Path | None:
 
 def _recordings(name: str) -> Iterator[Recording]:
     """The recordings of an id, an archive, a batch or a folder."""
+    from episodes.format import ARCHIVE_SUFFIX
     from episodes.reading import read_episode
     from episodes.store import StoreError
     from live.cli import Recording, UsageError, recordings
-    from pipelines.cli.episodes import stored_episodes
+    from pipelines.cli.episodes import stored_episode
 
     if Path(name).is_dir():
         yield from recordings(name)
         return
     workspace = workspace_of(*map(_given, ("CONFIG", "STORE", "ARTIFACTS")))
     try:
-        chosen = stored_episodes(workspace, name)
+        batches = {} if name.endswith(ARCHIVE_SUFFIX) else workspace.listing().batches
+        chosen = batches[name] if name in batches else [stored_episode(workspace, name)]
     except (StoreError, CommandError) as error:
         raise UsageError(str(error)) from None
     for stored in chosen:

@@ -118,14 +118,6 @@ def stored_episode(workspace: Workspace, episode: str) -> StoredEpisode:
         fail(f"{episode}: {error.strerror}", USAGE)
 
 
-def stored_episodes(workspace: Workspace, name: str) -> list[StoredEpisode]:
-    """The episodes of a batch, or the one of an id or a path."""
-    from episodes.format import ARCHIVE_SUFFIX
-
-    batches = {} if name.endswith(ARCHIVE_SUFFIX) else workspace.listing().batches
-    return list(batches[name]) if name in batches else [stored_episode(workspace, name)]
-
-
 def _judge(episodes: list[StoredEpisode], policy: ValidationPolicy) -> Iterator[Record]:
     from episodes.validation import validate as judge
     from features.registry import LAYOUT

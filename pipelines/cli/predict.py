@@ -28,7 +28,7 @@ from pipelines.cli.console import (
     workspace_of,
     write,
 )
-from pipelines.cli.episodes import extracted_episode, stored_episodes, verdict_of
+from pipelines.cli.episodes import extracted_episode, stored_episode, verdict_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -326,7 +326,9 @@ def _meant(workspace: Workspace, name: str) -> list[StoredEpisode]:
             fail(f"{name}: no {ARCHIVE_SUFFIX} in this folder", USAGE, episode=name)
         return [find_archive(path) for path in found]
     try:
-        return stored_episodes(workspace, name)
+        if not name.endswith(ARCHIVE_SUFFIX) and name in (batches := workspace.listing().batches):
+            return list(batches[name])
+        return [stored_episode(workspace, name)]
     except StoreError as error:
         fail(str(error), EXIT_CODES["StoreError"], episode=name)
 

@@ -115,14 +115,15 @@ def _publish(
     batch: int | None,
 ) -> int:
     """Publish once, or until Ctrl-C; what fails after the first time is said and tried anew."""
-    from hub.client import BATCH, publish
+    from hub.client import BATCH, Publisher
     from stages.project import Project
 
     log_to_stderr()
+    publisher = Publisher(to, token)
     published, again = 0, False
     while True:
         try:
-            published += publish(to, events(Project(workspace)), token, batch or BATCH)
+            published += publisher.publish(events(Project(workspace)), batch or BATCH)
         except Exception as error:
             if not again or exit_code_of(error) is None:
                 raise
