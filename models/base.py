@@ -101,7 +101,7 @@ class Classifier(ABC):
 
     input_kind: ClassVar[InputKind]
     sidecar_suffix: ClassVar[str]
-    explains_exactly: ClassVar[bool] = False  # whether ``contributions`` adds up to the margin
+    explained: ClassVar[Literal["exact", "occlusion"]] = "occlusion"  # exact: adds up to the margin
     trains_on_cuda: ClassVar[bool] = True  # if available and allowed by the device
 
     def __init__(self, config: Any, n_classes: int, *, seed: int = 0, device: str = "auto"):
@@ -186,7 +186,7 @@ class Classifier(ABC):
         """How much each channel argues for the predicted class, ``(n_windows, n_channels)``.
 
         By occlusion: how far the logarithm of its probability falls when the channel's inputs are
-        typical of training. A subclass that knows better says so in ``explains_exactly``.
+        typical of training. A subclass that knows better says so in ``explained``.
 
         Args:
             channel: ``(n_inputs,)``, the channel of each input; those of one are taken together.

@@ -72,7 +72,7 @@ class Gbt(Classifier):
 
     input_kind = "summary"
     sidecar_suffix = ".ubj"
-    explains_exactly = True
+    explained = "exact"
 
     def _fit(
         self,

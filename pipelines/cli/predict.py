@@ -285,13 +285,9 @@ def predict(
         scorer=said,
         episodes=scored,
         problems=problems,
-        contributions=_method(scorer) if why else "",
+        contributions=scorer.checkpoint.model.explained if why else "",
         out=str(out) if out is not None and scored else None,
     )
-
-
-def _method(scorer: Scorer) -> Literal["exact", "occlusion"]:
-    return "exact" if scorer.checkpoint.model.explains_exactly else "occlusion"
 
 
 def _seen(scored: list[Scored]) -> str:
