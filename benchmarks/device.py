@@ -175,10 +175,11 @@ def size_of_pip(python: Path) -> int:
 
 def made_bundles(folder: Path) -> list[Path]:
     """A bundle of every realistic checkpoint of recipe ``host``."""
-    from models.checkpoint import checkpoint_path, load_checkpoint
+    from models.checkpoint import checkpoint_path
     from models.registry import VARIANTS
-    from stages.device_bundle import bundle_files, named_ingredients, write_bundle
+    from stages.device_bundle import bundle_files, write_bundle
     from stages.project import Project
+    from stages.scoring import scorer_of
 
     workspace = Workspace()
     project, made = Project(workspace), []
@@ -186,8 +187,8 @@ def made_bundles(folder: Path) -> list[Path]:
         path = checkpoint_path(workspace.checkpoint_folder("host"), variant)
         if variant.mode != "realistic" or not path.exists():
             continue
-        found = named_ingredients(project, load_checkpoint(path, workspace.layout))
-        write_bundle(folder / variant.name, bundle_files(project, found))
+        files = bundle_files(scorer_of(project, path))
+        write_bundle(folder / variant.name, files)
         made.append(folder / variant.name)
     assert made, "nothing is trained; run: make run"
     return made

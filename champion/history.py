@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import fcntl
 import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import polars as pl
 
 from features.contract import contract_of
 from features.files import write_atomically
+from features.registry import Layout
 from features.shards import read_table
 from models.alarm import AlarmRule
 from models.checkpoint import (
@@ -29,12 +32,6 @@ from models.checkpoint import (
     read_sidecar,
 )
 from models.novelty import Likeness
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
-
-    from features.registry import Layout
 
 SCHEMA = "phasewatch.champion/1"
 POINTER_FILE = "champion.json"

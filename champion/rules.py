@@ -19,13 +19,12 @@ from evaluation.alarm_choice import filtered, rule_scores
 from evaluation.bootstrap import resampling
 from evaluation.detection import clean_time, is_provisional
 from evaluation.documents import Figure, Objection, Subject
-from evaluation.figures import finite_or_none, interval
-from evaluation.scores import BASELINES, SHORTCUTS, guesses, macro_statistic, scored
+from evaluation.figures import ReportPolicy, finite_or_none, interval
+from evaluation.scores import BASELINES, beside_baselines, macro_statistic, scored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from evaluation.figures import ReportPolicy
     from features.registry import WindowSpec
     from models.alarm import AlarmRule
 
@@ -189,15 +188,10 @@ def against_baselines(
         dataset: the dataset's facts (see ``datasets.describe``).
     """
     own = scored(predictions, CHALLENGER, "realistic", classes)
-    shortcuts = [scored(predictions, name, "realistic", classes) for name in SHORTCUTS]
     bootstrap, facts = resampling(recipe, own, policy)
-    fitted = macro_statistic([p.confusion for p in (own, *shortcuts)], own.roster)
-    guessed = guesses(own, dataset, classes, policy.seed)
-    drawn = bootstrap.replicates_of({"fitted": fitted} | {n: s for n, (_, s) in guessed.items()})
-    mine, *values = bootstrap.observed(fitted).tolist()
-    my_draws, *draws = drawn["fitted"].T
-    found = dict(zip(SHORTCUTS, zip(values, draws, strict=True), strict=True))
-    found |= {name: (value, drawn[name]) for name, (value, _) in guessed.items()}
+    (mine, my_draws), found = beside_baselines(
+        own, predictions, dataset, classes, policy.seed, bootstrap
+    )
     return {
         "episodes": len(own.episodes),
         "windows": len(own.actual),

@@ -11,14 +11,11 @@ import os
 import stat
 import tarfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import zstandard
 
 from episodes.format import ARCHIVE_SUFFIX, READ_FILES, is_episode_id
-
-if TYPE_CHECKING:
-    from typing import Any
 
 MAX_ARCHIVE_BYTES = 256 * 2**20
 MAX_MEMBER_BYTES = 256 * 2**20

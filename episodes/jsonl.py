@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from episodes.jit import COMPILES, inlined, jit
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
 FieldPath = tuple[str, ...]
 
@@ -118,16 +115,11 @@ def parse_rows(
     ):
         for i in np.flatnonzero(good & (held[:, slot] != NUMBER)).tolist():
             problems.setdefault(i, problem)
-    described = (
-        [f"must have at most {MAX_ROWS:,} lines, got more; the rest was not read"]
-        if too_many
-        else []
-    )
-    for i in sorted(problems)[:max_problems]:
-        number = content.count(b"\n", 0, starts[i]) + 1
-        described.append(f"line {number}: {problems[i]}")
-    if len(problems) > max_problems:
-        described.append(f"and {len(problems) - max_problems} more lines")
+    described = _described(problems, content, starts, max_problems)
+    if too_many:
+        described.insert(
+            0, f"must have at most {MAX_ROWS:,} lines, got more; the rest was not read"
+        )
 
     n_rows = np.count_nonzero(good)
     if not (_rises(times[good, WALL]) or _rises(times[good, MONO])):
@@ -144,6 +136,18 @@ def parse_rows(
         n_malformed=len(malformed),
         n_repeated=int(n_rows - np.count_nonzero(good)),
     )
+
+
+def _described(
+    problems: dict[int, str], content: bytes, starts: NDArray[np.int64], most: int
+) -> list[str]:
+    """Problems with the numbers of their lines, and how many more there are."""
+    lines = []
+    for i in sorted(problems)[:most]:
+        number = content.count(b"\n", 0, starts[i]) + 1
+        lines.append(f"line {number}: {problems[i]}")
+    more = len(problems) - most
+    return [*lines, *([f"and {more} more lines"] if more > 0 else [])]
 
 
 def _rises(clock: NDArray[np.int64]) -> bool:

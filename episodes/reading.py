@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from episodes.archive import read_members, read_packed
 from episodes.format import EVENTS_FILE, JOB_EVENTS, LABELS_FILE, META_FILE, SOURCES, is_text
 from episodes.jsonl import NO_WALL_TIME, FieldPath, Rows, is_int64, parse_objects, parse_rows
 from episodes.trust import Bounds, Usage, episode_bounds, usable_rows
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)

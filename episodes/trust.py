@@ -7,17 +7,13 @@ on what was left out are in ``validation``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from episodes.format import NS_PER_S
-from episodes.jsonl import is_int64
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from episodes.jsonl import Rows
+from episodes.jsonl import Rows, is_int64
 
 MARGIN_S = 2
 """How far outside the episode's start and end a row, a label or an event may lie."""

@@ -30,19 +30,17 @@ from episodes.format import (
     SCHEMA_VERSION,
     SOURCES,
 )
-from episodes.jsonl import is_int64
+from episodes.jsonl import FieldPath, Rows, is_int64
 from episodes.reading import Episode, parse_episode
 from episodes.settings import SETTINGS, NotNegative, NotNegativeInt, Share
-from episodes.trust import MARGIN_S
+from episodes.trust import MARGIN_S, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from episodes.jsonl import FieldPath, Rows
     from episodes.store import StoredEpisode
-    from episodes.trust import Usage
 
 VERDICTS = ("accepted", "degraded", "rejected", "errored")
 USABLE = ("accepted", "degraded")

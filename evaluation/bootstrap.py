@@ -116,17 +116,20 @@ def resampling(
     )
 
 
+_HELD_OUT = {
+    "host": ("host_id", "host_id"),
+    "sample": ("sample_sha256", "sample_name"),
+    "session": ("session", "session"),
+}
+"""By recipe: what tells the things apart that were held out, and what they are called."""
+
+
 def condition(recipe: str, episodes: pl.DataFrame) -> Condition:
     """What was held out, and how much of it there is."""
-    if recipe == "host":
-        names = sorted(set(episodes["host_id"]))
-        return Condition(unit="host", n=len(names), names=names)
-    if recipe == "sample":
-        names = sorted(episodes.unique("sample_sha256")["sample_name"])
-        return Condition(unit="sample", n=len(names), names=names)
-    if recipe == "session":
-        names = sorted(set(episodes["session"]))
-        return Condition(unit="session", n=len(names), names=names)
+    if recipe != "time":
+        key, name = _HELD_OUT[recipe]
+        names = sorted(episodes.unique(key)[name])
+        return Condition(unit=recipe, n=len(names), names=names)  # type: ignore[arg-type]
     first, last = (
         datetime.fromtimestamp(int(t) // NS_PER_S, tz=UTC).strftime("%Y-%m-%d %H:%M")  # type: ignore[arg-type]
         for t in (episodes["started_at_wall_ns"].min(), episodes["ended_at_wall_ns"].max())

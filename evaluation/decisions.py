@@ -41,14 +41,21 @@ class DecisionRecord(Record):
     contract: str | None = None  # hash of the bundle's contract
 
 
-class AnswerRecord(Record):
-    """An operator says whether an alarm was right. A later answer replaces an earlier one."""
+class Answer(BaseModel):
+    """What an operator says of an alarm."""
 
-    kind: Literal["answer"] = "answer"
+    model_config = ConfigDict(extra="forbid")
+
     alarm_id: Text
     host: Text
     verdict: bool
     note: Annotated[str, Field(max_length=2000)] = ""
+
+
+class AnswerRecord(Answer, Record):
+    """An operator says whether an alarm was right. A later answer replaces an earlier one."""
+
+    kind: Literal["answer"] = "answer"
 
 
 class TornRecord(Record):

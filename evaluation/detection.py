@@ -34,7 +34,7 @@ from evaluation.documents import (
 )
 from evaluation.figures import ReportPolicy, figure, finite_or_none, interval
 from evaluation.scores import Scored
-from models.alarm import LEAST, standing
+from models.alarm import LEAST, infected, standing
 
 _DEFAULT_THRESHOLD = 0.5  # without clean time on validation
 _MOST_TRIED = 1000  # thresholds
@@ -105,8 +105,7 @@ class AlarmScores:
 
 def alarm_score(proba: NDArray[np.float64], classes: Sequence[str]) -> NDArray[np.float64]:
     """The alarm score ``(n_windows,)`` of probabilities ``(n_windows, n_classes)``."""
-    infected = [i for i, phase in enumerate(classes) if phase in INFECTED]
-    return proba[:, infected].sum(axis=1)
+    return proba[:, infected(classes)].sum(axis=1)
 
 
 def alarm_scores(

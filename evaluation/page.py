@@ -85,7 +85,7 @@ def view(
     levels = sorted({report.macro_f1.level for report in by_key.values()})
     shown = [
         _recipe(recipe, models, modes, wanted, by_key, compared.get(recipe))
-        | {"absent": wording.absent(facts["unavailable"].get(recipe))}
+        | {"absent": facts["unavailable"].get(recipe, "not evaluated")}
         for recipe in recipes
     ]
     had = [recipe for recipe in recipes if recipe not in facts["unavailable"]]
@@ -313,22 +313,18 @@ def _recipe(
 
 def _baselines(reports: Iterable[EvalReport], modes: list[str]) -> list[View]:
     """Each baseline's figure once, or once per mode if modes differ."""
-    entries: dict[tuple[Any, ...], View] = {}
-    for report in reports:
-        for baseline in report.baselines:
-            figure = baseline.macro_f1
-            entry = entries.setdefault(
-                (baseline.name, figure.value, figure.low, figure.high),
-                {"name": baseline.name, "figure": figure, "modes": set()},
-            )
-            entry["modes"].add(report.mode)
-    every = {mode for entry in entries.values() for mode in entry["modes"]}
-    names = _ordered(BASELINES, (entry["name"] for entry in entries.values()))
-    for entry in entries.values():
-        present = [mode for mode in modes if mode in entry["modes"]]
-        entry["rank"] = names.index(entry["name"]), modes.index(present[0])
-        entry["modes"] = "" if entry["modes"] == every else join_words(present)
-    return sorted(entries.values(), key=lambda entry: entry["rank"])
+    rows = wording.baseline_rows(reports)
+    every = {mode for _, _, present in rows for mode in present}
+    names = _ordered(BASELINES, (name for name, _, _ in rows))
+    rows.sort(key=lambda row: (names.index(row[0]), min(map(modes.index, row[2]))))
+    return [
+        {
+            "name": name,
+            "figure": figure,
+            "modes": "" if set(present) == every else join_words(sorted(present, key=modes.index)),
+        }
+        for name, figure, present in rows
+    ]
 
 
 def _datasets(reports: Iterable[EvalReport]) -> list[View]:

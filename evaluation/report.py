@@ -45,11 +45,10 @@ from evaluation.figures import ReportPolicy, figure, restricted
 from evaluation.scores import (
     BASELINES,
     RATES,
-    SHORTCUTS,
     Scored,
     baseline_id,
+    beside_baselines,
     f1_statistic,
-    guesses,
     macro_f1_of_confusion,
     macro_statistic,
     scored,
@@ -300,16 +299,9 @@ def _baselines(
     subject: Subject,
 ) -> list[BaselineScore]:
     """Each baseline on the same windows, and how much better the model is."""
-    shortcuts = {name: scored(predictions, name, test.mode, classes) for name in SHORTCUTS}
-    fitted = macro_statistic([p.confusion for p in (test, *shortcuts.values())], test.roster)
-    guessed = guesses(test, dataset, classes, policy.seed)
-    drawn = bootstrap.replicates_of(
-        {"fitted": fitted} | {name: statistic for name, (_, statistic) in guessed.items()}
+    (model_value, model_drawn), scores = beside_baselines(
+        test, predictions, dataset, classes, policy.seed, bootstrap
     )
-    model_value, *values = bootstrap.observed(fitted).tolist()
-    model_drawn, *replicates = drawn["fitted"].T
-    scores = dict(zip(shortcuts, zip(values, replicates, strict=True), strict=True))
-    scores |= {name: (value, drawn[name]) for name, (value, _) in guessed.items()}
     others = {
         name: subject.model_copy(update={"model": name, "checkpoint_id": baseline_id(name)})
         for name in BASELINES

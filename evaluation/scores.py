@@ -17,7 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from config.messages import unknown
-from evaluation.bootstrap import Statistic
+from evaluation.bootstrap import EpisodeBootstrap, Statistic
 from models.metrics import f1_by_class
 
 SHORTCUTS = ("position_only", "missingness_only")
@@ -288,6 +288,33 @@ def guesses(
         value = float(guess_draws(test.actual, weights, seed).mean())
         guessed[name] = value, guess_statistic(test.confusion, weights, seed)
     return guessed
+
+
+Drawn = tuple[float, NDArray[np.float64]]
+"""Macro F1 on the test set, and in every replicate."""
+
+
+def beside_baselines(
+    own: Scored,
+    predictions: pl.DataFrame,
+    dataset: Mapping[str, Any],
+    classes: Sequence[str],
+    seed: int,
+    bootstrap: EpisodeBootstrap,
+) -> tuple[Drawn, dict[str, Drawn]]:
+    """A predictor's macro F1 and that of each of ``BASELINES``, on the same replicates.
+
+    Args:
+        predictions: of each of ``SHORTCUTS``, in the predictor's mode.
+        dataset: the dataset's facts (see ``datasets.describe``).
+    """
+    shortcuts = [scored(predictions, name, own.mode, classes) for name in SHORTCUTS]
+    fitted = macro_statistic([each.confusion for each in (own, *shortcuts)], own.roster)
+    guessed = guesses(own, dataset, classes, seed)
+    drawn = bootstrap.replicates_of({"fitted": fitted} | {n: s for n, (_, s) in guessed.items()})
+    mine, *others = zip(bootstrap.observed(fitted).tolist(), drawn["fitted"].T, strict=True)
+    found = dict(zip(SHORTCUTS, others, strict=True))
+    return mine, found | {name: (value, drawn[name]) for name, (value, _) in guessed.items()}
 
 
 def phases_of(proba: np.ndarray, phases: tuple[str, ...]) -> list[str]:

@@ -207,11 +207,6 @@ def findings(check: DriftCheck) -> list[str]:
     return [DRIFT_FINDINGS[check.name].format(**dict(row)) for row in changed]
 
 
-def absent(why: str | None) -> str:
-    """What is said in place of a recipe's figures; ``why`` if the store cannot give it."""
-    return why or "not evaluated"
-
-
 def conditional_on(condition: Condition) -> str:
     """What was held out, and that intervals do not cover another choice of it."""
     names = ", ".join(condition.names)
@@ -424,6 +419,18 @@ def fold(reports: Iterable[EvalReport]) -> str:
     for report in reports:
         by_model.setdefault(report.model, []).append(report.mode)
     return ", ".join(f"{model} {join_words(modes)}" for model, modes in by_model.items())
+
+
+def baseline_rows(reports: Iterable[EvalReport]) -> list[tuple[str, Figure, list[str]]]:
+    """Each baseline's figure once, with the modes that have it."""
+    rows: dict[tuple[Any, ...], tuple[str, Figure, list[str]]] = {}
+    for report in reports:
+        for each in report.baselines:
+            figure = each.macro_f1
+            key = (each.name, figure.value, figure.low, figure.high)
+            modes = rows.setdefault(key, (each.name, figure, []))[2]
+            modes += [report.mode] if report.mode not in modes else []
+    return list(rows.values())
 
 
 def below_shortcut(report: EvalReport) -> list[str]:

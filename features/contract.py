@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from features.registry import InputKind, Layout
+from features.registry import InputKind, Layout
 
 PREPROCESSING_VERSION = 1
 """Increase it with every change of code that changes a series or statistic of an equal layout."""

@@ -9,14 +9,12 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 
 def fingerprint(value: object) -> str:
@@ -28,6 +26,26 @@ def fingerprint(value: object) -> str:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes; symlinks are not followed.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is no such file.
+    """
+    # without O_NONBLOCK, opening a pipe would wait for its writer
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(handle)
+        raise ValueError("not a regular file")
+    with os.fdopen(handle, "rb") as file:
+        content = file.read(min(status.st_size, limit) + 1)
+    if len(content) > limit:
+        raise ValueError(f"must be at most {limit:,} bytes, got more")
+    return content
 
 
 _may_write: ContextVar[Callable[[], None]] = ContextVar("may_write", default=lambda: None)

@@ -16,7 +16,7 @@ import numpy as np
 from episodes.format import ARCHIVE_SUFFIX
 from features.contract import GOLDEN_FILE
 from features.files import file_sha256
-from features.registry import LAYOUT
+from features.registry import LAYOUT, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from features.extraction import Extracted
-    from features.registry import Layout
 
 RELATIVE_TOLERANCE = 1e-5
 REWRITE = "rewrite it: python -m features.golden"

@@ -10,18 +10,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from episodes.jit import jit
+from features.registry import InputKind, Layout
 from features.summary import summarise
 from features.windows import window_starts, window_views
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from features.registry import InputKind, Layout
 
 
 def signed_log(values: NDArray) -> NDArray:

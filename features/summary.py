@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from episodes.jit import COMPILES, jit
-from features.registry import STATS
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from features.registry import Layout
+from features.registry import STATS, Layout
 
 _QUANTILE = 0.95
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import urllib.error
-import urllib.request
+from collections.abc import Iterable
 from itertools import islice
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from hub.events import Event
+from hub.events import Event
+from live.outputs import post
 
 PORT = 8447
 """Of a hub, if nobody says another."""
@@ -33,10 +30,7 @@ class Publisher:
 
     def __init__(self, url: str, token: str | None = None):
         self.url = url.rstrip("/")
-        self._headers = {"Content-Type": "application/json"}
-        self._has_token = token is not None
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
+        self._token = token
 
     def check(self) -> None:
         """Ask the hub to take nothing, which needs all that taking something needs.
@@ -59,12 +53,10 @@ class Publisher:
 
     def _send(self, events: list[Event]) -> int:
         body = f"[{','.join(event.model_dump_json() for event in events)}]".encode()
-        request = urllib.request.Request(f"{self.url}/publish", body, self._headers)
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return int(json.load(answer)["delivered"])
+            return int(json.loads(post(self.url, body, self._token, timeout_s=10))["delivered"])
         except urllib.error.HTTPError as error:
-            if error.code == 401 and not self._has_token:
+            if error.code == 401 and self._token is None:
                 raise PublishError(
                     f"{self.url} needs a token (401): give --token-file FILE or set "
                     "PHASEWATCH_HUB_TOKEN"

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from episodes.format import INFECTED
 from features.relative import signed_log
 from hub.events import CURVE_POINTS
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 AXIS = (("clean", 10), ("armed", 5), ("infecting", 10), ("infected_running", 40), ("clean", 15))
 """The spans of an attack, and how many points of the curve each gets."""

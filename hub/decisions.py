@@ -11,7 +11,7 @@ import fcntl
 import logging
 import os
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from evaluation.decisions import (
     SUFFIX,
@@ -21,13 +21,9 @@ from evaluation.decisions import (
     log_files,
     read_log,
 )
+from hub.events import LiveDetection
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from hub.events import LiveDetection
-
-    Record = DecisionRecord | AnswerRecord | TornRecord
+Record = DecisionRecord | AnswerRecord | TornRecord
 
 PENDING = 10_000
 """Records that wait while the disk does not take them."""

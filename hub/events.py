@@ -35,6 +35,7 @@ class Event(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kept: ClassVar[int] = 1  # events of one subject that a new client is given
+    about: ClassVar[tuple[str, ...]]  # fields that tell subjects of this type apart
 
     v: Literal[1] = VERSION
     type: str
@@ -43,14 +44,15 @@ class Event(BaseModel):
     data_at: Positive | None = None  # Unix seconds at which those data were made; None: unknown
 
     @property
-    def subject(self) -> tuple[str | int, ...]:
+    def subject(self) -> tuple[Any, ...]:
         """An event replaces the one before it of the same subject."""
-        raise NotImplementedError
+        return (self.type, *(getattr(self, name) for name in self.about))
 
 
 class PhaseEvent(Event):
     """The phase of a host, or how many windows of a corpus are in each phase."""
 
+    about: ClassVar = ("scope",)
     type: Literal["phase"] = "phase"
     scope: Name  # a host, or what the mix is of: "corpus", "lab-a", …
     phase: Phase | None = None
@@ -62,14 +64,11 @@ class PhaseEvent(Event):
             raise ValueError("must have phase or mix, not both")
         return self
 
-    @property
-    def subject(self) -> tuple[str | int, ...]:
-        return (self.type, self.scope)
-
 
 class AttackProfile(Event):
     """How one signal runs through the attacks of a profile, on an axis aligned by phase."""
 
+    about: ClassVar = ("name", "channel")
     type: Literal["attack_profile"] = "attack_profile"
     name: Name
     shape: Name  # what the attack uses most, such as "cpu" or "network"
@@ -80,14 +79,11 @@ class AttackProfile(Event):
     p25: Curve
     p75: Curve
 
-    @property
-    def subject(self) -> tuple[str | int, ...]:
-        return (self.type, self.name, self.channel)
-
 
 class Prediction(Event):
     """A window of a recorded episode: what was predicted, and what it was."""
 
+    about: ClassVar = ("episode_id", "window")
     type: Literal["prediction"] = "prediction"
     episode_id: Name
     window: Count
@@ -100,14 +96,11 @@ class Prediction(Event):
     model: Name
     recipe: Name | None = None  # of which it is a held-out prediction
 
-    @property
-    def subject(self) -> tuple[str | int, ...]:
-        return (self.type, self.episode_id, self.window)
-
 
 class ModelMetric(Event):
     """A figure of a model on the test side of a recipe, with its interval."""
 
+    about: ClassVar = ("model", "mode", "recipe")
     type: Literal["model_metric"] = "model_metric"
     model: Name
     mode: Mode | None = None  # None: a baseline, which sees no telemetry
@@ -119,14 +112,11 @@ class ModelMetric(Event):
     level: Share = 0.95  # of the interval
     baseline: bool = False
 
-    @property
-    def subject(self) -> tuple[str | int, ...]:
-        return (self.type, self.model, self.mode or "", self.recipe)
-
 
 class Embedding(Event):
     """A window along the principal axes of a checkpoint's training inputs."""
 
+    about: ClassVar = ("episode_id", "window")
     type: Literal["embedding"] = "embedding"
     episode_id: Name
     window: Count
@@ -138,14 +128,11 @@ class Embedding(Event):
     cluster: Name  # the profile
     model: Name
 
-    @property
-    def subject(self) -> tuple[str | int, ...]:
-        return (self.type, self.episode_id, self.window)
-
 
 class ModelPerf(Event):
     """What a model costs per window on a named device, beside how good it is."""
 
+    about: ClassVar = ("model", "mode", "device")
     type: Literal["model_perf"] = "model_perf"
     model: Name
     mode: Mode
@@ -155,10 +142,6 @@ class ModelPerf(Event):
     latency_p99_ms: Positive | None = None
     size_bytes: Count | None = None
     macro_f1: Share | None
-
-    @property
-    def subject(self) -> tuple[str | int, ...]:
-        return (self.type, self.model, self.mode, self.device)
 
 
 class Argument(BaseModel):
@@ -173,6 +156,7 @@ class Argument(BaseModel):
 class LiveDetection(Event):
     """What a scorer says of one window of a machine, or that the machine went silent."""
 
+    about: ClassVar = ("host",)
     type: Literal["live_detection"] = "live_detection"
     kept: ClassVar[int] = LIVE_WINDOWS
 
@@ -200,10 +184,6 @@ class LiveDetection(Event):
     why: list[Argument] = []  # at most three, the largest first
     restarted: Name | None = None  # why the scorer's windows restarted here
     latency_ms: Positive | None  # from the last row that finished the window to this event
-
-    @property
-    def subject(self) -> tuple[str | int, ...]:
-        return (self.type, self.host)
 
 
 AnyEvent = Annotated[

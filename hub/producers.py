@@ -9,31 +9,22 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from champion.history import (
-    SERVED,
-    load_kept,
-    load_likeness,
-    load_rule,
-    read_champion,
-    read_training,
-)
-from datasets.splits import RECIPES
+from champion.history import SERVED, read_champion
 from datasets.windows import read_dataset
 from episodes.format import NS_PER_S
-from episodes.validation import EpisodeError, read_judged
+from episodes.validation import EpisodeError, JudgedEpisode, Record, read_judged
 from evaluation.latency import measure
-from features.alignment import AlignmentError, align, make_grid
-from features.extraction import extract
+from features.alignment import AlignmentError, Grid, align, make_grid
+from features.extraction import Extracted, extract
 from features.golden import REWRITE, read_golden
-from features.relative import episode_inputs, signed_log, summary_inputs, tensor_inputs
-from features.windows import bin_phases, label_windows, window_views
-from hub.curves import RESOURCES, attack, attack_spans, quartiles, shape
+from features.relative import signed_log
+from features.windows import bin_phases, label_windows
+from hub.curves import RESOURCES, Attack, attack, attack_spans, quartiles, shape
 from hub.events import (
     AttackProfile,
     Embedding,
@@ -42,31 +33,20 @@ from hub.events import (
     PhaseEvent,
     Prediction,
 )
-from models.checkpoint import CheckpointError, checkpoint_path, load_checkpoint
+from models.checkpoint import Checkpoint, CheckpointError, checkpoint_path, load_checkpoint
 from models.registry import VARIANTS
 from models.scaling import scale
-from stages.alarm_rules import rule_of
-from stages.likeness import read_likeness
 from stages.report_page import evaluated
-from stages.scoring import score_episode
+from stages.scoring import Scorer, score_episode, sound
 from stages.status import StageError, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from episodes.store import StoredEpisode
-    from episodes.validation import JudgedEpisode, Record
     from evaluation.documents import Figure
-    from features.alignment import Grid
-    from features.extraction import Extracted
-    from hub.curves import Attack
-    from models.alarm import AlarmRule
-    from models.checkpoint import Checkpoint
-    from models.novelty import Likeness
-    from stages.manifest import Manifest
     from stages.project import Project
 
 log = logging.getLogger("phasewatch")
@@ -79,82 +59,17 @@ CORPUS = "corpus"
 NOT_MEASURED = "not measured"
 
 
-# --- what scores, and the recordings
+# --- the recordings
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """A checkpoint, what is bound to it, and what it has learned from."""
-
-    checkpoint: Checkpoint
-    rule: AlarmRule | None
-    likeness: Likeness | None
-    recipe: str
-    training: pl.DataFrame | None  # episode_id, split; None: its dataset is no longer here
-
-    @property
-    def about(self) -> str:
-        return f"recipe {self.recipe}, checkpoint {self.checkpoint.artifact_id[:12]}"
-
-    @property
-    def name(self) -> str:
-        return self.checkpoint.variant.name
-
-
-def champion_scorer(project: Project) -> Scorer:
-    """The champion's.
-
-    Raises:
-        StageError: there is no champion.
-        ChampionError, CheckpointError: it cannot be read or loaded.
-    """
-    folder, layout = project.workspace.champion_folder, project.workspace.layout
-    champion = read_champion(folder)
-    if champion is None:
-        raise StageError(
-            f"{folder}: there is no champion to score with. Promote one (phasewatch promote "
-            "MODEL), or name a checkpoint: --checkpoint FILE"
-        )
-    return Scorer(
-        load_kept(folder, champion, layout),
-        load_rule(folder, champion) if champion.alarm_rules else None,
-        load_likeness(folder, champion, layout),
-        champion.served,
-        read_training(folder, champion),
-    )
-
-
-def named_scorer(project: Project, path: Path) -> Scorer:
-    """That of a checkpoint that is named.
-
-    Raises:
-        CheckpointError, StageError, ChampionError: it, or its alarm rule, cannot be used.
-    """
-    checkpoint = load_checkpoint(path, project.workspace.layout)
-    meta = checkpoint.header["train_meta"]
-    recipe = str(meta.get("recipe"))
-    dataset = project.artifact("datasets", recipe) if recipe in RECIPES else None
-    same = dataset is not None and dataset.version == meta.get("dataset_version")
-    likeness = project.artifact(f"likeness/{checkpoint.variant.mode}", recipe) if same else None
-    return Scorer(
-        checkpoint,
-        rule_of(project, checkpoint),
-        read_likeness(likeness) if likeness and not likeness.damage() else None,
-        recipe,
-        read_dataset(_sound(project, "datasets", recipe)).filter(pl.col("split") != "test")
-        if same
-        else None,
-    )
-
-
-def held_out_windows(project: Project, scorer: Scorer) -> pl.DataFrame:
+def held_out_windows(scorer: Scorer) -> pl.DataFrame:
     """The test windows of a scorer's recipe, without episodes that it has learned from.
 
     Raises:
         StageError: the dataset is missing or damaged, or nothing in it is known to be held out.
     """
     remedy = f"Run: phasewatch run --recipe {scorer.recipe}"
-    dataset = _sound(project, "datasets", scorer.recipe)
+    dataset = sound(scorer.project, "datasets", scorer.recipe)
     if scorer.training is None:
         raise StageError(
             f"{scorer.name} was trained on another dataset than recipe {scorer.recipe} has now, so "
@@ -170,18 +85,6 @@ def held_out_windows(project: Project, scorer: Scorer) -> pl.DataFrame:
             f"now. {remedy}, then phasewatch promote MODEL"
         )
     return table
-
-
-def _sound(project: Project, stage: str, key: str) -> Manifest:
-    """An artifact whose files are whole, current or not.
-
-    Raises:
-        StageError: it is missing or damaged.
-    """
-    manifest = project.existing(stage, key)
-    if problem := manifest.damage():
-        raise StageError(f"{problem}. Run: {project.stages[stage].remedy(key)}")
-    return manifest
 
 
 def _read(project: Project, stored: StoredEpisode) -> JudgedEpisode:
@@ -226,6 +129,10 @@ def _sweep(project: Project, seed: int | None = None) -> Iterator[tuple[JudgedEp
         except (EpisodeError, AlignmentError):
             continue
         yield episode, grid
+
+
+def _about(scorer: Scorer) -> str:
+    return f"recipe {scorer.recipe}, checkpoint {scorer.checkpoint.artifact_id[:12]}"
 
 
 def _recorded_at(record: Record) -> float | None:
@@ -299,7 +206,8 @@ def phases(project: Project) -> Iterator[PhaseEvent]:
             episodes[scope] += 1
             newest[scope] = max(newest.get(scope, 0.0), _recorded_at(episode.record) or 0.0)
     if not mixes:
-        raise StageError(_nothing_usable(project))
+        command = project.workspace.addressed("phasewatch validate")
+        raise StageError(f"{project.workspace.store_path}: no episode is usable; see {command}")
     for scope, mix in mixes.items():
         yield PhaseEvent(
             at=_now(),
@@ -310,16 +218,11 @@ def phases(project: Project) -> Iterator[PhaseEvent]:
         )
 
 
-def _nothing_usable(project: Project) -> str:
-    command = project.workspace.addressed("phasewatch validate")
-    return f"{project.workspace.store_path}: no episode is usable; see {command}"
-
-
 # --- replay
 
 
 def replay(
-    project: Project, scorer: Scorer, chosen: Iterable[StoredEpisode] = (), *, speed: float = 0.0
+    scorer: Scorer, chosen: Iterable[StoredEpisode] = (), *, speed: float = 0.0
 ) -> Iterator[Prediction]:
     """Every window of recordings, predicted and actual.
 
@@ -332,9 +235,9 @@ def replay(
         StageError: see ``held_out_windows``; a dataset is not needed for chosen recordings.
         EpisodeError, AlignmentError: a chosen recording cannot be used.
     """
-    chosen = list(chosen)
+    chosen, project = list(chosen), scorer.project
     try:
-        table = held_out_windows(project, scorer)
+        table = held_out_windows(scorer)
     except StageError:
         if not chosen:
             raise
@@ -344,24 +247,25 @@ def replay(
         held_out[episode_id].add(window)
     if not chosen:
         for episode, extracted in _extracted(project, sorted(held_out)):
-            yield from _windows(project, scorer, episode, extracted, held_out, speed)
+            yield from _windows(scorer, episode, extracted, held_out, speed)
         return
     for stored in chosen:
         episode = _read(project, stored)
         extracted = extract(episode, project.workspace.layout)
-        yield from _windows(project, scorer, episode, extracted, held_out, speed)
+        yield from _windows(scorer, episode, extracted, held_out, speed)
 
 
 def _windows(
-    project: Project,
     scorer: Scorer,
     episode: JudgedEpisode,
     extracted: Extracted,
     held_out: dict[str, set[int]],
     speed: float,
 ) -> Iterator[Prediction]:
-    layout = project.workspace.layout
-    scores = score_episode(scorer.checkpoint, scorer.rule, None, extracted, layout)
+    layout = scorer.project.workspace.layout
+    # a champion that was promoted before alarm rules has none
+    rule = None if scorer.champion and not scorer.champion.alarm_rules else scorer.rule
+    scores = score_episode(scorer.checkpoint, rule, None, extracted, layout)
     windows = held_out.get(episode.episode_id)
     phase, filtered, alarm = scores.phase, scores.filtered, scores.alarm
     began, length_s = time.monotonic(), layout.window.length_ms / 1000
@@ -373,7 +277,7 @@ def _windows(
             time.sleep(max(0.0, began + (start_s + length_s) / speed - time.monotonic()))
         yield Prediction(
             at=_now(),
-            origin=f"replay, {scorer.about}",
+            origin=f"replay, {_about(scorer)}",
             data_at=_recorded_at(episode.record),
             episode_id=episode.episode_id,
             window=i,
@@ -391,9 +295,7 @@ def _windows(
 # --- embedding
 
 
-def embedding(
-    project: Project, scorer: Scorer, n_windows: int = MAX_WINDOWS
-) -> Iterator[Embedding]:
+def embedding(scorer: Scorer, n_windows: int = MAX_WINDOWS) -> Iterator[Embedding]:
     """Test windows along the two principal axes that are kept in the checkpoint's header.
 
     Args:
@@ -402,8 +304,9 @@ def embedding(
     Raises:
         StageError: see ``held_out_windows``.
     """
-    seed = project.workspace.seed
-    table = held_out_windows(project, scorer).sort("episode_id", "window")
+    project, checkpoint = scorer.project, scorer.checkpoint
+    layout, seed = project.workspace.layout, project.workspace.seed
+    table = held_out_windows(scorer).sort("episode_id", "window")
     if len(table) > n_windows:
         drawn = np.random.default_rng(seed).choice(len(table), n_windows, replace=False)
         table = table[np.sort(drawn)]
@@ -411,40 +314,32 @@ def embedding(
         episode_id: (rows["window"].to_numpy(), rows["profile"][0])
         for (episode_id,), rows in table.group_by("episode_id", maintain_order=True)
     }
-    checkpoint = scorer.checkpoint
     axes = np.array(checkpoint.header["pca_proj"])
-    scaling, scaled_by = _scaling(project, scorer)
+    scaling, scaled_by = _scaling(scorer)
     for episode, extracted in _extracted(project, wanted):
         windows, profile = wanted[episode.episode_id]
         windows = windows[windows < len(extracted.windows)]
-        X = _inputs(project, checkpoint, extracted)[windows]
+        X = checkpoint.inputs(extracted.series, extracted.features, layout)[windows]
         rows = scale(X, scaling).astype(np.float64)
         places = (rows.mean(axis=1) if rows.ndim == 3 else rows) @ axes
         predicted = checkpoint.model.predict_proba(X).argmax(axis=1)
         for i, window in enumerate(windows.tolist()):
             yield Embedding(
                 at=_now(),
-                origin=f"test windows, {scorer.about}{scaled_by}",
+                origin=f"test windows, {_about(scorer)}{scaled_by}",
                 data_at=_recorded_at(episode.record),
                 episode_id=episode.episode_id,
                 window=window,
                 x=round(float(places[i, 0]), 4),
                 y=round(float(places[i, 1]), 4),
                 phase=str(extracted.windows.label[window]),  # type: ignore[arg-type]
-                predicted=project.workspace.layout.phases[predicted[i]],
+                predicted=layout.phases[predicted[i]],
                 cluster=profile,
                 model=scorer.name,
             )
 
 
-def _inputs(project: Project, checkpoint: Checkpoint, extracted: Extracted) -> NDArray[np.float32]:
-    """A checkpoint's inputs of one recording's windows."""
-    layout, kept = project.workspace.layout, np.array(checkpoint.header["keep_mask"], dtype=bool)
-    kind = checkpoint.variant.spec.input_kind
-    return episode_inputs(kind, extracted.series, extracted.features, layout)[..., kept]
-
-
-def _scaling(project: Project, scorer: Scorer) -> tuple[dict[str, Any], str]:
+def _scaling(scorer: Scorer) -> tuple[dict[str, Any], str]:
     """The scaling under which the header's axes were found, and what to say of it.
 
     A header does not keep it. For summary inputs it is that of the likeness, made from the same
@@ -454,14 +349,15 @@ def _scaling(project: Project, scorer: Scorer) -> tuple[dict[str, Any], str]:
         return scorer.likeness.space.scaling | {"limit": None}, ""
     assert scorer.training is not None, "held_out_windows has refused it"
     training = scorer.training.filter(pl.col("split") == "train")["episode_id"].unique().sort()
-    random = np.random.default_rng(project.workspace.seed)
+    random = np.random.default_rng(scorer.project.workspace.seed)
     drawn = [training[int(i)] for i in random.permutation(len(training))[:MAX_EPISODES]]
-    n = int(np.sum(scorer.checkpoint.header["keep_mask"]))
+    checkpoint, layout = scorer.checkpoint, scorer.project.workspace.layout
+    n = int(np.sum(checkpoint.header["keep_mask"]))
     count, total, squares = np.zeros(n), np.zeros(n), np.zeros(n)
     n_episodes = 0
-    for _, extracted in _extracted(project, drawn):
-        values = _inputs(project, scorer.checkpoint, extracted).reshape(-1, n)
-        values = signed_log(values.astype(np.float64))
+    for _, extracted in _extracted(scorer.project, drawn):
+        X = checkpoint.inputs(extracted.series, extracted.features, layout)
+        values = signed_log(X.reshape(-1, n).astype(np.float64))
         count += np.count_nonzero(~np.isnan(values), axis=0)
         total += np.nansum(values, axis=0)
         squares += np.nansum(values**2, axis=0)
@@ -548,17 +444,8 @@ def _golden_inputs(project: Project, checkpoint: Checkpoint) -> NDArray[np.float
     golden = read_golden(layout)
     if golden is None:
         raise StageError(f"the golden vectors are for another layout; {REWRITE}")
-    kept = np.array(checkpoint.header["keep_mask"], dtype=bool)
-    summary = checkpoint.variant.spec.input_kind == "summary"
     return np.concatenate(
-        [
-            (
-                summary_inputs(each.features, each.baseline)
-                if summary
-                else tensor_inputs(window_views(each.series, layout.window), each.level)
-            )[..., kept]
-            for each in golden.values()
-        ]
+        [checkpoint.inputs(each.series, each.features, layout) for each in golden.values()]
     )
 
 

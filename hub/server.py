@@ -10,20 +10,20 @@ import asyncio
 import logging
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from evaluation.decisions import tally
+from evaluation.decisions import Answer, tally
 from hub.decisions import DecisionLog, LogError
-from hub.events import EVENT, TYPES, AnyEvent, LiveDetection, schema
-from hub.guard import Guard
+from hub.events import EVENT, TYPES, AnyEvent, Event, LiveDetection, schema
+from hub.guard import App, Guard, Message, Receive, Scope, Send
 from hub.state import State
 from live.silence import UNHEARD_S
 
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
-    from starlette.requests import Request
-
-    from hub.events import Event
-    from hub.guard import App, Message, Receive, Scope, Send
 
 MAX_BODY = 2 << 20
 MAX_CLIENTS = 500
@@ -66,17 +62,6 @@ log = logging.getLogger("phasewatch")
 _EVENTS = TypeAdapter(list[AnyEvent])
 _PROBLEMS = 10  # named of one body
 _SHOWN = 80  # characters of a value
-
-
-class Answer(BaseModel):
-    """What an operator says of an alarm."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    alarm_id: Annotated[str, Field(min_length=1, max_length=200)]
-    host: Annotated[str, Field(min_length=1, max_length=200)]
-    verdict: bool
-    note: Annotated[str, Field(max_length=2000)] = ""
 
 
 class Hub:
@@ -174,7 +159,7 @@ class Hub:
         if body is None:
             return _too_large()
         try:
-            answer = Answer.model_validate_json(body)
+            answer = Answer.model_validate_json(body, strict=True)
         except ValidationError as error:
             return _wrong(error, several=False)
         alarm = self.log.content.alarms.get(answer.alarm_id)

@@ -11,34 +11,25 @@ import gzip
 import hashlib
 import io
 import json
-import os
-import stat
 import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from episodes.format import SOURCES
 from features.contract import Contract, contract_of, diff_contracts
-from features.files import fingerprint
-from features.registry import LAYOUT
+from features.files import fingerprint, read_regular
+from features.registry import LAYOUT, InputKind, Layout
 from features.relative import summary_inputs, tensor_inputs
-from live.runtime import RuntimeKind, build_runtime, infected_classes
-from live.stream import LiveWindows
-from models.alarm import AlarmRule
+from live.runtime import Runtime, build_runtime
+from live.stream import LiveWindow, LiveWindows
+from models.alarm import AlarmRule, infected
 from models.novelty import Likeness
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from features.registry import InputKind, Layout
-    from live.runtime import Runtime
-    from live.stream import LiveWindow
 
 FORMAT = "phasewatch-bundle/1"
 HEAD_FILE = "bundle.json"
@@ -121,7 +112,7 @@ class Bundle:
 
     @cached_property
     def infected(self) -> NDArray[np.bool_]:
-        return infected_classes(self.layout.phases)
+        return infected(self.layout.phases)
 
     @cached_property
     def _kept(self) -> NDArray[np.bool_]:
@@ -165,7 +156,7 @@ def load_bundle(folder: Path, layout: Layout = LAYOUT) -> Bundle:
     files = {name: _read(folder, name, about) for name, about in head["files"].items()}
     bundle = assembled(folder, head, files, layout)
     golden = head["golden"]
-    expected = _arrays(files[golden["expected"]])
+    expected = unpacked_arrays(files[golden["expected"]])
     if problem := golden_problem(bundle, files[golden["rows"]], expected):
         raise BundleError(
             f"{folder}: {problem}. Here the bundle does not compute what it was made to: use the "
@@ -247,33 +238,26 @@ def _read(folder: Path, name: str, about: dict[str, Any]) -> bytes:
 
 
 def _content(path: Path, limit: int) -> bytes:
-    """A regular file of at most ``limit`` bytes; symlinks are not followed."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        return read_regular(path, limit)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise BundleError(f"{path}: cannot be opened ({error.strerror})") from None
-    with os.fdopen(handle, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
-            raise BundleError(f"{path}: must be a regular file of at most {limit:,} bytes")
-        return file.read(limit)
+    except ValueError as error:
+        raise BundleError(f"{path}: {error}") from None
 
 
 def assembled(
     folder: Path, head: dict[str, Any], files: Mapping[str, bytes], layout: Layout
 ) -> Bundle:
     try:
-        runtime = build_runtime(
-            head["runtime"]["kind"],
-            unpacked(head["runtime"]["kind"], files[head["runtime"]["file"]]),
-            head["scaling"],
-            len(layout.phases),
-        )
+        kind, model = head["runtime"]["kind"], files[head["runtime"]["file"]]
+        content = model if kind == "onnx" else unpacked_arrays(model)
+        runtime = build_runtime(kind, content, head["scaling"], len(layout.phases))
         likeness = None
         if head["likeness"] is not None:
-            arrays = _arrays(files[head["likeness"]["file"]])
+            arrays = unpacked_arrays(files[head["likeness"]["file"]])
             likeness = Likeness.from_arrays(head["likeness"]["head"], arrays)
         rule = AlarmRule.from_json(head["rule"])
         if tuple(head["phases"]) != layout.phases or rule.phases != layout.phases:
@@ -286,12 +270,12 @@ def assembled(
         ) from error
 
 
-def unpacked(kind: RuntimeKind, content: bytes) -> bytes | dict[str, NDArray[Any]]:
-    """A model file as ``build_runtime`` takes it."""
-    return content if kind == "onnx" else _arrays(content)
+def unpacked_arrays(content: bytes) -> dict[str, NDArray[Any]]:
+    """What ``packed_arrays`` packed.
 
-
-def _arrays(content: bytes) -> dict[str, NDArray[Any]]:
+    Raises:
+        OSError, ValueError, EOFError: it is something else.
+    """
     with np.load(io.BytesIO(content), allow_pickle=False) as file:  # noqa: TID251  no pickle is read
         return {name: file[name] for name in file.files}
 

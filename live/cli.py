@@ -15,12 +15,14 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import numpy as np
+from numpy.typing import NDArray
 
 from episodes.format import SOURCES, is_host_id
 from features.files import write_atomically
@@ -31,21 +33,13 @@ from live.bundle import (
     NotABundleError,
     load_bundle,
     packed_arrays,
+    unpacked_arrays,
 )
 from live.machine import ThisMachine
-from live.outputs import Command, Hub, Lines, Metrics
-from live.scorer import LiveScorer
-from live.sources import DEPLOYABLE, Follow, Replay, Stdin
+from live.outputs import Command, Hub, Lines, Metrics, Output
+from live.scorer import Event, LiveScorer
+from live.sources import DEPLOYABLE, Follow, Replay, RowSource, Stdin
 from live.stream import LiveWindows
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from live.outputs import Output
-    from live.scorer import Event
-    from live.sources import RowSource
 
 OK, FAILED, USAGE, MISMATCH, INTERRUPTED = 0, 1, 2, 4, 130
 
@@ -362,8 +356,7 @@ def _note_counts(
 
 def _read_state(path: Path) -> dict[str, NDArray[Any]] | None:
     try:
-        with np.load(path, allow_pickle=False) as file:  # noqa: TID251  no pickle is read
-            return {name: file[name] for name in file.files}
+        return unpacked_arrays(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:

@@ -12,13 +12,10 @@ import re
 import socket
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from episodes.format import SOURCES
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 PERIOD_S = 0.1
 _MAX_PACKETS = 2_000  # read per row; more are left to the next, so a flood cannot stop the rows

@@ -60,6 +60,24 @@ def short(event: Event) -> str:
     return f"{at}  {event['filtered']:<17}{event['confidence']:>6.1%}{unlike}{alarm}"
 
 
+def post(url: str, events: bytes, token: str | None, timeout_s: float) -> bytes:
+    """Send a JSON list of events to a hub; returns its answer.
+
+    Args:
+        url: of the hub, such as ``http://127.0.0.1:8447``.
+
+    Raises:
+        HTTPError: it refuses them.
+        OSError, ValueError: no hub answers, or the address is none.
+    """
+    headers = {"Content-Type": "application/json"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    request = urllib.request.Request(f"{url}/publish", events, headers)
+    with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+        return answer.read()
+
+
 class Hub:
     """Publishes events to a hub, in order; while it is away they wait, the oldest give way.
 
@@ -68,10 +86,8 @@ class Hub:
     """
 
     def __init__(self, url: str, token: str | None = None):
-        self._url = url.rstrip("/") + "/publish"
-        self._headers = {"Content-Type": "application/json"}
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
+        self._url = url.rstrip("/")
+        self._token = token
         self._waiting: deque[Event] = deque(maxlen=MAX_WAITING)
         self.dropped = 0
         self.refused = 0
@@ -123,10 +139,8 @@ class Hub:
 
     def _published(self, batch: list[Event]) -> bool:
         """Whether the hub has answered: it took the events, or refused them for good."""
-        request = urllib.request.Request(self._url, json.dumps(batch).encode(), self._headers)
         try:
-            with urllib.request.urlopen(request, timeout=5):
-                return True
+            post(self._url, json.dumps(batch).encode(), self._token, timeout_s=5)
         except urllib.error.HTTPError as error:
             if error.code in (429, 500, 502, 503, 504):
                 return False
@@ -135,6 +149,7 @@ class Hub:
             return True
         except (OSError, ValueError):
             return False
+        return True
 
 
 class Command:

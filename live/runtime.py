@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from episodes.format import INFECTED
+from models.base import RuntimeKind
 from models.knn import vote
 from models.scaling import scale, typical
 from models.trees import Trees, softmax
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
-
-RuntimeKind = Literal["onnx", "trees", "neighbours"]
 _LEAST = 1e-6  # probability that log-odds are taken of at least
 
 
@@ -159,8 +155,3 @@ def build_runtime(
         int(content["n_neighbors"]),
         n_classes,
     )
-
-
-def infected_classes(phases: tuple[str, ...]) -> NDArray[np.bool_]:
-    """Which classes are an attack, ``(n_phases,)``."""
-    return np.array([phase in INFECTED for phase in phases])

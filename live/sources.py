@@ -6,24 +6,22 @@ import json
 import os
 import select
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from heapq import merge
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import Protocol
 
 from episodes.format import LABELS_FILE, SOURCES
 from episodes.jsonl import is_int64, parse_objects
 from features.registry import CHANNELS
-from live.timeline import CHUNK_NS, line_time, timed, timeline
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
+from live.timeline import line_time, timed, timeline, together
 
 MAX_LINE = 65_536
 """Bytes of a line; a longer one is dropped and counted."""
 _READ = 1 << 20  # bytes read at a time
 _POLL_S = 0.1
-_TAGS = {source.tag: name for name, source in SOURCES.items()}
+_TAGS = {source.tag: name for name, source in SOURCES.items() if source.deployable}
 DEPLOYABLE = tuple(name for name, source in SOURCES.items() if source.deployable)
 ALL = frozenset(channel.name for channel in CHANNELS if channel.deployable)
 
@@ -77,38 +75,28 @@ class Stdin:
         if not ready:
             return []
         content = os.read(self._handle, _READ)
-        if not content:
-            rest = self._lines.take(b"\n")
-            return self._by_source(rest) if rest else None
-        return self._by_source(self._lines.take(content))
-
-    def _by_source(self, lines: list[bytes]) -> list[tuple[str, bytes]]:
-        found = _by_source(lines)
-        self.left_out += len(lines) - sum(1 + rows.count(b"\n") for _, rows in found)
-        return found
+        lines = self._lines.take(content or b"\n")  # at the end, what is left is a line
+        if not content and not lines:
+            return None
+        known = list(_known(lines))
+        self.left_out += len(lines) - len(known)
+        return [(source, rows) for _, source, rows in together(known)]
 
     def close(self) -> None:
         """Standard input stays open."""
 
 
-def _by_source(lines: list[bytes]) -> list[tuple[str, bytes]]:
-    """Lines with the source that each states, those in sequence together; others are left out."""
-    out: list[tuple[str, list[bytes]]] = []
-    began = 0
+def _known(lines: list[bytes]) -> Iterator[tuple[int, str, bytes]]:
+    """Lines with their time and the source that each states; those of others are left out."""
+    t = 0
     for line in lines:
         try:
-            row = json.loads(line)
-            source = _TAGS.get(row.get("source"))
+            source = _TAGS.get(json.loads(line).get("source"))
         except (ValueError, AttributeError, TypeError, RecursionError):
             continue
-        if source not in DEPLOYABLE:
-            continue
-        t = line_time(line, began)
-        if not out or out[-1][0] != source or t - began > CHUNK_NS:
-            out.append((source, []))
-            began = t
-        out[-1][1].append(line)
-    return [(source, b"\n".join(together)) for source, together in out]
+        if source:
+            t = line_time(line, t)
+            yield t, source, line
 
 
 class Follow:
@@ -134,7 +122,8 @@ class Follow:
             tail.fill()
         # rows later than what is read of a file that has more would overtake it
         until = min((tail.until for tail in tails if tail.has_more), default=None)
-        found = _together(merge(*(tail.rows(until) for tail in tails), key=lambda row: row[0]))
+        rows = merge(*(tail.rows(until) for tail in tails), key=lambda row: row[0])
+        found = [(source, lines) for _, source, lines in together(rows)]
         if not found:
             time.sleep(_POLL_S)
         return found
@@ -195,17 +184,6 @@ class _Tail:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
-
-
-def _together(rows: Iterator[tuple[int, str, bytes]]) -> list[tuple[str, bytes]]:
-    out: list[tuple[str, list[bytes]]] = []
-    began = 0
-    for t, source, line in rows:
-        if not out or out[-1][0] != source or t - began > CHUNK_NS:
-            out.append((source, []))
-            began = t
-        out[-1][1].append(line)
-    return [(source, b"\n".join(lines)) for source, lines in out]
 
 
 @dataclass

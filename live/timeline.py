@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import heapq
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
 
 from episodes.format import SOURCES
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
 
 CHUNK_NS = 500_000_000  # lines of one source that are this close may come together
 _LEAP_NS = 600_000_000_000  # between two lines; of a longer one, the next line has to agree
@@ -44,16 +41,20 @@ def timeline(
         sources: names of the sources that are wanted.
     """
     streams = [timed(members.get(SOURCES[name].file, b"").split(b"\n"), name) for name in sources]
-    together: list[bytes] = []
+    merged = heapq.merge(*streams, key=lambda row: row[0])
+    return together(row for row in merged if row[2])
+
+
+def together(rows: Iterable[tuple[int, str, bytes]]) -> Iterator[tuple[int, str, bytes]]:
+    """(Unix ns, source, line) in order; lines of one source in sequence are one if close."""
+    lines: list[bytes] = []
     since, current = 0, ""
-    for t, source, line in heapq.merge(*streams, key=lambda row: row[0]):
-        if not line:
-            continue
-        if together and (source != current or t - since > CHUNK_NS):
-            yield since, current, b"\n".join(together)
-            together = []
-        if not together:
+    for t, source, line in rows:
+        if lines and (source != current or t - since > CHUNK_NS):
+            yield since, current, b"\n".join(lines)
+            lines = []
+        if not lines:
             since, current = t, source
-        together.append(line)
-    if together:
-        yield since, current, b"\n".join(together)
+        lines.append(line)
+    if lines:
+        yield since, current, b"\n".join(lines)

@@ -11,18 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from episodes.format import INFECTED
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from numpy.typing import NDArray
 
 LEAST = 1e-4
 """A posterior below this counts as this: one sure and wrong window must not decide a sequence."""
@@ -112,13 +109,18 @@ class AlarmRule:
 
     def score(self, filtered: NDArray[np.float64]) -> NDArray[np.float64]:
         """Probability ``(n_windows,)`` that the machine is being or has been taken over."""
-        return filtered[:, [i for i, p in enumerate(self.phases) if p in INFECTED]].sum(axis=1)
+        return filtered[:, infected(self.phases)].sum(axis=1)
 
     def alarms(
         self, score: NDArray[np.float64], first: NDArray[np.bool_] | None = None
     ) -> NDArray[np.bool_]:
         """Windows ``(n_windows,)`` at which the alarm stands."""
         return standing(score, self.threshold, self.clear_ratio * self.threshold, first)
+
+
+def infected(phases: Sequence[str]) -> NDArray[np.bool_]:
+    """Which classes are an attack, ``(n_phases,)``."""
+    return np.array([phase in INFECTED for phase in phases])
 
 
 class Follower:

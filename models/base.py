@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
+from features.registry import InputKind
 from models.device import pick_device
 from models.metrics import macro_f1
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from numpy.typing import NDArray
-
-    from features.registry import InputKind
 
 
 class NotFittedError(RuntimeError):
@@ -81,6 +77,17 @@ class History:
     best_step: int = 0
 
 
+RuntimeKind = Literal["onnx", "trees", "neighbours"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A fitted model for a runtime without its training library: a graph, or named arrays."""
+
+    kind: RuntimeKind
+    content: bytes | dict[str, NDArray[Any]]
+
+
 def silent(step: int, total: int, text: str) -> None:
     """A progress callback that reports nothing."""
 
@@ -88,13 +95,13 @@ def silent(step: int, total: int, text: str) -> None:
 class Classifier(ABC):
     """A probabilistic classifier over a fixed number of classes.
 
-    Subclasses implement ``_fit``, ``_predict_proba``, ``to_sidecar`` and ``restore``. A class that
-    is missing from the training set keeps its column.
+    Subclasses implement ``_fit``, ``_predict_proba``, ``to_sidecar``, ``restore`` and ``exported``.
+    A class that is missing from the training set keeps its column.
     """
 
     input_kind: ClassVar[InputKind]
     sidecar_suffix: ClassVar[str]
-    explains_exactly: ClassVar[bool] = False  # whether ``contributions`` adds up to the margin
+    explained: ClassVar[Literal["exact", "occlusion"]] = "occlusion"  # exact: adds up to the margin
     trains_on_cuda: ClassVar[bool] = True  # if available and allowed by the device
 
     def __init__(self, config: Any, n_classes: int, *, seed: int = 0, device: str = "auto"):
@@ -179,7 +186,7 @@ class Classifier(ABC):
         """How much each channel argues for the predicted class, ``(n_windows, n_channels)``.
 
         By occlusion: how far the logarithm of its probability falls when the channel's inputs are
-        typical of training. A subclass that knows better says so in ``explains_exactly``.
+        typical of training. A subclass that knows better says so in ``explained``.
 
         Args:
             channel: ``(n_inputs,)``, the channel of each input; those of one are taken together.
@@ -246,6 +253,14 @@ class Classifier(ABC):
     @abstractmethod
     def restore(self, sidecar: bytes, n_inputs: int, standardize: dict[str, Any] | None) -> None:
         """Become the fitted model that wrote ``sidecar``."""
+
+    @abstractmethod
+    def exported(self, n_timepoints: int) -> Exported:
+        """The fitted model for a device; ``live.runtime`` has a runtime for each kind.
+
+        Args:
+            n_timepoints: of a window, for models that take whole windows.
+        """
 
 
 def _log(proba: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -10,28 +10,21 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
-import stat
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features.contract import Contract, contract_of, diff_contracts, golden_digest
-from features.files import fingerprint, write_atomically
+from features.files import fingerprint, read_regular, write_atomically
 from features.golden import REWRITE, read_golden
+from features.registry import Layout
 from features.relative import episode_inputs
-from models.base import Classifier, NotFittedError
+from models.base import Classifier, Inputs, NotFittedError
 from models.registry import MODELS, Variant, find_variant, model_config
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from features.registry import Layout
-    from models.base import Inputs
 
 VERSION = 2
 SUFFIX = ".ckpt.json"
@@ -106,25 +99,26 @@ class Checkpoint:
         ``series`` is ``(n_bins, n_channels)`` and ``features`` ``(n_windows, n_features)``, with
         every input of the layout; inputs that the mode may not see are dropped here.
         """
-        return self.model.predict_proba(self._inputs(series, features, layout))
-
-    def explain_episode(
-        self, series: NDArray[np.float32], features: NDArray[np.float32], layout: Layout
-    ) -> NDArray[np.float64]:
-        """How much each channel argues for the predicted phase, ``(n_windows, n_channels)``."""
-        return self.explain(self._inputs(series, features, layout), layout)
+        return self.model.predict_proba(self.inputs(series, features, layout))
 
     def explain(self, X: Inputs, layout: Layout) -> NDArray[np.float64]:
-        """The same for a model's inputs; 0 for a channel that the mode may not see."""
+        """How much each channel argues for the predicted phase, ``(n_windows, n_channels)``.
+
+        0 for a channel that the mode may not see.
+
+        Args:
+            X: the model's inputs of windows.
+        """
         channel = layout.channel_of(self.variant.mode, self.variant.spec.input_kind)
         out = np.zeros((len(X), len(layout.channels)))
         found = self.model.contributions(X, channel)
         out[:, : found.shape[1]] = found
         return out
 
-    def _inputs(
+    def inputs(
         self, series: NDArray[np.float32], features: NDArray[np.float32], layout: Layout
     ) -> NDArray[np.float32]:
+        """The model's inputs of the windows of one episode; see ``predict_episode``."""
         inputs = episode_inputs(self.variant.spec.input_kind, series, features, layout)
         return inputs[..., np.array(self.header["keep_mask"], dtype=bool)]
 
@@ -397,25 +391,16 @@ def _other_differences(header: dict[str, Any], layout: Layout, variant: Variant)
 
 
 def _read_file(path: Path, limit: int) -> bytes:
-    """The content of a regular file; symlinks are not followed."""
     try:
-        # without O_NONBLOCK, opening a pipe would wait for its writer
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        return read_regular(path, limit)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint; train it first") from None
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be opened ({error.strerror}); symlinks are not followed"
         ) from None
-    status = os.fstat(handle)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(handle)
-        raise CheckpointError(f"{path}: not a regular file")
-    with os.fdopen(handle, "rb") as file:
-        content = file.read(min(status.st_size, limit) + 1)
-    if len(content) > limit:
-        raise CheckpointError(f"{path}: must be at most {limit:,} bytes, got more")
-    return content
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

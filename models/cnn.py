@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import torch
 from torch import nn
 
+from models.hyperparameters import CnnConfig
 from models.nets import PooledHead, WindowNetClassifier
-
-if TYPE_CHECKING:
-    import torch
-
-    from models.hyperparameters import CnnConfig
 
 
 def _convolution(n_in: int, n_out: int, kernel: int) -> nn.Sequential:

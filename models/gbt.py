@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xgboost as xgb
 
-from models.base import Classifier, Epoch, Examples, History, blocks, class_weights
+from models.base import (
+    Classifier,
+    Epoch,
+    Examples,
+    Exported,
+    History,
+    blocks,
+    class_weights,
+)
+from models.trees import Trees
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +72,7 @@ class Gbt(Classifier):
 
     input_kind = "summary"
     sidecar_suffix = ".ubj"
-    explains_exactly = True
+    explained = "exact"
 
     def _fit(
         self,
@@ -163,3 +172,6 @@ class Gbt(Classifier):
             )
         self.n_inputs_ = n_inputs
         self.standardize_ = standardize
+
+    def exported(self, n_timepoints: int) -> Exported:  # noqa: ARG002
+        return Exported("trees", Trees.from_xgboost(bytes(self.booster_.save_raw("json"))).arrays())

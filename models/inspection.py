@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import stat
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from features import golden
 from features.contract import GOLDEN_FILE, golden_digest
+from features.registry import Layout
 from models.checkpoint import (
     SUFFIX,
     CheckpointError,
@@ -24,11 +26,6 @@ from models.checkpoint import (
     load_checkpoint,
     read_header,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from features.registry import Layout
 
 PROBABILITY_TOLERANCE = 1e-4
 """Another order of summation moves a probability by about 1e-6; swapping two channels moves one by

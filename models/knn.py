@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.base import Classifier, Examples, blocks
+from models.base import Classifier, Examples, Exported, blocks
 from models.scaling import fit_scaling, leading_axes, raw_inputs, scale
 
 if TYPE_CHECKING:
@@ -87,6 +87,14 @@ class Knn(Classifier):
         self.standardize_ = standardize
         self.axes_, self.points_, self.y_ = tensors["axes"], tensors["points"], tensors["y"]
         self.n_inputs_ = n_inputs
+
+    def exported(self, n_timepoints: int) -> Exported:  # noqa: ARG002
+        points, y = self.stored()
+        k = np.array(self.config.n_neighbors)
+        arrays: dict[str, NDArray[Any]] = {
+            "axes": self.axes_, "points": points, "y": y, "n_neighbors": k,
+        }  # fmt: skip
+        return Exported("neighbours", arrays)
 
 
 class KnnSemi(Knn):

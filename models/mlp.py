@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
+from models.base import Inputs
 from models.nets import NetClassifier
 from models.scaling import fit_piecewise_linear
-
-if TYPE_CHECKING:
-    from models.base import Inputs
 
 
 class Mlp(NetClassifier):

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load, save
 
-from models.base import Classifier, Examples
-from models.scaling import fit_scaling, raw_inputs, scaled_columns
+from models.base import Classifier, Examples, Exported, Inputs
+from models.scaling import fit_scaling, raw_inputs, scale, scaled_columns
 from models.trainer import predict_net, torch_threads, train_net
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from models.base import Inputs
+OPSET = 17
 
 
 class NetClassifier(Classifier):
@@ -74,6 +73,36 @@ class NetClassifier(Classifier):
         self.net_.eval()
         self.standardize_ = standardize
         self.n_inputs_ = n_inputs
+
+    def exported(self, n_timepoints: int) -> Exported:
+        """The ONNX graph from scaled inputs ``x`` to ``logits``, for any number of windows.
+
+        By PyTorch's TorchScript exporter: on these nets its graphs are as exact as those of the
+        newer one (3e-7 of a probability), ten times faster to make, and need no converter.
+        """
+        assert self.n_inputs_ is not None
+        assert self.standardize_ is not None
+        shape = (2, self.n_inputs_) if self._n_axes == 2 else (2, n_timepoints, self.n_inputs_)
+        example = torch.from_numpy(scale(np.zeros(shape, dtype=np.float32), self.standardize_))
+        content = io.BytesIO()
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # its fused operator is not in ONNX
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it is deprecated; every export is compared
+                torch.onnx.export(
+                    self.net_.eval(),
+                    (example,),
+                    content,  # type: ignore[arg-type]
+                    dynamo=False,
+                    opset_version=OPSET,
+                    input_names=["x"],
+                    output_names=["logits"],
+                    dynamic_axes={"x": {0: "n"}, "logits": {0: "n"}},
+                )
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+        return Exported("onnx", content.getvalue())
 
 
 class WindowNetClassifier(NetClassifier):

@@ -25,22 +25,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from models.base import blocks
+from features.registry import Mode
+from models.base import Inputs, blocks
 from models.scaling import fit_scaling, leading_axes, scale
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from numpy.typing import NDArray
-
-    from features.registry import Mode
-    from models.base import Inputs
 
 ALPHA = 0.1
 MAX_POINTS = 2000  # training windows kept

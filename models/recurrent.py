@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from torch import nn
 
+from models.hyperparameters import GruConfig, LstmConfig
 from models.nets import PooledHead, StepEmbedding, WindowNetClassifier
-
-if TYPE_CHECKING:
-    import torch
-
-    from models.hyperparameters import GruConfig, LstmConfig
 
 
 class _RecurrentNet(nn.Module):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from config.messages import unknown
 from episodes.settings import settings_errors
-from features.registry import MODES
+from features.registry import MODES, InputKind, Mode
+from models.base import Classifier
 from models.hyperparameters import (
     CnnConfig,
     GbtConfig,
@@ -21,12 +23,6 @@ from models.hyperparameters import (
     MlpConfig,
     TransformerConfig,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from features.registry import InputKind, Mode
-    from models.base import Classifier
 
 
 @dataclass(frozen=True, slots=True)

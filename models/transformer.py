@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from models.hyperparameters import TransformerConfig
 from models.nets import PooledHead, StepEmbedding, WindowNetClassifier
-
-if TYPE_CHECKING:
-    from models.hyperparameters import TransformerConfig
 
 
 def sinusoidal_positions(n_steps: int, width: int, device: torch.device) -> torch.Tensor:

@@ -7,16 +7,13 @@ Thresholds are compared in float32 as XGBoost does, and leaves are added up in i
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 _BLOCK = 512  # windows whose paths are followed at a time
 

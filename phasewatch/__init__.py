@@ -174,13 +174,9 @@ def predict(
         EpisodeError, AlignmentError: see ``extract``.
         StageError, ChampionError: rule or likeness was changed after it was written.
     """
-    from stages.alarm_rules import rule_of
-    from stages.likeness import likeness_of
-    from stages.scoring import score_episode
+    from stages.scoring import Scorer
 
-    extracted = extract(project, episode, anyway=anyway)
-    bound = rule_of(project, checkpoint), likeness_of(project, checkpoint)
-    return score_episode(checkpoint, *bound, extracted, project.workspace.layout)
+    return Scorer(project, checkpoint).scores(extract(project, episode, anyway=anyway))
 
 
 def explain(

@@ -19,19 +19,16 @@ from evaluation.scores import prediction_rows, scored
 from features.files import fingerprint
 from models.alarm import AlarmRule
 from stages.datasets import dataset_shards
-from stages.stage import FolderStage, Output, Rows
+from stages.stage import Artifacts, FolderStage, Output, Progress, Rows
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from models.checkpoint import Checkpoint
     from models.registry import Variant
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.stage import Artifacts, Progress
-    from stages.workspace import Workspace
 
 
 class AlarmRules(FolderStage):
@@ -55,9 +52,6 @@ class AlarmRules(FolderStage):
                 self.name, description, "evaluate", frozenset({"json"}), variant.spec.input_kind
             ),
         )
-
-    def folder(self, workspace: Workspace, key: str) -> Path:
-        return workspace.alarm_rule_folder(key) / self.variant.name
 
     def fingerprint(self, project: Project, key: str) -> str:
         return fingerprint(

@@ -66,7 +66,7 @@ from models.registry import VARIANTS, Variant, find_variant
 from stages.alarm_rules import read_rule
 from stages.batch import FEATURES, INDEX, TENSORS
 from stages.datasets import dataset_shards
-from stages.stage import Artifacts, Check, CheckResult, Markdown, Output, Stage
+from stages.stage import Artifacts, Check, CheckResult, Markdown, Output, Progress, Stage
 from stages.status import Reason, StageError, shortened
 
 if TYPE_CHECKING:
@@ -76,7 +76,6 @@ if TYPE_CHECKING:
     from models.alarm import AlarmRule
     from stages.manifest import Manifest
     from stages.project import Project
-    from stages.stage import Progress
     from stages.workspace import Workspace
 
 CANDIDATES = [variant for variant in VARIANTS if variant.mode == "realistic"]
@@ -99,10 +98,14 @@ class Renewed:
     problem: str = ""
 
     @property
+    def path(self) -> str | None:
+        return str(self.page.path("page")) if self.page else None
+
+    @property
     def line(self) -> str:
         if self.page is None:
             return f"The report page shows the former champion: {self.problem}"
-        return f"The report page shows it: {self.page.path('page')}"
+        return f"The report page shows it: {self.path}"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from config import paths
 from datasets.windows import read_once
 from features.contract import contract_of
 from features.files import fingerprint
-from models.base import silent
+from models.base import Classifier, Examples, silent
 from models.checkpoint import (
     CheckpointError,
     ContractMismatchError,
@@ -26,7 +26,7 @@ from models.checkpoint import (
 from models.registry import Variant
 from models.scaling import principal_axes
 from stages.datasets import open_windows
-from stages.stage import Artifacts, Check, CheckResult, Output, Stage
+from stages.stage import Artifacts, Check, CheckResult, Output, Progress, Stage
 from stages.status import Reason
 from stages.workers import trained_ahead
 
@@ -37,10 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from models.base import Classifier, Examples
-    from stages.manifest import Manifest
     from stages.project import Project
-    from stages.stage import Progress
     from stages.workspace import Workspace
 
 _KINDS = {"torch": "pytorch"}  # where Dagster has another name for a library
@@ -208,14 +205,10 @@ class Checkpoints(Stage):
         live = {"live_contract_hash": contract_of(layout, self.variant.spec.input_kind).hash}
         try:
             checkpoint = load_checkpoint(self.path(project, key), layout)
-        except ContractMismatchError as error:
-            return CheckResult(
-                False, description=str(error), facts=live | {"differences": error.differences}
-            )
         except CheckpointError as error:
-            return CheckResult(
-                False, description=str(error), facts=live | {"differences": [str(error)]}
-            )
+            found = error.differences if isinstance(error, ContractMismatchError) else [str(error)]
+            facts = live | {"differences": found}
+            return CheckResult(False, description=str(error), facts=facts)
         return CheckResult(True, facts=live | {"checkpoint_id": checkpoint.artifact_id})
 
 
@@ -271,35 +264,23 @@ def train(project: Project, variant: Variant, recipe: str, progress: Progress) -
     """
     fitted = trained_ahead(project, recipe, variant.name)
     fitted = fitted or fit(project, variant, recipe, progress)
-    workspace, dataset = project.workspace, project.existing("datasets", recipe)
-    stage = project.stages[f"checkpoints/{variant.name}"]
-    return save_checkpoint(
-        workspace.checkpoint_folder(recipe),
-        variant,
-        fitted.model,
-        workspace.layout,
-        pca_proj=fitted.axes,
-        train_meta={
-            "fingerprint": stage.fingerprint(project, recipe),
-            "stage_version": stage.version,
-            **_train_meta(variant, recipe, dataset, fitted.model, workspace.seed),
-        },
+    model, workspace = fitted.model, project.workspace
+    stage, dataset = (
+        project.stages[f"checkpoints/{variant.name}"],
+        project.existing("datasets", recipe),
     )
-
-
-def _train_meta(
-    variant: Variant, recipe: str, dataset: Manifest, model: Classifier, seed: int
-) -> dict[str, Any]:
-    facts = dataset.facts
-    return {
+    splits = dataset.facts["splits"]
+    train_meta = {
+        "fingerprint": stage.fingerprint(project, recipe),
+        "stage_version": stage.version,
         "recipe": recipe,
-        "split_policy": facts["policy"],
-        "roster": sorted(facts["splits"]["train"]["windows_by_phase"]),
-        "train_windows": facts["splits"]["train"]["windows"],
-        "val_windows": facts["splits"]["val"]["windows"],
+        "split_policy": dataset.facts["policy"],
+        "roster": sorted(splits["train"]["windows_by_phase"]),
+        "train_windows": splits["train"]["windows"],
+        "val_windows": splits["val"]["windows"],
         "dataset_version": dataset.version,
-        "validation_index_digest": facts["validation_index_digest"],
-        "seed": seed,
+        "validation_index_digest": dataset.facts["validation_index_digest"],
+        "seed": workspace.seed,
         "device": model.device_,
         "code_commit": code_commit(),
         "libraries": {name: version(name) for name in ("numpy", variant.spec.library)},
@@ -309,6 +290,10 @@ def _train_meta(
             [e.step, e.train_loss, e.val_loss, e.val_macro_f1] for e in model.history_.epochs
         ],
     }
+    folder = workspace.checkpoint_folder(recipe)
+    return save_checkpoint(
+        folder, variant, model, workspace.layout, pca_proj=fitted.axes, train_meta=train_meta
+    )
 
 
 def code_commit() -> str:

@@ -26,19 +26,16 @@ from features.files import fingerprint
 from features.loaders import read_windows
 from features.shards import read_table, write_table
 from stages.batch import INDEX, TENSORS
-from stages.stage import Check, CheckResult, FolderStage, Output, Rows
+from stages.stage import Artifacts, Check, CheckResult, FolderStage, Output, Progress, Rows, Stage
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from models.base import Examples
     from models.registry import Variant
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.stage import Artifacts, Progress, Stage
-    from stages.workspace import Workspace
 
 Versions = dict[str, dict[str, str]]  # batch -> output -> data version
 
@@ -111,9 +108,6 @@ class Datasets(FolderStage):
             every_episode_ingested,
         ),
     )
-
-    def folder(self, workspace: Workspace, key: str) -> Path:
-        return workspace.dataset_folder(key)
 
     def fingerprint(self, project: Project, key: str) -> str:
         return fingerprint(

@@ -6,16 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.decisions import Tally, log_files, read_log, tally
 from features.files import file_sha256, fingerprint
-from stages.stage import FolderStage, Output, Rows
+from stages.stage import Artifacts, FolderStage, Output, Progress, Rows
 from stages.status import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.stage import Artifacts, Progress
     from stages.workspace import Workspace
 
 
@@ -41,9 +39,6 @@ class Decisions(FolderStage):
             kinds=frozenset({"json"}),
         ),
     )
-
-    def folder(self, workspace: Workspace, key: str) -> Path:
-        return workspace.decisions_folder
 
     def fingerprint(self, project: Project, key: str) -> str:
         files = log_files(project.workspace.decisions_folder)

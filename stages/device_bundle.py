@@ -15,12 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from champion.history import (
-    load_kept,
-    load_likeness,
-    load_rule,
-    read_champion,
-)
 from champion.rules import CHALLENGER
 from datasets.windows import inputs, read_dataset
 from episodes.format import ARCHIVE_SUFFIX, NS_PER_S, SOURCES
@@ -29,17 +23,15 @@ from features.contract import GOLDEN_FILE as GOLDEN_VECTORS
 from features.contract import contract_of
 from features.files import fingerprint, write_atomically
 from live import bundle as bundles
-from live.bundle import load_bundle
+from live.bundle import Bundle, load_bundle
 from live.runtime import TreeRuntime
 from live.timeline import timeline
-from models.export import exported
-from stages.alarm_rules import read_rule
 from stages.checkpoints import code_commit
 from stages.datasets import dataset_shards
 from stages.evaluation import read_report
-from stages.likeness import read_likeness
 from stages.manifest import Manifest, write_manifest
-from stages.stage import Check, CheckResult, ManifestStage, Output
+from stages.scoring import Scorer, champion_scorer
+from stages.stage import Artifacts, Check, CheckResult, ManifestStage, Output, Progress, Stage
 from stages.status import StageError
 
 if TYPE_CHECKING:
@@ -48,32 +40,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from features.registry import Layout
-    from live.bundle import Bundle
-    from models.alarm import AlarmRule
     from models.base import Classifier, Inputs
     from models.checkpoint import Checkpoint
-    from models.novelty import Likeness
     from stages.project import Project
-    from stages.stage import Artifacts, Progress, Stage
-    from stages.workspace import Workspace
 
 BATCH_SIZES = (1, 2, 7, 64)
 BLOCK = 448  # windows compared at a time: whole batches of each size
 GOLDEN_EPISODE = "01M7ZXJ52WC7TZYFN3421Y5WJ7"  # of features/golden: it has every source, and a gap
 GOLDEN_SECONDS = 60
 _PACKAGES = ("phasewatch", "numpy", "torch", "xgboost", "onnxruntime")
-
-
-@dataclass(frozen=True)
-class Ingredients:
-    """What a bundle is made from."""
-
-    checkpoint: Checkpoint
-    rule: AlarmRule
-    likeness: Likeness | None
-    recipe: str  # of the data that trained it
-    checkpoints: dict[str, str]  # recipe -> the model's checkpoint, whose figures are quoted
-    known: dict[str, float | None]  # recipe -> macro F1 where no report is left
 
 
 @dataclass(frozen=True)
@@ -91,7 +66,7 @@ class Parity:
 
 def _bundle_equals_checkpoint(project: Project, key: str, artifact: Manifest) -> CheckResult:
     bundle = load_bundle(artifact.folder, project.workspace.layout)
-    checkpoint = champion_ingredients(project).checkpoint
+    checkpoint = champion_scorer(project).checkpoint
     if checkpoint.artifact_id != bundle.head["checkpoint_id"]:
         return CheckResult(False, "fail", "The bundle is of another checkpoint.")
     found = check_parity(project, bundle, checkpoint)
@@ -134,18 +109,15 @@ class DeviceBundle(ManifestStage):
         ),
     )
 
-    def folder(self, workspace: Workspace, key: str) -> Path:
-        return workspace.device_bundle_folder
-
     def fingerprint(self, project: Project, key: str) -> str:
-        found = champion_ingredients(project)
+        scorer = champion_scorer(project)
         return fingerprint(
             {
                 "stage": self.version,
                 "format": bundles.FORMAT,
-                "checkpoint": found.checkpoint.artifact_id,
-                "alarm_rule": found.rule.id,
-                "likeness": found.likeness.id if found.likeness else None,
+                "checkpoint": scorer.checkpoint.artifact_id,
+                "alarm_rule": scorer.required_rule().id,
+                "likeness": scorer.likeness.id if scorer.likeness else None,
             }
         )
 
@@ -160,7 +132,7 @@ class DeviceBundle(ManifestStage):
         self, project: Project, key: str, outputs: Collection[str], progress: Progress
     ) -> Artifacts:
         identity = self.fingerprint(project, key)
-        files = bundle_files(project, champion_ingredients(project))
+        files = bundle_files(champion_scorer(project))
         folder = self.folder(project.workspace, key)
         write_bundle(folder, files)
         head = json.loads(files[bundles.HEAD_FILE])
@@ -215,78 +187,34 @@ def in_memory(files: Mapping[str, bytes], layout: Layout) -> Bundle:
     return bundles.assembled(Path(bundles.HEAD_FILE), head, files, layout)
 
 
-def champion_ingredients(project: Project) -> Ingredients:
-    """The champion's.
-
-    Raises:
-        StageError: there is no champion.
-        ChampionError, CheckpointError: it cannot be read or loaded.
-    """
-    folder, layout = project.workspace.champion_folder, project.workspace.layout
-    champion = read_champion(folder)
-    if champion is None:
-        raise StageError("There is no champion to bundle. Promote one: phasewatch promote MODEL")
-    return Ingredients(
-        load_kept(folder, champion, layout),
-        load_rule(folder, champion),
-        load_likeness(folder, champion, layout),
-        champion.served,
-        champion.checkpoints,
-        {recipe: evidence.get(CHALLENGER) for recipe, evidence in champion.evidence.items()},
-    )
-
-
-def named_ingredients(project: Project, checkpoint: Checkpoint) -> Ingredients:
-    """Those of a checkpoint that is named.
-
-    Raises:
-        StageError: no alarm rule or likeness is bound to it, or it is not a realistic one.
-    """
-    check_realistic(checkpoint)
-    name, mode = checkpoint.variant.name, checkpoint.variant.mode
-    for recipe in project.recipes:
-        made = project.artifact(f"alarm_rules/{name}", recipe)
-        if made is None or made.facts.get("checkpoint_id") != checkpoint.artifact_id:
-            continue
-        likeness = read_likeness(project.existing(f"likeness/{mode}", recipe))
-        ids = {recipe: checkpoint.artifact_id}
-        return Ingredients(checkpoint, read_rule(made), likeness, recipe, ids, {})
-    raise StageError(
-        f"No alarm rule is bound to this checkpoint of {name}, so a device could raise no alarm. "
-        "Run: phasewatch run"
-    )
-
-
 class OracleError(StageError):
     """A checkpoint sees channels that a device cannot read."""
-
-
-def check_realistic(checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint that is not a realistic one.
-
-    Raises:
-        OracleError: it is not.
-    """
-    if checkpoint.header["mode"] != "realistic":
-        raise OracleError(
-            f"A device bundle needs a realistic checkpoint, got {checkpoint.variant.name}: a "
-            "device cannot read its channels. Name a realistic one"
-        )
 
 
 # --- the files
 
 
-def bundle_files(project: Project, found: Ingredients) -> dict[str, bytes]:
+# Long, because it puts one head together, field by field.
+def bundle_files(scorer: Scorer) -> dict[str, bytes]:
     """Every file of a bundle, by name.
 
     Raises:
-        StageError: the model is not a realistic one, or the golden rows do not come out.
+        StageError: the model is not a realistic one, no alarm rule or likeness is bound to it, or
+            the golden rows do not come out.
     """
-    checkpoint, layout = found.checkpoint, project.workspace.layout
-    check_realistic(checkpoint)
+    project, checkpoint = scorer.project, scorer.checkpoint
     header = checkpoint.header
-    model = exported(checkpoint.model, layout.window.n_bins)
+    if header["mode"] != "realistic":
+        raise OracleError(
+            f"A device bundle needs a realistic checkpoint, got {scorer.name}: a device cannot "
+            "read its channels. Name a realistic one"
+        )
+    layout, rule, likeness = project.workspace.layout, scorer.required_rule(), scorer.likeness
+    if likeness is None and scorer.champion is None:  # a champion may have been promoted without
+        raise StageError(
+            f"No likeness is bound to this checkpoint of {scorer.name}. Run: phasewatch run"
+        )
+    model = checkpoint.model.exported(layout.window.n_bins)
     if isinstance(model.content, bytes):
         graph, suffix = model.content, ".onnx"
     else:
@@ -299,8 +227,8 @@ def bundle_files(project: Project, found: Ingredients) -> dict[str, bytes]:
         "golden": (rows, ".jsonl.gz"),
         "expected": (bundles.packed_arrays(expected), ".npz"),
     }
-    if found.likeness:
-        parts["likeness"] = (bundles.packed_arrays(found.likeness.arrays()), ".npz")
+    if likeness:
+        parts["likeness"] = (bundles.packed_arrays(likeness.arrays()), ".npz")
     digests = {part: hashlib.sha256(content).hexdigest() for part, (content, _) in parts.items()}
     names = {part: f"{part}.{digests[part][:12]}{end}" for part, (_, end) in parts.items()}
     files = {names[part]: content for part, (content, _) in parts.items()}
@@ -315,16 +243,14 @@ def bundle_files(project: Project, found: Ingredients) -> dict[str, bytes]:
         "kept": header["keep_mask"],
         "scaling": header["standardize"],
         "runtime": {"kind": model.kind, "file": names["model"]},
-        "rule": json.loads(found.rule.text()),
-        "rule_id": found.rule.id,
-        "likeness": {"file": names["likeness"], "head": found.likeness.head()}
-        if found.likeness
-        else None,
+        "rule": json.loads(rule.text()),
+        "rule_id": rule.id,
+        "likeness": {"file": names["likeness"], "head": likeness.head()} if likeness else None,
         "golden": {"rows": names["golden"], "expected": names["expected"]},
         "checkpoint_id": checkpoint.artifact_id,
         "dataset_version": header["train_meta"]["dataset_version"],
-        "recipe": found.recipe,
-        "metrics": _metrics(project, found),
+        "recipe": scorer.recipe,
+        "metrics": _metrics(scorer),
         "data": {"licence": _licence(project), "store": str(project.workspace.store)},
         "versions": _versions(),
         "files": {
@@ -355,12 +281,15 @@ def _golden_inputs(rows: bytes, checkpoint: Checkpoint, layout: Layout) -> NDArr
     return np.concatenate([bundles.model_inputs(w, kind, np.array(kept)) for w in windows])
 
 
-def _metrics(project: Project, found: Ingredients) -> list[dict[str, Any]]:
+def _metrics(scorer: Scorer) -> list[dict[str, Any]]:
     """Macro F1 with its interval, per recipe, of the reports on these very checkpoints."""
-    name = found.checkpoint.variant.name
+    project, champion = scorer.project, scorer.champion
+    checkpoints = (
+        champion.checkpoints if champion else {scorer.recipe: scorer.checkpoint.artifact_id}
+    )
     metrics = []
-    for recipe, checkpoint_id in found.checkpoints.items():
-        stage = project.stages[f"eval_reports/{name}"]
+    for recipe, checkpoint_id in checkpoints.items():
+        stage = project.stages[f"eval_reports/{scorer.name}"]
         made = project.artifact(stage.name, recipe)
         usable = made is not None and project.status(stage, recipe, verify=True).usable
         report = read_report(made) if made and usable else None
@@ -371,7 +300,8 @@ def _metrics(project: Project, found: Ingredients) -> list[dict[str, Any]]:
             row |= {"value": figure.value, "low": figure.low, "high": figure.high,
                     "level": figure.level, "report": made.version}  # fmt: skip
         else:
-            row |= {"value": found.known.get(recipe), "low": None, "high": None,
+            known = champion.evidence.get(recipe, {}).get(CHALLENGER) if champion else None
+            row |= {"value": known, "low": None, "high": None,
                     "level": None, "report": None}  # fmt: skip
         metrics.append(row)
     return metrics
@@ -420,17 +350,13 @@ def _distance(found: NDArray, expected: NDArray) -> float:
 
 def check_parity(project: Project, bundle: Bundle, checkpoint: Checkpoint) -> dict[str, Parity]:
     """Parity on every test window of every recipe that has a dataset."""
-    return {
-        recipe: parity(bundle, checkpoint.model, X)
-        for recipe, X in _test_windows(project, checkpoint)
-    }
-
-
-def _test_windows(project: Project, checkpoint: Checkpoint) -> Iterator[tuple[str, Inputs]]:
+    found = {}
     for recipe in project.recipes:
         dataset = project.artifact("datasets", recipe)
         if dataset is None:
             continue
         test = read_dataset(dataset).filter(pl.col("split") == "test")
         shards = dataset_shards(project, dataset)
-        yield recipe, inputs(test, shards, checkpoint.variant, project.workspace.layout)
+        X = inputs(test, shards, checkpoint.variant, project.workspace.layout)
+        found[recipe] = parity(bundle, checkpoint.model, X)
+    return found

@@ -16,17 +16,23 @@ from features.files import fingerprint
 from features.shards import read_table
 from stages.batch import FEATURES, INDEX
 from stages.champion import drift_reference
-from stages.stage import Artifacts, Check, CheckResult, FolderStage, Markdown, Output, Rows
+from stages.stage import (
+    Artifacts,
+    Check,
+    CheckResult,
+    FolderStage,
+    Markdown,
+    Output,
+    Progress,
+    Rows,
+)
 from stages.status import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
-    from pathlib import Path
 
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.stage import Progress
-    from stages.workspace import Workspace
 
 
 def read_drift(manifest: Manifest) -> BatchDrift:
@@ -114,9 +120,6 @@ class Drift(FolderStage):
 
     def idle(self, project: Project) -> bool:
         return project.champion is None
-
-    def folder(self, workspace: Workspace, key: str) -> Path:
-        return workspace.drift_folder(key)
 
     def read(self, project: Project, key: str) -> Artifacts:
         if project.champion is None:  # a former champion's drift says nothing of today

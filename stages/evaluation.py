@@ -24,7 +24,7 @@ from stages.datasets import dataset_shards
 from stages.explanations import explain
 from stages.held_out_predictions import changed_checkpoints, read_predictions
 from stages.likeness import likeness_of_test
-from stages.stage import Check, CheckResult, FolderStage, Markdown, Output
+from stages.stage import Artifacts, Check, CheckResult, FolderStage, Markdown, Output, Progress
 from stages.status import Reason
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.stage import Artifacts, Progress
     from stages.workspace import Workspace
 
 
@@ -84,7 +83,7 @@ class EvalReports(FolderStage):
         )
 
     def folder(self, workspace: Workspace, key: str) -> Path:
-        return workspace.report_folder(key) / self.variant.name
+        return workspace.report_page.parent / key / self.variant.name
 
     def fingerprint(self, project: Project, key: str) -> str:
         return fingerprint(
@@ -237,7 +236,7 @@ class Comparisons(FolderStage):
     )
 
     def folder(self, workspace: Workspace, key: str) -> Path:
-        return workspace.comparisons_folder(key)
+        return workspace.report_page.parent / key / self.name
 
     def fingerprint(self, project: Project, key: str) -> str:
         return fingerprint(

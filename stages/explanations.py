@@ -47,7 +47,7 @@ def explain(
         found = windows.select(_KEY).join(table, on=_KEY, how="left", maintain_order="left")
         return found, checkpoint.explain(inputs(found, shards, variant, layout), layout)
 
-    method: Method = "exact" if checkpoint.model.explains_exactly else "occlusion"
+    method: Method = checkpoint.model.explained
     rows = spread(test, WINDOWS[method])
     overall = importance(
         contributions(test.windows[rows])[1],

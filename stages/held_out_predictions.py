@@ -15,20 +15,17 @@ from features.registry import MODES
 from features.shards import read_table, write_parts
 from models.registry import VARIANTS
 from stages.datasets import dataset_shards
-from stages.stage import FolderStage, Output
+from stages.stage import FolderStage, Output, Progress
 from stages.status import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     import pyarrow as pa
 
     from models.checkpoint import Checkpoint
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.stage import Progress
-    from stages.workspace import Workspace
 
 
 class HeldOutPredictions(FolderStage):
@@ -50,9 +47,6 @@ class HeldOutPredictions(FolderStage):
             kinds=frozenset({"parquet"}),
         ),
     )
-
-    def folder(self, workspace: Workspace, key: str) -> Path:
-        return workspace.held_out_predictions_folder(key)
 
     def fingerprint(self, project: Project, key: str) -> str:
         return fingerprint(

@@ -10,28 +10,23 @@ import polars as pl
 
 from datasets.splits import DatasetError, build_table
 from datasets.windows import examples, inputs
-from evaluation.documents import HostRotation, document_text
+from evaluation.documents import HostRotation, HostTurn, document_text
 from evaluation.rotation import host_turn, rotated
 from evaluation.scores import prediction_rows
 from features.contract import contract_hashes
 from features.files import fingerprint
-from models.registry import VARIANTS, find_variant
+from models.registry import VARIANTS, Variant, find_variant
 from stages.alarm_rules import training_phases
 from stages.checkpoints import fit_on
 from stages.datasets import ingested_windows, shard_versions
-from stages.stage import FolderStage, Output, Rows
+from stages.stage import Artifacts, FolderStage, Output, Progress, Rows, Stage
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
-    from evaluation.documents import HostTurn
-    from models.registry import Variant
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.stage import Artifacts, Progress, Stage
-    from stages.workspace import Workspace
 
 TREES = find_variant("gbt", "realistic")
 NETS = [v for v in VARIANTS if v.mode == "realistic" and v.spec.library == "torch"]
@@ -64,9 +59,6 @@ class HostRotationStage(FolderStage):
         """The batches; checkpoints only choose the net, so any that are there will do."""
         for batch in project.listing.batches:
             yield project.stages["ingest"], batch
-
-    def folder(self, workspace: Workspace, key: str) -> Path:
-        return workspace.host_rotation_folder
 
     def fingerprint(self, project: Project, key: str) -> str:
         workspace = project.workspace

@@ -15,12 +15,11 @@ from features.files import fingerprint
 from features.shards import read_table, write_table
 from models.novelty import ALPHA, Likeness, calibrated, fit_space, highest, p_values
 from stages.datasets import dataset_shards
-from stages.stage import FolderStage, Output
+from stages.stage import Artifacts, FolderStage, Output, Progress
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.stage import Artifacts, Progress
-    from stages.workspace import Workspace
 
 _EPISODE = ("episode_id", "host_id", "session", "profile")
 
@@ -54,9 +51,6 @@ class LikenessStage(FolderStage):
         )
         kinds = frozenset({"parquet"})
         self.outputs = (Output(self.name, description, "evaluate", kinds, "summary"),)
-
-    def folder(self, workspace: Workspace, key: str) -> Path:
-        return workspace.likeness_folder(key) / self.mode
 
     def fingerprint(self, project: Project, key: str) -> str:
         workspace = project.workspace

@@ -7,41 +7,35 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from champion.history import (
-    SERVED,
-    ChampionError,
-    load_kept,
-    load_likeness,
-    load_rule,
-    read_champion,
-    read_training,
-)
+from champion.history import SERVED, ChampionError, read_champion
 from config.messages import unknown
 from datasets.splits import RECIPES
-from datasets.windows import inputs, inputs_of_kind, read_dataset
+from datasets.windows import inputs, inputs_of_kind
 from episodes.format import SOURCES
 from features.contract import contract_hashes
 from features.files import fingerprint
 from features.loaders import read_windows
 from features.shards import write_table
 from models.registry import find_variant
-from stages.alarm_rules import read_rule
 from stages.batch import TENSORS
-from stages.likeness import begins, read_likeness
-from stages.scoring import carried_over, scored_columns, unlike_columns, unlike_training
-from stages.stage import Check, CheckResult, FolderStage, Output
+from stages.likeness import begins
+from stages.scoring import (
+    Scorer,
+    carried_over,
+    champion_scorer,
+    scored_columns,
+    unlike_columns,
+    unlike_training,
+)
+from stages.stage import Artifacts, Check, CheckResult, FolderStage, Output, Progress, Stage
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from models.alarm import AlarmRule
-    from models.checkpoint import Checkpoint
-    from models.novelty import Likeness
     from stages.manifest import Draft, Manifest
     from stages.project import Project
-    from stages.stage import Artifacts, Progress, Stage
     from stages.workspace import Workspace
 
 
@@ -133,46 +127,21 @@ class Predictions(FolderStage):
             raise StageError(unknown("recipe", self.chosen.recipe, RECIPES))
         return self.chosen.recipe
 
-    def checkpoint(self, project: Project) -> tuple[Checkpoint, AlarmRule, str, pl.Series]:
-        """The checkpoint that scores, its alarm rule and recipe, and what it was trained on.
+    def scorer(self, project: Project) -> Scorer:
+        """What scores.
 
         Raises:
             StageError: there is no champion, or a name is unknown.
             ChampionError, CheckpointError: the champion cannot be read or loaded.
         """
         if self.chosen.model:
-            table = read_dataset(project.existing("datasets", self._recipe))
-            training = table.filter(pl.col("split") != "test")["episode_id"].unique().sort()
-            rule = read_rule(project.existing(f"alarm_rules/{self._variant.name}", self._recipe))
-            return project.checkpoint(self._variant, self._recipe), rule, self._recipe, training
+            return Scorer(project, project.checkpoint(self._variant, self._recipe))
         if self.chosen != ScoreOptions():
             raise StageError("mode and recipe choose a named model's checkpoint; name the model.")
-        folder = project.workspace.champion_folder
-        champion = read_champion(folder)
-        if champion is None:
-            raise StageError(
-                "There is no champion to score with. Promote a trained model: phasewatch promote "
-                "gbt. Or name a checkpoint in the run configuration: ops: predictions: config: "
-                "{model: gbt, recipe: host}"
-            )
-        checkpoint = load_kept(folder, champion, project.workspace.layout)
-        training = read_training(folder, champion)["episode_id"]
-        return checkpoint, load_rule(folder, champion), champion.served, training
-
-    def likeness(self, project: Project) -> Likeness | None:
-        """What says how unlike training a window is; None for a champion that has none.
-
-        Raises:
-            StageError, ChampionError: see ``checkpoint``.
-        """
-        if self.chosen.model:
-            name = f"likeness/{self._variant.mode}"
-            return read_likeness(project.existing(name, self._recipe))
-        folder = project.workspace.champion_folder
-        champion = read_champion(folder)
-        if champion is None:
-            return None
-        return load_likeness(folder, champion, project.workspace.layout)
+        return champion_scorer(
+            project,
+            "in the run configuration, ops: predictions: config: {model: gbt, recipe: host}",
+        )
 
     def folder(self, workspace: Workspace, key: str) -> Path:
         champion = None if self.chosen.model else read_champion(workspace.champion_folder)
@@ -210,9 +179,9 @@ class Predictions(FolderStage):
             served = champion.served
             rule_id, likeness_id = champion.alarm_rules[served], champion.likeness or None
             return champion.checkpoints[served], rule_id, likeness_id
-        checkpoint, rule, _, _ = self.checkpoint(project)
-        likeness = self.likeness(project)
-        return checkpoint.artifact_id, rule.id, likeness.id if likeness else None
+        scorer = self.scorer(project)
+        likeness_id = scorer.likeness.id if scorer.likeness else None
+        return scorer.checkpoint.artifact_id, scorer.required_rule().id, likeness_id
 
     def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
         if "alarm_rule_id" not in manifest.facts:  # written by an earlier version
@@ -231,13 +200,16 @@ class Predictions(FolderStage):
         progress: Progress,
     ) -> dict[str, Any]:
         layout, shards = project.workspace.layout, project.artifacts("ingest", key)
-        checkpoint, rule, recipe, training = self.checkpoint(project)
+        scorer = self.scorer(project)
+        checkpoint, rule, likeness = scorer.checkpoint, scorer.required_rule(), scorer.likeness
+        training = scorer.training
+        assert training is not None, "its dataset was checked: it is an input of what scores"
         windows = pl.DataFrame(read_windows(shards[TENSORS].paths("windows"))).with_columns(
             batch=pl.lit(key)
         )
         X = inputs(windows, {key: shards}, checkpoint.variant, layout)
         proba = checkpoint.model.predict_proba(X)
-        first, likeness = begins(windows), self.likeness(project)
+        first = begins(windows)
         over_time, unlike = carried_over(rule, proba, first), None
         if likeness:
             seen = inputs_of_kind(windows, {key: shards}, "summary", likeness.mode, layout)
@@ -250,7 +222,7 @@ class Predictions(FolderStage):
             pl.col("label").alias("labelled"),
             *scored_columns(layout.phases, proba, over_time),
             *unlike_columns(unlike, len(windows)),
-            pl.col("episode_id").is_in(training.implode()).alias("seen_in_training"),
+            pl.col("episode_id").is_in(training["episode_id"].implode()).alias("seen_in_training"),
             pl.lit(checkpoint.artifact_id).alias("checkpoint_id"),
             pl.lit(rule.id).alias("alarm_rule_id"),
         )
@@ -266,7 +238,7 @@ class Predictions(FolderStage):
                 table.filter("unlike")["episode_id"].n_unique() if likeness else None
             ),
             "seen_in_training": int(table["seen_in_training"].sum()),
-            "checkpoint": f"{checkpoint.variant.name} ({recipe})",
+            "checkpoint": f"{checkpoint.variant.name} ({scorer.recipe})",
             "checkpoint_id": checkpoint.artifact_id,
             "contract_hash": checkpoint.header["contract_hash"],
             "coverage": {

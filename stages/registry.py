@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from features.registry import MODES
 from models.registry import VARIANTS
 from stages.alarm_rules import AlarmRules
@@ -20,9 +18,7 @@ from stages.ingest import Ingest
 from stages.likeness import LikenessStage
 from stages.predictions import Predictions
 from stages.report_page import ReportPage
-
-if TYPE_CHECKING:
-    from stages.stage import Stage
+from stages.stage import Stage
 
 STAGES: dict[str, Stage] = {
     stage.name: stage

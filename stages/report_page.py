@@ -12,7 +12,7 @@ import polars as pl
 
 from champion.history import ChampionError, now, read_champion
 from datasets.splits import RECIPES
-from evaluation.documents import Comparisons, EvalReport, Objection
+from evaluation.documents import BatchDrift, Comparisons, EvalReport, Objection
 from evaluation.tables import tables
 from evaluation.wording import objection
 from features.files import file_sha256, fingerprint, write_atomically
@@ -23,18 +23,16 @@ from stages.decisions import read_tally
 from stages.drift import Drift
 from stages.evaluation import read_comparisons, read_report
 from stages.host_rotation import read_rotation
-from stages.manifest import Manifest, read_manifest, write_manifest
-from stages.stage import Artifacts, Output, Stage
-from stages.status import Reason, StageError
+from stages.manifest import Manifest, write_manifest
+from stages.stage import Artifacts, ManifestStage, Output, Progress
+from stages.status import Reason, StageError, Status
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from evaluation.documents import BatchDrift
     from stages.project import Project
-    from stages.stage import Progress
-    from stages.status import Status
+    from stages.workspace import Workspace
 
 
 HISTORY_FILE = "history.jsonl"
@@ -83,7 +81,7 @@ def comparable(status: Status) -> bool:
     return status.usable and status.code not in ("batches_added", "other_store")
 
 
-class ReportPage(Stage):
+class ReportPage(ManifestStage):
     """One page on every checkpoint and recipe evaluated so far, to be read by people."""
 
     name = "report"
@@ -114,8 +112,11 @@ class ReportPage(Stage):
         """Nothing in particular: what is not current is left out and named."""
         return iter(())
 
+    def folder(self, workspace: Workspace, key: str) -> Path:
+        return workspace.report_page.parent
+
     def read(self, project: Project, key: str) -> Artifacts:
-        manifest = read_manifest(project.workspace.report_page.parent)
+        (manifest,) = super().read(project, key).values()
         return {self.name: manifest if manifest and "page" in manifest.files else None}
 
     def fingerprint(self, project: Project, key: str) -> str:
@@ -139,16 +140,8 @@ class ReportPage(Stage):
             }
         )
 
-    def reason(
-        self, project: Project, key: str, artifacts: Artifacts, *, verify: bool
-    ) -> Reason | None:
-        (manifest,) = artifacts.values()
-        if manifest is None:
-            return Reason("not_made", {"outputs": [self.name]})
-        if damage := manifest.damage(verify=verify):
-            return Reason("damaged", {"problem": damage})
-        same = manifest.fingerprint == self.fingerprint(project, key)
-        return None if same else Reason("contents")
+    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+        return Reason("contents")
 
     def make(
         self,

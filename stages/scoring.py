@@ -1,20 +1,37 @@
-"""Scores of one episode: what a checkpoint, its alarm rule and its likeness say of it."""
+"""What scores, and the scores: what a checkpoint, its alarm rule and its likeness say."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
+from champion.history import (
+    Champion,
+    ChampionError,
+    load_kept,
+    load_likeness,
+    load_rule,
+    read_champion,
+    read_training,
+)
+from datasets.splits import RECIPES
+from datasets.windows import read_dataset
 from evaluation.detection import alarm_score
 from evaluation.scores import phases_of
 from features.relative import episode_inputs
-from models.novelty import ALPHA
+from models.checkpoint import Checkpoint, load_checkpoint
+from models.novelty import ALPHA, Likeness
+from stages.alarm_rules import rule_of
+from stages.likeness import likeness_of
+from stages.status import StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -22,10 +39,150 @@ if TYPE_CHECKING:
     from features.registry import Layout
     from models.alarm import AlarmRule
     from models.base import Inputs
-    from models.checkpoint import Checkpoint
-    from models.novelty import Likeness
+    from stages.manifest import Manifest
+    from stages.project import Project
 
 TOP = 5  # channels that are named for a window
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What scores: a checkpoint, and what is bound to it, which is read when it is asked for."""
+
+    project: Project
+    checkpoint: Checkpoint
+    champion: Champion | None = None  # whose checkpoint it is; None: it was named
+    tell: Callable[[str], None] | None = None  # takes why a part is left out; None: that is raised
+
+    @property
+    def name(self) -> str:
+        return self.checkpoint.variant.name
+
+    @property
+    def recipe(self) -> str:
+        """The recipe of the data that trained it."""
+        if self.champion is not None:
+            return self.champion.served
+        return str(self.checkpoint.header["train_meta"].get("recipe"))
+
+    @cached_property
+    def rule(self) -> AlarmRule | None:
+        """Its alarm rule; None if no rule is bound to it.
+
+        Raises:
+            StageError, ChampionError: it is gone or was changed; see ``rule_of``, ``load_rule``.
+        """
+        if self.champion is None:
+            return rule_of(self.project, self.checkpoint)
+        try:
+            return load_rule(self.project.workspace.champion_folder, self.champion)
+        except ChampionError as error:
+            self._leave_out("no alarms and filtered phases", error)
+            return None
+
+    def required_rule(self) -> AlarmRule:
+        """Its alarm rule.
+
+        Raises:
+            StageError, ChampionError: there is none, or see ``rule``.
+        """
+        if self.rule is None:
+            raise StageError(
+                f"No alarm rule is bound to this checkpoint of {self.name}, so it could raise no "
+                "alarm. Run: phasewatch run"
+            )
+        return self.rule
+
+    @cached_property
+    def likeness(self) -> Likeness | None:
+        """The likeness of its training windows; None if there is none.
+
+        Raises:
+            StageError, ChampionError: it is gone or was changed.
+        """
+        workspace = self.project.workspace
+        try:
+            if self.champion is None:
+                return likeness_of(self.project, self.checkpoint)
+            return load_likeness(workspace.champion_folder, self.champion, workspace.layout)
+        except (StageError, ChampionError) as error:
+            self._leave_out("not said what is unlike training", error)
+            return None
+
+    @cached_property
+    def training(self) -> pl.DataFrame | None:
+        """Episodes (``episode_id, split``) that it has learned from; None: the dataset is gone.
+
+        Raises:
+            StageError, ChampionError: the table is gone or was changed.
+        """
+        if self.champion is not None:
+            return read_training(self.project.workspace.champion_folder, self.champion)
+        trained_on = self.checkpoint.header["train_meta"].get("dataset_version")
+        dataset = self.project.artifact("datasets", self.recipe) if self.recipe in RECIPES else None
+        if dataset is None or dataset.version != trained_on:
+            return None
+        table = read_dataset(sound(self.project, "datasets", self.recipe))
+        return table.filter(pl.col("split") != "test").select("episode_id", "split").unique()
+
+    def scores(self, extracted: Extracted, *, explain: bool = False) -> Scores:
+        """The scores of an episode's windows; see ``score_episode``."""
+        layout, bound = self.project.workspace.layout, (self.rule, self.likeness)
+        return score_episode(self.checkpoint, *bound, extracted, layout, explain=explain)
+
+    def _leave_out(self, what: str, error: Exception) -> None:
+        if self.tell is None:
+            raise error
+        self.tell(f"{what}: {error}")
+
+
+def champion_scorer(
+    project: Project,
+    instead: str = "--checkpoint FILE",
+    tell: Callable[[str], None] | None = None,
+) -> Scorer:
+    """The champion's.
+
+    Args:
+        instead: how to name a checkpoint, for who has no champion.
+
+    Raises:
+        StageError: there is no champion.
+        ChampionError, CheckpointError: it cannot be read or loaded.
+    """
+    folder = project.workspace.champion_folder
+    champion = read_champion(folder)
+    if champion is None:
+        raise StageError(
+            f"{folder}: there is no champion to score with. Promote a trained model "
+            f"(phasewatch promote MODEL), or name a checkpoint: {instead}"
+        )
+    return Scorer(project, load_kept(folder, champion, project.workspace.layout), champion, tell)
+
+
+def scorer_of(
+    project: Project, path: Path | None, tell: Callable[[str], None] | None = None
+) -> Scorer:
+    """That of a checkpoint file, or without one the champion's.
+
+    Raises:
+        StageError, ChampionError, CheckpointError: see ``champion_scorer``, ``load_checkpoint``.
+    """
+    if path is None:
+        return champion_scorer(project, tell=tell)
+    return Scorer(project, load_checkpoint(path, project.workspace.layout), tell=tell)
+
+
+def sound(project: Project, stage: str, key: str) -> Manifest:
+    """An artifact whose files are whole, current or not.
+
+    Raises:
+        StageError: it is missing or damaged.
+    """
+    manifest = project.existing(stage, key)
+    if problem := manifest.damage():
+        raise StageError(f"{problem}. Run: {project.stages[stage].remedy(key)}")
+    return manifest
 
 
 @dataclass(frozen=True)
@@ -208,7 +365,8 @@ def score_episode(
         explain: also find which channels argue for each window's phase.
     """
     inputs = extracted.series, extracted.features, layout
-    proba = checkpoint.predict_episode(*inputs)
+    X = checkpoint.inputs(*inputs)
+    proba = checkpoint.model.predict_proba(X)
     found = None
     if likeness is not None:
         seen = layout.keep_mask(likeness.mode, "summary")
@@ -221,5 +379,5 @@ def score_episode(
         over_time=None if rule is None else carried_over(rule, proba),
         unlike_training=found,
         channels=layout.channel_names,
-        why=checkpoint.explain_episode(*inputs) if explain else None,
+        why=checkpoint.explain(X, layout) if explain else None,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -13,16 +14,13 @@ from stages.manifest import Draft, Manifest, draft, read_manifest
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from features.registry import InputKind
     from stages.project import Project
     from stages.workspace import Workspace
 
-    Progress = Callable[[int, int, str], None]
-
+Progress = Callable[[int, int, str], None]
 Partition = Literal["batch", "recipe", ""]
 """What an artifact exists once for: a batch, a recipe, or the whole store."""
 
@@ -181,8 +179,10 @@ class Stage(ABC):
 class ManifestStage(Stage):
     """A stage whose one output is a folder with a manifest."""
 
-    @abstractmethod
-    def folder(self, workspace: Workspace, key: str) -> Path: ...
+    def folder(self, workspace: Workspace, key: str) -> Path:
+        """Where the artifact lies; it follows from the stage's name."""
+        kind, _, part = self.name.partition("/")
+        return workspace.artifacts_path / kind / key / part
 
     def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
         """Why a fingerprint differs."""

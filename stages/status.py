@@ -4,14 +4,11 @@ and a remedy.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from config.messages import addressed
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 from datasets.splits import UNAVAILABLE
 
 State = Literal["current", "stale", "missing", "damaged", "unavailable"]

@@ -134,34 +134,8 @@ class Workspace(BaseModel):
         """Every contract that shards were made under, by its hash."""
         return self.artifacts_path / "contracts"
 
-    def dataset_folder(self, recipe: str) -> Path:
-        return self.artifacts_path / "datasets" / recipe
-
     def checkpoint_folder(self, recipe: str) -> Path:
         return self.artifacts_path / "checkpoints" / recipe
-
-    def held_out_predictions_folder(self, recipe: str) -> Path:
-        return self.artifacts_path / "held_out_predictions" / recipe
-
-    def report_folder(self, recipe: str) -> Path:
-        return self.artifacts_path / "reports" / recipe
-
-    def alarm_rule_folder(self, recipe: str) -> Path:
-        return self.artifacts_path / "alarm_rules" / recipe
-
-    def likeness_folder(self, recipe: str) -> Path:
-        return self.artifacts_path / "likeness" / recipe
-
-    def comparisons_folder(self, recipe: str) -> Path:
-        return self.report_folder(recipe) / "comparisons"
-
-    @property
-    def host_rotation_folder(self) -> Path:
-        return self.artifacts_path / "host_rotation"
-
-    @property
-    def device_bundle_folder(self) -> Path:
-        return self.artifacts_path / "device_bundle"
 
     @property
     def report_page(self) -> Path:
@@ -179,9 +153,6 @@ class Workspace(BaseModel):
     def decisions_folder(self) -> Path:
         """The hub's log, and its counts."""
         return self.artifacts_path / "decisions"
-
-    def drift_folder(self, batch: str) -> Path:
-        return self.artifacts_path / "drift" / batch
 
 
 def read_workspace(config: Path | None, overrides: Mapping[str, Any] | None = None) -> Workspace:

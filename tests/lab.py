@@ -26,8 +26,9 @@ from pipelines.partitions import sync_batches
 from resources.guards import last_metadata
 from stages.alarm_rules import read_rule
 from stages.champion import kept_files
-from stages.device_bundle import bundle_files, named_ingredients, write_bundle
+from stages.device_bundle import bundle_files, write_bundle
 from stages.project import Project
+from stages.scoring import Scorer
 from stages.workspace import Workspace
 
 RECIPE = "sample"
@@ -179,8 +180,8 @@ def checkpoint_of(lab: Lab, model: str, mode: str = "realistic") -> Checkpoint:
 
 def bundle_of(lab: Lab, model: str, folder: Path) -> None:
     """Write the device bundle of a realistic checkpoint."""
-    found = named_ingredients(lab.project, checkpoint_of(lab, model))
-    write_bundle(folder, bundle_files(lab.project, found))
+    scorer = Scorer(lab.project, checkpoint_of(lab, model))
+    write_bundle(folder, bundle_files(scorer))
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

@@ -28,10 +28,11 @@ from live.runtime import NeighbourRuntime, OnnxRuntime, TreeRuntime
 from models.registry import MODELS
 from stages.device_bundle import (
     OracleError,
+    bundle_files,
     check_parity,
-    named_ingredients,
     parity,
 )
+from stages.scoring import Scorer
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -221,7 +222,7 @@ def test_a_sound_bundle_is_shown(copy: Path, capsys: pytest.CaptureFixture[str])
 
 def test_an_oracle_is_refused(trained: Lab) -> None:
     with pytest.raises(OracleError):
-        named_ingredients(trained.project, checkpoint_of(trained, "knn", "oracle"))
+        bundle_files(Scorer(trained.project, checkpoint_of(trained, "knn", "oracle")))
 
 
 # --- the asset
@@ -235,7 +236,7 @@ def test_dagster_makes_the_champions_bundle_and_checks_it(retrained: Lab) -> Non
     assert result.success
     [check] = result.get_asset_check_evaluations()
     assert (check.check_name, check.passed) == ("bundle_equals_checkpoint", True)
-    folder = retrained.workspace.device_bundle_folder
+    folder = retrained.workspace.artifacts_path / "device_bundle"
     bundle = load_bundle(folder)
     assert retrained.recorded("device_bundle")["bundle_id"] == bundle.id
     status = retrained.project.status(retrained.project.stages["device_bundle"], "")

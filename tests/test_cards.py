@@ -128,7 +128,7 @@ def test_a_report_on_another_checkpoint_is_refused() -> None:
 
 def test_every_report_has_its_card_beside_it(trained: Lab) -> None:
     for which in VARIANTS:
-        manifest = read_manifest(trained.workspace.report_folder(RECIPE) / which.name)
+        manifest = read_manifest(trained.workspace.report_page.parent / RECIPE / which.name)
         assert manifest is not None
         card = manifest.path("card").read_text()
         one = json.loads(manifest.path("report").read_text())

@@ -512,7 +512,7 @@ def test_a_challenger_that_cannot_be_verified_here_is_refused(
 
 
 def test_a_challenger_of_another_dataset_is_refused(lab: Lab) -> None:
-    dataset = read_manifest(lab.workspace.dataset_folder("sample"))
+    dataset = read_manifest(lab.workspace.artifacts_path / "datasets" / "sample")
     assert dataset is not None
     with draft(dataset.folder) as staged:
         shutil.copy(dataset.path("windows"), staged.new_file("windows", ".parquet"))
@@ -528,7 +528,9 @@ def test_episodes_that_the_champion_was_trained_on_are_left_out(lab: Lab) -> Non
     reign = read_champion(workspace.champion_folder)
     assert reign is not None
     path = kept_path(workspace.champion_folder, reign, "time").with_name(TRAINING_FILE)
-    windows = pl.read_parquet(next(workspace.dataset_folder("time").glob("*.parquet")))
+    windows = pl.read_parquet(
+        next((workspace.artifacts_path / "datasets" / "time").glob("*.parquet"))
+    )
     test = windows.filter(pl.col("split") == "test")["episode_id"].unique().sort()
     known = read_training(workspace.champion_folder, reign, "time")
     row = windows.select(known.columns).unique().filter(pl.col("episode_id") == test[0])
@@ -676,5 +678,5 @@ def test_scoring_uses_the_champion(lab: Lab) -> None:
     shutil.rmtree(lab.workspace.champion_folder)
     refused = lab.execute("score", batch)
     assert not refused.success
-    assert "There is no champion to score with" in failure(refused)
-    assert "phasewatch promote gbt" in failure(refused)
+    assert "there is no champion to score with" in failure(refused)
+    assert "phasewatch promote" in failure(refused)

@@ -264,7 +264,7 @@ def test_the_champion_scores_unless_a_checkpoint_is_named(scoring: Lab) -> None:
 
 @pytest.mark.usefixtures("scoring")
 def test_what_the_champion_was_trained_on_is_said(trained: Lab) -> None:
-    dataset = read_manifest(trained.workspace.dataset_folder(RECIPE))
+    dataset = read_manifest(trained.workspace.artifacts_path / "datasets" / RECIPE)
     assert dataset is not None
     sides = dict(read_dataset(dataset).select("episode_id", "split").unique().iter_rows())
     known = {side: episode for episode, side in sides.items()}

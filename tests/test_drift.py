@@ -388,7 +388,7 @@ def test_a_new_batch_is_compared_as_it_is_ingested(
         checks = evaluations(result)
         assert checks.keys() == {f"{name}_as_in_training" for name in CHECKS}
         assert all(check.passed for check in checks.values())
-        assert not lab.workspace.drift_folder(batch).exists()
+        assert not (lab.workspace.artifacts_path / "drift" / batch).exists()
 
         monkeypatch.setattr("stages.champion.SERVED", RECIPE)
         folder = lab.workspace.champion_folder

@@ -74,7 +74,9 @@ def test_predictions_mark_what_was_seen_in_training(trained: Lab) -> None:
     table = pl.read_parquet(
         next(Path(materialized(result)["predictions"]["path"]).glob("*.parquet"))
     )
-    dataset = pl.read_parquet(next(trained.workspace.dataset_folder(RECIPE).glob("*.parquet")))
+    dataset = pl.read_parquet(
+        next((trained.workspace.artifacts_path / "datasets" / RECIPE).glob("*.parquet"))
+    )
     training = set(dataset.filter(pl.col("split") != "test")["episode_id"])
     assert set(table.filter("seen_in_training")["episode_id"]) == training & set(
         table["episode_id"]
@@ -88,15 +90,19 @@ def test_predictions_mark_what_was_seen_in_training(trained: Lab) -> None:
 def test_evaluation_covers_val_and_test_and_is_what_the_schema_says(trained: Lab) -> None:
     import polars as pl
 
-    dataset = pl.read_parquet(next(trained.workspace.dataset_folder(RECIPE).glob("*.parquet")))
-    path = next(trained.workspace.held_out_predictions_folder(RECIPE).glob("*.parquet"))
+    dataset = pl.read_parquet(
+        next((trained.workspace.artifacts_path / "datasets" / RECIPE).glob("*.parquet"))
+    )
+    path = next(
+        (trained.workspace.artifacts_path / "held_out_predictions" / RECIPE).glob("*.parquet")
+    )
     table = pl.read_parquet(path)
     held_out = dataset.filter(pl.col("split") != "train")
     for _, rows in table.group_by("model", "mode"):
         on = ["split", "episode_id", "window"]
         assert rows.select(on).sort(on).equals(held_out.select(on).sort(on))
     for which in VARIANTS:
-        manifest = read_manifest(trained.workspace.report_folder(RECIPE) / which.name)
+        manifest = read_manifest(trained.workspace.report_page.parent / RECIPE / which.name)
         assert manifest is not None
         report = read_report(manifest).model_dump(mode="json")
         check_schema(report)
@@ -108,7 +114,7 @@ def test_evaluation_covers_val_and_test_and_is_what_the_schema_says(trained: Lab
         )
         assert {e["onset_s"] for e in report["detection"]["episodes"]} == {16.0}
         assert set(report["timeline"]["actual"]) == set(report["roster"])
-    manifest = read_manifest(trained.workspace.comparisons_folder(RECIPE))
+    manifest = read_manifest(trained.workspace.report_page.parent / RECIPE / "comparisons")
     assert manifest is not None
     document = read_comparisons(manifest).model_dump(mode="json")
     check_schema(document)
@@ -118,7 +124,7 @@ def test_evaluation_covers_val_and_test_and_is_what_the_schema_says(trained: Lab
 
 def test_latency_is_measured_beside_the_report_and_changes_no_version(trained: Lab) -> None:
     for which in VARIANTS:
-        manifest = read_manifest(trained.workspace.report_folder(RECIPE) / which.name)
+        manifest = read_manifest(trained.workspace.report_page.parent / RECIPE / which.name)
         assert manifest is not None
         report, recorded = read_report(manifest), trained.recorded(f"eval_reports/{which.name}")
         assert report.latency is not None

@@ -42,6 +42,7 @@ from stages.datasets import open_windows
 from stages.evaluation import read_report
 from stages.held_out_predictions import read_predictions
 from stages.report_page import evaluated
+from stages.scoring import champion_scorer, scorer_of
 from stages.status import StageError
 
 ROOT = Path(__file__).parent.parent
@@ -172,8 +173,8 @@ def test_the_mix_counts_every_window_of_every_usable_recording(trained: Lab) -> 
 @pytest.mark.parametrize("model", ["gbt", "cnn"])
 def test_a_replay_says_what_the_held_out_predictions_say(trained: Lab, model: str) -> None:
     project = trained.project
-    scorer = producers.named_scorer(project, checkpoint(trained, model))
-    events = list(producers.replay(project, scorer))
+    scorer = scorer_of(project, checkpoint(trained, model))
+    events = list(producers.replay(scorer))
     phases = trained.workspace.layout.phases
     table = read_predictions(project.existing("held_out_predictions", RECIPE)).filter(
         pl.col("model") == model, pl.col("mode") == "realistic", pl.col("split") == "test"
@@ -193,28 +194,29 @@ def test_a_replay_says_what_the_held_out_predictions_say(trained: Lab, model: st
 
 def test_a_champion_replays_what_it_never_learned(crowned: Lab) -> None:
     project = crowned.project
-    scorer = producers.champion_scorer(project)
+    scorer = champion_scorer(project)
     assert scorer.training is not None
     learned = set(scorer.training["episode_id"])
     test = read_dataset(project.existing("datasets", "time")).filter(pl.col("split") == "test")
     assert learned & set(test["episode_id"])
-    shown = {e.episode_id for e in producers.replay(project, scorer)}
+    shown = {e.episode_id for e in producers.replay(scorer)}
     assert shown == set(test["episode_id"]) - learned
 
     chosen = [project.listing.find(sorted(learned)[0]), project.listing.find(sorted(shown)[0])]
-    recipes = {e.episode_id: e.recipe for e in producers.replay(project, scorer, chosen)}
+    recipes = {e.episode_id: e.recipe for e in producers.replay(scorer, chosen)}
     assert recipes == {chosen[0].episode_id: None, chosen[1].episode_id: "time"}
 
 
 def test_what_was_excluded_is_not_replayed(crowned: Lab) -> None:
-    scorer = producers.champion_scorer(crowned.project)
-    episode = next(iter(producers.replay(crowned.project, scorer))).episode_id
+    scorer = champion_scorer(crowned.project)
+    episode = next(iter(producers.replay(scorer))).episode_id
     crowned.workspace.exclusions_file.write_text(
         json.dumps([{"episode": episode, "from_s": 0, "to_s": 12, "reason": "-", "who": "-"}])
     )
     made = crowned.execute("retrain", "time", only=[dg.AssetKey("datasets")])
     assert made.success, failure(made)
-    shown = [e for e in producers.replay(crowned.project, scorer) if e.episode_id == episode]
+    scorer = champion_scorer(crowned.project)
+    shown = [e for e in producers.replay(scorer) if e.episode_id == episode]
     assert [e.window for e in shown] == [3, 4, 5, 6]  # windows of 10 s, 5 s apart
 
 
@@ -225,17 +227,17 @@ def test_another_dataset_than_it_was_trained_on_holds_out_nothing_known(retraine
     made = retrained.execute("retrain", RECIPE, only=[dg.AssetKey("datasets")])
     assert made.success, failure(made)
     project = retrained.project
-    scorer = producers.named_scorer(project, path)
+    scorer = scorer_of(project, path)
     with pytest.raises(StageError, match="is not known"):
-        list(producers.replay(project, scorer))
+        list(producers.replay(scorer))
     (chosen, *_) = project.listing.episodes
-    assert {e.recipe for e in producers.replay(project, scorer, [chosen])} == {None}
+    assert {e.recipe for e in producers.replay(scorer, [chosen])} == {None}
 
 
 def test_one_recording_at_a_time_is_in_memory(trained: Lab) -> None:
     project = trained.project
-    scorer = producers.named_scorer(project, checkpoint(trained, "gbt"))
-    for events in (producers.replay(project, scorer), producers.embedding(project, scorer)):
+    scorer = scorer_of(project, checkpoint(trained, "gbt"))
+    for events in (producers.replay(scorer), producers.embedding(scorer)):
         alive = set()
         for event in events:
             if getattr(event, "window", 0) == 0:
@@ -245,10 +247,10 @@ def test_one_recording_at_a_time_is_in_memory(trained: Lab) -> None:
 
 def test_a_paced_replay_takes_its_time(trained: Lab) -> None:
     project = trained.project
-    scorer = producers.named_scorer(project, checkpoint(trained, "gbt"))
+    scorer = scorer_of(project, checkpoint(trained, "gbt"))
     began = time.monotonic()
     chosen = project.listing.episodes[:1]
-    (*_, last) = producers.replay(project, scorer, chosen, speed=100)
+    (*_, last) = producers.replay(scorer, chosen, speed=100)
     assert time.monotonic() - began >= (last.start_s + 10) / 100
 
 
@@ -258,8 +260,8 @@ def test_a_paced_replay_takes_its_time(trained: Lab) -> None:
 @pytest.mark.parametrize("model", ["gbt", "cnn"])
 def test_an_embedding_lies_along_the_axes_of_training(trained: Lab, model: str) -> None:
     project, variant = trained.project, find_variant(model, "realistic")
-    scorer = producers.named_scorer(project, checkpoint(trained, model))
-    events = list(producers.embedding(project, scorer))
+    scorer = scorer_of(project, checkpoint(trained, model))
+    events = list(producers.embedding(scorer))
     training, test = (open_windows(project, RECIPE, variant, split) for split in ("train", "test"))
     rows = scale(np.asarray(test.X[:]), fit_scaling(training.X)).astype(float)
     rows = rows.mean(axis=1) if rows.ndim == 3 else rows
@@ -277,9 +279,9 @@ def test_an_embedding_lies_along_the_axes_of_training(trained: Lab, model: str) 
 
 def test_of_many_windows_the_same_few_are_drawn(trained: Lab) -> None:
     project = trained.project
-    scorer = producers.named_scorer(project, checkpoint(trained, "gbt"))
+    scorer = scorer_of(project, checkpoint(trained, "gbt"))
     first, again = (
-        [(e.episode_id, e.window, e.x, e.y) for e in producers.embedding(project, scorer, 9)]
+        [(e.episode_id, e.window, e.x, e.y) for e in producers.embedding(scorer, 9)]
         for _ in range(2)
     )
     assert len(set(first)) == 9
@@ -464,17 +466,17 @@ def test_an_unusable_episode_is_not_replayed(retrained: Lab, serve: Callable[...
 
 def test_damaged_artifacts_are_named(retrained: Lab) -> None:
     path, project = checkpoint(retrained, "gbt"), retrained.project
-    scorer = producers.named_scorer(project, path)
+    scorer = scorer_of(project, path)
     (windows,) = retrained.artifacts.glob(f"datasets/{RECIPE}/windows.*.parquet")
     content = windows.read_bytes()
     windows.write_bytes(content[:-9] + b"different")
     with pytest.raises(StageError, match=f"{windows.name} was changed.*phasewatch run"):
-        list(producers.replay(retrained.project, scorer))
+        list(producers.replay(scorer))
     windows.write_bytes(content)
     sidecar = path.parent / scorer.checkpoint.header["sidecar"]
     sidecar.write_bytes(sidecar.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=sidecar.name):
-        producers.named_scorer(retrained.project, path)
+        scorer_of(retrained.project, path)
 
 
 def test_again_and_again_whatever_becomes_of_the_hub(

@@ -132,6 +132,6 @@ def test_a_training_goes_on_while_the_store_grows(retrained: Lab) -> None:
     result = retrained.execute("retrain", RECIPE, only=[dg.AssetKey("datasets")])
     assert not materialized(result)["datasets"]["reused"]
     assert all(check.passed for check in result.get_asset_check_evaluations())
-    dataset = read_manifest(retrained.workspace.dataset_folder(RECIPE))
+    dataset = read_manifest(retrained.workspace.artifacts_path / "datasets" / RECIPE)
     assert dataset is not None
     assert late.episode_id in set(read_dataset(dataset)["episode_id"])

@@ -34,8 +34,7 @@ from live.sources import DEPLOYABLE, Replay
 from live.stream import LiveWindow
 from models.novelty import ALPHA
 from pipelines.cli.app import REJECTED, app
-from stages.device_bundle import named_ingredients
-from stages.scoring import score_episode
+from stages.scoring import Scorer
 
 ROOT = Path(__file__).parent.parent
 EPISODE = ulid(1_790_000_000_000, 7)
@@ -68,11 +67,11 @@ def test_events_say_what_the_checkpoint_says_of_the_episode(
     bundle = load_bundle(bundled(model))
     events = scored(bundle, members, replay_of=EPISODE)
     extracted = extract(parse_episode(pack(EPISODE, members), EPISODE, LAYOUT.fields), LAYOUT)
-    found = named_ingredients(trained.project, checkpoint_of(trained, model))
-    scores = score_episode(found.checkpoint, found.rule, found.likeness, extracted, LAYOUT)
+    scorer = Scorer(trained.project, checkpoint_of(trained, model))
+    scores = scorer.scores(extracted)
     assert [e["window"] for e in events] == list(range(len(scores)))
     assert scores.over_time is not None
-    assert found.likeness is not None
+    assert scorer.likeness is not None
     rows = np.concatenate([extracted.features, extracted.baseline], axis=1)
     assert len(rows) == len(events)
     for i, event in enumerate(events):
@@ -279,7 +278,7 @@ def test_unlike_is_said_as_in_batch(
     trained: Lab, bundled: Bundled, members: dict[str, bytes]
 ) -> None:
     bundle = load_bundle(bundled("gbt"))
-    likeness = named_ingredients(trained.project, checkpoint_of(trained, "gbt")).likeness
+    likeness = Scorer(trained.project, checkpoint_of(trained, "gbt")).likeness
     extracted = extract(parse_episode(pack(EPISODE, members), EPISODE, LAYOUT.fields), LAYOUT)
     from features.relative import summary_inputs
 

@@ -88,7 +88,7 @@ def lose_sidecar(lab: Lab, _: Any) -> None:
 
 
 def write_older_report(lab: Lab, _: Any) -> None:
-    with draft(lab.workspace.report_folder(RECIPE) / "knn_realistic") as staged:
+    with draft(lab.workspace.report_page.parent / RECIPE / "knn_realistic") as staged:
         staged.new_file("report", ".json").write_text('{"schema": "phasewatch.eval_report/0"}')
         staged.commit("older", {}, STAGES["eval_reports/knn_realistic"].version)
 
@@ -348,7 +348,7 @@ def test_what_recorded_no_version_was_made_by_other_code(retrained: Lab) -> None
     change_replicates(retrained, None)
     stage = STAGES["comparisons"]
     assert retrained.project.status(stage, RECIPE).code == "settings"
-    manifest = read_manifest(retrained.workspace.comparisons_folder(RECIPE))
+    manifest = read_manifest(retrained.workspace.report_page.parent / RECIPE / "comparisons")
     assert manifest is not None
     write_manifest(replace(manifest, stage_version=""))
     assert retrained.project.status(stage, RECIPE).code == "version"
@@ -363,7 +363,7 @@ def test_drift_is_hashed_and_follows_its_thresholds(
         other = THRESHOLDS.model_copy(update={"warn": 0.2})
         changed.setattr("stages.drift.THRESHOLDS", other)
         assert codes(retrained.project, "drift")[BATCH] == "settings"
-    manifest = read_manifest(retrained.workspace.drift_folder(BATCH))
+    manifest = read_manifest(retrained.workspace.artifacts_path / "drift" / BATCH)
     assert manifest is not None
     path = manifest.path("drift")
     path.write_bytes(path.read_bytes().replace(b"ok", b"OK", 1))

@@ -79,7 +79,9 @@ def test_promotion_notes_it_and_refuses_nothing() -> None:
 def test_the_stage_judges_every_test_episode(mode: str, trained: Lab) -> None:
     manifest = trained.project.existing(f"likeness/{mode}", RECIPE)
     likeness, episodes = read_likeness(manifest), pl.read_parquet(manifest.path("episodes"))
-    table = pl.read_parquet(next(trained.workspace.dataset_folder(RECIPE).glob("*.parquet")))
+    table = pl.read_parquet(
+        next((trained.workspace.artifacts_path / "datasets" / RECIPE).glob("*.parquet"))
+    )
     sides = dict(table.group_by("split").agg(pl.col("episode_id").unique()).iter_rows())
     assert set(episodes["episode_id"]) == set(sides["test"])
     assert len(likeness.calibration) == len(sides["val"])
@@ -137,7 +139,7 @@ def test_a_champion_keeps_its_likeness(retrained: Lab, monkeypatch: pytest.Monke
     assert kept is not None
     assert kept.id == found.id
     loaded = retrained.project.checkpoint(find_variant("gbt", "realistic"), RECIPE)
-    shutil.rmtree(retrained.workspace.likeness_folder(RECIPE))
+    shutil.rmtree(retrained.workspace.artifacts_path / "likeness" / RECIPE)
     assert stages.likeness.likeness_of(retrained.project, loaded) is None
     history.put_in_use(folder, champion, judged_against=without)
     again = stages.likeness.likeness_of(retrained.project, loaded)

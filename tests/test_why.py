@@ -91,6 +91,8 @@ class Sum(Classifier):
     def restore(self, sidecar: Any, n_inputs: int, standardize: Any) -> None:  # noqa: ARG002
         self.n_inputs_, self.standardize_ = n_inputs, standardize
 
+    def exported(self, n_timepoints: int) -> Any: ...
+
 
 def test_a_channel_that_says_nothing_adds_nothing_and_all_together_leave_nothing() -> None:
     model = Sum(None, 2)

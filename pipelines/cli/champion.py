@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +13,6 @@ from pipelines.cli import options
 from pipelines.cli.console import (
     FAILED,
     OK,
-    TEXT_ONLY,
     Document,
     Table,
     one_of,
@@ -91,45 +90,53 @@ def champion(
 class Promotion(Document):
     """The outcome of a trial."""
 
-    challenger: str
-    checkpoints: dict[str, str]
-    against: str | None
-    granted: bool
-    promoted: bool
-    reasons: list[dict[str, Any]]  # a code, its numbers, and the sentence
-    accepted: list[dict[str, Any]]
+    trial: Trial
     notes: list[str]
-    recipes: dict[str, dict[str, Any]]
-    page: str | None  # made again; None: nothing was promoted, or see the problem
-    page_problem: str
-    renewed: Renewed | None = field(metadata=TEXT_ONLY)
+
+    def as_json(self) -> dict[str, Any]:
+        trial, judgement, renewed = self.trial, self.trial.judgement, self.trial.renewed
+        return {
+            "challenger": trial.variant.name,
+            "checkpoints": trial.checkpoints,
+            "against": trial.champion.name if trial.champion else None,
+            "granted": judgement.granted,
+            "promoted": trial.promoted is not None,
+            "reasons": _said(judgement.standing),  # a code, its numbers, and the sentence
+            "accepted": _said(judgement.accepted),
+            "notes": self.notes,
+            "recipes": judgement.recipes,
+            "page": renewed.path if renewed else None,  # made again, or see the problem
+            "page_problem": renewed.problem if renewed else "",
+        }
 
     def text(self) -> Iterator[str | Table]:
         from champion.rules import ALARM_GROUNDS
+        from evaluation.wording import objection
 
-        if self.recipes:
-            yield _evidence(self.recipes)
+        trial, judgement = self.trial, self.trial.judgement
+        name = trial.variant.name
+        if judgement.recipes:
+            yield _evidence(judgement.recipes)
             yield ""
-        if not self.granted:
-            yield f"{self.challenger} is not promoted:"
-            yield from (f"  - {reason['sentence']}" for reason in self.reasons)
-            if {reason["code"] for reason in self.reasons} <= ALARM_GROUNDS:
-                model = self.challenger.rpartition("_")[0]
+        if not judgement.granted:
+            yield f"{name} is not promoted:"
+            yield from (f"  - {objection(ground)}" for ground in judgement.standing)
+            if {ground.code for ground in judgement.standing} <= ALARM_GROUNDS:
+                model = trial.variant.model
                 yield f"To accept its alarms: phasewatch promote {model} --accept-alarms WHY"
-        elif not self.promoted:
-            yield f"{self.challenger} may be promoted: phasewatch promote {self.challenger}"
+        elif not trial.promoted:
+            yield f"{name} may be promoted: phasewatch promote {name}"
         else:
-            yield f"{self.challenger} is champion" + (
-                f"; {self.against} was before" if self.against else ""
-            )
-            yield from [self.renewed.line] if self.renewed else []
+            before = f"; {trial.champion.name} was before" if trial.champion else ""
+            yield f"{name} is champion{before}"
+            yield from [trial.renewed.line] if trial.renewed else []
             yield _STALE_NOW
-        yield from (f"accepted: {ground['sentence']}" for ground in self.accepted)
+        yield from (f"accepted: {objection(ground)}" for ground in judgement.accepted)
         yield from (f"note: {note}" for note in self.notes)
 
     @property
     def exit_code(self) -> int:
-        return OK if self.granted else FAILED
+        return OK if self.trial.judgement.granted else FAILED
 
 
 def promote(
@@ -171,21 +178,7 @@ def promote(
         trial = core.promote(project, challenger, by=_user(), why=why, accept_alarms=accept_alarms)
         if trial.promoted:
             _tell_dagster(project.workspace, trial.promoted)
-    renewed = trial.renewed
-    return Promotion(
-        challenger=challenger.name,
-        checkpoints=trial.checkpoints,
-        against=trial.champion.name if trial.champion else None,
-        granted=trial.judgement.granted,
-        promoted=trial.promoted is not None,
-        reasons=_said(trial.judgement.standing),
-        accepted=_said(trial.judgement.accepted),
-        notes=list(_notes(project, trial)),
-        recipes=trial.judgement.recipes,
-        page=_path(renewed),
-        page_problem=renewed.problem if renewed else "",
-        renewed=renewed,
-    )
+    return Promotion(trial, list(_notes(project, trial)))
 
 
 @dataclass(frozen=True)
@@ -196,7 +189,7 @@ class Rollback(Document):
     renewed: Renewed
 
     def as_json(self) -> dict[str, Any]:
-        page = {"page": _path(self.renewed), "page_problem": self.renewed.problem}
+        page = {"page": self.renewed.path, "page_problem": self.renewed.problem}
         return asdict(self.champion) | page
 
     def text(self) -> Iterator[str]:
@@ -225,10 +218,6 @@ def rollback(
     champion = roll_back(workspace.champion_folder, workspace.layout, by=_user(), why=why)
     _tell_dagster(workspace, champion)
     return Rollback(champion, renew_page(workspace))
-
-
-def _path(renewed: Renewed | None) -> str | None:
-    return str(renewed.page.path("page")) if renewed and renewed.page else None
 
 
 def _said(grounds: list[Objection]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +13,6 @@ from pipelines.cli.console import (
     FAILED,
     MISMATCH,
     OK,
-    TEXT_ONLY,
     USAGE,
     Command,
     Document,
@@ -37,11 +36,19 @@ contract_app = typer.Typer()
 class Contracts(Document):
     """The contract of each kind of input."""
 
-    kinds: dict[str, dict[str, Any]]
-    live: dict[InputKind, Contract] = field(metadata=TEXT_ONLY)
+    live: dict[InputKind, Contract]
 
     def as_json(self) -> dict[str, Any]:
-        return self.kinds
+        from features.registry import LAYOUT
+
+        return {
+            kind: {
+                "contract_hash": one.hash,
+                "schema_hash": LAYOUT.schema_hash(kind),
+                "sections": one.as_header(),
+            }
+            for kind, one in self.live.items()
+        }
 
     def text(self) -> Iterator[str | Table]:
         shown = next(iter(self.live.values()))  # of summary inputs if both: it has one section more
@@ -82,20 +89,8 @@ def contract(
     from features import registry
     from features.contract import contract_of
 
-    layout = registry.LAYOUT
     kinds: list[registry.InputKind] = [kind] if kind else ["summary", "tensor"]
-    live = {each: contract_of(layout, each) for each in kinds}
-    return Contracts(
-        kinds={
-            each: {
-                "contract_hash": one.hash,
-                "schema_hash": layout.schema_hash(each),
-                "sections": one.as_header(),
-            }
-            for each, one in live.items()
-        },
-        live=live,
-    )
+    return Contracts({each: contract_of(registry.LAYOUT, each) for each in kinds})
 
 
 def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -156,8 +151,11 @@ class Inventory(Document):
     """What checkpoints are, and whether they would load."""
 
     verified: bool
-    checkpoints: list[dict[str, Any]]
-    entries: list[Entry] = field(metadata=TEXT_ONLY)
+    entries: list[Entry]
+
+    def as_json(self) -> dict[str, Any]:
+        rows = [entry.as_row() for entry in self.entries]
+        return {"verified": self.verified, "checkpoints": rows}
 
     def text(self) -> Iterator[str | Table]:
         columns = ("model", "mode", "recipe", "val F1", "MB", "commit",
@@ -165,7 +163,8 @@ class Inventory(Document):
         yield Table(columns, [self._row(entry) for entry in self.entries])
         yield ""
         whole = len(self.entries) == 1
-        for entry, row in zip(self.entries, self.checkpoints, strict=True):
+        for entry in self.entries:
+            row = entry.as_row()
             if whole or entry.broken or entry.unverified:
                 yield str(entry.path)
             for name in _HASHES if whole else ():
@@ -235,7 +234,7 @@ def inspect(
     if not checkpoints:
         fail(f"{', '.join(map(str, paths))}: no {SUFFIX} in it; train: phasewatch run", USAGE)
     entries = list(_look(list(dict.fromkeys(checkpoints)), verify=verify))
-    return Inventory(verify, [entry.as_row() for entry in entries], entries)
+    return Inventory(verify, entries)
 
 
 def _look(paths: list[Path], *, verify: bool) -> Iterator[Entry]:

@@ -83,13 +83,9 @@ class Table:
     rows: Sequence[Sequence[object]]
 
 
-TEXT_ONLY = {"text_only": True}
-"""Metadata of a field of a document that JSON leaves out."""
-
-
 @dataclass(frozen=True)
 class Document:
-    """The result of a command: its fields are the JSON document."""
+    """The result of a command: by default its fields are the JSON document."""
 
     def text(self) -> Iterator[str | Table]:
         """The document for people."""
@@ -100,11 +96,7 @@ class Document:
         return OK
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if "text_only" not in field.metadata
-        }
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 class CommandError(Exception):
@@ -152,16 +144,24 @@ def with_json(function: Callable[..., Document | None]) -> Callable[..., None]:
             raise typer.Exit(document.exit_code)
 
     option = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    as_json = inspect.Parameter("as_json", keyword, default=False, annotation=option)
+    set_parameters(run, function, [as_json])
+    return run
+
+
+def set_parameters(
+    run: Callable[..., Any], function: Callable[..., Any], added: Iterable[inspect.Parameter]
+) -> None:
+    """Have typer read the parameters of ``function``, and those added, as ``run``'s."""
     hints = get_type_hints(function, include_extras=True)
     parameters = [
         parameter.replace(annotation=hints[parameter.name])
         for parameter in inspect.signature(function).parameters.values()
     ]
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters.append(inspect.Parameter("as_json", keyword, default=False, annotation=option))
+    parameters += added
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
 
 
 def show(document: Document, *, as_json: bool, address: Mapping[str, str]) -> None:
@@ -257,6 +257,23 @@ def existing_file(path: Path) -> Path:
     if existing(path).is_dir():
         fail(f"{path}: must be a file, got a folder", USAGE)
     return path
+
+
+def existing_folder_of(out: Path) -> Path:
+    """The path of something that is to be written, in a folder that is there."""
+    if not out.absolute().parent.is_dir():
+        fail(f"{out}: folder {out.absolute().parent} does not exist", USAGE)
+    return out
+
+
+def write(out: Path, content: bytes) -> None:
+    """Write a file, or say why not."""
+    from features.files import write_atomically
+
+    try:
+        write_atomically(out, content)
+    except OSError as error:
+        fail(f"{out}: not written ({error.strerror})", USAGE)
 
 
 def one_of(name: str, value: str, known: Iterable[str]) -> str:

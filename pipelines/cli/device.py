@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,6 @@ from pipelines.cli.console import (
     FAILED,
     OK,
     REJECTED,
-    TEXT_ONLY,
     USAGE,
     CommandError,
     Document,
@@ -31,35 +30,43 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from episodes.store import StoredEpisode
+    from live.bundle import Bundle
     from live.cli import Recording
-    from stages.device_bundle import Ingredients, Parity
-    from stages.project import Project
+    from stages.device_bundle import Parity
 
 
 @dataclass(frozen=True)
 class BundleMade(Document):
     """A bundle that was written and verified."""
 
-    bundle_id: str
-    model: str
-    checkpoint_id: str
-    out: str
+    bundle: Bundle
+    out: Path
     n_bytes: int
-    runtime: str
-    parity: dict[str, Parity] = field(metadata=TEXT_ONLY)
+    parity: dict[str, Parity]
+
+    @property
+    def runtime(self) -> str:
+        return self.bundle.head["runtime"]["kind"]
 
     def as_json(self) -> dict[str, Any]:
-        values = {n: getattr(self, n) for n in ("bundle_id", "model", "checkpoint_id", "out",
-                                                "n_bytes", "runtime")}  # fmt: skip
-        return values | {"parity": {r: asdict(each) for r, each in self.parity.items()}}
+        return {
+            "bundle_id": self.bundle.id,
+            "model": self.bundle.variant,
+            "checkpoint_id": self.bundle.head["checkpoint_id"],
+            "out": str(self.out),
+            "n_bytes": self.n_bytes,
+            "runtime": self.runtime,
+            "parity": {recipe: asdict(each) for recipe, each in self.parity.items()},
+        }
 
     def text(self) -> Iterator[str | Table]:
-        yield f"{self.model}, {self.n_bytes / 1e6:.1f} MB, runtime {self.runtime}: {self.out}"
+        size = f"{self.n_bytes / 1e6:.1f} MB"
+        yield f"{self.bundle.variant}, {size}, runtime {self.runtime}: {self.out}"
         yield Table(
             ("recipe", "test windows", "largest difference"),
             [(r, str(p.n_windows), f"{p.proba:.1e}") for r, p in self.parity.items()],
         )
-        yield f"bundle {self.bundle_id}"
+        yield f"bundle {self.bundle.id}"
         yield f"Score with it: phasewatch live {self.out} --this-machine"
 
 
@@ -83,6 +90,7 @@ def bundle(
     from live.bundle import HEAD_FILE, load_bundle
     from stages import device_bundle as core
     from stages.project import Project
+    from stages.scoring import scorer_of
 
     workspace = workspace_of(config, store, artifacts, must_exist=True)
     if (
@@ -93,41 +101,23 @@ def bundle(
         fail(f"--out {out}: must be a new folder, an empty one, or that of a bundle", USAGE)
     project = Project(workspace)
     try:
-        found = _ingredients(project, checkpoint)
-        files = core.bundle_files(project, found)
+        scorer = scorer_of(project, checkpoint and existing_file(checkpoint))
+        files = core.bundle_files(scorer)
     except core.OracleError as error:
         fail(str(error), USAGE)
-    note(f"comparing {found.checkpoint.variant.name} with its bundle on every test window")
+    note(f"comparing {scorer.name} with its bundle on every test window")
     made = core.in_memory(files, workspace.layout)
-    parity = core.check_parity(project, made, found.checkpoint)
+    parity = core.check_parity(project, made, scorer.checkpoint)
     wrong = [recipe for recipe, each in parity.items() if not each.holds]
     if wrong:
         fail(
-            f"the bundle gives other probabilities than {found.checkpoint.variant.name} on recipe "
+            f"the bundle gives other probabilities than {scorer.name} on recipe "
             f"{', '.join(wrong)}; nothing is written",
             FAILED,
         )
     core.write_bundle(out, files)
-    written = load_bundle(out, workspace.layout)
-    return BundleMade(
-        bundle_id=written.id,
-        model=written.variant,
-        checkpoint_id=written.head["checkpoint_id"],
-        out=str(out),
-        n_bytes=sum(map(len, files.values())),
-        runtime=written.head["runtime"]["kind"],
-        parity=parity,
-    )
-
-
-def _ingredients(project: Project, checkpoint: Path | None) -> Ingredients:
-    from models.checkpoint import load_checkpoint
-    from stages import device_bundle as core
-
-    if checkpoint is None:
-        return core.champion_ingredients(project)
-    loaded = load_checkpoint(existing_file(checkpoint), project.workspace.layout)
-    return core.named_ingredients(project, loaded)
+    n_bytes = sum(map(len, files.values()))
+    return BundleMade(load_bundle(out, workspace.layout), out, n_bytes, parity)
 
 
 def live(context: typer.Context) -> None:

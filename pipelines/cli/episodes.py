@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,13 +12,14 @@ import typer
 from pipelines.cli import options
 from pipelines.cli.console import (
     REJECTED,
-    TEXT_ONLY,
     USAGE,
     Document,
+    existing_folder_of,
     fail,
     note,
     track,
     workspace_of,
+    write,
 )
 
 if TYPE_CHECKING:
@@ -37,24 +38,25 @@ class Verdicts(Document):
     store: str
     differences: list[str]
     summary: str
-    episodes: list[dict[str, Any]]
+    records: list[Record]
     changes: list[dict[str, Any]] | None
-    lines: list[str] = field(metadata=TEXT_ONLY)
+    named: bool  # one episode was asked for
 
     def as_json(self) -> dict[str, Any]:
-        document = super().as_json()
-        del document["episodes" if self.changes is not None else "changes"]
-        return document
+        head = {"store": self.store, "differences": self.differences, "summary": self.summary}
+        if self.changes is not None:
+            return head | {"changes": self.changes}
+        return head | {"episodes": [record.as_row() for record in self.records]}
 
     def text(self) -> Iterator[str]:
         yield from self.differences
         if self.changes is None:
-            yield from self.lines
+            yield from (r.line for r in self.records if self.named or r.reasons)
         else:
             for change in self.changes:
                 details = "; ".join(change["details"])
                 yield f"{change['episode_id']} {change['was']} -> {change['would_be']}: {details}"
-            yield f"{len(self.changes)} of {len(self.episodes)} verdicts would change; then:"
+            yield f"{len(self.changes)} of {len(self.records)} verdicts would change; then:"
         yield self.summary
 
 
@@ -97,9 +99,9 @@ def validate(
         store=str(workspace.store_path),
         differences=list(listing.differences) if listing else [],
         summary=summary_line([record.verdict for record in others or records]),
-        episodes=[record.as_row() for record in records],
+        records=records,
         changes=changes,
-        lines=[record.line for record in records if episode or record.reasons],
+        named=episode is not None,
     )
 
 
@@ -177,24 +179,18 @@ def extracted_episode(
 
 
 @dataclass(frozen=True)
-class OfEpisode(Document):
-    """A document about one episode; the JSON begins with its verdict."""
-
-    verdict: dict[str, Any]
-
-    def as_json(self) -> dict[str, Any]:
-        document = super().as_json()
-        return document.pop("verdict") | document
-
-
-@dataclass(frozen=True)
-class ExtractedFile(OfEpisode):
+class ExtractedFile(Document):
     """Where an episode's series, windows and features were written."""
 
+    verdict: dict[str, Any]  # the JSON begins with what is in it
     path: str
     windows: int
     bins: int
     malformed_rows: dict[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        document = super().as_json()
+        return document.pop("verdict") | document
 
     def text(self) -> Iterator[str]:
         yield f"{self.path}: {self.windows} windows, {self.bins} bins"
@@ -213,11 +209,8 @@ def extract(
     """
     import numpy as np
 
-    from features.files import write_atomically
-
     workspace = workspace_of(config, store)
-    if not out.absolute().parent.is_dir():
-        fail(f"{out}: folder {out.absolute().parent} does not exist", USAGE)
+    existing_folder_of(out)
     read, extracted = extracted_episode(
         workspace, stored_episode(workspace, episode), anyway=anyway
     )
@@ -237,10 +230,7 @@ def extract(
         channel_names=np.array(workspace.layout.channel_names),
         feature_names=np.array(workspace.layout.feature_names),
     )
-    try:
-        write_atomically(out, content.getvalue())
-    except OSError as error:
-        fail(f"{out}: not written ({error.strerror})", USAGE)
+    write(out, content.getvalue())
     return ExtractedFile(
         verdict=verdict_of(read.record),
         path=str(out),
@@ -297,7 +287,6 @@ def exclude(
     try:
         text = appended(path.read_text() if path.exists() else "", entry, path, known)
         entries = len(parse_exclusions(text, path, known))
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text.encode())
     except (ExclusionError, UnicodeDecodeError) as error:
         fail(str(error), USAGE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,17 +15,18 @@ from pipelines.cli import options
 from pipelines.cli.console import (
     EXIT_CODES,
     OK,
-    TEXT_ONLY,
     USAGE,
     CommandError,
     Document,
     Table,
     existing_file,
+    existing_folder_of,
     fail,
     note,
     one_of,
     track,
     workspace_of,
+    write,
 )
 from pipelines.cli.episodes import extracted_episode, stored_episode, verdict_of
 
@@ -35,34 +36,11 @@ if TYPE_CHECKING:
     import polars as pl
 
     from episodes.store import StoredEpisode
-    from models.alarm import AlarmRule
-    from models.checkpoint import Checkpoint
-    from models.novelty import Likeness
-    from stages.scoring import Scores
+    from stages.project import Project
+    from stages.scoring import Scorer, Scores
     from stages.workspace import Workspace
 
 FORMATS = (".parquet", ".csv", ".jsonl")
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """What scores: a checkpoint, its alarm rule and likeness, and what it has learned from."""
-
-    path: Path
-    checkpoint: Checkpoint
-    rule: AlarmRule | None
-    likeness: Likeness | None
-    known: set[str] | None  # episodes; None: not recorded
-
-    @property
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "model": self.checkpoint.variant.name,
-            "checkpoint": str(self.path),
-            "checkpoint_id": self.checkpoint.artifact_id,
-            "alarm_rule_id": self.rule.id if self.rule else None,
-            "likeness_id": self.likeness.id if self.likeness else None,
-        }
 
 
 @dataclass(frozen=True)
@@ -137,15 +115,17 @@ class Predictions(Document):
 
     scorer: dict[str, Any]
     episodes: list[Scored]
-    failures: list[dict[str, Any]]
-    single: bool = field(metadata=TEXT_ONLY)
+    problems: list[CommandError]
     contributions: Literal["exact", "occlusion", ""]  # how they were found; empty: not asked for
     out: str | None
-    code: int = field(metadata=TEXT_ONLY)
+
+    @property
+    def single(self) -> bool:
+        return len(self.episodes) + len(self.problems) == 1
 
     @property
     def exit_code(self) -> int:
-        return self.code
+        return max((problem.code for problem in self.problems), default=OK)
 
     def as_json(self) -> dict[str, Any]:
         written: dict[str, Any] = (
@@ -156,7 +136,8 @@ class Predictions(Document):
             [scored] = self.episodes
             return scored.verdict | self.scorer | scored.as_json | written
         each = [scored.verdict | scored.as_json for scored in self.episodes]
-        return self.scorer | {"episodes": each, "failures": self.failures} | written
+        failures = [problem.document | {"error": str(problem)} for problem in self.problems]
+        return self.scorer | {"episodes": each, "failures": failures} | written
 
     def text(self) -> Iterator[str | Table]:
         if self.single:
@@ -229,6 +210,7 @@ def _yes(value: Any) -> str:
     return "yes" if value else "no"
 
 
+# Long, because every option is declared here.
 def predict(
     episodes: Annotated[
         list[str],
@@ -264,40 +246,48 @@ def predict(
     The champion scores, or the checkpoint that is named. An episode that cannot be scored does not
     stop the others; the exit code then is the highest of theirs.
     """
+    from champion.history import kept_path
+    from stages.project import Project
+
     workspace = workspace_of(config, store, artifacts, must_exist=checkpoint is None)
     if out is not None:
-        _check_writable(out)
-    scorer = _load(workspace, checkpoint)
+        one_of("the suffix of --out", existing_folder_of(out).suffix, FORMATS)
+    scorer = _load(Project(workspace), checkpoint)
+    champion = scorer.champion
+    path = kept_path(workspace.champion_folder, champion) if champion else checkpoint
+    said, known = _as_json(scorer, path), _learned_from(scorer)
     chosen, problems = _chosen(workspace, episodes)
-    single = len(chosen) + len(problems) == 1
     scored: list[Scored] = []
     for stored in track(chosen, "scoring"):
         try:
-            scored.append(_score(workspace, scorer, stored, anyway=anyway, why=why))
+            read, extracted = extracted_episode(workspace, stored, anyway=anyway)
+            scored.append(
+                Scored(
+                    episode_id=read.episode_id,
+                    host_id=read.record.host_id,
+                    verdict=verdict_of(read.record),
+                    seen_in_training=None if known is None else read.episode_id in known,
+                    scores=scorer.scores(extracted, explain=why),
+                )
+            )
         except CommandError as error:
             problems.append(error)
-    if single and problems:
+    if len(problems) == 1 and not scored:
         raise problems[0]
     for problem in problems:
         note(str(problem))
-    note(f"scored by {scorer.checkpoint.variant.name}, {scorer.path}")
+    note(f"scored by {scorer.name}, {path}")
     if any(each.seen_in_training for each in scored):
         note(_seen(scored))
     if out is not None and scored:
-        _write(out, _table(scorer, scored))
+        write(out, _content(_table(scorer, scored), out.suffix))
     return Predictions(
-        scorer=scorer.as_json,
+        scorer=said,
         episodes=scored,
-        failures=[problem.document | {"error": str(problem)} for problem in problems],
-        single=single,
-        contributions=_method(scorer) if why else "",
+        problems=problems,
+        contributions=scorer.checkpoint.model.explained if why else "",
         out=str(out) if out is not None and scored else None,
-        code=max((problem.code for problem in problems), default=OK),
     )
-
-
-def _method(scorer: Scorer) -> Literal["exact", "occlusion"]:
-    return "exact" if scorer.checkpoint.model.explains_exactly else "occlusion"
 
 
 def _seen(scored: list[Scored]) -> str:
@@ -305,25 +295,6 @@ def _seen(scored: list[Scored]) -> str:
     if len(scored) == 1:
         return "warning: this episode was in the training set"
     return f"warning: {len(seen)} of {len(scored)} episodes were in the training set"
-
-
-def _score(
-    workspace: Workspace, scorer: Scorer, stored: StoredEpisode, *, anyway: bool, why: bool
-) -> Scored:
-    from stages.scoring import score_episode
-
-    read, extracted = extracted_episode(workspace, stored, anyway=anyway)
-    return Scored(
-        episode_id=read.episode_id,
-        host_id=read.record.host_id,
-        verdict=verdict_of(read.record),
-        seen_in_training=None if scorer.known is None else read.episode_id in scorer.known,
-        scores=score_episode(
-            *(scorer.checkpoint, scorer.rule, scorer.likeness),
-            *(extracted, workspace.layout),
-            explain=why,
-        ),
-    )
 
 
 def _chosen(
@@ -358,62 +329,38 @@ def _meant(workspace: Workspace, name: str) -> list[StoredEpisode]:
         fail(str(error), EXIT_CODES["StoreError"], episode=name)
 
 
-def _load(workspace: Workspace, path: Path | None) -> Scorer:
-    """The checkpoint at a path, or without one the champion's, with its rule and likeness."""
-    from champion.history import (
-        ChampionError,
-        kept_path,
-        load_kept,
-        load_likeness,
-        load_rule,
-        read_champion,
-        read_training,
-    )
-    from models.checkpoint import load_checkpoint
-    from stages.alarm_rules import rule_of
-    from stages.likeness import likeness_of
-    from stages.project import Project
-    from stages.status import StageError
+def _load(project: Project, path: Path | None) -> Scorer:
+    """The checkpoint at a path, or without one the champion's; what is left out is noted."""
+    from stages.scoring import scorer_of
 
-    layout, folder = workspace.layout, workspace.champion_folder
-    rule, likeness, known = None, None, None
-    if path is not None:
-        checkpoint, project = load_checkpoint(existing_file(path), layout), Project(workspace)
-        rule = rule_of(project, checkpoint)
-        if rule is None:
-            note(f"no alarm rule is bound to {path}: alarms and filtered phases are left out")
-        try:
-            likeness = likeness_of(project, checkpoint)
-        except (StageError, ChampionError) as error:
-            note(f"not said what is unlike training: {workspace.addressed(str(error))}")
-        return Scorer(path, checkpoint, rule, likeness, None)
-    champion = read_champion(folder)
-    if champion is None:
-        fail(
-            f"{folder}: there is no champion to score with. Promote a trained model "
-            "(phasewatch promote MODEL), or name a checkpoint: --checkpoint FILE"
-        )
-    checkpoint = load_kept(folder, champion, layout)
-    try:
-        rule = load_rule(folder, champion)
-    except ChampionError as error:
-        note(f"no alarms and filtered phases: {workspace.addressed(str(error))}")
-    try:
-        likeness = load_likeness(folder, champion, layout)
-    except ChampionError as error:
-        note(f"not said what is unlike training: {workspace.addressed(str(error))}")
+    addressed = project.workspace.addressed
+    scorer = scorer_of(project, path and existing_file(path), lambda text: note(addressed(text)))
+    if path is not None and scorer.rule is None:
+        note(f"no alarm rule is bound to {path}: alarms and filtered phases are left out")
+    return scorer
+
+
+def _learned_from(scorer: Scorer) -> set[str] | None:
+    """Episodes that the champion has learned from; None: a checkpoint was named, or it is lost."""
+    from champion.history import ChampionError
+
     with suppress(ChampionError):  # the champion scores all the same
-        known = set(read_training(folder, champion)["episode_id"])
-    return Scorer(kept_path(folder, champion), checkpoint, rule, likeness, known)
+        if scorer.champion is not None and scorer.training is not None:
+            return set(scorer.training["episode_id"])
+    return None
+
+
+def _as_json(scorer: Scorer, path: Path | None) -> dict[str, Any]:
+    return {
+        "model": scorer.name,
+        "checkpoint": str(path),
+        "checkpoint_id": scorer.checkpoint.artifact_id,
+        "alarm_rule_id": scorer.rule.id if scorer.rule else None,
+        "likeness_id": scorer.likeness.id if scorer.likeness else None,
+    }
 
 
 # --- the file
-
-
-def _check_writable(out: Path) -> None:
-    one_of("the suffix of --out", out.suffix, FORMATS)
-    if not out.absolute().parent.is_dir():
-        fail(f"{out}: folder {out.absolute().parent} does not exist", USAGE)
 
 
 def _table(scorer: Scorer, scored: list[Scored]) -> pl.DataFrame:
@@ -433,17 +380,12 @@ def _table(scorer: Scorer, scored: list[Scored]) -> pl.DataFrame:
     )
 
 
-def _write(out: Path, table: pl.DataFrame) -> None:
-    from features.files import write_atomically
-
+def _content(table: pl.DataFrame, suffix: str) -> bytes:
     content = io.BytesIO()
-    if out.suffix == ".parquet":
+    if suffix == ".parquet":
         table.write_parquet(content)
-    elif out.suffix == ".csv":
+    elif suffix == ".csv":
         table.write_csv(content)
     else:
         table.write_ndjson(content)
-    try:
-        write_atomically(out, content.getvalue())
-    except OSError as error:
-        fail(f"{out}: not written ({error.strerror})", USAGE)
+    return content.getvalue()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
@@ -22,16 +25,14 @@ from pipelines.cli.console import (
     log_to_stderr,
     note,
     one_of,
+    set_parameters,
     with_json,
     workspace_of,
 )
 from pipelines.cli.hub import TOKEN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from hub.events import Event
-    from hub.producers import Scorer
     from stages.project import Project
     from stages.workspace import Workspace
 
@@ -49,6 +50,8 @@ Checkpoint = Annotated[
     typer.Option(metavar="FILE", help="Score with this .ckpt.json; default: the champion."),
 ]
 HUB = f"http://127.0.0.1:{PORT}"
+Events = Callable[[Any], Iterator[Any]]
+"""What a producer publishes of a ``Project``."""
 
 produce_app = typer.Typer(
     no_args_is_help=True, help="Publish what artifacts and the store say to a hub."
@@ -67,47 +70,42 @@ class Produced(Document):
         yield f"{self.events} events to {self.to}"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Where a producer publishes, and how often."""
+def _producer(*, reads_artifacts: bool = True) -> Callable[[Callable[..., Events]], None]:
+    """Makes a command of a function that has a producer's own options and returns its events.
 
-    to: str
-    token: str | None
-    every: float | None
+    The options that all producers share are added, and the function's name is the command's.
+    """
 
-    def run(
-        self,
-        producer: str,
-        workspace: Workspace,
-        events: Callable[[Project], Iterator[Event]],
-        *,
-        one_by_one: bool = False,
-    ) -> Produced:
-        """Publish once, or until Ctrl-C; what fails after the first time is said and tried anew."""
-        from hub.client import BATCH, Publisher
-        from stages.project import Project
+    def add(function: Callable[..., Events]) -> None:
+        def run(
+            to: To = HUB,
+            token_file: TokenFile = None,
+            once: Once = False,
+            every: Every = None,
+            config: options.Config = None,
+            store: options.Store = None,
+            artifacts: options.Artifacts = None,
+            **own: Any,
+        ) -> Produced:
+            if once and every is not None:
+                fail("--once and --every exclude each other; give one of them", USAGE)
+            _check_address(to)
+            token = serving.read_token(token_file, TOKEN)
+            workspace = workspace_of(config, store, artifacts, must_exist=reads_artifacts)
+            events = function(**own)
+            batch = 1 if own.get("speed") else None  # at a pace they go out one by one
+            published = _publish(workspace, events, to, token, every, batch)
+            return Produced(function.__name__, to, published)
 
-        log_to_stderr()
-        publisher = Publisher(self.to, self.token)
-        published, again = 0, False
-        while True:
-            try:
-                publisher.check()  # before the work that it would be in vain for
-                found = events(Project(workspace))
-                published += publisher.publish(found, 1 if one_by_one else BATCH)
-            except Exception as error:
-                if not again or exit_code_of(error) is None:
-                    raise
-                note(workspace.addressed(str(error)))
-            if self.every is None:
-                return Produced(producer, self.to, published)
-            again = True
-            time.sleep(self.every)
+        *shared, _ = inspect.signature(run, eval_str=True).parameters.values()
+        wraps(function)(run)
+        set_parameters(run, function, shared)
+        produce_app.command(cls=Command)(with_json(run))
+
+    return add
 
 
-def _plan(to: str, token_file: Path | None, once: bool, every: float | None) -> Plan:
-    if once and every is not None:
-        fail("--once and --every exclude each other; give one of them", USAGE)
+def _check_address(to: str) -> None:
     try:
         parts = urlsplit(to)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -115,11 +113,38 @@ def _plan(to: str, token_file: Path | None, once: bool, every: float | None) -> 
         usable = False
     if not usable:
         fail(f"--to must be the address of a hub, such as {HUB}, got {to!r}", USAGE)
-    return Plan(to, serving.read_token(token_file, TOKEN), every)
 
 
-@produce_app.command(cls=Command)
-@with_json
+def _publish(
+    workspace: Workspace,
+    events: Events,
+    to: str,
+    token: str | None,
+    every: float | None,
+    batch: int | None,
+) -> int:
+    """Publish once, or until Ctrl-C; what fails after the first time is said and tried anew."""
+    from hub.client import BATCH, Publisher
+    from stages.project import Project
+
+    log_to_stderr()
+    publisher = Publisher(to, token)
+    published, again = 0, False
+    while True:
+        try:
+            publisher.check()  # before the work that it would be in vain for
+            published += publisher.publish(events(Project(workspace)), batch or BATCH)
+        except Exception as error:
+            if not again or exit_code_of(error) is None:
+                raise
+            note(workspace.addressed(str(error)))
+        if every is None:
+            return published
+        again = True
+        time.sleep(every)
+
+
+@_producer()
 def replay(
     episodes: Annotated[
         list[str] | None,
@@ -133,49 +158,29 @@ def replay(
         float,
         typer.Option(metavar="N", min=0, help="Times the pace of the recording; 0: all at once."),
     ] = 0.0,
-    to: To = HUB,
-    token_file: TokenFile = None,
-    once: Once = False,
-    every: Every = None,
-    config: options.Config = None,
-    store: options.Store = None,
-    artifacts: options.Artifacts = None,
-) -> Produced:
+) -> Events:
     """Publish recorded episodes: predicted beside actual."""
-    plan = _plan(to, token_file, once, every)
-    workspace = workspace_of(config, store, artifacts, must_exist=True)
     from hub import producers
     from pipelines.cli.episodes import stored_episode
-
-    chosen = [stored_episode(workspace, name) for name in episodes or ()]
+    from stages.scoring import scorer_of
 
     def events(project: Project) -> Iterator[Event]:
-        return producers.replay(project, _scorer(project, checkpoint), chosen, speed=speed)
+        chosen = [stored_episode(project.workspace, name) for name in episodes or ()]
+        scorer = scorer_of(project, checkpoint and existing_file(checkpoint))
+        return producers.replay(scorer, chosen, speed=speed)
 
-    return plan.run("replay", workspace, events, one_by_one=speed > 0)
+    return events
 
 
-@produce_app.command(cls=Command)
-@with_json
-def metrics(
-    to: To = HUB,
-    token_file: TokenFile = None,
-    once: Once = False,
-    every: Every = None,
-    config: options.Config = None,
-    store: options.Store = None,
-    artifacts: options.Artifacts = None,
-) -> Produced:
+@_producer()
+def metrics() -> Events:
     """Publish macro F1 of every report and baseline."""
-    plan = _plan(to, token_file, once, every)
-    workspace = workspace_of(config, store, artifacts, must_exist=True)
     from hub import producers
 
-    return plan.run("metrics", workspace, producers.metrics)
+    return producers.metrics
 
 
-@produce_app.command(cls=Command)
-@with_json
+@_producer()
 def perf(
     recipe: Annotated[
         str | None,
@@ -184,93 +189,43 @@ def perf(
             help="Whose checkpoints: host, sample, time or session; default: the champion's.",
         ),
     ] = None,
-    to: To = HUB,
-    token_file: TokenFile = None,
-    once: Once = False,
-    every: Every = None,
-    config: options.Config = None,
-    store: options.Store = None,
-    artifacts: options.Artifacts = None,
-) -> Produced:
+) -> Events:
     """Measure and publish the latency of each model."""
-    plan = _plan(to, token_file, once, every)
     from datasets.splits import RECIPES
+    from hub import producers
 
     if recipe is not None:
         one_of("recipe", recipe, RECIPES)
-    workspace = workspace_of(config, store, artifacts, must_exist=True)
-    from hub import producers
-
-    return plan.run("perf", workspace, lambda project: producers.perf(project, recipe))
+    return lambda project: producers.perf(project, recipe)
 
 
-@produce_app.command(cls=Command)
-@with_json
-def profiles(
-    to: To = HUB,
-    token_file: TokenFile = None,
-    once: Once = False,
-    every: Every = None,
-    config: options.Config = None,
-    store: options.Store = None,
-    artifacts: options.Artifacts = None,
-) -> Produced:
+@_producer(reads_artifacts=False)
+def profiles() -> Events:
     """Publish how signals run through attacks."""
-    plan = _plan(to, token_file, once, every)
-    workspace = workspace_of(config, store, artifacts)
     from hub import producers
 
-    return plan.run("profiles", workspace, producers.profiles)
+    return producers.profiles
 
 
-@produce_app.command(cls=Command)
-@with_json
+@_producer()
 def embedding(
     checkpoint: Checkpoint = None,
     windows: Annotated[
         int, typer.Option(metavar="N", min=1, help="At most so many windows, drawn at random.")
     ] = 1000,
-    to: To = HUB,
-    token_file: TokenFile = None,
-    once: Once = False,
-    every: Every = None,
-    config: options.Config = None,
-    store: options.Store = None,
-    artifacts: options.Artifacts = None,
-) -> Produced:
+) -> Events:
     """Publish test windows along two principal axes."""
-    plan = _plan(to, token_file, once, every)
-    workspace = workspace_of(config, store, artifacts, must_exist=True)
     from hub import producers
+    from stages.scoring import scorer_of
 
-    def events(project: Project) -> Iterator[Event]:
-        return producers.embedding(project, _scorer(project, checkpoint), windows)
+    return lambda project: producers.embedding(
+        scorer_of(project, checkpoint and existing_file(checkpoint)), windows
+    )
 
-    return plan.run("embedding", workspace, events)
 
-
-@produce_app.command(cls=Command)
-@with_json
-def phases(
-    to: To = HUB,
-    token_file: TokenFile = None,
-    once: Once = False,
-    every: Every = None,
-    config: options.Config = None,
-    store: options.Store = None,
-    artifacts: options.Artifacts = None,
-) -> Produced:
+@_producer(reads_artifacts=False)
+def phases() -> Events:
     """Publish how many windows are in each phase."""
-    plan = _plan(to, token_file, once, every)
-    workspace = workspace_of(config, store, artifacts)
     from hub import producers
 
-    return plan.run("phases", workspace, producers.phases)
-
-
-def _scorer(project: Project, checkpoint: Path | None) -> Scorer:
-    from hub import producers
-
-    if checkpoint is None:
-        return producers.champion_scorer(project)
-    return producers.named_scorer(project, existing_file(checkpoint))
+    return producers.phases

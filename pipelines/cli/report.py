@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from pipelines.cli import options
 from pipelines.cli.console import (
-    TEXT_ONLY,
     Document,
     Table,
     fail,
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from evaluation.documents import Comparisons, EvalReport, Figure
+    from stages.project import Due
+    from stages.report_page import Evaluated
     from stages.status import Status
     from stages.workspace import Workspace
 
@@ -40,34 +41,42 @@ _LEGEND = (
 class Leaderboard(Document):
     """Reports and comparisons that are current, and what is not."""
 
-    reports: list[dict[str, Any]]
-    comparisons: list[dict[str, Any]]
-    left_out: list[dict[str, Any]]
-    unavailable: list[dict[str, Any]]
-    stale: list[dict[str, str]]
-    current: list[EvalReport] = field(metadata=TEXT_ONLY)
-    compared: list[Comparisons] = field(metadata=TEXT_ONLY)
-    omitted: list[Status] = field(metadata=TEXT_ONLY)
-    page: Path | None = field(metadata=TEXT_ONLY)
+    found: Evaluated
+    unavailable: list[Status]
+    stale: list[Due]
+    page: Path | None
+
+    def as_json(self) -> dict[str, Any]:
+        from stages.status import shortened
+
+        return {
+            "reports": [each.model_dump() for each in self.found.reports],
+            "comparisons": [each.model_dump() for each in self.found.comparisons],
+            "left_out": [status.as_row() for status in self.found.left_out],
+            "unavailable": [s.as_row() | {"message": s.message} for s in self.unavailable],
+            "stale": [
+                {"recipe": due.key, "why": shortened([status.line for status in due.statuses])}
+                for due in self.stale
+            ],
+        }
 
     def text(self) -> Iterator[str | Table]:
         from datasets.splits import RECIPES
+        from stages.status import shortened
 
         for recipe in RECIPES:
-            reports = [report for report in self.current if report.recipe == recipe]
+            reports = [report for report in self.found.reports if report.recipe == recipe]
             if reports:
-                found = [each for each in self.compared if each.recipe == recipe]
-                yield from _recipe(recipe, reports, found[0] if found else None)
-        for item in self.unavailable:
-            yield f"recipe {item['key']} {item['message']}"
+                compared = (each for each in self.found.comparisons if each.recipe == recipe)
+                yield from _recipe(recipe, reports, next(compared, None))
+        for status in self.unavailable:
+            yield f"recipe {status.key} {status.message}"
         yield f"{_LEGEND}\n"
-        for line in _left_out(self.omitted):
+        for line in _left_out(self.found.left_out):
             yield f"left out: {line}"
-        for item in self.stale:
-            yield (
-                f"stale: recipe {item['recipe']}: {item['why']}; phasewatch run --recipe "
-                f"{item['recipe']}"
-            )
+        for due in self.stale:
+            why = shortened([status.line for status in due.statuses])
+            yield f"stale: recipe {due.key}: {why}; phasewatch run --recipe {due.key}"
         if self.page:
             yield str(self.page)
 
@@ -92,31 +101,18 @@ def report(
     workspace = workspace_of(config, store, artifacts, must_exist=True)
     from stages.project import Project
     from stages.report_page import evaluated
-    from stages.status import shortened
 
     project = Project(workspace)
-    current = evaluated(project, recipe or list(RECIPES))
-    reports = [each for each in current.reports if mode in (None, each.mode)]
-    if not reports:
-        _explain_nothing(workspace, current.left_out, recipe)
-    shown = {each.recipe for each in reports}
+    found = evaluated(project, recipe or list(RECIPES))
+    found = replace(found, reports=[each for each in found.reports if mode in (None, each.mode)])
+    if not found.reports:
+        _explain_nothing(workspace, found.left_out, recipe)
+    shown = {each.recipe for each in found.reports}
+    datasets = project.statuses(project.stages["datasets"], recipe)
     return Leaderboard(
-        reports=[each.model_dump() for each in reports],
-        comparisons=[each.model_dump() for each in current.comparisons],
-        left_out=[status.as_row() for status in current.left_out],
-        unavailable=[
-            status.as_row() | {"message": status.message}
-            for status in project.statuses(project.stages["datasets"], recipe)
-            if not status.available
-        ],
-        stale=[
-            {"recipe": due.key, "why": shortened([status.line for status in due.statuses])}
-            for due in project.due("retrain")
-            if due.key in shown
-        ],
-        current=reports,
-        compared=current.comparisons,
-        omitted=current.left_out,
+        found,
+        unavailable=[status for status in datasets if not status.available],
+        stale=[due for due in project.due("retrain") if due.key in shown],
         page=workspace.report_page if workspace.report_page.exists() else None,
     )
 
@@ -174,9 +170,9 @@ def _recipe(
                 "best on validation" if any(each is best for best in picked) else "",
             )
         )
-    for name, modes, figure in _baselines(reports):
-        label = wording.baseline_label(name)
-        rows.append((label, modes, *_figure(figure), *[wording.NOTHING] * 6, "baseline"))
+    for name, figure, modes in wording.baseline_rows(reports):
+        row = (wording.baseline_label(name), "/".join(modes), *_figure(figure))
+        rows.append((*row, *[wording.NOTHING] * 6, "baseline"))
     yield Table(_COLUMNS, rows)
     best = picked[0]
     if best:
@@ -192,15 +188,3 @@ def _figure(figure: Figure) -> tuple[str, str]:
     from evaluation import wording
 
     return wording.number(figure.value), wording.span(figure) or wording.NOTHING
-
-
-def _baselines(reports: list[EvalReport]) -> list[tuple[str, str, Figure]]:
-    """Each baseline's figure once, with the modes that have it."""
-    by_figure: dict[tuple[str, float | None], tuple[list[str], Figure]] = {}
-    for each in reports:
-        for baseline in each.baselines:
-            figure = baseline.macro_f1
-            modes, _ = by_figure.setdefault((baseline.name, figure.value), ([], figure))
-            if each.mode not in modes:
-                modes.append(each.mode)
-    return [(name, "/".join(modes), figure) for (name, _), (modes, figure) in by_figure.items()]

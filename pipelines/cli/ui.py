@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from config.paths import base_folder
 from pipelines.cli import options, serving
 from pipelines.cli.console import USAGE, Document, fail, note, workspace_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 TOKEN = "PHASEWATCH_UI_TOKEN"
 HOSTS = "PHASEWATCH_UI_HOSTS"  # where the web server's process finds the names
