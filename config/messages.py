@@ -13,7 +13,19 @@ OPTIONS = ("config", "store", "artifacts")
 """Options that say which project a command is about."""
 
 _TAKEN = dict.fromkeys(
-    ("run", "sync", "predict", "report", "champion", "promote", "rollback", "doctor", "ui"), OPTIONS
+    (
+        "run",
+        "sync",
+        "predict",
+        "report",
+        "champion",
+        "promote",
+        "rollback",
+        "doctor",
+        "prune",
+        "ui",
+    ),
+    OPTIONS,
 ) | dict.fromkeys(("validate", "extract"), ("config", "store"))
 _COMMAND = re.compile(
     rf"\bphasewatch ({'|'.join(_TAKEN)})\b(?! --(?:{'|'.join(OPTIONS)})\b)"

@@ -17,6 +17,7 @@ from pipelines.cli import (
     hub,
     predict,
     produce,
+    prune,
     report,
     run,
     ui,
@@ -57,6 +58,7 @@ for function in (
     device.bundle,
     checkpoints.inspect,
     doctor.doctor,
+    prune.prune,
     hub.hub,
     ui.ui,
 ):

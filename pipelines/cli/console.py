@@ -82,6 +82,18 @@ class Table:
     rows: Sequence[Sequence[object]]
 
 
+class Bytes(int):
+    """A size: a number in JSON, ``1.2 GB`` for people."""
+
+    def __str__(self) -> str:
+        size = float(self)
+        for unit in ("B", "kB", "MB"):
+            if abs(size) < 999.5:
+                return f"{size:.3g} {unit}"
+            size /= 1000
+        return f"{size:,.3g} GB" if size < 1000 else f"{size:,.0f} GB"
+
+
 TEXT_ONLY = {"text_only": True}
 """Metadata of a field of a document that JSON leaves out."""
 
