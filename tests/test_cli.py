@@ -479,7 +479,8 @@ def test_a_run_with_nothing_to_do_starts_no_dagster(trained: Lab, tmp_path: Path
 
 
 COMMANDS = ["", "run", "sync", "validate", "extract", "exclude", "predict", "report", "champion",
-            "promote", "rollback", "inspect", "doctor", "contract", "contract diff"]  # fmt: skip
+            "promote", "rollback", "inspect", "doctor", "prune", "contract",
+            "contract diff"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)

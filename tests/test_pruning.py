@@ -15,7 +15,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from builders import START_NS, StoreBuilder
-from dagster._core.storage.event_log.base import PartitionKeyFilter
+from dagster._core.event_api import PartitionKeyFilter
 from lab import POSTGRES, TINY, Lab, new_instance, postgresql
 from typer.testing import CliRunner
 
