@@ -89,11 +89,11 @@ def main() -> None:
             done = prune_records(instance, datetime.now(UTC) + timedelta(minutes=1))
             took = time.process_time() - began
             left = record_bytes(instance)
-            print(
-                f"pruned: {done.runs} runs gone, {done.logs} logs reduced, "
-                f"{took / chosen.rounds / n_batches * 1e3:.0f} ms of CPU a run; of {size / 1e3:,.0f} "
-                f"kB {left / 1e3:,.0f} kB are left, {(left - empty) / n_batches / 1e3:,.0f} kB a batch"
-            )
+            each, stays = took / (chosen.rounds * n_batches), (left - empty) / n_batches
+            print(f"pruned: {done.runs} runs gone, {done.logs} logs reduced, {each * 1e3:.0f} ms "
+                  f"of CPU a run")  # fmt: skip
+            print(f"of {size / 1e3:,.0f} kB {left / 1e3:,.0f} kB are left: {stays / 1e3:,.0f} kB a "
+                  f"batch")  # fmt: skip
     if chosen.home:
         by_job(chosen.home)
 
