@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from datasets.splits import Obstacle
     from models.base import Examples
     from models.registry import Variant
     from stages.manifest import Draft, Manifest
@@ -215,21 +217,25 @@ def ingested_windows(project: Project) -> tuple[pl.DataFrame, dict[str, Artifact
 
 
 def unavailable(project: Project) -> dict[str, Reason]:
-    """The recipes that what is ingested cannot give, and why; none before anything is."""
+    """The recipes that what is ingested cannot give, and why; none before anything is.
+
+    More episodes never take a recipe away, so no more are read than show that all can be had: of a
+    large store the first few batches.
+    """
+    found: dict[str, Obstacle | None] = {}
     columns = ["episode_id", "host_id", "sample_sha256", "profile", "verdict"]
-    tables = []
-    for batch in project.listing.batches:
+    tables: list[pl.DataFrame] = []
+    listed = list(project.listing.batches)
+    for n, batch in enumerate(listed, start=1):
         index = project.artifacts("ingest", batch)[INDEX]
-        if index is None:
-            continue
-        try:
-            tables.append(pl.DataFrame(read_table(index.path("index"), columns)))
-        except (OSError, ValueError):  # damaged: its own status says so
-            continue
-    if not tables:
-        return {}
-    episodes = pl.concat(tables).filter(pl.col("verdict").is_in(USABLE))
-    found = {r: obstacle(episodes, r, project.workspace.splits) for r in RECIPES}
+        if index is not None:
+            with suppress(OSError, ValueError):  # damaged: its own status says so
+                tables.append(pl.DataFrame(read_table(index.path("index"), columns)))
+        if tables and (n & (n - 1) == 0 or n == len(listed)):  # each look reads all anew
+            episodes = pl.concat(tables).filter(pl.col("verdict").is_in(USABLE))
+            found = {r: obstacle(episodes, r, project.workspace.splits) for r in RECIPES}
+            if not any(found.values()) and (episodes["verdict"] == "accepted").any():
+                return {}
     remedy = "Nothing to do until the store has more."
     return {
         recipe: Reason(each.code, {"found": each.found}, remedy)

@@ -150,14 +150,16 @@ def _measure(entry: os.DirEntry[str], unfinished: list[Discard]) -> int:
     """Bytes of an entry; what in it a killed process left is added to ``unfinished``."""
     try:
         if entry.is_dir(follow_symlinks=False):
-            n_bytes = sum(_measure(below, unfinished) for below in _entries(Path(entry.path)))
+            n_bytes = sum(_measure(below, unfinished) for below in _entries(entry.path))
         else:
             n_bytes = entry.stat(follow_symlinks=False).st_size
     except OSError:  # removed meanwhile
         return 0
-    if (match := _UNFINISHED.match(entry.name)) and _is_left(Path(entry.path), int(match[1])):
-        why = f"process {match[1]} was killed while it wrote"
-        unfinished.append(Discard(Path(entry.path), n_bytes, "unfinished", why))
+    if entry.name.startswith(".tmp-") and (match := _UNFINISHED.match(entry.name)):
+        path, process = Path(entry.path), int(match[1])
+        if _is_left(path, process):
+            why = f"process {process} was killed while it wrote"
+            unfinished.append(Discard(path, n_bytes, "unfinished", why))
     return n_bytes
 
 
@@ -174,7 +176,7 @@ def _changed(path: Path) -> float:
         return 0.0
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)
