@@ -123,7 +123,7 @@ def report(n_windows: int, n_episodes: int, replicates: int) -> str:
     found = evaluate(
         predictions, "gbt", "realistic", PHASES, dataset, identity,
         ReportPolicy(replicates=replicates), LAYOUT.window,
-        {"history": [], "best_step": None}, rule, None,
+        {"history": [], "best_step": 0}, rule, None,
     )  # fmt: skip
     text = found.model_dump_json()
     return f"{time.process_time() - began:.1f} s without the data; {len(text) / 1e6:.2f} MB of JSON"

@@ -3,9 +3,9 @@
     python -m benchmarks.partitions [--batches N] [--episodes N] [--keep FOLDER] [--profile]
 
 Makes a store of index lines and sparse archives, and the artifacts that ingest would have written,
-in a temporary folder; nothing is extracted. One real batch of the embedded store is the model of
-all: its files are linked and its manifests are copied with the fingerprint each batch has. Each
-line is a process of its own: CPU seconds, wall seconds, peak memory. ``--profile`` also prints the
+in a temporary folder. Two episodes of each batch of the embedded store are ingested; their files
+are linked in turn, and their manifests copied with the fingerprint that each batch has. Each line
+is a process of its own: CPU seconds, wall seconds, peak memory. ``--profile`` also prints the
 functions that took longest.
 """
 
@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from episodes.store import StoredEpisode, list_store
+from episodes.store import list_store
 from stages.ingest import FEATURES, INDEX, TENSORS, batch_fingerprint, ingest_batch
 from stages.manifest import MANIFEST_FILE
 from stages.workspace import Workspace
@@ -60,12 +60,13 @@ def ulid(time_ms: int, chance: int) -> str:
 def make_store(root: Path, n_batches: int, n_episodes: int) -> None:
     """Index lines and sparse archives: batches of equal size, a host and a day each."""
     chosen = random.Random(0)
-    for host in range(HOSTS):
-        (root / "episodes" / f"lab-{host:02}").mkdir(parents=True)
+    hosts = [f"lab-{host:02}" for host in range(HOSTS)]
+    for host in hosts:
+        (root / "episodes" / host).mkdir(parents=True)
     with (root / "index.jsonl").open("w") as index:
         for n in range(n_episodes):
             batch = n * n_batches // n_episodes
-            host = f"lab-{batch % HOSTS:02}"
+            host = hosts[batch % HOSTS]
             episode = ulid(FIRST_DAY_MS + batch // HOSTS * DAY_MS + n, chosen.getrandbits(80))
             path = root / "episodes" / host / f"{episode}.tar.zst"
             path.touch()
@@ -82,20 +83,20 @@ def make_store(root: Path, n_batches: int, n_episodes: int) -> None:
 
 
 def make_artifacts(workspace: Workspace, model: Path) -> None:
-    """What ingest would have left: links to the files of one real batch, and manifests."""
-    original = list_store(Path("data/store"))
-    episodes: tuple[StoredEpisode, ...] = next(iter(original.batches.values()))[:1]
-    made = ingest_batch(episodes, model, workspace.validation, workspace.layout)
-    texts = {
-        name: (model / name / MANIFEST_FILE).read_text() for name in (INDEX, TENSORS, FEATURES)
-    }
-    for batch, listed in workspace.listing().batches.items():
+    """What ingest would have left: links to the files of real batches in turn, and manifests."""
+    models = []
+    for batch, stored in list_store(Path("data/store")).batches.items():
+        made = ingest_batch(stored[:2], model / batch, workspace.validation, workspace.layout)
+        texts = {name: (made[name].folder / MANIFEST_FILE).read_text() for name in made}
+        models.append((made, texts))
+    for n, (batch, listed) in enumerate(workspace.listing().batches.items()):
         identity = batch_fingerprint(listed, workspace.validation, workspace.layout)
+        made, texts = models[n % len(models)]
         for name, text in texts.items():
             folder = workspace.batch_folder(batch) / name
             folder.mkdir(parents=True)
             for file in made[name].files.values():
-                os.link(model / name / file["name"], folder / file["name"])
+                os.link(made[name].folder / file["name"], folder / file["name"])
             (folder / MANIFEST_FILE).write_text(text.replace(made[name].fingerprint, identity))
 
 
@@ -110,7 +111,11 @@ def record(workspace: Workspace) -> None:
     batches = list(workspace.listing().batches)
     with dagster_instance(workspace) as instance:
         for name in (INDEX, TENSORS, FEATURES):
-            metadata = {"bytes": 1, "path": dg.MetadataValue.path("x" * 60), "seconds": 1.0}
+            metadata: dict[str, Any] = {
+                "bytes": 1,
+                "path": dg.MetadataValue.path("x" * 60),
+                "seconds": 1.0,
+            }
             instance.report_runless_asset_event(
                 dg.AssetMaterialization(name, partition=batches[0], metadata=metadata)
             )

@@ -86,11 +86,11 @@ def main() -> None:
                 before, size = size, record_bytes(instance)
                 print(f"round {n + 1}: {(size - before) / n_batches / 1e3:,.0f} kB a run of ingest")
             began = time.process_time()
-            done = prune_records(instance, datetime.now(UTC) + timedelta(minutes=1))
+            pruned = prune_records(instance, datetime.now(UTC) + timedelta(minutes=1))
             took = time.process_time() - began
             left = record_bytes(instance)
             each, stays = took / (chosen.rounds * n_batches), (left - empty) / n_batches
-            print(f"pruned: {done.runs} runs gone, {done.logs} logs reduced, {each * 1e3:.0f} ms "
+            print(f"pruned: {pruned.runs} runs gone, {pruned.logs} logs reduced, {each * 1e3:.0f} ms "
                   f"of CPU a run")  # fmt: skip
             print(f"of {size / 1e3:,.0f} kB {left / 1e3:,.0f} kB are left: {stays / 1e3:,.0f} kB a "
                   f"batch")  # fmt: skip
