@@ -90,8 +90,8 @@ def main() -> None:
             took = time.process_time() - began
             left = record_bytes(instance)
             each, stays = took / (chosen.rounds * n_batches), (left - empty) / n_batches
-            print(f"pruned: {pruned.runs} runs gone, {pruned.logs} logs reduced, {each * 1e3:.0f} ms "
-                  f"of CPU a run")  # fmt: skip
+            print(f"pruned: {pruned.runs} runs gone, {pruned.logs} logs reduced, "
+                  f"{each * 1e3:.0f} ms of CPU a run")  # fmt: skip
             print(f"of {size / 1e3:,.0f} kB {left / 1e3:,.0f} kB are left: {stays / 1e3:,.0f} kB a "
                   f"batch")  # fmt: skip
     if chosen.home:
