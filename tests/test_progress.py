@@ -88,6 +88,17 @@ def test_a_file_gets_the_first_line_one_every_so_often_and_the_last() -> None:
     ]  # fmt: skip
 
 
+def test_what_is_short_says_nothing_in_a_file_where_it_is_the_answer_that_counts() -> None:
+    clock, file = Clock(), io.StringIO()
+    handler = ProgressHandler(file, clock, only_if_long=True)
+    for done in (0, 1, 2):
+        told(handler, f"validating: {done} of 2", progress=True, last=done == 2)
+        clock.now += 10
+    assert file.getvalue() == ""
+    told(handler, "validating: 3 of 4", progress=True, last=False)
+    assert file.getvalue() == "validating: 3 of 4\n"
+
+
 def test_many_short_tasks_do_not_fill_a_file() -> None:
     clock, file = Clock(), io.StringIO()
     handler = ProgressHandler(file, clock)

@@ -26,7 +26,14 @@ class ProgressHandler(logging.Handler):
     shown, and everything else always.
     """
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        stream: TextIO,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        only_if_long: bool = False,
+    ):
+        """``only_if_long``: a file gets the first line after ``QUIET_S``."""
         super().__init__()
         self.stream = stream
         self._clock = clock
@@ -36,7 +43,7 @@ class ProgressHandler(logging.Handler):
         self._task: str | None = None  # what the last progress said, unless it was the last
         self._task_at = 0.0
         self._shown_of: str | None = None  # the task that a line was shown of
-        self._shown_at = -QUIET_S
+        self._shown_at = clock() if only_if_long else clock() - QUIET_S
         self._any_at = clock()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -109,8 +116,8 @@ def _beat(handler: ProgressHandler) -> None:
 
 
 def track(items: Sequence[Any], what: str, stream: TextIO | None = None) -> Iterator[Any]:
-    """The items, counted on stderr: as ``log_to_stderr`` shows progress."""
-    handler = ProgressHandler(stream or sys.stderr)
+    """The items, counted on stderr as ``log_to_stderr`` does; a file gets nothing if it is short."""
+    handler = ProgressHandler(stream or sys.stderr, only_if_long=True)
 
     def say(line: str, *, last: bool) -> None:
         handler.handle(
