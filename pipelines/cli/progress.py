@@ -116,7 +116,7 @@ def _beat(handler: ProgressHandler) -> None:
 
 
 def track(items: Sequence[Any], what: str, stream: TextIO | None = None) -> Iterator[Any]:
-    """The items, counted on stderr as ``log_to_stderr`` does; a file gets nothing if it is short."""
+    """The items, counted on stderr; in a file nothing is said of what does not take long."""
     handler = ProgressHandler(stream or sys.stderr, only_if_long=True)
 
     def say(line: str, *, last: bool) -> None:
