@@ -105,7 +105,8 @@ def report(n_windows: int, n_episodes: int, replicates: int) -> str:
     """Everything that one model's report says."""
     predictions = table(n_windows, n_episodes)
     side = {"windows_by_phase": dict.fromkeys(PHASES, 1), "synthetic_episodes": 0}
-    side |= {"windows": n_windows, "episodes": n_episodes}
+    side |= {"windows": n_windows, "episodes": n_episodes, "coverage": {}}
+    side |= dict.fromkeys(("hosts", "sessions", "samples"), ["x"])
     dataset = {
         "splits": dict.fromkeys(("train", "val", "test"), side), "tested_profiles": [],
         "untested_profiles": [], "excluded": {}, "exclusions": [],
