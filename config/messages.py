@@ -13,8 +13,8 @@ OPTIONS = ("config", "store", "artifacts")
 """Options that say which project a command is about."""
 
 _TAKEN = dict.fromkeys(
-    ("run", "sync", "predict", "report", "champion", "promote", "rollback", "doctor", "ui",
-     "exclude", "bundle", "produce"), OPTIONS
+    ("run", "sync", "predict", "report", "champion", "promote", "rollback", "doctor", "prune",
+     "ui", "exclude", "bundle", "produce"), OPTIONS
 ) | dict.fromkeys(("validate", "extract"), ("config", "store")) | {
     "hub": ("config", "artifacts")
 }  # fmt: skip

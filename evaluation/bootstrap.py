@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from episodes.format import NS_PER_S
+from episodes.jit import jit
 from evaluation.documents import Bootstrap, Condition
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 Name = TypeVar("Name")
 _CELLS = 2**20  # weights in a piece: bounds memory on large corpora
-_KEPT_CELLS = 2**25  # up to so many weights are kept, in 128 MiB; beyond that they are drawn again
+_KEPT_CELLS = 2**28  # up to so many weights are kept, in 256 MiB; beyond that they are drawn again
 
 
 class EpisodeBootstrap:
@@ -52,12 +53,12 @@ class EpisodeBootstrap:
         self._size = np.bincount(group, minlength=self.n_groups)
         if not self._size.all():
             raise ValueError("a group without an episode cannot be resampled")
-        self._kept: list[NDArray[np.int32]] | None = None
+        self._kept: list[NDArray[np.uint8] | NDArray[np.int32]] | None = None
 
     def weights(self) -> Iterator[NDArray[np.float64]]:
         """Weights ``(b, n_episodes)``, whole numbers, in pieces; the same at every call."""
         if self._kept is None and self.replicates * self.n_episodes <= _KEPT_CELLS:
-            self._kept = list(self._drawn())
+            self._kept = [_narrow(piece) for piece in self._drawn()]
         for piece in self._kept or self._drawn():
             yield piece.astype(np.float64)
 
@@ -69,13 +70,10 @@ class EpisodeBootstrap:
         for start in range(0, self.replicates, piece):
             b = min(piece, self.replicates - start)
             drawn = groups.integers(self.n_groups, size=(b, self.n_groups))
-            drawings = self._size[drawn]
-            row = np.repeat(np.arange(b), drawings.sum(axis=1))
-            of = np.repeat(drawn.ravel(), drawings.ravel())
-            chosen = first[of] + (episodes.random(len(of)) * self._size[of]).astype(np.int64)
-            cell = row * self.n_episodes + self._by_group[chosen]
-            counts = np.bincount(cell, minlength=b * self.n_episodes)
-            yield counts.reshape(b, self.n_episodes).astype(np.int32)
+            chances = episodes.random(int(self._size[drawn].sum()))
+            counts = np.zeros((b, self.n_episodes), dtype=np.int32)
+            _count(drawn, chances, first, self._size, self._by_group, counts)
+            yield counts
 
     def replicates_of(self, statistics: Mapping[Name, Statistic]) -> dict[Name, NDArray]:
         """Every statistic on the same weights: ``(B,)`` or ``(B, m)`` each."""
@@ -88,6 +86,36 @@ class EpisodeBootstrap:
     def observed(self, statistic: Statistic) -> NDArray[np.float64]:
         """A statistic on the test set as it is: ``()`` or ``(m,)``."""
         return statistic(np.ones((1, self.n_episodes)))[0]
+
+
+def _narrow(weights: NDArray[np.int32]) -> NDArray[np.uint8] | NDArray[np.int32]:
+    """The same weights in a byte each, if they fit."""
+    return weights.astype(np.uint8) if weights.max(initial=0) < 256 else weights
+
+
+@jit
+def _count(
+    drawn: NDArray[np.int64],
+    chances: NDArray[np.float64],
+    first: NDArray[np.int64],
+    size: NDArray[np.int64],
+    by_group: NDArray[np.int64],
+    counts: NDArray[np.int32],
+) -> None:
+    """How often each episode is drawn.
+
+    Args:
+        drawn: groups ``(b, n_groups)``.
+        chances: from 0 to 1, one for each episode to draw.
+        first, size: where a group begins in ``by_group``, and its episodes.
+        counts: ``(b, n_episodes)``, added to.
+    """
+    at = 0
+    for row in range(drawn.shape[0]):
+        for group in drawn[row]:
+            for _ in range(size[group]):
+                counts[row, by_group[first[group] + int(chances[at] * size[group])]] += 1
+                at += 1
 
 
 def resampling(

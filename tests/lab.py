@@ -5,6 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +38,17 @@ RECIPE = "sample"
 HAD = [recipe for recipe in RECIPES if recipe != "session"]
 """The recipes that a store of one session gives, as every lab's is."""
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+POSTGRES = next(
+    (
+        Path(folder)
+        for folder in (*sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin"))), "/usr/bin")
+        if Path(folder, "initdb").exists()
+    ),
+    None,
+)
+"""Where PostgreSQL's server is; None: this machine has none."""
 
 
 @dataclass
@@ -182,6 +196,38 @@ def bundle_of(lab: Lab, model: str, folder: Path) -> None:
     """Write the device bundle of a realistic checkpoint."""
     scorer = Scorer(lab.project, checkpoint_of(lab, model))
     write_bundle(folder, bundle_files(scorer))
+
+
+@contextmanager
+def postgresql(folder: Path) -> Iterator[str]:
+    """A server of its own on a socket in ``folder``; its URL."""
+    assert POSTGRES is not None
+    user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
+    if user:
+        shutil.chown(folder, user)
+    data = folder / "data"
+    subprocess.run(
+        [POSTGRES / "initdb", "-D", data, "-U", "dagster", "-A", "trust", "--no-sync"],
+        user=user,
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    server = subprocess.Popen(
+        [POSTGRES / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses="],
+        user=user,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while subprocess.run([POSTGRES / "pg_isready", "-q", "-h", folder], check=False).returncode:
+            assert server.poll() is None, "PostgreSQL does not start"
+            time.sleep(0.1)
+        yield f"postgresql+psycopg2://dagster@/postgres?host={folder}"
+    finally:
+        server.send_signal(signal.SIGINT)  # at once, clients or not
+        server.wait(30)
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

@@ -316,6 +316,20 @@ def test_undetected_episodes_make_the_median_infinite_not_smaller():
     assert 0 < note["numbers"]["share"] < 1
 
 
+def test_a_report_lists_no_more_episodes_than_a_reader_can_use(monkeypatch: pytest.MonkeyPatch):
+    episodes = {f"{i:02}": ("ccrr", 11.0, "..xx" if i % 2 else "....") for i in range(20)}
+    whole = report(episodes)["detection"]
+    assert [len(whole[name]) for name in ("episodes", "undetected")] == [20, 10]
+    monkeypatch.setattr("evaluation.detection.LISTED", 5)
+    found = report(episodes)["detection"]
+    assert [e["episode_id"] for e in found["episodes"]] == ["00", "05", "10", "14", "19"]
+    assert len(found["undetected"]) == 5
+    listed = {"episodes", "undetected"}
+    assert {k: v for k, v in found.items() if k not in listed} == {
+        k: v for k, v in whole.items() if k not in listed
+    }
+
+
 def test_the_median_is_that_of_an_explicit_loop():
     delays = np.array([3.0, np.inf, 7.0, 1.0, 2.0, np.nan])
     attacked = ~np.isnan(delays)

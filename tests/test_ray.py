@@ -11,13 +11,11 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from typing import Any
 
 import pytest
 from e2e import DRIFT, ROOT, SCORE, Lab, until
+from lab import POSTGRES, postgresql
 
 from models.checkpoint import read_header
 from resources.runs import PROCESS_TAG
@@ -36,52 +35,12 @@ pytest.importorskip("dagster_postgres", reason=MISSING)
 psycopg2 = pytest.importorskip("psycopg2", reason=MISSING)
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason=MISSING)
 job_submission = pytest.importorskip("ray.job_submission", reason=MISSING)
-POSTGRES = next(
-    (
-        Path(folder)
-        for folder in (*sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin"))), "/usr/bin")
-        if Path(folder, "initdb").exists()
-    ),
-    None,
-)
 pytestmark = pytest.mark.skipif(
     POSTGRES is None, reason="no PostgreSQL server on this machine: apt-get install postgresql"
 )
 RECIPE = "host"
 BATCH = "lab-a.2026-11-02"
 AT_ONCE = 2
-
-
-@contextmanager
-def postgresql(folder: Path) -> Iterator[str]:
-    """A server of its own on a socket in ``folder``; its URL."""
-    assert POSTGRES is not None
-    user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
-    if user:
-        shutil.chown(folder, user)
-    data = folder / "data"
-    subprocess.run(
-        [POSTGRES / "initdb", "-D", data, "-U", "dagster", "-A", "trust", "--no-sync"],
-        user=user,
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
-    server = subprocess.Popen(
-        [POSTGRES / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses="],
-        user=user,
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        while subprocess.run([POSTGRES / "pg_isready", "-q", "-h", folder], check=False).returncode:
-            assert server.poll() is None, "PostgreSQL does not start"
-            time.sleep(0.1)
-        yield f"postgresql+psycopg2://dagster@/postgres?host={folder}"
-    finally:
-        server.send_signal(signal.SIGINT)  # at once, clients or not
-        server.wait(30)
 
 
 @contextmanager

@@ -45,6 +45,7 @@ from evaluation.scores import (
     f1_statistic,
     guess_draws,
     guess_weights,
+    macro_f1_of_confusion,
     macro_statistic,
     scored,
 )
@@ -659,3 +660,16 @@ def test_a_baseline_is_fitted_on_training_windows_alone():
     )
     one, two = (baseline_proba(t, ["start_s"], CLASSES, 0) for t in (table, other))
     np.testing.assert_array_equal(one, two)
+
+
+def test_sums_are_exact_beyond_what_single_precision_holds():
+    """The product of weights and counts is in single precision only where that is exact."""
+    random = np.random.default_rng(0)
+    for factor in (1, 2**20 + 1):
+        confusions = [random.integers(1, 9, (40, K, K)) * factor + 1 for _ in range(3)]
+        weights = random.poisson(1.0, (20, 40)).astype(np.float64)
+        found = macro_statistic(confusions, range(K))(weights)
+        whole = weights.astype(np.int64)
+        for i, confusion in enumerate(confusions):
+            summed = np.einsum("be,eij->bij", whole, confusion)
+            np.testing.assert_array_equal(found[:, i], macro_f1_of_confusion(summed, range(K)))

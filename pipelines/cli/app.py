@@ -17,6 +17,7 @@ from pipelines.cli import (
     hub,
     predict,
     produce,
+    prune,
     report,
     run,
     simulate,
@@ -59,6 +60,7 @@ for function in (
     device.bundle,
     checkpoints.inspect,
     doctor.doctor,
+    prune.prune,
     hub.hub,
     ui.ui,
 ):

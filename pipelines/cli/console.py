@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -22,9 +21,12 @@ import typer
 from typer.core import TyperArgument, TyperCommand
 
 from config.messages import address_of, addressed, unknown
+from pipelines.cli.progress import log_to_stderr, track
 
 if TYPE_CHECKING:
     from stages.workspace import Workspace
+
+__all__ = ["log_to_stderr", "track"]
 
 OK, FAILED, USAGE, REJECTED, MISMATCH = range(5)
 INTERRUPTED = 130
@@ -81,6 +83,18 @@ class Table:
 
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
+
+
+class Bytes(int):
+    """A size: a number in JSON, ``1.2 GB`` for people."""
+
+    def __str__(self) -> str:
+        size = float(self)
+        for unit in ("B", "kB", "MB"):
+            if abs(size) < 999.5:
+                return f"{size:.3g} {unit}"
+            size /= 1000
+        return f"{size:,.3g} GB" if size < 1000 else f"{size:,.0f} GB"
 
 
 @dataclass(frozen=True)
@@ -284,15 +298,6 @@ def one_of(name: str, value: str, known: Iterable[str]) -> str:
     return value
 
 
-def track(items: Sequence[Any], what: str) -> Iterable[Any]:
-    """The items, with a progress bar on stderr on a terminal."""
-    from rich.console import Console
-    from rich.progress import track as bar
-
-    console = Console(stderr=True, quiet=not sys.stderr.isatty())
-    return bar(items, what, console=console, transient=True)
-
-
 def _show_table(table: Table) -> None:
     """Borders on a terminal wide enough for them; otherwise aligned columns, never cut off."""
     texts = [[str(cell) for cell in row] for row in table.rows]
@@ -313,32 +318,3 @@ def _show_table(table: Table) -> None:
     for cells in (table.columns, *texts):
         line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
         typer.echo(line.rstrip())
-
-
-def log_to_stderr() -> None:
-    """Progress and warnings on stderr: every line on a terminal, fewer in a file."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(_Sparse(0.0 if sys.stderr.isatty() else 25.0))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("phasewatch").setLevel(logging.INFO)
-
-
-class _Sparse(logging.Filter):
-    """Lets each warning through once, progress every so many seconds, all else always."""
-
-    def __init__(self, every_s: float):
-        super().__init__()
-        self.every_s = every_s
-        self.shown: set[str] = set()
-        self.last = 0.0
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        if record.levelno >= logging.WARNING and message in self.shown:
-            return False
-        if getattr(record, "progress", False):
-            if record.created - self.last < self.every_s:
-                return False
-            self.last = record.created
-        self.shown.add(message)
-        return True

@@ -14,12 +14,11 @@ import yaml
 
 from config.paths import CLONE
 from pipelines.cli import options
-from pipelines.cli.console import EXTRAS, FAILED, OK, Document, Table, workspace_of
+from pipelines.cli.console import EXTRAS, FAILED, OK, Bytes, Document, Table, workspace_of
 from pipelines.home import SETTINGS, dagster_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     import dagster as dg
 
@@ -35,6 +34,9 @@ _LABELS = {
     "orchestrate": "packages of the extra orchestrate",
     "path": "folder",
     "free_gb": "free disk space, GB",
+    "bytes": "takes",
+    "pruned": "pruned last",
+    "database": "size of its database",
     "found": "GPUs of this machine",
     "usable": "usable by torch",
     "device": "setting device",
@@ -105,7 +107,7 @@ def doctor(
     missing = _installed(findings)
     if "base" not in missing:
         workspace = workspace_of(config, store, artifacts)
-        _disk(findings, workspace.artifacts_path)
+        _disk(findings, workspace)
         _gpu(findings, workspace.device, torch="train" not in missing)
         if "orchestrate" not in missing:
             _dagster(findings, workspace)
@@ -136,10 +138,25 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _disk(findings: Diagnosis, folder: Path) -> None:
+def _disk(findings: Diagnosis, workspace: Workspace) -> None:
+    from stages.retention import last_pruned, usage
+
+    folder = workspace.artifacts_path
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    findings.sections["artifacts"] = {"path": str(folder), "free_gb": round(free / 1e9, 1)}
+    used = usage(folder)
+    largest = sorted(used.by_kind.items(), key=lambda item: -item[1])
+    findings.sections["artifacts"] = {
+        "path": str(folder),
+        "free_gb": round(free / 1e9, 1),
+        "bytes": {name: Bytes(n_bytes) for name, n_bytes in largest if n_bytes},
+        "pruned": last_pruned(folder),
+    }
+    budget = workspace.artifacts_budget_gb * 1e9
+    if budget and used.n_bytes > budget:
+        findings.problem(
+            f"{folder}: may take {Bytes(budget)}, takes {Bytes(used.n_bytes)}", "phasewatch prune"
+        )
     if free < MIN_FREE_BYTES:
         findings.problem(
             f"{folder}: at least {MIN_FREE_BYTES / 1e9:.0f} GB must be free, got {free / 1e9:.1f}",
@@ -193,7 +210,10 @@ def _dagster(findings: Diagnosis, workspace: Workspace) -> None:
         )
     import dagster as dg
 
+    from resources.records import record_bytes
+
     with dg.DagsterInstance.from_config(str(home)) as instance:
+        section["database"] = Bytes(record_bytes(instance))
         _automation(findings, section, instance)
 
 

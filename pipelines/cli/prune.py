@@ -1,0 +1,87 @@
+"""The command ``prune``: drops what is old."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.cli import options
+from pipelines.cli.console import USAGE, Bytes, Document, Table, fail, workspace_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipelines.pruning import Pruned
+
+_SHOWN = 20  # artifacts
+
+
+@dataclass(frozen=True)
+class PruneDocument(Document):
+    """What went, or would go."""
+
+    pruned: Pruned
+    dry_run: bool
+
+    def as_json(self) -> dict[str, Any]:
+        return {"dry_run": self.dry_run, **self.pruned.as_json()}
+
+    def text(self) -> Iterator[str | Table]:
+        pruned, records = self.pruned, self.pruned.records
+        would = "would go" if self.dry_run else "gone"
+        yield (
+            f"records older than {pruned.older_than_days} days, {would}: {records.runs} runs, the "
+            f"logs of {records.logs} others, {records.events} events; {Bytes(records.n_bytes)}, "
+            f"leaving a database of {Bytes(pruned.database_bytes)}"
+        )
+        freed = sum(item.n_bytes for item in pruned.discards)
+        yield (
+            f"artifacts, {would}: {len(pruned.discards)}; {Bytes(freed)}, leaving "
+            f"{Bytes(pruned.artifacts_bytes)}"
+        )
+        if pruned.discards:
+            shown = pruned.discards[:_SHOWN]
+            yield Table(
+                ("what", "size", "why"),
+                [(str(item.path), Bytes(item.n_bytes), item.why) for item in shown],
+            )
+            if more := len(pruned.discards) - len(shown):
+                yield f"and {more} more; --json lists all"
+        if pruned.over:
+            yield (
+                f"{Bytes(pruned.over)} above the budget stay, because they are in use: raise "
+                "artifacts_budget_gb, or delete something by hand"
+            )
+
+
+def prune(
+    config: options.Config = None,
+    store: options.Store = None,
+    artifacts: options.Artifacts = None,
+    older_than: Annotated[
+        str,
+        typer.Option("--older-than", metavar="DAYS", help="Age of the records that go."),
+    ] = "30d",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would go, and change nothing.")
+    ] = False,
+) -> PruneDocument:
+    """Drop old records, and artifacts above their budget.
+
+    Of every asset and partition the last materialization and the last checks stay. No champion
+    that ever was goes, and nothing that is current.
+    """
+    days = re.fullmatch(r"([1-9]\d{0,3})d", older_than)
+    if days is None:
+        fail(
+            f"--older-than must be a number of days from 1d, such as 30d, got {older_than!r}", USAGE
+        )
+    workspace = workspace_of(config, store, artifacts, must_exist=True)
+    from pipelines.home import dagster_instance
+    from pipelines.pruning import prune as prune_all
+
+    with dagster_instance(workspace) as instance:
+        return PruneDocument(prune_all(instance, workspace, int(days[1]), dry_run=dry_run), dry_run)
