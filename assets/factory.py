@@ -5,9 +5,9 @@ Whether an artifact is current, and how it is made, is the stage's; nothing is d
 
 import inspect
 import logging
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from assets.metadata import artifact_metadata, as_metadata, layout_metadata, tab
 from assets.partitions import EVERY_PARTITION, FRESH, OWNERS, PARTITIONS, backfill_policy
 from champion.history import ChampionError
 from config.paths import CLONE
+from config.progress import Meter
 from episodes.environment import MachineError
 from episodes.store import StoreError
 from models.checkpoint import CheckpointError
@@ -35,7 +36,6 @@ from stages.workspace import Workspace
 
 log = logging.getLogger("phasewatch")
 
-_EVERY_S = 2.0
 _SEVERITY = {"warn": dg.AssetCheckSeverity.WARN, "fail": dg.AssetCheckSeverity.ERROR}
 
 
@@ -123,7 +123,7 @@ def _make(
     check_recorded(context.instance, project, stage, key)
     project.require(stage.needs(project, key))
     made = project.make(
-        stage, key, outputs=_selected(context, stage), progress=_reporter(context, what)
+        stage, key, outputs=_selected(context, stage), progress=_meter(context, what)
     )
     reused = made.reused and all(made.artifacts.values())  # nothing to make is not reuse
     outcome = "reused" if reused else stage.summary(project, key, made.artifacts)
@@ -167,15 +167,18 @@ def _make_range(
     for key in keys:
         check_recorded(context.instance, project, stage, key)
     _say(context, f"{stage.name}: {len(keys)} of {len(context.partition_keys)} batches to do")
-    reporter = _reporter(context, stage.name)
     failures: list[str] = []
-    done = 0
+    sizes = [len(project.listing.batches.get(key, ())) for key in keys]
+    meter, place = _meter(context, stage.name), 0
 
-    def progress(episodes: int, total: int, text: str) -> None:
-        reporter(done, len(keys), f"batches, {keys[done]}: {episodes}/{total} {text}")
+    def progress(done: int, total: int, _text: str) -> None:
+        """Of a batch under way, told as episodes of all of them."""
+        so_far = sum(sizes[:place]) + sizes[place] * done // max(total, 1)
+        if so_far < sum(sizes):  # the last line says what became of the run
+            meter(so_far, sum(sizes), f"{keys[place]} (batch {place + 1} of {len(keys)})")
 
     for key, made in project.make_each(stage, keys, outputs=selected, progress=progress):
-        done = min(done + 1, len(keys) - 1)
+        place += 1
         if isinstance(made, Exception):
             failures.append(f"{key}: {workspace.addressed(str(made))}")
             continue
@@ -319,21 +322,13 @@ def _result(check: Check, project: Project, key: str, artifact: Any) -> dg.Asset
     )
 
 
-def _reporter(context: dg.AssetExecutionContext, what: str) -> Callable[[int, int, str], None]:
-    """A progress callback: a line at once, then at most one every two seconds, and the last."""
-    last = [0.0]
-
-    def report(done: int, total: int, text: str) -> None:
-        now = time.monotonic()
-        if done < total and now - last[0] < _EVERY_S:
-            return
-        last[0] = now
-        _say(context, f"{what}: {done}/{total} {text}", progress=True)
-
-    return report
+def _meter(context: dg.AssetExecutionContext, what: str) -> Meter:
+    return Meter(what, partial(_say, context, progress=True))
 
 
-def _say(context: dg.AssetExecutionContext, line: str, *, progress: bool = False) -> None:
+def _say(
+    context: dg.AssetExecutionContext, line: str, *, progress: bool = False, last: bool = False
+) -> None:
     """One line to the run's log in the UI and to the terminal."""
     context.log.info(line)
-    log.info(line, extra={"progress": progress})
+    log.info(line, extra={"progress": progress, "last": last})

@@ -435,7 +435,7 @@ def build_table(
     taking_part = (
         windows.join(assigned.select("episode_id", "session", "split"), on="episode_id", how="left")
         .filter(pl.col("split").is_not_null())
-        .sort("batch", "shard", "row")
+        .sort("batch", "episode_id", "window")  # whatever shard they came to be in
     )
     with_values = taking_part.filter(pl.any_horizontal(pl.col("^coverage_.*$") > 0))
     table, listed = apply_exclusions(with_values, exclusions, window_s)

@@ -14,6 +14,7 @@ from assets.partitions import BATCHES_PER_RUN
 from champion.history import Champion
 from features.files import fingerprint
 from pipelines.partitions import Covered, Synced, in_ranges, named, partition_tags
+from resources.records import IDENTITY_TAG
 from resources.runs import UNFINISHED
 from stages.batch import TENSORS
 from stages.project import Due, Project
@@ -25,7 +26,6 @@ MAX_FAILURES = 3
 """After so many failed runs on the same input in a row, only a person starts another."""
 
 WORK_TAG = "phasewatch/work"
-IDENTITY_TAG = "phasewatch/identity"
 _WILL_RETRY_TAG, _RETRIED_TAG = "dagster/will_retry", "dagster/auto_retry_run_id"
 
 

@@ -287,7 +287,8 @@ class Project:
         """
         partition = "batch" if key in self.listing.batches else "recipe" if key else ""
         first = next(s for s in self.stages.values() if s.job == job and s.partition == partition)
-        settings = self.workspace.model_dump_json(exclude={"store", "artifacts", "force", "notify"})
+        no_input = {"store", "artifacts", "force", "notify", "artifacts_budget_gb"}
+        settings = self.workspace.model_dump_json(exclude=no_input)
         champion = self.champion.number if self.champion else None
         return fingerprint([first.fingerprint(self, key), settings, champion])
 

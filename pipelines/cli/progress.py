@@ -79,8 +79,9 @@ class ProgressHandler(logging.Handler):
                 return
             self._shown_at = now
             self._shown_of = _task_of(self._task)
-            since = duration(now - self._task_at)
-            self._write(f"{self._task}; for {since} now", stays=not self._rewrites)
+            passed = now - self._task_at
+            since = f"; for {duration(passed)} now" if passed >= QUIET_S / 3 else ""
+            self._write(f"{self._task}{since}", stays=not self._rewrites)
 
     def _write(self, line: str, *, stays: bool = True) -> None:
         self._any_at = self._clock()
