@@ -6,10 +6,13 @@ import json
 import urllib.error
 from collections.abc import Iterable
 from itertools import islice
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from hub.events import Event
 from live.outputs import post
+
+if TYPE_CHECKING:  # pydantic, which a command that only shows its help must not wait for
+    from hub.events import Event
 
 PORT = 8447
 """Of a hub, if nobody says another."""

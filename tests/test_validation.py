@@ -36,6 +36,8 @@ from builders import (
     sha256,
     ulid,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 import episodes.archive
 import episodes.environment
@@ -45,7 +47,14 @@ from episodes.archive import ArchiveError, read_members, read_packed
 from episodes.environment import MachineError
 from episodes.format import NS_PER_S, PHASES, SOURCES, batch_key, episode_time_ms, is_episode_id
 from episodes.store import StoreError, list_store
-from episodes.validation import REASONS, Record, ValidationPolicy, summary_line, validate
+from episodes.validation import (
+    REASONS,
+    Record,
+    ValidationPolicy,
+    count_rows,
+    summary_line,
+    validate,
+)
 from features.registry import LAYOUT
 
 DURATION_S = 20.0
@@ -1637,3 +1646,11 @@ def test_the_store_is_never_written(store: StoreBuilder) -> None:
     for stored in list_store(store.root).episodes:
         validate(stored, ValidationPolicy(), LAYOUT.fields)
     assert snapshot() == before
+
+
+@given(
+    st.lists(st.sampled_from([b"{}", b" ", b"\t", b"\r", b"\v", b"\f", b"\n", b"x"]), max_size=12)
+)
+def test_rows_are_the_lines_that_are_not_blank(parts: list[bytes]) -> None:
+    content = b"".join(parts)
+    assert count_rows(content) == sum(1 for line in content.split(b"\n") if line.strip())
