@@ -27,7 +27,7 @@ from episodes.archive import ArchiveError, read_members, read_packed
 from episodes.store import list_store
 from episodes.validation import ValidationPolicy
 from features.registry import LAYOUT
-from stages.judging import _judge
+from stages.judging import judged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -116,12 +116,12 @@ def measure(scratch: Path, options: argparse.Namespace) -> None:
     episodes = list_store(store).episodes
     sample = [e for e in episodes if e.size_bytes][:: max(1, len(episodes) // SAMPLE)][:SAMPLE]
     policy = ValidationPolicy()
-    _judge(sample[0], policy, LAYOUT)  # kernels are loaded outside the measurement
-    floors, judged = [], []
+    judged(sample[0], policy, LAYOUT)  # kernels are loaded outside the measurement
+    floors, judgings = [], []
     for _ in range(3):
         floors.append(cpu_of(lambda: [_floor(e) for e in sample]) / len(sample))
-        judged.append(cpu_of(lambda: [_judge(e, policy, LAYOUT) for e in sample]) / len(sample))
-    floor, judge = statistics.median(floors), statistics.median(judged)
+        judgings.append(cpu_of(lambda: [judged(e, policy, LAYOUT) for e in sample]) / len(sample))
+    floor, judge = statistics.median(floors), statistics.median(judgings)
     print(f"hash and unpack      {1000 * floor:8.2f} ms an episode")
     print(f"judge and extract    {1000 * judge:8.2f} ms an episode, {judge / floor:.2f} x")
 

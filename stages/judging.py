@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -42,7 +43,15 @@ def judged(stored: StoredEpisode, policy: ValidationPolicy, layout: Layout) -> J
     """
     ahead = _ahead.get()
     future = ahead.take(stored) if ahead else None
-    return future.result() if future else _judge(stored, policy, layout)
+    if future is None:
+        return _judge(stored, policy, layout)
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise MachineError(
+            f"{stored.path}: a worker process was killed, perhaps because memory ran out. That is "
+            "no fault of the episode, so nothing was decided or written; run the command again"
+        ) from error
 
 
 def _judge(stored: StoredEpisode, policy: ValidationPolicy, layout: Layout) -> Judged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -237,6 +238,20 @@ def test_what_is_left_out_or_not_announced_is_no_matter(
         for i in (2, 0, 5, 1, 7):  # the first was not announced; to go back is to judge anew
             record, _ = stages.judging.judged(episodes[i], *given)
             assert record.episode_id == episodes[i].episode_id
+
+
+def test_a_killed_worker_decides_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages.judging, "WORTHWHILE", 1)
+    monkeypatch.setattr(stages.judging, "cores", lambda: 2)
+    episodes, workspace = lab.workspace.listing().episodes, lab.workspace
+    given = (workspace.validation, workspace.layout)
+    with judging_ahead(episodes, *given):
+        stages.judging.judged(episodes[0], *given)
+        for child in multiprocessing.active_children():
+            child.kill()
+            child.join()
+        with pytest.raises(MachineError, match="killed"):
+            [stages.judging.judged(episode, *given) for episode in episodes[1:]]
 
 
 def test_a_fault_of_the_machine_in_a_worker_is_one_here(
