@@ -18,13 +18,20 @@ from dagster._core.definitions.data_version import (
     DATA_VERSION_TAG,
 )
 
-from assets.metadata import artifact_metadata, as_metadata, layout_metadata, table_schema
+from assets.metadata import (
+    artifact_metadata,
+    as_metadata,
+    layout_metadata,
+    shard_schema,
+    table_schema,
+)
 from assets.partitions import EVERY_PARTITION, FRESH, OWNERS, PARTITIONS, backfill_policy
 from champion.history import ChampionError
 from config.paths import CLONE
 from config.progress import Meter
 from episodes.environment import MachineError
 from episodes.store import StoreError
+from features.registry import LAYOUT
 from models.checkpoint import CheckpointError
 from resources.guards import check_instance, check_recorded, refuse
 from resources.workspace import WorkspaceResource, config_section
@@ -226,8 +233,9 @@ def _own_checks(context: dg.AssetExecutionContext, stage: Stage, output: Output)
 
 def _metadata(project: Project, stage: Stage, output: Output, made: Made) -> dict[str, Any]:
     artifact, layout = made.artifacts[output.name], project.workspace.layout
+    columns = {} if output.input_kind else table_schema(artifact, layout)
     return (
-        table_schema(artifact, layout)
+        columns
         | artifact_metadata(artifact)
         | {"reused": made.reused, "seconds": made.seconds}
         | layout_metadata(layout, output.input_kind)
@@ -282,6 +290,7 @@ def _spec(stage: Stage, output: Output) -> dg.AssetSpec:
         freshness_policy=FRESH if output.fresh else None,
         partitions_def=PARTITIONS[stage.partition],
         metadata=docs
+        | (shard_schema(LAYOUT, output.input_kind) if output.input_kind else {})
         | {
             "dagster/code_references": dg.CodeReferencesMetadataValue(
                 code_references=[dg.LocalFileCodeReference(file_path=str(source), line_number=line)]

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from features.contract import contract_hashes
 from features.registry import InputKind, Layout
+from features.shards import WINDOW_FIELDS
 from stages.stage import Markdown, Rows
 
 
@@ -102,8 +103,20 @@ def table_schema(artifact: Any, layout: Layout) -> dict[str, Any]:
     if not tables:
         return {}
     schema = pq.read_schema(artifact.path(tables[0]))
-    columns = [
-        dg.TableColumn(field.name, str(field.type), _described(field.name, layout))
-        for field in schema
-    ]
+    return _columns({field.name: str(field.type) for field in schema}, layout)
+
+
+def shard_schema(layout: Layout, kind: InputKind) -> dict[str, Any]:
+    """The columns of a shard: those of its windows and, of a feature shard, every statistic.
+
+    They are the same in every batch, so that an asset has them and not each of its events.
+    """
+    columns = {name: str(column) for name, column in WINDOW_FIELDS}
+    if kind == "summary":
+        columns |= dict.fromkeys(layout.input_names(kind), "float")
+    return _columns(columns, layout)
+
+
+def _columns(types: Mapping[str, str], layout: Layout) -> dict[str, Any]:
+    columns = [dg.TableColumn(n, kind, _described(n, layout)) for n, kind in types.items()]
     return {"dagster/column_schema": dg.TableSchema(columns)}

@@ -165,7 +165,7 @@ def ingest_batch(
     *,
     outputs: Collection[str] = OUTPUTS,
     again: bool = False,
-    judge: Judge = judged,
+    judge: Judge | None = None,
     progress: Progress = silent,
 ) -> Artifacts:
     """Validate a batch and write its index and shards, or only some, to ``folder/<output>``.
@@ -174,7 +174,7 @@ def ingest_batch(
 
     Args:
         again: judge every episode, also those that are as they were.
-        judge: reads and judges an episode.
+        judge: reads and judges an episode; ``judged``, unless another is given.
 
     Raises:
         MachineError: an episode could not be read or extracted, for no fault of its own.
@@ -202,7 +202,7 @@ def ingest_batch(
                 continue
             else:
                 progress(done, len(episodes), key)
-                record, rows = judge(stored, policy, layout)
+                record, rows = (judge or judged)(stored, policy, layout)
                 entry = Entry(record, identity_of(stored))
             place = writer.add(rows) if rows else None
             entries[key] = Entry(entry.record, entry.identity, place)

@@ -157,6 +157,11 @@ def test_definitions_are_whole() -> None:
         assert node.group_name != "default", key
 
 
+def declared_metadata() -> dict[dg.AssetKey, dict[str, Any]]:
+    """What the graph itself says of its assets."""
+    return {spec.key: dict(spec.metadata) for spec in build_defs().resolve_all_asset_specs()}
+
+
 def test_tables_say_what_their_columns_are(trained: Lab) -> None:
     for name, partition, column, described in (
         ("validation_index", some_batch(trained), "verdict", "accepted, degraded, rejected"),
@@ -164,8 +169,8 @@ def test_tables_say_what_their_columns_are(trained: Lab) -> None:
         ("datasets", RECIPE, "split", "train, val or test"),
         ("held_out_predictions", RECIPE, "p_infecting", "probability of infecting"),
     ):
-        metadata = trained.recorded(name, partition)
-        schema = metadata["dagster/column_schema"]
+        declared = declared_metadata()[asset_key(name)]
+        schema = (declared | trained.recorded(name, partition))["dagster/column_schema"]
         assert isinstance(schema, dg.TableSchema)
         (found,) = [c for c in schema.columns if c.name == column]
         assert (found.description or "").startswith(described)
