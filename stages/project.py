@@ -23,6 +23,7 @@ from models.checkpoint import (
     load_checkpoint,
 )
 from stages import registry
+from stages.batch import settings_fingerprint
 from stages.datasets import unavailable
 from stages.status import REASONS, Reason, StageError, Status
 
@@ -72,6 +73,11 @@ class Project:
     @cached_property
     def listing(self) -> StoreListing:
         return self.workspace.listing()
+
+    @cached_property
+    def batch_settings(self) -> str:
+        """Identity of how batches are ingested."""
+        return settings_fingerprint(self.workspace.validation, self.workspace.layout)
 
     @cached_property
     def champion(self) -> Champion | None:
@@ -287,10 +293,14 @@ class Project:
         """
         partition = "batch" if key in self.listing.batches else "recipe" if key else ""
         first = next(s for s in self.stages.values() if s.job == job and s.partition == partition)
-        no_input = {"store", "artifacts", "force", "notify", "artifacts_budget_gb"}
-        settings = self.workspace.model_dump_json(exclude=no_input)
         champion = self.champion.number if self.champion else None
-        return fingerprint([first.fingerprint(self, key), settings, champion])
+        return fingerprint([first.fingerprint(self, key), self._settings, champion])
+
+    @cached_property
+    def _settings(self) -> str:
+        """The settings that what is made depends on."""
+        no_input = {"store", "artifacts", "force", "notify", "artifacts_budget_gb"}
+        return self.workspace.model_dump_json(exclude=no_input)
 
     def _forget(self, stage: Stage, key: str) -> None:
         """Look again at what was just made, and at the status of all that is built on it."""
