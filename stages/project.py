@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from champion.history import ChampionError
 from config.messages import unknown
 from datasets.splits import RECIPES
-from episodes.environment import MachineError
+from episodes.environment import MachineError, collector_paused
 from features.files import fingerprint
 from models.base import silent
 from models.checkpoint import (
@@ -192,7 +192,8 @@ class Project:
     ) -> list[Status]:
         """``status`` for keys; by default for every key."""
         chosen = self.keys(stage) if keys is None else keys
-        return [self.status(stage, key, verify=verify) for key in chosen]
+        with collector_paused():
+            return [self.status(stage, key, verify=verify) for key in chosen]
 
     def require(self, needs: Iterable[tuple[Stage, str]]) -> None:
         """Refuse what nothing can be built on, and whatever was made from such.
