@@ -101,7 +101,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     """The artifact in ``folder``, None if there is no readable one."""
     try:
         with open(f"{folder}/{MANIFEST_FILE}", "rb", buffering=0) as file:  # noqa: PTH123
-            value = json.loads(file.read())
+            value = json.loads(file.read().decode())
         files = {
             str(role): {
                 "name": _base_name(str(file["name"])),
