@@ -279,17 +279,19 @@ class _Store:
         arriving = (
             size is not None
             and bool(rows)
+            and size < rows[0].size_bytes  # of most it says all, and the first is cheap
             and all(size < row.size_bytes for row in rows)
             and stat.S_ISREG(path.lstat().st_mode)  # anything else never becomes a file
         )
+        hosts = self._hosts[episode_id]
         return StoredEpisode(
-            host_id=host_id,
-            episode_id=episode_id,
-            path=path,
-            size_bytes=None if arriving else size,
-            index_rows=rows,
-            other_hosts=tuple(sorted(self._hosts[episode_id] - {host_id})),
-            arrived_bytes=size if arriving else None,
+            host_id,
+            episode_id,
+            path,
+            None if arriving else size,
+            rows,
+            tuple(sorted(hosts - {host_id})) if len(hosts) > 1 else (),
+            size if arriving else None,
         )
 
 

@@ -274,6 +274,10 @@ class Project:
 
     def due(self, job: str, *, verify: bool = False) -> list[Due]:
         """What a job would change, by key, in the order of the store and of the recipes."""
+        with collector_paused():
+            return self._due(job, verify)
+
+    def _due(self, job: str, verify: bool) -> list[Due]:
         stages = [s for s in self.stages.values() if s.job == job and s.automatic]
         by_key: dict[str, list[Status]] = {}
         for stage in stages:
