@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import date, timedelta
+from functools import lru_cache
 
 PHASES = ("clean", "armed", "infecting", "infected_running", "dormant")
 """The classes, in class order."""
@@ -65,12 +66,14 @@ ARCHIVE_SUFFIX = ".tar.zst"
 
 _HOST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
-_CROCKFORD = {c: i for i, c in enumerate("0123456789ABCDEFGHJKMNPQRSTVWXYZ")}
+_DIGITS = str.maketrans("ABCDEFGHJKMNPQRSTVWXYZ", "ABCDEFGHIJKLMNOPQRSTUV".lower())  # for int()
 
 
 def is_text(value: object) -> bool:
     """Whether ``value`` is a string that UTF-8 can hold: JSON allows half a character, no file."""
-    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+    if not isinstance(value, str):
+        return False
+    return value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def is_host_id(text: object) -> bool:
@@ -93,19 +96,22 @@ def episode_time_ms(episode_id: str) -> int:
         raise ValueError(
             f"episode id must be a ULID (26 characters of Crockford's base 32), got {episode_id!r}"
         )
-    time_ms = 0
-    for character in episode_id[:10]:
-        time_ms = time_ms * 32 + _CROCKFORD[character]
-    return time_ms
+    return int(episode_id[:10].translate(_DIGITS), 32)
 
 
-_LAST_DAY_MS = 253_402_300_799_999  # 9999-12-31, the last day that has a four-digit year
+_DAY_MS = 86_400_000
+_LAST_DAY = 253_402_300_799_999 // _DAY_MS  # 9999-12-31, the last that has a four-digit year
 
 
 def episode_day(episode_id: str) -> str:
     """The UTC day of a ULID, as ``2026-11-21``."""
-    time_ms = min(episode_time_ms(episode_id), _LAST_DAY_MS)
-    return datetime.fromtimestamp(time_ms // 1000, tz=UTC).date().isoformat()
+    return _day(min(episode_time_ms(episode_id) // _DAY_MS, _LAST_DAY))
+
+
+@lru_cache(maxsize=4096)
+def _day(days: int) -> str:
+    """The day that is so many days after the epoch; a large store has few of them."""
+    return (date(1970, 1, 1) + timedelta(days)).isoformat()
 
 
 def batch_key(host_id: str, episode_id: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import stat
 from collections import defaultdict
 from contextlib import suppress
@@ -16,11 +17,11 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from config.messages import meant
-from episodes.environment import settled
+from episodes.environment import collector_paused, settled
 from episodes.format import ARCHIVE_SUFFIX, batch_key, is_episode_id, is_host_id, is_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
 
 class StoreError(Exception):
@@ -183,7 +184,7 @@ def list_store(root: Path) -> StoreListing:
             f"{root}: not an episode store (must have index.jsonl and episodes/<host>/"
             f"<episode>{ARCHIVE_SUFFIX}); set `store` to the folder that has them"
         )
-    with _LOCK:
+    with _LOCK, collector_paused():
         return _stores.setdefault((root, root.absolute()), _Store(root)).look()
 
 
@@ -244,10 +245,11 @@ class _Store:
         others: set[_Key] = set()  # have an id in common with these
         for host_id, episode_id in changed:
             folder, hosts = self._folders.get(host_id), self._hosts[episode_id]
-            there = (host_id, episode_id) in rows or (folder and episode_id in folder.sizes)
+            there = (host_id, episode_id) in rows or bool(folder and episode_id in folder.sizes)
             if there != (host_id in hosts):
                 (hosts.add if there else hosts.remove)(host_id)
-                others |= {(host, episode_id) for host in hosts}
+                if hosts - {host_id}:
+                    others |= {(host, episode_id) for host in hosts}
         touched = set()
         for host_id, episode_id in changed | others:
             batch = batch_key(host_id, episode_id)
@@ -265,9 +267,10 @@ class _Store:
             self._listed = {key: self._listed[key] for key in sorted(self._listed)}
 
     def _episode(self, host_id: str, episode_id: str) -> StoredEpisode:
-        path = self._root / "episodes" / host_id / f"{episode_id}{ARCHIVE_SUFFIX}"
-        rows = tuple(self._index.rows.get((host_id, episode_id), ()))
         folder = self._folders.get(host_id)
+        parent = folder.path if folder else self._root / "episodes" / host_id
+        path = parent / f"{episode_id}{ARCHIVE_SUFFIX}"
+        rows = tuple(self._index.rows.get((host_id, episode_id), ()))
         size = folder.sizes.get(episode_id) if folder else None
         if size is None:  # the file and its row may have come since the folder was listed
             size = _size(path)
@@ -276,17 +279,19 @@ class _Store:
         arriving = (
             size is not None
             and bool(rows)
+            and size < rows[0].size_bytes  # of most it says all, and the first is cheap
             and all(size < row.size_bytes for row in rows)
             and stat.S_ISREG(path.lstat().st_mode)  # anything else never becomes a file
         )
+        hosts = self._hosts[episode_id]
         return StoredEpisode(
-            host_id=host_id,
-            episode_id=episode_id,
-            path=path,
-            size_bytes=None if arriving else size,
-            index_rows=rows,
-            other_hosts=tuple(sorted(self._hosts[episode_id] - {host_id})),
-            arrived_bytes=size if arriving else None,
+            host_id,
+            episode_id,
+            path,
+            None if arriving else size,
+            rows,
+            tuple(sorted(hosts - {host_id})) if len(hosts) > 1 else (),
+            size if arriving else None,
         )
 
 
@@ -294,7 +299,7 @@ class _Folder:
     """The archives of one host, as they were when last looked at."""
 
     def __init__(self, path: Path):
-        self._path = path
+        self.path = path
         self._seen: tuple[int, ...] | None = None
         self._unsettled: set[str] = set()  # may still grow
         self.sizes: dict[str, int] = {}
@@ -307,7 +312,7 @@ class _Folder:
 
     def look(self) -> set[str]:
         """The episodes whose file came, went or has another size than before."""
-        now = self._path.stat()
+        now = self.path.stat()
         seen = (now.st_dev, now.st_ino, now.st_mtime_ns, now.st_ctime_ns)
         before = self.sizes
         if seen == self._seen:
@@ -326,21 +331,27 @@ class _Folder:
     def _list(self) -> dict[str, int]:
         self.problems = []
         sizes = {}
-        for path in sorted(self._path.glob(f"*{ARCHIVE_SUFFIX}")):
-            episode_id = path.name.removesuffix(ARCHIVE_SUFFIX)
-            if path.name.startswith("."):  # an upload in progress
-                continue
-            if not is_episode_id(episode_id):
-                where = f"episodes/{self._path.name}/{path.name}"
-                self.problems.append(f"{where}: name must be a ULID")
-                continue
-            size = _size(path)
-            if size is not None:  # None: it was renamed meanwhile
+        for name, size in sorted(_archives(self.path)):
+            episode_id = name.removesuffix(ARCHIVE_SUFFIX)
+            if is_episode_id(episode_id):
                 sizes[episode_id] = size
+            else:
+                where = f"episodes/{self.path.name}/{name}"
+                self.problems.append(f"{where}: name must be a ULID")
         return sizes
 
     def _file(self, episode_id: str) -> Path:
-        return self._path / f"{episode_id}{ARCHIVE_SUFFIX}"
+        return self.path / f"{episode_id}{ARCHIVE_SUFFIX}"
+
+
+def _archives(folder: Path) -> Iterator[tuple[str, int]]:
+    """Names and sizes; a folder that may not be listed is as if it were empty."""
+    with suppress(PermissionError), os.scandir(folder) as entries:
+        for entry in entries:
+            # others that begin with a dot are uploads in progress
+            if entry.name.endswith(ARCHIVE_SUFFIX) and not entry.name.startswith("."):
+                with suppress(FileNotFoundError):  # it was renamed meanwhile
+                    yield entry.name, entry.stat(follow_symlinks=False).st_size
 
 
 def _size(path: Path) -> int | None:
@@ -413,27 +424,39 @@ class _Index:
         return key
 
 
+_TYPES = (
+    ("episode_id", str),
+    ("host_id", str),
+    ("sha256", str),
+    ("size_bytes", int),
+    ("received_at_wall", str),
+    ("schema_version", int),
+)
+_DECODER = json.JSONDecoder()
+
+
+def _json(line: bytes) -> object:
+    """``json.loads``, which spends half of its time on encodings and blanks."""
+    if line.startswith(b"{") and line.isascii() and b"\0" not in line:
+        value, end = _DECODER.raw_decode(line.decode())
+        if end == len(line):
+            return value
+    return json.loads(line)
+
+
 def _index_row(line: bytes) -> IndexRow | None:
     """The row of a line, None if the line is blank."""
     if not line.strip():
         return None
-    value = json.loads(line)
+    value = _json(line)
     if not isinstance(value, dict):
         raise ValueError(f"must be a JSON object, got {type(value).__name__}")
-    types = {
-        "episode_id": str,
-        "host_id": str,
-        "sha256": str,
-        "size_bytes": int,
-        "received_at_wall": str,
-        "schema_version": int,
-    }
-    for name, kind in types.items():
+    for name, kind in _TYPES:
         if type(value.get(name)) is not kind:
             raise ValueError(
                 f"{name} is missing or not {'a string' if kind is str else 'an integer'}"
             )
-        if kind is str and not is_text(value[name]):
+        if kind is str and not (value[name].isascii() or is_text(value[name])):
             raise ValueError(
                 f"{name} of episode {value['episode_id']!a} must be Unicode text, "
                 f"got {value[name]!a}"
@@ -444,7 +467,12 @@ def _index_row(line: bytes) -> IndexRow | None:
         raise ValueError(f"episode_id must be a ULID, got {value['episode_id']!r}")
     commit = value.get("code_commit")
     return IndexRow(
-        **{name: value[name] for name in types} | {"sha256": value["sha256"].lower()},
-        code_commit=commit if is_text(commit) else None,
-        backfilled=value.get("backfilled") is True,
+        value["episode_id"],
+        value["host_id"],
+        value["sha256"].lower(),
+        value["size_bytes"],
+        value["received_at_wall"],
+        value["schema_version"],
+        commit if is_text(commit) else None,
+        value.get("backfilled") is True,
     )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.stats import chi2
+from scipy.special import gammaincinv
 
 from episodes.format import CLEAN, INFECTED
 from episodes.jit import jit
@@ -426,9 +426,10 @@ def rate_bounds(n_false: int, hours: float, replicates: NDArray[np.float64]) -> 
     Resampling what never happened gives nothing, and what happened once or twice hardly more.
     """
     tail = (1 - LEVEL) / 2
+    # half a quantile of chi-squared is one of gamma; importing scipy.stats takes a second
     exact = (
-        float(chi2.ppf(tail, 2 * n_false) / 2 / hours) if n_false else 0.0,
-        float(chi2.ppf(1 - tail, 2 * n_false + 2) / 2 / hours),
+        float(gammaincinv(n_false, tail) / hours) if n_false else 0.0,
+        float(gammaincinv(n_false + 1, 1 - tail) / hours),
     )
     drawn = interval(replicates)
     return (

@@ -19,8 +19,10 @@ from pathlib import Path
 
 def fingerprint(value: object) -> str:
     """sha256 of a JSON value, independent of the order of keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(value).encode()).hexdigest()
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def file_sha256(path: Path) -> str:

@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import dagster as dg
 
+from episodes.environment import collector_paused
 from pipelines.notifications import tell_of_night
 from pipelines.partitions import sync_batches
 from pipelines.requests import (
@@ -50,7 +51,12 @@ def new_batches(
     context: dg.SensorEvaluationContext, workspace: WorkspaceResource
 ) -> dg.SensorResult:
     """Registers new batches and requests a run for each that is to be ingested or scored."""
-    synced = sync_batches(context.instance, workspace.core)
+    with collector_paused():
+        return _requests(context, workspace.core)
+
+
+def _requests(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult:
+    synced = sync_batches(context.instance, workspace)
     ingests = decide_ingest(context.instance, synced)
     scorings = decide_scoring(context.instance, synced)
     waiting = [*ingests.waiting, *scorings.waiting]

@@ -46,11 +46,13 @@ def decide(instance: dg.DagsterInstance, project: Project, due: list[Due]) -> De
     """
     unfinished = instance.get_runs(filters=dg.RunsFilter(statuses=UNFINISHED))
     covered, decision = Covered(instance), Decision()
+    touching = {
+        job: [run for run in unfinished if _touches(run, job)]
+        for job in dict.fromkeys(item.job for item in due)
+    }
     free: list[list[Due]] = []
     for item in due:
-        busy = next(
-            (r for r in unfinished if covered.by(r, item.key) and _touches(r, item.job)), None
-        )
+        busy = next((run for run in touching[item.job] if covered.by(run, item.key)), None)
         if busy is not None:
             decision.waiting.append(f"{_name([item])}: run {busy.run_id[:8]} is {_status(busy)}")
         else:

@@ -13,10 +13,9 @@ from stages.batch import (
     INDEX,
     TENSORS,
     VERSION,
-    batch_fingerprint,
     differ,
+    fingerprint_under,
     ingest_batch,
-    settings_fingerprint,
     to_judge,
 )
 from stages.judging import judging_ahead
@@ -132,10 +131,7 @@ class Ingest(Stage):
         return project.listing.batches[batch]
 
     def fingerprint(self, project: Project, key: str) -> str:
-        workspace = project.workspace
-        return batch_fingerprint(
-            self.episodes(project, key), workspace.validation, workspace.layout
-        )
+        return fingerprint_under(project.batch_settings, self.episodes(project, key))
 
     def reason(
         self, project: Project, key: str, artifacts: Artifacts, *, verify: bool
@@ -147,7 +143,7 @@ class Ingest(Stage):
         missing = [name for name, manifest in artifacts.items() if manifest is None]
         if missing:
             return Reason("not_made", {"outputs": missing})
-        settings = settings_fingerprint(workspace.validation, workspace.layout)
+        settings = project.batch_settings
         changed = [n for n, m in artifacts.items() if m.facts.get("settings") != settings]
         if changed:
             differences = contract_drift(artifacts, workspace.contracts_folder, workspace.layout)

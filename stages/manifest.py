@@ -68,41 +68,43 @@ class Manifest:
             roles: look at these files only.
         """
         for role in self.files if roles is None else roles:
-            file, path = self.files[role], self.path(role)
+            file = self.files[role]
+            path = f"{self.folder}/{file['name']}"
             try:
-                state = path.stat()
+                state = os.stat(path)  # noqa: PTH116 - a Path costs more than the answer
             except OSError:
                 state = None
             if state is None or not stat.S_ISREG(state.st_mode):
-                return f"{path} is gone"
+                return f"{self.path(role)} is gone"
             if state.st_size != file["bytes"] or (
                 verify and _sha256(path, state) != file["sha256"]
             ):
-                return f"{path} was changed after it was written"
+                return f"{self.path(role)} was changed after it was written"
         return None
 
 
 _hashes: dict[str, tuple[tuple[int, ...], str]] = {}
 
 
-def _sha256(path: Path, state: os.stat_result) -> str:
+def _sha256(path: str, state: os.stat_result) -> str:
     """The hash of a file, computed once per process while the file stays as it is."""
     seen = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-    before, digest = _hashes.get(str(path), (None, ""))
+    before, digest = _hashes.get(path, (None, ""))
     if seen != before:
-        digest = file_sha256(path)
+        digest = file_sha256(Path(path))
         if settled(state):
-            _hashes[str(path)] = seen, digest
+            _hashes[path] = seen, digest
     return digest
 
 
 def read_manifest(folder: Path) -> Manifest | None:
     """The artifact in ``folder``, None if there is no readable one."""
     try:
-        value = json.loads((folder / MANIFEST_FILE).read_bytes())
+        with open(f"{folder}/{MANIFEST_FILE}", "rb", buffering=0) as file:  # noqa: PTH123
+            value = json.loads(file.read().decode())
         files = {
             str(role): {
-                "name": Path(str(file["name"])).name,
+                "name": _base_name(str(file["name"])),
                 "sha256": str(file["sha256"]),
                 "bytes": int(file["bytes"]),
             }
@@ -112,6 +114,10 @@ def read_manifest(folder: Path) -> Manifest | None:
         return Manifest(folder, fingerprint, files, facts, str(value.get("stage_version", "")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _base_name(name: str) -> str:
+    return Path(name).name if "/" in name or name == "." else name
 
 
 def write_manifest(manifest: Manifest) -> Manifest:

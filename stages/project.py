@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from champion.history import ChampionError
 from config.messages import unknown
 from datasets.splits import RECIPES
-from episodes.environment import MachineError
+from episodes.environment import MachineError, collector_paused
 from features.files import fingerprint
 from models.base import silent
 from models.checkpoint import (
@@ -23,6 +23,7 @@ from models.checkpoint import (
     load_checkpoint,
 )
 from stages import registry
+from stages.batch import settings_fingerprint
 from stages.datasets import unavailable
 from stages.status import REASONS, Reason, StageError, Status
 
@@ -72,6 +73,11 @@ class Project:
     @cached_property
     def listing(self) -> StoreListing:
         return self.workspace.listing()
+
+    @cached_property
+    def batch_settings(self) -> str:
+        """Identity of how batches are ingested."""
+        return settings_fingerprint(self.workspace.validation, self.workspace.layout)
 
     @cached_property
     def champion(self) -> Champion | None:
@@ -186,7 +192,8 @@ class Project:
     ) -> list[Status]:
         """``status`` for keys; by default for every key."""
         chosen = self.keys(stage) if keys is None else keys
-        return [self.status(stage, key, verify=verify) for key in chosen]
+        with collector_paused():
+            return [self.status(stage, key, verify=verify) for key in chosen]
 
     def require(self, needs: Iterable[tuple[Stage, str]]) -> None:
         """Refuse what nothing can be built on, and whatever was made from such.
@@ -267,6 +274,10 @@ class Project:
 
     def due(self, job: str, *, verify: bool = False) -> list[Due]:
         """What a job would change, by key, in the order of the store and of the recipes."""
+        with collector_paused():
+            return self._due(job, verify)
+
+    def _due(self, job: str, verify: bool) -> list[Due]:
         stages = [s for s in self.stages.values() if s.job == job and s.automatic]
         by_key: dict[str, list[Status]] = {}
         for stage in stages:
@@ -287,10 +298,14 @@ class Project:
         """
         partition = "batch" if key in self.listing.batches else "recipe" if key else ""
         first = next(s for s in self.stages.values() if s.job == job and s.partition == partition)
-        no_input = {"store", "artifacts", "force", "notify", "artifacts_budget_gb"}
-        settings = self.workspace.model_dump_json(exclude=no_input)
         champion = self.champion.number if self.champion else None
-        return fingerprint([first.fingerprint(self, key), settings, champion])
+        return fingerprint([first.fingerprint(self, key), self._settings, champion])
+
+    @cached_property
+    def _settings(self) -> str:
+        """The settings that what is made depends on."""
+        no_input = {"store", "artifacts", "force", "notify", "artifacts_budget_gb"}
+        return self.workspace.model_dump_json(exclude=no_input)
 
     def _forget(self, stage: Stage, key: str) -> None:
         """Look again at what was just made, and at the status of all that is built on it."""

@@ -152,9 +152,10 @@ def test_only_what_is_new_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for path in (receiver.index, *map(receiver.folder, HOSTS)):
         old(path)
     list_store(tmp_path)
-    parsed, looked_at = counted(monkeypatch, "_index_row"), counted(monkeypatch, "_size")
+    parsed, listed = counted(monkeypatch, "_index_row"), counted(monkeypatch, "_archives")
+    looked_at = counted(monkeypatch, "_size")
     assert len(list_store(tmp_path).episodes) == 3
-    assert (len(parsed), len(looked_at)) == (0, 0)
+    assert (len(parsed), len(listed), len(looked_at)) == (0, 0, 0)
 
     added = receiver.folder("lab-b") / f"{IDS[4]}{ARCHIVE_SUFFIX}"
     added.write_bytes(b"xx")
@@ -164,7 +165,8 @@ def test_only_what_is_new_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         old(path)
     assert len(list_store(tmp_path).episodes) == 4
     assert [json.loads(line)["episode_id"] for line in parsed if line] == [IDS[4]]
-    assert {path.parent.name for path in looked_at} == {"lab-b"}
+    assert [path.name for path in listed] == ["lab-b"]
+    assert not looked_at
 
 
 def test_a_change_right_after_a_look_is_seen(tmp_path: Path) -> None:
