@@ -287,7 +287,7 @@ def recording(name: str, *libraries: str) -> Iterator[Recording]:
     print(f"\n{name}")
     yield out
     bench = read_bench()
-    write(bench.model_copy(update={"benchmarks": bench.benchmarks | {name: out.benchmark()}}))
+    write(bench.model_copy(update={"benchmarks": {**bench.benchmarks, name: out.benchmark()}}))
 
 
 # --- writing
@@ -339,10 +339,10 @@ class Curve(Model):
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Powers of ten around the values; between them 2 and 5 where there are few."""
+    """Powers of ten around the values; also 2 and 5 times these where there are few."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     last = max(last, first + 1)
-    if last - first > 3:
+    if last - first > 2:
         return [10.0**n for n in range(first, last + 1)]
     fine = [m * 10.0**n for n in range(first, last) for m in (1, 2, 5)] + [10.0**last]
     below = [n for n, value in enumerate(fine) if value <= low][-1:] or [0]
@@ -359,7 +359,8 @@ def curves(bench: Bench) -> list[Curve]:
     found = []
     for name, points in by_name.items():
         sizes, costs = ([getattr(p, what) for p in points] for what in ("size", "cost"))
-        x, y = ticks(min(sizes), max(sizes)), ticks(min(costs), max(costs))
+        low = min(costs)
+        x, y = ticks(min(sizes), max(sizes)), ticks(low, max(*costs, 5 * low))  # noise stays small
 
         def across(value: float, x: list[float] = x) -> float:
             share = math.log(value / x[0]) / math.log(x[-1] / x[0])
