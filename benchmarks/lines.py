@@ -177,11 +177,13 @@ class Recording:
         amount: float,
         unit: str,
         rounds: int = ROUNDS,
+        fewer: Mapping[str, float] | None = None,
     ) -> dict[str, float]:
         """Time ours and the peers in turn; add a line for each peer.
 
         Args:
             amount: of ``unit`` in one call; the figures are ``unit`` per processor second.
+            fewer: amounts of peers that are too slow for all of it.
 
         Returns:
             The median processor seconds of a call; ours is under the empty name.
@@ -189,10 +191,13 @@ class Recording:
         seconds = paired({"": ours, **peers}, rounds)
         middle = {way: median(each) for way, each in seconds.items()}
         for peer in peers:
-            ratios = [b / a for a, b in zip(seconds[""], seconds[peer], strict=True)]
+            did = (fewer or {}).get(peer, amount)
+            ratios = [
+                (b / did) / (a / amount) for a, b in zip(seconds[""], seconds[peer], strict=True)
+            ]
             self.add(
                 Line(
-                    name=name, ours=amount / middle[""], other=amount / middle[peer],
+                    name=name, ours=amount / middle[""], other=did / middle[peer],
                     other_is=peer, unit=f"{unit}/CPU s", better="more", ratio=median(ratios),
                     rounds=rounds,
                 )
