@@ -199,9 +199,8 @@ def by_tsflex(series: list[NDArray[np.float32]]) -> list[NDArray[np.float64]]:
         features = FeatureCollection(
             MultipleFeatureDescriptors(wrapped, names, windows=WINDOW, strides=STRIDE)
         )
-        table = features.calculate(
-            frame(s), n_jobs=0, include_final_window=True, return_df=True
-        )  # n_jobs=0: in this process
+        ended = np.vstack([s, s[-1:]])  # a window ends before the last row; 0 jobs: this process
+        table = features.calculate(frame(ended), n_jobs=0, return_df=True)
         columns = [table[f"{c}__{stat}__w={WINDOW}"].to_numpy() for c in names for stat in STATS]
         found.append(np.stack(columns, axis=1).reshape(len(table), len(names), len(STATS)))
     return found
@@ -218,7 +217,7 @@ def by_tsfel(series: list[NDArray[np.float32]]) -> list[NDArray[np.float64]]:
         names = [f"c{number}" for number in range(s.shape[1])]
         table = tsfel.time_series_features_extractor(
             chosen, frame(s), fs=1 / BIN_S, window_size=WINDOW, overlap=1 - STRIDE / WINDOW,
-            verbose=0,
+            verbose=0, n_jobs=None,
         )  # fmt: skip
         columns = [
             table[f"{c}_{stat}"].to_numpy() / (BIN_S if stat == "Slope" else 1)

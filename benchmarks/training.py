@@ -52,8 +52,9 @@ class Task:
         X = random.normal(0, 1, shape).astype(np.float32)
         X += y.reshape(-1, *(1 for _ in shape[1:]))  # so that there is something to learn
         self.examples = Examples(X, y)
-        self.model: Any = variant.spec.build(self.config, N_CLASSES, seed=0, device="cpu")
-        self.scaling = self.model._fit_scaling(X)
+        model: Any = variant.spec.build(self.config, N_CLASSES, seed=0, device="cpu")
+        self.model = model
+        self.scaling = model._fit_scaling(X)
         self.weights = torch.from_numpy(class_weights(y, N_CLASSES))
         self.steps = EPOCHS * math.ceil(n_windows / self.config.batch_size)
 
