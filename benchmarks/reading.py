@@ -88,8 +88,8 @@ class Corpus:
         self.tables = [path.with_suffix(".parquet") for path in self.paths["features"]]
         if n_shards <= REOPENED_AT_MOST:
             names = LAYOUT.input_names("summary")
-            for path, file in zip(self.tables, self.paths["features"], strict=True):
-                columns = np.lib.format.open_memmap(file, mode="r").T
+            for path, stored in zip(self.tables, self.paths["features"], strict=True):
+                columns = np.lib.format.open_memmap(stored, mode="r").T
                 write_table(pa.table(dict(zip(names, columns, strict=True))), path)
         self.shard = np.repeat(np.arange(n_shards), self.per_shard)
         self.row = np.tile(np.arange(self.per_shard), n_shards)
