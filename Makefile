@@ -65,7 +65,7 @@ bench: .venv/.bench  ## what it costs beside peers and limits, under 15 minutes:
 	$(BENCH).hub
 	$(BENCH).device
 
-bench-scale: .venv/.bench  ## what needs a large store, under an hour and 24 GB of disk: artifacts/bench/ (ARTIFACTS=)
+bench-scale: .venv/.bench  ## what needs a large store, under an hour: artifacts/bench/ (ARTIFACTS=)
 	$(BENCH).growth --episodes 4000 --rounds 3
 	$(BENCH).reading --scale
 	$(BENCH).partitions

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import resource
 import sys
 import tempfile
 import warnings
@@ -24,6 +23,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks.lines import installed, paired, recording
+from benchmarks.partitions import measured
 from episodes.archive import read_members, read_packed
 from episodes.format import SOURCES
 from episodes.jsonl import parse_rows
@@ -43,11 +43,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from benchmarks.lines import Recording, Work
+    from episodes.store import StoredEpisode
 
     Tables = list[NDArray[np.float64]]
 
 DEFAULT_STORE = Path(__file__).resolve().parent.parent / "data" / "store"
 N_EPISODES = 12
+INGESTED = (12, 96, 480)  # episodes, each by a process of its own
 EVERYTHING = 4.0  # times hash and unpack, at most
 WINDOW, STRIDE = LAYOUT.window.n_bins, LAYOUT.window.stride_bins
 BIN_S = LAYOUT.window.bin_ms / 1000
@@ -239,17 +241,18 @@ def frame(s: NDArray[np.float32]) -> Any:
 # --- everything
 
 
-def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def chosen_of(store: Path) -> list[StoredEpisode]:
+    """Some sound episodes, from all over the store."""
+    stored = [
+        e for e in list_store(store).episodes if e.size_bytes and "DEFECT" not in e.episode_id
+    ]
+    return stored[:: max(1, len(stored) // N_EPISODES)][:N_EPISODES]
 
 
 def main(store: Path) -> None:
     warnings.simplefilter("ignore")  # NumPy warns of windows without a value
     policy = ValidationPolicy()
-    stored = [
-        e for e in list_store(store).episodes if e.size_bytes and "DEFECT" not in e.episode_id
-    ]
-    chosen = stored[:: max(1, len(stored) // N_EPISODES)][:N_EPISODES]
+    chosen = chosen_of(store)
     packed = [read_packed(e.path) for e in chosen]
     episodes = [
         parse_episode(p, e.episode_id, LAYOUT.fields) for p, e in zip(packed, chosen, strict=True)
@@ -287,17 +290,29 @@ def main(store: Path) -> None:
         )  # fmt: skip
         for name, rounds in seconds.items():
             print(f"  {name}: {len(chosen) / median(rounds):.1f} episodes/CPU s")
-        held = []
-        for times in (1, 8):
-            with tempfile.TemporaryDirectory() as folder:
-                ingest_batch(chosen * times, Path(folder), policy, LAYOUT)
-            held.append(peak_mib())
-            out.point("Memory of ingest", len(chosen) * times, "episodes", held[-1], "MiB")
+        held = {}
+        for n in INGESTED:
+            itself = [sys.executable, "-m", "benchmarks.extraction", str(store), str(n)]
+            held[n] = measured(itself).peak_mb
+            out.point("Memory of ingest", n, "episodes", held[n], "MB")
+        few, many = min(held), max(held)
         out.limit(
-            f"memory of ingesting {8 * len(chosen)} episodes", held[1] / held[0], 1.1, "times",
-            f"times that of {len(chosen)}",
+            f"memory of ingesting {many} episodes", held[many] / held[few], 1.1, "times",
+            f"times that of {few}",
         )  # fmt: skip
 
 
+def ingest(store: Path, n: int) -> None:
+    """Ingest so many episodes as one batch."""
+    stored = chosen_of(store)
+    with tempfile.TemporaryDirectory() as folder:
+        repeated = stored * -(-n // len(stored))
+        ingest_batch(repeated[:n], Path(folder), ValidationPolicy(), LAYOUT)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT_STORE)
+    chosen_store = Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT_STORE
+    if len(sys.argv) > 2:
+        ingest(chosen_store, int(sys.argv[2]))
+    else:
+        main(chosen_store)

@@ -6,8 +6,8 @@ A benchmark opens a recording under its own name, and adds what it measures::
         out.limit("second ingest, CPU against the first", 1.1, 1.25, "times", "the issue's limit")
         out.point("ingest", episodes, "episodes", seconds, "CPU s an episode", series="archives")
 
-``against`` times ours and a peer in turn and adds their line; ``limit`` and ``line`` add figures
-that were measured otherwise; ``point`` adds one (size, cost) of a curve, and a plot has the points
+``against`` times ours and a peer in turn and adds their line; ``limit``, ``line`` (a peer) and
+``alone`` (neither) add figures that were measured otherwise; ``point`` adds one (size, cost) of a curve, and a plot has the points
 of one curve as one line for each ``series``. Each line is printed when it is added. What was not
 measured is not added, so it is neither printed nor drawn.
 
@@ -55,15 +55,15 @@ LIBRARIES = (
 
 
 class Line(Model):
-    """One figure of ours beside that of a peer, or beside a limit."""
+    """One figure of ours: beside that of a peer, beside a limit, or alone."""
 
     name: str
     ours: float
-    other: float
-    other_is: str
+    other: float | None = None
+    other_is: str = ""
     unit: str
     better: Literal["more", "less"]
-    ratio: float
+    ratio: float | None = None
     """How many times better ours is: below 1, the peer wins or the limit is missed."""
     is_limit: bool = False
     rounds: int = 1
@@ -232,6 +232,18 @@ class Recording:
         """Add a figure that is to be at most ``limit``, or at least, where more is better."""
         self._add(name, ours, limit, unit, limit_is, better, size, is_limit=True)
 
+    def alone(
+        self,
+        name: str,
+        ours: float,
+        unit: str,
+        better: Literal["more", "less"] = "less",
+        *,
+        size: float | None = None,
+    ) -> None:
+        """Add a figure that has neither peer nor limit."""
+        self.add(Line(name=name, ours=ours, unit=unit, better=better, size=size))
+
     def _add(
         self,
         name: str,
@@ -312,8 +324,10 @@ def figure(value: float) -> str:
 
 def told(line: Line) -> str:
     """A line as it is printed."""
-    kind = f"{'limit' if line.is_limit else 'peer'} {figure(line.other)}"
     size = "" if line.size is None else f" [{figure(line.size)}]"
+    if line.other is None or line.ratio is None:
+        return f"  {line.name + size:<46}ours {figure(line.ours):>9}  {line.unit:>16}"
+    kind = f"{'limit' if line.is_limit else 'peer'} {figure(line.other)}"
     return (
         f"  {line.name + size:<46}ours {figure(line.ours):>9}  {kind:>15} {line.unit:<16}"
         f"{line.ratio:>8.2f}x  {line.other_is}"
