@@ -160,8 +160,12 @@ def main() -> None:
                 command.append(f"--replicates={chosen.replicates}")
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
                 seconds, peak = json.loads(done.stdout.splitlines()[-1])
-                out.limit(what, seconds, LIMIT_S, "CPU s", size=n_windows)
-                out.limit(f"{what}: memory", peak, LIMIT_MB, "MB", size=n_windows)
+                if name == "models":
+                    out.limit(what, seconds, LIMIT_S, "CPU s", size=n_windows)
+                    out.limit(f"{what}: memory", peak, LIMIT_MB, "MB", size=n_windows)
+                else:
+                    out.alone(what, seconds, "CPU s", size=n_windows)
+                    out.alone(f"{what}: memory", peak, "MB", size=n_windows)
                 out.point("Intervals", n_windows, "windows", seconds, "CPU s", name)
                 out.point("Memory of intervals", n_windows, "windows", peak, "MB", name)
 

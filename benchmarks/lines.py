@@ -7,9 +7,9 @@ A benchmark opens a recording under its own name, and adds what it measures::
         out.point("ingest", episodes, "episodes", seconds, "CPU s an episode", series="archives")
 
 ``against`` times ours and a peer in turn and adds their line; ``limit``, ``line`` (a peer) and
-``alone`` (neither) add figures that were measured otherwise; ``point`` adds one (size, cost) of a curve, and a plot has the points
-of one curve as one line for each ``series``. Each line is printed when it is added. What was not
-measured is not added, so it is neither printed nor drawn.
+``alone`` (neither) add figures that were measured otherwise; ``point`` adds one (size, cost) of a
+curve, and a plot has the points of one curve as one line for each ``series``. Each line is printed
+when it is added. What was not measured is not added, so it is neither printed nor drawn.
 
 At the end, unless it fails, ``artifacts/bench/latest.json`` has the benchmark's new lines and
 points in place of its old ones, those of other benchmarks as they were, and ``bench.html`` beside
@@ -326,10 +326,10 @@ def told(line: Line) -> str:
     """A line as it is printed."""
     size = "" if line.size is None else f" [{figure(line.size)}]"
     if line.other is None or line.ratio is None:
-        return f"  {line.name + size:<46}ours {figure(line.ours):>9}  {line.unit:>16}"
+        return f"  {line.name + size:<54}ours {figure(line.ours):>9}  {line.unit:>16}"
     kind = f"{'limit' if line.is_limit else 'peer'} {figure(line.other)}"
     return (
-        f"  {line.name + size:<46}ours {figure(line.ours):>9}  {kind:>15} {line.unit:<16}"
+        f"  {line.name + size:<54}ours {figure(line.ours):>9}  {kind:>15} {line.unit:<16}"
         f"{line.ratio:>8.2f}x  {line.other_is}"
     )
 
