@@ -33,7 +33,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 import jinja2
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from evaluation.documents import Model
 from evaluation.templating import TEMPLATES
@@ -115,7 +115,14 @@ def read_bench() -> Bench:
         ValueError: the file is not such a document.
     """
     file = bench_folder() / "latest.json"
-    return Bench.model_validate_json(file.read_bytes()) if file.exists() else Bench()
+    if not file.exists():
+        return Bench()
+    try:
+        return Bench.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise ValueError(
+            f"{file} must be what benchmarks write, got: {error}. Delete it, and measure again"
+        ) from error
 
 
 def installed(peer: str) -> bool:
@@ -300,6 +307,7 @@ def recording(name: str, *libraries: str) -> Iterator[Recording]:
     Args:
         libraries: distributions of peers, whose versions are to be written.
     """
+    read_bench()  # what cannot be added to is said before anything is measured
     out = Recording(name, libraries)
     print(f"\n{name}")
     yield out
