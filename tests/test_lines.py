@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def test_a_ratio_above_one_is_better_whatever_is_measured() -> None:
 def test_ways_are_timed_in_turn_each_round_from_another_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.lines.TURN_S", 0.0)
     called: list[str] = []
-    seconds = paired({name: lambda name=name: called.append(name) for name in "abc"}, rounds=3)
+    seconds = paired({name: partial(called.append, name) for name in "abc"}, rounds=3)
     assert "".join(called) == "abc" + "abc" + "bca" + "cab"
     assert {name: len(rounds) for name, rounds in seconds.items()} == dict.fromkeys("abc", 3)
 
