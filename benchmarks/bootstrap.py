@@ -1,38 +1,30 @@
-"""How long paired intervals over episodes take, compared with the obvious ways.
+"""How long paired intervals over episodes take, beside the obvious ways.
 
     python -m benchmarks.bootstrap
 
-Sixteen models, 10,000 replicates, 100,000 windows in 2,000 episodes. The slower ways are timed on
-fewer replicates and models and scaled up: every replicate costs the same.
+Sixteen models, 10,000 replicates, 100,000 windows in 2,000 episodes. The slower ways make fewer
+replicates of one model: every replicate costs the same. All three first agree on the score.
 """
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from benchmarks.extraction import peak_mib
+from benchmarks.lines import recording
 from evaluation.bootstrap import EpisodeBootstrap
 from evaluation.scores import macro_f1_of_confusion, macro_statistic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
 N_MODELS, N_REPLICATES, N_WINDOWS, N_EPISODES, N_CLASSES = 16, 10_000, 100_000, 2_000, 5
 N_SAMPLES = 40
 N_BY_SKLEARN, N_BY_SCIPY = 20, 200
-
-
-def seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+ROSTER = range(N_CLASSES)
 
 
 def main() -> None:
@@ -43,7 +35,6 @@ def main() -> None:
         np.where(random.random(N_WINDOWS) < 0.7, actual, random.integers(N_CLASSES, size=N_WINDOWS))
         for _ in range(N_MODELS)
     ]
-    roster = range(N_CLASSES)
 
     def confusion(predicted: NDArray[np.int64]) -> NDArray[np.int64]:
         counts = np.zeros((N_EPISODES, N_CLASSES, N_CLASSES), dtype=np.int64)
@@ -51,49 +42,56 @@ def main() -> None:
         return counts
 
     confusions = [confusion(predicted) for predicted in predictions]
-
-    def ours(group: NDArray[np.int64]) -> NDArray[np.float64]:
-        bootstrap = EpisodeBootstrap(group, N_REPLICATES, 0)
-        return bootstrap.replicates_of({"": macro_statistic(confusions, roster)})[""]
-
-    def by_scipy() -> None:
-        stats.bootstrap(
-            (np.arange(N_EPISODES),),
-            lambda drawn: macro_f1_of_confusion(confusions[0][drawn].sum(axis=0), roster),
-            n_resamples=N_BY_SCIPY,
-            vectorized=False,
-            method="percentile",
-        )
-
     first = np.searchsorted(episode, np.arange(N_EPISODES + 1))
 
-    def by_sklearn() -> None:
+    def ours(group: NDArray[np.int64], models: int = N_MODELS) -> NDArray[np.float64]:
+        bootstrap = EpisodeBootstrap(group, N_REPLICATES, 0)
+        return bootstrap.replicates_of({"": macro_statistic(confusions[:models], ROSTER)})[""]
+
+    def by_scipy(drawn: NDArray[np.int64]) -> float:
+        return float(macro_f1_of_confusion(confusions[0][drawn].sum(axis=0), ROSTER))
+
+    def by_sklearn(drawn: NDArray[np.int64]) -> float:
+        rows = np.concatenate([np.arange(first[e], first[e + 1]) for e in drawn])
+        return float(
+            f1_score(actual[rows], predictions[0][rows], labels=list(ROSTER), average="macro")
+        )
+
+    def loop_of_sklearn() -> None:
         for _ in range(N_BY_SKLEARN):
-            drawn = random.integers(N_EPISODES, size=N_EPISODES)
-            rows = np.concatenate([np.arange(first[e], first[e + 1]) for e in drawn])
-            f1_score(actual[rows], predictions[0][rows], labels=list(roster), average="macro")
+            by_sklearn(random.integers(N_EPISODES, size=N_EPISODES))
+
+    def loop_of_scipy() -> None:
+        stats.bootstrap(
+            (np.arange(N_EPISODES),), by_scipy, n_resamples=N_BY_SCIPY, vectorized=False,
+            method="percentile",
+        )  # fmt: skip
+
+    ungrouped = np.zeros(N_EPISODES, dtype=np.int64)
+    draws = [random.integers(N_EPISODES, size=N_EPISODES) for _ in range(50)]
+    scores = [by_sklearn(drawn) for drawn in draws]
+    np.testing.assert_allclose(scores, [by_scipy(drawn) for drawn in draws], atol=1e-12)
+    replicates = ours(ungrouped, 1)
+    assert abs(replicates.mean() - np.mean(scores)) < np.std(scores), "not the same distribution"
+    assert 0.7 < replicates.std() / np.std(scores) < 1.4, "not the same distribution"
 
     everything = N_REPLICATES * N_MODELS
-    ways = {
-        "phasewatch, episodes": seconds(lambda: ours(np.zeros(N_EPISODES, dtype=np.int64))),
-        "phasewatch, samples then episodes": seconds(
-            lambda: ours(np.arange(N_EPISODES) % N_SAMPLES)
-        ),
-        f"scipy.stats.bootstrap (scaled from {N_BY_SCIPY})": seconds(by_scipy)
-        * everything
-        / N_BY_SCIPY,
-        f"f1_score in a loop (scaled from {N_BY_SKLEARN})": seconds(by_sklearn)
-        * everything
-        / N_BY_SKLEARN,
-    }
-    print(
-        f"\nMacro F1 of {N_MODELS} models on the same {N_REPLICATES:,} replicates of "
-        f"{N_WINDOWS:,} windows in {N_EPISODES:,} episodes"
-    )
-    quickest = min(ways.values())
-    for name, took in ways.items():
-        print(f"  {name:<44}{took:10.1f} s{took / quickest:14.1f} x")
-    print(f"  peak memory {peak_mib():.0f} MiB")
+    with recording("bootstrap") as out:
+        peers = {
+            "scikit-learn, f1_score in a loop": loop_of_sklearn,
+            "scipy.stats.bootstrap of confusions": loop_of_scipy,
+        }
+        fewer = dict(zip(peers, (N_BY_SKLEARN, N_BY_SCIPY), strict=True))
+        out.against(
+            "macro F1, resampled episodes", lambda: ours(ungrouped), peers, everything,
+            "replicates", rounds=3, fewer=fewer,
+        )  # fmt: skip
+        samples = np.arange(N_EPISODES) % N_SAMPLES
+        out.against(
+            "macro F1, resampled samples, then episodes", lambda: ours(samples),
+            {"scikit-learn, episodes only": loop_of_sklearn}, everything, "replicates", rounds=3,
+            fewer={"scikit-learn, episodes only": N_BY_SKLEARN},
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

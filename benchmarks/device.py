@@ -18,18 +18,24 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.lines import recording
 from config.paths import CLONE, cache_folder
 from episodes.format import SOURCES
 from live.sources import DEPLOYABLE
 from stages.workspace import Workspace
 
+if TYPE_CHECKING:
+    from benchmarks.lines import Recording
+
 EPISODE = "01M88BN68TR9ZRPBHDWCWYT3Z6"  # two and a half minutes, with every source
 HOUR_S = 3600
 AT_10_HZ_S = 40
 MEMORY = 512 << 20
+RESIDENT_MIB, PERCENT_AT_10_HZ, BACKLOG = 80, 3, 200
 ENVIRONMENT = cache_folder() / "device"
 
 
@@ -39,33 +45,32 @@ def main() -> None:
         return
     python = installed()
     size = sum(p.stat().st_size for p in site_packages(python).rglob("*") if p.is_file())
-    print(f"installed: {(size - size_of_pip(python)) / 2**20:.0f} MiB without pip")
-    with tempfile.TemporaryDirectory() as scratch:
+    with recording("device", "onnxruntime") as out, tempfile.TemporaryDirectory() as scratch:
+        out.alone("installed, without pip", (size - size_of_pip(python)) / 2**20, "MiB")
         folder = Path(scratch)
         bundles = [Path(name) for name in sys.argv[1:]] or list(made_bundles(folder))
         episode, hour = folder / "lab" / "episode", folder / "lab" / "hour"
         unpacked(episode)
         repeated(episode, hour)
-        print(
-            f"{'bundle':<22}{'first score':>12}{'resident':>10}{'p50':>9}{'p99':>9}"
-            f"{'CPU at 10 Hz':>14}{'backlog':>10}"
-        )
         for bundle in bundles:
-            print(line(python, bundle, episode, hour), flush=True)
+            measure(out, python, bundle, episode, hour)
 
 
-def line(python: Path, bundle: Path, episode: Path, hour: Path) -> str:
+def measure(out: Recording, python: Path, bundle: Path, episode: Path, hour: Path) -> None:
     first = min(first_score(python, bundle, episode) for _ in range(3))
     latency, start = replayed(python, bundle, episode)
     _, took = replayed(python, bundle, hour)
     share, resident = at_10_hz(python, bundle)
     p50, p99 = np.percentile(latency, [50, 99])
     head = json.loads((bundle / "bundle.json").read_bytes())
-    return (
-        f"{head['model'] + ' (' + head['runtime']['kind'] + ')':<22}{first:>10.2f} s"
-        f"{resident / 2**20:>6.0f} MiB{p50:>6.1f} ms{p99:>6.1f} ms{share:>13.1%}"
-        f"{HOUR_S / (took - start):>9.0f}x"
-    )
+    name = f"{head['model']} ({head['runtime']['kind']})"
+    out.alone(f"{name}: first score", first, "s")
+    out.limit(f"{name}: resident", resident / 2**20, RESIDENT_MIB, "MiB", "the aim")
+    out.alone(f"{name}: last row to event, median", p50, "ms")
+    out.alone(f"{name}: last row to event, p99", p99, "ms")
+    out.limit(f"{name}: at 10 Hz", 100 * share, PERCENT_AT_10_HZ, "% of a core", "the aim")
+    backlog = HOUR_S / (took - start)
+    out.limit(f"{name}: an hour's backlog", backlog, BACKLOG, "x real time", "the floor", "more")
 
 
 # --- one process each

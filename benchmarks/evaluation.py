@@ -11,6 +11,7 @@ and the shortcuts on the same resampled episodes, which is what a page of compar
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from benchmarks.lines import recording
 from evaluation.bootstrap import EpisodeBootstrap
 from evaluation.figures import ReportPolicy
 from evaluation.report import evaluate
@@ -40,8 +42,8 @@ def labels(n_windows: int, n_episodes: int) -> tuple[NDArray[np.int64], NDArray[
     return episode, (np.arange(n_windows) - first[episode]) * len(PHASES) // size[episode]
 
 
-def models(n_windows: int, n_episodes: int, replicates: int) -> str:
-    """Macro F1 of all models on the same resampled episodes."""
+def models(n_windows: int, n_episodes: int, replicates: int) -> float:
+    """Processor seconds of macro F1 of all models on the same resampled episodes."""
     random = np.random.default_rng(0)
     episode, actual = labels(n_windows, n_episodes)
     k, confusions = len(PHASES), []
@@ -54,8 +56,8 @@ def models(n_windows: int, n_episodes: int, replicates: int) -> str:
     bootstrap = EpisodeBootstrap(np.zeros(n_episodes, dtype=np.int64), replicates, 0)
     drawn = bootstrap.replicates_of({"": macro_statistic(confusions, range(k))})[""]
     took = time.process_time() - began
-    low, high = np.quantile(drawn[:, 0], [0.025, 0.975])
-    return f"{took:.1f} s without the making of the data; [{low:.5f}, {high:.5f}]"
+    assert drawn.shape[0] == replicates
+    return took
 
 
 def table(n_windows: int, n_episodes: int) -> pl.DataFrame:
@@ -101,8 +103,8 @@ def table(n_windows: int, n_episodes: int) -> pl.DataFrame:
     return pl.concat(parts)
 
 
-def report(n_windows: int, n_episodes: int, replicates: int) -> str:
-    """Everything that one model's report says."""
+def report(n_windows: int, n_episodes: int, replicates: int) -> float:
+    """Processor seconds of everything that one model's report says."""
     predictions = table(n_windows, n_episodes)
     side = {"windows_by_phase": dict.fromkeys(PHASES, 1), "synthetic_episodes": 0}
     side |= {"windows": n_windows, "episodes": n_episodes, "coverage": {}}
@@ -126,11 +128,15 @@ def report(n_windows: int, n_episodes: int, replicates: int) -> str:
         ReportPolicy(replicates=replicates), LAYOUT.window,
         {"history": [], "best_step": 0}, rule, None,
     )  # fmt: skip
-    text = found.model_dump_json()
-    return f"{time.process_time() - began:.1f} s without the data; {len(text) / 1e6:.2f} MB of JSON"
+    found.model_dump_json()
+    return time.process_time() - began
 
 
 STEPS = {"models": models, "report": report}
+WHAT = {
+    "models": f"macro F1 of {N_MODELS} predictors, intervals",
+    "report": "everything that one report says",
+}
 
 
 def main() -> None:
@@ -141,16 +147,27 @@ def main() -> None:
     parser.add_argument("--only", choices=STEPS)
     chosen = parser.parse_args()
     if chosen.only:
-        told = STEPS[chosen.only](chosen.windows, chosen.episodes, chosen.replicates)
+        seconds = STEPS[chosen.only](chosen.windows, chosen.episodes, chosen.replicates)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-        print(f"  {chosen.only:<10}{time.process_time():>7.1f} s CPU{peak:>8.0f} MB   {told}")
+        print(json.dumps([seconds, peak]))
         return
-    print(f"{chosen.windows:,} windows in {chosen.episodes:,} episodes, {chosen.replicates:,} "
-          f"replicates; limit {LIMIT_S:g} s, {LIMIT_MB:,} MB")  # fmt: skip
-    for name in STEPS:
-        numbers = [f"--{n}={getattr(chosen, n)}" for n in ("windows", "episodes", "replicates")]
-        command = [sys.executable, "-m", "benchmarks.evaluation", "--only", name, *numbers]
-        subprocess.run(command, check=True)
+    with recording("evaluation") as out:
+        for share in (0.1, 1.0):
+            n_windows, n_episodes = (round(share * n) for n in (chosen.windows, chosen.episodes))
+            for name, what in WHAT.items():
+                numbers = [f"--windows={n_windows}", f"--episodes={n_episodes}"]
+                command = [sys.executable, "-m", "benchmarks.evaluation", "--only", name, *numbers]
+                command.append(f"--replicates={chosen.replicates}")
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                seconds, peak = json.loads(done.stdout.splitlines()[-1])
+                if name == "models":
+                    out.limit(what, seconds, LIMIT_S, "CPU s", size=n_windows)
+                    out.limit(f"{what}: memory", peak, LIMIT_MB, "MB", size=n_windows)
+                else:
+                    out.alone(what, seconds, "CPU s", size=n_windows)
+                    out.alone(f"{what}: memory", peak, "MB", size=n_windows)
+                out.point("Intervals", n_windows, "windows", seconds, "CPU s", name)
+                out.point("Memory of intervals", n_windows, "windows", peak, "MB", name)
 
 
 if __name__ == "__main__":

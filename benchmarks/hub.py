@@ -28,6 +28,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.lines import recording
+
 HOSTS = 20
 MESSAGE = re.compile(
     rb"id: (?P<boot>[0-9a-f]+)-(?P<number>\d+)\ndata: .*?\"at\":(?P<at>[0-9.]+)"
@@ -153,21 +155,26 @@ async def measure(port: int, pid: int, seconds: float, n_clients: int, rate: flo
     writer.close()
     clients = [*steady, former, late]
     delays_ms = 1000 * np.concatenate([c.delays_s for c in steady if not c.reconnects])
-    print(f"{sent} events, {n_clients} clients, {sum(len(c.numbers) for c in clients)} messages")
-    print(f"lost without a word   {sum(client.lost() for client in clients)}")
-    print(f"doubled               {sum(len(c.numbers) - len(set(c.numbers)) for c in clients)}")
-    print(f"not up to the end     {sum(c.numbers[-1:] != [sent] for c in clients)} clients")
-    print(f"announced as missed   {sum(client.missed for client in clients)}")
-    print(f"restarts announced    {sum(client.restarts for client in clients)} (of 1)")
-    p50, p99 = np.percentile(delays_ms, [50, 99])
-    print(
-        f"latency               p50 {p50:.1f} ms, p99 {p99:.1f} ms, most {delays_ms.max():.0f} ms"
-    )
-    middle = memory[len(memory) // 2]
-    print(
-        f"resident memory       {memory[0]:.1f} MiB at first, {middle:.1f} halfway, "
-        f"{memory[-1]:.1f} at the end"
-    )
+    print(f"  {sent} events, {n_clients} clients, {sum(len(c.numbers) for c in clients)} messages; "
+          f"{sum(client.missed for client in clients)} announced as missed")  # fmt: skip
+    with recording("hub") as out:
+        none = {
+            "events lost without a word": sum(client.lost() for client in clients),
+            "events doubled": sum(len(c.numbers) - len(set(c.numbers)) for c in clients),
+            "clients not up to the end": sum(c.numbers[-1:] != [sent] for c in clients),
+        }
+        for name, n in none.items():
+            out.limit(name, n, 0, "", size=n_clients)
+        restarts = sum(client.restarts for client in clients)
+        out.limit("restarts announced", restarts, 1, "", "all there were", "more", size=n_clients)
+        p50, p99 = np.percentile(delays_ms, [50, 99])
+        out.alone("latency of an event, median", p50, "ms", size=n_clients)
+        out.alone("latency of an event, p99", p99, "ms", size=n_clients)
+        middle = memory[len(memory) // 2]
+        out.limit(
+            "resident memory at the end", memory[-1] / middle, 1.1, "times",
+            f"times that halfway, {middle:.0f} MiB", size=n_clients,
+        )  # fmt: skip
 
 
 def main() -> None:

@@ -48,8 +48,7 @@ def main() -> int:
         n_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         n_shards = sum(1 for _ in folder.iterdir())
         print(f"{n_bytes / 1e9:.2f} GB in {n_shards} shards, mode {asked.mode}")
-        print(f"{'':12} {'train':>9} {'scored':>8}  seconds, wall (processor) {'':22}  GB")
-        worst = 0.0
+        results = {}
         for model in asked.models.split(","):
             command = [sys.executable, "-m", "benchmarks.million", "--child", model]
             command += ["--mode", asked.mode, "--folder", str(folder)]
@@ -59,14 +58,23 @@ def main() -> int:
                 return 1
             result = json.loads(done.stdout.splitlines()[-1])
             times = "  ".join(f"{name} {w:.0f} ({c:.0f})" for name, w, c in result["seconds"])
-            print(
-                f"{model:12} {result['trained']:>9,} {result['scored']:>8,}  {times}  "
-                f"{result['gb']:.2f}  {result['text']}",
-                flush=True,
-            )
-            worst = max(worst, result["gb"])
-    print(f"at most {worst:.2f} GB, limit {LIMIT_GB:g} GB")
-    return int(worst > LIMIT_GB)
+            print(f"  {model}: seconds, wall (processor): {times}; {result['text']}", flush=True)
+            results[model] = result
+    write_lines(results)
+    return int(any(result["gb"] > LIMIT_GB for result in results.values()))
+
+
+def write_lines(results: dict[str, Any]) -> None:
+    from benchmarks.lines import recording
+
+    with recording("million") as out:
+        for model, result in results.items():
+            n = result["trained"] + result["scored"]
+            out.limit(f"{model}: memory", result["gb"], LIMIT_GB, "GB", size=n)
+            for name, _, cpu_s in result["seconds"]:
+                out.alone(f"{model}: {name}", cpu_s, "CPU s", size=n)
+                if cpu_s > 0 and name != "open":
+                    out.point(f"Models, {name}", n, "windows", cpu_s, "CPU s", model)
 
 
 def measured(model: str, mode: Any, folder: Path) -> dict[str, Any]:

@@ -4,7 +4,8 @@
 
 Shards are written directly, from a fixed seed, and read from the page cache. Rates are per second
 of processor time of one core, because others share the machine; compare the ratios. ``reopened`` is
-what a loader costs that maps or reads the files again for every batch.
+what a loader costs that maps or reads the files again for every batch. ``--scale`` goes up to
+10,000 shards.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import pyarrow as pa
 import torch
 
 import models.trainer
+from benchmarks.lines import paired, recording
 from features.loaders import RowFiles, SummaryWindows, TensorWindows
 from features.registry import LAYOUT, MODES, Mode
 from features.relative import tensor_inputs
@@ -36,27 +38,28 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from benchmarks.lines import Recording
     from models.base import Inputs
 
 N_CHANNELS = len(LAYOUT.channels)
 STRIDE, LENGTH = LAYOUT.window.stride_bins, LAYOUT.window.n_bins
 BATCH, BLOCK = 256, 512
 ROUNDS = 3
+WINDOWS_S, ROWS_S = 100_000, 10_000  # at least
 REOPENED_AT_MOST = 120  # shards; beyond, it takes minutes
 
 
-def rate(read: Callable[[NDArray[np.int64]], object], n: int, size: int, n_read: int) -> float:
-    """Windows per second of processor time, in random batches; the best of several rounds."""
-    random = np.random.default_rng(1)
-    rates = []
-    for _ in range(ROUNDS):
-        order = random.permutation(n)[:n_read]
-        read(order[:size])
-        began = time.process_time()
+def batches(
+    read: Callable[[NDArray[np.int64]], object], n: int, size: int, n_read: int
+) -> Callable[[], object]:
+    """Read ``n_read`` of ``n`` windows in random batches."""
+    order = np.random.default_rng(1).permutation(n)[:n_read]
+
+    def work() -> None:
         for start in range(0, len(order), size):
             read(order[start : start + size])
-        rates.append(len(order) / max(time.process_time() - began, 1e-9))
-    return max(rates)
+
+    return work
 
 
 class Corpus:
@@ -85,8 +88,8 @@ class Corpus:
         self.tables = [path.with_suffix(".parquet") for path in self.paths["features"]]
         if n_shards <= REOPENED_AT_MOST:
             names = LAYOUT.input_names("summary")
-            for path, rows in zip(self.tables, self.paths["features"], strict=True):
-                columns = np.lib.format.open_memmap(rows, mode="r").T
+            for path, stored in zip(self.tables, self.paths["features"], strict=True):
+                columns = np.lib.format.open_memmap(stored, mode="r").T
                 write_table(pa.table(dict(zip(names, columns, strict=True))), path)
         self.shard = np.repeat(np.arange(n_shards), self.per_shard)
         self.row = np.tile(np.arange(self.per_shard), n_shards)
@@ -173,30 +176,52 @@ def logarithms(mode: Mode) -> Callable[[NDArray[np.int64]], object]:
     return read
 
 
-def read_rates(n_windows: int, n_shards: int) -> None:
+def read_rates(out: Recording, n_windows: int, n_shards: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         corpus = Corpus(Path(scratch), n_windows, n_shards)
-        n, n_read = len(corpus), min(len(corpus), 20_000)
+        n, n_read = len(corpus), min(len(corpus), 4_096)
         for mode in MODES:
             tensor, summary = corpus.tensor(mode), corpus.summary(mode)
             for start in range(0, n, BATCH):  # into the page cache, and mapped
                 tensor[start : start + BATCH], summary[start : start + BATCH]
-            rows = {
-                "windows": rate(tensor.__getitem__, n, BATCH, n_read),
-                "copied": rate(corpus.copied(mode), n, BATCH, n_read),
-                "logarithms": rate(logarithms(mode), n, BATCH, n_read),
-                "rows": rate(summary.__getitem__, n, BLOCK, n_read),
-                "rows in 16": rate(summary.__getitem__, n, 16, n_read),
+            windows = {
+                f"a plain copy, {mode}": batches(corpus.copied(mode), n, BATCH, n_read),
+                f"their logarithms alone, {mode}": batches(logarithms(mode), n, BATCH, n_read),
             }
-            few = 2 * BLOCK
+            rows, fewer = {}, {}
             if n_shards <= REOPENED_AT_MOST:
-                rows["windows, reopened"] = rate(corpus.reopened_tensor(mode), n, BATCH, few)
-                rows["rows, reopened"] = rate(corpus.reopened_summary(mode), n, BLOCK, few)
-            said = ", ".join(f"{name} {value:,.0f}/s" for name, value in rows.items())
-            print(f"{n_shards:>6} shards of {corpus.per_shard} windows, {mode}: {said}", flush=True)
+                few, name = 2 * BLOCK, f"reopened, {mode}"
+                fewer[name] = few
+                windows[name] = batches(corpus.reopened_tensor(mode), n, BATCH, few)
+                rows[name] = batches(corpus.reopened_summary(mode), n, BLOCK, few)
+            took = out.against(
+                f"windows from {n_shards} shards",
+                batches(tensor.__getitem__, n, BATCH, n_read), windows, n_read, "windows",
+                rounds=ROUNDS, fewer=fewer,
+            )  # fmt: skip
+            cost = took[""] / n_read * 1e6
+            out.point(
+                "Reading windows at random", n_shards, "shards", cost, "CPU µs a window", mode
+            )
+            took = out.against(
+                f"rows of statistics from {n_shards} shards, in 512",
+                batches(summary.__getitem__, n, BLOCK, n_read), rows, n_read, "rows",
+                rounds=ROUNDS, fewer=fewer,
+            )  # fmt: skip
+            cost = took[""] / n_read * 1e6
+            out.point("Rows at random", n_shards, "shards", cost, "CPU µs a row", mode)
+            limits = ((WINDOWS_S, tensor, BATCH, "windows"), (ROWS_S, summary, 16, "rows in 16"))
+            for limit, loader, size, what in limits:
+                each = median(
+                    paired({"": batches(loader.__getitem__, n, size, n_read)}, ROUNDS)[""]
+                )
+                out.limit(
+                    f"{what} from {n_shards} shards, {mode}", n_read / each, limit, "/CPU s",
+                    "the floor", "more",
+                )  # fmt: skip
 
 
-def epoch_ratios(n_windows: int) -> None:
+def epoch_ratios(out: Recording, n_windows: int) -> None:
     """One epoch of a net whose inputs are in memory, and of the same net fed from its file."""
     with tempfile.TemporaryDirectory() as scratch:
         corpus = Corpus(Path(scratch), n_windows, 120)
@@ -210,12 +235,12 @@ def epoch_ratios(n_windows: int) -> None:
             for where in [*seconds] * ROUNDS:
                 models.trainer.IN_MEMORY_BYTES = 2**31 if where == "memory" else 0
                 seconds[where].append(epoch_s(name, config, Examples(X, y)))
-            memory, file = (median(seconds[where]) for where in ("memory", "file"))
-            print(
-                f"epoch of {name}, {len(corpus)} windows: {memory:.2f} s from memory, "
-                f"{file:.2f} s from its file: {memory / file:.2f} of the speed",
-                flush=True,
-            )
+            models.trainer.IN_MEMORY_BYTES = 2**31
+            pairs = zip(seconds["memory"], seconds["file"], strict=True)
+            out.limit(
+                f"epoch of {name} from its file", median(a / b for a, b in pairs), 0.9,
+                "of the speed", "of the speed from memory, median of rounds", "more",
+            )  # fmt: skip
 
 
 def epoch_s(name: str, config: MlpConfig | CnnConfig, examples: Examples) -> float:
@@ -228,21 +253,19 @@ def epoch_s(name: str, config: MlpConfig | CnnConfig, examples: Examples) -> flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--windows", type=int, default=20_000)
-    parser.add_argument("--shards", default="10,120,1000,10000")
+    parser.add_argument("--windows", type=int, default=12_000)
+    parser.add_argument("--shards", default="10,120")
+    parser.add_argument("--scale", action="store_true", help="20,000 windows, up to 10,000 shards")
     asked = parser.parse_args()
+    if asked.scale:
+        asked.windows, asked.shards = 20_000, "10,120,1000,10000"
     torch.set_num_threads(1)
-    for mode in MODES:
-        n_inputs = int(LAYOUT.keep_mask(mode, "tensor").sum())
-        print(
-            f"{mode}: a window is {4 * LENGTH * N_CHANNELS:,} bytes on disk and becomes "
-            f"{4 * LENGTH * n_inputs:,}"
-        )
-    for n_shards in map(int, asked.shards.split(",")):
-        read_rates(asked.windows, n_shards)
-    epoch_ratios(asked.windows)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    print(f"at most {peak:.2f} GB held")
+    with recording("reading") as out:
+        for n_shards in map(int, asked.shards.split(",")):
+            read_rates(out, asked.windows, n_shards)
+        epoch_ratios(out, min(asked.windows, 3_000))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        out.limit("memory of reading", peak, 4, "GB")
 
 
 if __name__ == "__main__":

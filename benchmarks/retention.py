@@ -20,6 +20,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from benchmarks.lines import recording
 from episodes.store import list_store
 from pipelines.definitions import build_defs
 from pipelines.home import dagster_instance
@@ -75,7 +76,7 @@ def main() -> None:
         job = build_defs(workspace=workspace).resolve_job_def("ingest")
         with dagster_instance(workspace) as instance:
             batches = list(sync_batches(instance, workspace).listing.batches)
-            size = empty = record_bytes(instance)
+            before = size = empty = record_bytes(instance)
             print(f"an empty database: {empty / 1e3:,.0f} kB")
             for n in range(chosen.rounds):
                 for batch in batches:
@@ -90,10 +91,11 @@ def main() -> None:
             took = time.process_time() - began
             left = record_bytes(instance)
             each, stays = took / (chosen.rounds * n_batches), (left - empty) / n_batches
-            print(f"pruned: {pruned.runs} runs gone, {pruned.logs} logs reduced, "
-                  f"{each * 1e3:.0f} ms of CPU a run")  # fmt: skip
-            print(f"of {size / 1e3:,.0f} kB {left / 1e3:,.0f} kB are left: {stays / 1e3:,.0f} kB a "
-                  f"batch")  # fmt: skip
+            print(f"pruned: {pruned.runs} runs gone, {pruned.logs} logs reduced")
+            with recording("retention") as out:
+                out.alone("database, a run of ingest", (size - before) / n_batches / 1e3, "kB")
+                out.alone("database, stays of a batch", stays / 1e3, "kB")
+                out.alone("pruning a run", each * 1e3, "CPU ms")
     if chosen.home:
         by_job(chosen.home)
 

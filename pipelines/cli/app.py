@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -99,9 +97,6 @@ def _options(
 
 def main() -> None:
     """Entry point: an unexpected error ends in one message and an exit code."""
-    if sys.argv[1:2] in (["sync"], ["doctor"]):  # see episodes.environment.collector_paused
-        gc.disable()
-        atexit.register(gc.freeze)
     try:
         app()
     except Exception as error:
