@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.lines import Recording, recording
 from episodes.archive import ArchiveError, read_members, read_packed
 from episodes.store import list_store
 from episodes.validation import ValidationPolicy
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = 200
+SIZES = (100, 1000)
 
 
 @dataclass(frozen=True)
@@ -114,45 +116,72 @@ def measure(scratch: Path, options: argparse.Namespace) -> None:
             "--days", str(options.days),
         )  # fmt: skip
     episodes = list_store(store).episodes
+    with recording("growth") as out:
+        floor, judge = _floors(episodes, out)
+        start = _start(scratch)
+        out.alone("start of the command", start, "CPU s")
+        grown, artifacts = scratch / "grown", scratch / "grown-artifacts"
+        for n in [size for size in SIZES if size < len(episodes)]:
+            some = scratch / f"store-{n}"
+            linked(store, some, episodes[:: len(episodes) // n][:n])
+            _point(out, n, ingest(some, scratch / f"artifacts-{n}", cores=1), start)
+        linked(store, grown, episodes)
+        one = ingest(grown, scratch / "one", cores=1)
+        shutil.rmtree(scratch / "one")
+        two = ingest(grown, artifacts, cores=2)
+        each = _point(out, len(episodes), one, start)
+        size = len(episodes)
+        out.limit("ingest beside hash and unpack", each / floor, 4, "times", size=size)
+        out.limit("overhead beside judging", each / judge - 1, 0.25, "share", size=size)
+        out.limit("two cores beside one", one.wall_s / two.wall_s, 1.7, "times", "the floor",
+                  better="more", size=size)  # fmt: skip
+        _added(scratch, store, options, out, size)
+
+
+def _point(out: Recording, n: int, cost: Cost, start: float) -> float:
+    """Add what so many episodes cost; returns seconds an episode without the command's start."""
+    each = (cost.cpu_s - start) / n
+    out.point("ingest", n, "episodes", 1000 * each, "CPU ms an episode", series="one core")
+    out.point("memory of ingest", n, "episodes", cost.peak_mib, "MiB", series="one core")
+    return each
+
+
+def _floors(episodes: Sequence[StoredEpisode], out: Recording) -> tuple[float, float]:
+    """Seconds that hashing and unpacking take, and judging and extracting, an episode."""
     sample = [e for e in episodes if e.size_bytes][:: max(1, len(episodes) // SAMPLE)][:SAMPLE]
     policy = ValidationPolicy()
     judged(sample[0], policy, LAYOUT)  # kernels are loaded outside the measurement
     floors, judgings = [], []
     for _ in range(3):
-        floors.append(cpu_of(lambda: [_floor(e) for e in sample]) / len(sample))
+        floors.append(cpu_of(lambda: list(map(_floor, sample))) / len(sample))
         judgings.append(cpu_of(lambda: [judged(e, policy, LAYOUT) for e in sample]) / len(sample))
     floor, judge = statistics.median(floors), statistics.median(judgings)
-    print(f"hash and unpack      {1000 * floor:8.2f} ms an episode")
-    print(f"judge and extract    {1000 * judge:8.2f} ms an episode, {judge / floor:.2f} x")
+    out.alone("hash and unpack", 1000 * floor, "CPU ms an episode")
+    out.alone("judge and extract", 1000 * judge, "CPU ms an episode")
+    return floor, judge
 
-    grown = scratch / "grown"
-    linked(store, grown, episodes)
+
+def _start(scratch: Path) -> float:
+    """Processor seconds of a command that finds nothing to do."""
     nothing = scratch / "nothing"
     (nothing / "episodes").mkdir(parents=True)
     (nothing / "index.jsonl").touch()
-    start = min(_start(nothing, scratch / f"none-{i}").cpu_s for i in range(3))
-    print(f"start of the command {start:8.2f} s")
-    one = ingest(grown, scratch / "one", cores=1)
-    artifacts = scratch / "grown-artifacts"
-    two = ingest(grown, artifacts, cores=2)
-    shutil.rmtree(scratch / "one")
-    n = len(episodes)
-    for name, cost in (("one core", one), ("two cores", two)):
-        each = (cost.cpu_s - start) / n
-        print(
-            f"{n} episodes, {name}: {1000 * each:.2f} ms an episode without the start, "
-            f"{each / floor:.2f} x hash and unpack, overhead {each / judge - 1:.0%} of judging; "
-            f"{cost.wall_s:.0f} s, {cost.peak_mib:.0f} MiB"
-        )
-    print(f"two cores: {one.wall_s / two.wall_s:.2f} x one")
+    words = ("sync", "--store", str(nothing), "--artifacts")
+    return min(command(*words, str(scratch / f"none-{i}"), cores=1).cpu_s for i in range(3))
 
-    before = {episode.episode_id for episode in episodes}
+
+def _added(
+    scratch: Path, store: Path, options: argparse.Namespace, out: Recording, size: int
+) -> None:
+    """What the same new episodes cost on a large store and on an empty one."""
+    grown, artifacts, alone = (scratch / n for n in ("grown", "grown-artifacts", "alone"))
+    before = {episode.episode_id for episode in list_store(grown).episodes}
+    shutil.copy(store / "simulation.json", grown / "simulation.json")  # it may be added to
     command(
-        "simulate", "--store", str(_writable(store, grown)), "--append",
-        "--episodes", str(options.added), "--days", "2", "--hosts", "10",
+        "simulate", "--store", str(grown), "--append", "--episodes", str(options.added),
+        "--days", "2", "--hosts", "10",
     )  # fmt: skip
     added = [e for e in list_store(grown).episodes if e.episode_id not in before]
-    alone = scratch / "alone"
     linked(grown, alone, added)
     batches = {episode.batch for episode in added}
     ratios = []
@@ -160,15 +189,11 @@ def measure(scratch: Path, options: argparse.Namespace) -> None:
         empty = ingest(alone, scratch / f"alone-{i}", cores=2)
         later = ingest(grown, artifacts, cores=2)
         ratios.append(later.cpu_s / empty.cpu_s)
-        print(
-            f"{len(added)} more in {len(batches)} batches: {later.cpu_s:.1f} s on {n} episodes, "
-            f"{empty.cpu_s:.1f} s on none, {ratios[-1]:.2f} x; {later.peak_mib:.0f} and "
-            f"{empty.peak_mib:.0f} MiB"
-        )
         shutil.rmtree(scratch / f"alone-{i}")
         for batch in batches:
             shutil.rmtree(artifacts / "batches" / batch)
-    print(f"median {statistics.median(ratios):.2f} x")
+    name = f"{len(added)} more in {len(batches)} batches, beside an empty store"
+    out.limit(name, statistics.median(ratios), 1.25, "times", size=size)
 
 
 def _floor(episode: StoredEpisode) -> None:
@@ -176,16 +201,6 @@ def _floor(episode: StoredEpisode) -> None:
     hashlib.sha256(packed).digest()
     with suppress(ArchiveError):  # a defective one
         read_members(packed, episode.episode_id)
-
-
-def _start(store: Path, artifacts: Path) -> Cost:
-    return command("sync", "--store", str(store), "--artifacts", str(artifacts), cores=1)
-
-
-def _writable(store: Path, grown: Path) -> Path:
-    """The linked store as one that ``simulate`` may add to."""
-    shutil.copy(store / "simulation.json", grown / "simulation.json")
-    return grown
 
 
 if __name__ == "__main__":
