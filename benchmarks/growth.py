@@ -123,7 +123,7 @@ def measure(scratch: Path, options: argparse.Namespace) -> None:
         grown, artifacts = scratch / "grown", scratch / "grown-artifacts"
         for n in [size for size in SIZES if size < len(episodes)]:
             some = scratch / f"store-{n}"
-            linked(store, some, episodes[:: len(episodes) // n][:n])
+            linked(store, some, episodes[:n])  # whole batches
             _point(out, n, ingest(some, scratch / f"artifacts-{n}", cores=1), start)
         linked(store, grown, episodes)
         one = ingest(grown, scratch / "one", cores=1)
