@@ -42,11 +42,9 @@ def judged(stored: StoredEpisode, policy: ValidationPolicy, layout: Layout) -> J
         MachineError: it could not be read or extracted, for no fault of its own.
     """
     ahead = _ahead.get()
-    future = ahead.take(stored) if ahead else None
-    if future is None:
-        return _judge(stored, policy, layout)
     try:
-        return future.result()
+        future = ahead.take(stored) if ahead else None
+        return future.result() if future else _judge(stored, policy, layout)
     except BrokenProcessPool as error:
         raise MachineError(
             f"{stored.path}: a worker process was killed, perhaps because memory ran out. That is "

@@ -168,7 +168,7 @@ NOT_RUN = {
     "python -m benchmarks.million": "takes an hour, and 24 GB of disk",
     "python -m benchmarks.growth": "takes minutes",
     "python -m benchmarks.retention --home artifacts/dagster_home": "needs records of a whole run",
-    "python -m benchmarks.partitions": "takes minutes",
+    "python -m benchmarks.partitions --keep FOLDER": "takes minutes",
     "python -m benchmarks.evaluation": "takes minutes",
     "python -m benchmarks.days": "needs the embedded corpus; takes half an hour",
     "python -m benchmarks.onset": "needs the checkpoints of a whole run",
