@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from config.paths import CLONE
+from episodes.environment import collector_paused
 from pipelines.cli import options
 from pipelines.cli.console import EXTRAS, FAILED, OK, Bytes, Document, Table, workspace_of
 from pipelines.home import SETTINGS, dagster_home
@@ -109,9 +110,10 @@ def doctor(
         workspace = workspace_of(config, store, artifacts)
         _disk(findings, workspace)
         _gpu(findings, workspace.device, torch="train" not in missing)
-        if "orchestrate" not in missing:
-            _dagster(findings, workspace)
-        _stages(findings, workspace)
+        with collector_paused():
+            if "orchestrate" not in missing:
+                _dagster(findings, workspace)
+            _stages(findings, workspace)
     return findings
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from datasets.splits import RECIPES
+from episodes.environment import collector_paused
 from pipelines.cli.console import CommandError, fail, log_to_stderr, not_installed, one_of
 from stages.project import Project
 from stages.workers import training_ahead, trainings_at_a_time, worker_processes
@@ -118,9 +119,10 @@ def sync_only(workspace: Workspace) -> Synced:
     from pipelines.home import dagster_instance
     from pipelines.partitions import sync_batches
 
-    open_project(workspace)
-    with dagster_instance(workspace) as instance:
-        return sync_batches(instance, workspace)
+    with collector_paused():
+        open_project(workspace)
+        with dagster_instance(workspace) as instance:
+            return sync_batches(instance, workspace)
 
 
 def _ingest(workspace: Workspace, batches: list[str]) -> list[Ran]:
