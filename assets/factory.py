@@ -175,6 +175,7 @@ def _make_range(
         check_recorded(context.instance, project, stage, key)
     _say(context, f"{stage.name}: {len(keys)} of {len(context.partition_keys)} batches to do")
     failures: list[str] = []
+    failed = set[str]()
     sizes = [len(project.listing.batches.get(key, ())) for key in keys]
     meter, place = _meter(context, stage.name), 0
 
@@ -188,6 +189,7 @@ def _make_range(
         place += 1
         if isinstance(made, Exception):
             failures.append(f"{key}: {workspace.addressed(str(made))}")
+            failed.add(key)
             continue
         for output in stage.outputs:
             if output.name not in made.artifacts:
@@ -204,7 +206,8 @@ def _make_range(
                 yield _evaluation(result, key)
                 if check.blocking and not result.passed:
                     failures.append(f"{key}: check {check.name} failed")
-    _say(context, f"{stage.name}: {len(keys) - len(failures)} of {len(keys)} batches done")
+                    failed.add(key)
+    _say(context, f"{stage.name}: {len(keys) - len(failed)} of {len(keys)} batches done")
     if failures:
         raise dg.Failure("\n".join(failures))
 

@@ -240,7 +240,7 @@ class _Store:
         return changed
 
     def _reconcile(self, changed: set[_Key]) -> None:
-        """Make what is known of these episodes anew, and the batches that they belong to."""
+        """Rebuild these episodes, and the batches that they belong to."""
         rows = self._index.rows
         others: set[_Key] = set()  # have an id in common with these
         for host_id, episode_id in changed:
@@ -370,11 +370,8 @@ class _Index:
 
     def _forget(self) -> None:
         self._seen: tuple[int, ...] | None = None
-        self._read, self._digest, self._lines = (
-            0,
-            hashlib.sha256().digest(),
-            0,
-        )  # of the lines that are whole
+        self._read, self._lines = 0, 0  # bytes and number of whole lines
+        self._digest = hashlib.sha256().digest()  # of those bytes
         self._last: IndexRow | None = None  # of a last line without a newline
         self.rows: dict[_Key, list[IndexRow]] = {}
         self.problems: list[str] = []

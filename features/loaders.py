@@ -41,7 +41,7 @@ class RowFiles:
     """Files of float32 rows (``.npy``), each mapped when it is first read, and kept.
 
     A map needs no file descriptor, so there may be more files than a process may open. Copies and
-    pickles map anew.
+    unpickled objects map the files again.
     """
 
     def __init__(self, paths: Sequence[Path], width: int):
