@@ -25,7 +25,11 @@ class Synced:
 
     project: Project
     new: list[str]  # batches registered just now
-    due: list[Due]  # batches to ingest
+
+    @cached_property
+    def due(self) -> list[Due]:
+        """The batches to ingest."""
+        return self.project.due("ingest")
 
     @property
     def listing(self) -> StoreListing:
@@ -103,4 +107,4 @@ def sync_batches(instance: dg.DagsterInstance, workspace: Workspace) -> Synced:
     new = [batch for batch in project.listing.batches if batch not in known]
     for i in range(0, len(new), _KEYS_AT_A_TIME):
         instance.add_dynamic_partitions(_NAME, new[i : i + _KEYS_AT_A_TIME])
-    return Synced(project, new, project.due("ingest"))
+    return Synced(project, new)

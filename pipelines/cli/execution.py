@@ -85,12 +85,12 @@ def run_all(
         if recipe not in stale:
             log.info("recipe %s is current", recipe)
     if stale:
-        ran += _execute_all(workspace, "retrain", stale)
+        ran += _retrain(workspace, stale)
         project = Project(workspace)
     page = [due for due in project.due("retrain", verify=True) if not due.key]
     if page:
         outputs = [status.stage for status in page[0].statuses]
-        ran += _execute_all(workspace, "retrain", [""], outputs)
+        ran += _retrain(workspace, [""], outputs)
     return ran
 
 
@@ -149,26 +149,27 @@ def _ingest(workspace: Workspace, batches: list[str]) -> list[Ran]:
         return ran
 
 
-def _execute_all(
-    workspace: Workspace, job: str, keys: list[str], outputs: list[str] | None = None
+def _retrain(
+    workspace: Workspace, recipes: list[str], outputs: list[str] | None = None
 ) -> list[Ran]:
+    """Retrain recipes; or, for the one empty name, make outputs of the whole store."""
     from pipelines.definitions import build_defs
     from pipelines.home import dagster_instance
     from pipelines.partitions import sync_batches
 
-    slots = trainings_at_a_time(workspace) if job == "retrain" and not outputs else 1
+    slots = 1 if outputs else trainings_at_a_time(workspace)
     with dagster_instance(workspace) as instance:
         sync_batches(instance, workspace)
-        runs = min(slots, len(keys), _places(instance))
+        runs = min(slots, len(recipes), _places(instance))
         if runs > 1:
-            return _side_by_side(workspace, job, keys, runs)
+            return _side_by_side(workspace, recipes, runs)
         definitions = build_defs(workspace=workspace)
         ran = []
         with training_ahead(workspace, slots, log_to_stderr):
-            for i, key in enumerate(keys, start=1):
-                log.info("%s %s (%d of %d)", job, key, i, len(keys))
-                keys_ = [key] if key else []
-                ran.append(_execute(workspace, definitions, job, keys_, instance, outputs))
+            for i, recipe in enumerate(recipes, start=1):
+                log.info("retrain %s (%d of %d)", recipe, i, len(recipes))
+                keys = [recipe] if recipe else []
+                ran.append(_execute(workspace, definitions, "retrain", keys, instance, outputs))
         return ran
 
 
@@ -178,20 +179,20 @@ def _places(instance: dg.DagsterInstance) -> int:
     return limits.get("training", instance.global_op_concurrency_default_limit or 1)
 
 
-def _side_by_side(workspace: Workspace, job: str, keys: list[str], runs: int) -> list[Ran]:
+def _side_by_side(workspace: Workspace, recipes: list[str], runs: int) -> list[Ran]:
     """After a run that fails none is started; those under way end."""
-    waiting, running, ran = list(keys), set[Any](), list[Ran]()
+    waiting, running, ran = list(recipes), set[Any](), list[Ran]()
     with worker_processes(runs, _prepare, workspace) as pool:
         while waiting or running:
             while waiting and len(running) < runs:
-                log.info("%s %s", job, waiting[0])
-                running.add(pool.submit(_execute_in_worker, job, waiting.pop(0)))
+                log.info("retrain %s", waiting[0])
+                running.add(pool.submit(_retrain_in_worker, waiting.pop(0)))
             ended, running = wait(running, return_when=FIRST_COMPLETED)
             for result in (future.result() for future in ended):
                 if isinstance(result, str):
                     fail(result)
                 ran.append(result)
-    return sorted(ran, key=lambda one: keys.index(one.partition))
+    return sorted(ran, key=lambda one: recipes.index(one.partition))
 
 
 _in_worker: dict[str, Any] = {}
@@ -211,10 +212,10 @@ def _prepare(workspace: Workspace) -> None:
     )
 
 
-def _execute_in_worker(job: str, key: str) -> Ran | str:
+def _retrain_in_worker(recipe: str) -> Ran | str:
     """The run, or why it failed."""
     try:
-        return _execute(**_in_worker, job=job, keys=[key], outputs=None)
+        return _execute(**_in_worker, job="retrain", keys=[recipe], outputs=None)
     except CommandError as error:  # cannot travel between processes
         return str(error)
 
