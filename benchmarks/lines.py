@@ -12,8 +12,8 @@ curve, and a plot has the points of one curve as one line for each ``series``. E
 when it is added. What was not measured is not added, so it is neither printed nor drawn.
 
 At the end, unless it fails, ``artifacts/bench/latest.json`` has the benchmark's new lines and
-points in place of its old ones, and those of other benchmarks unchanged. ``bench.html`` beside it is
-redrawn. ``python -m benchmarks.lines`` only redraws it.
+points in place of its old ones, and those of other benchmarks unchanged. ``bench.html`` beside it
+is redrawn. ``python -m benchmarks.lines`` only redraws it.
 """
 
 from __future__ import annotations
