@@ -8,7 +8,7 @@ export PHASEWATCH_STORE := $(STORE)
 export PHASEWATCH_ARTIFACTS := $(abspath $(ARTIFACTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui test e2e live ray bench bench-scale yardstick lint lock clean
+.PHONY: help run ui test e2e live ray faults bench bench-scale yardstick lint lock clean
 
 help:  ## say what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /make \1\t/' | expand -t 18
@@ -49,6 +49,9 @@ live: .venv/.installed  ## champion, bundle, scorer, hub and page, watched by a 
 ray: .venv/.installed  ## the graph on two nodes of a Ray cluster, recorded in PostgreSQL
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
 	$(BIN)/python -m pytest -rs tests/test_ray.py
+
+faults: .venv/.installed  ## kills, full disks, damage, races, hostile input: what was noticed, lost or wrong
+	PYTHONPATH=.:tests $(BIN)/python -m faults
 
 # rates are of one core: a library that waits in a second thread would pay for that
 BENCH := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 POLARS_MAX_THREADS=1 $(BIN)/python -m benchmarks

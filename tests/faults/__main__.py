@@ -1,0 +1,61 @@
+"""Do all faults, print the table, and fail if anything was lost or wrong, broke or hung."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pydantic import RootModel
+
+import faults
+from faults.table import BAD, FAULTS, Row, as_markdown, attempt
+
+
+def declared() -> None:
+    """Import every module of this package, so that its faults are known."""
+    for module in pkgutil.iter_modules(faults.__path__):
+        if module.name not in ("__main__", "table"):
+            importlib.import_module(f"faults.{module.name}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m faults", description=__doc__)
+    parser.add_argument("--only", default="", help="only faults with this in their name")
+    parser.add_argument("--try", dest="number", type=int, help="only this try of each")
+    parser.add_argument("--quick", action="store_true", help="as few tries as the suite does")
+    parser.add_argument("--out", type=Path, default=Path("artifacts/faults/latest.json"))
+    options = parser.parse_args()
+    declared()
+    chosen = [fault for name, fault in FAULTS.items() if options.only in name]
+    if not chosen:
+        sys.exit(f"no fault has {options.only!r} in its name; known: {', '.join(FAULTS)}")
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        base = Path(folder, "base")
+        for fault in chosen:
+            row = Row(fault.name)
+            began = time.monotonic()
+            count = fault.quick if options.quick else fault.tries
+            numbers = range(count) if options.number is None else [options.number]
+            for number in numbers:
+                outcome = attempt(fault, number, base, Path(folder, "try"))
+                row.verdicts[outcome.verdict] += 1
+                if outcome.verdict in BAD:
+                    row.bad[number] = outcome
+                    print(f"{fault.name}, try {number}: {outcome.verdict}: {outcome.note}")
+            row.seconds = time.monotonic() - began
+            rows.append(row)
+            print(f"{fault.name}: {row.tries} in {row.seconds:.0f} s", file=sys.stderr, flush=True)
+    print(as_markdown(rows))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(RootModel(rows).model_dump_json(indent=1), encoding="utf-8")
+    sys.exit(any(row.bad for row in rows))
+
+
+if __name__ == "__main__":
+    main()

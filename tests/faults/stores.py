@@ -1,0 +1,30 @@
+"""Faults of what the network or a disk did to an archive on its way to the store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from builders import PROFILES, StoreBuilder
+
+from faults.table import Bench, Outcome, fault
+
+
+def _populate(folder: Path) -> None:
+    StoreBuilder(folder).populate(profiles=PROFILES[:1], variants=1, duration_s=40)
+
+
+@fault("flipped bit: archive", tries=200, quick=2)
+def flipped_archive(bench: Bench) -> Outcome:
+    """One bit of an archive is another: the episode is rejected by its hash."""
+    store = bench.copy(bench.made("one-episode", _populate))
+    archive = next(store.glob("**/*.tar.zst"))
+    content = bytearray(archive.read_bytes())
+    position = bench.random.randrange(8 * len(content))
+    content[position // 8] ^= 1 << position % 8
+    archive.write_bytes(content)
+    ran = bench.run("pipelines.cli.app", "validate", "--store", store, "--json")
+    if ran.broken:
+        return ran.broken
+    rejected = json.loads(ran.out)
+    return Outcome("noticed" if "sha256" in json.dumps(rejected) else "wrong", ran.out[:500])
