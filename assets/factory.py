@@ -7,8 +7,7 @@ import inspect
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from functools import cache, partial
 from typing import Any
 
 import dagster as dg
@@ -34,6 +33,7 @@ from episodes.store import StoreError
 from features.registry import LAYOUT
 from models.checkpoint import CheckpointError
 from resources.guards import check_instance, check_recorded, refuse
+from resources.recording import kept_open
 from resources.workspace import WorkspaceResource, config_section
 from stages.project import Made, Project
 from stages.registry import STAGES
@@ -101,7 +101,8 @@ def _build(stage: Stage) -> dg.AssetsDefinition:
         try:
             check_instance(context.instance, workspace.core)
             if stage.partition == "batch" and len(context.partition_keys) > 1:
-                yield from _make_range(context, stage, config, workspace.core)
+                with kept_open(context.instance):
+                    yield from _make_range(context, stage, config, workspace.core)
             else:
                 yield from _make(context, stage, config, workspace.core)
         except refusals as error:
@@ -268,9 +269,14 @@ def _evaluation(result: dg.AssetCheckResult, key: str) -> dg.AssetCheckEvaluatio
     )
 
 
+@cache
+def _source_of(stage: type[Stage]) -> dg.LocalFileCodeReference:
+    """Cached: to find a class, Python parses its whole file."""
+    line = inspect.getsourcelines(stage)[1]
+    return dg.LocalFileCodeReference(file_path=inspect.getfile(stage), line_number=line)
+
+
 def _spec(stage: Stage, output: Output) -> dg.AssetSpec:
-    source = Path(inspect.getfile(type(stage)))
-    line = inspect.getsourcelines(type(stage))[1]
     deps: list[Any] = [asset_key(name) for name in output.after]
     if not output.after:
         for name in stage.inputs:
@@ -296,7 +302,7 @@ def _spec(stage: Stage, output: Output) -> dg.AssetSpec:
         | (shard_schema(LAYOUT, output.input_kind) if output.input_kind else {})
         | {
             "dagster/code_references": dg.CodeReferencesMetadataValue(
-                code_references=[dg.LocalFileCodeReference(file_path=str(source), line_number=line)]
+                code_references=[_source_of(type(stage))]
             ),
         },
     )

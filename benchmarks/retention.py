@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.lines import recording
 from episodes.store import list_store
-from pipelines.definitions import build_defs
+from pipelines.graph import build_defs
 from pipelines.home import dagster_instance
 from pipelines.partitions import sync_batches
 from resources.records import prune_records, record_bytes

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ class Rows:
     unusable: NDArray[np.int64]  # (n_fields,) values that are not finite numbers
     absent: NDArray[np.int64]  # (n_fields,) rows without the field
     problems: tuple[str, ...]  # malformed lines and rows with a faulty envelope, by line number
+    n_lines: int  # of the file, blank ones aside
     n_malformed: int
     n_repeated: int = 0  # well-formed lines left out because an equal one is kept
 
@@ -83,7 +85,7 @@ def parse_rows(
     """
     buffer = np.frombuffer(content, dtype=np.uint8)
     starts, ends = _line_bounds(buffer)
-    too_many = len(starts) > MAX_ROWS
+    n_filled = len(starts)
     starts, ends = starts[:MAX_ROWS], ends[:MAX_ROWS]
     n_lines = len(starts)
     times = np.zeros((n_lines, 2), dtype=np.int64)
@@ -91,50 +93,66 @@ def parse_rows(
     held = np.zeros((n_lines, len(fields) + _FIRST_FIELD), dtype=np.uint8)
     slow = np.full(n_lines, not COMPILES)  # plain, the scanner is the slower way
     if n_lines and COMPILES:
-        _scan(buffer, starts, ends, *_key_table(fields), _ascii(tag), times, values, held, slow)
+        keys = _key_table(tuple(fields))
+        _scan(buffer, starts, ends, *keys, _ascii(tag), times, values, held, slow)
 
     malformed: dict[int, str] = {}
-    good = np.ones(n_lines, dtype=np.bool_)
+    blank: list[int] = []
     for i in np.flatnonzero(slow).tolist():
         line = content[starts[i] : ends[i]]
         if not line.strip():
-            good[i] = False
+            blank.append(i)
             continue
         problem = _parse_line(line, fields, tag, times[i], values[i], held[i])
         if problem:
             malformed[i] = problem
-    for i in np.flatnonzero((held[:, WALL] != NUMBER) & ~slow).tolist():
-        malformed[i] = NO_WALL_TIME
+    odd = held != NUMBER
+    if np.any(odd[:, WALL]):
+        for i in np.flatnonzero(odd[:, WALL] & ~slow).tolist():
+            malformed[i] = NO_WALL_TIME
 
-    good[list(malformed)] = False
+    chosen: NDArray[np.bool_] | slice = slice(None)
+    if blank or malformed:
+        chosen = np.ones(n_lines, dtype=np.bool_)
+        chosen[blank] = chosen[list(malformed)] = False
     problems = dict(malformed)
     for slot, problem in (
         (MONO, "t_mono_ns is missing or not an integer"),
         (TAG, f"source must be {tag!r}"),
         (DEPLOYABLE, "available_in_deployment is missing or not a boolean"),
     ):
-        for i in np.flatnonzero(good & (held[:, slot] != NUMBER)).tolist():
-            problems.setdefault(i, problem)
+        if np.any(odd[:, slot]):
+            for i in np.arange(n_lines)[chosen][odd[chosen, slot]].tolist():
+                problems.setdefault(i, problem)
     described = _described(problems, content, starts, max_problems)
-    if too_many:
+    if n_filled > n_lines:
         described.insert(
             0, f"must have at most {MAX_ROWS:,} lines, got more; the rest was not read"
         )
 
-    n_rows = np.count_nonzero(good)
-    if not (_rises(times[good, WALL]) or _rises(times[good, MONO])):
+    n_rows = len(times[chosen])
+    if not (_rises(times[chosen, WALL]) or _rises(times[chosen, MONO])):
+        good = np.zeros(n_lines, dtype=np.bool_)
+        good[chosen] = True
         _drop_repeated(content, starts, ends, times, good)
-    field_state = held[good, _FIRST_FIELD:]
+        chosen = good
+    has_mono = ~odd[chosen, MONO]
+    unusable = absent = np.zeros(len(fields), dtype=np.int64)
+    if np.any(odd[chosen, _FIRST_FIELD:]):
+        states = held[chosen, _FIRST_FIELD:]
+        unusable, absent = (states == UNUSABLE).sum(axis=0), (states == ABSENT).sum(axis=0)
+    t_wall_ns = np.ascontiguousarray(times[chosen, WALL])
     return Rows(
-        t_wall_ns=times[good, WALL],
-        t_mono_ns=np.where(held[good, MONO] == NUMBER, times[good, MONO], 0),
-        has_mono=held[good, MONO] == NUMBER,
-        values=values[good],
-        unusable=(field_state == UNUSABLE).sum(axis=0),
-        absent=(field_state == ABSENT).sum(axis=0),
+        t_wall_ns=t_wall_ns,
+        t_mono_ns=np.where(has_mono, times[chosen, MONO], 0),
+        has_mono=has_mono,
+        values=values[chosen],
+        unusable=unusable,
+        absent=absent,
         problems=tuple(described),
+        n_lines=n_filled - len(blank),
         n_malformed=len(malformed),
-        n_repeated=int(n_rows - np.count_nonzero(good)),
+        n_repeated=n_rows - len(t_wall_ns),
     )
 
 
@@ -259,7 +277,8 @@ def _ascii(text: str) -> NDArray[np.uint8]:
     return np.frombuffer(text.encode(), dtype=np.uint8)
 
 
-def _key_table(fields: Sequence[FieldPath]) -> tuple[NDArray[Any], ...]:
+@lru_cache(maxsize=16)
+def _key_table(fields: tuple[FieldPath, ...]) -> tuple[NDArray[Any], ...]:
     """The wanted paths as a trie in flat arrays.
 
     Entry ``k`` is the key ``key_bytes[key_ends[k-1]:key_ends[k]]`` inside the object ``parent[k]``
@@ -317,8 +336,9 @@ def _is_word(buffer, i, end, word):
 
 
 _UNWANTED = -1_000_000  # target of a key that fills no slot and opens no wanted object
-_LEARNED = 64  # how many further keys are remembered at most
+_MOST_NUMBERS = 256  # of a line that serves as a template
 
+_at = np.uint64  # Numba looks after negative indices, unless they are unsigned
 _TRUE, _FALSE, _NULL = _ascii("true"), _ascii("false"), _ascii("null")
 _POWERS = np.array([10.0**k for k in range(23)])  # exact in float64
 
@@ -336,8 +356,8 @@ def _scan_number(buffer, i, end):
         i += 1
     first = i
     mantissa = np.int64(0)
-    while i < end and 48 <= buffer[i] <= 57:
-        digit = np.int64(buffer[i]) - 48
+    while i < end and 48 <= buffer[_at(i)] <= 57:
+        digit = np.int64(buffer[_at(i)]) - 48
         if i - first >= 18 and mantissa > (9223372036854775807 - digit) // 10:
             return -1, False, np.int64(0), 0.0
         mantissa = mantissa * 10 + digit
@@ -351,8 +371,8 @@ def _scan_number(buffer, i, end):
         whole = False
         i += 1
         first = i
-        while i < end and 48 <= buffer[i] <= 57:
-            mantissa = mantissa * 10 + (np.int64(buffer[i]) - 48)
+        while i < end and 48 <= buffer[_at(i)] <= 57:
+            mantissa = mantissa * 10 + (np.int64(buffer[_at(i)]) - 48)
             i += 1
             digits += 1
             if digits > 18:
@@ -369,8 +389,8 @@ def _scan_number(buffer, i, end):
             i += 1
         first = i
         power = np.int64(0)
-        while i < end and 48 <= buffer[i] <= 57:
-            power = power * 10 + (np.int64(buffer[i]) - 48)
+        while i < end and 48 <= buffer[_at(i)] <= 57:
+            power = power * 10 + (np.int64(buffer[_at(i)]) - 48)
             i += 1
             if i - first > 4:
                 return -1, False, np.int64(0), 0.0
@@ -412,37 +432,62 @@ def _scan(
 ):
     """Fill ``times``, ``values``, ``held`` line by line; set ``slow`` where a line is not plain.
 
-    Collectors write the keys of every row in one order. ``after`` remembers which key followed
-    each key, so one comparison usually finds the next one. Unwanted keys are remembered too.
+    Collectors write rows that differ in their numbers only. So the last plain line serves as a
+    template: where the next one has the same text between its numbers, only these are read.
     """
     n_keys = len(parent)
-    capacity = n_keys + _LEARNED
-    known = np.empty(len(key_bytes) + _LEARNED * _LEARNED, dtype=np.uint8)
-    known[: len(key_bytes)] = key_bytes
-    begins = np.zeros(capacity, dtype=np.int64)
-    lengths = np.zeros(capacity, dtype=np.int64)
-    inside = np.zeros(capacity, dtype=np.int64)
-    fills = np.full(capacity, _UNWANTED, dtype=np.int64)
-    for k in range(n_keys):
-        begins[k] = key_ends[k - 1] if k > 0 else 0
-        lengths[k] = key_ends[k] - begins[k]
-        inside[k] = parent[k]
-        fills[k] = target[k]
-    used = len(key_bytes)
-    after = np.full(capacity + 1, -1, dtype=np.int64)
     nodes = np.empty(8, dtype=np.int64)
-    opened = np.zeros(capacity + 1, dtype=np.int64)  # line in which an object was last opened
+    opened = np.zeros(n_keys + 1, dtype=np.int64)  # line in which an object was last opened
+    template = -1  # a line
+    n_numbers = 0
+    begins = np.empty(_MOST_NUMBERS, dtype=np.int64)  # of the template's numbers
+    stops = np.empty(_MOST_NUMBERS, dtype=np.int64)
+    slots = np.empty(_MOST_NUMBERS, dtype=np.int64)
     for line in range(len(starts)):
-        i = _skip_space(buffer, starts[line], ends[line])
         end = ends[line]
+        if template >= 0:
+            i = starts[line]
+            at = starts[template]
+            same = True
+            for k in range(n_numbers + 1):
+                until = begins[k] if k < n_numbers else ends[template]
+                if i + until - at > end:
+                    same = False
+                    break
+                while at < until and buffer[_at(at)] == buffer[_at(i)]:
+                    at += 1
+                    i += 1
+                if at < until:
+                    same = False
+                    break
+                if k == n_numbers:
+                    same = i == end
+                    break
+                i, whole, integer, number = _scan_number(buffer, i, end)
+                slot = slots[k]
+                if i < 0 or (0 <= slot < 2 and not whole):
+                    same = False
+                    break
+                if slot >= _FIRST_FIELD:
+                    values[line, slot - _FIRST_FIELD] = number
+                elif slot >= 0:
+                    times[line, slot] = integer
+                at = stops[k]
+            if same:
+                held[line] = held[template]
+                continue
+            times[line] = 0
+            values[line] = np.nan
+        i = _skip_space(buffer, starts[line], end)
         if i >= end or buffer[i] != 123:
             slow[line] = True
             continue
         i = _skip_space(buffer, i + 1, end)
         depth = 0
         nodes[0] = 0
-        previous = -1
+        n_numbers = 0
         plain = True
+        uniform = True  # may serve as a template
         closed = False
         expects_key = True
         if i < end and buffer[i] == 125:
@@ -454,37 +499,22 @@ def _scan(
                 plain = False
                 break
             first = i + 1
-            key = after[previous + 1]
-            if (
-                key < 0
-                or inside[key] != nodes[depth]
-                or not _matches(buffer, first, end, known, begins[key], lengths[key])
-            ):
-                key = -1
-                for k in range(n_keys):
-                    if inside[k] == nodes[depth] and _matches(
-                        buffer, first, end, known, begins[k], lengths[k]
-                    ):
-                        key = k
-                        break
-            if key >= 0:
-                quote = first + lengths[key]
-            else:
+            slot = np.int64(_UNWANTED)
+            quote = np.int64(-1)
+            for k in range(n_keys):
+                begin = key_ends[k - 1] if k > 0 else 0
+                length = key_ends[k] - begin
+                if parent[k] == nodes[depth] and _matches(
+                    buffer, first, end, key_bytes, begin, length
+                ):
+                    slot = target[k]
+                    quote = first + length
+                    break
+            if quote < 0:
                 quote = _string_end(buffer, first, end)
                 if quote < 0:
                     plain = False
                     break
-                if n_keys < capacity and used + quote - first <= len(known):
-                    key = n_keys
-                    n_keys += 1
-                    begins[key] = used
-                    lengths[key] = quote - first
-                    inside[key] = nodes[depth]
-                    known[used : used + quote - first] = buffer[first:quote]
-                    used += quote - first
-            if key >= 0:
-                after[previous + 1] = key
-                previous = key
             i = _skip_space(buffer, quote + 1, end)
             if i >= end or buffer[i] != 58:
                 plain = False
@@ -495,7 +525,6 @@ def _scan(
                 break
             # one value
             byte = buffer[i]
-            slot = fills[key] if key >= 0 else np.int64(_UNWANTED)
             opens = _UNWANTED < slot < 0
             state = 2
             if byte == 123:
@@ -531,6 +560,7 @@ def _scan(
             elif byte == 110 and _is_word(buffer, i, end, _NULL):
                 i += 4
             else:
+                first = i
                 i, whole, integer, number = _scan_number(buffer, i, end)
                 if i < 0:
                     plain = False
@@ -542,7 +572,15 @@ def _scan(
                 elif slot >= _FIRST_FIELD:
                     values[line, slot - _FIRST_FIELD] = number
                     state = 1
+                # a key that comes twice, or a time that is no integer, is for this way only
+                uniform = uniform and n_numbers < _MOST_NUMBERS and (slot < 0 or state == 1)
+                if uniform:
+                    begins[n_numbers] = first
+                    stops[n_numbers] = i
+                    slots[n_numbers] = slot
+                    n_numbers += 1
             if slot >= 0:
+                uniform = uniform and held[line, slot] == 0
                 held[line, slot] = state
                 if slot >= _FIRST_FIELD and state != 1:
                     values[line, slot - _FIRST_FIELD] = np.nan
@@ -568,3 +606,4 @@ def _scan(
         if plain and _skip_space(buffer, i, end) != end:
             plain = False
         slow[line] = not plain
+        template = line if plain and uniform else -1

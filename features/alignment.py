@@ -135,21 +135,22 @@ def align(sources: Mapping[str, Rows], grid: Grid, layout: Layout) -> NDArray[np
     Args:
         sources: rows with the values of ``layout.fields``, in any order of time.
     """
-    series = np.full((grid.n_bins, len(layout.channels)), np.nan)
+    series = np.full((len(layout.channels), grid.n_bins), np.nan)  # a channel is contiguous
     max_age_ns = layout.window.max_age_ms * 1_000_000
     for name, rows in sources.items():
         columns = layout.columns(name)
         if not len(rows) or not len(columns):
             continue
         times = instants(name, rows)
-        order = np.argsort(times, kind="stable")
-        times, values = times[order], rows.values[order]
+        values = np.ascontiguousarray(rows.values.T)
+        if np.any(times[1:] < times[:-1]):
+            order = np.argsort(times, kind="stable")
+            times, values = times[order], np.ascontiguousarray(values[:, order])
         scratch: Any = np.empty_like(times), np.empty(len(times))
         if not COMPILES:
             times, scratch = times.tolist(), ([0] * len(times), [0.0] * len(times))
-        for i, column in enumerate(columns):
-            out = series[:, column]
-            column_values: Any = np.ascontiguousarray(values[:, i])
+        for column, column_values in zip(columns, values, strict=True):
+            out = series[column]
             if not COMPILES:  # plain Python reads lists faster than arrays
                 column_values = column_values.tolist()
             kind = layout.channels[column].kind
@@ -160,7 +161,7 @@ def align(sources: Mapping[str, Rows], grid: Grid, layout: Layout) -> NDArray[np
             else:
                 _sum(times, column_values, grid.origin_ns, grid.bin_ns, out)
     with np.errstate(over="ignore"):
-        stored = series.astype(np.float32)
+        stored = series.T.astype(np.float32, order="C")
     stored[np.isinf(stored)] = np.nan  # too large for float32
     return stored
 

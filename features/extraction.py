@@ -9,7 +9,7 @@ import numpy as np
 
 from episodes.format import SOURCES
 from features.alignment import align, make_grid
-from features.relative import running_median, window_means
+from features.relative import baselines
 from features.summary import summarise
 from features.windows import (
     WindowTable,
@@ -52,13 +52,13 @@ def extract(episode: Episode, layout: Layout) -> Extracted:
     series = align(episode.sources, grid, layout)
     windows = label_windows(episode.labels, grid, layout.window)
     features = summarise(series, windows.start_bin, layout)
-    means = window_means(series, windows.start_bin, layout)
+    baseline, level = baselines(series, features, windows.start_bin, layout)
     return Extracted(
         series=series,
         windows=windows,
         features=features,
-        baseline=running_median(features, layout.window.horizon_windows),
-        level=running_median(means, layout.window.horizon_windows),
+        baseline=baseline,
+        level=level,
         coverage=source_coverage(series, windows.start_bin, layout, SOURCE_NAMES),
         onset_s=onset_s(episode.labels, grid),
         jobs=window_jobs(episode.jobs, windows.start_bin, grid, layout.window),

@@ -87,11 +87,28 @@ class RunningMedian:
         return np.where(n > 0, 0.5 * middle, np.nan).astype(np.float32)
 
 
-def window_means(
-    series: NDArray[np.float32], starts: NDArray[np.int64], layout: Layout
-) -> NDArray[np.float32]:
-    """Mean of every channel and window, ``(n_windows, n_channels)``."""
-    return summarise(series, starts, replace(layout, stats=("mean",)))
+def baselines(
+    series: NDArray[np.float32],
+    features: NDArray[np.float32],
+    starts: NDArray[np.int64],
+    layout: Layout,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The running medians of the features and of the mean of every channel.
+
+    Args:
+        series: ``(n_bins, n_channels)``.
+        features: ``(n_windows, n_features)`` of the series.
+        starts: ``(n_windows,)``, first bin of each window.
+
+    Returns:
+        ``(n_windows, n_features)`` and ``(n_windows, n_channels)``.
+    """
+    horizon, n_stats = layout.window.horizon_windows, len(layout.stats)
+    baseline = running_median(features, horizon)
+    if "mean" in layout.stats:
+        return baseline, np.ascontiguousarray(baseline[:, layout.stats.index("mean") :: n_stats])
+    means = summarise(series, starts, replace(layout, stats=("mean",)))
+    return baseline, running_median(means, horizon)
 
 
 def summary_inputs(
@@ -129,8 +146,8 @@ def episode_inputs(
         series: ``(n_bins, n_channels)``.
         features: ``(n_windows, n_features)``.
     """
-    horizon = layout.window.horizon_windows
+    starts = window_starts(len(series), layout.window)
+    baseline, level = baselines(series, features, starts, layout)
     if input_kind == "summary":
-        return summary_inputs(features, running_median(features, horizon))
-    means = window_means(series, window_starts(len(series), layout.window), layout)
-    return tensor_inputs(window_views(series, layout.window), running_median(means, horizon))
+        return summary_inputs(features, baseline)
+    return tensor_inputs(window_views(series, layout.window), level)

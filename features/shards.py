@@ -69,6 +69,7 @@ WINDOW_FIELDS = [
     ("row", pa.int64()),  # of the feature shard, and of the levels
 ]
 WINDOW_COLUMNS = tuple(name for name, _ in WINDOW_FIELDS)
+_WINDOW_SCHEMA = pa.schema(WINDOW_FIELDS)
 
 
 def write_table(table: pa.Table, path: Path) -> None:
@@ -118,23 +119,24 @@ def episode_rows(record: Record, extracted: Extracted) -> EpisodeRows:
     """The rows of one usable episode."""
     windows = extracted.windows
     n = len(windows)
-    columns = (
-        {name: [getattr(record, name)] * n for name in WINDOW_COLUMNS if hasattr(record, name)}
-        | {
-            "window": range(n),
-            "start_s": windows.start_s,
-            "label": windows.label.tolist(),
-            "purity": windows.purity,
-            "job": extracted.jobs.tolist(),
-            "onset_s": [extracted.onset_s] * n,
-            "shard": [0] * n,
-            "first_bin": windows.start_bin,
-            "row": range(n),
-        }
-        | {f"coverage_{s}": extracted.coverage[:, i] for i, s in enumerate(SOURCE_NAMES)}
-    )
+    constant = {"onset_s": extracted.onset_s, "shard": 0}
+    varying = {
+        "window": np.arange(n),
+        "start_s": windows.start_s,
+        "label": windows.label,
+        "purity": windows.purity,
+        "job": extracted.jobs,
+        "first_bin": windows.start_bin,
+        "row": np.arange(n),
+    } | {f"coverage_{s}": extracted.coverage[:, i] for i, s in enumerate(SOURCE_NAMES)}
+    columns = [
+        pa.array(varying[name], kind)
+        if name in varying
+        else pa.repeat(pa.scalar(constant.get(name, getattr(record, name, None)), kind), n)
+        for name, kind in WINDOW_FIELDS
+    ]
     return EpisodeRows(
-        windows=pa.table({name: pa.array(columns[name], kind) for name, kind in WINDOW_FIELDS}),
+        windows=pa.Table.from_arrays(columns, schema=_WINDOW_SCHEMA),
         series=extracted.series,
         level=extracted.level,
         inputs=summary_inputs(extracted.features, extracted.baseline),

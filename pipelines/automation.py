@@ -40,7 +40,7 @@ _ALL_ASSETS_JOB = "__ASSET_JOB"
 
 
 @dg.sensor(
-    job_name="ingest",  # and score, see pipelines.definitions
+    job_name="ingest",  # and score, see pipelines.graph
     minimum_interval_seconds=60,
     description=(
         "Registers new batches, ingests those that are new or changed, and scores them with the "

@@ -160,5 +160,6 @@ def _rows(sheet: Sheet, fields: Sequence[str]) -> Rows:
         unusable=none,
         absent=none.copy(),
         problems=(),
+        n_lines=len(sheet),
         n_malformed=0,
     )

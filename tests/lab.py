@@ -24,7 +24,7 @@ from champion.history import SERVED, Champion, keep, now, read_champion
 from datasets.splits import RECIPES
 from models.checkpoint import Checkpoint, checkpoint_path, load_checkpoint
 from models.registry import MODELS, find_variant
-from pipelines.definitions import build_defs
+from pipelines.graph import build_defs
 from pipelines.partitions import sync_batches
 from resources.guards import last_metadata
 from stages.alarm_rules import read_rule

@@ -54,7 +54,7 @@ from models.checkpoint import CheckpointError, ContractMismatchError, checkpoint
 from models.inspection import Entry
 from models.registry import Variant, find_variant
 from pipelines.cli.app import FAILED, MISMATCH, OK, USAGE, app
-from pipelines.definitions import build_defs
+from pipelines.graph import build_defs
 from stages.alarm_rules import read_rule
 from stages.champion import judge, kept_files
 from stages.manifest import draft, read_manifest

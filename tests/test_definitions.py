@@ -11,7 +11,7 @@ from typing import Any
 
 import dagster as dg
 
-from pipelines.definitions import build_defs
+from pipelines.graph import build_defs
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "definitions.json"
 

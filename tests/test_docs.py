@@ -19,7 +19,7 @@ from lab import RECIPE, Lab, put_in_use
 from typer.testing import CliRunner
 
 from pipelines.cli.app import FAILED, OK, USAGE, app
-from pipelines.definitions import build_defs
+from pipelines.graph import build_defs
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

@@ -25,7 +25,7 @@ from features.registry import LAYOUT, Layout, WindowSpec
 from models.checkpoint import checkpoint_path, read_header
 from models.registry import MODELS, VARIANTS, Variant, find_variant
 from pipelines.cli.app import MISMATCH, app
-from pipelines.definitions import build_defs
+from pipelines.graph import build_defs
 from pipelines.partitions import sync_batches
 from stages.evaluation import read_comparisons, read_report
 from stages.manifest import read_manifest
@@ -351,7 +351,7 @@ def test_a_blocking_check_stops_the_run_that_made_a_bad_checkpoint(
         evaluations["contract_current"].metadata["differences"].value
     )
     # Without the check the step runs, and its own guard refuses.
-    monkeypatch.setattr("pipelines.definitions.build_checks", lambda _: [])
+    monkeypatch.setattr("pipelines.graph.build_checks", lambda _: [])
     unchecked = lab.execute("retrain", RECIPE, only=only)
     assert "unit was kB/s, is now B/s" in failure(unchecked)
     assert "held_out_predictions:" in failure(unchecked)

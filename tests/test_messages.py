@@ -84,7 +84,7 @@ def test_a_printed_remedy_works_when_it_is_pasted(
 
     monkeypatch.setenv("PHASEWATCH_STORE", str(ingested.store.root))
     monkeypatch.setenv("PHASEWATCH_ARTIFACTS", str(ingested.artifacts))
-    from pipelines.definitions import build_defs
+    from pipelines.graph import build_defs
     from stages.workspace import workspace_from_environment
 
     definitions = build_defs(workspace=workspace_from_environment())

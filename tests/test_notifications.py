@@ -23,7 +23,7 @@ from episodes.store import StoreError
 from pipelines import notifications
 from pipelines.automation import nightly
 from pipelines.cli.app import FAILED, app
-from pipelines.definitions import build_defs
+from pipelines.graph import build_defs
 from pipelines.notifications import NOTIFIED_FILE, News, tell, tell_of_run
 from pipelines.partitions import sync_batches
 from pipelines.requests import MAX_FAILURES

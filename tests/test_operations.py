@@ -31,8 +31,8 @@ from models.registry import VARIANTS
 from pipelines.automation import new_batches, nightly
 from pipelines.cli.app import FAILED, USAGE, app, main
 from pipelines.cli.console import INTERRUPTED
-from pipelines.definitions import build_defs
 from pipelines.executors import build_executor, execution_from_environment
+from pipelines.graph import build_defs
 from pipelines.partitions import sync_batches
 from pipelines.requests import MAX_FAILURES
 from resources.runs import PROCESS_TAG, end_dead_runs

@@ -24,7 +24,7 @@ from champion import history
 from champion.history import Champion, now
 from pipelines.automation import new_batches
 from pipelines.cli.app import OK, USAGE, app
-from pipelines.definitions import build_defs
+from pipelines.graph import build_defs
 from pipelines.pruning import prune, prune_job
 from resources.records import _SMALL_PAGE, _THINNED_BYTES, prune_records
 from resources.runs import FINISHED

@@ -18,7 +18,7 @@ from assets.partitions import BATCHES
 from episodes.environment import MachineError
 from pipelines.automation import new_batches
 from pipelines.cli.execution import run_all
-from pipelines.definitions import build_defs
+from pipelines.graph import build_defs
 from pipelines.partitions import Covered, in_ranges, named, partition_tags, sync_batches
 from resources.guards import last_metadata
 from resources.workspace import resource_of

@@ -28,7 +28,7 @@ from features.files import fingerprint
 from features.registry import LAYOUT
 from pipelines.automation import new_batches
 from pipelines.cli.app import FAILED, app
-from pipelines.definitions import build_defs
+from pipelines.graph import build_defs
 from resources.workspace import resource_of
 from stages.checkpoints import code_commit
 from stages.drift import Drift

@@ -128,7 +128,7 @@ def sync_only(workspace: Workspace) -> Synced:
 def _ingest(workspace: Workspace, batches: list[str]) -> list[Ran]:
     """Ingest batches, many in a run; then make what is made of their shards."""
     from assets.partitions import BATCHES_PER_RUN
-    from pipelines.definitions import build_defs
+    from pipelines.graph import build_defs
     from pipelines.home import dagster_instance
     from pipelines.partitions import in_ranges, named, sync_batches
 
@@ -153,7 +153,7 @@ def _retrain(
     workspace: Workspace, recipes: list[str], outputs: list[str] | None = None
 ) -> list[Ran]:
     """Retrain recipes; or, for the one empty name, make outputs of the whole store."""
-    from pipelines.definitions import build_defs
+    from pipelines.graph import build_defs
     from pipelines.home import dagster_instance
     from pipelines.partitions import sync_batches
 
@@ -200,7 +200,7 @@ _in_worker: dict[str, Any] = {}
 
 
 def _prepare(workspace: Workspace) -> None:
-    from pipelines.definitions import build_defs
+    from pipelines.graph import build_defs
     from pipelines.home import dagster_instance
     from resources.runs import WORKER
 

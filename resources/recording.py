@@ -1,0 +1,68 @@
+"""Many events recorded in a row, without a new database connection for each statement."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+from unittest.mock import patch
+
+import sqlalchemy as sa
+from dagster._core.storage.event_log.sqlite.sqlite_event_log import (
+    INDEX_SHARD_NAME,
+    SqliteEventLogStorage,
+)
+from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import dagster as dg
+
+
+@contextmanager
+def kept_open(instance: dg.DagsterInstance) -> Iterator[None]:
+    """Within, an event log in SQLite is written with few connections and compiled statements.
+
+    Dagster makes an engine and a connection for every statement. SQLAlchemy then compiles it anew,
+    and SQLite moves the whole log into the database whenever its last connection closes. Here each
+    database keeps its engine, and the index, which has most of the statements, its connection. The
+    UI sees a run's own database change only when it is closed, so that one is.
+
+    A commit to the index does not wait for the disk: should the machine lose power, its last events
+    are lost, and what they tell of is found current and recorded by the next run. Storages other
+    than SQLite are left as they are.
+    """
+    storage = instance.event_log_storage
+    if not isinstance(storage, SqliteEventLogStorage):
+        yield
+        return
+    connect, engines = storage._connect, dict[str, sa.Engine]()
+
+    @contextmanager
+    def reconnect(shard: str) -> Iterator[sa.Connection]:
+        if shard not in engines:
+            with connect(shard):  # makes the database if there is none
+                pass
+            engines[shard] = stack.enter_context(_engine(storage, shard))
+        with storage._db_lock, engines[shard].begin() as connection:
+            yield connection
+
+    with ExitStack() as stack, patch.object(storage, "_connect", reconnect):
+        yield
+
+
+@contextmanager
+def _engine(storage: SqliteEventLogStorage, shard: str) -> Iterator[sa.Engine]:
+    stays_open = shard == INDEX_SHARD_NAME
+    engine = sa.create_engine(
+        storage.conn_string_for_shard(shard),
+        poolclass=sa.pool.StaticPool if stays_open else sa.pool.NullPool,
+        connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS, "check_same_thread": False},
+    )
+    try:
+        if stays_open:
+            with engine.connect() as connection:
+                connection.execute(sa.text("PRAGMA synchronous=NORMAL"))
+        yield engine
+    finally:
+        engine.dispose()
