@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 from unittest.mock import patch
@@ -28,9 +29,9 @@ def kept_open(instance: dg.DagsterInstance) -> Iterator[None]:
     database keeps its engine, and the index, which has most of the statements, its connection. The
     UI sees a run's own database change only when it is closed, so that one is.
 
-    A commit to the index does not wait for the disk: should the machine lose power, its last events
-    are lost, and what they tell of is found current and recorded by the next run. Storages other
-    than SQLite are left as they are.
+    A commit does not wait for the disk: should the machine lose power, the last events are lost,
+    and what they tell of is found current and recorded by the next run. Storages other than SQLite
+    are left as they are.
     """
     storage = instance.event_log_storage
     if not isinstance(storage, SqliteEventLogStorage):
@@ -59,10 +60,12 @@ def _engine(storage: SqliteEventLogStorage, shard: str) -> Iterator[sa.Engine]:
         poolclass=sa.pool.StaticPool if stays_open else sa.pool.NullPool,
         connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS, "check_same_thread": False},
     )
+    sa.event.listen(engine, "connect", _do_not_wait)
     try:
-        if stays_open:
-            with engine.connect() as connection:
-                connection.execute(sa.text("PRAGMA synchronous=NORMAL"))
         yield engine
     finally:
         engine.dispose()
+
+
+def _do_not_wait(connection: sqlite3.Connection, _: object) -> None:
+    connection.execute("PRAGMA synchronous=NORMAL")
