@@ -22,6 +22,7 @@ FRESH = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=2), fail_windo
 
 
 BATCHES_PER_RUN = 500
+"""A run records its batches in one database, and a run that dies is done again: both stay small."""
 
 
 def backfill_policy(stage: Stage) -> dg.BackfillPolicy | None:

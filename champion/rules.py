@@ -1,7 +1,8 @@
 """Promotion: may a challenger replace the champion? Every ground against it, with figures.
 
 Both are scored on the same test episodes, those that the champion was trained on left out. What is
-judged here are predictions; where checkpoints lie and who is champion is not known here. Grounds
+judged here are predictions; where checkpoints lie and who is champion is not known here, but in
+``stages.champion``, which asks for the grounds in order. Grounds
 are codes with numbers; ``evaluation.wording`` makes the sentences.
 """
 

@@ -24,7 +24,6 @@ from datasets.exclusions import BY_HAND, Exclusion, apply_exclusions
 from episodes.format import NS_PER_S, episode_day
 from episodes.settings import SETTINGS, Int, NotNegative, ShareWithin
 
-Recipe = Literal["host", "sample", "time", "session"]
 RECIPES: dict[str, str] = {
     "host": "a host the model never saw",
     "sample": "samples the model never saw",

@@ -83,7 +83,7 @@ _POLLED = tuple(source for source in SOURCES.values() if source.expected_hz)
 
 @pydantic.dataclasses.dataclass(frozen=True, slots=True, config=SETTINGS)
 class ValidationPolicy:
-    """The thresholds of every verdict."""
+    """The thresholds of verdicts that can be set; the others are fixed, beside what they limit."""
 
     min_duration_s: NotNegative = 15.0
     max_duration_s: NotNegative = 86_400.0  # a clock years off would need terabytes

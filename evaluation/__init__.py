@@ -1,4 +1,4 @@
-"""Splits, predictions, figures with intervals, and the report that shows them."""
+"""Figures with intervals, baselines, comparisons, drift, and the page that shows them."""
 
 from __future__ import annotations
 

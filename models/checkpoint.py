@@ -394,7 +394,7 @@ def _read_file(path: Path, limit: int) -> bytes:
     try:
         return read_regular(path, limit)
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint; train it first") from None
+        raise CheckpointError(f"{path}: no such checkpoint; train it with phasewatch run") from None
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be opened ({error.strerror}); symlinks are not followed"

@@ -5,6 +5,7 @@ from typing import Any
 import dagster as dg
 
 from assets.factory import asset_keys
+from stages.registry import STAGES
 
 DESCRIPTIONS = {
     "ingest": "Validate a batch's episodes, write its shards, and report how it drifted.",
@@ -18,7 +19,14 @@ DESCRIPTIONS = {
 
 
 def build_jobs() -> dict[str, Any]:
-    """The jobs by name."""
+    """The jobs by name.
+
+    Raises:
+        KeyError: a stage is of a job that ``DESCRIPTIONS`` lacks.
+    """
+    for stage in STAGES.values():
+        if stage.job not in DESCRIPTIONS:
+            raise KeyError(f"stage {stage.name}: describe its job {stage.job!r} in {__file__}")
     return {
         name: dg.define_asset_job(
             name,

@@ -19,7 +19,7 @@ from resources.runs import UNFINISHED
 from stages.batch import TENSORS
 from stages.project import Due, Project
 
-RUNS_PER_TICK = 8
+SINGLE_RUNS = 8
 """More batches than that are ingested or scored by one run; the others wait for it to end."""
 
 MAX_FAILURES = 3
@@ -57,7 +57,7 @@ def decide(instance: dg.DagsterInstance, project: Project, due: list[Due]) -> De
             decision.waiting.append(f"{_name([item])}: run {busy.run_id[:8]} is {_status(busy)}")
         else:
             free.append([item])
-    if len(free) > RUNS_PER_TICK and all(item.key for (item,) in free):
+    if len(free) > SINGLE_RUNS and all(item.key for (item,) in free):
         by_key = {item.key: item for (item,) in free}
         first, *rest = in_ranges(instance, by_key, BATCHES_PER_RUN)
         later = sum(map(len, rest))

@@ -1,1 +1,1 @@
-"""What assets share: the workspace (paths, settings), guards, progress."""
+"""What assets share: the workspace as a resource, guards, runs and Dagster's records."""

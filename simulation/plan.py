@@ -7,7 +7,6 @@ every recipe can hold something out without taking a parent's children apart.
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_right
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
@@ -208,11 +207,6 @@ def host_names(count: int) -> tuple[str, ...]:
 def _letters(count: int) -> list[str]:
     letters = "abcdefghijklmnopqrstuvwxyz"
     return [(letters[i // 26 - 1] if i >= 26 else "") + letters[i % 26] for i in range(count)]
-
-
-def part_of(parts: tuple[Part, ...], number: int) -> Part:
-    """The part that an episode belongs to."""
-    return parts[bisect_right([part.first for part in parts], number) - 1]
 
 
 def _hashed(text: str) -> int:

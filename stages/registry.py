@@ -1,4 +1,7 @@
-"""The list of stages, in the order of the data's way. Everything that lists stages reads it."""
+"""The list of stages, in the order of the data's way. Everything that lists stages reads it.
+
+The order counts: the first stage of a job stands for it where a request is identified.
+"""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def requests(lab: Lab) -> list[dg.RunRequest]:
 def test_a_tick_asks_for_one_run_where_many_batches_are_due(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipelines.requests, "RUNS_PER_TICK", 2)
+    monkeypatch.setattr(pipelines.requests, "SINGLE_RUNS", 2)
     monkeypatch.setattr(pipelines.requests, "BATCHES_PER_RUN", 3)
     (request,) = requests(lab)
     keys = list(lab.instance.get_dynamic_partitions(str(BATCHES.name)))

@@ -14,6 +14,7 @@ import { scene as speed } from "./speed.js";
 
 const SCENES = [live, episode, mix, profiles, models, embedding, speed];
 const DRAW_MS = 250;
+const TICK_MS = 1000;
 const ANNOUNCE_MS = 3000;
 const ANSWERS_MS = 30000;
 
@@ -86,7 +87,7 @@ setInterval(() => {
   tick(document.body);
   status();
   shown.second?.();
-}, 1000);
+}, TICK_MS);
 document.addEventListener("visibilitychange", () => document.hidden || draw());
 addEventListener("hashchange", byHash);
 

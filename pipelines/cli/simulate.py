@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from config.progress import Meter
 from pipelines.cli.console import USAGE, Document, fail, log_to_stderr, workspace_of
 
 
@@ -32,6 +34,7 @@ class Simulated(Document):
             yield f"{self.windows:,} windows written to shards"
 
 
+# Long, because every option is declared here.
 def simulate(
     store: Annotated[
         Path,
@@ -43,7 +46,10 @@ def simulate(
         int | None, typer.Option(metavar="N", min=1, help="Hosts that record them. Default: 12.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Another seed, another corpus.")
+        int | None,
+        typer.Option(
+            metavar="N", min=0, help="Another seed, another corpus. Default: 0, or the corpus's."
+        ),
     ] = None,
     defects: Annotated[
         float | None,
@@ -98,10 +104,10 @@ def simulate(
     try:
         corpus = open_corpus(store, recorded, wanted, append=append)
         began = time.monotonic()
-        made = write_corpus(corpus, processes, _progress("simulating"), log_to_stderr)
+        made = write_corpus(corpus, processes, _progress("simulate"), log_to_stderr)
         if shards is not None:
             workspace = workspace_of(None, store, shards)
-            progress = _progress("writing shards of")
+            progress = _progress("simulate shards")
             windows = write_shards(corpus, workspace, processes, progress, log_to_stderr)
     except OSError as error:
         fail(f"{error.filename or store}: not written ({error.strerror})")
@@ -115,18 +121,8 @@ def simulate(
     )
 
 
-def _progress(what: str) -> Callable[[int, int], None]:
-    """Logs how many of how many, the rate and the time left."""
-    import logging
-    import time
+def _progress(what: str) -> Meter:
+    def say(line: str, *, last: bool) -> None:
+        logging.getLogger("phasewatch").info(line, extra={"progress": True, "last": last})
 
-    began = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        rate = done / (time.monotonic() - began)
-        logging.getLogger("phasewatch").info(
-            "%s %s of %s episodes, %.0f/s, %.0f s left",
-            what, f"{done:,}", f"{total:,}", rate, (total - done) / rate, extra={"progress": True},
-        )  # fmt: skip
-
-    return progress
+    return Meter(what, say)
