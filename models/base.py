@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from features.registry import InputKind
 from models.device import pick_device
 from models.metrics import macro_f1
+
+if TYPE_CHECKING:
+    from models.bookmark import Bookmark
 
 
 class NotFittedError(RuntimeError):
@@ -75,6 +78,7 @@ class History:
 
     epochs: list[Epoch] = field(default_factory=list)
     best_step: int = 0
+    resumed_from: int = 0  # epochs of a training before it that was killed
 
 
 RuntimeKind = Literal["onnx", "trees", "neighbours"]
@@ -114,14 +118,19 @@ class Classifier(ABC):
         self.device_ = "cpu"
         self.history_ = History()
         self.val_macro_f1_: float | None = None
+        self._bookmark: Bookmark | None = None
 
     def fit(
         self,
         train: Examples,
         val: Examples | None = None,
         progress: Callable[[int, int, str], None] = silent,
+        bookmark: Bookmark | None = None,
     ) -> Classifier:
         """Train, and score ``val`` during training. Progress is called with (step, steps, text).
+
+        Args:
+            bookmark: where nets save how far they came, and go on from. Others start anew.
 
         Raises:
             ValueError: shapes, classes or lengths do not fit together.
@@ -140,7 +149,9 @@ class Classifier(ABC):
             )
         self.n_inputs_ = self.val_macro_f1_ = None  # a failed fit must not leave a fitted model
         self.device_ = pick_device(self.device, useful=self.trains_on_cuda)
+        self._bookmark = bookmark
         self._fit(train, val, progress)
+        self._bookmark = None
         self.n_inputs_ = train.X.shape[-1]
         if val is not None:
             predicted = self.predict_proba(val.X).argmax(axis=1)

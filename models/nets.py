@@ -53,6 +53,7 @@ class NetClassifier(Classifier):
                 seed=self.seed,
                 device=torch.device(self.device_),
                 progress=progress,
+                bookmark=self._bookmark,
             )
 
     def _predict_proba(self, X: Inputs) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch.nn import functional
 
 from config.paths import cache_folder
@@ -17,11 +20,12 @@ from models.metrics import macro_f1
 from models.scaling import scale
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
     from models.base import Inputs
+    from models.bookmark import Bookmark
     from models.hyperparameters import NetConfig
 
 IN_MEMORY_BYTES = 2 * 2**30
@@ -159,6 +163,105 @@ class _Batches:
         return values
 
 
+class _Standing:
+    """All that the rest of a training follows from, as it stands between two epochs."""
+
+    def __init__(
+        self,
+        net: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LambdaLR,
+        scaler: torch.amp.GradScaler,
+        generators: dict[str, torch.Generator],
+    ):
+        self._net, self._optimizer, self._schedule, self._scaler = net, optimizer, schedule, scaler
+        self._generators = generators
+        self.history = History()
+        self.best_score, self.best_weights = -1.0, net.state_dict()
+
+    def pack(self) -> bytes:
+        """As tensors, which run no code when they are loaded."""
+        moments = self._optimizer.state_dict()["state"]
+        epochs = [[e.step, e.train_loss, e.val_loss, e.val_macro_f1] for e in self.history.epochs]
+        numbers = {
+            "epochs": epochs,
+            "best": [self.history.best_step, self.best_score],
+            "rates": [group["lr"] for group in self._optimizer.param_groups],
+            "steps": self._schedule.last_epoch,
+            "scaler": self._scaler.state_dict(),
+        }
+        tensors = {
+            **_named("net", self._net.state_dict()),
+            **_named("best", self.best_weights),
+            **{f"adam.{i}.{name}": v for i, each in moments.items() for name, v in each.items()},
+            **_named("random", {n: each.get_state() for n, each in self._generators.items()}),
+            _NUMBERS: torch.frombuffer(bytearray(json.dumps(numbers).encode()), dtype=torch.uint8),
+        }
+        return save({name: value.detach().cpu().clone() for name, value in tensors.items()})
+
+    def unpack(self, content: bytes) -> None:
+        """Stand where ``pack`` was called.
+
+        Raises:
+            ValueError: that was not this training; nothing has changed then.
+        """
+        try:
+            tensors = load(content)
+            numbers = json.loads(tensors.pop(_NUMBERS).numpy().tobytes())
+            (best_step, best_score), steps = numbers["best"], int(numbers["steps"])
+            epochs = [Epoch(int(row[0]), *row[1:]) for row in numbers["epochs"]]
+            rates, scaler = [float(rate) for rate in numbers["rates"]], dict(numbers["scaler"])
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"it cannot be read: {error}") from error
+        forms = {name: (value.dtype, value.shape) for name, value in tensors.items()}
+        groups = self._optimizer.state_dict()["param_groups"]
+        if forms != self._forms() or len(rates) != len(groups):
+            raise ValueError("it is of another net")
+        self._net.load_state_dict(_part("net", tensors))
+        device = next(self._net.parameters()).device
+        self.best_weights = {n: v.to(device) for n, v in _part("best", tensors).items()}
+        self.best_score, self.history = best_score, History(epochs, best_step, len(epochs))
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in _part("adam", tensors).items():
+            number, _, moment = name.partition(".")
+            moments.setdefault(int(number), {})[moment] = value
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
+        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self._schedule.load_state_dict(
+            {"lr_lambdas": [None], "last_epoch": steps, "_step_count": steps + 1, "_last_lr": rates}
+        )
+        self._scaler.load_state_dict(scaler)
+        for name, generator in self._generators.items():
+            generator.set_state(tensors[f"random.{name}"])
+
+    def _forms(self) -> dict[str, tuple[torch.dtype, torch.Size]]:
+        """Type and shape of every tensor that ``pack`` gives after an epoch, but the numbers."""
+        weights, parameters = self._net.state_dict(), list(self._net.parameters())
+        like = {
+            **_named("net", weights),
+            **_named("best", weights),
+            **_named("random", {n: each.get_state() for n, each in self._generators.items()}),
+        }
+        for i, parameter in enumerate(parameters):
+            moments = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+            like |= _named(f"adam.{i}", moments)
+        return {name: (value.dtype, value.shape) for name, value in like.items()}
+
+
+_NUMBERS = "numbers"
+
+
+def _named(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{prefix}.{name}": value for name, value in tensors.items()}
+
+
+def _part(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What ``_named`` was given."""
+    start = f"{prefix}."
+    return {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}
+
+
 # Long, because a training loop is read from top to bottom.
 def train_net(
     net: torch.nn.Module,
@@ -171,12 +274,17 @@ def train_net(
     seed: int,
     device: torch.device,
     progress: Callable[[int, int, str], None],
+    bookmark: Bookmark | None = None,
 ) -> History:
     """Train in place: AdamW, class-weighted cross-entropy, linear warm-up then cosine decay.
 
     With ``keep: best`` training stops when macro F1 on validation has not risen for ``patience``
     epochs, and the best epoch's weights stay. With ``keep: last``, or without ``val``, every epoch
     runs and the last weights stay.
+
+    Args:
+        bookmark: where to go on from, and to save to between epochs; None: neither. On a CPU the
+            weights are those of a training that nothing interrupted, bit by bit.
 
     Raises:
         ValueError: there is a single window, which cannot be normalised over its batch.
@@ -207,9 +315,15 @@ def train_net(
     scaler = torch.amp.GradScaler(device.type, enabled=mixed)
 
     stops_early = config.keep == "best" and val is not None
-    best_score, best_weights = -1.0, net.state_dict()
-    history = History()
-    for epoch in range(config.epochs):
+    generators = {"shuffling": shuffling, "noise": noise, "torch": torch.default_generator}
+    if device.type == "cuda":
+        generators["cuda"] = torch.cuda.default_generators[torch.cuda.current_device()]
+    standing = _Standing(net, optimizer, schedule, scaler, generators)
+    resumed = _resume(standing, bookmark)
+    if resumed:
+        progress(len(standing.history.epochs), config.epochs, resumed)
+    history = standing.history
+    for epoch in range(len(history.epochs), config.epochs):
         net.train()
         loss_sum = torch.zeros((), device=device)  # summed on the device: no sync in the loop
         for inputs, y in batches.shuffled(config.batch_size, shuffling):
@@ -236,7 +350,7 @@ def train_net(
                 "lower learning_rate"
             )
         val_loss = score = None
-        text = f"loss {train_loss:.3f}"
+        text = f"{resumed}, loss {train_loss:.3f}" if resumed else f"loss {train_loss:.3f}"
         if val is not None and val_batches is not None:
             proba = _probabilities(net, val_batches)
             score = macro_f1(val.y, proba.argmax(axis=1), n_classes)
@@ -247,15 +361,30 @@ def train_net(
         progress(epoch + 1, config.epochs, text)
         if not stops_early or score is None:
             history.best_step = epoch
-        elif score > best_score:
-            best_score, history.best_step = score, epoch
-            best_weights = {name: value.clone() for name, value in net.state_dict().items()}
+        elif score > standing.best_score:
+            standing.best_score, history.best_step = score, epoch
+            standing.best_weights = {n: value.clone() for n, value in net.state_dict().items()}
         elif epoch - history.best_step >= config.patience:
             break
+        if bookmark and bookmark.due:
+            bookmark.write(standing.pack())
     if stops_early:
-        net.load_state_dict(best_weights)
+        net.load_state_dict(standing.best_weights)
     net.eval()
     return history
+
+
+def _resume(standing: _Standing, bookmark: Bookmark | None) -> str:
+    """Go on from what was saved; says from where, nothing if it begins at the beginning."""
+    saved = bookmark.read() if bookmark else None
+    if bookmark is None or saved is None:
+        return ""
+    try:
+        standing.unpack(saved)
+    except ValueError as error:
+        bookmark.ignore(str(error))
+        return ""
+    return f"resumed from epoch {len(standing.history.epochs)}"
 
 
 @torch.no_grad()

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import datasets
+import features
+import models
 from config import paths
 from datasets.windows import read_once
 from features.contract import contract_of
-from features.files import fingerprint
+from features.files import file_sha256, fingerprint
 from models.base import Classifier, Examples, silent
+from models.bookmark import FOLDER, SUFFIX, Bookmark
 from models.checkpoint import (
     CheckpointError,
     ContractMismatchError,
@@ -32,7 +38,6 @@ from stages.workers import trained_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -188,6 +193,7 @@ class Checkpoints(Stage):
             "val_macro_f1": meta["val_macro_f1"],
             "train_windows": meta["train_windows"],
             "best_step": meta["best_step"],
+            "resumed_from_epoch": meta.get("resumed_from_epoch"),
             "dataset_version": meta["dataset_version"],
             "code_commit": meta["code_commit"],
             "device": meta["device"],
@@ -221,14 +227,17 @@ class Fitted:
 
 
 def fit(project: Project, variant: Variant, recipe: str, progress: Progress = silent) -> Fitted:
-    """Train a variant on a recipe's dataset.
+    """Train a variant on a recipe's dataset; a training that was killed goes on.
 
     Raises:
         StageError: see ``open_windows``.
     """
+    bookmark = training_bookmark(project, variant, recipe)
+    if project.workspace.force:
+        bookmark.remove()
     lazy = (open_windows(project, recipe, variant, split) for split in ("train", "val"))
     training, val = (replace(examples, X=read_once(examples.X)) for examples in lazy)
-    model = fit_on(project.workspace, variant, training, val, progress)
+    model = fit_on(project.workspace, variant, training, val, progress, bookmark)
     inputs = (project.existing("datasets", recipe).version, variant.spec.input_kind, variant.mode)
     if inputs not in _axes:
         _axes[inputs] = principal_axes(training.X)
@@ -245,6 +254,7 @@ def fit_on(
     training: Examples,
     val: Examples,
     progress: Progress = silent,
+    bookmark: Bookmark | None = None,
 ) -> Classifier:
     """Train a variant on windows, with the settings in force."""
     model = variant.spec.build(
@@ -253,7 +263,35 @@ def fit_on(
         seed=workspace.seed,
         device=workspace.device,
     )
-    return model.fit(training, val, progress)
+    return model.fit(training, val, progress, bookmark)
+
+
+def training_bookmark(project: Project, variant: Variant, recipe: str) -> Bookmark:
+    """Where the training of a checkpoint saves how far it came, until the checkpoint stands.
+
+    Its key is the identity of all that the weights follow from: the stage's fingerprint has data
+    and settings; the code, the libraries and the processor that trains come on top.
+    """
+    stage = project.stages[f"checkpoints/{variant.name}"]
+    key = fingerprint(
+        {
+            "stage": stage.fingerprint(project, recipe),
+            "code": _code(),
+            "libraries": {name: version(name) for name in ("numpy", variant.spec.library)},
+            "device": project.workspace.device,
+        }
+    )
+    folder = project.workspace.artifacts_path / FOLDER
+    return Bookmark(folder / f"{variant.name}.{recipe}.{key[:12]}{SUFFIX}", key)
+
+
+@cache
+def _code() -> str:
+    """Digest of the code that makes inputs and trains on them."""
+    rooms = [Path(file).parent for file in (models.__file__, features.__file__, datasets.__file__)]
+    return fingerprint(
+        {f"{room.name}/{f.name}": file_sha256(f) for room in rooms for f in room.glob("*.py")}
+    )
 
 
 def train(project: Project, variant: Variant, recipe: str, progress: Progress) -> dict[str, Any]:
@@ -290,10 +328,14 @@ def train(project: Project, variant: Variant, recipe: str, progress: Progress) -
             [e.step, e.train_loss, e.val_loss, e.val_macro_f1] for e in model.history_.epochs
         ],
     }
+    if model.history_.resumed_from:
+        train_meta["resumed_from_epoch"] = model.history_.resumed_from
     folder = workspace.checkpoint_folder(recipe)
-    return save_checkpoint(
+    header = save_checkpoint(
         folder, variant, model, workspace.layout, pca_proj=fitted.axes, train_meta=train_meta
     )
+    training_bookmark(project, variant, recipe).remove()
+    return header
 
 
 def code_commit() -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from champion.history import read_history
+from models.bookmark import SUFFIX
 from models.registry import find_variant
 from stages.manifest import MANIFEST_FILE
 
@@ -155,6 +156,9 @@ def _measure(entry: os.DirEntry[str], unfinished: list[Discard]) -> int:
             n_bytes = entry.stat(follow_symlinks=False).st_size
     except OSError:  # removed meanwhile
         return 0
+    if entry.name.endswith(SUFFIX) and _changed(Path(entry.path)) < time.time() - DAY_S:
+        why = "a training that was killed, and not begun again since"
+        unfinished.append(Discard(Path(entry.path), n_bytes, "unfinished", why))
     if entry.name.startswith(".tmp-") and (match := _UNFINISHED.match(entry.name)):
         path, process = Path(entry.path), int(match[1])
         if _is_left(path, process):
