@@ -40,6 +40,13 @@ class Remark(Model):
     numbers: Mapping[str, int | float] = {}
 
 
+class Leak(Remark):
+    """What the inputs of a dataset give away; about a channel or an episode."""
+
+    code: Literal["channel_tells_phase", "channel_tells_name", "episode_twice"]
+    what: str = Field(description="the phase, or the kind of name, that is told; the other episode")
+
+
 # --- figures ------------------------------------------------------------------------------------
 
 
@@ -69,7 +76,7 @@ class Subject(Predictor):
 
 
 FigureCode = Literal[
-    "budget_allows_none", "chosen_on_these", "constant", "exact_binomial_bound",
+    "budget_allows_none", "chosen_on_these", "constant", "covers_less", "exact_binomial_bound",
     "fitted_on_validation", "half_undetected", "half_undetected_at_times", "never_alarmed",
     "never_predicted", "no_attack", "no_clean_time", "no_clean_validation",
     "no_validation_interval", "over_budget_everywhere", "poisson_bounds", "temperature_at_limit",
@@ -408,8 +415,8 @@ class Objection(Remark):
 class EvalReport(Subject):
     """The report on one checkpoint and recipe."""
 
-    schema_version: Literal["phasewatch.eval_report/8"] = Field(
-        default="phasewatch.eval_report/8", alias="schema"
+    schema_version: Literal["phasewatch.eval_report/9"] = Field(
+        default="phasewatch.eval_report/9", alias="schema"
     )
     contract_hash: str
     schema_hash: str

@@ -41,7 +41,7 @@ from evaluation.documents import (
     WindowSize,
 )
 from evaluation.explanations import Explanation
-from evaluation.figures import ReportPolicy, figure, restricted
+from evaluation.figures import ReportPolicy, coverage_note, figure, restricted
 from evaluation.scores import (
     BASELINES,
     RATES,
@@ -194,7 +194,7 @@ def _f1_figures(
                 where={column: name},
                 note=FigureNote(code="too_few_episodes", numbers={"episodes": episodes})
                 if few
-                else None,
+                else coverage_note(episodes),
             ),
         )
 
@@ -205,6 +205,7 @@ def _f1_figures(
             float(observed["whole"][0]),
             replicates["whole"][:, 0],
             left_out=lacking,
+            note=coverage_note(len(test.episodes)),
         ),
         "val_macro_f1": figure(
             subject.on("val"),

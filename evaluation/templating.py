@@ -43,6 +43,7 @@ def templates(*, autoescape: bool) -> jinja2.Environment:
         job_label=wording.job_label,
         conditional_on=wording.conditional_on,
         count=wording.count,
+        covers=wording.covers,
         join_words=wording.join_words,
         measure=wording.measure,
         plural=wording.plural,

@@ -20,6 +20,7 @@ from evaluation.documents import (
     EvalReport,
     Excluded,
     Figure,
+    Leak,
     Objection,
     OperatingPoint,
     Remark,
@@ -86,6 +87,15 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "resampling's and the exact Poisson one.",
     "temperature_at_limit": "Fitted on validation by log loss; at the end of the range searched.",
     "too_few_episodes": "no interval: too few episodes to resample ({episodes})",
+    "covers_less": "In simulated test sets of {episodes} episodes, such an interval holds the "
+    "truth in {coverage:.0%} instead of 95 %.",
+    # leaks
+    "channel_tells_phase": "Channel {label} alone tells {what} from all else (F1 {f1:.3f}): it may "
+    "hold the label.",
+    "channel_tells_name": "Channel {label} tells which {what} a window is of ({share:.0%} of the "
+    "windows): it may hold an id.",
+    "episode_twice": "Episode {label} is on another side too, as {what}: {share:.0%} of its "
+    "windows are the same.",
     # grounds against a promotion
     "oracle": "{label} cannot be promoted: it needs the host's view of the machine (/proc of QEMU, "
     "its monitor), and on a device nothing watches from outside. Only realistic models can.",
@@ -175,6 +185,7 @@ def sentence(remark: Remark, sentences: dict[str, str] = SENTENCES) -> str:
     return sentences[remark.code].format(
         label=baseline_label(about) if about in BASELINES else about,
         reason=MAY_HAVE_LEARNED.get(about),
+        what=remark.what if isinstance(remark, Leak) else None,
         **remark.numbers,
     )
 
@@ -256,6 +267,13 @@ def span(figure: Figure, text: Callable[[float | None], str] = number) -> str:
         return ""
     low = text(figure.low)
     return f"{low} to {text(figure.high)}" if is_finite(figure.high) else f"{low} or more"
+
+
+def covers(figure: Figure) -> str:
+    """How often such an interval holds the truth, where that is less than it should be."""
+    note = figure.note
+    known = note is not None and note.code == "covers_less"
+    return f"holds the truth in {note.numbers['coverage']:.0%}" if note and known else ""
 
 
 def count(value: int | None) -> str:

@@ -226,14 +226,24 @@ class Fitted:
     axes: NDArray[np.float64]
 
 
-def fit(project: Project, variant: Variant, recipe: str, progress: Progress = silent) -> Fitted:
-    """Train a variant on a recipe's dataset; a training that was killed goes on.
+def fit(
+    project: Project,
+    variant: Variant,
+    recipe: str,
+    progress: Progress = silent,
+    *,
+    resumable: bool = False,
+) -> Fitted:
+    """Train a variant on a recipe's dataset.
+
+    Args:
+        resumable: go on with a training that was killed, and save how far this one comes.
 
     Raises:
         StageError: see ``open_windows``.
     """
-    bookmark = training_bookmark(project, variant, recipe)
-    if project.workspace.force:
+    bookmark = training_bookmark(project, variant, recipe) if resumable else None
+    if bookmark and project.workspace.force:
         bookmark.remove()
     lazy = (open_windows(project, recipe, variant, split) for split in ("train", "val"))
     training, val = (replace(examples, X=read_once(examples.X)) for examples in lazy)
@@ -301,7 +311,7 @@ def train(project: Project, variant: Variant, recipe: str, progress: Progress) -
         StageError: there is no dataset.
     """
     fitted = trained_ahead(project, recipe, variant.name)
-    fitted = fitted or fit(project, variant, recipe, progress)
+    fitted = fitted or fit(project, variant, recipe, progress, resumable=True)
     model, workspace = fitted.model, project.workspace
     stage, dataset = (
         project.stages[f"checkpoints/{variant.name}"],

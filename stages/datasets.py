@@ -21,8 +21,9 @@ from datasets.splits import (
     on_several_sides,
     shared_by_sides,
 )
-from datasets.windows import EXAMPLE_COLUMNS, examples, read_dataset
+from datasets.windows import EXAMPLE_COLUMNS, examples, inputs_of_kind, read_dataset
 from episodes.validation import USABLE
+from evaluation.wording import sentence
 from features.files import fingerprint
 from features.loaders import read_windows
 from features.shards import read_table, write_table
@@ -75,6 +76,19 @@ def splits_disjoint(project: Project, key: str, dataset: Manifest) -> CheckResul
     )
 
 
+def no_leak_found(project: Project, key: str, dataset: Manifest) -> CheckResult:
+    """What the inputs give away, whatever the names on both sides are."""
+    from evaluation.leaks import find_leaks, looked_at
+
+    layout = project.workspace.layout
+    table = looked_at(read_dataset(dataset))
+    windows = inputs_of_kind(table, dataset_shards(project, dataset), "summary", "oracle", layout)
+    channel = layout.channel_of("oracle", "summary")
+    leaks = find_leaks(table, windows[:], channel, layout.channel_names)
+    said = [sentence(leak) for leak in leaks]
+    return CheckResult(not leaks, "warn", " ".join(said) or None, {"leaks": said})
+
+
 class Datasets(FolderStage):
     """Windows of all batches with their split: a table over the shards, never a copy of data."""
 
@@ -103,6 +117,13 @@ class Datasets(FolderStage):
             "No episode, kin, held-out host, sample or session, or span of time is on two sides.",
             splits_disjoint,
             blocking=True,
+        ),
+        Check(
+            "no_leak_found",
+            name,
+            "No channel alone tells the phase, the episode or the sample, and no episode is on two "
+            "sides under two ids.",
+            no_leak_found,
         ),
         Check(
             "every_episode_ingested",

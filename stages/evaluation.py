@@ -54,7 +54,7 @@ def _false_alarms_within_budget(project: Project, key: str, artifact: Manifest) 
 class EvalReports(FolderStage):
     """Evaluates one variant."""
 
-    version = "8"
+    version = "9"
     partition = "recipe"
     job = "retrain"
     docs = "evaluation.md"

@@ -139,4 +139,4 @@ def _fit(workspace: Workspace, recipe: str, name: str) -> Fitted:
             "checkpoints/%s %s: %d/%d %s", name, recipe, done, total, text, extra={"progress": True}
         )
 
-    return fit(Project(workspace), variant, recipe, progress)
+    return fit(Project(workspace), variant, recipe, progress, resumable=True)

@@ -37,6 +37,7 @@ from evaluation.documents import (
     DriftNote,
     EvalReport,
     FigureNote,
+    Leak,
     LearningCurve,
     Objection,
     ReportWarning,
@@ -202,7 +203,7 @@ def test_the_committed_schema_is_that_of_the_models() -> None:
 def test_every_code_has_a_sentence() -> None:
     codes = [
         code
-        for remark in (ReportWarning, FigureNote, DriftNote, Objection)
+        for remark in (ReportWarning, FigureNote, DriftNote, Objection, Leak)
         for code in get_args(remark.model_fields["code"].annotation)
     ]
     assert sorted(codes) == sorted(SENTENCES)  # no code twice
@@ -617,7 +618,7 @@ def test_equal_documents_in_any_order_give_equal_bytes() -> None:
 
 
 def test_documents_that_cannot_be_shown_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"schema\s+Input should be 'phasewatch.eval_report/8'"):
+    with pytest.raises(ValueError, match=r"schema\s+Input should be 'phasewatch.eval_report/9'"):
         render_report([report() | {"schema": "other/1"}], FACTS)
     with pytest.raises(ValueError, match=r"schema\s+Input should be 'phasewatch.comparisons/3'"):
         render_report([], FACTS, [comparisons()[0] | {"schema": "other/1"}])

@@ -440,7 +440,7 @@ def test_a_report_is_plain_json_with_every_field_that_the_page_shows(case: str):
 
 def test_a_report_says_of_what_it_speaks():
     report = report_of(WINDOWS, GOOD, BAD, BAD)
-    assert report["schema"] == "phasewatch.eval_report/8"
+    assert report["schema"] == "phasewatch.eval_report/9"
     assert (report["model"], report["mode"], report["split"]) == ("gbt", "realistic", "test")
     assert report["checkpoint_id"] == "gbt-realistic"
     assert {name: report[name] for name in IDENTITY} == IDENTITY

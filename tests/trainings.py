@@ -73,10 +73,11 @@ def bookmark_in(folder: Path, name: str, key: str = "a" * 64) -> Bookmark:
 def killed_trainings(folder: Path) -> None:
     """Train every net, each in a process that is killed; for a fresh process."""
     save_each_epoch(setattr)
-    for name in NETS:
+    built = {name: build(name) for name in NETS}  # imports PyTorch once for all
+    for name, model in built.items():
         child = os.fork()
         if not child:
-            fit(build(name), name, bookmark_in(folder, name), KILLED_AT)
+            fit(model, name, bookmark_in(folder, name), KILLED_AT)
         _, status = os.waitpid(child, 0)
         assert os.WTERMSIG(status) == signal.SIGKILL, name
 

@@ -179,6 +179,8 @@ def _recipe(
         yield from (f"{wording.variant_label(best)}: {t}" for t in wording.by_job(best.detection))
     for text in (*wording.untested(first), *wording.gaps(first)):
         yield f"note: {text}"
+    if first.macro_f1.note:
+        yield f"note: {wording.sentence(first.macro_f1.note)}"
     for models, text in wording.warnings(reports):
         yield f"warning: {models}: {text}"
     yield ""

@@ -1,0 +1,169 @@
+"""Leaks that the inputs of a dataset show by themselves: what no split can keep apart.
+
+A recipe's promise is checked where sides are drawn (``datasets.splits``), by names. Here nothing
+is believed of names: a recording may be there twice under two ids, and a channel may say what the
+model is to find out. Limits lie far from what real channels do, see ``docs/evaluation.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from episodes.format import INFECTED
+from evaluation.documents import Leak
+from models.scaling import fit_scaling, scale
+
+if TYPE_CHECKING:
+    import polars as pl
+
+TELLS_PHASE = 0.97
+"""F1 of a phase by one channel alone. On the embedded corpus the best channel reaches .93."""
+TELLS_NAME = 0.95
+"""Share of windows whose nearest in one input is of the same episode or sample; there .78."""
+SAME_WINDOW = 0.2
+"""Distance to the nearest window of another side, as a share of the median episode's."""
+SAME_EPISODE = 0.1
+"""Share of an episode's windows that are the same as one of another side; there none is."""
+MANY = 0.25
+"""Share of the channels from which on what they tell is no leak: the phases are just as clear."""
+MOST_WINDOWS = 20_000
+"""Above it, every so many windows of each episode are looked at."""
+FEWEST_WINDOWS, FEWEST_OF_PHASE, FEWEST_EPISODES = 50, 20, 10
+"""Of held-out windows, of those of a phase, and of episodes; fewer may be alike by chance."""
+_PURE = 0.999
+_NAMES = {"episode_id": "episode", "sample_sha256": "sample"}
+
+
+def looked_at(table: pl.DataFrame) -> pl.DataFrame:
+    """The windows of a dataset's table to look at: of all episodes, and the same of each."""
+    import polars as pl
+
+    return table.filter(pl.col("window") % _every(len(table)) == 0)
+
+
+def _every(n_windows: int) -> int:
+    return max(1, math.ceil(n_windows / MOST_WINDOWS))
+
+
+def find_leaks(
+    table: pl.DataFrame,
+    X: NDArray[np.float32],
+    channel: NDArray[np.int64],
+    channels: Sequence[str],
+) -> list[Leak]:
+    """What the windows give away.
+
+    Args:
+        table: rows of a dataset's table, see ``looked_at``.
+        X: all summary inputs of these windows ``(n_windows, n_inputs)``, NaN = missing.
+        channel: ``(n_inputs,)`` the channel that each input is made from, of ``channels``.
+    """
+    return [
+        *_told_phases(table, X, channel, channels),
+        *_told_names(table, X, channel, channels),
+        *_twice(table, X),
+    ]
+
+
+def _told_phases(
+    table: pl.DataFrame, X: NDArray[np.float32], channel: NDArray[np.int64], channels: Sequence[str]
+) -> Iterator[Leak]:
+    """Channels that alone tell a phase, on held-out windows without a change of phase."""
+    from sklearn.metrics import f1_score
+    from sklearn.tree import DecisionTreeClassifier
+
+    pure = table["purity"].to_numpy() >= _PURE
+    train = pure & (table["split"] == "train").to_numpy()
+    held_out = pure & (table["split"] != "train").to_numpy()
+    actual = table["label"].to_numpy()
+    if held_out.sum() < FEWEST_WINDOWS or len(np.unique(actual[train])) < 2:
+        return
+    leaks: list[Leak] = []
+    questions = {p: (p,) for p in np.unique(actual[held_out])} | {"attack": INFECTED}
+    for at, name in enumerate(channels):
+        values = np.nan_to_num(X[:, channel == at], nan=-3e38)
+        if not values.shape[1]:
+            continue
+        tree = DecisionTreeClassifier(min_samples_leaf=5, class_weight="balanced", random_state=0)
+        predicted = tree.fit(values[train], actual[train]).predict(values[held_out])
+        found = {
+            what: f1_score(np.isin(actual[held_out], phases), np.isin(predicted, phases))
+            for what, phases in questions.items()
+            if np.isin(actual[held_out], phases).sum() >= FEWEST_OF_PHASE
+        }
+        if found and max(found.values()) >= TELLS_PHASE:
+            what = max(found, key=lambda phase: found[phase])
+            numbers = {"f1": float(found[what])}
+            leaks.append(Leak(code="channel_tells_phase", about=name, what=what, numbers=numbers))
+    if len(leaks) <= MANY * len(channels):
+        yield from leaks
+
+
+def _told_names(
+    table: pl.DataFrame, X: NDArray[np.float32], channel: NDArray[np.int64], channels: Sequence[str]
+) -> Iterator[Leak]:
+    """Channels of which a value belongs to one episode or sample, as an id would.
+
+    Windows that overlap are alike anyway, so every second one is looked at.
+    """
+    for column, kind in _NAMES.items():
+        names = table[column].rank("dense").to_numpy()
+        apart = np.flatnonzero(table["window"].to_numpy() // _every(len(table)) % 2 == 0)
+        if len(np.unique(names[apart])) < FEWEST_EPISODES:
+            continue
+        apart = np.random.default_rng(0).permutation(apart)  # equal values: no order means anything
+        share = np.array([_same_name(X[apart, j], names[apart]) for j in range(X.shape[1])])
+        for at, name in enumerate(channels):
+            best = share[channel == at].max(initial=0.0)
+            if best >= TELLS_NAME:
+                numbers = {"share": float(best)}
+                yield Leak(code="channel_tells_name", about=name, what=kind, numbers=numbers)
+
+
+def _same_name(values: NDArray[np.float32], names: NDArray) -> float:
+    """Share of the windows with a value whose nearest one has the same name."""
+    present = ~np.isnan(values)
+    order = np.argsort(values[present], kind="stable")
+    sorted_values, names = values[present][order].astype(np.float64), names[present][order]
+    if len(names) < FEWEST_WINDOWS:
+        return 0.0
+    gap = np.diff(sorted_values)
+    before, after = np.append(np.inf, gap), np.append(gap, np.inf)
+    nearest = np.arange(len(names)) + np.where(before < after, -1, 1)
+    return float((names[nearest] == names).mean())
+
+
+def _twice(table: pl.DataFrame, X: NDArray[np.float32]) -> Iterator[Leak]:
+    """Held-out episodes that are nearly on top of one of another side."""
+    side, episode = table["split"].to_numpy(), table["episode_id"].to_numpy()
+    inputs = scale(X, fit_scaling(X[side == "train"], limit=3.0))
+    distance, nearest = np.full(len(X), np.inf), np.zeros(len(X), dtype=np.int64)
+    for name in ("val", "test"):
+        own, others = np.flatnonzero(side == name), np.flatnonzero(side != name)
+        for start in range(0, len(own), 1024):
+            some = own[start : start + 1024]
+            squares = _squares(inputs[some], inputs[others])
+            nearest[some] = others[squares.argmin(axis=1)]
+            distance[some] = np.sqrt(np.maximum(squares.min(axis=1), 0.0))
+    held_out = np.unique(episode[side != "train"])
+    if len(held_out) < FEWEST_EPISODES:
+        return
+    typical = float(np.median([np.median(distance[episode == each]) for each in held_out]))
+    for each in held_out:
+        on_top = (episode == each) & (distance <= SAME_WINDOW * typical)
+        share = float(on_top.sum() / (episode == each).sum())
+        if share >= SAME_EPISODE:
+            twins, counts = np.unique(episode[nearest[on_top]], return_counts=True)
+            twin = str(twins[counts.argmax()])
+            yield Leak(code="episode_twice", about=str(each), what=twin, numbers={"share": share})
+
+
+def _squares(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Squared distances ``(n_one, n_other)``."""
+    sizes = (one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1)
+    return sizes - 2 * one @ other.T
