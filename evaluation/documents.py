@@ -43,8 +43,10 @@ class Remark(Model):
 class Leak(Remark):
     """What the inputs of a dataset give away; about a channel or an episode."""
 
-    code: Literal["channel_tells_phase", "channel_tells_name", "episode_twice"]
-    what: str = Field(description="the phase, or the kind of name, that is told; the other episode")
+    code: Literal[
+        "channel_tells_phase", "channel_tells_name", "channel_tells_time", "episode_twice"
+    ]
+    what: str = Field(description="the phase, kind of name or clock told; or the other episode")
 
 
 # --- figures ------------------------------------------------------------------------------------

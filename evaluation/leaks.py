@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from episodes.format import INFECTED
+from episodes.format import INFECTED, NS_PER_S
 from evaluation.documents import Leak
 from models.scaling import fit_scaling, scale
 
@@ -25,6 +25,8 @@ TELLS_PHASE = 0.97
 """F1 of a phase by one channel alone. On the embedded corpus the best channel reaches .93."""
 TELLS_NAME = 0.95
 """Share of windows whose nearest in one input is of the same episode or sample; there .78."""
+TELLS_TIME = 0.98
+"""Rank correlation of one input with the time of day or in the episode; there .5 at most."""
 SAME_WINDOW = 0.2
 """Distance to the nearest window of another side, as a share of the median episode's."""
 SAME_EPISODE = 0.1
@@ -66,6 +68,7 @@ def find_leaks(
     return [
         *_told_phases(table, X, channel, channels),
         *_told_names(table, X, channel, channels),
+        *_told_times(table, X, channel, channels),
         *_twice(table, X),
     ]
 
@@ -123,6 +126,36 @@ def _told_names(
             if best >= TELLS_NAME:
                 numbers = {"share": float(best)}
                 yield Leak(code="channel_tells_name", about=name, what=kind, numbers=numbers)
+
+
+def _told_times(
+    table: pl.DataFrame, X: NDArray[np.float32], channel: NDArray[np.int64], channels: Sequence[str]
+) -> Iterator[Leak]:
+    """Channels that follow a clock: the world's, or the episode's."""
+    within = table["start_s"].to_numpy()
+    clocks = {
+        "clock": table["started_at_wall_ns"].to_numpy() / NS_PER_S + within,
+        "episode": within,
+    }
+    order = np.random.default_rng(0).permutation(
+        len(table)
+    )  # equal values: no order means anything
+    for what, clock in clocks.items():
+        found = np.array([_follows(X[order, j], clock[order]) for j in range(X.shape[1])])
+        for at, name in enumerate(channels):
+            best = found[channel == at].max(initial=0.0)
+            if best >= TELLS_TIME:
+                numbers = {"correlation": float(best)}
+                yield Leak(code="channel_tells_time", about=name, what=what, numbers=numbers)
+
+
+def _follows(values: NDArray[np.float32], clock: NDArray[np.float64]) -> float:
+    """Rank correlation, whatever its sign, of values that are there."""
+    present = ~np.isnan(values)
+    if present.sum() < FEWEST_WINDOWS:
+        return 0.0
+    ranks = [each[present].argsort(kind="stable").argsort() for each in (values, clock)]
+    return abs(float(np.corrcoef(*ranks)[0, 1]))
 
 
 def _same_name(values: NDArray[np.float32], names: NDArray) -> float:

@@ -94,6 +94,8 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "hold the label.",
     "channel_tells_name": "Channel {label} tells which {what} a window is of ({share:.0%} of the "
     "windows): it may hold an id.",
+    "channel_tells_time": "Channel {label} follows the {what}'s time (rank correlation "
+    "{correlation:.3f}): it may hold a clock.",
     "episode_twice": "Episode {label} is on another side too, as {what}: {share:.0%} of its "
     "windows are the same.",
     # grounds against a promotion

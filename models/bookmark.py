@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from features.files import read_regular, write_atomically
@@ -20,7 +21,7 @@ SUFFIX = ".state"
 EVERY_S = 20.0
 """Between two savings at least."""
 COST = 0.01
-"""Of the time of a training, at most so much is spent on saving it."""
+"""Of the time of a training, about so much at most is spent on saving it."""
 MAX_BYTES = 2**31
 _MAGIC = b"phasewatch.training/1"
 
@@ -64,9 +65,10 @@ class Bookmark:
         passed = time.monotonic() - self._saved
         return not self._broken and passed >= max(EVERY_S, self._took_s / COST)
 
-    def write(self, content: bytes) -> None:
-        """Save. A disk that takes nothing more keeps no training from its end."""
+    def save(self, pack: Callable[[], bytes]) -> None:
+        """Save what ``pack`` gives; a full disk keeps no training from its end."""
         began = time.monotonic()
+        content = pack()
         try:
             write_atomically(self.path, self._head(content) + b"\n" + content)
         except OSError as error:

@@ -367,7 +367,7 @@ def train_net(
         elif epoch - history.best_step >= config.patience:
             break
         if bookmark and bookmark.due:
-            bookmark.write(standing.pack())
+            bookmark.save(standing.pack)
     if stops_early:
         net.load_state_dict(standing.best_weights)
     net.eval()
