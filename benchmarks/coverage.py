@@ -82,7 +82,7 @@ def expected() -> NDArray[np.float64]:
     return COMPOSITION.mean(axis=0)[:, None] * rates
 
 
-def test_set(
+def simulated(
     n_episodes: int, correlation: tuple[float, ...], random: np.random.Generator
 ) -> NDArray[np.int64]:
     """Confusions by episode of one simulated test set ``(n_episodes, n_classes, n_classes)``."""
@@ -107,7 +107,7 @@ def coverage(
     truth, held, width = expected(), 0, 0.0
     for number in range(simulations):
         random = np.random.default_rng([SEED, n_episodes, number])
-        confusion = test_set(n_episodes, correlation, random)
+        confusion = simulated(n_episodes, correlation, random)
         roster = np.flatnonzero(confusion.sum(axis=(0, 2))).tolist()
         bootstrap = EpisodeBootstrap(np.zeros(n_episodes, dtype=np.int64), replicates, number)
         drawn = bootstrap.replicates_of({"": f1_statistic(confusion, roster)})[""]

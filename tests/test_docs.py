@@ -172,6 +172,8 @@ NOT_RUN = {
     "python -m benchmarks.evaluation": "takes minutes",
     "python -m benchmarks.days": "needs the embedded corpus; takes half an hour",
     "python -m benchmarks.onset": "needs the checkpoints of a whole run",
+    "python -m benchmarks.chance": "needs the embedded corpus; test_trust does the same on a lab",
+    "python -m benchmarks.coverage": "takes half an hour; test_trust does fewer",
     "python -m benchmarks.likeness": "needs the embedded corpus; takes minutes",
     "python -m benchmarks.choices --hosts": "takes an hour",
     "python data/build_store.py CORPUS_STORE": "needs the recorded corpus",
