@@ -59,14 +59,15 @@ def score(table: pl.DataFrame, model: Classifier, X: Inputs) -> float:
     return float(macro_f1_of_confusion(found.confusion.sum(axis=0), found.roster))
 
 
-def from_telemetry(
-    workspace: Workspace, table: pl.DataFrame, shards: Any, model: str, seed: int | None
-) -> float:
-    """Macro F1 of a model in the oracle mode; with a seed, of one that learns shuffled labels."""
+def shuffled(table: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
+    """The labels of all windows in another order."""
+    order = np.random.default_rng(seed).permutation(len(table))
+    return table.with_columns(label=table["label"].gather(order))
+
+
+def from_telemetry(workspace: Workspace, table: pl.DataFrame, shards: Any, model: str) -> float:
+    """Macro F1 of a model in the oracle mode."""
     variant = Variant(model, "oracle")
-    if seed is not None:
-        order = np.random.default_rng(seed).permutation(len(table))
-        table = table.with_columns(label=table["label"].gather(order))
     train, val = (examples(table, shards, side, variant, LAYOUT) for side in ("train", "val"))
     held_out = inputs(table.filter(pl.col("split") != "train"), shards, variant, LAYOUT)
     return score(table, fit_on(workspace, variant, train, val), held_out)
@@ -94,19 +95,21 @@ def from_ids(workspace: Workspace, table: pl.DataFrame, model: str) -> float:
 def main() -> None:
     workspace = workspace_from_environment()
     windows, shards = ingested_windows(Project(workspace))
-    print(f"{'recipe':9}{'chance':>15}{'shuffled':>10}{'ids alone':>11}{'real':>8}")
+    print(f"{'recipe':9}{'labels':10}{'inputs':11}{'macro F1':>9}{'chance':>16}")
     for recipe in RECIPES:
         try:
             table, _ = build_table(windows, recipe, workspace.splits)
         except DatasetError as error:
             print(f"{recipe}: {error}")
             continue
-        low, high = chance(table)
-        shuffled = from_telemetry(workspace, table, shards, "gbt", seed=0)
-        real = from_telemetry(workspace, table, shards, "gbt", seed=None)
-        ids = from_ids(workspace, table, "gbt")
-        between = f"{low:.3f} to {high:.3f}"
-        print(f"{recipe:9}{between:>15}{shuffled:10.3f}{ids:11.3f}{real:8.3f}", flush=True)
+        for labels, rows in (("shuffled", shuffled(table)), ("real", table)):
+            low, high = chance(rows)
+            found = {"telemetry": from_telemetry(workspace, rows, shards, "gbt")}
+            if labels == "real":
+                found["ids alone"] = from_ids(workspace, rows, "gbt")
+            for what, value in found.items():
+                between = f"{low:.3f} to {high:.3f}"
+                print(f"{recipe:9}{labels:10}{what:11}{value:9.3f}{between:>16}", flush=True)
 
 
 if __name__ == "__main__":

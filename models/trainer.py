@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import load, save
 from torch.nn import functional
 
 from config.paths import cache_folder
+from config.progress import Meter
 from models.base import Epoch, Examples, History, blocks, class_weights
 from models.metrics import macro_f1
 from models.scaling import scale
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 IN_MEMORY_BYTES = 2 * 2**30
 """Scaled inputs up to this size, of training and validation together, are kept on the device.
 Larger ones are scaled once too, into a scratch file without a name, and read back in blocks."""
+EVERY_S = 5.0
+"""Between two lines about an epoch that takes longer."""
 _BLOCK = 1024  # consecutive windows; of one machine and day, mostly
 _BUFFER = 16  # blocks that windows are shuffled within, when they are in a file
 _PREDICTED = 4096  # windows at a time
@@ -326,7 +330,9 @@ def train_net(
     for epoch in range(len(history.epochs), config.epochs):
         net.train()
         loss_sum = torch.zeros((), device=device)  # summed on the device: no sync in the loop
-        for inputs, y in batches.shuffled(config.batch_size, shuffling):
+        meter = _epoch_meter(epoch, config.epochs, progress)
+        for number, (inputs, y) in enumerate(batches.shuffled(config.batch_size, shuffling)):
+            meter(number, batches.n_steps(config.batch_size), "mini-batches")
             if config.offset_noise:
                 shape = (len(inputs), *(1 for _ in inputs.shape[1:-1]), inputs.shape[-1])
                 offset = torch.randn(shape, generator=noise, device=device)
@@ -372,6 +378,17 @@ def train_net(
         net.load_state_dict(standing.best_weights)
     net.eval()
     return history
+
+
+def _epoch_meter(epoch: int, n_epochs: int, progress: Callable[[int, int, str], None]) -> Meter:
+    """Tells how far a long epoch is; a short one passes without a word."""
+    began = time.monotonic()
+
+    def say(line: str, *, last: bool) -> None:  # noqa: ARG001, the epoch's end is told by itself
+        if time.monotonic() - began >= EVERY_S:
+            progress(epoch, n_epochs, line)
+
+    return Meter(f"epoch {epoch + 1}", say, EVERY_S)
 
 
 def _resume(standing: _Standing, bookmark: Bookmark | None) -> str:

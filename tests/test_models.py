@@ -295,6 +295,20 @@ def test_progress_is_reported_step_by_step(name: str):
     assert all(0 < step <= total and text for step, total, text in calls)
 
 
+@pytest.mark.parametrize("name", NETS)
+def test_a_long_epoch_says_how_far_it_is(name: str, monkeypatch: pytest.MonkeyPatch):
+    said: list[tuple[int, int, str]] = []
+    monkeypatch.setattr(models.trainer, "EVERY_S", 0.0)
+    build(name).fit(make(name, n_windows=128), progress=lambda *line: said.append(line))
+    n_epochs = TINY[name]["epochs"]
+    within = [line for line in said if line[2].startswith("epoch ")]
+    assert [done for done, _, _ in within] == [epoch for epoch in range(n_epochs) for _ in "12"]
+    assert {total for _, total, _ in said} == {n_epochs}
+    assert within[1][2].startswith("epoch 1: 1 of 2, ")
+    assert "left" in within[1][2]
+    assert len(said) == len(within) + n_epochs
+
+
 @each
 def test_the_learning_curve_says_where_training_stopped(name: str):
     model = build(name).fit(make(name), make(name))
