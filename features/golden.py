@@ -4,22 +4,29 @@ Two recorded episodes: one with a coarse netflow clock and no guest rows, one wi
 ``new_flows`` was changed by hand so that no two channels coincide. The committed file holds their
 series, features, labels and baselines, and its digest is part of every contract. Rewrite it
 (``python -m features.golden``) only with ``contract.PREPROCESSING_VERSION`` or the registry.
+
+A second file holds short episodes that exercise the rules of the data format one by one
+(``features.rules``), with everything that comes out of them.
 """
 
 from __future__ import annotations
 
+import io
+import json
+import lzma
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from episodes.format import ARCHIVE_SUFFIX
-from features.contract import GOLDEN_FILE
-from features.files import file_sha256
+from episodes.format import ARCHIVE_SUFFIX, SOURCES
+from features.contract import GOLDEN_FILE, contract_of, diff_contracts
+from features.files import file_sha256, fingerprint, write_atomically
 from features.registry import LAYOUT, Layout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -27,6 +34,7 @@ if TYPE_CHECKING:
 
 RELATIVE_TOLERANCE = 1e-5
 REWRITE = "rewrite it: python -m features.golden"
+RULES_FILE = GOLDEN_FILE.with_name("rules.npz.xz")
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,266 @@ def difference(
     )
 
 
+# --- rules
+
+
+@dataclass(frozen=True)
+class RuleEpisode:
+    """A short episode that exercises one rule, and what came out of it when it was frozen."""
+
+    name: str
+    rule: str  # in words
+    members: dict[str, bytes]
+    expected: dict[str, NDArray[Any]]  # by quantity, see ``computed``
+
+    @property
+    def digest(self) -> str:
+        """Of all of it; equal for equal content, however it is packed."""
+        content = {name: data.hex() for name, data in self.members.items()}
+        results = {n: [a.dtype.str, a.shape, a.tobytes().hex()] for n, a in self.expected.items()}
+        return fingerprint([content, results])[:16]
+
+
+@dataclass(frozen=True)
+class RuleFile:
+    """The committed rule episodes by name, and the contracts of the layout they were made for."""
+
+    episodes: dict[str, RuleEpisode]
+    contracts: dict[str, Any]  # input kind -> sections
+
+    def other_layout(self, layout: Layout) -> list[str]:
+        """How a layout differs from theirs, one line each."""
+        lines = []
+        for kind, sections in _contracts(layout).items():
+            lines += diff_contracts(self.contracts[kind], sections)
+        return list(dict.fromkeys(lines))
+
+
+def _contracts(layout: Layout) -> dict[str, Any]:
+    contracts: dict[str, Any] = {}
+    for kind in ("summary", "tensor"):
+        sections = dict(contract_of(layout, kind).sections)  # type: ignore[arg-type]
+        sections["preprocessing"] = {"version": sections["preprocessing"]["version"]}
+        contracts[kind] = sections
+    return contracts
+
+
+def read_rules(path: Path | None = None) -> RuleFile:
+    """The committed rule episodes.
+
+    Raises:
+        OSError, ValueError: the file is missing or damaged.
+    """
+    try:
+        content = lzma.decompress((path or RULES_FILE).read_bytes())
+    except (lzma.LZMAError, EOFError) as error:
+        raise ValueError(f"{path or RULES_FILE}: damaged: {error}") from error
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:  # noqa: TID251  no pickle is read
+        head = json.loads(bytes(file["head"]))
+        episodes = {
+            name: RuleEpisode(
+                name,
+                about["rule"],
+                {each: bytes(file[f"{name}/in/{each}"]) for each in about["members"]},
+                {each: file[f"{name}/out/{each}"] for each in about["expected"]},
+            )
+            for name, about in head["rules"].items()
+        }
+    return RuleFile(episodes, head["contracts"])
+
+
+def computed(name: str, members: Mapping[str, bytes], layout: Layout) -> dict[str, NDArray[Any]]:
+    """What the current code makes of an episode's files, in the order it is computed in."""
+    from episodes.reading import parse_members  # here: see ``replay``
+    from features.alignment import AlignmentError
+    from features.extraction import extract
+    from features.relative import summary_inputs, tensor_inputs
+    from features.windows import window_views
+
+    episode = parse_members(name, members, layout.fields)
+    found: dict[str, NDArray[Any]] = {}
+    for source, rows in episode.sources.items():
+        usage = episode.usage[source]
+        counts = (usage.n_rows, usage.n_repeated, usage.n_outside, rows.n_malformed)
+        found[f"rows.{source}"] = np.array(
+            [len(rows), *counts, len(rows.problems), np.count_nonzero(usage.present),
+             *rows.unusable, *rows.absent, *usage.silent], dtype=np.int64,
+        )  # fmt: skip
+    found["absence"] = np.array([str(usage.absence) for usage in episode.usage.values()])
+    try:
+        extracted = extract(episode, layout)
+    except AlignmentError as error:
+        return found | {"error": np.array([type(error).__name__])}
+    views = window_views(extracted.series, layout.window)
+    inputs = summary_inputs(extracted.features, extracted.baseline)
+    relative = tensor_inputs(views, extracted.level)[:, ::10, views.shape[2] :]
+    windows = extracted.windows
+    return found | {
+        "series": extracted.series,
+        "start": windows.start_bin,
+        "start_s": windows.start_s,
+        "label": windows.label,
+        "purity": windows.purity,
+        "onset": np.array([-1.0 if extracted.onset_s is None else extracted.onset_s]),
+        "job": extracted.jobs,
+        "coverage": extracted.coverage,
+        "features": extracted.features,
+        "level": extracted.level,
+        "baseline": extracted.baseline,
+        "relative": inputs[:, inputs.shape[1] // 2 :],
+        "tensor": relative.reshape(-1, relative.shape[2]),
+    }
+
+
+_SHOWN = {
+    "rows": "which rows of a source count",
+    "absence": "when a source counts as absent",
+    "error": "which episodes cannot be aligned",
+    "counter": "a counter is its increase over the bin, per second",
+    "level": "a level is the last row in the bin",
+    "bucket": "a bucket is the sum of its rows",
+    "start": "a window starts every 50 bins, and only whole ones count",
+    "start_s": "a window's start in seconds",
+    "label": "a window has the phase of the latest label at or before its centre",
+    "purity": "purity is the share of bin centres with the window's phase",
+    "onset": "an attack begins with its earliest infecting or infected_running label",
+    "job": "a window's job is the one that overlaps it longest",
+    "coverage": "coverage is the share of values that are present",
+    "mean": "the mean of a window's values",
+    "std": "the population's standard deviation of a window's values",
+    "p95": "the 95 % quantile of a window's values, interpolated linearly",
+    "slope": "the least-squares slope of a window's values, per second",
+    "zero_frac": "the share of a window's values that are 0",
+    "baseline": "a baseline is the median of sign(x) log(1 + |x|) over the last 12 windows",
+    "relative": "a relative input is sign(x) log(1 + |x|) less the baseline",
+}
+"""Quantity -> the rule that every episode shows, for a change that does so too."""
+
+
+def rule_differences(layout: Layout = LAYOUT) -> list[str]:
+    """How the rule episodes come out otherwise than committed; empty if they do not.
+
+    One line per rule, with the place where the first quantity that differs differs most; what
+    follows from it is left out, and so are rules that add nothing to one before.
+    """
+    try:
+        rules = read_rules()
+    except (OSError, ValueError, KeyError) as error:
+        return [f"{RULES_FILE.name} cannot be read: {error}"]
+    if lines := rules.other_layout(layout):
+        return [f"{line}, but {RULES_FILE.name} is as it was; {REWRITE}" for line in lines]
+    shown: set[str] = set()
+    more = 0
+    for episode in rules.episodes.values():
+        found = episode_difference(episode, computed(episode.name, episode.members, layout), layout)
+        if found is None:
+            continue
+        quantity, figures = found
+        if quantity in shown:
+            more += 1
+            continue
+        if not shown and episode is next(iter(rules.episodes.values())):
+            shown.add(quantity)
+        rule = _SHOWN[quantity] if quantity in shown else episode.rule
+        lines.append(f"{episode.name}: {rule}: {figures}")
+    return [*lines, *([f"and {more} more golden episodes likewise"] if more else [])]
+
+
+def episode_difference(
+    episode: RuleEpisode, now: Mapping[str, NDArray[Any]], layout: Layout
+) -> tuple[str, str] | None:
+    """The first quantity that differs, and where it differs most; None: nothing does."""
+    for name, was in episode.expected.items():
+        if name not in now:
+            return ("error", f"{name} was computed, is not: {_words(now.get('error'))}")
+        if found := _quantity_difference(name, was, now[name], layout):
+            return found
+    added = now.keys() - episode.expected.keys()
+    return ("error", f"is aligned, was not: {_words(episode.expected['error'])}") if added else None
+
+
+def _words(values: NDArray[Any] | None) -> str:
+    return "nothing" if values is None else ", ".join(map(str, values.ravel()[:8]))
+
+
+def _quantity_difference(
+    name: str, was: NDArray[Any], now: NDArray[Any], layout: Layout
+) -> tuple[str, str] | None:
+    """``(key of _SHOWN, figures)``."""
+    quantity = name.partition(".")[0]
+    if was.shape != now.shape:
+        return quantity if quantity in _SHOWN else "start", (
+            f"shape of {name} was {was.shape}, is {now.shape}"
+        )
+    if was.dtype.kind != "f":
+        if np.array_equal(was, now):
+            return None
+        at = int(np.flatnonzero(np.atleast_1d(was != now).ravel())[0])
+        return quantity, f"{name} {at} was {was.ravel()[at]}, is {now.ravel()[at]}"
+    columns = [was] if was.ndim == 1 else list(was.T)
+    changed = []
+    for i, (before, after) in enumerate(
+        zip(columns, [now] if now.ndim == 1 else list(now.T), strict=True)
+    ):
+        key, column = _column(quantity, i, layout)
+        unit = "bin" if quantity == "series" else "window"
+        if text := difference(before, after, name if quantity == "series" else key, unit):
+            changed.append((key, f"{column}{text}"))
+    if not changed:
+        return None
+    key, text = changed[0]
+    others = len(changed) - 1
+    return key, text + (f", and {others} more columns" if others else "")
+
+
+def _column(quantity: str, i: int, layout: Layout) -> tuple[str, str]:
+    """``(key of _SHOWN, name of a column)``."""
+    n_stats = len(layout.stats)
+    if quantity == "series":
+        return layout.channels[i].kind, f"{layout.channel_names[i]}: "
+    if quantity == "features":
+        return layout.stats[i % n_stats], f"{layout.channel_names[i // n_stats]}: "
+    if quantity in ("baseline", "relative"):
+        return quantity, f"{layout.feature_names[i]}: "
+    if quantity in ("level", "tensor"):
+        key = "baseline" if quantity == "level" else "relative"
+        return key, f"{layout.channel_names[i]}: "
+    if quantity == "coverage":
+        return quantity, f"{list(SOURCES)[i]}: "
+    return quantity, ""
+
+
+# --- writing
+
+
+def _write_rules(layout: Layout = LAYOUT) -> str:
+    """Compute every rule episode and write what comes out; returns a line about it."""
+    from features.rules import RULES
+
+    arrays: dict[str, NDArray[Any]] = {}
+    about: dict[str, Any] = {}
+    for name, rule in RULES.items():
+        members = rule.files()
+        expected = computed(name, members, layout)
+        about[name] = {"rule": rule.text, "members": list(members), "expected": list(expected)}
+        for each, content in members.items():
+            arrays[f"{name}/in/{each}"] = np.frombuffer(content, dtype=np.uint8)
+        arrays |= {f"{name}/out/{each}": values for each, values in expected.items()}
+    head = json.dumps({"rules": about, "contracts": _contracts(layout)}).encode()
+    buffer = io.BytesIO()
+    np.savez(buffer, head=np.frombuffer(head, dtype=np.uint8), **arrays)  # type: ignore[arg-type]
+    # a wide window: most episodes are cut from the same rows
+    content = lzma.compress(buffer.getvalue(), preset=9)
+    try:
+        before = {name: each.digest for name, each in read_rules().episodes.items()}
+    except (OSError, ValueError, KeyError):
+        before = {}
+    write_atomically(RULES_FILE, content)
+    changed = [n for n, each in read_rules().episodes.items() if before.get(n, each.digest) != each.digest]
+    effect = f"changed: {', '.join(changed)}: retrain every checkpoint" if changed else "none changed"
+    return f"wrote {RULES_FILE}: {len(about)} rules, {len(content):,} bytes ({effect})"
+
+
 def _write() -> str:
     """Replay the golden episodes and write what they give; returns a line about it."""
     before = file_sha256(GOLDEN_FILE)
@@ -176,3 +444,4 @@ def _write() -> str:
 
 if __name__ == "__main__":
     print(_write())
+    print(_write_rules())
