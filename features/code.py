@@ -43,6 +43,21 @@ PATH = (
 )
 """Modules between an episode's files and what a model is given."""
 
+MODEL_PATH = (
+    "models.base",
+    "models.checkpoint",
+    "models.cnn",
+    "models.gbt",
+    "models.knn",
+    "models.mlp",
+    "models.nets",
+    "models.recurrent",
+    "models.trainer",
+    "models.transformer",
+    "models.trees",
+)
+"""Modules between what a model is given and its probabilities."""
+
 DEVICE_PATH = (
     "episodes.format",
     "episodes.jit",
@@ -95,16 +110,20 @@ class Code:
 
 
 @cache
-def code_of(modules: tuple[str, ...] = PATH) -> Code:
-    """The code that runs here; computed once per process."""
+def code_of(modules: tuple[str, ...] = PATH, library: str = "") -> Code:
+    """The code that runs here; computed once per process.
+
+    Args:
+        library: a distribution that computes with the modules, beside those that always do.
+    """
     sources = {name: _source(name) for name in modules}
-    return Code(_digests(sources), dict(_versions()))
+    return Code(_digests(sources), dict(_versions(library)))
 
 
-def _versions() -> Iterator[tuple[str, str]]:
+def _versions(library: str) -> Iterator[tuple[str, str]]:
     yield "python", platform.python_version()
     yield "machine", platform.machine()
-    for name in _LIBRARIES:
+    for name in filter(None, (*_LIBRARIES, library)):
         try:
             yield name, version(name)
         except PackageNotFoundError:

@@ -11,7 +11,6 @@ A second file holds short episodes that exercise the rules of the data format on
 
 from __future__ import annotations
 
-import io
 import json
 import lzma
 from dataclasses import dataclass, fields
@@ -22,7 +21,7 @@ import numpy as np
 from episodes.format import ARCHIVE_SUFFIX, SOURCES
 from features.contract import GOLDEN_FILE, contract_of, diff_contracts
 from features.files import file_sha256, fingerprint, write_atomically
-from features.registry import LAYOUT, Layout
+from features.registry import LAYOUT, InputKind, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 RELATIVE_TOLERANCE = 1e-5
 REWRITE = "rewrite it: python -m features.golden"
-RULES_FILE = GOLDEN_FILE.with_name("rules.npz.xz")
+RULES_FILE = GOLDEN_FILE.with_name("rules.xz")
 
 
 @dataclass(frozen=True)
@@ -139,20 +138,26 @@ def _episode_differences(was: GoldenEpisode, now: Extracted, layout: Layout) -> 
             yield f"{channel}: " + "; ".join(filter(None, changes))
 
 
+def _off(was: NDArray[Any], now: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which values differ beyond the tolerance, of columns ``(n,)`` or ``(n, n_columns)``."""
+    error = np.abs(now.astype(np.float64) - was)
+    missing = np.isnan(was)
+    squares = np.where(missing, 0.0, was.astype(np.float64)) ** 2  # of a float32: no overflow
+    rms = np.sqrt(squares.sum(axis=0) / np.maximum(np.count_nonzero(~missing, axis=0), 1))
+    off = ~(error <= RELATIVE_TOLERANCE * np.fmax(np.abs(was), rms))
+    return off & ~(missing & np.isnan(now))
+
+
 def difference(
     was: NDArray[np.float32], now: NDArray[np.float32], name: str, unit: str
 ) -> str | None:
     """How often ``now`` differs from ``was``, both ``(n,)``, and where most; None: nowhere."""
-    error = np.abs(now.astype(np.float64) - was)
-    present = was[~np.isnan(was)].astype(np.float64)
-    rms = np.sqrt(np.mean(present**2)) if len(present) else 0.0
-    off = ~(error <= RELATIVE_TOLERANCE * np.fmax(np.abs(was), rms)) & ~(
-        np.isnan(was) & np.isnan(now)
-    )
+    off = _off(was, now)
     if not off.any():
         return None
     # a value that became missing, or stopped being so, is the largest difference of all
-    worst = int(np.argmax(np.where(off, np.nan_to_num(error, nan=np.inf), -1.0)))
+    error = np.nan_to_num(np.abs(now.astype(np.float64) - was), nan=np.inf)
+    worst = int(np.argmax(np.where(off, error, -1.0)))
     before, after = (
         "missing" if np.isnan(side[worst]) else f"{side[worst]:.7g}" for side in (was, now)
     )
@@ -160,6 +165,38 @@ def difference(
         f"{name} in {np.count_nonzero(off)} of {len(was)} {unit}s, "
         f"most in {unit} {worst} (was {before}, is {after})"
     )
+
+
+# --- files of arrays
+
+
+def packed(head: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """A document and named arrays as one file, equal for equal content."""
+    listed = [(name, a.dtype.str, a.shape, a.nbytes) for name, a in arrays.items()]
+    text = json.dumps({**head, "arrays": listed}).encode()
+    parts = [np.ascontiguousarray(a).tobytes() for a in arrays.values()]
+    # at its best: most episodes are cut from the same rows
+    return lzma.compress(b"\n".join([text, b"".join(parts)]), preset=9)
+
+
+def unpacked(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """What ``packed`` packed.
+
+    Raises:
+        OSError, ValueError: the file is missing or damaged.
+    """
+    try:
+        content = lzma.decompress(path.read_bytes())
+    except (lzma.LZMAError, EOFError) as error:
+        raise ValueError(f"{path.name}: damaged: {error}") from error
+    begin = content.index(b"\n") + 1
+    head = json.loads(content[:begin])
+    arrays = {}
+    for name, dtype, shape, length in head.pop("arrays"):
+        part = np.frombuffer(content[begin : begin + length], np.dtype(dtype))
+        arrays[name] = part.reshape(shape)
+        begin += length
+    return head, arrays
 
 
 # --- rules
@@ -198,35 +235,31 @@ class RuleFile:
 
 
 def _contracts(layout: Layout) -> dict[str, Any]:
+    kinds: tuple[InputKind, ...] = ("summary", "tensor")
     contracts: dict[str, Any] = {}
-    for kind in ("summary", "tensor"):
-        sections = dict(contract_of(layout, kind).sections)  # type: ignore[arg-type]
+    for kind in kinds:
+        sections = dict(contract_of(layout, kind).sections)
         sections["preprocessing"] = {"version": sections["preprocessing"]["version"]}
         contracts[kind] = sections
     return contracts
 
 
-def read_rules(path: Path | None = None) -> RuleFile:
+def read_rules() -> RuleFile:
     """The committed rule episodes.
 
     Raises:
         OSError, ValueError: the file is missing or damaged.
     """
-    try:
-        content = lzma.decompress((path or RULES_FILE).read_bytes())
-    except (lzma.LZMAError, EOFError) as error:
-        raise ValueError(f"{path or RULES_FILE}: damaged: {error}") from error
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:  # noqa: TID251  no pickle is read
-        head = json.loads(bytes(file["head"]))
-        episodes = {
-            name: RuleEpisode(
-                name,
-                about["rule"],
-                {each: bytes(file[f"{name}/in/{each}"]) for each in about["members"]},
-                {each: file[f"{name}/out/{each}"] for each in about["expected"]},
-            )
-            for name, about in head["rules"].items()
-        }
+    head, arrays = unpacked(RULES_FILE)
+    episodes = {
+        name: RuleEpisode(
+            name,
+            about["rule"],
+            {each: arrays[f"{name}/in/{each}"].tobytes() for each in about["members"]},
+            {each: arrays[f"{name}/out/{each}"] for each in about["expected"]},
+        )
+        for name, about in head["rules"].items()
+    }
     return RuleFile(episodes, head["contracts"])
 
 
@@ -358,20 +391,16 @@ def _quantity_difference(
             return None
         at = int(np.flatnonzero(np.atleast_1d(was != now).ravel())[0])
         return quantity, f"{name} {at} was {was.ravel()[at]}, is {now.ravel()[at]}"
-    columns = [was] if was.ndim == 1 else list(was.T)
-    changed = []
-    for i, (before, after) in enumerate(
-        zip(columns, [now] if now.ndim == 1 else list(now.T), strict=True)
-    ):
-        key, column = _column(quantity, i, layout)
-        unit = "bin" if quantity == "series" else "window"
-        if text := difference(before, after, name if quantity == "series" else key, unit):
-            changed.append((key, f"{column}{text}"))
-    if not changed:
+    if not _off(was, now).any():
         return None
-    key, text = changed[0]
+    columns = [(was, now)] if was.ndim == 1 else list(zip(was.T, now.T, strict=True))
+    unit = "bin" if quantity == "series" else "window"
+    changed = [i for i, pair in enumerate(columns) if _off(*pair).any()]
+    key, column = _column(quantity, changed[0], layout)
+    before, after = columns[changed[0]]
+    text = difference(before, after, quantity if quantity == "series" else key, unit)
     others = len(changed) - 1
-    return key, text + (f", and {others} more columns" if others else "")
+    return key, f"{column}{text}" + (f", and in {others} more columns" if others else "")
 
 
 def _column(quantity: str, i: int, layout: Layout) -> tuple[str, str]:
@@ -407,18 +436,18 @@ def _write_rules(layout: Layout = LAYOUT) -> str:
         for each, content in members.items():
             arrays[f"{name}/in/{each}"] = np.frombuffer(content, dtype=np.uint8)
         arrays |= {f"{name}/out/{each}": values for each, values in expected.items()}
-    head = json.dumps({"rules": about, "contracts": _contracts(layout)}).encode()
-    buffer = io.BytesIO()
-    np.savez(buffer, head=np.frombuffer(head, dtype=np.uint8), **arrays)  # type: ignore[arg-type]
-    # a wide window: most episodes are cut from the same rows
-    content = lzma.compress(buffer.getvalue(), preset=9)
+    content = packed({"rules": about, "contracts": _contracts(layout)}, arrays)
     try:
         before = {name: each.digest for name, each in read_rules().episodes.items()}
     except (OSError, ValueError, KeyError):
         before = {}
     write_atomically(RULES_FILE, content)
-    changed = [n for n, each in read_rules().episodes.items() if before.get(n, each.digest) != each.digest]
-    effect = f"changed: {', '.join(changed)}: retrain every checkpoint" if changed else "none changed"
+    changed = [
+        n for n, each in read_rules().episodes.items() if before.get(n, each.digest) != each.digest
+    ]
+    effect = (
+        f"changed: {', '.join(changed)}: retrain every checkpoint" if changed else "none changed"
+    )
     return f"wrote {RULES_FILE}: {len(about)} rules, {len(content):,} bytes ({effect})"
 
 

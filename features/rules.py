@@ -7,7 +7,7 @@ of it. The committed file holds the results; this module is needed only to write
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,13 +44,13 @@ class Cut:
 
     def files(self) -> dict[str, bytes]:
         """The members of its archive; a source without a list of rows has no file."""
-        lines = {
+        lines: dict[str, Sequence[Row | bytes]] = {
             META_FILE: [self.meta],
             LABELS_FILE: self.labels,
             EVENTS_FILE: self.events,
             **{SOURCES[name].file: rows for name, rows in self.rows.items()},
         }
-        return {name: b"".join(map(_line, rows)) for name, rows in lines.items()}  # type: ignore[arg-type]
+        return {name: b"".join(map(_line, rows)) for name, rows in lines.items()}
 
     def of(self, source: str, begin: float = -10.0, end: float = 1e6) -> Iterator[Row]:
         """The rows of a source in a span of seconds."""
@@ -110,7 +110,7 @@ def cut(recorded: str, begin: float, seconds: float, lead: float = 0.0) -> Cut:
         [{**in_force, "t_wall_ns": origin}, *within(labels, origin + 1)],
         within(read[EVENTS_FILE], since),
         {
-            name: within(read[source.file], since)  # type: ignore[misc]
+            name: [*within(read[source.file], since)]
             for name, source in SOURCES.items()
             if read[source.file]
         },
@@ -123,7 +123,7 @@ class Rule:
 
     text: str
     edit: Edit
-    base: tuple[str, float, float, float] = (FINE, 44.0, 12.4, 0.0)
+    base: tuple[str, float, float, float]
 
     def files(self) -> dict[str, bytes]:
         episode = cut(*self.base)
@@ -135,9 +135,18 @@ RULES: dict[str, Rule] = {}
 """By name; the first, without an edit, shows what every episode shows."""
 
 
-def rule(name: str, text: str, *base: Any) -> Callable[[Edit], Edit]:
+def rule(
+    name: str,
+    text: str,
+    recorded: str = FINE,
+    begin: float = 44.0,
+    seconds: float = 12.4,
+    lead: float = 0.0,
+) -> Callable[[Edit], Edit]:
+    """Declare a rule; see ``cut`` for the piece that its episode is made from."""
+
     def keep(edit: Edit) -> Edit:
-        RULES[name] = Rule(text, edit, base) if base else Rule(text, edit)  # type: ignore[arg-type]
+        RULES[name] = Rule(text, edit, (recorded, begin, seconds, lead))
         return edit
 
     return keep
@@ -163,14 +172,15 @@ def _(it: Cut) -> None:
 def _(it: Cut) -> None:
     for source, key in (("proc", "rss_bytes"), ("qmp", "balloon_free_bytes"),
                         ("guest", "mem_available_bytes")):  # fmt: skip
-        more: list[Row | bytes] = []
-        for i, row in enumerate(it.of(source, 1.0, 9.0)):
+        more = list(it.of(source))
+        for i, row in enumerate(list(it.of(source, 1.0, 9.0))):
             for part in (1, 2):
                 late = dict(row)
                 it.shift(late, part * 11_000_000)
                 late[key] = row[key] + 4096 * (i % 7 + 1) * part
                 more.append(late)
-        it.rows[source] = sorted(it.rows[source] + more, key=lambda row: row["t_wall_ns"])  # type: ignore[call-overload, index]
+        more.sort(key=it.at)
+        it.rows[source] = [*more]
 
 
 @rule("ties", "of rows with equal times, the last in the file counts; buckets are summed")
@@ -506,8 +516,9 @@ def _(it: Cut) -> None:
     """Every spelling of JSON that a scanner may read otherwise."""
     spellings = (
         "{v}", "{v}.0", "{v}e0", "{v}E+2", "{v}00e-2", "{v}.125", "-{v}", "-{v}.5e1", "-0", "-0.0",
-        "{v}123456789012345678", "0.{v}", "{v}.000000000000000001", "1e-30", "1e22", "1e23", "{v}e5",
-        "9007199254740993", "9007199254740992.0", "0", "0e5", "0.1e-22", "18446744073709551616",
+        "{v}123456789012345678", "0.{v}", "{v}.000000000000000001", "1e-30", "1e22", "1e23",
+        "{v}e5", "9007199254740993", "9007199254740992.0", "0", "0e5", "0.1e-22",
+        "18446744073709551616",
         "1.7976931348623157e308", "1e400", "-1e-400", "123456789012345678", "0.1234567890123456789",
         "9223372036854775807", "-9223372036854775808", "9223372036854775808", "4.35e-2", "1e0005",
     )  # fmt: skip
@@ -576,8 +587,6 @@ def _(it: Cut) -> None:
             row["anon_bytes"] = None
     for i, row in enumerate(it.of("netflow")):
         row["rst_in"] = None if i % 2 else 5
-    for source in ("load_1m", "procs_running"):  # carried for a second: cut off by a row without
-        assert source
 
 
 @rule("labels", "a window has the phase of the latest label at or before its centre",
