@@ -391,6 +391,13 @@ def _quantity_difference(
             return None
         at = int(np.flatnonzero(np.atleast_1d(was != now).ravel())[0])
         return quantity, f"{name} {at} was {was.ravel()[at]}, is {now.ravel()[at]}"
+    return columns_difference(quantity, was, now, layout)
+
+
+def columns_difference(
+    quantity: str, was: NDArray[Any], now: NDArray[Any], layout: Layout
+) -> tuple[str, str] | None:
+    """The first column that differs, as ``(key of _SHOWN, figures)``; of floats of equal shape."""
     if not _off(was, now).any():
         return None
     columns = [(was, now)] if was.ndim == 1 else list(zip(was.T, now.T, strict=True))

@@ -281,15 +281,15 @@ def _(it: Cut) -> None:
 
 @rule("bucket-sum", "a bucket is the sum of the rows whose instant falls in its bin")
 def _(it: Cut) -> None:
-    more: list[Row | bytes] = []
+    more: list[Row] = []
     for i, row in enumerate(it.of("netflow")):
         it.move(row, (i * 3 % 124) * BIN_NS)  # on the edge of a bin
         more += [{**row, "t_wall_ns": row["t_wall_ns"] + ns, "packets_in": i + ns % 97}
                  for ns in (1, BIN_NS - 1)]  # fmt: skip
-    it.rows["netflow"] += more
     for second in (-0.05, 12.37):  # before the grid and after it
-        it.rows["netflow"].append({**it.nearest("netflow", 3.0),
-                                   "t_wall_ns": it.origin + round(second * NS_PER_S)})  # fmt: skip
+        more.append({**it.nearest("netflow", 3.0),
+                     "t_wall_ns": it.origin + round(second * NS_PER_S)})  # fmt: skip
+    it.rows["netflow"] = [*sorted([*it.of("netflow"), *more], key=it.at)]
 
 
 @rule("bucket-none", "a bucket without rows is 0")
@@ -449,7 +449,6 @@ def _(it: Cut) -> None:
 def _(it: Cut) -> None:
     """A restart by 1 s or more ends a run; of one of 9 rows and one of 10, the first is kept."""
     rows = list(it.of("netflow"))
-    it.rows["netflow"] = rows[:44]  # type: ignore[assignment]
     for row in rows[10:19]:
         row["t_mono_ns"] += 7_250_000_000
     for row in rows[19:29]:
@@ -480,9 +479,10 @@ def _(it: Cut) -> None:
         it.rows[source] = [
             twin for i, row in enumerate(rows) for twin in [row] * (1 + (i % 3 == 0))
         ]
-    twice = dict(it.nearest("netflow", 6.0))  # equal values in another line: not the same row
-    it.rows["netflow"].append({**twice, "note": "again"})
-    it.rows["netflow"].append({**twice, "note": "again"})
+    # equal values in another line: not the same row
+    row = it.nearest("netflow", 6.0)
+    place = it.rows["netflow"].index(row)
+    it.rows["netflow"][place:place] = [{**row, "note": "again"}] * 2
 
 
 @rule("malformed", "a line that is no JSON object or has no integer t_wall_ns is left out")
