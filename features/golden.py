@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import json
 import lzma
+import tempfile
 from dataclasses import dataclass, fields
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,11 +24,10 @@ import numpy as np
 from episodes.format import ARCHIVE_SUFFIX, SOURCES
 from features.contract import GOLDEN_FILE, contract_of, diff_contracts
 from features.files import file_sha256, fingerprint, write_atomically
-from features.registry import LAYOUT, InputKind, Layout
+from features.registry import LAYOUT, MODES, InputKind, Layout, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 RELATIVE_TOLERANCE = 1e-5
 REWRITE = "rewrite it: python -m features.golden"
+_KINDS: tuple[InputKind, ...] = ("summary", "tensor")
 RULES_FILE = GOLDEN_FILE.with_name("rules.xz")
 
 
@@ -235,9 +238,8 @@ class RuleFile:
 
 
 def _contracts(layout: Layout) -> dict[str, Any]:
-    kinds: tuple[InputKind, ...] = ("summary", "tensor")
     contracts: dict[str, Any] = {}
-    for kind in kinds:
+    for kind in _KINDS:
         sections = dict(contract_of(layout, kind).sections)
         sections["preprocessing"] = {"version": sections["preprocessing"]["version"]}
         contracts[kind] = sections
@@ -306,6 +308,13 @@ def computed(name: str, members: Mapping[str, bytes], layout: Layout) -> dict[st
     }
 
 
+def _extracted(name: str, members: Mapping[str, bytes], layout: Layout) -> Extracted:
+    from episodes.reading import parse_members  # here: see ``replay``
+    from features.extraction import extract
+
+    return extract(parse_members(name, members, layout.fields), layout)
+
+
 _SHOWN = {
     "rows": "which rows of a source count",
     "absence": "when a source counts as absent",
@@ -346,7 +355,11 @@ def rule_differences(layout: Layout = LAYOUT) -> list[str]:
     shown: set[str] = set()
     more = 0
     for episode in rules.episodes.values():
-        found = episode_difference(episode, computed(episode.name, episode.members, layout), layout)
+        try:
+            now = computed(episode.name, episode.members, layout)
+            found = episode_difference(episode, now, layout)
+        except Exception as error:  # code that was changed may fail in any way
+            found = "error", f"{type(error).__name__}: {error}"
         if found is None:
             continue
         quantity, figures = found
@@ -425,6 +438,150 @@ def _column(quantity: str, i: int, layout: Layout) -> tuple[str, str]:
     if quantity == "coverage":
         return quantity, f"{list(SOURCES)[i]}: "
     return quantity, ""
+
+
+# --- shards
+
+
+_SHARDED = ("plain", "jobs", "level-age", "no-guest")
+_STATED = {
+    "host_id": "lab-a", "sample_sha256": "5a", "sample_name": "scan.v1", "image_sha256": "1a",
+    "profile": "scan", "verdict": "degraded", "synthetic": True, "parent_episode_id": "parent",
+    "started_at_wall_ns": 11, "ended_at_wall_ns": 22,
+}  # fmt: skip
+"""What a record says of an episode, for its windows."""
+
+
+class _Folder:
+    """Where shards are written, and read from."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        folder.mkdir()
+
+    def new_file(self, role: str, suffix: str) -> Path:
+        return self._folder / f"{role}{suffix}"
+
+    def path(self, role: str) -> Path:
+        return self.paths(role)[0]
+
+    def paths(self, kind: str) -> list[Path]:
+        return sorted(self._folder.glob(f"{kind}*"))
+
+
+def shard_differences(layout: Layout = LAYOUT) -> list[str]:
+    """How what is read from shards differs from what was written to them.
+
+    Models are trained on shards, and batches are scored from them.
+    """
+    try:
+        return _shard_differences(layout)
+    except Exception as error:  # code that was changed may fail in any way
+        return [f"shards: {type(error).__name__}: {error}"]
+
+
+# Long, because every part of a shard is compared.
+def _shard_differences(layout: Layout) -> list[str]:
+    from features.extraction import SOURCE_NAMES  # here: see ``replay``
+    from features.loaders import read_windows
+    from features.relative import episode_inputs
+    from features.shards import ShardWriter, episode_rows, read_episodes
+
+    rules = read_rules().episodes
+    extracted = [_extracted(name, rules[name].members, layout) for name in _SHARDED]
+    written = [
+        episode_rows(SimpleNamespace(episode_id=name, **_STATED), each)  # type: ignore[arg-type]
+        for name, each in zip(_SHARDED, extracted, strict=True)
+    ]
+    lines: list[str] = []
+
+    def same(what: str, was: Any, now: Any) -> None:
+        was, now = np.asarray(was), np.asarray(now)
+        kept = was.shape == now.shape and np.array_equal(was, now, equal_nan=was.dtype.kind == "f")
+        if not kept:
+            lines.append(f"shards: {what}: not read as it was written")
+
+    with tempfile.TemporaryDirectory() as folder:
+        tensors, features = (_Folder(Path(folder) / name) for name in ("tensors", "features"))
+        writer = ShardWriter(layout, tensors, features, first=3)
+        places = []
+        for i, rows in enumerate(written):
+            if i == 3:
+                writer.close()
+            places.append(writer.add(rows))
+        writer.close()
+        for shard in (3, 4):
+            own = [(n, w, p) for n, w, p in zip(_SHARDED, written, places, strict=True)
+                   if p.shard == shard]  # fmt: skip
+            again = read_episodes(tensors, features, shard, [place for *_, place in own])
+            for (name, was, _), now in zip(own, again, strict=True):
+                for part in ("series", "level", "inputs"):
+                    same(f"{part} of {name}", getattr(was, part), getattr(now, part))
+                same(f"windows of {name}", was.windows.to_pylist(), now.windows.to_pylist())
+        facts = writer.shards
+        same("episodes", [s["episodes"] for s in facts], [3, 1])
+        same("bins", [s["bins"] for s in facts], [sum(len(e.series) for e in extracted[:3]),
+                                                  len(extracted[3].series)])  # fmt: skip
+        present = [np.count_nonzero(~np.isnan(e.series), axis=0) for e in extracted]
+        same("values", [s["finite_cells"] for s in facts], [sum(present[:3]), present[3]])
+        table = read_windows(tensors.paths("windows"))
+        same("tables", table.to_pylist(), read_windows(features.paths("windows")).to_pylist())
+        same("phases", [sum(s["windows_by_phase"].values()) for s in facts],
+             [sum(len(e.windows) for e in extracted[:3]), len(extracted[3].windows)])  # fmt: skip
+        stated: dict[str, list[Any]] = {
+            "start_s": [e.windows.start_s for e in extracted],
+            "label": [e.windows.label for e in extracted],
+            "purity": [e.windows.purity.astype(np.float32) for e in extracted],
+            "job": [e.jobs for e in extracted],
+            "window": [np.arange(len(e.windows)) for e in extracted],
+            "episode_id": [[n] * len(e.windows) for n, e in zip(_SHARDED, extracted, strict=True)],
+            "onset_s": [[e.onset_s] * len(e.windows) for e in extracted],
+            **{name: [[value] * len(e.windows) for e in extracted]
+               for name, value in _STATED.items()},
+            **{f"coverage_{s}": [e.coverage[:, i] for e in extracted]
+               for i, s in enumerate(SOURCE_NAMES)},
+        }  # fmt: skip
+        for name, parts in stated.items():
+            same(f"{name} of windows", np.concatenate(parts), table.column(name).to_pylist())
+        order = np.random.default_rng(8).permutation(len(table))
+        for mode, kind in ((m, k) for m in MODES for k in _KINDS):
+            inputs = np.concatenate(
+                [episode_inputs(kind, e.series, e.features, layout) for e in extracted]
+            )
+            inputs = inputs[order][..., layout.keep_mask(mode, kind)]
+            found = _opened(kind, mode, tensors, features, table, order, layout)
+            same(f"{kind} inputs, {mode}", inputs, found[:])
+            same(f"some {kind} inputs, {mode}", inputs[1:4], found[1:4])
+            same(
+                f"shape of {kind} inputs", [*inputs.shape, len(inputs)], [*found.shape, len(found)]
+            )
+    return lines
+
+
+def _opened(
+    kind: InputKind,
+    mode: Mode,
+    tensors: _Folder,
+    features: _Folder,
+    table: Any,
+    order: NDArray[np.int64],
+    layout: Layout,
+) -> Any:
+    """The windows of a table, in an order, as a model is given them."""
+    from features.loaders import RowFiles, SummaryWindows, TensorWindows
+
+    keep = layout.keep_mask(mode, kind)
+    shard, row, first_bin = (
+        table.column(name).to_numpy().astype(np.int64)[order]
+        for name in ("shard", "row", "first_bin")
+    )
+    if kind == "summary":
+        files = RowFiles(features.paths("features"), len(keep))
+        return SummaryWindows(files, shard - 3, row, keep)
+    series, level = (
+        RowFiles(tensors.paths(role), len(layout.channels)) for role in ("series", "level")
+    )
+    return TensorWindows(series, level, shard - 3, first_bin, row, keep, layout.window.n_bins)
 
 
 # --- writing

@@ -135,7 +135,8 @@ def differences(layout: Layout) -> list[str]:
     then scaling.
     """
     return [
-        *golden.rule_differences(layout),
+        *(found := golden.rule_differences(layout)),
+        *([] if found else golden.shard_differences(layout)),
         *golden.differences(layout),
         *scaling_differences(),
     ]
