@@ -38,8 +38,8 @@ class Cut:
 
     origin: int  # Unix ns of its first label
     meta: Row
-    labels: list[Row]
-    events: list[Row]
+    labels: list[Row | bytes]
+    events: list[Row | bytes]
     rows: dict[str, list[Row | bytes]] = field(default_factory=dict)  # bytes: a line as it is
 
     def files(self) -> dict[str, bytes]:
@@ -51,6 +51,12 @@ class Cut:
             **{SOURCES[name].file: rows for name, rows in self.rows.items()},
         }
         return {name: b"".join(map(_line, rows)) for name, rows in lines.items()}
+
+    @property
+    def first_label(self) -> Row:
+        first = self.labels[0]
+        assert isinstance(first, dict)
+        return first
 
     def of(self, source: str, begin: float = -10.0, end: float = 1e6) -> Iterator[Row]:
         """The rows of a source in a span of seconds."""
@@ -108,7 +114,7 @@ def cut(recorded: str, begin: float, seconds: float, lead: float = 0.0) -> Cut:
         {key: meta[key] for key in ("episode_id", "host_id", "schema_version")}
         | {"started_at_wall_ns": since, "ended_at_wall_ns": until},
         [{**in_force, "t_wall_ns": origin}, *within(labels, origin + 1)],
-        within(read[EVENTS_FILE], since),
+        [*within(read[EVENTS_FILE], since)],
         {
             name: [*within(read[source.file], since)]
             for name, source in SOURCES.items()
@@ -598,14 +604,15 @@ def _(it: Cut) -> None:
         (12_000_000_000, "infected_running"), (7_250_000_000, "clean"), (8_000_000_000, "clean"),
         (15_050_000_000, "dormant"), (16_000_000_000, "infecting"), (17_049_999_999, "clean"),
     )  # fmt: skip
-    first = {**it.labels[0], "phase": "clean"}
+    first = {**it.first_label, "phase": "clean"}
     it.labels = [{**first, "t_wall_ns": it.origin + ns, "phase": p} for ns, p in phases]
+    it.labels[4:4] = [b"\n", b" \t\n", b"[]\n", b"{\n"]
     it.labels += [first, {"phase": "armed"}, {**first, "phase": 3}, {**first, "t_wall_ns": 1.5}]
 
 
 @rule("onset", "an attack begins with its earliest infecting or infected_running label")
 def _(it: Cut) -> None:
-    first = {**it.labels[0], "phase": "armed"}
+    first = {**it.first_label, "phase": "armed"}
     at = ((0, "armed"), (9_000_000_007, "infecting"), (3_000_000_001, "infected_running"),
           (3_000_000_001, "dormant"), (6_000_000_003, "infected_running"))  # fmt: skip
     it.labels = [{**first, "t_wall_ns": it.origin + ns, "phase": phase} for ns, phase in at]
@@ -623,6 +630,7 @@ def _(it: Cut) -> None:
         {"t_wall_ns": it.origin + round(s * NS_PER_S), "event": f"benign_job_{w}", "job": name}
         for s, w, name in marks
     ]
+    it.events[3:3] = [b"\n", b"null\n"]
     it.events += [{"t_wall_ns": 1.5, "event": "benign_job_start", "job": "sync"},
                   {"t_wall_ns": it.origin, "event": "benign_job_start", "job": ""},
                   {"t_wall_ns": it.origin, "event": "benign_job_pause", "job": "sync"}]  # fmt: skip
@@ -646,7 +654,7 @@ def _(it: Cut) -> None:
 
 @rule("before-label", "an episode that ends before its first label has no bins")
 def _(it: Cut) -> None:
-    it.labels = [{**it.labels[0], "t_wall_ns": it.origin + 13 * NS_PER_S}]
+    it.labels = [{**it.first_label, "t_wall_ns": it.origin + 13 * NS_PER_S}]
 
 
 @rule("steady", "std, slope and the share of zeros over values that are alike")

@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -325,3 +326,152 @@ SAME: dict[str, CodeChange] = {
         _A, _RATE_LOOP, _RATE_LOOP.replace("increase", "gain").replace("inside", "part"), ""
     ),
 }  # fmt: skip
+
+
+# --- as a program: what the gates say of each change
+
+
+def main() -> int:
+    """Make every change in a fork; print ``{change: {gate: what it said}}``."""
+    os.environ["NUMBA_DISABLE_JIT"] = "1"
+    folder = Path(tempfile.mkdtemp()) if len(sys.argv) < 2 else Path(sys.argv[1])
+    project, checkpoint = _made(folder)
+    said = {
+        name: _in_fork(lambda change=change: _gates(change, project, checkpoint))  # type: ignore[misc]
+        for name, change in {**CODE_CHANGES, **SAME}.items()
+    }
+    print(json.dumps(said))
+    return 0
+
+
+def _made(folder: Path) -> tuple[Any, Path]:
+    """A project with a corpus, a checkpoint and a champion."""
+    from test_checkpoint import GBT, put
+
+    import features.code
+    import models.replay
+    from champion.history import Champion, keep, put_in_use
+    from stages.ingest import keep_contracts
+    from stages.project import Project
+    from stages.workspace import Workspace
+
+    features.code.cache_folder = models.replay.cache_folder = lambda: folder / "cache"  # type: ignore[attr-defined]
+    (folder / "store").mkdir(parents=True)
+    workspace = Workspace(store=str(folder / "store"), artifacts=str(folder / "artifacts"))
+    keep_contracts(workspace.contracts_folder, workspace.layout)
+    checkpoint = put(folder / "checkpoints", GBT)
+    kept = keep(workspace.champion_folder, checkpoint, {})
+    champion = Champion(
+        number=0, action="promoted", model=GBT.model, mode=GBT.mode, served="time",
+        checkpoints={"time": kept}, since="", by="", why="", evidence={}, previous=None,
+    )  # fmt: skip
+    put_in_use(workspace.champion_folder, champion, judged_against=None)
+    project = Project(workspace)
+    assert project.stages
+    _warm(workspace.layout)
+    return project, checkpoint
+
+
+def _warm(layout: Any) -> None:
+    """Compute once what a change of another module leaves as it is."""
+    from mutants import RELOADED, _execute, _text
+
+    from features import golden
+
+    for name in RELOADED:
+        __import__(name)
+    _rules.append(golden.read_rules())
+    _execute(
+        RELOADED,
+        {n: compile(_text(n), sys.modules[n].__file__ or "", "exec") for n in RELOADED},
+        "",
+    )
+    wanted = {"plain", *(change.shown_by for change in CODE_CHANGES.values())}
+    for name, episode in _rules[0].episodes.items():
+        if name in wanted:
+            golden.computed(name, episode.members, layout)
+
+
+def _gates(change: CodeChange, project: Any, checkpoint: Path) -> dict[str, str]:
+    """What predict, score and ingest say under a change; "passed" if they say nothing."""
+    from mutants import RELOADED, _execute, _text
+
+    import features.code
+    from features import golden
+    from models import replay
+    from models.base import silent
+    from models.checkpoint import CodeChangedError
+    from stages.scoring import champion_scorer, scorer_of
+
+    real = features.code._source
+    features.code._source = lambda name: (  # type: ignore[assignment]
+        change.source.encode() if name == change.module else real(name)
+    )
+    features.code.code_of.cache_clear()
+    code = {
+        name: compile(
+            change.source if name == change.module else _text(name),
+            sys.modules[name].__file__ or "",
+            "exec",
+        )
+        for name in RELOADED
+    }
+    kept = replay.cache_folder
+    _execute(RELOADED[RELOADED.index(change.module) :], code, change.module)
+    replay.cache_folder = kept
+    rules = _rules[0]
+    some = {n: e for n, e in rules.episodes.items() if n in ("plain", change.shown_by)}
+    golden.read_rules = lambda: golden.RuleFile(some, rules.contracts)
+
+    @cache
+    def narrow(layout: Any) -> list[str]:
+        if change.shown_by == "shards":
+            golden.read_rules = lambda: rules
+            return golden.shard_differences(layout)
+        if change.module == "models.scaling":
+            return replay.scaling_differences()
+        return golden.rule_differences(layout)
+
+    replay.differences = narrow
+    gates = {
+        "predict": lambda: scorer_of(project, checkpoint),
+        "score": lambda: champion_scorer(project),
+        "ingest": lambda: project.stages["ingest"].make(project, "none", (), silent),
+    }
+    if not change.shown_by:
+        del gates["ingest"]  # it would go on
+    said = {}
+    for name, gate in gates.items():
+        try:
+            gate()
+        except CodeChangedError as error:
+            said[name] = str(error)
+        else:
+            said[name] = "passed"
+    return said
+
+
+_rules: list[Any] = []
+
+
+def _in_fork(work: Any) -> Any:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        try:
+            said = work()
+        except BaseException as error:
+            said = {"failed": f"{type(error).__name__}: {error}"}
+        with os.fdopen(writer, "w") as file:
+            json.dump(said, file)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        said = json.load(file)
+    os.waitpid(child, 0)
+    return said
+
+
+if __name__ == "__main__":
+    sys.exit(main())
