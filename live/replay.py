@@ -6,13 +6,12 @@ other, and the windows must be those that batch code was held to.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from episodes.format import LABELS_FILE, SOURCES
-from episodes.jsonl import is_int64
+from episodes.jsonl import is_int64, parse_objects
 from features import golden
 from live.stream import LiveWindows
 from live.timeline import timeline
@@ -58,8 +57,8 @@ def _windows(
     episode: RuleEpisode, layout: Layout
 ) -> list[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
     """``(quantity, as committed, as computed)``, ``(n_windows, n_columns)``, NaN where unseen."""
-    rows = [json.loads(line) for line in episode.members[LABELS_FILE].splitlines() if line]
-    origin = min(row["t_wall_ns"] for row in rows if is_int64(row.get("t_wall_ns")))
+    rows, _ = parse_objects(episode.members[LABELS_FILE])
+    origin = min(row["t_wall_ns"] for _, row in rows if is_int64(row.get("t_wall_ns")))
     windows = LiveWindows(layout, origin)
     deployable = [name for name, source in SOURCES.items() if source.deployable]
     made = [
