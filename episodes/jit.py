@@ -6,9 +6,12 @@ Without Numba, as on a device, kernels run as plain Python, with the same result
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import logging
 import os
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,8 +46,25 @@ else:
 
 
 def jit(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile to machine code, once; IEEE arithmetic is kept (no fastmath): results are exact."""
-    return numba.njit(cache=True, nogil=True)(kernel) if COMPILES else kernel
+    """Compile to machine code, once; IEEE arithmetic is kept (no fastmath): results are exact.
+
+    A kernel may read globals of its own module and of this one, no others: what is compiled is kept
+    for the content of both files. Numba alone looks at the time and the size of one.
+    """
+    if not COMPILES:
+        return kernel
+    folder = f"{_CACHE}/{_content(kernel.__code__.co_filename)}"
+    numba.config.CACHE_DIR = folder  # type: ignore[attr-defined]
+    return numba.njit(cache=True, nogil=True)(kernel)
+
+
+_CACHE = os.environ["NUMBA_CACHE_DIR"]
+
+
+@cache
+def _content(file: str) -> str:
+    """A short hash of a file and of this one."""
+    return hashlib.sha256(Path(file).read_bytes() + Path(__file__).read_bytes()).hexdigest()[:16]
 
 
 def inlined(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,7 +74,7 @@ def inlined(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 def rows_at(address, n_rows, n_columns):
     """The float32 rows ``(n_rows, n_columns)`` at an address, for kernels; nothing is copied."""
-    values = (ctypes.c_float * (n_rows * n_columns)).from_address(address)
+    values = (ctypes.c_float * (n_rows * n_columns)).from_address(int(address))
     return np.ctypeslib.as_array(values).reshape(n_rows, n_columns)
 
 

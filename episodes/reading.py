@@ -73,7 +73,13 @@ def parse_episode(
     Raises:
         ArchiveError: see ``episodes.archive.read_members``.
     """
-    members = read_members(packed, episode_id)
+    return parse_members(episode_id, read_members(packed, episode_id), fields)
+
+
+def parse_members(
+    episode_id: str, members: Mapping[str, bytes], fields: Mapping[str, Sequence[FieldPath]]
+) -> Episode:
+    """Parse the files of one episode."""
     rows = {
         name: parse_rows(members.get(source.file, b""), fields.get(name, ()), source.tag)
         for name, source in SOURCES.items()

@@ -22,14 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from episodes.format import SOURCES
+from features.code import DEVICE_PATH, code_of
 from features.contract import Contract, contract_of, diff_contracts
 from features.files import fingerprint, read_regular
 from features.registry import LAYOUT, InputKind, Layout
 from features.relative import summary_inputs, tensor_inputs
+from live.replay import live_differences
 from live.runtime import Runtime, build_runtime
 from live.stream import LiveWindow, LiveWindows
 from models.alarm import AlarmRule, infected
 from models.novelty import Likeness
+from models.replay import input_differences
 
 FORMAT = "phasewatch-bundle/1"
 HEAD_FILE = "bundle.json"
@@ -62,6 +65,21 @@ class BundleContractError(BundleError):
             "Make the bundle again with this version: phasewatch bundle --out FOLDER; "
             "or install the phasewatch-device that it was made with"
         )
+
+
+class BundleCodeError(BundleContractError):
+    """The code here does not compute the windows that the bundle was made from."""
+
+    def __init__(self, place: str, differences: list[str], changed: list[str]):
+        BundleError.__init__(
+            self,
+            f"{place}: contract mismatch: the code here computes other windows\n"
+            + "\n".join(f"  - {line}" for line in differences)
+            + f"\nChanged since: {', '.join(changed) or 'the golden vectors'}. Install the "
+            "phasewatch-device that the bundle was made with, or make it again: "
+            "phasewatch bundle --out FOLDER",
+        )
+        self.differences = differences
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,10 +167,12 @@ def load_bundle(folder: Path, layout: Layout = LAYOUT) -> Bundle:
     Raises:
         NotABundleError: there is none in ``folder``, or of another format or mode.
         BundleContractError: lists how its input contract differs from that of ``layout``.
+        BundleCodeError: lists what the code here computes otherwise, by rule.
         BundleError: a file is damaged, or the golden rows give other probabilities here.
     """
     head = read_head(folder)
     _check_contract(folder, head, layout)
+    _check_code(folder, head, layout)
     files = {name: _read(folder, name, about) for name, about in head["files"].items()}
     bundle = assembled(folder, head, files, layout)
     golden = head["golden"]
@@ -219,6 +239,12 @@ def _check_contract(folder: Path, head: dict[str, Any], layout: Layout) -> None:
     was = Contract({name: section["value"] for name, section in head["contract"].items()})
     differences = diff_contracts(was.sections, now.sections)
     raise BundleContractError(str(folder), differences or ["a section has another hash"])
+
+
+def _check_code(folder: Path, head: dict[str, Any], layout: Layout) -> None:
+    code, recorded = code_of(DEVICE_PATH), head["golden"].get("code")
+    if lines := input_differences(recorded, layout, code, live_differences):
+        raise BundleCodeError(str(folder), lines, code.changes(recorded))
 
 
 def _read(folder: Path, name: str, about: dict[str, Any]) -> bytes:

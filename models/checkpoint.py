@@ -18,13 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.contract import Contract, contract_of, diff_contracts, golden_digest
+from features.code import MODEL_PATH, PATH, Code, code_of
+from features.contract import GOLDEN_FILE, Contract, contract_of, diff_contracts, golden_digest
 from features.files import fingerprint, read_regular, write_atomically
 from features.golden import REWRITE, read_golden
 from features.registry import Layout
 from features.relative import episode_inputs
 from models.base import Classifier, Inputs, NotFittedError
 from models.registry import MODELS, Variant, find_variant, model_config
+from models.replay import input_differences, once_passed, recorded_code
 
 VERSION = 2
 SUFFIX = ".ckpt.json"
@@ -52,7 +54,11 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "train_meta": dict,
     "artifact_id": str,
 }
+_OPTIONAL: dict[str, type] = {"code": dict}  # earlier headers have none
 _GOLDEN_DIGITS = 6
+PROBABILITY_TOLERANCE = 1e-4
+"""Another order of summation moves a probability by about 1e-6; swapping two channels moves one by
+at least 6e-3 (measured on the golden vectors, with convolutions and trees)."""
 _SIDECAR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -74,6 +80,19 @@ class ContractMismatchError(CheckpointError):
             f"{place}: contract mismatch: it was trained for another input layout\n"
             f"{lines}\n{remedy}"
         )
+
+
+class CodeChangedError(ContractMismatchError):
+    """The code here does not compute the inputs that something was made from."""
+
+    def __init__(self, place: str, differences: list[str], remedy: str):
+        CheckpointError.__init__(
+            self,
+            f"{place}: contract mismatch: the code here computes other inputs\n"
+            + "\n".join(f"  - {line}" for line in differences)
+            + f"\n{remedy}",
+        )
+        self.differences = differences
 
 
 @dataclass(frozen=True)
@@ -171,6 +190,7 @@ def save_checkpoint(
         "config": asdict(model.config),
         "contract": contract.as_header(),
         "contract_hash": contract.hash,
+        "code": recorded_code(_code_of(variant)),
         "train_meta": train_meta,
     }
     rebuilt = Checkpoint(header, _rebuild(header, sidecar, variant.name))
@@ -216,6 +236,54 @@ def golden_probabilities(checkpoint: Checkpoint, layout: Layout) -> dict[str, An
     }
 
 
+def probability_differences(checkpoint: Checkpoint, layout: Layout, place: str) -> list[str]:
+    """How a model scores the golden vectors otherwise than its header says, one line each.
+
+    Raises:
+        CheckpointError: the header's probabilities are malformed.
+    """
+    stored = _stored_probabilities(place, checkpoint.header["golden"])
+    if checkpoint.header["golden"]["sha256"] != golden_digest():
+        return ["the header's probabilities are for another golden file; retrain"]
+    if stored is None:
+        return [
+            f"no golden probabilities: {GOLDEN_FILE.name} was for another layout when this was "
+            f"trained; {REWRITE}, then retrain"
+        ]
+    scored = golden_probabilities(checkpoint, layout)
+    return _compared(stored, scored, layout) if scored else []
+
+
+def _stored_probabilities(place: str, stored: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        if stored["proba"] is None:
+            return None
+        return {i: np.array(rows, dtype=np.float64) for i, rows in stored["proba"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{place}: golden is malformed: {error!r}; retrain") from error
+
+
+def _compared(was: dict[str, Any], now: dict[str, Any], layout: Layout) -> list[str]:
+    lines = [
+        f"{extra}: must be scored at training and now, but one is missing"
+        for extra in sorted(was.keys() ^ now.keys())
+    ]
+    for episode_id in sorted(was.keys() & now.keys()):
+        before, after = was[episode_id], np.array(now[episode_id])
+        if before.shape != after.shape:
+            lines.append(
+                f"{episode_id}: shape of probabilities was {before.shape}, is {after.shape}"
+            )
+            continue
+        off = ~(np.abs(after - before) <= PROBABILITY_TOLERANCE)
+        lines += [
+            f"{episode_id}: window {w}: probability of {layout.phases[c]} was {before[w, c]:.6f}, "
+            f"is {after[w, c]:.6f} ({after[w, c] - before[w, c]:+.2g})"
+            for w, c in np.argwhere(off)
+        ]
+    return lines
+
+
 def artifact_id(header: dict[str, Any]) -> str:
     """Hash of a header, itself left out; floats in their shortest round-trip form."""
     rest = {key: value for key, value in header.items() if key != "artifact_id"}
@@ -250,7 +318,8 @@ def read_header(path: Path) -> dict[str, Any]:
             f"{path}: header was changed after it was written (artifact_id does not match); "
             "restore the file or retrain"
         )
-    for name, kinds in _FIELDS.items():
+    optional = {name: kind for name, kind in _OPTIONAL.items() if name in header}
+    for name, kinds in (_FIELDS | optional).items():
         if not isinstance(header[name], kinds) or isinstance(header[name], bool):
             raise CheckpointError(
                 f"{path}: {name} has the wrong type, got {type(header[name]).__name__}; retrain"
@@ -267,17 +336,37 @@ def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
     """Load a checkpoint for inputs of ``layout``.
 
     In this order: read and check the header, read the sidecar once and hash it, compare contracts
-    section by section, then parse the hashed bytes and rebuild the model.
+    section by section, replay the golden vectors if the code is not that of training, then parse
+    the hashed bytes and rebuild the model.
 
     Raises:
-        ContractMismatchError: the layout differs from the one trained on; lists every difference.
+        ContractMismatchError: the layout differs from the one trained on, or the code computes
+            other inputs; lists every difference.
         MissingLibraryError: the model's library is not installed.
         CheckpointError: a file is missing, changed, swapped or cannot be parsed.
     """
     header = read_header(path)
     sidecar = read_sidecar(path, header)
     check_contract(header, layout, str(path))
-    return Checkpoint(header, _rebuild(header, sidecar, str(path)))
+    variant = find_variant(header["name"], header["mode"])
+    recorded, code = header.get("code"), _code_of(variant)
+    check_code(recorded, layout, code, str(path), f"retrain {variant.name}")
+    checkpoint = Checkpoint(header, _rebuild(header, sidecar, str(path)))
+    if code.changes(recorded) and header["golden"].get("proba") is not None:
+        identity = [code.as_header(), header["artifact_id"]]
+        lines = once_passed(
+            identity, lambda: probability_differences(checkpoint, layout, str(path))
+        )
+        if lines:
+            raise CodeChangedError(
+                str(path), lines, _undo(code, recorded, f"retrain {variant.name}")
+            )
+    return checkpoint
+
+
+def _code_of(variant: Variant) -> Code:
+    """The code between an episode and a variant's probabilities."""
+    return code_of((*PATH, *MODEL_PATH), variant.spec.library)
 
 
 def read_sidecar(path: Path, header: dict[str, Any]) -> bytes:
@@ -332,6 +421,28 @@ def check_contract(header: dict[str, Any], layout: Layout, place: str) -> None:
     differences = contract_differences(header, layout, place)
     if differences:
         raise ContractMismatchError(place, differences, remedy(header))
+
+
+def check_code(recorded: object, layout: Layout, code: Code, place: str, otherwise: str) -> None:
+    """Refuse what was made by code that computed other inputs than the code here.
+
+    Args:
+        recorded: see ``recorded_code``; nothing recorded counts as other code.
+        otherwise: what to do if the change is meant.
+
+    Raises:
+        CodeChangedError: lists what comes out otherwise, by rule.
+    """
+    if lines := input_differences(recorded, layout, code):
+        raise CodeChangedError(place, lines, _undo(code, recorded, otherwise))
+
+
+def _undo(code: Code, recorded: object, otherwise: str) -> str:
+    changed = ", ".join(code.changes(recorded)) or "the golden vectors"
+    return (
+        f"Changed since: {changed}. Undo it; if it is meant, raise PREPROCESSING_VERSION in "
+        f"features/contract.py, run python -m features.golden, and {otherwise}."
+    )
 
 
 def remedy(header: dict[str, Any]) -> str:

@@ -11,10 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from features import golden
-from features.contract import GOLDEN_FILE, golden_digest
 from features.registry import Layout
 from models.checkpoint import (
     SUFFIX,
@@ -22,14 +18,11 @@ from models.checkpoint import (
     ContractMismatchError,
     MissingLibraryError,
     check_contract,
-    golden_probabilities,
     load_checkpoint,
+    probability_differences,
     read_header,
 )
-
-PROBABILITY_TOLERANCE = 1e-4
-"""Another order of summation moves a probability by about 1e-6; swapping two channels moves one by
-at least 6e-3 (measured on the golden vectors, with convolutions and trees)."""
+from models.replay import differences
 
 
 @dataclass(frozen=True)
@@ -107,58 +100,19 @@ def verify(path: Path, layout: Layout, replayed: list[str] | None = None) -> Ent
     last bit can move a probability by a tenth.
 
     Args:
-        replayed: ``features.golden.differences(layout)``, if many checkpoints are verified.
+        replayed: ``models.replay.differences(layout)``, if many checkpoints are verified.
     """
     entry = inspect(path, layout)
     if not entry.usable:
         return entry
     try:
         checkpoint = load_checkpoint(path, layout)
-        stored = _stored_probabilities(path, checkpoint.header["golden"])
+        lines = probability_differences(checkpoint, layout, str(path))
     except ContractMismatchError as error:
         return replace(entry, differences=error.differences)
     except MissingLibraryError as error:
         return replace(entry, unverified=str(error))
     except CheckpointError as error:
         return replace(entry, broken=str(error))
-    lines = golden.differences(layout) if replayed is None else list(replayed)
-    if checkpoint.header["golden"]["sha256"] != golden_digest():
-        lines.append("the header's probabilities are for another golden file; retrain")
-    elif stored is None:
-        lines.append(
-            f"no golden probabilities: {GOLDEN_FILE.name} was for another layout when this was "
-            f"trained; {golden.REWRITE}, then retrain"
-        )
-    elif scored := golden_probabilities(checkpoint, layout):
-        lines += _probability_differences(stored, scored, layout)
-    return Entry(path, checkpoint.header, differences=lines)
-
-
-def _stored_probabilities(path: Path, stored: dict[str, Any]) -> dict[str, Any] | None:
-    try:
-        if stored["proba"] is None:
-            return None
-        return {i: np.array(rows, dtype=np.float64) for i, rows in stored["proba"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: golden is malformed: {error!r}; retrain") from error
-
-
-def _probability_differences(was: dict[str, Any], now: dict[str, Any], layout: Layout) -> list[str]:
-    lines = [
-        f"{extra}: must be scored at training and now, but one is missing"
-        for extra in sorted(was.keys() ^ now.keys())
-    ]
-    for episode_id in sorted(was.keys() & now.keys()):
-        before, after = was[episode_id], np.array(now[episode_id])
-        if before.shape != after.shape:
-            lines.append(
-                f"{episode_id}: shape of probabilities was {before.shape}, is {after.shape}"
-            )
-            continue
-        off = ~(np.abs(after - before) <= PROBABILITY_TOLERANCE)
-        lines += [
-            f"{episode_id}: window {w}: probability of {layout.phases[c]} was {before[w, c]:.6f}, "
-            f"is {after[w, c]:.6f} ({after[w, c] - before[w, c]:+.2g})"
-            for w, c in np.argwhere(off)
-        ]
-    return lines
+    first = differences(layout) if replayed is None else list(replayed)
+    return Entry(path, checkpoint.header, differences=first + lines)

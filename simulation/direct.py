@@ -25,7 +25,7 @@ from episodes.validation import judge_content
 from simulation.children import as_lines, make_content
 from simulation.corpus import Progress, parent_of
 from stages.batch import ingest_batch
-from stages.ingest import keep_contracts
+from stages.ingest import check_corpus_code, keep_contracts
 from stages.judging import judged, with_rows
 from stages.project import Project
 from stages.workers import cores, worker_processes
@@ -77,6 +77,7 @@ def write_shards(
     Raises:
         MachineError, OSError: see ``stages.ingest.ingest_batch``.
     """
+    check_corpus_code(workspace)
     keep_contracts(workspace.contracts_folder, workspace.layout)
     project = Project(workspace)
     stage = project.stages["ingest"]

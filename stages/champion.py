@@ -49,7 +49,6 @@ from evaluation.drift import draw_episodes, reference
 from evaluation.scores import phases_of, prediction_rows
 from evaluation.wording import objection, unlike_notes
 from features.files import fingerprint, write_atomically
-from features.golden import differences
 from features.loaders import read_windows
 from features.shards import read_table
 from models.checkpoint import (
@@ -63,6 +62,7 @@ from models.checkpoint import (
 )
 from models.inspection import Entry, verify
 from models.registry import VARIANTS, Variant, find_variant
+from models.replay import differences
 from stages.alarm_rules import read_rule
 from stages.batch import FEATURES, INDEX, TENSORS
 from stages.datasets import dataset_shards

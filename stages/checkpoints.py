@@ -14,6 +14,7 @@ import features
 import models
 from config import paths
 from datasets.windows import read_once
+from features.code import PATH, code_of
 from features.contract import contract_of
 from features.files import file_sha256, fingerprint
 from models.base import Classifier, Examples, silent
@@ -21,6 +22,7 @@ from models.bookmark import FOLDER, SUFFIX, Bookmark
 from models.checkpoint import (
     CheckpointError,
     ContractMismatchError,
+    check_code,
     checkpoint_path,
     contract_differences,
     load_checkpoint,
@@ -30,6 +32,7 @@ from models.checkpoint import (
     save_checkpoint,
 )
 from models.registry import Variant
+from models.replay import other_layout
 from models.scaling import principal_axes
 from stages.datasets import open_windows
 from stages.stage import Artifacts, Check, CheckResult, Output, Progress, Stage
@@ -309,7 +312,9 @@ def train(project: Project, variant: Variant, recipe: str, progress: Progress) -
 
     Raises:
         StageError: there is no dataset.
+        CodeChangedError: see ``check_training_code``.
     """
+    check_training_code(project, recipe)
     fitted = trained_ahead(project, recipe, variant.name)
     fitted = fitted or fit(project, variant, recipe, progress, resumable=True)
     model, workspace = fitted.model, project.workspace
@@ -346,6 +351,21 @@ def train(project: Project, variant: Variant, recipe: str, progress: Progress) -
     )
     training_bookmark(project, variant, recipe).remove()
     return header
+
+
+def check_training_code(project: Project, recipe: str) -> None:
+    """Refuse to train with code that computes other inputs than the golden vectors show.
+
+    A checkpoint records the code that trained it; so no code is recorded that was not held to them.
+    They say nothing of another layout: a checkpoint for it cannot be verified.
+
+    Raises:
+        CodeChangedError: lists what comes out otherwise, by rule.
+    """
+    workspace = project.workspace
+    if not other_layout(workspace.layout):
+        place = str(workspace.checkpoint_folder(recipe))
+        check_code(None, workspace.layout, code_of(PATH), place, "train again")
 
 
 def code_commit() -> str:

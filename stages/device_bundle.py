@@ -19,6 +19,7 @@ from champion.rules import CHALLENGER
 from datasets.windows import inputs, read_dataset
 from episodes.format import ARCHIVE_SUFFIX, NS_PER_S, SOURCES
 from episodes.reading import read_episode
+from features.code import DEVICE_PATH, code_of
 from features.contract import GOLDEN_FILE as GOLDEN_VECTORS
 from features.contract import contract_of
 from features.files import fingerprint, write_atomically
@@ -26,6 +27,7 @@ from live import bundle as bundles
 from live.bundle import Bundle, load_bundle
 from live.runtime import TreeRuntime
 from live.timeline import timeline
+from models.replay import recorded_code
 from stages.checkpoints import code_commit
 from stages.datasets import dataset_shards
 from stages.evaluation import read_report
@@ -246,7 +248,11 @@ def bundle_files(scorer: Scorer) -> dict[str, bytes]:
         "rule": json.loads(rule.text()),
         "rule_id": rule.id,
         "likeness": {"file": names["likeness"], "head": likeness.head()} if likeness else None,
-        "golden": {"rows": names["golden"], "expected": names["expected"]},
+        "golden": {
+            "rows": names["golden"],
+            "expected": names["expected"],
+            "code": recorded_code(code_of(DEVICE_PATH)),
+        },
         "checkpoint_id": checkpoint.artifact_id,
         "dataset_version": header["train_meta"]["dataset_version"],
         "recipe": scorer.recipe,

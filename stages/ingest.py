@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from features.code import PATH, code_of
 from features.contract import canonical_json, contract_hashes, contract_of, diff_contracts
 from features.files import write_atomically
 from features.shards import read_table
+from models.checkpoint import check_code
+from models.replay import other_layout, recorded_code
 from stages.batch import (
     FEATURES,
     INDEX,
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     from features.registry import Layout
     from stages.project import Project
     from stages.stage import Progress
+    from stages.workspace import Workspace
 
 
 def labels_match_events(project: Project, key: str, index: Manifest) -> CheckResult:
@@ -162,6 +167,7 @@ class Ingest(Stage):
         self, project: Project, key: str, outputs: Collection[str], progress: Progress
     ) -> Artifacts:
         workspace = project.workspace
+        check_corpus_code(workspace)
         made = ingest_batch(
             self.episodes(project, key),
             self.folder(project, key),
@@ -176,6 +182,7 @@ class Ingest(Stage):
 
     def ahead(self, project: Project, keys: Sequence[str]) -> AbstractContextManager[None]:
         workspace = project.workspace
+        check_corpus_code(workspace)
         policy, layout = workspace.validation, workspace.layout
         new = [
             episode
@@ -233,11 +240,45 @@ def _changed(episodes: Sequence[StoredEpisode], index: Manifest | None) -> Reaso
 
 
 def keep_contracts(folder: Path, layout: Layout) -> None:
-    """Write the contracts in force where a later difference can be explained from."""
+    """Write the contracts in force where a later difference can be explained from, and the code."""
     for kind, digest in contract_hashes(layout).items():
         path = folder / f"{digest}.json"
         if not path.exists():
             write_atomically(path, canonical_json(contract_of(layout, kind).sections))
+    code = code_of(PATH)
+    path = folder / f"{_CODE}{code.digest}.json"
+    if not path.exists():
+        text = json.dumps(recorded_code(code), indent=1)
+        write_atomically(path, text.encode() + b"\n")
+
+
+_CODE = "code-"
+
+
+def check_corpus_code(workspace: Workspace) -> None:
+    """Refuse to add to a corpus what other code would make of the same rows.
+
+    A corpus may have been made with several codes: each was held to the golden vectors.
+
+    Raises:
+        CodeChangedError: lists what comes out otherwise, by rule.
+    """
+    folder, code = workspace.contracts_folder, code_of(PATH)
+    made_with: list[object] = []
+    for path in folder.glob(f"{_CODE}*.json"):
+        with suppress(OSError, ValueError):
+            made_with.append(json.loads(path.read_bytes()))
+    same = [recorded for recorded in made_with if not code.changes(recorded)]
+    latest = same[0] if same else made_with[-1] if made_with else None
+    if latest is None and not any(folder.glob("*.json")) and other_layout(workspace.layout):
+        return  # nothing to agree with, and the golden vectors are for other channels
+    check_code(
+        latest,
+        workspace.layout,
+        code,
+        str(workspace.batch_folder("")),
+        "ingest everything again: phasewatch run --force",
+    )
 
 
 def contract_drift(artifacts: Artifacts, folder: Path, layout: Layout) -> list[str]:

@@ -184,7 +184,7 @@ def test_the_header_says_what_the_model_eats(which: Variant, tmp_path: Path):
         "train_meta": {"code_commit": COMMIT, "seed": 0, "val_macro_f1": None},
     }
     assert {name: header[name] for name in expected} == expected
-    assert header.keys() - expected.keys() == {"pca_proj", "golden", "artifact_id"}
+    assert header.keys() - expected.keys() == {"pca_proj", "golden", "artifact_id", "code"}
     assert np.shape(header["pca_proj"]) == (sum(header["keep_mask"]), 2)
 
 
@@ -344,7 +344,7 @@ def test_a_flipped_digit_in_any_field_of_a_header_is_refused(which: Variant, tmp
     text = path.read_text()
     lines = text.splitlines(keepends=True)
     fields = [i for i, line in enumerate(lines) if line.startswith(' "')]
-    assert len(fields) == len(models.checkpoint._FIELDS)
+    assert len(fields) == len(models.checkpoint._FIELDS | models.checkpoint._OPTIONAL)
     for first, after in zip(fields, [*fields[1:], len(lines)], strict=True):
         field = "".join(lines[first:after])
         at = next((i for i, c in enumerate(field) if c.isdigit()), None)

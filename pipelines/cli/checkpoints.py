@@ -245,7 +245,7 @@ def _look(paths: list[Path], *, verify: bool) -> Iterator[Entry]:
     if not verify:
         yield from (inspection.inspect(path, layout) for path in paths)
         return
-    from features.golden import differences
+    from models.replay import differences
 
     replayed = differences(layout)  # the same for all
     for path in track(paths, "verifying"):
