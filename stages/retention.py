@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from champion.history import read_history
-from models.bookmark import SUFFIX
+from models.bookmark import FOLDER, SUFFIX
 from models.registry import find_variant
 from stages.manifest import MANIFEST_FILE
 
@@ -156,8 +156,8 @@ def _measure(entry: os.DirEntry[str], unfinished: list[Discard]) -> int:
             n_bytes = entry.stat(follow_symlinks=False).st_size
     except OSError:  # removed meanwhile
         return 0
-    if entry.name.endswith(SUFFIX) and _changed(Path(entry.path)) < time.time() - DAY_S:
-        why = "a training that was killed, and not begun again since"
+    if entry.name.endswith(SUFFIX) and _is_abandoned(Path(entry.path)):
+        why = "a training was killed, and not begun again since"
         unfinished.append(Discard(Path(entry.path), n_bytes, "unfinished", why))
     if entry.name.startswith(".tmp-") and (match := _UNFINISHED.match(entry.name)):
         path, process = Path(entry.path), int(match[1])
@@ -165,6 +165,11 @@ def _measure(entry: os.DirEntry[str], unfinished: list[Discard]) -> int:
             why = f"process {process} was killed while it wrote"
             unfinished.append(Discard(path, n_bytes, "unfinished", why))
     return n_bytes
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether it is the saved state of a training that nobody went on with for a day."""
+    return path.parent.name == FOLDER and time.time() - _changed(path) > DAY_S
 
 
 def _is_left(path: Path, process: int) -> bool:
