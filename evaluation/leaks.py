@@ -154,8 +154,11 @@ def _follows(values: NDArray[np.float32], clock: NDArray[np.float64]) -> float:
     present = ~np.isnan(values)
     if present.sum() < FEWEST_WINDOWS:
         return 0.0
-    ranks = [each[present].argsort(kind="stable").argsort() for each in (values, clock)]
-    return abs(float(np.corrcoef(*ranks)[0, 1]))
+    one, other = (
+        each[present].argsort(kind="stable").argsort().astype(np.float64)
+        for each in (values, clock)
+    )
+    return abs(float(np.corrcoef(one, other)[0, 1]))
 
 
 def _same_name(values: NDArray[np.float32], names: NDArray) -> float:
