@@ -8,18 +8,20 @@ use. Whether a model may become champion is judged in ``stages.champion``.
 from __future__ import annotations
 
 import fcntl
-import json
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 
+from config.signing import SEAL, SIGNATURE, Signed, sealed, signature_of, signed, unsealed
 from features.contract import contract_of
-from features.files import write_atomically
+from features.files import fingerprint, write_atomically
 from features.registry import Layout
 from features.shards import read_table
 from models.alarm import AlarmRule
@@ -33,7 +35,8 @@ from models.checkpoint import (
 )
 from models.novelty import Likeness
 
-SCHEMA = "phasewatch.champion/1"
+SCHEMA, BEFORE_SEALS = "phasewatch.champion/2", "phasewatch.champion/1"
+FIRST = "0" * 64  # what the first entry follows on
 POINTER_FILE = "champion.json"
 TRAINING_FILE = "training.parquet"  # the episodes a kept checkpoint was trained and validated on
 REFERENCE_FILE = "reference.json"  # what drift compares batches with; only of the served recipe
@@ -64,31 +67,100 @@ class Champion:
     alarm_rules: dict[str, str] = field(default_factory=dict)  # recipe -> alarm rule id
     likeness: str = ""  # id of the served recipe's likeness; empty: none is kept
     accepted: dict[str, Any] | None = None  # alarms over the budget: ``why`` and the ``grounds``
+    training: dict[str, str] = field(default_factory=dict)  # recipe -> digest of its episodes
 
     @property
     def name(self) -> str:
         return f"{self.model}_{self.mode}"
 
 
+@dataclass(frozen=True)
+class Sealed:
+    """An entry as it is in the pointer file: chained to the one before, and signed if it can be."""
+
+    entry: Mapping[str, Any]
+    follows: str  # hash of the entry before
+    digest: str  # of the entry, and of what it follows on
+    signature: Any
+
+    @cached_property
+    def champion(self) -> Champion:
+        return Champion(**self.entry)
+
+    @property
+    def signed(self) -> Signed:
+        return signed("entry", self.digest, self.signature)
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """The pointer file: all entries, the one in use last, and what it says of itself."""
+
+    entries: list[Sealed]
+    signed: Signed
+    sealed: bool  # False: it was written before seals, or there is none
+
+
 def read_history(folder: Path) -> list[Champion]:
     """All entries, the one in use last; empty where there was never a champion.
 
     Raises:
-        ChampionError: there is a pointer file, but it cannot be read.
+        ChampionError: there is a pointer file, but it cannot be read, or was changed.
+    """
+    return [entry.champion for entry in read_pointer(folder).entries]
+
+
+def read_pointer(folder: Path) -> Pointer:
+    """The pointer file, if nothing in it was changed after it was written.
+
+    Raises:
+        ChampionError: see ``read_history``.
     """
     path = folder / POINTER_FILE
     try:
-        document = json.loads(path.read_bytes())
-        if document["schema"] != SCHEMA:
-            raise ValueError(f"its schema is {document['schema']}, this phasewatch reads {SCHEMA}")
-        return [Champion(**entry) for entry in document["history"]]
+        document = unsealed(path.read_bytes(), {"schema", "history"})
+        schema, rows = document.value["schema"], document.value["history"]
+        if schema == BEFORE_SEALS and document.digest is None:
+            rows = [asdict(Champion(**row)) for row in rows]
+            return Pointer(list(_chained(rows, [], sign=False)), Signed("unsigned"), False)
+        if schema != SCHEMA or document.digest is None:
+            raise ValueError(f"its schema is {schema}, this phasewatch reads {SCHEMA}")
+        pointer = Pointer(list(_followed(rows)), document.signed("champion"), sealed=True)
     except FileNotFoundError:
-        return []
+        return Pointer([], Signed("unsigned"), sealed=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ChampionError(
             f"{path}: not a champion's pointer ({error}). Restore the file, or move it away and "
             "promote again: phasewatch promote MODEL"
         ) from error
+    wrong = [f"entry {e.champion.number}" for e in pointer.entries if e.signed.state == "wrong"]
+    if wrong or pointer.signed.state == "wrong":
+        raise ChampionError(
+            f"{path}: {wrong[0] if wrong else 'the file'}: signature does not hold: it was changed "
+            "by someone else. Restore the file, or move it away and promote again: "
+            "phasewatch promote MODEL"
+        )
+    return pointer
+
+
+def _followed(rows: list[dict[str, Any]]) -> Iterator[Sealed]:
+    """The entries of a pointer file, each of which must follow on the one before."""
+    before = FIRST
+    for number, row in enumerate(rows, start=1):
+        entry = dict(row)
+        digest, follows = entry.pop(SEAL), entry.pop("follows")
+        signature = entry.pop(SIGNATURE, None)
+        if follows != before or digest != _digest(entry, follows):
+            raise ValueError(f"entry {number} was changed, or one before it is gone")
+        found = Sealed(entry, follows, digest, signature)
+        if found.champion.number != number:
+            raise ValueError(f"entry {number} says that it is number {found.champion.number}")
+        yield found
+        before = digest
+
+
+def _digest(entry: Mapping[str, Any], follows: str) -> str:
+    return fingerprint({"follows": follows, "entry": entry})
 
 
 def read_champion(folder: Path) -> Champion | None:
@@ -142,14 +214,15 @@ def put_in_use(folder: Path, champion: Champion, *, judged_against: Champion | N
         ChampionError: the champion is no longer the one it was judged against.
     """
     with _one_at_a_time(folder):
-        history = read_history(folder)
+        pointer = read_pointer(folder)
+        history = [entry.champion for entry in pointer.entries]
         if (history[-1] if history else None) != judged_against:
             raise ChampionError(
                 f"{folder / POINTER_FILE}: another model was promoted meanwhile "
                 f"({history[-1].name if history else 'none is left'}); try again: "
                 f"phasewatch promote {champion.model}"
             )
-        return _append(folder, history, replace(
+        return _append(folder, pointer, replace(
             champion, previous=judged_against.number if judged_against else None
         ))  # fmt: skip
 
@@ -163,7 +236,8 @@ def roll_back(folder: Path, layout: Layout, *, by: str, why: str) -> Champion:
         CheckpointError: a copy is absent or damaged.
     """
     with _one_at_a_time(folder):
-        history = read_history(folder)
+        pointer = read_pointer(folder)
+        history = [entry.champion for entry in pointer.entries]
         if not history:
             raise ChampionError("There is no champion. Promote one: phasewatch promote MODEL")
         former = {champion.number: champion for champion in history}.get(history[-1].previous or 0)
@@ -173,7 +247,7 @@ def roll_back(folder: Path, layout: Layout, *, by: str, why: str) -> Champion:
         for recipe in former.checkpoints:
             load_kept(folder, former, layout, recipe)
         return _append(
-            folder, history, replace(former, action="rolled back", since=now(), by=by, why=why)
+            folder, pointer, replace(former, action="rolled back", since=now(), by=by, why=why)
         )
 
 
@@ -187,9 +261,26 @@ def load_kept(
     """
     path = kept_path(folder, champion, recipe)
     checkpoint = load_checkpoint(path, layout)
-    if checkpoint.artifact_id != path.parent.name:
-        raise CheckpointError(f"{path}: its id is {checkpoint.artifact_id}; restore the file")
+    _check_id(path, checkpoint.artifact_id)
     return checkpoint
+
+
+def check_kept(folder: Path, champion: Champion) -> None:
+    """Read every copy of a champion's checkpoints and compare it with what the history says.
+
+    Raises:
+        CheckpointError: one is absent, damaged or another.
+    """
+    for recipe in champion.checkpoints:
+        path = kept_path(folder, champion, recipe)
+        header = read_header(path)
+        read_sidecar(path, header)
+        _check_id(path, header["artifact_id"])
+
+
+def _check_id(path: Path, checkpoint_id: str) -> None:
+    if checkpoint_id != path.parent.name:
+        raise CheckpointError(f"{path}: its id is {checkpoint_id}; restore the file")
 
 
 def rule_file(rule_id: str) -> str:
@@ -253,28 +344,54 @@ def read_training(folder: Path, champion: Champion, recipe: str | None = None) -
     """Episodes that a champion's checkpoint was trained or validated on (``TRAINING_COLUMNS``).
 
     Raises:
-        ChampionError: the table kept with the checkpoint is gone.
+        ChampionError: the table kept with the checkpoint is gone, or was changed.
     """
     path = kept_path(folder, champion, recipe).with_name(TRAINING_FILE)
     try:
-        return pl.DataFrame(read_table(path))
-    except OSError as error:
+        table = pl.DataFrame(read_table(path))
+        if champion.training.get(recipe or champion.served) not in (None, training_digest(table)):
+            raise OSError("it was changed after it was written")
+        return table
+    except (OSError, ValueError) as error:
         raise ChampionError(
-            f"{path}: cannot be read ({error.strerror or error}). Restore the file, or roll back: "
-            "phasewatch rollback"
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}). Restore the "
+            "file, or roll back: phasewatch rollback"
         ) from error
+
+
+def training_digest(table: pl.DataFrame) -> str:
+    """sha256 of a list of episodes, however its file is laid out."""
+    return hashlib.sha256(table.write_csv().encode()).hexdigest()
 
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _append(folder: Path, history: list[Champion], champion: Champion) -> Champion:
-    numbered = replace(champion, number=len(history) + 1)
-    document = {"schema": SCHEMA, "history": [asdict(r) for r in (*history, numbered)]}
-    text = json.dumps(document, indent=1, allow_nan=False)
-    write_atomically(folder / POINTER_FILE, text.encode() + b"\n")
+def _append(folder: Path, pointer: Pointer, champion: Champion) -> Champion:
+    numbered = replace(champion, number=len(pointer.entries) + 1)
+    entries = [*pointer.entries, *_chained([asdict(numbered)], pointer.entries)]
+    history = [
+        {
+            **entry.entry, "follows": entry.follows, SEAL: entry.digest,
+            **({SIGNATURE: entry.signature} if entry.signature else {}),
+        }
+        for entry in entries
+    ]  # fmt: skip
+    content = sealed({"schema": SCHEMA, "history": history}, "champion")
+    write_atomically(folder / POINTER_FILE, content)
     return numbered
+
+
+def _chained(
+    rows: Iterable[Mapping[str, Any]], after: Sequence[Sealed], *, sign: bool = True
+) -> Iterator[Sealed]:
+    """Entries that follow on others; those of a file from before seals are not signed."""
+    before = after[-1].digest if after else FIRST
+    for entry in rows:
+        digest = _digest(entry, before)
+        yield Sealed(entry, before, digest, signature_of("entry", digest) if sign else None)
+        before = digest
 
 
 @contextmanager

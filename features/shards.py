@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -72,7 +72,7 @@ WINDOW_COLUMNS = tuple(name for name, _ in WINDOW_FIELDS)
 _WINDOW_SCHEMA = pa.schema(WINDOW_FIELDS)
 
 
-def write_table(table: pa.Table, path: Path) -> None:
+def write_table(table: pa.Table, path: Path | BinaryIO) -> None:
     """Parquet with page checksums: a flipped bit is an error on reading, not a wrong number."""
     pq.write_table(table, path, compression="zstd", write_page_checksum=True, version="2.6")
 

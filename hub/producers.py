@@ -167,7 +167,7 @@ def metrics(project: Project) -> Iterator[ModelMetric]:
         about: dict[str, Any] = {
             "at": _now(),
             "origin": f"test side of recipe {report.recipe}, dataset {report.dataset_version[:12]}",
-            "data_at": made.path("report").stat().st_mtime,
+            "data_at": made.place("report").stat().st_mtime,
             "recipe": report.recipe,
         }
         yield _metric(report.macro_f1, model=report.model, mode=report.mode, **about)

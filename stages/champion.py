@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
+import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +16,19 @@ from champion.history import (
     TRAINING_FILE,
     Champion,
     ChampionError,
+    check_kept,
     keep,
     kept_path,
     likeness_file,
     load_kept,
+    load_likeness,
+    load_rule,
     now,
     put_in_use,
     read_champion,
     read_training,
     rule_file,
+    training_digest,
 )
 from champion.rules import (
     ALARM_RECIPES,
@@ -41,6 +45,7 @@ from champion.rules import (
     grounds_against_first,
     known_to,
 )
+from config.signing import sealed, unsealed
 from datasets.windows import inputs, read_channel_means, read_dataset
 from episodes.store import StoreError
 from evaluation.baselines import shortcut_predictions
@@ -50,7 +55,7 @@ from evaluation.scores import phases_of, prediction_rows
 from evaluation.wording import objection, unlike_notes
 from features.files import fingerprint, write_atomically
 from features.loaders import read_windows
-from features.shards import read_table
+from features.shards import read_table, write_table
 from models.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -58,7 +63,6 @@ from models.checkpoint import (
     check_contract,
     checkpoint_path,
     read_header,
-    read_sidecar,
 )
 from models.inspection import Entry, verify
 from models.registry import VARIANTS, Variant, find_variant
@@ -77,6 +81,10 @@ if TYPE_CHECKING:
     from stages.manifest import Manifest
     from stages.project import Project
     from stages.workspace import Workspace
+
+log = logging.getLogger("phasewatch")
+
+_REFERENCE = {field.alias or name for name, field in DriftReference.model_fields.items()}
 
 CANDIDATES = [variant for variant in VARIANTS if variant.mode == "realistic"]
 
@@ -99,7 +107,7 @@ class Renewed:
 
     @property
     def path(self) -> str | None:
-        return str(self.page.path("page")) if self.page else None
+        return str(self.page.place("page")) if self.page else None
 
     @property
     def line(self) -> str:
@@ -247,13 +255,17 @@ class ChampionStage(Stage):
         (champion,) = artifacts.values()
         if champion is None:
             return Reason("not_made", {"outputs": [self.name]})
-        path = kept_path(project.workspace.champion_folder, champion)
+        folder, layout = project.workspace.champion_folder, project.workspace.layout
+        path = kept_path(folder, champion)
         try:
             header = read_header(path)
             if verify:
-                read_sidecar(path, header)
-            check_contract(header, project.workspace.layout, str(path))
-            read_training(project.workspace.champion_folder, champion)
+                check_kept(folder, champion)
+            check_contract(header, layout, str(path))
+            if verify and champion.alarm_rules:
+                load_rule(folder, champion)
+                load_likeness(folder, champion, layout)
+            read_training(folder, champion)
             if _kept_reference(project, champion) is None:
                 _training_windows(project, champion)  # it can be made again
         except ContractMismatchError as error:
@@ -426,6 +438,7 @@ def promote(
             f"{challenger.name} was retrained during its trial; try again: phasewatch promote "
             f"{challenger.model}"
         )
+    training = {recipe: training_digest(_training(project, recipe)) for recipe in kept}
     alarm_rules = {
         recipe: read_rule(project.existing(f"alarm_rules/{challenger.name}", recipe)).id
         for recipe in kept
@@ -439,7 +452,7 @@ def promote(
         checkpoints=kept, since=now(), by=by, why=why, evidence=judgement.recipes,
         previous=None, alarm_rules=alarm_rules,
         likeness=likeness.facts["likeness_id"] if likeness else "",
-        accepted=accepted if judgement.accepted else None,
+        accepted=accepted if judgement.accepted else None, training=training,
     )  # fmt: skip
     promoted = put_in_use(workspace.champion_folder, champion, judged_against=trial.champion)
     return replace(trial, promoted=promoted, renewed=renew_page(workspace))
@@ -574,7 +587,7 @@ def kept_files(project: Project, recipe: str, variant: Variant) -> dict[str, byt
     dataset = project.existing("datasets", recipe)
     table = read_dataset(dataset).filter(pl.col("split") != "test")
     episodes = io.BytesIO()
-    table.select(TRAINING_COLUMNS).unique().sort("episode_id").write_parquet(episodes)
+    write_table(_training(project, recipe).to_arrow(), episodes)
     rule = read_rule(project.existing(f"alarm_rules/{variant.name}", recipe))
     files = {TRAINING_FILE: episodes.getvalue(), rule_file(rule.id): rule.text().encode()}
     if recipe == SERVED:
@@ -587,6 +600,13 @@ def kept_files(project: Project, recipe: str, variant: Variant) -> dict[str, byt
     return files
 
 
+def _training(project: Project, recipe: str) -> pl.DataFrame:
+    """The episodes of a recipe's training side."""
+    table = read_dataset(project.existing("datasets", recipe), [*TRAINING_COLUMNS, "split"])
+    training = table.filter(pl.col("split") != "test").select(TRAINING_COLUMNS)
+    return training.unique().sort("episode_id")
+
+
 def drift_reference(project: Project, champion: Champion) -> DriftReference:
     """What drift compares batches with: kept with the champion, made again if it was lost.
 
@@ -596,6 +616,7 @@ def drift_reference(project: Project, champion: Champion) -> DriftReference:
     kept = _kept_reference(project, champion)
     if kept is not None:
         return kept
+    log.warning("%s: lost or damaged; it is made again", _reference_path(project, champion))
     windows = _training_windows(project, champion)
     workspace = project.workspace
     checkpoint = load_kept(workspace.champion_folder, champion, workspace.layout)
@@ -610,13 +631,13 @@ def _reference_path(project: Project, champion: Champion) -> Path:
 
 
 def _reference_text(value: DriftReference) -> bytes:
-    return json.dumps(value.model_dump(), allow_nan=False).encode()
+    return sealed(value.model_dump(), "reference", indent=None)
 
 
 def _kept_reference(project: Project, champion: Champion) -> DriftReference | None:
     try:
         content = _reference_path(project, champion).read_bytes()
-        return DriftReference.model_validate_json(content)
+        return DriftReference.model_validate(unsealed(content, _REFERENCE).value)
     except (OSError, ValueError):
         return None
 

@@ -247,11 +247,8 @@ def unavailable(project: Project) -> dict[str, Reason]:
     batches, size = list(project.listing.batches), 1
     while batches:
         some, batches, size = batches[:size], batches[size:], 2 * size
-        tables += _described(
-            index.path("index")
-            for batch in some
-            if (index := project.artifacts("ingest", batch)[INDEX]) is not None
-        )
+        indices = [project.artifacts("ingest", batch)[INDEX] for batch in some]
+        tables += _described(i.path("index") for i in indices if i and not i.damage())
         if not tables:
             continue
         episodes = pl.concat(tables).filter(pl.col("verdict").is_in(USABLE))

@@ -203,8 +203,8 @@ class EvalReports(FolderStage):
             "confusion": Markdown(f"![confusion](data:image/png;base64,{encoded})"),
             "warnings": Markdown("\n".join(f"- {sentence(w)}" for w in report.warnings) or "none"),
             "model_card": Markdown(body_of(artifact.path("card").read_text())),
-            "card": artifact.path("card"),
-            "report": artifact.path("report"),
+            "card": artifact.place("card"),
+            "report": artifact.place("report"),
             **{f"f1_{row.name}": row.f1.value for row in report.per_class},
             **{f"baseline_{row.name}": row.macro_f1.value for row in report.baselines},
         }

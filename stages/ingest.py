@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from config.signing import sealed, unsealed
 from features.code import PATH, code_of
-from features.contract import canonical_json, contract_hashes, contract_of, diff_contracts
+from features.contract import Contract, canonical_json, contract_hashes, contract_of, diff_contracts
 from features.files import write_atomically
 from features.shards import read_table
 from models.checkpoint import check_code
@@ -23,7 +23,7 @@ from stages.batch import (
     to_judge,
 )
 from stages.judging import judging_ahead
-from stages.manifest import Manifest, read_manifest
+from stages.manifest import Manifest, manifest_damage, read_manifest
 from stages.stage import Artifacts, Check, CheckResult, Output, Stage
 from stages.status import Reason, StageError
 
@@ -123,7 +123,7 @@ class Ingest(Stage):
 
     def read(self, project: Project, key: str) -> Artifacts:
         folder = self.folder(project, key)
-        return {output.name: read_manifest(folder / output.name) for output in self.outputs}
+        return {o.name: read_manifest(folder / o.name, _command(key)) for o in self.outputs}
 
     def episodes(self, project: Project, batch: str) -> tuple[StoredEpisode, ...]:
         """The batch's episodes as the store lists them.
@@ -146,6 +146,10 @@ class Ingest(Stage):
             remedy = "Name a batch of this store (phasewatch sync --json lists them), or its store."
             return Reason("not_in_store", {"store": str(workspace.store_path)}, remedy=remedy)
         missing = [name for name, manifest in artifacts.items() if manifest is None]
+        folder = self.folder(project, key)
+        for name in missing:
+            if damage := manifest_damage(folder / name):
+                return Reason("damaged", {"problem": damage}, remedy=_remake(key))
         if missing:
             return Reason("not_made", {"outputs": missing})
         settings = project.batch_settings
@@ -217,8 +221,12 @@ class Ingest(Stage):
         }
 
 
+def _command(batch: str) -> str:
+    return f"phasewatch run --batch {batch}"
+
+
 def _remake(batch: str) -> str:
-    return f"Run: phasewatch run --batch {batch}"
+    return f"Run: {_command(batch)}"
 
 
 def _changed(episodes: Sequence[StoredEpisode], index: Manifest | None) -> Reason:
@@ -242,17 +250,27 @@ def _changed(episodes: Sequence[StoredEpisode], index: Manifest | None) -> Reaso
 def keep_contracts(folder: Path, layout: Layout) -> None:
     """Write the contracts in force where a later difference can be explained from, and the code."""
     for kind, digest in contract_hashes(layout).items():
-        path = folder / f"{digest}.json"
-        if not path.exists():
-            write_atomically(path, canonical_json(contract_of(layout, kind).sections))
+        path, content = (
+            folder / f"{digest}.json",
+            canonical_json(contract_of(layout, kind).sections),
+        )
+        if not path.exists() or path.read_bytes() != content:
+            write_atomically(path, content)
     code = code_of(PATH)
     path = folder / f"{_CODE}{code.digest}.json"
-    if not path.exists():
-        text = json.dumps(recorded_code(code), indent=1)
-        write_atomically(path, text.encode() + b"\n")
+    if _read_code(path) != recorded_code(code):
+        write_atomically(path, sealed(recorded_code(code), None))
 
 
 _CODE = "code-"
+
+
+def _read_code(path: Path) -> dict[str, Any] | None:
+    """A code as ``keep_contracts`` wrote it; None: it is not there, or was changed since."""
+    try:
+        return unsealed(path.read_bytes(), set(recorded_code(code_of(PATH)))).value
+    except (OSError, ValueError):
+        return None
 
 
 def check_corpus_code(workspace: Workspace) -> None:
@@ -264,10 +282,8 @@ def check_corpus_code(workspace: Workspace) -> None:
         CodeChangedError: lists what comes out otherwise, by rule.
     """
     folder, code = workspace.contracts_folder, code_of(PATH)
-    made_with: list[object] = []
-    for path in folder.glob(f"{_CODE}*.json"):
-        with suppress(OSError, ValueError):
-            made_with.append(json.loads(path.read_bytes()))
+    found = (_read_code(path) for path in sorted(folder.glob(f"{_CODE}*.json")))
+    made_with = [recorded for recorded in found if recorded is not None]
     same = [recorded for recorded in made_with if not code.changes(recorded)]
     latest = same[0] if same else made_with[-1] if made_with else None
     if latest is None and not any(folder.glob("*.json")) and other_layout(workspace.layout):
@@ -298,7 +314,9 @@ def contract_drift(artifacts: Artifacts, folder: Path, layout: Layout) -> list[s
     for kind, digest in sorted(made):
         try:
             sections = json.loads((folder / f"{digest}.json").read_bytes())
-        except (OSError, ValueError):
+            if Contract(sections).hash != digest:
+                raise ValueError("it was changed after it was written")
+        except (OSError, ValueError, TypeError, AttributeError):
             lines.append(f"{kind}: was contract {digest[:12]}, now {live.get(kind, '')[:12]}")
         else:
             lines += diff_contracts(sections, contract_of(layout, kind).sections)

@@ -7,15 +7,15 @@ state or the new one, never a mixture.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from config.signing import Signed, sealed, signed, unsealed
 from episodes.environment import settled
 from features.files import (
     check_may_write,
@@ -24,11 +24,21 @@ from features.files import (
     where_offered,
     write_atomically,
 )
+from stages.status import StageError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 MANIFEST_FILE = "manifest.json"
+_FIELDS, _SINCE = {"fingerprint", "files", "facts"}, {"stage_version"}
+
+
+class DamagedError(StageError):
+    """A file is not the one that its manifest lists; the message says which, and what to do."""
+
+    def __init__(self, problem: str, remedy: str):
+        super().__init__(f"{problem}. Run: {remedy}" if remedy else problem)
+        self.problem = problem
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,9 @@ class Manifest:
     files: dict[str, dict[str, Any]]  # role -> {"name", "sha256", "bytes"}
     facts: dict[str, Any]
     stage_version: str = ""  # of the stage that wrote it; empty: written before it was recorded
+    remedy: str = field(default="", compare=False)  # the command that makes it again
+    digest: str | None = field(default=None, compare=False)  # its seal; None: it has none
+    signature: Any = field(default=None, compare=False)
 
     @property
     def version(self) -> str:
@@ -53,11 +66,27 @@ class Manifest:
     def n_bytes(self) -> int:
         return sum(file["bytes"] for file in self.files.values())
 
-    def path(self, role: str) -> Path:
+    @property
+    def signed(self) -> Signed:
+        """Who signed it; with its files, because it has their hashes."""
+        return signed("manifest", self.digest, self.signature)
+
+    def place(self, role: str) -> Path:
+        """Where a file is, whatever is in it."""
         return self.folder / self.files[role]["name"]
 
+    def path(self, role: str) -> Path:
+        """A file to be read: it was looked at in this process, and is as it was written.
+
+        Raises:
+            DamagedError: it is gone, or was changed.
+        """
+        if problem := self.damage(roles=(role,)):
+            raise DamagedError(problem, self.remedy)
+        return self.place(role)
+
     def paths(self, kind: str) -> list[Path]:
-        """The files whose role contains ``kind``, in the order of their roles."""
+        """The files whose role contains ``kind``, in the order of their roles; see ``path``."""
         return [self.path(role) for role in sorted(self.files) if kind in role]
 
     def damage(self, *, verify: bool = True, roles: Collection[str] | None = None) -> str | None:
@@ -75,11 +104,11 @@ class Manifest:
             except OSError:
                 state = None
             if state is None or not stat.S_ISREG(state.st_mode):
-                return f"{self.path(role)} is gone"
+                return f"{self.place(role)} is gone"
             if state.st_size != file["bytes"] or (
                 verify and _sha256(path, state) != file["sha256"]
             ):
-                return f"{self.path(role)} was changed after it was written"
+                return f"{self.place(role)} was changed after it was written"
         return None
 
 
@@ -97,23 +126,48 @@ def _sha256(path: str, state: os.stat_result) -> str:
     return digest
 
 
-def read_manifest(folder: Path) -> Manifest | None:
-    """The artifact in ``folder``, None if there is no readable one."""
+def read_manifest(folder: Path, remedy: str = "") -> Manifest | None:
+    """The artifact in ``folder``, None if there is no readable one; see ``manifest_damage``."""
     try:
-        with open(f"{folder}/{MANIFEST_FILE}", "rb", buffering=0) as file:  # noqa: PTH123
-            value = json.loads(file.read().decode())
-        files = {
-            str(role): {
-                "name": _base_name(str(file["name"])),
-                "sha256": str(file["sha256"]),
-                "bytes": int(file["bytes"]),
-            }
-            for role, file in value["files"].items()
-        }
-        fingerprint, facts = str(value["fingerprint"]), dict(value["facts"])
-        return Manifest(folder, fingerprint, files, facts, str(value.get("stage_version", "")))
+        return _read(folder, remedy)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def manifest_damage(folder: Path) -> str | None:
+    """Why there is no readable artifact in ``folder``; None if there is one, or nothing at all."""
+    try:
+        _read(folder, "")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        return f"{folder / MANIFEST_FILE}: cannot be used: {why}"
+    return None
+
+
+def _read(folder: Path, remedy: str) -> Manifest:
+    with open(f"{folder}/{MANIFEST_FILE}", "rb", buffering=0) as file:  # noqa: PTH123
+        content = unsealed(file.read(), _FIELDS, _SINCE)
+    value = content.value
+    files = {
+        str(role): {
+            "name": _base_name(str(file["name"])),
+            "sha256": str(file["sha256"]),
+            "bytes": int(file["bytes"]),
+        }
+        for role, file in value["files"].items()
+    }
+    return Manifest(
+        folder,
+        str(value["fingerprint"]),
+        files,
+        dict(value["facts"]),
+        str(value.get("stage_version", "")),
+        remedy,
+        content.digest,
+        content.signature,
+    )
 
 
 def _base_name(name: str) -> str:
@@ -126,9 +180,10 @@ def write_manifest(manifest: Manifest) -> Manifest:
         "fingerprint": manifest.fingerprint, "files": manifest.files, "facts": manifest.facts,
         "stage_version": manifest.stage_version,
     }  # fmt: skip
-    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
-    write_atomically(manifest.folder / MANIFEST_FILE, text.encode() + b"\n")
-    return manifest
+    content = sealed(value, "manifest")
+    write_atomically(manifest.folder / MANIFEST_FILE, content)
+    seal = unsealed(content, _FIELDS, _SINCE)
+    return replace(manifest, digest=seal.digest, signature=seal.signature)
 
 
 class Draft:

@@ -265,4 +265,4 @@ class Predictions(FolderStage):
 
     def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
         manifest = artifacts[self.name]
-        return f"{manifest.facts['windows']} windows in {manifest.path('predictions')}"
+        return f"{manifest.facts['windows']} windows in {manifest.place('predictions')}"

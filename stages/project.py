@@ -25,6 +25,7 @@ from models.checkpoint import (
 from stages import registry
 from stages.batch import settings_fingerprint
 from stages.datasets import unavailable
+from stages.manifest import DamagedError
 from stages.status import REASONS, Reason, StageError, Status
 
 if TYPE_CHECKING:
@@ -178,7 +179,10 @@ class Project:
         else:  # with the options of a run
             artifacts = stage.read(self, key)
         chosen = {n: a for n, a in artifacts.items() if outputs is None or n in outputs}
-        reason = stage.reason(self, key, chosen, verify=verify)
+        try:
+            reason = stage.reason(self, key, chosen, verify=verify)
+        except DamagedError as error:  # found out while asking why it is not current
+            reason = Reason("damaged", {"problem": error.problem})
         if reason is not None and _made_by_other_code(stage, chosen, reason):
             reason = Reason("version")
         address = self.workspace.address

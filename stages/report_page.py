@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from champion.history import ChampionError, now, read_champion
+from config.signing import sealed, unsealed
 from datasets.splits import RECIPES
 from evaluation.documents import BatchDrift, Comparisons, EvalReport, Objection
 from evaluation.tables import tables
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
 
 
 HISTORY_FILE = "history.jsonl"
+_HISTORY = {
+    "made", "recipe", "model", "mode", "checkpoint_id", "dataset_version", "macro_f1",
+    "macro_f1_filtered", "false_alarms_per_hour", "clean_time_alarmed",
+}  # fmt: skip
+
+log = logging.getLogger("phasewatch")
 
 
 @dataclass(frozen=True)
@@ -198,20 +205,29 @@ class ReportPage(ManifestStage):
         return {self.name: write_manifest(manifest)}
 
     def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:
-        return {**artifact.facts, "page": artifact.path("page")}
+        return {**artifact.facts, "page": artifact.place("page")}
 
     def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
         left_out = artifacts[self.name].facts["left_out"]
         note = f", {len(left_out)} documents left out" if left_out else ""
-        return f"{artifacts[self.name].path('page')}{note}"
+        return f"{artifacts[self.name].place('page')}{note}"
 
 
 def _history(path: Path, reports: Sequence[EvalReport]) -> list[dict[str, Any]]:
-    """The figures of every checkpoint that was ever on the page; adds those that are new."""
+    """The figures of every checkpoint that was ever on the page; adds those that are new.
+
+    A line that was damaged stays in the file, is named, and is not on the page.
+    """
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError):  # lost: it begins anew
-        rows = []
+        lines = path.read_bytes().splitlines()
+    except OSError:  # there is none yet
+        lines = []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(unsealed(line, _HISTORY).value)
+        except ValueError as error:
+            log.warning("%s: line %d is left out of the page: it %s", path, number, error)
     known = {(row["recipe"], row["checkpoint_id"]) for row in rows}
     added = [
         {
@@ -227,8 +243,8 @@ def _history(path: Path, reports: Sequence[EvalReport]) -> list[dict[str, Any]]:
         if (r.recipe, r.checkpoint_id) not in known
     ]
     if added:
-        text = "".join(json.dumps(row) + "\n" for row in (*rows, *added))
-        write_atomically(path, text.encode())
+        new = [sealed(row, None, indent=None) for row in added]
+        write_atomically(path, b"".join([*(line + b"\n" for line in lines), *new]))
     return [*rows, *added]
 
 

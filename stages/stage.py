@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from champion.history import ChampionError
 from models.checkpoint import CheckpointError
-from stages.manifest import Draft, Manifest, draft, read_manifest
+from stages.manifest import Draft, Manifest, draft, manifest_damage, read_manifest
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
@@ -189,14 +189,15 @@ class ManifestStage(Stage):
         return Reason("inputs", {"inputs": list(self.inputs)})
 
     def read(self, project: Project, key: str) -> Artifacts:
-        return {self.outputs[0].name: read_manifest(self.folder(project.workspace, key))}
+        folder = self.folder(project.workspace, key)
+        return {self.outputs[0].name: read_manifest(folder, self.remedy(key))}
 
     def reason(
         self, project: Project, key: str, artifacts: Artifacts, *, verify: bool
     ) -> Reason | None:
         (manifest,) = artifacts.values()
         if manifest is None:
-            return Reason("not_made", {"outputs": [self.name]})
+            return self._absent(project, key)
         if damage := manifest.damage(verify=verify):
             return Reason("damaged", {"problem": damage})
         try:
@@ -205,6 +206,16 @@ class ManifestStage(Stage):
         except (StageError, ChampionError, CheckpointError):
             pass  # an input is missing or does not load
         return self.why(project, key, manifest)
+
+    def _absent(self, project: Project, key: str) -> Reason:
+        """It was never made, or its manifest cannot be read."""
+        try:
+            damage = manifest_damage(self.folder(project.workspace, key))
+        except (StageError, ChampionError):  # nobody can say where it would be
+            damage = None
+        if damage:
+            return Reason("damaged", {"problem": damage})
+        return Reason("not_made", {"outputs": [self.name]})
 
 
 class FolderStage(ManifestStage):

@@ -16,11 +16,21 @@ from typing import Any
 from unittest.mock import patch
 
 import dagster as dg
+import polars as pl
 import pytest
 from builders import PROFILES, StoreBuilder
 
 from champion import history
-from champion.history import SERVED, Champion, keep, now, read_champion
+from champion.history import (
+    SERVED,
+    TRAINING_FILE,
+    Champion,
+    keep,
+    kept_folder,
+    now,
+    read_champion,
+    training_digest,
+)
 from datasets.splits import RECIPES
 from models.checkpoint import Checkpoint, checkpoint_path, load_checkpoint
 from models.registry import MODELS, find_variant
@@ -177,10 +187,11 @@ def put_in_use(lab: Lab, model: str, folder: Path | None = None) -> Champion:
     kept = dict.fromkeys(HAD, keep(folder, path, files))
     rule = read_rule(lab.project.existing(f"alarm_rules/{chosen.name}", RECIPE))
     before = read_champion(folder)
+    training = training_digest(pl.read_parquet(kept_folder(folder, kept[SERVED]) / TRAINING_FILE))
     champion = Champion(
         number=0, action="promoted", model=model, mode="realistic", served=SERVED,
         checkpoints=kept, since=now(), by="test", why="", evidence={}, previous=None,
-        alarm_rules=dict.fromkeys(HAD, rule.id),
+        alarm_rules=dict.fromkeys(HAD, rule.id), training=dict.fromkeys(HAD, training),
     )  # fmt: skip
     return history.put_in_use(folder, champion, judged_against=before)
 

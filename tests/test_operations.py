@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,7 @@ from typer.testing import CliRunner, Result
 
 from assets.factory import asset_key, asset_keys
 from assets.partitions import BATCHES
+from champion.history import BEFORE_SEALS, read_history
 from models.registry import VARIANTS
 from pipelines.automation import new_batches, nightly
 from pipelines.cli.app import FAILED, USAGE, app, main
@@ -252,9 +254,8 @@ def test_nothing_is_scored_where_nothing_can_come_of_it(retrained: Lab) -> None:
     assert jobs_of(tick(lab)) == {"score": scored}
 
     pointer = lab.workspace.champion_folder / "champion.json"
-    history = json.loads(pointer.read_text())
-    history["history"][-1]["alarm_rules"] = {}
-    pointer.write_text(json.dumps(history))
+    rows = [asdict(replace(each, alarm_rules={})) for each in read_history(pointer.parent)]
+    pointer.write_text(json.dumps({"schema": BEFORE_SEALS, "history": rows}))
     assert jobs_of(tick(lab)) == {}  # promoted before alarm rules
 
 

@@ -483,14 +483,14 @@ def test_a_flipped_bit_is_found(position: int, tmp_path: Path):
     content = bytearray(300)
     content[position] ^= 1
     manifest.path("data").write_bytes(content)
-    assert manifest.damage() == f"{manifest.path('data')} was changed after it was written"
+    assert manifest.damage() == f"{manifest.place('data')} was changed after it was written"
     assert reusable(tmp_path, "i") is None
 
 
 def test_a_file_that_is_gone_is_found(tmp_path: Path):
     manifest = write(tmp_path, b"x")
     manifest.path("data").unlink()
-    assert manifest.damage() == f"{manifest.path('data')} is gone"
+    assert manifest.damage() == f"{manifest.place('data')} is gone"
     assert reusable(tmp_path, "i") is None
 
 

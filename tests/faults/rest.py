@@ -1,0 +1,292 @@
+"""Faults of data at rest: one bit is another, or the end is gone, in every kind of file.
+
+The commands that read a file are asked in this process, because a command of its own costs a second
+for each try. What they answer without the fault is the measure: the same, or a refusal that names
+the file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from builders import PROFILES, StoreBuilder
+from held_out import BAD, GOOD, WINDOWS, report_of
+from lab import RECIPE, TINY, Lab, bundle_of, put_in_use
+
+from champion.history import ChampionError, read_history
+from evaluation.documents import EvalReport, Latency, document_text
+from faults.table import Bench, Outcome, fault
+from features.registry import LAYOUT
+from features.shards import read_table
+from live.bundle import BundleError, load_bundle
+from models.checkpoint import CheckpointError
+from models.registry import find_variant
+from stages.alarm_rules import rule_of
+from stages.batch import INDEX, TENSORS, read_index
+from stages.champion import drift_reference
+from stages.datasets import open_windows
+from stages.evaluation import read_report
+from stages.ingest import contract_drift
+from stages.likeness import likeness_of, likeness_of_test
+from stages.manifest import draft
+from stages.project import Project
+from stages.report_page import HISTORY_FILE, _history
+from stages.scoring import champion_scorer
+from stages.status import StageError
+
+GBT, CNN = find_variant("gbt", "realistic"), find_variant("cnn", "realistic")
+REFUSALS = (StageError, ChampionError, CheckpointError, BundleError)
+BUNDLE = "bundle"
+
+
+# --- an artifacts folder with every kind of file
+
+
+def _make(folder: Path) -> None:
+    """Ingested, trained, judged, promoted, scored, bundled, and reported on; a few models alone."""
+    store = StoreBuilder(folder / "store")
+    store.populate(profiles=PROFILES[:3], variants=3, duration_s=40)
+    lab = Lab(store, folder / "artifacts", None, TINY)  # type: ignore[arg-type]
+    project = lab.project
+    for batch in project.listing.batches:
+        project.make(project.stages["ingest"], batch)
+    for name in ("datasets", f"checkpoints/{GBT.name}", f"alarm_rules/{GBT.name}",
+                 "likeness/realistic"):  # fmt: skip
+        project.make(project.stages[name], RECIPE)
+    put_in_use(lab, GBT.model)
+    put_in_use(lab, GBT.model)
+    project = lab.project
+    project.make(project.stages["predictions"], next(iter(project.listing.batches)))
+    bundle_of(lab, GBT.model, folder / "artifacts" / BUNDLE)
+    report = EvalReport.model_validate(report_of(WINDOWS, GOOD, BAD, BAD))
+    latency = Latency(processor="none", windows=1, median_ms=1.0, p99_ms=1.0)
+    with draft(project.stages[f"eval_reports/{GBT.name}"].folder(lab.workspace, RECIPE)) as staged:
+        staged.new_file("report", ".json").write_text(document_text(report))
+        staged.commit("made for this", {"latency": latency.model_dump()})
+    _history(_history_path(project), [report, report.model_copy(update={"checkpoint_id": "b"})])
+
+
+def _history_path(project: Project) -> Path:
+    return project.workspace.report_page.with_name(HISTORY_FILE)
+
+
+# --- what reads a file, and what it answers
+
+
+def _training_data(project: Project) -> Any:
+    answer = []
+    for variant in (GBT, CNN):
+        examples = open_windows(project, RECIPE, variant, "test")
+        answer += [np.asarray(examples.X[:]).tobytes(), examples.y.tobytes()]
+    verdicts = [
+        {
+            key: (entry.record.as_row(), entry.place)
+            for key, entry in read_index(files[INDEX]).items()
+        }
+        for files in (project.artifacts("ingest", batch) for batch in project.listing.batches)
+    ]
+    return answer, verdicts
+
+
+def _checkpoint(project: Project) -> Any:
+    checkpoint = project.checkpoint(GBT, RECIPE)
+    X = np.random.default_rng(0).normal(size=(8, sum(checkpoint.header["keep_mask"])))
+    return checkpoint.header, checkpoint.model.predict_proba(X.astype(np.float32)).tobytes()
+
+
+def _bound(project: Project) -> Any:
+    checkpoint = project.checkpoint(GBT, RECIPE)
+    rule, likeness = rule_of(project, checkpoint), likeness_of(project, checkpoint)
+    assert rule is not None
+    assert likeness is not None
+    test = likeness_of_test(project.existing("likeness/realistic", RECIPE))
+    return rule.text(), likeness.to_bytes(), test
+
+
+def _champion(project: Project) -> Any:
+    scorer = champion_scorer(project)
+    assert scorer.training is not None
+    X = np.random.default_rng(0).normal(size=(8, sum(scorer.checkpoint.header["keep_mask"])))
+    return (
+        read_history(project.workspace.champion_folder),
+        scorer.checkpoint.model.predict_proba(X.astype(np.float32)).tobytes(),
+        scorer.required_rule().text(),
+        scorer.likeness and scorer.likeness.id,
+        scorer.training.rows(),
+        drift_reference(project, scorer.champion).model_dump(),  # type: ignore[arg-type]
+    )
+
+
+def _statuses(project: Project) -> Any:
+    """What every status and every fact says; damage is a status, so it is raised here."""
+    answer = []
+    for stage in project.stages.values():
+        for status in project.statuses(stage):
+            if status.state == "damaged":
+                raise StageError.of([status])
+            answer.append(status.as_row())
+            found = project.artifacts(stage.name, status.key).values()
+            answer += [a.facts for a in found if hasattr(a, "files")]
+    return answer
+
+
+def _predictions(project: Project) -> Any:
+    batch = next(iter(project.listing.batches))
+    return pl.DataFrame(
+        read_table(project.artifact("predictions", batch).path("predictions"))
+    ).rows()
+
+
+def _report_of(project: Project) -> Any:
+    return read_report(project.existing(f"eval_reports/{GBT.name}", RECIPE))
+
+
+def _bundle(project: Project) -> Any:
+    bundle = load_bundle(project.workspace.artifacts_path / BUNDLE)
+    X = np.random.default_rng(0).normal(size=(8, *bundle.input_shape)).astype(np.float32)
+    return bundle.head, bundle.runtime.proba(X).tobytes(), bundle.rule.text()
+
+
+def _contracts(project: Project) -> Any:
+    """Another layout is explained; without the old contract, its hash alone is said."""
+    batch = project.artifacts("ingest", next(iter(project.listing.batches)))
+    other = replace(LAYOUT, stats=LAYOUT.stats[:-1])
+    lines = contract_drift({TENSORS: batch[TENSORS]}, project.workspace.contracts_folder, other)
+    if any(": was contract " in line for line in lines):
+        logging.getLogger("phasewatch").warning("%s", lines)
+    return lines
+
+
+def _kept_history(project: Project) -> Any:
+    return _history(_history_path(project), [])
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file: where it is below the artifacts folder, and what reads it."""
+
+    pattern: str
+    read: Callable[[Project], Any]
+    quick: int = 2
+
+
+KINDS = {
+    "series shard": Kind("batches/*/tensor_shards/series-*.npy", _training_data),
+    "level shard": Kind("batches/*/tensor_shards/level-*.npy", _training_data),
+    "statistics shard": Kind("batches/*/feature_shards/features-*.npy", _training_data),
+    "window table": Kind("batches/*/*_shards/windows-*.parquet", _training_data),
+    "validation index": Kind("batches/*/validation_index/*.parquet", _training_data),
+    "dataset": Kind("datasets/*/windows*.parquet", _training_data),
+    "manifest": Kind("**/manifest.json", _statuses),
+    "contract": Kind("contracts/*.json", _contracts),
+    "checkpoint header": Kind("checkpoints/*/*.ckpt.json", _checkpoint),
+    "checkpoint sidecar": Kind("checkpoints/*/*.ubj", _checkpoint),
+    "alarm rule": Kind("alarm_rules/**/rule.*.json", _bound),
+    "likeness": Kind("likeness/**/*.[sp]a*", _bound),
+    "champion's pointer": Kind("champion/champion.json", _champion),
+    "champion's copies": Kind("champion/checkpoints/*/*", _champion),
+    "predictions": Kind("predictions/**/predictions.*.parquet", _predictions),
+    "report": Kind("reports/*/*/report.*.json", _report_of),
+    "history of figures": Kind("reports/history.jsonl", _kept_history),
+    "bundle": Kind("bundle/*", _bundle),
+}
+
+
+# --- the faults
+
+
+@dataclass
+class Place:
+    """An artifacts folder of this process: a file is damaged, asked about and mended again."""
+
+    project: Callable[[], Project]
+    artifacts: Path
+    answers: dict[str, Any]
+
+
+_places: dict[Path, Place] = {}
+
+
+def _place(bench: Bench) -> Place:
+    made = bench.made("artifacts", _make)
+    if bench.base not in _places:
+        own = bench.made(f"artifacts-{os.getpid()}", lambda to: _copied(made, to))
+        lab = Lab(StoreBuilder.reopen(own / "store"), own / "artifacts", None, TINY)  # type: ignore[arg-type]
+        _places[bench.base] = Place(lambda: lab.project, lab.artifacts, {})
+    return _places[bench.base]
+
+
+def _copied(made: Path, to: Path) -> None:
+    shutil.copytree(made, to, dirs_exist_ok=True)
+
+
+@contextmanager
+def _said() -> Iterator[list[str]]:
+    """What is logged within."""
+    lines: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("phasewatch")
+    logger.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+
+
+def _damaged(bench: Bench, kind: Kind, damage: Callable[[Bench, bytes], bytes]) -> Outcome:
+    place = _place(bench)
+    if kind.pattern not in place.answers:
+        place.answers[kind.pattern] = kind.read(place.project())
+    files = sorted(path for path in place.artifacts.glob(kind.pattern) if path.is_file())
+    path = bench.random.choice([path for path in files if path.stat().st_size])
+    content = path.read_bytes()
+    path.write_bytes(damage(bench, content))
+    try:
+        with _said() as lines:
+            answer = kind.read(place.project())
+        if answer == place.answers[kind.pattern]:
+            return Outcome("harmless")
+        if any(path.name in line or path.stem in line for line in lines):
+            return Outcome("noticed")
+        return Outcome("wrong", f"{path}: another answer, without a word")
+    except REFUSALS as error:
+        named = path.name in str(error) or str(path.parent) in str(error)
+        return Outcome("noticed" if named else "wrong", f"{path}: {error}")
+    finally:
+        path.write_bytes(content)
+
+
+def flipped(bench: Bench, content: bytes) -> bytes:
+    """One bit is another."""
+    position, changed = bench.random.randrange(8 * len(content)), bytearray(content)
+    changed[position // 8] ^= 1 << position % 8
+    return bytes(changed)
+
+
+def cut(bench: Bench, content: bytes) -> bytes:
+    """The end is gone: of a crash, or of a copy that broke off."""
+    return content[: bench.random.randrange(len(content))]
+
+
+def _declare(name: str, kind: Kind) -> None:
+    @fault(f"flipped bit: {name}", tries=200, quick=kind.quick)
+    def flip(bench: Bench) -> Outcome:
+        return _damaged(bench, kind, flipped)
+
+    @fault(f"cut: {name}", tries=200, quick=kind.quick)
+    def shorten(bench: Bench) -> Outcome:
+        return _damaged(bench, kind, cut)
+
+
+for _name, _kind in KINDS.items():
+    _declare(_name, _kind)
