@@ -19,7 +19,16 @@ from typing import Any, Literal
 
 import polars as pl
 
-from config.signing import SEAL, SIGNATURE, Signed, sealed, signature_of, signed, unsealed
+from config.signing import (
+    SEAL,
+    SIGNATURE,
+    Signed,
+    distrust,
+    sealed,
+    signature_of,
+    signed,
+    unsealed,
+)
 from features.contract import contract_of
 from features.files import fingerprint, write_atomically
 from features.registry import Layout
@@ -163,14 +172,33 @@ def _digest(entry: Mapping[str, Any], follows: str) -> str:
     return fingerprint({"follows": follows, "entry": entry})
 
 
-def read_champion(folder: Path) -> Champion | None:
+def read_champion(folder: Path, *, signed: bool = False) -> Champion | None:
     """The champion, None where there is none yet.
+
+    Args:
+        signed: refuse one that no key trusted here has signed.
 
     Raises:
         ChampionError: see ``read_history``.
     """
-    history = read_history(folder)
-    return history[-1] if history else None
+    pointer = read_pointer(folder)
+    if signed and (why := unsigned(pointer)):
+        raise ChampionError(
+            f"{folder / POINTER_FILE}: {why}, and signatures are required. Promote it again where "
+            "the signing key is: phasewatch promote MODEL"
+        )
+    return pointer.entries[-1].champion if pointer.entries else None
+
+
+def unsigned(pointer: Pointer) -> str | None:
+    """Why nobody trusted stands for who is champion; None if someone does, or there is none.
+
+    The last entry says for all: it is chained to those before.
+    """
+    for found in [pointer.signed, pointer.entries[-1].signed] if pointer.entries else []:
+        if why := distrust(found, required=True):
+            return why
+    return None
 
 
 def kept_folder(folder: Path, checkpoint_id: str) -> Path:

@@ -174,7 +174,7 @@ def signature_of(kind: Kind, digest: str) -> dict[str, str] | None:
     return None if key is None else {"key": key.id, "value": key.sign(kind, digest)}
 
 
-def problem(found: Signed, *, required: bool) -> str | None:
+def distrust(found: Signed, *, required: bool) -> str | None:
     """Why a document must not be used; None if it may.
 
     A signature that a trusted key did not make is never let pass; one that is missing, or of a key

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from config.signing import SIGNATURE, Signed, distrust, signed
 from episodes.format import SOURCES
 from features.code import DEVICE_PATH, code_of
 from features.contract import Contract, contract_of, diff_contracts
@@ -161,8 +162,13 @@ def model_inputs(
     return every[..., kept]
 
 
-def load_bundle(folder: Path, layout: Layout = LAYOUT) -> Bundle:
+def load_bundle(
+    folder: Path, layout: Layout = LAYOUT, *, require_signature: bool = False
+) -> Bundle:
     """A bundle that was checked: its form, its hashes, its contract and its golden rows.
+
+    Args:
+        require_signature: refuse one that no key trusted here has signed.
 
     Raises:
         NotABundleError: there is none in ``folder``, or of another format or mode.
@@ -171,6 +177,11 @@ def load_bundle(folder: Path, layout: Layout = LAYOUT) -> Bundle:
         BundleError: a file is damaged, or the golden rows give other probabilities here.
     """
     head = read_head(folder)
+    if why := distrust(signed_by(head), required=require_signature):
+        raise BundleError(
+            f"{folder / HEAD_FILE}: {why}. Make the bundle where the signing key is, or trust the "
+            "key that signed it: phasewatch keys trust FILE"
+        )
     _check_contract(folder, head, layout)
     _check_code(folder, head, layout)
     files = {name: _read(folder, name, about) for name, about in head["files"].items()}
@@ -217,7 +228,7 @@ def read_head(folder: Path) -> dict[str, Any]:
         raise BundleError(
             f"{path}: damaged: it was changed after it was written. Copy the bundle again"
         )
-    if set(head) != _FIELDS:
+    if set(head) - {SIGNATURE} != _FIELDS:
         raise NotABundleError(f"{path}: must have the fields {', '.join(sorted(_FIELDS))}")
     if head["mode"] != "realistic":
         raise NotABundleError(
@@ -228,8 +239,13 @@ def read_head(folder: Path) -> dict[str, Any]:
 
 
 def bundle_id(head: Mapping[str, Any]) -> str:
-    """sha256 of a head, its id left out; the hashes of all files are in it."""
-    return fingerprint({name: value for name, value in head.items() if name != "id"})
+    """sha256 of a head, its id and signature left out; the hashes of all files are in it."""
+    return fingerprint({k: value for k, value in head.items() if k not in ("id", SIGNATURE)})
+
+
+def signed_by(head: Mapping[str, Any]) -> Signed:
+    """Who signed a bundle; with its files, because their hashes are in its head."""
+    return signed("bundle", head.get("id"), head.get(SIGNATURE))
 
 
 def _check_contract(folder: Path, head: dict[str, Any], layout: Layout) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from config.signing import SIGNATURE, Signed, distrust, signature_of, signed
 from features.code import MODEL_PATH, PATH, Code, code_of
 from features.contract import GOLDEN_FILE, Contract, contract_of, diff_contracts, golden_digest
 from features.files import fingerprint, read_regular, write_atomically
@@ -199,6 +200,8 @@ def save_checkpoint(
         "proba": golden_probabilities(rebuilt, layout),
     }
     header["artifact_id"] = artifact_id(header)
+    if signature := signature_of("checkpoint", header["artifact_id"]):
+        header[SIGNATURE] = signature
     text = json.dumps(header, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
     if len(text) > MAX_HEADER_BYTES:
         raise CheckpointError(
@@ -285,8 +288,11 @@ def _compared(was: dict[str, Any], now: dict[str, Any], layout: Layout) -> list[
 
 
 def artifact_id(header: dict[str, Any]) -> str:
-    """Hash of a header, itself left out; floats in their shortest round-trip form."""
-    rest = {key: value for key, value in header.items() if key != "artifact_id"}
+    """Hash of a header, itself and a signature of it left out.
+
+    Floats are in their shortest round-trip form.
+    """
+    rest = {k: value for k, value in header.items() if k not in ("artifact_id", SIGNATURE)}
     return hashlib.sha256(b"phasewatch/header/v1\0" + fingerprint(rest).encode()).hexdigest()
 
 
@@ -318,6 +324,8 @@ def read_header(path: Path) -> dict[str, Any]:
             f"{path}: header was changed after it was written (artifact_id does not match); "
             "restore the file or retrain"
         )
+    if why := distrust(signed_by(header), required=False):
+        raise CheckpointError(f"{path}: {why}; restore the file or retrain")
     optional = {name: kind for name, kind in _OPTIONAL.items() if name in header}
     for name, kinds in (_FIELDS | optional).items():
         if not isinstance(header[name], kinds) or isinstance(header[name], bool):
@@ -330,6 +338,11 @@ def read_header(path: Path) -> dict[str, Any]:
             "retrain"
         )
     return header
+
+
+def signed_by(header: dict[str, Any]) -> Signed:
+    """Who signed a header, and with it the sidecar, whose hash is in it."""
+    return signed("checkpoint", header.get("artifact_id"), header.get(SIGNATURE))
 
 
 def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:

@@ -159,7 +159,7 @@ def rule_of(project: Project, checkpoint: Checkpoint) -> AlarmRule | None:
         manifest = project.artifact(name, recipe)
         if manifest is None or manifest.facts.get("checkpoint_id") != checkpoint.artifact_id:
             continue
-        if problem := manifest.damage():
+        if problem := project.refusal(manifest):
             raise StageError(f"{problem}. Run: {project.stages[name].remedy(recipe)}")
         return read_rule(manifest)
     folder = project.workspace.champion_folder

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from champion.history import (
+    POINTER_FILE,
     REFERENCE_FILE,
     SERVED,
     TRAINING_FILE,
@@ -26,9 +27,11 @@ from champion.history import (
     now,
     put_in_use,
     read_champion,
+    read_pointer,
     read_training,
     rule_file,
     training_digest,
+    unsigned,
 )
 from champion.rules import (
     ALARM_RECIPES,
@@ -256,6 +259,11 @@ class ChampionStage(Stage):
         if champion is None:
             return Reason("not_made", {"outputs": [self.name]})
         folder, layout = project.workspace.champion_folder, project.workspace.layout
+        if project.workspace.require_signatures and (why := unsigned(read_pointer(folder))):
+            problem = f"{folder / POINTER_FILE}: {why}"
+            return Reason(
+                "signature", {"problem": problem}, remedy="Promote again: phasewatch promote MODEL"
+            )
         path = kept_path(folder, champion)
         try:
             header = read_header(path)

@@ -13,6 +13,7 @@ import datasets
 import features
 import models
 from config import paths
+from config.signing import Signed
 from datasets.windows import read_once
 from features.code import PATH, code_of
 from features.contract import contract_of
@@ -30,6 +31,7 @@ from models.checkpoint import (
     read_sidecar,
     remedy,
     save_checkpoint,
+    signed_by,
 )
 from models.registry import Variant
 from models.replay import other_layout
@@ -83,6 +85,10 @@ class CheckpointFile:
     @property
     def folder(self) -> Path:
         return self.path
+
+    @property
+    def signed(self) -> Signed:
+        return signed_by(self.meta)
 
     @property
     def val_macro_f1(self) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from champion.rules import CHALLENGER
+from config.signing import SIGNATURE, signature_of
 from datasets.windows import inputs, read_dataset
 from episodes.format import ARCHIVE_SUFFIX, NS_PER_S, SOURCES
 from episodes.reading import read_episode
@@ -265,6 +266,8 @@ def bundle_files(scorer: Scorer) -> dict[str, bytes]:
         },
     }
     head["id"] = bundles.bundle_id(head)
+    if signature := signature_of("bundle", head["id"]):
+        head[SIGNATURE] = signature
     text = json.dumps(head, indent=1, allow_nan=False).encode() + b"\n"
     return {**files, bundles.HEAD_FILE: text}
 

@@ -316,8 +316,10 @@ def contract_drift(artifacts: Artifacts, folder: Path, layout: Layout) -> list[s
             sections = json.loads((folder / f"{digest}.json").read_bytes())
             if Contract(sections).hash != digest:
                 raise ValueError("it was changed after it was written")
-        except (OSError, ValueError, TypeError, AttributeError):
-            lines.append(f"{kind}: was contract {digest[:12]}, now {live.get(kind, '')[:12]}")
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            damaged = "" if isinstance(error, OSError) else f" ({folder / digest}.json is damaged)"
+            now = live.get(kind, "")[:12]
+            lines.append(f"{kind}: was contract {digest[:12]}, now {now}{damaged}")
         else:
             lines += diff_contracts(sections, contract_of(layout, kind).sections)
     return list(dict.fromkeys(lines))

@@ -158,7 +158,7 @@ def likeness_of(project: Project, checkpoint: Checkpoint) -> Likeness | None:
     manifest = project.artifact(name, recipe) if recipe in RECIPES else None
     if manifest and manifest.facts.get("dataset_version") == made_from.get("dataset_version"):
         try:
-            if problem := manifest.damage():
+            if problem := project.refusal(manifest):
                 raise ValueError(problem)
             likeness = read_likeness(manifest)
         except ValueError as error:

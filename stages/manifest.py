@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config.signing import Signed, sealed, signed, unsealed
+from config.signing import Signed, distrust, sealed, signed, unsealed
 from episodes.environment import settled
 from features.files import (
     check_may_write,
@@ -96,6 +96,8 @@ class Manifest:
             verify: compare the hash of every file; otherwise only presence and size are checked.
             roles: look at these files only.
         """
+        if why := distrust(self.signed, required=False):
+            return f"{self.folder / MANIFEST_FILE}: {why}"
         for role in self.files if roles is None else roles:
             file = self.files[role]
             path = f"{self.folder}/{file['name']}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from champion.history import ChampionError
 from config.messages import unknown
+from config.signing import distrust, signing_key
 from datasets.splits import RECIPES
 from episodes.environment import MachineError, collector_paused
 from features.files import fingerprint
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from champion.history import Champion
     from episodes.store import StoreListing
     from models.registry import Variant
+    from stages.manifest import Manifest
     from stages.stage import Artifacts, Progress, Stage
     from stages.workspace import Workspace
 
@@ -183,6 +185,8 @@ class Project:
             reason = stage.reason(self, key, chosen, verify=verify)
         except DamagedError as error:  # found out while asking why it is not current
             reason = Reason("damaged", {"problem": error.problem})
+        if reason is None or REASONS[reason.code][1]:
+            reason = self._unsigned(chosen.values()) or reason
         if reason is not None and _made_by_other_code(stage, chosen, reason):
             reason = Reason("version")
         address = self.workspace.address
@@ -190,6 +194,18 @@ class Project:
         if remembered:
             self._statuses[stage.name, key, verify] = status
         return status
+
+    def _unsigned(self, artifacts: Iterable[Any]) -> Reason | None:
+        """Why artifacts may not be used where signatures are required."""
+        for artifact in artifacts if self.workspace.require_signatures else ():
+            if hasattr(artifact, "signed") and (why := distrust(artifact.signed, required=True)):
+                return Reason("signature", {"problem": f"{artifact.folder}: {why}"})
+        return None
+
+    def refusal(self, manifest: Manifest) -> str | None:
+        """Why an artifact must not be read, current or not; None if it may."""
+        unsigned = self._unsigned([manifest])
+        return manifest.damage() or (str(unsigned.details["problem"]) if unsigned else None)
 
     def statuses(
         self, stage: Stage, keys: Iterable[str] | None = None, *, verify: bool = False
@@ -250,6 +266,11 @@ class Project:
         if reused:
             artifacts = {n: a for n, a in stage.read(self, key).items() if n in wanted}
         else:
+            if self.workspace.require_signatures and signing_key() is None:
+                raise StageError(
+                    "Signatures are required, and there is no key here to sign with, so nothing "
+                    "that is made here could be used. Run: phasewatch keys new NAME"
+                )
             artifacts = stage.make(self, key, wanted, progress)
             self._forget(stage, key)
         return Made(artifacts, reused, round(time.monotonic() - began, 3))
@@ -308,7 +329,14 @@ class Project:
     @cached_property
     def _settings(self) -> str:
         """The settings that what is made depends on."""
-        no_input = {"store", "artifacts", "force", "notify", "artifacts_budget_gb"}
+        no_input = {
+            "store",
+            "artifacts",
+            "force",
+            "notify",
+            "artifacts_budget_gb",
+            "require_signatures",
+        }
         return self.workspace.model_dump_json(exclude=no_input)
 
     def _forget(self, stage: Stage, key: str) -> None:

@@ -12,18 +12,20 @@ import polars as pl
 from champion.history import (
     Champion,
     ChampionError,
+    kept_path,
     load_kept,
     load_likeness,
     load_rule,
     read_champion,
     read_training,
 )
+from config.signing import distrust
 from datasets.splits import RECIPES
 from datasets.windows import read_dataset
 from evaluation.detection import alarm_score
 from evaluation.scores import phases_of
 from features.relative import episode_inputs
-from models.checkpoint import Checkpoint, load_checkpoint
+from models.checkpoint import Checkpoint, CheckpointError, load_checkpoint, signed_by
 from models.novelty import ALPHA, Likeness
 from stages.alarm_rules import rule_of
 from stages.likeness import likeness_of
@@ -151,13 +153,15 @@ def champion_scorer(
         ChampionError, CheckpointError: it cannot be read or loaded.
     """
     folder = project.workspace.champion_folder
-    champion = read_champion(folder)
+    champion = read_champion(folder, signed=project.workspace.require_signatures)
     if champion is None:
         raise StageError(
             f"{folder}: there is no champion to score with. Promote a trained model "
             f"(phasewatch promote MODEL), or name a checkpoint: {instead}"
         )
-    return Scorer(project, load_kept(folder, champion, project.workspace.layout), champion, tell)
+    checkpoint = load_kept(folder, champion, project.workspace.layout)
+    _check_signed(project, checkpoint, kept_path(folder, champion))
+    return Scorer(project, checkpoint, champion, tell)
 
 
 def scorer_of(
@@ -170,7 +174,19 @@ def scorer_of(
     """
     if path is None:
         return champion_scorer(project, tell=tell)
-    return Scorer(project, load_checkpoint(path, project.workspace.layout), tell=tell)
+    checkpoint = load_checkpoint(path, project.workspace.layout)
+    _check_signed(project, checkpoint, path)
+    return Scorer(project, checkpoint, tell=tell)
+
+
+def _check_signed(project: Project, checkpoint: Checkpoint, path: Path) -> None:
+    """Refuse a checkpoint without a signature that holds, where signatures are required."""
+    why = distrust(signed_by(checkpoint.header), required=project.workspace.require_signatures)
+    if why:
+        raise CheckpointError(
+            f"{path}: {why}, and signatures are required. Retrain it where the signing key is, or "
+            "trust the key that signed it: phasewatch keys trust FILE"
+        )
 
 
 def sound(project: Project, stage: str, key: str) -> Manifest:
@@ -180,7 +196,7 @@ def sound(project: Project, stage: str, key: str) -> Manifest:
         StageError: it is missing or damaged.
     """
     manifest = project.existing(stage, key)
-    if problem := manifest.damage():
+    if problem := project.refusal(manifest):
         raise StageError(f"{problem}. Run: {project.stages[stage].remedy(key)}")
     return manifest
 

@@ -20,6 +20,7 @@ REASONS: dict[str, tuple[State, bool, str]] = {
     "not_made": ("missing", False, "{outputs}missing"),
     "not_in_store": ("missing", False, "not in the store {store}"),
     "damaged": ("damaged", False, "{problem}"),
+    "signature": ("damaged", False, "{problem}, and signatures are required"),
     "format": ("stale", False, "written in an older form"),
     "contract": ("stale", False, "{outputs}contract mismatch"),
     "version": ("stale", False, "made by another version of the code"),

@@ -72,6 +72,10 @@ class Workspace(BaseModel):
         description="GB (1e9 bytes) that the artifacts folder may take; `phasewatch prune` drops "
         "old scores and copies above it; 0: no limit.",
     )
+    require_signatures: bool = Field(
+        default=False,
+        description="Use only what a key that is trusted here has signed; see `phasewatch keys`.",
+    )
     validation: ValidationPolicy = ValidationPolicy()
     splits: SplitPolicy = SplitPolicy()
     report: ReportPolicy = ReportPolicy()
