@@ -172,17 +172,17 @@ def _digest(entry: Mapping[str, Any], follows: str) -> str:
     return fingerprint({"follows": follows, "entry": entry})
 
 
-def read_champion(folder: Path, *, signed: bool = False) -> Champion | None:
+def read_champion(folder: Path, *, require_signature: bool = False) -> Champion | None:
     """The champion, None where there is none yet.
 
     Args:
-        signed: refuse one that no key trusted here has signed.
+        require_signature: refuse one that no key trusted here has signed.
 
     Raises:
         ChampionError: see ``read_history``.
     """
     pointer = read_pointer(folder)
-    if signed and (why := unsigned(pointer)):
+    if require_signature and (why := unsigned(pointer)):
         raise ChampionError(
             f"{folder / POINTER_FILE}: {why}, and signatures are required. Promote it again where "
             "the signing key is: phasewatch promote MODEL"

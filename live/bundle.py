@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import io
 import json
+import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -316,10 +317,13 @@ def unpacked_arrays(content: bytes) -> dict[str, NDArray[Any]]:
     """What ``packed_arrays`` packed.
 
     Raises:
-        OSError, ValueError, EOFError: it is something else.
+        ValueError: it is something else.
     """
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:  # noqa: TID251  no pickle is read
-        return {name: file[name] for name in file.files}
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:  # noqa: TID251  no pickle is read
+            return {name: file[name] for name in file.files}
+    except (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"not an archive of arrays ({error})") from error
 
 
 def packed_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:

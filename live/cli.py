@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from config.signing import SigningError
 from episodes.format import SOURCES, is_host_id
 from features.files import write_atomically
 from live.bundle import (
@@ -33,6 +34,7 @@ from live.bundle import (
     NotABundleError,
     load_bundle,
     packed_arrays,
+    signed_by,
     unpacked_arrays,
 )
 from live.machine import ThisMachine
@@ -81,7 +83,7 @@ def main(
         return _said(complete(str(error)), USAGE)
     except BundleContractError as error:
         return _said(complete(str(error)), MISMATCH)
-    except BundleError as error:
+    except (BundleError, SigningError) as error:
         return _said(complete(str(error)), FAILED)
     except BrokenPipeError:  # the reader of our lines has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -101,6 +103,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    signature = "refuse a bundle that no key trusted here has signed"
     live = commands.add_parser("live", help="score rows as they arrive")
     live.set_defaults(run=run_live)
     live.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
@@ -129,11 +132,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     live.add_argument(
         "--state", type=Path, metavar="FILE", help="go on from here after a restart, and keep it"
     )
+    live.add_argument("--require-signature", action="store_true", help=signature)
     live.add_argument("--quiet", action="store_true", help="no events on standard output")
 
     check = commands.add_parser("check", help="verify a bundle on this device, and time it")
     check.set_defaults(run=run_check)
     check.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    check.add_argument("--require-signature", action="store_true", help=signature)
 
     enrol = commands.add_parser(
         "enrol", help="record clean minutes of this machine, as its baseline"
@@ -161,7 +166,7 @@ def run_live(options: argparse.Namespace, resolve: Any) -> int:
         raise UsageError("--speed is of a recording: it goes with --replay")
     if options.baseline and (options.replay or options.follow):
         raise UsageError("--baseline is of this machine: it goes with --this-machine or --stdin")
-    bundle = load_bundle(options.bundle)
+    bundle = load_bundle(options.bundle, require_signature=options.require_signature)
     outputs = _outputs(options)
     stop = _Stop()
     try:
@@ -392,7 +397,7 @@ def recordings(name: str) -> Iterator[Recording]:
 def run_check(options: argparse.Namespace, _: Any) -> int:
     """Load a bundle, which verifies it, and say what it is and what it costs here."""
     began = time.perf_counter()
-    bundle = load_bundle(options.bundle)
+    bundle = load_bundle(options.bundle, require_signature=options.require_signature)
     loaded = time.perf_counter() - began
     head = bundle.head
     kept = np.zeros((1, *bundle.input_shape), dtype=np.float32)
@@ -404,6 +409,7 @@ def run_check(options: argparse.Namespace, _: Any) -> int:
     lines = [
         f"{bundle.variant}, bundle {bundle.id}",
         f"checkpoint {head['checkpoint_id']}",
+        signed_by(head).line,
         f"alarm threshold {bundle.rule.threshold:.3f}",
         *(
             f"macro F1 on recipe {m['recipe']}: {m['value']:.3f}"

@@ -153,7 +153,7 @@ def champion_scorer(
         ChampionError, CheckpointError: it cannot be read or loaded.
     """
     folder = project.workspace.champion_folder
-    champion = read_champion(folder, signed=project.workspace.require_signatures)
+    champion = read_champion(folder, require_signature=project.workspace.require_signatures)
     if champion is None:
         raise StageError(
             f"{folder}: there is no champion to score with. Promote a trained model "

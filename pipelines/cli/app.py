@@ -21,6 +21,7 @@ from pipelines.cli import (
     report,
     run,
     simulate,
+    trust,
     ui,
 )
 from pipelines.cli.console import (
@@ -59,6 +60,7 @@ for function in (
     champion.rollback,
     device.bundle,
     checkpoints.inspect,
+    trust.verify,
     doctor.doctor,
     prune.prune,
     hub.hub,
@@ -72,6 +74,7 @@ for program in (device.live, device.enrol):  # their options are those of a devi
     )(program)
 app.add_typer(checkpoints.contract_app, name="contract")
 app.add_typer(produce.produce_app, name="produce")
+app.add_typer(trust.keys_app, name="keys")
 
 
 def _show_version(wanted: bool) -> None:

@@ -36,6 +36,7 @@ class History(Document):
     champion: dict[str, Any] | None
     history: list[dict[str, Any]]
     problem: dict[str, Any] | None  # why the champion does not load, and what to do
+    signed: str  # who signed the history, in words
 
     def text(self) -> Iterator[str | Table]:
         if self.champion is None:
@@ -43,6 +44,7 @@ class History(Document):
             return
         yield f"{self.champion['model']}_{self.champion['mode']} scores with"
         yield self.champion["path"]
+        yield f"history: {self.signed}"
         if self.problem:
             yield f"problem: {self.problem['problem']}"
             yield from (f"  - {line}" for line in self.problem["differences"])
@@ -66,15 +68,16 @@ def champion(
     artifacts: options.Artifacts = None,
 ) -> History:
     """Show the model in use, its evidence and the history."""
-    from champion.history import kept_path, read_history
+    from champion.history import kept_path, read_pointer, unsigned
     from stages.project import Project
 
     project = Project(workspace_of(config, store, artifacts, must_exist=True))
     folder = project.workspace.champion_folder
-    history = read_history(folder)
+    pointer = read_pointer(folder)
+    history = [entry.champion for entry in pointer.entries]
     status = project.status(project.stages["champion"], "", verify=True)
     if not history:
-        return History(None, [], None)
+        return History(None, [], None, pointer.signed.line)
     return History(
         champion=asdict(history[-1]) | {"path": str(kept_path(folder, history[-1]))},
         history=[asdict(champion) for champion in history],
@@ -83,6 +86,7 @@ def champion(
             "differences": status.differences,
             "remedy": status.remedy,
         },
+        signed=unsigned(pointer) or pointer.signed.line,
     )  # fmt: skip
 
 

@@ -152,10 +152,11 @@ class Inventory(Document):
 
     verified: bool
     entries: list[Entry]
+    problems: list[str]  # with the histories that say which of them is in use
 
     def as_json(self) -> dict[str, Any]:
         rows = [entry.as_row() for entry in self.entries]
-        return {"verified": self.verified, "checkpoints": rows}
+        return {"verified": self.verified, "checkpoints": rows, "problems": self.problems}
 
     def text(self) -> Iterator[str | Table]:
         columns = ("model", "mode", "recipe", "val F1", "MB", "commit",
@@ -180,6 +181,7 @@ class Inventory(Document):
                 alike.setdefault(tuple(entry.differences), []).append(entry.path)
         for lines, paths in alike.items():
             yield "\n".join([*map(str, paths), *(f"  - {line}" for line in lines)])
+        yield from self.problems
         if not whole:
             yield f"{len(self.entries)} checkpoints; name one, or give --json, to see its hashes"
 
@@ -199,7 +201,7 @@ class Inventory(Document):
 
     @property
     def exit_code(self) -> int:
-        if self.verified and any(entry.broken for entry in self.entries):
+        if self.problems or (self.verified and any(entry.broken for entry in self.entries)):
             return FAILED
         if self.verified and any(entry.differences for entry in self.entries):
             return MISMATCH
@@ -234,7 +236,24 @@ def inspect(
     if not checkpoints:
         fail(f"{', '.join(map(str, paths))}: no {SUFFIX} in it; train: phasewatch run", USAGE)
     entries = list(_look(list(dict.fromkeys(checkpoints)), verify=verify))
-    return Inventory(verify, entries)
+    return Inventory(verify, entries, list(_histories(paths)) if verify else [])
+
+
+def _histories(paths: list[Path]) -> Iterator[str]:
+    """What is wrong with the champion's history of the artifacts folders that paths lie in."""
+    from champion.history import POINTER_FILE, ChampionError, read_pointer, unsigned
+    from config.signing import trusted_keys
+
+    around = {each for path in paths for each in (path.resolve(), *path.resolve().parents)}
+    for folder in sorted({each / "champion" for each in around} | around):
+        if not (folder / POINTER_FILE).is_file():
+            continue
+        try:
+            why = unsigned(read_pointer(folder)) if trusted_keys() else None
+        except ChampionError as error:
+            yield str(error)
+        else:
+            yield from [f"{folder / POINTER_FILE}: {why}"] if why else []
 
 
 def _look(paths: list[Path], *, verify: bool) -> Iterator[Entry]:

@@ -126,6 +126,9 @@ def live(context: typer.Context) -> None:
 
     recordings = _Recordings()
     words = ["live", *context.args]
+    given = _given()
+    if "config" in given and workspace_of(given["config"], None, None).require_signatures:
+        words.append("--require-signature")
     code = main(words, resolve=recordings, prog="phasewatch", complete=_complete)
     raise typer.Exit(code or recordings.code)
 

@@ -294,6 +294,10 @@ def _stages(findings: Diagnosis, workspace: Workspace) -> None:
         listed = [f"{kind}: {line}" for kind, lines in counts.items() for line in lines]
         findings.problem("not current\n    " + "\n    ".join(listed), _remedy(project, stale))
     try:
+        if why := _distrusted(workspace):
+            findings.problem(
+                why, "promote it again: phasewatch promote MODEL; or phasewatch keys trust FILE"
+            )
         champion = project.status(project.stages["champion"], "")
     except ChampionError as error:
         findings.problem(str(error), "see docs/champion.md")
@@ -301,6 +305,16 @@ def _stages(findings: Diagnosis, workspace: Workspace) -> None:
     if champion.state not in ("current", "missing"):
         remedy = champion.remedy.removeprefix("Run: ")
         findings.problem("\n    ".join([champion.line, *champion.differences]), remedy)
+
+
+def _distrusted(workspace: Workspace) -> str | None:
+    """Why nobody who is trusted here stands for the champion; None where no key is, or one does."""
+    from champion.history import POINTER_FILE, read_pointer, unsigned
+    from config.signing import trusted_keys
+
+    folder = workspace.champion_folder
+    why = unsigned(read_pointer(folder)) if trusted_keys() else None
+    return f"{folder / POINTER_FILE}: {why}" if why else None
 
 
 def _counted(statuses: list[Status]) -> dict[str, list[str]]:

@@ -40,4 +40,10 @@ Episode = Annotated[
 Anyway = Annotated[
     bool, typer.Option("--anyway", help="Go on if the episode is rejected or errored.")
 ]
+RequireSignature = Annotated[
+    bool,
+    typer.Option(
+        "--require-signature", help="Use only what a key that is trusted here has signed."
+    ),
+]
 Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Kept in the history.")]

@@ -237,6 +237,7 @@ def predict(
         bool, typer.Option("--why", help="Name the channels that argue for each phase, too.")
     ] = False,
     anyway: options.Anyway = False,
+    require_signature: options.RequireSignature = False,
     config: options.Config = None,
     store: options.Store = None,
     artifacts: options.Artifacts = None,
@@ -250,6 +251,8 @@ def predict(
     from stages.project import Project
 
     workspace = workspace_of(config, store, artifacts, must_exist=checkpoint is None)
+    if require_signature:
+        workspace = workspace.model_copy(update={"require_signatures": True})
     if out is not None:
         one_of("the suffix of --out", existing_folder_of(out).suffix, FORMATS)
     scorer = _load(Project(workspace), checkpoint)

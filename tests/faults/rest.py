@@ -51,7 +51,7 @@ BUNDLE = "bundle"
 # --- an artifacts folder with every kind of file
 
 
-def _make(folder: Path) -> None:
+def made_artifacts(folder: Path) -> None:
     """Ingested, trained, judged, promoted, scored, bundled, and reported on; a few models alone."""
     store = StoreBuilder(folder / "store")
     store.populate(profiles=PROFILES[:3], variants=3, duration_s=40)
@@ -217,7 +217,7 @@ _places: dict[Path, Place] = {}
 
 
 def _place(bench: Bench) -> Place:
-    made = bench.made("artifacts", _make)
+    made = bench.made("artifacts", made_artifacts)
     if bench.base not in _places:
         own = bench.made(f"artifacts-{os.getpid()}", lambda to: _copied(made, to))
         lab = Lab(StoreBuilder.reopen(own / "store"), own / "artifacts", None, TINY)  # type: ignore[arg-type]

@@ -1,0 +1,294 @@
+"""The chain from episodes to a bundle, looked at link by link: every hash, and every signature.
+
+    episodes -> shards -> dataset -> checkpoint -> alarm rule -> bundle
+
+Each link names the one before it by a hash, so whoever changes one byte of one has to change all
+that follow. Nothing is repaired or made here, and nothing that was found before is believed.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from champion.history import (
+    POINTER_FILE,
+    ChampionError,
+    kept_folder,
+    load_likeness,
+    load_rule,
+    read_pointer,
+    read_training,
+    unsigned,
+)
+from config.signing import Signed, distrust
+from datasets.splits import RECIPES
+from episodes.store import StoreError
+from features.files import file_sha256, fingerprint
+from live.bundle import HEAD_FILE, TOLERANCE, Bundle, BundleError, load_bundle, unpacked_arrays
+from live.bundle import signed_by as bundle_signed_by
+from models.checkpoint import (
+    SUFFIX,
+    CheckpointError,
+    load_checkpoint,
+    read_header,
+    read_sidecar,
+    signed_by,
+)
+from stages.alarm_rules import read_rule
+from stages.batch import INDEX, identity_of, read_index
+from stages.manifest import Manifest, manifest_damage
+from stages.status import StageError, shortened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from episodes.store import StoredEpisode
+    from models.alarm import AlarmRule
+    from models.checkpoint import Checkpoint
+    from stages.batch import Entry
+    from stages.project import Project
+
+
+@dataclass(frozen=True)
+class Link:
+    """One link of a chain, and whether it is what the next one was made from."""
+
+    name: Literal["episodes", "shards", "dataset", "checkpoint", "alarm rule", "champion", "bundle"]
+    place: str
+    state: Literal["holds", "broken", "gone"]
+    note: str = ""  # what is wrong, or who signed it
+
+    @property
+    def holds(self) -> bool:
+        return self.state == "holds"
+
+
+class _BrokenError(Exception):
+    """A link is not what the next one was made from."""
+
+
+class _GoneError(Exception):
+    """A link is no longer there."""
+
+
+class Chain:
+    """Looks at the chain of a bundle or a checkpoint; ``links`` is what was found, nearest first.
+
+    Args:
+        project: where the rest of the chain is looked for.
+    """
+
+    def __init__(self, project: Project):
+        self._project = project
+        self._required = project.workspace.require_signatures
+        self.links: list[Link] = []
+
+    @contextmanager
+    def _link(self, name: Any, place: object) -> Iterator[list[str]]:
+        """Look at one link; what is raised within breaks it and no other."""
+        notes: list[str] = []
+        try:
+            yield notes
+        except _GoneError as error:
+            self.links.append(Link(name, str(place), "gone", str(error)))
+        except (
+            _BrokenError, BundleError, CheckpointError, ChampionError, StageError, StoreError,
+            OSError, ValueError, KeyError, TypeError,
+        ) as error:  # fmt: skip
+            said = str(error) if str(error) else type(error).__name__
+            self.links.append(Link(name, str(place), "broken", said.removeprefix(f"{place}: ")))
+        else:
+            self.links.append(Link(name, str(place), "holds", ", ".join(notes)))
+
+    def _sign(self, found: Signed, notes: list[str]) -> None:
+        if why := distrust(found, required=self._required):
+            raise _BrokenError(why)
+        notes.append(found.line)
+
+    def bundle(self, folder: Path) -> None:
+        """The whole chain of a bundle."""
+        layout = self._project.workspace.layout
+        bundle: Bundle | None = None
+        with self._link("bundle", folder) as notes:
+            bundle = load_bundle(folder, layout)
+            self._sign(bundle_signed_by(bundle.head), notes)
+        if bundle is None:
+            return
+        head = bundle.head
+        with self._link("alarm rule", folder / HEAD_FILE):
+            _must(bundle.rule.id, head["rule_id"], "the bundle's rule")
+            _must(bundle.rule.checkpoint_id, head["checkpoint_id"], "the checkpoint of its rule")
+        self._checkpoint_of(folder, bundle)
+
+    def checkpoint(self, path: Path) -> None:
+        """The chain of a checkpoint, up to its alarm rule."""
+        header: dict[str, Any] | None = None
+        with self._link("checkpoint", path) as notes:
+            header = read_header(path)
+            read_sidecar(path, header)
+            self._sign(signed_by(header), notes)
+        if header is not None:
+            recipe, name = header["train_meta"]["recipe"], f"{header['name']}_{header['mode']}"
+            self._rules(header["artifact_id"], recipe, name, None)
+            self._dataset(recipe, header["train_meta"]["dataset_version"])
+            self._champion(header["artifact_id"])
+
+    def _checkpoint_of(self, folder: Path, bundle: Bundle) -> None:
+        """The chain of a bundle's checkpoint, wherever it is."""
+        workspace, head = self._project.workspace, bundle.head
+        checkpoint_id, recipe, name = head["checkpoint_id"], head["recipe"], bundle.variant
+        kept = kept_folder(workspace.champion_folder, checkpoint_id) / f"{name}{SUFFIX}"
+        trained = workspace.checkpoint_folder(recipe) / f"{name}{SUFFIX}"
+        paths = [kept] if kept.exists() else []
+        paths += [trained] if trained.exists() and _is_of(trained, checkpoint_id) else []
+        for path in paths:
+            with self._link("checkpoint", path) as notes:
+                checkpoint = load_checkpoint(path, workspace.layout)
+                _must(checkpoint.artifact_id, checkpoint_id, "its id")
+                made_from = checkpoint.header["train_meta"]["dataset_version"]
+                _must(head["dataset_version"], made_from, "the bundle's dataset")
+                _same_outputs(checkpoint, folder, bundle)
+                self._sign(signed_by(checkpoint.header), notes)
+        if not paths:
+            with self._link("checkpoint", trained):
+                raise _GoneError(f"checkpoint {checkpoint_id[:12]} of recipe {recipe} is not here")
+        self._rules(checkpoint_id, recipe, name, bundle.rule)
+        self._dataset(recipe, head["dataset_version"])
+        self._champion(checkpoint_id)
+
+    def _rules(self, checkpoint_id: str, recipe: str, name: str, rule: AlarmRule | None) -> None:
+        """The alarm rules on disk that are bound to a checkpoint."""
+        stage = self._project.stages[f"alarm_rules/{name}"]
+        folder = stage.folder(self._project.workspace, recipe)  # type: ignore[attr-defined]
+        manifest = self._project.artifact(stage.name, recipe)
+        if damage := manifest_damage(folder):
+            with self._link("alarm rule", folder):
+                raise _BrokenError(damage)
+        elif manifest and manifest.facts.get("checkpoint_id") == checkpoint_id:
+            with self._link("alarm rule", folder) as notes:
+                self._whole(manifest, notes)
+                found = read_rule(manifest)
+                _must(found.id, manifest.facts["alarm_rule_id"], "the rule")
+                _must(found.checkpoint_id, checkpoint_id, "its checkpoint")
+                if rule is not None:
+                    _must(rule.id, found.id, "the bundle's rule")
+
+    def _dataset(self, recipe: str, version: str) -> None:
+        stage = self._project.stages["datasets"]
+        folder = stage.folder(self._project.workspace, recipe)  # type: ignore[attr-defined]
+        manifest = self._project.artifact("datasets", recipe) if recipe in RECIPES else None
+        with self._link("dataset", folder) as notes:
+            if damage := manifest_damage(folder):
+                raise _BrokenError(damage)
+            if manifest is None or manifest.version != version:
+                if manifest is not None:
+                    self._whole(manifest, notes)
+                raise _GoneError(f"the dataset that it was trained on ({version[:12]}) is not here")
+            self._whole(manifest, notes)
+            facts = manifest.facts
+            _must(
+                fingerprint(
+                    {
+                        "stage": facts["version"],
+                        "recipe": recipe,
+                        "policy": facts["policy"],
+                        "batches": facts["batches"],
+                        "exclusions": facts["excluded_by_hand"],
+                    }
+                ),
+                manifest.fingerprint,
+                "what it says that it was made from",
+            )
+        if self.links[-1].holds and manifest is not None:
+            for batch, versions in manifest.facts["batches"].items():
+                self._batch(batch, versions)
+
+    def _batch(self, batch: str, versions: dict[str, str]) -> None:
+        project = self._project
+        folder = project.workspace.batch_folder(batch)
+        manifests = project.artifacts("ingest", batch)
+        for name, version in versions.items():
+            with self._link("shards", folder / name) as notes:
+                if damage := manifest_damage(folder / name):
+                    raise _BrokenError(damage)
+                if manifests[name] is None:
+                    raise _GoneError("it is not here")
+                _must(manifests[name].version, version, "its data version")
+                self._whole(manifests[name], notes)
+        with self._link("episodes", f"{project.workspace.store_path}, batch {batch}") as notes:
+            if batch not in project.listing.batches:
+                raise _GoneError("the store has no such batch")
+            index = manifests[INDEX]
+            if index is None or index.damage():
+                raise _GoneError("what was ingested is not known without the validation index")
+            stored = {each.episode_id: each for each in project.listing.batches[batch]}
+            used = {key: entry for key, entry in read_index(index).items() if entry.place}
+            if gone := sorted(used.keys() - stored.keys()):
+                raise _GoneError(f"no longer in the store: {shortened(gone, ', ', 3)}")
+            wrong = [str(stored[key].path) for key in used if not _same(stored[key], used[key])]
+            if wrong:
+                raise _BrokenError(f"not what was ingested: {shortened(wrong, ', ', 3)}")
+            notes.append(f"{len(used)} archives")
+
+    def _champion(self, checkpoint_id: str) -> None:
+        """The history, if it has put the checkpoint in use, and what is kept with it."""
+        folder = self._project.workspace.champion_folder
+        if not (folder / POINTER_FILE).exists():
+            return
+        with self._link("champion", folder / POINTER_FILE) as notes:
+            pointer = read_pointer(folder)
+            every = [entry.champion for entry in pointer.entries]
+            entries = [each for each in every if checkpoint_id in each.checkpoints.values()]
+            if self._required and (why := unsigned(pointer)):
+                raise _BrokenError(why)
+            for champion in entries:
+                read_training(folder, champion)
+                if champion.alarm_rules:
+                    load_rule(folder, champion)
+                load_likeness(folder, champion, self._project.workspace.layout)
+            numbers = ", ".join(str(champion.number) for champion in entries)
+            notes.append(f"in use as entry {numbers}" if entries else "never in use")
+            notes.append(pointer.signed.line)
+
+    def _whole(self, manifest: Manifest, notes: list[str]) -> None:
+        if problem := manifest.damage():
+            raise _BrokenError(problem)
+        if manifest.digest is None:
+            notes.append("written before manifests were sealed")
+        self._sign(manifest.signed, notes)
+
+
+def _must(found: object, stated: object, what: str) -> None:
+    if found != stated:
+        raise _BrokenError(f"{what} is {str(found)[:12]}, stated is {str(stated)[:12]}")
+
+
+def _is_of(path: Path, checkpoint_id: str) -> bool:
+    """Whether a trained checkpoint is the one; also if nobody can tell any more."""
+    try:
+        return bool(read_header(path)["artifact_id"] == checkpoint_id)
+    except CheckpointError:
+        return True
+
+
+def _same_outputs(checkpoint: Checkpoint, folder: Path, bundle: Bundle) -> None:
+    """That a bundle answers its golden windows as the checkpoint does."""
+    expected = unpacked_arrays((folder / bundle.head["golden"]["expected"]).read_bytes())
+    X = expected["inputs"]
+    off = float(np.abs(checkpoint.model.predict_proba(X) - bundle.runtime.proba(X)).max())
+    if not off <= TOLERANCE:
+        raise _BrokenError(f"the bundle gives other probabilities (by {off:.2g})")
+
+
+def _same(stored: StoredEpisode, entry: Entry) -> bool:
+    """Whether an archive has the bytes that were ingested, and the index still says so."""
+    return (
+        stored.size_bytes is not None
+        and identity_of(stored) == entry.identity
+        and file_sha256(stored.path) == entry.record.sha256
+    )

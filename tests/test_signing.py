@@ -1,0 +1,374 @@
+"""Who is believed: seals, signatures, the chain from episodes to a bundle, and the log."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import StoreBuilder
+from faults.rest import BUNDLE, GBT, made_artifacts
+from lab import RECIPE, TINY, Lab, once
+from typer.testing import CliRunner
+
+from champion.history import (
+    POINTER_FILE,
+    ChampionError,
+    put_in_use,
+    read_champion,
+    read_pointer,
+)
+from config import signing
+from config.signing import SigningError, new_key, sealed, signed, trust, trusted_keys, unsealed
+from features.files import fingerprint
+from live.bundle import BundleError, bundle_id, load_bundle
+from live.cli import main as live
+from models.checkpoint import CheckpointError, artifact_id, checkpoint_path, read_header
+from pipelines.cli.app import FAILED, OK, USAGE, app
+from stages.chain import Chain
+from stages.project import Project
+from stages.scoring import champion_scorer, scorer_of
+from stages.status import StageError
+
+
+@pytest.fixture(autouse=True)
+def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of keys of this test's own, without any."""
+    folder = tmp_path / "keys"
+    monkeypatch.setenv(signing.VARIABLE, str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store and an artifacts folder with every kind of file, unsigned; never change it."""
+    return once(tmp_path_factory, "trust-plain", made_artifacts)
+
+
+def opened(root: Path) -> Lab:
+    store = StoreBuilder.reopen(root / "store")
+    return Lab(store, root / "artifacts", None, TINY)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def lab(plain: Path, tmp_path: Path) -> Lab:
+    return opened(Path(shutil.copytree(plain, tmp_path / "lab")))
+
+
+# --- seals
+
+
+VALUE = {"facts": {"seal": "x", "value": ""}, "n": [1, 2.5, None]}
+
+
+@pytest.mark.parametrize("signs", [False, True])
+def test_every_bit_of_a_sealed_document_counts(signs: bool) -> None:
+    if signs:
+        new_key("me")
+    content = sealed(VALUE, "manifest")
+    found = unsealed(content, set(VALUE))
+    assert found.value == VALUE
+    assert found.signed("manifest").state == ("holds" if signs else "unsigned")
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        try:
+            other = unsealed(bytes(flipped), set(VALUE))
+        except ValueError:
+            continue
+        assert other.value == VALUE
+        assert other.signed("manifest").state != "holds" or other.signature == found.signature
+
+
+def test_a_document_from_before_seals_opens_and_one_without_its_seal_does_not_pass_for_it() -> None:
+    old = json.dumps(VALUE).encode()
+    assert unsealed(old, set(VALUE)).digest is None
+    content = sealed(VALUE, "manifest")
+    with pytest.raises(ValueError, match="unknown field 'sebl'"):
+        unsealed(content.replace(b'"seal": "', b'"sebl": "').replace(b'"sebl": "x', b'"seal": "x'),
+                 set(VALUE))  # fmt: skip
+
+
+# --- keys
+
+
+def test_a_signature_holds_for_its_kind_its_digest_and_a_trusted_key(
+    keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_key("lab-a")
+    made = signing.signature_of("bundle", "d" * 64)
+    assert signed("bundle", "d" * 64, made).state == "holds"
+    assert signed("bundle", "e" * 64, made).state == "wrong"
+    assert signed("checkpoint", "d" * 64, made).state == "wrong"
+    monkeypatch.setenv(signing.VARIABLE, str(tmp_path / "other"))
+    assert signed("bundle", "d" * 64, made).state == "unknown"
+    assert trust(keys / "lab-a.pub", "from-a").name == "from-a"
+    assert signed("bundle", "d" * 64, made).state == "holds"
+    assert signed("bundle", "d" * 64, made).by == "from-a"
+    assert (keys / "lab-a.key").stat().st_mode & 0o077 == 0
+
+
+def test_a_machine_has_one_key_and_says_what_is_wrong_with_keys(keys: Path) -> None:
+    new_key("a")
+    with pytest.raises(SigningError, match="signs with a already"):
+        new_key("b")
+    for name in ("../a", "", "a b", ".a"):
+        with pytest.raises(SigningError, match="name must be"):
+            new_key(name)
+    (keys / "bad.pub").write_bytes(b"no key")
+    with pytest.raises(SigningError, match=r"bad.pub: not a public Ed25519 key"):
+        trusted_keys()
+
+
+def invoke(lab: Lab, *words: str) -> Any:
+    where = ["--store", str(lab.store.root), "--artifacts", str(lab.artifacts)]
+    return CliRunner().invoke(app, [*words, *where])
+
+
+def test_the_commands_about_keys(lab: Lab, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = CliRunner().invoke(app, ["keys", "new", "me", "--json"])
+    assert (made.exit_code, json.loads(made.stdout)["signs"]) == (OK, "me")
+    assert CliRunner().invoke(app, ["keys", "new", "me"]).exit_code == FAILED
+    assert CliRunner().invoke(app, ["keys", "trust", str(keys / "me.pub")]).exit_code == OK
+    assert CliRunner().invoke(app, ["keys", "trust", str(keys / "me.key")]).exit_code == FAILED
+    listed = json.loads(CliRunner().invoke(app, ["keys", "list", "--json"]).stdout)
+    assert [key["name"] for key in listed["trusted"]] == ["me"]
+    monkeypatch.setenv(signing.VARIABLE, str(lab.artifacts / "keys"))
+    inside = CliRunner().invoke(app, ["keys", "new", "x", "--artifacts", str(lab.artifacts)])
+    assert inside.exit_code == USAGE
+
+
+# --- one edit of the history
+
+
+def edited(lab: Lab, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = lab.workspace.champion_folder / POINTER_FILE
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+
+
+EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "checkpoint": lambda d: d["history"][-1]["checkpoints"].update(time="0" * 64),
+    "former entry": lambda d: d["history"][0].update(why="because"),
+    "rule": lambda d: d["history"][-1]["alarm_rules"].update(time="0" * 64),
+    "dropped": lambda d: d["history"].pop(),
+    "dropped first": lambda d: d["history"].pop(0),
+    "reordered": lambda d: d["history"].reverse(),
+    "repeated": lambda d: d["history"].append(d["history"][-1]),
+    "seal": lambda d: d.pop("seal"),
+    "schema": lambda d: d.update(schema="phasewatch.champion/1"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_one_edit_of_the_history_swaps_no_model_silently(lab: Lab, edit: str) -> None:
+    folder = lab.workspace.champion_folder
+    assert read_champion(folder) is not None
+    edited(lab, EDITS[edit])
+    with pytest.raises(ChampionError, match=POINTER_FILE):
+        champion_scorer(lab.project)
+    for words in (["champion"], ["doctor"]):
+        told = invoke(lab, *words)
+        assert told.exit_code == FAILED
+        assert POINTER_FILE in told.output
+    told = CliRunner().invoke(app, ["inspect", "--verify", str(lab.artifacts / "checkpoints")])
+    assert told.exit_code == FAILED
+    assert POINTER_FILE in told.output
+
+
+def resealed(lab: Lab, change: Callable[[dict[str, Any]], Any]) -> None:
+    """An insider who knows the format: every hash is right again."""
+    path = lab.workspace.champion_folder / POINTER_FILE
+    document = json.loads(path.read_text())
+    change(document)
+    follows = "0" * 64
+    for row in document["history"]:
+        row["follows"] = follows
+        signature = row.pop("signature", None)
+        entry = {k: v for k, v in row.items() if k not in ("follows", "seal")}
+        row["seal"] = follows = fingerprint({"follows": follows, "entry": entry})
+        if signature:
+            row["signature"] = signature
+    signature = document.pop("signature", None)
+    document.pop("seal")
+    content = sealed(document, None)
+    if signature:
+        content = content.replace(
+            b"\n}\n", b',\n "signature": ' + json.dumps(signature).encode() + b"\n}\n"
+        )
+    path.write_bytes(content)
+
+
+def test_an_insider_with_right_hashes_is_told_by_the_signature(lab: Lab) -> None:
+    def swap(document: dict[str, Any]) -> None:
+        document["history"][-1]["checkpoints"]["host"] = "0" * 64
+
+    folder = lab.workspace.champion_folder
+    champion = read_champion(folder)
+    assert champion is not None
+    new_key("lab")
+    put_in_use(folder, champion, judged_against=champion)
+    assert read_pointer(folder).signed.by == "lab"
+    resealed(lab, swap)
+    with pytest.raises(ChampionError):
+        read_champion(folder)
+    # without its signatures it can be read, and the commands say that nobody stands for it
+    document = json.loads((folder / POINTER_FILE).read_text())
+    for row in document["history"]:
+        row.pop("signature", None)
+    document.pop("signature", None)
+    (folder / POINTER_FILE).write_text(json.dumps(document))
+    resealed(lab, swap)
+    assert read_champion(folder) is not None
+    with pytest.raises(ChampionError, match="signatures are required"):
+        read_champion(folder, require_signature=True)
+    for words in (["champion"], ["doctor"]):
+        assert "not signed" in invoke(lab, *words).output
+    told = CliRunner().invoke(app, ["inspect", "--verify", str(lab.artifacts / "checkpoints")])
+    assert "not signed" in told.output
+    assert told.exit_code == FAILED
+
+
+# --- what is required
+
+
+def required(lab: Lab) -> Project:
+    return Project(lab.workspace.model_copy(update={"require_signatures": True}))
+
+
+def test_nothing_unsigned_is_used_where_signatures_are_required(lab: Lab) -> None:
+    project = required(lab)
+    with pytest.raises(ChampionError, match="signatures are required"):
+        champion_scorer(project)
+    path = checkpoint_path(lab.workspace.checkpoint_folder(RECIPE), GBT)
+    with pytest.raises(CheckpointError, match="signatures are required"):
+        scorer_of(project, path)
+    with pytest.raises(BundleError, match="not signed"):
+        load_bundle(lab.artifacts / BUNDLE, require_signature=True)
+    assert live(["check", str(lab.artifacts / BUNDLE), "--require-signature"]) == FAILED
+    codes = {s.code for s in project.statuses(project.stages["ingest"])}
+    assert codes == {"signature"}
+    with pytest.raises(StageError, match="keys new NAME"):
+        project.make(project.stages["ingest"], next(iter(project.listing.batches)))
+    told = invoke(lab, "predict", lab.store.added[0].episode_id, "--require-signature")
+    assert told.exit_code == FAILED
+
+
+@pytest.fixture(scope="module")
+def signed_lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, signed by a key that lies beside."""
+
+    def make(root: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(signing.VARIABLE, str(root / "keys"))
+            new_key("lab")
+            made_artifacts(root)
+
+    return once(tmp_path_factory, "trust-signed", make)
+
+
+@pytest.fixture
+def signs(signed_lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    root = Path(shutil.copytree(signed_lab, tmp_path / "signed"))
+    monkeypatch.setenv(signing.VARIABLE, str(root / "keys"))
+    return opened(root)
+
+
+def test_what_is_made_where_a_key_is_is_signed_and_used(signs: Lab) -> None:
+    project = required(signs)
+    for stage in ("ingest", "datasets", f"checkpoints/{GBT.name}", f"alarm_rules/{GBT.name}"):
+        keys = project.listing.batches if stage == "ingest" else [RECIPE]
+        assert {project.status(project.stages[stage], key).code for key in keys} == {"current"}
+    assert champion_scorer(project).rule is not None
+    path = checkpoint_path(signs.workspace.checkpoint_folder(RECIPE), GBT)
+    assert scorer_of(project, path).rule is not None
+    assert load_bundle(signs.artifacts / BUNDLE, require_signature=True).rule is not None
+    told = invoke(signs, "predict", signs.store.added[0].episode_id, "--require-signature")
+    assert told.exit_code == OK, told.output
+
+
+def test_a_signature_that_does_not_hold_is_never_let_pass(signs: Lab) -> None:
+    """Also where none is required: every hash is right, but the signer signed something else."""
+    path = checkpoint_path(signs.workspace.checkpoint_folder(RECIPE), GBT)
+    header = json.loads(path.read_text())
+    header["train_meta"]["val_macro_f1"] = 0.99
+    header["artifact_id"] = artifact_id(header)
+    path.write_text(json.dumps(header))
+    with pytest.raises(CheckpointError, match="does not hold"):
+        read_header(path)
+    head_path = signs.artifacts / BUNDLE / "bundle.json"
+    head = json.loads(head_path.read_text())
+    head["recipe"] = "host"
+    head["id"] = bundle_id(head)
+    head_path.write_text(json.dumps(head))
+    with pytest.raises(BundleError, match="does not hold"):
+        load_bundle(head_path.parent)
+
+
+# --- the chain
+
+
+def links(lab: Lab, project: Project | None = None) -> dict[str, set[str]]:
+    """State by link, of the bundle."""
+    chain = Chain(project or lab.project)
+    chain.bundle(lab.artifacts / BUNDLE)
+    states: dict[str, set[str]] = {}
+    for link in chain.links:
+        states.setdefault(link.name, set()).add(link.state)
+    return states
+
+
+LINKS = {
+    # link -> a file of it
+    "episodes": "store/episodes/*/*.tar.zst",
+    "shards": "artifacts/batches/*/tensor_shards/series-*.npy",
+    "dataset": "artifacts/datasets/*/windows*.parquet",
+    "checkpoint": "artifacts/checkpoints/*/gbt_realistic*.ubj",
+    "alarm rule": "artifacts/alarm_rules/*/*/rule*.json",
+    "bundle": "artifacts/bundle/model*",
+    "champion": "artifacts/champion/champion.json",
+}
+MANIFESTS = {
+    "shards": "artifacts/batches/*/feature_shards/manifest.json",
+    "dataset": "artifacts/datasets/*/manifest.json",
+    "alarm rule": "artifacts/alarm_rules/*/*/manifest.json",
+    "checkpoint": "artifacts/checkpoints/*/gbt_realistic.ckpt.json",
+    "bundle": "artifacts/bundle/bundle.json",
+}
+
+
+def test_the_whole_chain_holds(lab: Lab, signs: Lab) -> None:
+    assert links(lab) == {name: {"holds"} for name in LINKS}
+    assert links(signs, required(signs)) == {name: {"holds"} for name in LINKS}
+    told = invoke(lab, "verify", str(lab.artifacts / BUNDLE), "--json")
+    assert told.exit_code == OK, told.output
+    header = checkpoint_path(lab.workspace.checkpoint_folder(RECIPE), GBT)
+    told = invoke(lab, "verify", str(header), "--json")
+    found = {link["name"] for link in json.loads(told.stdout)["links"]}
+    assert (told.exit_code, found) == (OK, LINKS.keys() - {"bundle"})
+
+
+@pytest.mark.parametrize(
+    ("link", "pattern"), [*LINKS.items(), *MANIFESTS.items()], ids=lambda each: each[-25:]
+)
+def test_one_byte_of_a_link_names_that_link(lab: Lab, link: str, pattern: str) -> None:
+    path = sorted(lab.artifacts.parent.glob(pattern))[0]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    states = links(lab)
+    assert "broken" in states[link], states
+    assert {name for name, found in states.items() if "broken" in found} == {link}
+    told = invoke(lab, "verify", str(lab.artifacts / BUNDLE))
+    assert told.exit_code == FAILED
+
+
+def test_an_unsigned_link_is_named_where_signatures_are_required(lab: Lab) -> None:
+    states = links(lab, required(lab))
+    assert states["bundle"] == {"broken"}
+    told = invoke(lab, "verify", str(lab.artifacts / BUNDLE), "--require-signature")
+    assert told.exit_code == FAILED
