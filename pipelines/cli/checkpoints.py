@@ -249,7 +249,8 @@ def _histories(paths: list[Path]) -> Iterator[str]:
         if not (folder / POINTER_FILE).is_file():
             continue
         try:
-            why = unsigned(read_pointer(folder)) if trusted_keys() else None
+            pointer = read_pointer(folder)
+            why = unsigned(pointer) if trusted_keys() else None
         except ChampionError as error:
             yield str(error)
         else:

@@ -313,7 +313,8 @@ def _distrusted(workspace: Workspace) -> str | None:
     from config.signing import trusted_keys
 
     folder = workspace.champion_folder
-    why = unsigned(read_pointer(folder)) if trusted_keys() else None
+    pointer = read_pointer(folder)
+    why = unsigned(pointer) if trusted_keys() else None
     return f"{folder / POINTER_FILE}: {why}" if why else None
 
 
