@@ -2,10 +2,16 @@
 
 The hub writes the log, ``artifacts/decisions/<UTC day>.jsonl``. What is in it was seen by people
 after training, so no dataset and no test is ever made from it.
+
+Every line has a hash of itself and of the line before, across files, and ``head.json`` says which
+is the last: a line that was changed, dropped, moved or repeated is found. Lines from before lines
+were chained are covered by the first that is.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,14 +20,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from config.signing import Signed, Unsealed, unsealed
+
 VERSION: Literal[1] = 1
 SUFFIX = ".jsonl"
+HEAD_FILE = "head.json"
+HEAD_FIELDS = {"count", "hash"}
+FIRST = "0" * 64  # what the first line of a log follows on
+_NAME = re.compile(r"(\d{4}-\d\d-\d\d)(?:\.(\d{4}))?\.jsonl")
 
 Text = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Record(BaseModel):
-    """What every line says. ``prev`` and ``hash`` are for chaining lines; no line has them yet."""
+    """What every line says. Lines from before they were chained have no ``prev`` and ``hash``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,8 +49,6 @@ class DecisionRecord(Record):
 
     kind: Literal["decision"] = "decision"
     event: dict[str, Any]  # the ``live_detection`` as the hub sent it
-    input_digest: str | None = None  # of the window's values
-    contract: str | None = None  # hash of the bundle's contract
 
 
 class Answer(BaseModel):
@@ -66,8 +76,28 @@ class TornRecord(Record):
     bytes: int
 
 
-AnyRecord = Annotated[DecisionRecord | AnswerRecord | TornRecord, Field(discriminator="kind")]
-RECORD: TypeAdapter[DecisionRecord | AnswerRecord | TornRecord] = TypeAdapter(AnyRecord)
+class GapRecord(Record):
+    """When the hub started, the log ended before the line that its head names."""
+
+    kind: Literal["gap"] = "gap"
+    count: int  # of the head: how many chained lines there were
+    last: str  # of the head: hash of the last
+
+
+AnyRecord = DecisionRecord | AnswerRecord | TornRecord | GapRecord
+RECORD: TypeAdapter[AnyRecord] = TypeAdapter(Annotated[AnyRecord, Field(discriminator="kind")])
+
+
+def chained(record: AnyRecord, prev: str) -> tuple[bytes, str]:
+    """A record as a line that follows on the line with hash ``prev``, and the line's own hash."""
+    sealed = record.model_copy(update={"prev": prev, "hash": ""})
+    line = sealed.model_dump_json(exclude_none=True).encode()
+    digest = hashlib.sha256(line).hexdigest()
+    return line.replace(b'"hash":""', f'"hash":"{digest}"'.encode(), 1) + b"\n", digest
+
+
+def _hash_of(line: bytes, stated: str) -> str:
+    return hashlib.sha256(line.rstrip(b"\n").replace(stated.encode(), b"", 1)).hexdigest()
 
 
 class _Decided(BaseModel):
@@ -98,13 +128,16 @@ class Log:
     answers: dict[str, AnswerRecord] = field(default_factory=dict)
     decisions: int = 0
     torn: int = 0
+    gaps: int = 0
     unreadable: list[str] = field(default_factory=list)  # file and line
 
-    def add(self, record: DecisionRecord | AnswerRecord | TornRecord) -> None:
+    def add(self, record: AnyRecord) -> None:
         if isinstance(record, AnswerRecord):
             self.answers[record.alarm_id] = record
         elif isinstance(record, TornRecord):
             self.torn += 1
+        elif isinstance(record, GapRecord):
+            self.gaps += 1
         else:
             self.decisions += 1
             said = _Decided.model_validate(record.event)
@@ -154,19 +187,130 @@ class Tally(BaseModel):
 
 def log_files(folder: Path) -> list[Path]:
     """The files of the log, oldest first."""
-    return sorted(folder.glob(f"????-??-??{SUFFIX}"))
+    found = [(match.groups(""), path) for path in folder.glob(f"*{SUFFIX}")
+             if (match := _NAME.fullmatch(path.name))]  # fmt: skip
+    return [path for _, path in sorted(found)]
 
 
-def read_log(folder: Path) -> Log:
-    """The whole log; a line that cannot be read is named and left out."""
-    log = Log()
+@dataclass(frozen=True)
+class Fault:
+    """A place where the log is not as it was written."""
+
+    where: str  # file and line
+    kind: Literal["unreadable", "changed", "dropped", "moved", "gap", "head"]
+
+    @property
+    def line(self) -> str:
+        return f"{self.where}: {_FAULTS[self.kind]}"
+
+
+_FAULTS = {
+    "unreadable": "cannot be read",
+    "changed": "was changed after it was written",
+    "dropped": "the line before it is gone, or another was put there",
+    "moved": "is not where it was written, or is there twice",
+    "gap": "says that lines at the end of the log were gone when the hub started",
+    "head": "does not fit the log: lines at its end are gone, or it was changed",
+}
+
+
+@dataclass
+class Chain:
+    """The log as a chain of lines.
+
+    ``lines`` has every line that is as it was written, with where it is.
+    """
+
+    lines: list[tuple[str, AnyRecord]] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    before: int = 0  # lines from before lines were chained
+    count: int = 0  # chained lines
+    last: str = FIRST  # hash of the last
+    head: Unsealed | None = None
+
+    @property
+    def signed(self) -> Signed:
+        """Who signed the head, and with it every line before."""
+        return self.head.signed("log") if self.head else Signed("unsigned")
+
+
+def read_chain(folder: Path) -> Chain:
+    """Every line of the log, and every place where it is not as it was written."""
+    chain, old, hashes = Chain(), hashlib.sha256(), dict[str, int]()
+    unfollowed: list[tuple[str, str]] = []  # where, and what it follows on
+    unknown = False  # whether the line before cannot be read, and what follows on it is not known
     for path in log_files(folder):
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
+                where = f"{path.name}:{number}"
                 try:
-                    log.add(RECORD.validate_json(line))
+                    record = RECORD.validate_json(line)
                 except ValidationError:
-                    log.unreadable.append(f"{path.name}:{number}")
+                    chain.faults.append(Fault(where, "unreadable"))
+                    chain.count, unknown = chain.count + bool(chain.count), True
+                    continue
+                if record.hash is None and record.prev is None and not chain.count:
+                    chain.before += 1
+                    old.update(line)
+                    chain.last = old.hexdigest()
+                elif record.hash is None or _hash_of(line, record.hash) != record.hash:
+                    chain.faults.append(Fault(where, "changed"))
+                    chain.last, chain.count = record.hash or chain.last, chain.count + 1
+                    continue
+                else:
+                    if record.prev != chain.last and not unknown:
+                        unfollowed.append((where, str(record.prev)))
+                    unknown = False
+                    chain.last, chain.count = record.hash, chain.count + 1
+                    if record.hash in hashes:
+                        chain.faults.append(Fault(where, "moved"))
+                        continue
+                    hashes[record.hash] = chain.count
+                if isinstance(record, GapRecord):
+                    chain.faults.append(Fault(where, "gap"))
+                chain.lines.append((where, record))
+    moved = {fault.where for fault in chain.faults}
+    for where, prev in unfollowed:
+        if where not in moved:
+            chain.faults.append(Fault(where, "moved" if prev in hashes else "dropped"))
+    _check_head(folder, chain, hashes)
+    return chain
+
+
+def _check_head(folder: Path, chain: Chain, hashes: dict[str, int]) -> None:
+    """The line that the head names must be there; a crash may have left lines after it."""
+    path = folder / HEAD_FILE
+    try:
+        chain.head = unsealed(path.read_bytes(), HEAD_FIELDS)
+        fits = (
+            chain.head.digest is not None
+            and chain.signed.state != "wrong"
+            and hashes.get(chain.head.value["hash"], 0) >= (chain.head.value["count"] and 1)
+            and chain.count >= chain.head.value["count"]
+        )
+    except FileNotFoundError:
+        fits = not chain.count
+    except (OSError, ValueError, TypeError):
+        fits = False
+    if not fits:
+        chain.faults.append(Fault(HEAD_FILE, "head"))
+
+
+def read_log(folder: Path) -> Log:
+    """The whole log; a line that is not as it was written is named and left out."""
+    return log_of(read_chain(folder))
+
+
+def log_of(chain: Chain) -> Log:
+    """What a chain of lines says."""
+    log = Log()
+    for where, record in chain.lines:
+        try:
+            log.add(record)
+        except ValidationError:  # a decision on something else
+            log.unreadable.append(where)
+    found = [fault.where for fault in chain.faults if fault.kind in ("unreadable", "changed")]
+    log.unreadable += found
     return log
 
 

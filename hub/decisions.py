@@ -1,7 +1,8 @@
 """Writing the log of decisions: every change of an alarm, and what operators answered.
 
-Not every window is written: between two changes the decision is the same. The log only grows; lines
-are on the disk before anyone is told that they are. Reading it is ``evaluation.decisions``'.
+Unless every window is asked for, only changes are written: between two the decision is the same.
+The log only grows, each line chained to the one before; lines are on the disk before anyone is told
+that they are. Reading it is ``evaluation.decisions``'.
 """
 
 from __future__ import annotations
@@ -13,18 +14,24 @@ import os
 import time
 from pathlib import Path
 
+from config.signing import sealed
 from evaluation.decisions import (
+    HEAD_FILE,
     SUFFIX,
     AnswerRecord,
+    AnyRecord,
     DecisionRecord,
+    GapRecord,
     TornRecord,
+    chained,
     log_files,
-    read_log,
+    log_of,
+    read_chain,
 )
 from hub.events import LiveDetection
 
-Record = DecisionRecord | AnswerRecord | TornRecord
-
+MAX_FILE_BYTES = 64 << 20
+"""Of one file of a day; the next line begins another."""
 PENDING = 10_000
 """Records that wait while the disk does not take them."""
 
@@ -38,14 +45,17 @@ class LogError(Exception):
 class DecisionLog:
     """The log of one artifacts folder, open for writing.
 
+    Args:
+        windows: write every window, not only what changes something.
+
     Raises:
         LogError: the folder cannot be written, or another hub writes there.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, *, windows: bool = False):
+        self.folder, self.windows = folder, windows
         self._lock = asyncio.Lock()
-        self._pending: list[Record] = []
+        self._pending: list[AnyRecord] = []
         self._silent: dict[str, list[str]] = {}  # host -> its silent sources; hosts without: absent
         self.lost = 0
         """Records that were dropped because the disk took none for too long."""
@@ -63,17 +73,18 @@ class DecisionLog:
                     "--artifacts"
                 ) from None
             self._mend()
-            self.content = read_log(folder)
         except OSError as error:
             raise LogError(f"{folder}: the log cannot be written: {error.strerror}") from error
-        for line in self.content.unreadable[:5]:
-            log.warning("%s: this line of the log cannot be read and is not counted", line)
 
     def close(self) -> None:
         os.close(self._owner)  # frees the lock
 
     def _mend(self) -> None:
-        """Set aside what a crash left of the last line, and say so in the log."""
+        """Take up the chain where it ends; what a crash left of the last line is set aside.
+
+        Both are said in the log, and so is that lines are gone which were on the disk.
+        """
+        found: list[AnyRecord] = []
         for path in log_files(self.folder)[-1:]:
             content = path.read_bytes()
             whole = content.rfind(b"\n") + 1
@@ -86,23 +97,37 @@ class DecisionLog:
                 file.flush()
                 os.fsync(file.fileno())
             os.truncate(path, whole)
-            self._write([TornRecord(at=_now(), file=aside.name, bytes=len(torn))])
+            found.append(TornRecord(at=_now(), file=aside.name, bytes=len(torn)))
             log.warning(
                 "%s: the last line was cut off by a crash; its %d bytes are in %s",
                 path, len(torn), aside.name,
             )  # fmt: skip
+        chain = read_chain(self.folder)
+        for fault in chain.faults[:5]:
+            log.warning("%s/%s", self.folder, fault.line)
+        self._last, self._count, self.content = chain.last, chain.count, log_of(chain)
+        if chain.head and any(fault.kind == "head" for fault in chain.faults):
+            head = chain.head.value
+            found.append(GapRecord(at=_now(), count=head["count"], last=head["hash"]))
+        for record in found:
+            self.content.add(record)
+        if found:
+            self._write(found)
+        else:
+            self._write_head()
 
     def note(self, event: LiveDetection) -> bool:
         """Take down a detection if it changes something; returns whether ``flush`` is due."""
         before = self._silent.pop(event.host, [])
         if event.silent:
             self._silent[event.host] = event.silent
-        if event.alarm not in ("raised", "cleared") and event.silent == before:
+        same = event.alarm not in ("raised", "cleared") and event.silent == before
+        if same and not self.windows:
             return False
         self._take(DecisionRecord(at=_now(), event=event.model_dump(mode="json")))
         return True
 
-    def _take(self, record: Record) -> None:
+    def _take(self, record: AnyRecord) -> None:
         self.content.add(record)
         self._pending.append(record)
         if len(self._pending) > PENDING:
@@ -140,11 +165,13 @@ class DecisionLog:
             written = set(map(id, batch))
             self._pending = [record for record in self._pending if id(record) not in written]
 
-    def _write(self, records: list[Record]) -> None:
-        """Append lines to the file of the day, all or none."""
-        path = self.folder / time.strftime(f"%Y-%m-%d{SUFFIX}", time.gmtime())
-        lines = [record.model_dump_json(exclude_none=True) + "\n" for record in records]
-        content = memoryview("".join(lines).encode())
+    def _write(self, records: list[AnyRecord]) -> None:
+        """Append lines to the newest file, all or none, and then say which is the last."""
+        last, lines = self._last, list[bytes]()
+        for record in records:
+            line, last = chained(record, last)
+            lines.append(line)
+        content, path = memoryview(b"".join(lines)), self._file()
         new = not path.exists()
         handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
@@ -158,8 +185,31 @@ class DecisionLog:
                 raise
         finally:
             os.close(handle)
+        self._last, self._count = last, self._count + len(lines)
         if new:
             _sync_folder(self.folder)
+        self._write_head()
+
+    def _file(self) -> Path:
+        """The file to append to: of today, but never one before the newest, nor one too large."""
+        today = time.strftime("%Y-%m-%d", time.gmtime())
+        newest = next(reversed(log_files(self.folder)), None)
+        if newest is None or newest.name[: len(today)] < today:
+            return self.folder / f"{today}{SUFFIX}"
+        if newest.stat().st_size < MAX_FILE_BYTES:
+            return newest
+        day, _, number = newest.name.removesuffix(SUFFIX).partition(".")
+        return self.folder / f"{day}.{int(number or 0) + 1:04}{SUFFIX}"
+
+    def _write_head(self) -> None:
+        """Say which line is the last, and sign it if there is a key; readers see old or new."""
+        path = self.folder / HEAD_FILE
+        temporary = path.with_suffix(".new")
+        with temporary.open("wb") as file:
+            file.write(sealed({"count": self._count, "hash": self._last}, "log"))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -184,6 +184,8 @@ class LiveDetection(Event):
     why: list[Argument] = []  # at most three, the largest first
     restarted: Name | None = None  # why the scorer's windows restarted here
     latency_ms: Positive | None  # from the last row that finished the window to this event
+    input_digest: Name | None = None  # sha256 of the model's inputs; None: silent, or not said
+    contract: Name | None = None  # hash of the contract of these inputs
 
 
 AnyEvent = Annotated[

@@ -70,14 +70,17 @@ class Hub:
     Args:
         decisions: folder of the log.
         silent_after_s: seconds after which a live host that sends nothing is silent.
+        windows: log every window, not only what changes something.
 
     Raises:
         LogError: the log cannot be written.
     """
 
-    def __init__(self, decisions: Path, *, silent_after_s: float = UNHEARD_S):
+    def __init__(
+        self, decisions: Path, *, silent_after_s: float = UNHEARD_S, windows: bool = False
+    ):
         self.state = State(silent_after_s)
-        self.log = DecisionLog(decisions)
+        self.log = DecisionLog(decisions, windows=windows)
         self.app = _Headers(
             Starlette(
                 routes=[

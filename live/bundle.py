@@ -117,6 +117,11 @@ class Bundle:
         """Of the statistics, which a baseline consists of."""
         return contract_of(self.layout, "summary").hash
 
+    @cached_property
+    def input_contract_hash(self) -> str:
+        """Of the model's inputs."""
+        return contract_of(self.layout, self.head["input_kind"]).hash
+
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Of one window's inputs."""

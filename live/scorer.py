@@ -6,6 +6,7 @@ module, because a device has no pydantic; a test holds the two together.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,6 +65,7 @@ class LiveScorer:
             "source": "live" if replay_of is None else "replay",
             "replay_of": replay_of,
             "threshold": bundle.rule.threshold,
+            "contract": bundle.input_contract_hash,
         }
         self._host, self._session = host, session
         self._live = replay_of is None
@@ -138,6 +140,7 @@ class LiveScorer:
             "why": self._why(window),
             "restarted": window.restarted or None,
             "latency_ms": round(1000 * (time.perf_counter() - received), 3),
+            "input_digest": hashlib.sha256(bundle.inputs(window).tobytes()).hexdigest(),
         }
         self._silence_id = None
         if state == "cleared":

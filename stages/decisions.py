@@ -1,17 +1,29 @@
-"""What the hub's log says: alarms on live machines, and what operators answered. Only counted."""
+"""What the hub's log says: alarms on live machines, and what operators answered.
+
+It is only counted, and its decisions are made again from the rows in the store.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from evaluation.decisions import Tally, log_files, read_log, tally
+from episodes.format import episode_time_ms
+from episodes.validation import validate
+from evaluation.decisions import DecisionRecord, Tally, log_files, read_log, tally
 from features.files import file_sha256, fingerprint
+from live.scorer import LiveScorer
+from live.sources import Replay
 from stages.stage import Artifacts, FolderStage, Output, Progress, Rows
 from stages.status import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
+    from episodes.store import StoredEpisode
+    from live.bundle import Bundle
+    from live.scorer import Event
     from stages.manifest import Draft, Manifest
     from stages.project import Project
     from stages.workspace import Workspace
@@ -78,3 +90,106 @@ class Decisions(FolderStage):
 def read_tally(workspace: Workspace) -> Tally:
     """The log, counted as it is now."""
     return tally(read_log(workspace.decisions_folder))
+
+
+# --- made again
+
+
+COMPARED = (
+    "start", "end", "phase", "probabilities", "filtered", "filtered_probabilities", "confidence",
+    "score", "threshold", "alarm", "unlike", "coverage", "silent", "why", "restarted",
+)  # fmt: skip
+"""Of a decision what must come out as it is in the log; names and times of its making need not."""
+SINCE = ("input_digest", "contract")
+"""The same, where a log has it: older ones do not."""
+
+
+@dataclass
+class Replayed:
+    """Decisions of a log that were made again."""
+
+    identical: int = 0
+    different: list[str] = field(default_factory=list)  # where in the log, and what
+    left_out: Counter[str] = field(default_factory=Counter)  # why -> how many
+
+
+def replay(
+    project: Project, bundle: Bundle, records: Iterable[tuple[str, DecisionRecord]]
+) -> Replayed:
+    """Make decisions again from the rows in the store, and compare them to the last digit.
+
+    Decisions by another bundle, on silence, and on rows that the store does not have are left out.
+
+    Args:
+        records: decisions, and where in the log they are.
+    """
+    found, recordings = Replayed(), _Recordings(project, bundle)
+    for where, record in records:
+        event = record.event
+        again = recordings.event(event)
+        if isinstance(again, str):
+            found.left_out[again] += 1
+            continue
+        off = [name for name in COMPARED if event[name] != again.get(name)]
+        off += [n for n in SINCE if event.get(n) is not None and event[n] != again.get(n)]
+        if off:
+            found.different.append(f"{where}: {', '.join(off)}")
+        else:
+            found.identical += 1
+    return found
+
+
+class _Recordings:
+    """The windows of recordings as a bundle scores them, each recording once."""
+
+    def __init__(self, project: Project, bundle: Bundle):
+        self._project, self._bundle = project, bundle
+        self._events: dict[tuple[str, str], dict[float, Event] | str] = {}
+        self._of_host: dict[str, list[StoredEpisode]] = {}
+        self._by_id: dict[str, StoredEpisode] = {}
+        for stored in project.listing.episodes:
+            self._of_host.setdefault(stored.host_id, []).append(stored)
+            self._by_id[stored.episode_id] = stored
+
+    def event(self, said: Mapping[str, Any]) -> Event | str:
+        """The same window again, or why it cannot be had."""
+        if said.get("phase") is None:
+            return "silence"
+        if said.get("bundle") != self._bundle.id:
+            return "made by another bundle"
+        stored = self._stored(said)
+        if stored is None:
+            return "rows are not in the store"
+        key = stored.host_id, stored.episode_id
+        if key not in self._events:
+            self._events[key] = self._scored(stored)
+        events = self._events[key]
+        if isinstance(events, str):
+            return events
+        return events.get(said["start"], "its windows began elsewhere")
+
+    def _stored(self, said: Mapping[str, Any]) -> StoredEpisode | None:
+        """The recording that was replayed, or the one of this host that was under way."""
+        if said.get("replay_of"):
+            return self._by_id.get(str(said["replay_of"]))
+        ended_ms = 1000 * said["end"]
+        every = self._of_host.get(str(said["host"]), ())
+        earlier = [each for each in every if episode_time_ms(each.episode_id) <= ended_ms]
+        return max(earlier, key=lambda each: each.episode_id, default=None)
+
+    def _scored(self, stored: StoredEpisode) -> dict[float, Event] | str:
+        workspace = self._project.workspace
+        record, episode = validate(stored, workspace.validation, workspace.layout.fields)
+        if episode is None or not record.usable:
+            return "its recording is not usable"
+        source = Replay(episode.members, 0.0)
+        scorer = LiveScorer(
+            self._bundle, stored.host_id, "again", origin_ns=source.origin_ns(),
+            replay_of=stored.episode_id,
+        )  # fmt: skip
+        made: list[Event] = []
+        while (rows := source.read()) is not None:
+            for name, lines in rows:
+                made += scorer.push(name, lines)
+        made += scorer.close()
+        return {event["start"]: event for event in made}

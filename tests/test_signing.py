@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable
@@ -23,9 +24,22 @@ from champion.history import (
 )
 from config import signing
 from config.signing import SigningError, new_key, sealed, signed, trust, trusted_keys, unsealed
+from episodes.reading import read_episode
+from evaluation.decisions import (
+    HEAD_FILE,
+    AnswerRecord,
+    DecisionRecord,
+    chained,
+    log_files,
+    read_chain,
+)
 from features.files import fingerprint
+from hub.decisions import DecisionLog
+from hub.events import LiveDetection
 from live.bundle import BundleError, bundle_id, load_bundle
 from live.cli import main as live
+from live.scorer import LiveScorer
+from live.sources import Replay
 from models.checkpoint import CheckpointError, artifact_id, checkpoint_path, read_header
 from pipelines.cli.app import FAILED, OK, USAGE, app
 from stages.chain import Chain
@@ -372,3 +386,188 @@ def test_an_unsigned_link_is_named_where_signatures_are_required(lab: Lab) -> No
     assert states["bundle"] == {"broken"}
     told = invoke(lab, "verify", str(lab.artifacts / BUNDLE), "--require-signature")
     assert told.exit_code == FAILED
+
+
+# --- the log of decisions
+
+
+def decision(n: int, **changes: Any) -> LiveDetection:
+    return LiveDetection.model_validate(
+        {
+            "v": 1, "type": "live_detection", "at": 1.0 * n, "origin": "o", "host": "pi",
+            "model": "gbt_realistic", "bundle": "b", "session": "s", "window": n,
+            "start": 5.0 * n, "end": 5.0 * n + 10, "source": "live", "phase": "clean",
+            "probabilities": {"clean": 1.0}, "filtered": "clean", "filtered_probabilities": None,
+            "confidence": 1.0, "score": 0.0, "threshold": 0.5, "alarm": "raised",
+            "alarm_id": f"a{n}", "unlike": None, "coverage": {}, "latency_ms": 1.0,
+        }
+        | changes
+    )  # fmt: skip
+
+
+def written(folder: Path, first: int = 0, n: int = 12, **options: Any) -> DecisionLog:
+    """A log with decisions and an answer after each third."""
+    log = DecisionLog(folder, **options)
+    for i in range(first, first + n):
+        log.note(decision(i))
+        asyncio.run(log.flush())
+        if i % 3 == 0:
+            asyncio.run(log.answer(f"a{i}", "pi", True, "seen"))
+    log.close()
+    return log
+
+
+def faults(folder: Path) -> list[tuple[str, str]]:
+    return [(fault.where, fault.kind) for fault in read_chain(folder).faults]
+
+
+@pytest.fixture
+def one_day(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr("hub.decisions.time.strftime", lambda *_: "2026-11-02")
+    return "2026-11-02.jsonl"
+
+
+def test_the_chain_goes_on_over_days_files_and_restarts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hub.decisions.MAX_FILE_BYTES", 3000)
+    for first, day in enumerate(("2026-11-02", "2026-11-03", "2026-11-01")):  # a clock that steps
+        monkeypatch.setattr("hub.decisions.time.strftime", lambda *_, day=day: day)
+        written(tmp_path, 12 * first)
+    names = [path.name for path in log_files(tmp_path)]
+    assert names[:3] == ["2026-11-02.jsonl", "2026-11-02.0001.jsonl", "2026-11-02.0002.jsonl"]
+    assert {name[:10] for name in names} == {"2026-11-02", "2026-11-03"}
+    chain = read_chain(tmp_path)
+    assert (chain.faults, chain.count, chain.before) == ([], 3 * 16, 0)
+    assert [r.event["window"] for _, r in chain.lines if isinstance(r, DecisionRecord)] == [
+        *range(36)
+    ]
+
+
+CHANGES: dict[str, tuple[Callable[[list[bytes]], Any], set[str]]] = {
+    "changed": (
+        lambda lines: lines.__setitem__(5, lines[5].replace(b'"pi"', b'"po"')), {"changed"}
+    ),
+    "dropped": (lambda lines: lines.pop(5), {"dropped"}),
+    "dropped at the end": (lambda lines: lines.pop(), {"head"}),
+    "dropped first": (lambda lines: lines.pop(0), {"dropped"}),
+    "swapped": (lambda lines: lines.insert(5, lines.pop(6)), {"moved"}),
+    "repeated": (lambda lines: lines.insert(5, lines[4]), {"moved"}),
+    "another line": (lambda lines: lines.insert(5, b"{}\n"), {"unreadable"}),
+    "an older form": (lambda lines: lines.insert(5, OLD), {"changed"}),
+    "chained anew": (lambda lines: lines.__setitem__(
+        5, chained(AnswerRecord(at=0, alarm_id="a", host="b", verdict=False),
+                   json.loads(lines[4])["hash"])[0]), {"dropped"}),
+}  # fmt: skip
+OLD = AnswerRecord(at=0.0, alarm_id="a1", host="pi", verdict=False).model_dump_json(
+    exclude_none=True
+).encode() + b"\n"  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_was_done_to_the_log_is_named(tmp_path: Path, one_day: str, name: str) -> None:
+    written(tmp_path)
+    assert faults(tmp_path) == []
+    change, kinds = CHANGES[name]
+    lines = (tmp_path / one_day).read_bytes().splitlines(keepends=True)
+    change(lines)
+    (tmp_path / one_day).write_bytes(b"".join(lines))
+    found = faults(tmp_path)
+    assert {kind for _, kind in found} >= kinds
+    assert {kind for _, kind in found} <= kinds | {"head", "moved", "dropped"}
+    if name != "dropped at the end":
+        numbers = {int(where.rpartition(":")[2]) for where, kind in found if kind in kinds}
+        assert numbers & {1, 5, 6, 7}, found
+
+
+def test_lines_that_were_gone_at_a_start_are_said_for_ever(tmp_path: Path, one_day: str) -> None:
+    written(tmp_path)
+    path = tmp_path / one_day
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-2]))
+    written(tmp_path, 12, 3)
+    assert [kind for _, kind in faults(tmp_path)] == ["gap"]
+
+
+def test_a_log_from_before_lines_were_chained_goes_on(tmp_path: Path, one_day: str) -> None:
+    (tmp_path / "2026-11-01.jsonl").write_bytes(4 * OLD)
+    written(tmp_path)
+    chain = read_chain(tmp_path)
+    assert (chain.faults, chain.before, chain.count) == ([], 4, 16)
+    (tmp_path / "2026-11-01.jsonl").write_bytes(3 * OLD)
+    assert (f"{one_day}:1", "dropped") in faults(tmp_path)
+
+
+def test_the_head_is_signed_where_a_key_is(tmp_path: Path, one_day: str) -> None:
+    new_key("hub")
+    written(tmp_path)
+    assert read_chain(tmp_path).signed.by == "hub"
+    # an insider writes the log anew, and the head without the key
+    other = DecisionLog(tmp_path / "other")
+    other.note(decision(99))
+    asyncio.run(other.flush())
+    other.close()
+    signature = json.loads((tmp_path / "head.json").read_text())["signature"]
+    head = json.loads((tmp_path / "other" / "head.json").read_text())
+    (tmp_path / one_day).write_bytes((tmp_path / "other" / one_day).read_bytes())
+    forged = sealed({"count": head["count"], "hash": head["hash"]}, "log").decode()
+    value = json.loads(forged)["signature"]["value"]
+    (tmp_path / "head.json").write_text(forged.replace(value, signature["value"]))
+    assert (HEAD_FILE, "head") in faults(tmp_path)
+
+
+def test_the_command_verifies(lab: Lab, one_day: str) -> None:
+    folder = lab.workspace.decisions_folder
+    shutil.rmtree(folder)
+    written(folder)
+    where = ["--artifacts", str(lab.artifacts)]
+    told = CliRunner().invoke(app, ["log", "verify", "--json", *where])
+    assert told.exit_code == OK, (told.output, told.exception)
+    assert json.loads(told.stdout)["records"] == 16
+    unsigned = CliRunner().invoke(app, ["log", "verify", "--require-signature", *where])
+    assert unsigned.exit_code == FAILED
+    lines = (folder / one_day).read_bytes().splitlines(keepends=True)
+    (folder / one_day).write_bytes(b"".join(lines[:3] + lines[4:]))
+    told = CliRunner().invoke(app, ["log", "verify", "--json", *where])
+    found = json.loads(told.stdout)["faults"]
+    assert (told.exit_code, found[0]["where"]) == (FAILED, f"{one_day}:4")
+
+
+def test_ten_thousand_decisions_come_out_identically(lab: Lab) -> None:
+    """Every window of every recording, as many scorers saw them."""
+    bundle = load_bundle(lab.artifacts / BUNDLE)
+    made: list[dict[str, Any]] = []
+    for added in lab.store.added:
+        members = read_episode(added.path, added.episode_id, {}).members
+        source = Replay(members, 0.0)
+        scorer = LiveScorer(
+            bundle, added.host_id, "s", origin_ns=source.origin_ns(), replay_of=added.episode_id
+        )
+        while (rows := source.read()) is not None:
+            made += [event for name, lines in rows for event in scorer.push(name, lines)]
+        made += scorer.close()
+    folder = lab.workspace.decisions_folder
+    shutil.rmtree(folder)
+    log = DecisionLog(folder, windows=True)
+    for n in range(10_000):
+        log.note(LiveDetection.model_validate(made[n % len(made)] | {"session": f"s{n}"}))
+        if n % 500 == 499:
+            asyncio.run(log.flush())
+    log.close()
+    words = ["log", "replay", str(lab.artifacts / BUNDLE), "--json"]
+    document = json.loads(invoke(lab, *words).stdout)
+    assert (document["identical"], document["different"]) == (10_000, [])
+    assert document["left_out"] == {}
+    # a decision that was not made from these rows
+    log = DecisionLog(folder, windows=True)
+    other = made[3] | {"probabilities": made[3]["probabilities"] | {"clean": 0.123456}}
+    log.note(LiveDetection.model_validate(other))
+    log.note(LiveDetection.model_validate(made[3] | {"replay_of": "01M7ZVV20HFQWZ385HM9KXP5BJ"}))
+    live_ = made[4] | {"source": "live", "replay_of": None}
+    log.note(LiveDetection.model_validate(live_))
+    asyncio.run(log.flush())
+    log.close()
+    told = invoke(lab, *words)
+    document = json.loads(told.stdout)
+    assert (told.exit_code, document["identical"]) == (FAILED, 10_001)
+    assert [where.rpartition(": ")[2] for where in document["different"]] == ["probabilities"]
+    assert document["left_out"] == {"rows are not in the store": 1}

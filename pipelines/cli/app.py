@@ -75,6 +75,7 @@ for program in (device.live, device.enrol):  # their options are those of a devi
 app.add_typer(checkpoints.contract_app, name="contract")
 app.add_typer(produce.produce_app, name="produce")
 app.add_typer(trust.keys_app, name="keys")
+app.add_typer(trust.log_app, name="log")
 
 
 def _show_version(wanted: bool) -> None:

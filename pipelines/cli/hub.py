@@ -50,6 +50,9 @@ def hub(
         float,
         typer.Option(metavar="SECONDS", min=1, help="When a host that sends nothing is silent."),
     ] = UNHEARD_S,
+    log_windows: Annotated[
+        bool, typer.Option("--log-windows", help="Log every window, not only what changes.")
+    ] = False,
 ) -> Served:
     """Carry events from scorers to the live page.
 
@@ -65,7 +68,10 @@ def hub(
     named = next(iter(allow_host or ()), host) if host in ("0.0.0.0", "::") else host
     url = serving.url_of(named, listener.getsockname()[1])
     try:
-        carrier = Hub(_artifacts(config, artifacts) / "decisions", silent_after_s=silent_after)
+        carrier = Hub(
+            _artifacts(config, artifacts) / "decisions", silent_after_s=silent_after,
+            windows=log_windows,
+        )  # fmt: skip
         running = server(
             carrier, hosts=[host, *(allow_host or ())], token=token, read_only=read_only,
             ready=lambda: note(f"hub: {url}" + ("/?token=TOKEN" if token else "")),

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from stages.chain import Link
     from stages.workspace import Workspace
 
+_SHOWN = 10  # of a list
+
 keys_app = typer.Typer(help="Keys that sign, and whose signatures hold here.", no_args_is_help=True)
 
 
@@ -172,3 +174,114 @@ def verify(
     else:
         fail(f"{target}: must be the folder of a bundle or a {SUFFIX}", USAGE)
     return Verified(chain.links)
+
+
+# --- the log of decisions
+
+log_app = typer.Typer(help="The hub's log of decisions.", no_args_is_help=True)
+
+
+@dataclass(frozen=True)
+class LogVerified(Document):
+    """What is in the log, and where it is not as it was written."""
+
+    folder: Path
+    records: int
+    before: int  # lines from before lines were chained
+    last: str
+    signed: str
+    faults: list[dict[str, str]]
+
+    def text(self) -> Iterator[str | Table]:
+        yield f"{self.folder}: {self.records} lines, the last {self.last[:12]}, {self.signed}"
+        if self.before:
+            yield f"the first {self.before} are from before lines were chained"
+        yield from (f"{fault['where']}: {fault['problem']}" for fault in self.faults)
+        if not self.faults:
+            yield "every line is as it was written, and none is missing"
+
+    @property
+    def exit_code(self) -> int:
+        return FAILED if self.faults else OK
+
+
+@log_app.command("verify", cls=Command)
+@with_json
+def verify_log(
+    config: options.Config = None,
+    artifacts: options.Artifacts = None,
+    require_signature: options.RequireSignature = False,
+) -> LogVerified:
+    """Find lines of the log that were changed, dropped, moved or repeated.
+
+    Exit code 1 if there is one.
+    """
+    from config.signing import distrust
+    from evaluation.decisions import read_chain
+
+    workspace = workspace_of(config, None, artifacts, must_exist=True)
+    chain = read_chain(workspace.decisions_folder)
+    faults = [
+        {"where": f.where, "kind": f.kind, "problem": f.line.partition(": ")[2]}
+        for f in chain.faults
+    ]
+    needed = require_signature or workspace.require_signatures
+    if chain.count and (why := distrust(chain.signed, required=needed)):
+        faults.append({"where": "head.json", "kind": "signature", "problem": why})
+    return LogVerified(
+        workspace.decisions_folder, chain.before + chain.count, chain.before, chain.last,
+        chain.signed.line, faults,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LogReplayed(Document):
+    """Decisions that were made again from the rows in the store."""
+
+    bundle: str
+    identical: int
+    different: list[str]
+    left_out: dict[str, int]
+
+    def text(self) -> Iterator[str | Table]:
+        yield f"bundle {self.bundle}"
+        yield f"{self.identical} decisions come out identically"
+        for why, n in self.left_out.items():
+            yield f"{n} were not made again: {why}"
+        for where in self.different[:_SHOWN]:
+            yield f"different: {where}"
+        if len(self.different) > _SHOWN:
+            yield f"and {len(self.different) - _SHOWN} more are different"
+
+    @property
+    def exit_code(self) -> int:
+        return FAILED if self.different else OK
+
+
+@log_app.command("replay", cls=Command)
+@with_json
+def replay_log(
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="Folder of the bundle that decided.")
+    ],
+    config: options.Config = None,
+    store: options.Store = None,
+    artifacts: options.Artifacts = None,
+) -> LogReplayed:
+    """Make the log's decisions again from the rows in the store, and compare every digit.
+
+    Exit code 1 if one comes out differently.
+    """
+    from evaluation.decisions import DecisionRecord, read_chain
+    from live.bundle import load_bundle
+    from stages import decisions
+    from stages.project import Project
+
+    workspace = workspace_of(config, store, artifacts, must_exist=True)
+    made = load_bundle(
+        existing(bundle), workspace.layout, require_signature=workspace.require_signatures
+    )
+    chain = read_chain(workspace.decisions_folder)
+    records = [(where, line) for where, line in chain.lines if isinstance(line, DecisionRecord)]
+    found = decisions.replay(Project(workspace), made, records)
+    return LogReplayed(made.id, found.identical, found.different, dict(found.left_out))

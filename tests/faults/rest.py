@@ -7,9 +7,13 @@ the file.
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import logging
 import os
 import shutil
+import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,10 +27,12 @@ from held_out import BAD, GOOD, WINDOWS, report_of
 from lab import RECIPE, TINY, Lab, bundle_of, put_in_use
 
 from champion.history import ChampionError, read_history
+from evaluation.decisions import AnswerRecord, read_chain
 from evaluation.documents import EvalReport, Latency, document_text
 from faults.table import Bench, Outcome, fault
 from features.registry import LAYOUT
 from features.shards import read_table
+from hub.decisions import DecisionLog
 from live.bundle import BundleError, load_bundle
 from models.checkpoint import CheckpointError
 from models.registry import find_variant
@@ -72,7 +78,16 @@ def made_artifacts(folder: Path) -> None:
     with draft(project.stages[f"eval_reports/{GBT.name}"].folder(lab.workspace, RECIPE)) as staged:
         staged.new_file("report", ".json").write_text(document_text(report))
         staged.commit("made for this", {"latency": latency.model_dump()})
+    _log(lab.workspace.decisions_folder)
     _history(_history_path(project), [report, report.model_copy(update={"checkpoint_id": "b"})])
+
+
+def _log(folder: Path) -> None:
+    """Answers alone: a decision is as good as an answer here."""
+    log = DecisionLog(folder)
+    for n in range(40):
+        asyncio.run(log.answer(f"a{n}", "pi", n % 2 == 0, "seen"))
+    log.close()
 
 
 def _history_path(project: Project) -> Path:
@@ -166,6 +181,13 @@ def _contracts(project: Project) -> Any:
     return lines
 
 
+def _decisions(project: Project) -> Any:
+    chain = read_chain(project.workspace.decisions_folder)
+    for found in chain.faults:
+        logging.getLogger("phasewatch").warning("%s", found.line)
+    return chain.lines, chain.last, chain.faults
+
+
 def _kept_history(project: Project) -> Any:
     return _history(_history_path(project), [])
 
@@ -197,6 +219,8 @@ KINDS = {
     "predictions": Kind("predictions/**/predictions.*.parquet", _predictions),
     "report": Kind("reports/*/*/report.*.json", _report_of),
     "history of figures": Kind("reports/history.jsonl", _kept_history),
+    "log of decisions": Kind("decisions/*.jsonl", _decisions),
+    "head of the log": Kind("decisions/head.json", _decisions),
     "bundle": Kind("bundle/*", _bundle),
 }
 
@@ -290,3 +314,37 @@ def _declare(name: str, kind: Kind) -> None:
 
 for _name, _kind in KINDS.items():
     _declare(_name, _kind)
+
+
+@fault("kill -9: log of decisions", tries=100, quick=3)
+def killed_log(bench: Bench) -> Outcome:
+    """The hub dies at a random moment of writing: what it acknowledged is there, in one chain."""
+    folder, acknowledged = bench.folder / "decisions", bench.folder / "acknowledged"
+    for _ in range(2):  # the second starts on what the first left
+        child = os.fork()
+        if child == 0:
+            try:
+                _write_for_ever(folder, acknowledged)
+            finally:
+                os._exit(1)
+        time.sleep(bench.random.uniform(0.0, 0.08))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    DecisionLog(folder).close()
+    chain = read_chain(folder)
+    if chain.faults:
+        return Outcome("wrong", str([found.line for found in chain.faults]))
+    there = {r.alarm_id for _, r in chain.lines if isinstance(r, AnswerRecord)}
+    said = acknowledged.read_text().split("\n")[:-1] if acknowledged.exists() else []
+    lost = set(said) - there
+    return Outcome("lost", str(lost)) if lost else Outcome("harmless")
+
+
+def _write_for_ever(folder: Path, acknowledged: Path) -> None:
+    log = DecisionLog(folder)
+    with acknowledged.open("a") as file:
+        for n in itertools.count():
+            name = f"{os.getpid()}-{n}"
+            asyncio.run(log.answer(name, "pi", True, "x" * 1500))
+            file.write(f"{name}\n")
+            file.flush()
