@@ -185,7 +185,7 @@ log_app = typer.Typer(help="The hub's log of decisions.", no_args_is_help=True)
 class LogVerified(Document):
     """What is in the log, and where it is not as it was written."""
 
-    folder: Path
+    folder: str
     records: int
     before: int  # lines from before lines were chained
     last: str
@@ -229,7 +229,7 @@ def verify_log(
     if chain.count and (why := distrust(chain.signed, required=needed)):
         faults.append({"where": "head.json", "kind": "signature", "problem": why})
     return LogVerified(
-        workspace.decisions_folder, chain.before + chain.count, chain.before, chain.last,
+        str(workspace.decisions_folder), chain.before + chain.count, chain.before, chain.last,
         chain.signed.line, faults,
     )  # fmt: skip
 
