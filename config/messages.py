@@ -14,7 +14,7 @@ OPTIONS = ("config", "store", "artifacts")
 
 _TAKEN = dict.fromkeys(
     ("run", "sync", "predict", "report", "champion", "promote", "rollback", "doctor", "prune",
-     "ui", "exclude", "bundle", "produce"), OPTIONS
+     "ui", "exclude", "bundle", "produce", "verify"), OPTIONS
 ) | dict.fromkeys(("validate", "extract"), ("config", "store")) | {
     "hub": ("config", "artifacts")
 }  # fmt: skip

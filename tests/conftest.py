@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from lab import RECIPE, Lab, build_lab, bundle_of, copy_of, failure, new_instance, once
+
+os.environ["PHASEWATCH_KEYS"] = str(Path(__file__).with_name("no-keys"))  # nobody's own
 
 
 @pytest.fixture(autouse=True)

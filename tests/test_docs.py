@@ -37,6 +37,10 @@ RUN = {
     "phasewatch contract": OK,
     "phasewatch contract diff CHECKPOINT": OK,
     "phasewatch contract diff CKPT": OK,
+    "phasewatch keys list": OK,
+    "phasewatch keys new NAME": OK,
+    "phasewatch keys new lab-a": OK,
+    "phasewatch log verify": OK,
     "phasewatch doctor": FAILED,  # two recipes of three are not trained
     "phasewatch doctor --config config/gpu.yaml": FAILED,
     'phasewatch exclude EPISODE --reason "wrong label"': OK,
@@ -88,6 +92,11 @@ EPISODES = ("EPISODE", "01M7ZVV20HFQWZ385HM9KXP5BJ")
 NAMED = {
     "phasewatch bundle",
     "phasewatch exclude",
+    "phasewatch keys trust FILE",
+    "phasewatch keys trust lab-a.pub",
+    "phasewatch log replay BUNDLE",
+    "phasewatch verify BUNDLE",
+    "phasewatch verify bundle",
     "phasewatch contract diff",
     "phasewatch extract",
     "phasewatch hub",
@@ -238,9 +247,12 @@ def place(trained: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def clone(place: Path, trained: Lab, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def clone(
+    place: Path, trained: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
     """The clone is the working directory; the words that stand for others there."""
     monkeypatch.chdir(place)
+    monkeypatch.setenv("PHASEWATCH_KEYS", str(tmp_path / "keys"))
     monkeypatch.setenv("DAGSTER_HOME", str(place / "artifacts" / "dagster_home"))
     monkeypatch.setenv("PHASEWATCH_ARTIFACTS", str(place / "artifacts"))
     monkeypatch.setenv("PHASEWATCH_STORE", str(trained.store.root))
