@@ -331,12 +331,16 @@ def load_rule(folder: Path, champion: Champion, recipe: str | None = None) -> Al
         )
     path = kept_path(folder, champion, recipe).with_name(rule_file(rule_id))
     try:
-        rule = AlarmRule.from_text(path.read_bytes())
+        content = path.read_bytes()
+        rule = AlarmRule.from_text(content)
+        if content != rule.text().encode():
+            raise ValueError("it was changed after it was written")
         if (rule.id, rule.checkpoint_id) != (rule_id, champion.checkpoints[recipe]):
             raise ValueError("it is another rule, or for another checkpoint")
     except (OSError, ValueError) as error:
         raise ChampionError(
-            f"{path}: {error}. Restore the file, or roll back: phasewatch rollback"
+            f"{path}: {error}. Make the copy again: phasewatch champion --restore, or roll back: "
+            "phasewatch rollback"
         ) from error
     return rule
 
@@ -363,7 +367,8 @@ def load_likeness(folder: Path, champion: Champion, layout: Layout) -> Likeness 
             raise ValueError("it is for another input layout")
     except (OSError, ValueError) as error:
         raise ChampionError(
-            f"{path}: {error}. Restore the file, or roll back: phasewatch rollback"
+            f"{path}: {error}. Make the copy again: phasewatch champion --restore, or roll back: "
+            "phasewatch rollback"
         ) from error
     return likeness
 
@@ -382,8 +387,8 @@ def read_training(folder: Path, champion: Champion, recipe: str | None = None) -
         return table
     except (OSError, ValueError) as error:
         raise ChampionError(
-            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}). Restore the "
-            "file, or roll back: phasewatch rollback"
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}). Make the copy "
+            "again: phasewatch champion --restore, or roll back: phasewatch rollback"
         ) from error
 
 

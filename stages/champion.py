@@ -19,6 +19,7 @@ from champion.history import (
     ChampionError,
     check_kept,
     keep,
+    kept_folder,
     kept_path,
     likeness_file,
     load_kept,
@@ -49,6 +50,7 @@ from champion.rules import (
     known_to,
 )
 from config.signing import sealed, unsealed
+from datasets.splits import RECIPES
 from datasets.windows import inputs, read_channel_means, read_dataset
 from episodes.store import StoreError
 from evaluation.baselines import shortcut_predictions
@@ -88,6 +90,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("phasewatch")
 
 _REFERENCE = {field.alias or name for name, field in DriftReference.model_fields.items()}
+
+RESTORE = "Make the copy again: phasewatch champion --restore"
 
 CANDIDATES = [variant for variant in VARIANTS if variant.mode == "realistic"]
 
@@ -279,7 +283,7 @@ class ChampionStage(Stage):
         except ContractMismatchError as error:
             return Reason("contract", {"outputs": [self.name], "differences": error.differences})
         except (CheckpointError, ChampionError) as error:
-            remedy = "Restore the file, or roll back: phasewatch rollback"
+            remedy = f"{RESTORE}, or roll back: phasewatch rollback"
             return Reason("damaged", {"problem": str(error)}, remedy=remedy)
         except (StageError, StoreError) as error:
             remedy = (
@@ -466,6 +470,50 @@ def promote(
     return replace(trial, promoted=promoted, renewed=renew_page(workspace))
 
 
+def restore(project: Project) -> list[Path]:
+    """Copy what is kept with the champion once more from where it came from; returns the folders.
+
+    Raises:
+        ChampionError: there is no champion, or something of it is not here any more as it was.
+        StageError, CheckpointError: what it would be copied from is damaged, too.
+    """
+    folder, workspace = project.workspace.champion_folder, project.workspace
+    champion = read_champion(folder)
+    if champion is None:
+        raise ChampionError("There is no champion. Promote one: phasewatch promote MODEL")
+    variant = find_variant(champion.model, champion.mode)
+    sources = {
+        file.version: recipe
+        for recipe in RECIPES
+        if (file := project.artifact(f"checkpoints/{variant.name}", recipe)) is not None
+    }
+    for recipe, checkpoint_id in champion.checkpoints.items():
+        source = sources.get(checkpoint_id)
+        if source is None:
+            raise ChampionError(
+                f"{kept_path(folder, champion, recipe)}: cannot be made again: {champion.name} was "
+                f"retrained since. Restore the file, or roll back: phasewatch rollback"
+            )
+        project.require([(project.stages["datasets"], source)])
+        if champion.training.get(recipe) not in (None, training_digest(_training(project, source))):
+            raise ChampionError(
+                f"{kept_path(folder, champion, recipe).with_name(TRAINING_FILE)}: cannot be made "
+                "again: the dataset has changed. Restore the file, or roll back: "
+                "phasewatch rollback"
+            )
+    for checkpoint_id in set(champion.checkpoints.values()):
+        source = sources[checkpoint_id]
+        files = kept_files(
+            project, source, variant, serves=checkpoint_id == champion.checkpoints[champion.served]
+        )
+        keep(folder, checkpoint_path(workspace.checkpoint_folder(source), variant), files)
+    check_kept(folder, champion)
+    if champion.alarm_rules:
+        load_rule(folder, champion)
+        load_likeness(folder, champion, workspace.layout)
+    return sorted(kept_folder(folder, each) for each in set(champion.checkpoints.values()))
+
+
 def renew_page(workspace: Workspace) -> Renewed:
     """Make the report page again, which shows the champion. Failing is no reason to stop."""
     from stages.project import Project  # here: it imports the stages
@@ -590,15 +638,21 @@ def _unlike(project: Project, recipe: str, variant: Variant) -> dict[str, Any] |
     return {name: manifest.facts[name] for name in names}
 
 
-def kept_files(project: Project, recipe: str, variant: Variant) -> dict[str, bytes]:
-    """Files kept with a checkpoint: the next dataset forgets what this one was trained on."""
+def kept_files(
+    project: Project, recipe: str, variant: Variant, *, serves: bool | None = None
+) -> dict[str, bytes]:
+    """Files kept with a checkpoint: the next dataset forgets what this one was trained on.
+
+    Args:
+        serves: whether it is the one that scores; by default that of recipe ``SERVED``.
+    """
     dataset = project.existing("datasets", recipe)
     table = read_dataset(dataset).filter(pl.col("split") != "test")
     episodes = io.BytesIO()
     write_table(_training(project, recipe).to_arrow(), episodes)
     rule = read_rule(project.existing(f"alarm_rules/{variant.name}", recipe))
     files = {TRAINING_FILE: episodes.getvalue(), rule_file(rule.id): rule.text().encode()}
-    if recipe == SERVED:
+    if recipe == SERVED if serves is None else serves:
         checkpoint = project.checkpoint(variant, recipe)
         value = _reference(project, checkpoint, table, dataset_shards(project, dataset))
         files[REFERENCE_FILE] = _reference_text(value)

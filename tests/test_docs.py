@@ -37,6 +37,7 @@ RUN = {
     "phasewatch contract": OK,
     "phasewatch contract diff CHECKPOINT": OK,
     "phasewatch contract diff CKPT": OK,
+    "phasewatch champion --restore": OK,
     "phasewatch keys list": OK,
     "phasewatch keys new NAME": OK,
     "phasewatch keys new lab-a": OK,

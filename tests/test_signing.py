@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,9 @@ from typer.testing import CliRunner
 
 from champion.history import (
     POINTER_FILE,
+    REFERENCE_FILE,
     ChampionError,
+    kept_path,
     put_in_use,
     read_champion,
     read_pointer,
@@ -370,10 +373,7 @@ def test_the_whole_chain_holds(lab: Lab, signs: Lab) -> None:
     ("link", "pattern"), [*LINKS.items(), *MANIFESTS.items()], ids=lambda each: each[-25:]
 )
 def test_one_byte_of_a_link_names_that_link(lab: Lab, link: str, pattern: str) -> None:
-    path = sorted(lab.artifacts.parent.glob(pattern))[0]
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    spoiled(sorted(lab.artifacts.parent.glob(pattern))[0])
     states = links(lab)
     assert "broken" in states[link], states
     assert {name for name, found in states.items() if "broken" in found} == {link}
@@ -386,6 +386,77 @@ def test_an_unsigned_link_is_named_where_signatures_are_required(lab: Lab) -> No
     assert states["bundle"] == {"broken"}
     told = invoke(lab, "verify", str(lab.artifacts / BUNDLE), "--require-signature")
     assert told.exit_code == FAILED
+
+
+# --- what was damaged is made again by the command that the message gives
+
+
+REBUILT = (
+    "batches/*/tensor_shards/series-*.npy",
+    "batches/*/feature_shards/features-*.npy",
+    "batches/*/validation_index/index*.parquet",
+    "batches/*/tensor_shards/manifest.json",
+    "datasets/*/windows*.parquet",
+    "datasets/*/manifest.json",
+    "checkpoints/*/gbt_realistic*.ubj",
+    "checkpoints/*/gbt_realistic.ckpt.json",
+    "alarm_rules/*/*/rule*.json",
+    "alarm_rules/*/*/manifest.json",
+    "likeness/*/*/likeness*",
+    "likeness/*/*/episodes*.parquet",
+    "predictions/*/*/predictions*.parquet",
+)
+
+
+@pytest.mark.parametrize("pattern", REBUILT)
+def test_a_stage_makes_what_was_damaged_again(lab: Lab, pattern: str) -> None:
+    """What the remedies run: ``phasewatch run`` makes what is not current."""
+    path = sorted(lab.artifacts.glob(pattern))[0]
+    content = path.read_bytes()
+    spoiled(path)
+    project = lab.project
+    found = [
+        (project.stages[status.stage], status)
+        for stage in project.stages.values()
+        for status in project.statuses(stage, verify=True)
+        if status.state == "damaged" and status.stage != "champion"
+    ]
+    assert found, "not noticed"
+    for stage, status in found:
+        assert str(path) in status.message
+        assert re.search(r"(phasewatch run|dagster job execute) .*", status.remedy)
+        made = lab.project.make(stage, status.key)
+        assert not made.reused
+        assert lab.project.status(stage, status.key, verify=True).current
+    (again,) = {*lab.artifacts.glob(pattern)} & {path} or {sorted(lab.artifacts.glob(pattern))[0]}
+    if path.suffix in (".npy", ".parquet", ".ubj"):
+        assert again.read_bytes() == content
+
+
+def test_the_champions_copies_are_made_again(lab: Lab) -> None:
+    champion = read_champion(lab.workspace.champion_folder)
+    assert champion is not None
+    folder = kept_path(lab.workspace.champion_folder, champion).parent
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        spoiled(path)
+        used = not path.name.startswith("likeness")  # this champion was promoted without
+        if used and path.name != REFERENCE_FILE:  # drift makes it again by itself
+            told = invoke(lab, "champion")
+            assert "phasewatch champion" in told.output, (path, told.output)
+            assert "--restore" in told.output
+        told = invoke(lab, "champion", "--restore")
+        assert told.exit_code == OK, (path, told.output)
+        assert path.read_bytes() == content or not used or path.name == REFERENCE_FILE
+        assert lab.project.status(lab.project.stages["champion"], "", verify=True).current
+        assert champion_scorer(lab.project).rule is not None
+
+
+def spoiled(path: Path) -> None:
+    """One bit in the middle is another."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 # --- the log of decisions

@@ -15,6 +15,7 @@ from pipelines.cli.console import (
     OK,
     Document,
     Table,
+    note,
     one_of,
     workspace_of,
 )
@@ -63,16 +64,25 @@ class History(Document):
 
 
 def champion(
+    restore: Annotated[
+        bool,
+        typer.Option("--restore", help="Copy what is kept with it once more, if it was damaged."),
+    ] = False,
     config: options.Config = None,
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> History:
     """Show the model in use, its evidence and the history."""
     from champion.history import kept_path, read_pointer, unsigned
+    from stages import champion as core
     from stages.project import Project
 
     project = Project(workspace_of(config, store, artifacts, must_exist=True))
     folder = project.workspace.champion_folder
+    if restore:
+        for kept in core.restore(project):
+            note(f"copied again: {kept}")
+        project = Project(project.workspace)
     pointer = read_pointer(folder)
     history = [entry.champion for entry in pointer.entries]
     status = project.status(project.stages["champion"], "", verify=True)
@@ -86,7 +96,8 @@ def champion(
             "differences": status.differences,
             "remedy": status.remedy,
         },
-        signed=unsigned(pointer) or pointer.signed.line,
+        signed=(unsigned(pointer) or pointer.signed.line)
+        + ("" if pointer.sealed else ", from before histories had a seal"),
     )  # fmt: skip
 
 
