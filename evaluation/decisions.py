@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -210,18 +210,14 @@ _FAULTS = {
     "dropped": "the line before it is gone, or another was put there",
     "moved": "is not where it was written, or is there twice",
     "gap": "says that lines at the end of the log were gone when the hub started",
-    "head": "does not fit the log: lines at its end are gone, or it was changed",
+    "head": f"its end is not what {HEAD_FILE} says: lines are gone, or that file was changed",
 }
 
 
 @dataclass
 class Chain:
-    """The log as a chain of lines.
+    """The log as a chain of lines."""
 
-    ``lines`` has every line that is as it was written, with where it is.
-    """
-
-    lines: list[tuple[str, AnyRecord]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     before: int = 0  # lines from before lines were chained
     count: int = 0  # chained lines
@@ -234,8 +230,12 @@ class Chain:
         return self.head.signed("log") if self.head else Signed("unsigned")
 
 
-def read_chain(folder: Path) -> Chain:
-    """Every line of the log, and every place where it is not as it was written."""
+def read_chain(folder: Path, take: Callable[[str, AnyRecord], object] = lambda *_: None) -> Chain:
+    """Follow the log from line to line; returns every place where it is not as it was written.
+
+    Args:
+        take: is given every line that is as it was written, and where it is.
+    """
     chain, old, hashes = Chain(), hashlib.sha256(), dict[str, int]()
     unfollowed: list[tuple[str, str]] = []  # where, and what it follows on
     unknown = False  # whether the line before cannot be read, and what follows on it is not known
@@ -268,7 +268,7 @@ def read_chain(folder: Path) -> Chain:
                     hashes[record.hash] = chain.count
                 if isinstance(record, GapRecord):
                     chain.faults.append(Fault(where, "gap"))
-                chain.lines.append((where, record))
+                take(where, record)
     moved = {fault.where for fault in chain.faults}
     for where, prev in unfollowed:
         if where not in moved:
@@ -293,25 +293,29 @@ def _check_head(folder: Path, chain: Chain, hashes: dict[str, int]) -> None:
     except (OSError, ValueError, TypeError):
         fits = False
     if not fits:
-        chain.faults.append(Fault(HEAD_FILE, "head"))
+        newest = next(reversed(log_files(folder)), path)
+        chain.faults.append(Fault(newest.name, "head"))
 
 
 def read_log(folder: Path) -> Log:
     """The whole log; a line that is not as it was written is named and left out."""
-    return log_of(read_chain(folder))
+    return read_both(folder)[0]
 
 
-def log_of(chain: Chain) -> Log:
-    """What a chain of lines says."""
+def read_both(folder: Path) -> tuple[Log, Chain]:
+    """What the log says, and the chain of its lines."""
     log = Log()
-    for where, record in chain.lines:
+
+    def take(where: str, record: AnyRecord) -> None:
         try:
             log.add(record)
         except ValidationError:  # a decision on something else
             log.unreadable.append(where)
-    found = [fault.where for fault in chain.faults if fault.kind in ("unreadable", "changed")]
-    log.unreadable += found
-    return log
+
+    chain = read_chain(folder, take)
+    lost = [fault.where for fault in chain.faults if fault.kind in ("unreadable", "changed")]
+    log.unreadable += lost
+    return log, chain
 
 
 def tally(log: Log) -> Tally:

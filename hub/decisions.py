@@ -25,8 +25,7 @@ from evaluation.decisions import (
     TornRecord,
     chained,
     log_files,
-    log_of,
-    read_chain,
+    read_both,
 )
 from hub.events import LiveDetection
 
@@ -102,10 +101,10 @@ class DecisionLog:
                 "%s: the last line was cut off by a crash; its %d bytes are in %s",
                 path, len(torn), aside.name,
             )  # fmt: skip
-        chain = read_chain(self.folder)
+        self.content, chain = read_both(self.folder)
         for fault in chain.faults[:5]:
             log.warning("%s/%s", self.folder, fault.line)
-        self._last, self._count, self.content = chain.last, chain.count, log_of(chain)
+        self._last, self._count = chain.last, chain.count
         if chain.head and any(fault.kind == "head" for fault in chain.faults):
             head = chain.head.value
             found.append(GapRecord(at=_now(), count=head["count"], last=head["hash"]))

@@ -19,9 +19,10 @@ from stages.stage import Artifacts, FolderStage, Output, Progress, Rows
 from stages.status import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from episodes.store import StoredEpisode
+    from evaluation.decisions import AnyRecord
     from live.bundle import Bundle
     from live.scorer import Event
     from stages.manifest import Draft, Manifest
@@ -113,30 +114,31 @@ class Replayed:
     left_out: Counter[str] = field(default_factory=Counter)  # why -> how many
 
 
-def replay(
-    project: Project, bundle: Bundle, records: Iterable[tuple[str, DecisionRecord]]
-) -> Replayed:
-    """Make decisions again from the rows in the store, and compare them to the last digit.
+class LogReplay:
+    """Makes decisions again from the rows in the store, and compares them to the last digit.
 
     Decisions by another bundle, on silence, and on rows that the store does not have are left out.
-
-    Args:
-        records: decisions, and where in the log they are.
     """
-    found, recordings = Replayed(), _Recordings(project, bundle)
-    for where, record in records:
+
+    def __init__(self, project: Project, bundle: Bundle):
+        self.found = Replayed()
+        self._recordings = _Recordings(project, bundle)
+
+    def take(self, where: str, record: AnyRecord) -> None:
+        """Make a line of the log again, if it is a decision."""
+        if not isinstance(record, DecisionRecord):
+            return
         event = record.event
-        again = recordings.event(event)
+        again = self._recordings.event(event)
         if isinstance(again, str):
-            found.left_out[again] += 1
-            continue
+            self.found.left_out[again] += 1
+            return
         off = [name for name in COMPARED if event[name] != again.get(name)]
         off += [n for n in SINCE if event.get(n) is not None and event[n] != again.get(n)]
         if off:
-            found.different.append(f"{where}: {', '.join(off)}")
+            self.found.different.append(f"{where}: {', '.join(off)}")
         else:
-            found.identical += 1
-    return found
+            self.found.identical += 1
 
 
 class _Recordings:

@@ -29,7 +29,6 @@ from config import signing
 from config.signing import SigningError, new_key, sealed, signed, trust, trusted_keys, unsealed
 from episodes.reading import read_episode
 from evaluation.decisions import (
-    HEAD_FILE,
     AnswerRecord,
     DecisionRecord,
     chained,
@@ -510,9 +509,10 @@ def test_the_chain_goes_on_over_days_files_and_restarts(
     assert {name[:10] for name in names} == {"2026-11-02", "2026-11-03"}
     chain = read_chain(tmp_path)
     assert (chain.faults, chain.count, chain.before) == ([], 3 * 16, 0)
-    assert [r.event["window"] for _, r in chain.lines if isinstance(r, DecisionRecord)] == [
-        *range(36)
-    ]
+    records: list[Any] = []
+    read_chain(tmp_path, lambda _, record: records.append(record))
+    decisions = [record for record in records if isinstance(record, DecisionRecord)]
+    assert [record.event["window"] for record in decisions] == [*range(36)]
 
 
 CHANGES: dict[str, tuple[Callable[[list[bytes]], Any], set[str]]] = {
@@ -583,7 +583,7 @@ def test_the_head_is_signed_where_a_key_is(tmp_path: Path, one_day: str) -> None
     forged = sealed({"count": head["count"], "hash": head["hash"]}, "log").decode()
     value = json.loads(forged)["signature"]["value"]
     (tmp_path / "head.json").write_text(forged.replace(value, signature["value"]))
-    assert (HEAD_FILE, "head") in faults(tmp_path)
+    assert (one_day, "head") in faults(tmp_path)
 
 
 def test_the_command_verifies(lab: Lab, one_day: str) -> None:

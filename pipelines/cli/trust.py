@@ -272,16 +272,16 @@ def replay_log(
 
     Exit code 1 if one comes out differently.
     """
-    from evaluation.decisions import DecisionRecord, read_chain
+    from evaluation.decisions import read_chain
     from live.bundle import load_bundle
-    from stages import decisions
+    from stages.decisions import LogReplay
     from stages.project import Project
 
     workspace = workspace_of(config, store, artifacts, must_exist=True)
     made = load_bundle(
         existing(bundle), workspace.layout, require_signature=workspace.require_signatures
     )
-    chain = read_chain(workspace.decisions_folder)
-    records = [(where, line) for where, line in chain.lines if isinstance(line, DecisionRecord)]
-    found = decisions.replay(Project(workspace), made, records)
+    replay = LogReplay(Project(workspace), made)
+    read_chain(workspace.decisions_folder, replay.take)
+    found = replay.found
     return LogReplayed(made.id, found.identical, found.different, dict(found.left_out))

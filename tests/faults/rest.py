@@ -27,7 +27,7 @@ from held_out import BAD, GOOD, WINDOWS, report_of
 from lab import RECIPE, TINY, Lab, bundle_of, put_in_use
 
 from champion.history import ChampionError, read_history
-from evaluation.decisions import AnswerRecord, read_chain
+from evaluation.decisions import AnswerRecord, AnyRecord, read_chain
 from evaluation.documents import EvalReport, Latency, document_text
 from faults.table import Bench, Outcome, fault
 from features.registry import LAYOUT
@@ -137,8 +137,14 @@ def _champion(project: Project) -> Any:
         scorer.required_rule().text(),
         scorer.likeness and scorer.likeness.id,
         scorer.training.rows(),
-        drift_reference(project, scorer.champion).model_dump(),  # type: ignore[arg-type]
     )
+
+
+def _reference(project: Project) -> Any:
+    """Made again if it was damaged, and said."""
+    champion = project.champion
+    assert champion is not None
+    return drift_reference(project, champion)
 
 
 def _statuses(project: Project) -> Any:
@@ -182,10 +188,11 @@ def _contracts(project: Project) -> Any:
 
 
 def _decisions(project: Project) -> Any:
-    chain = read_chain(project.workspace.decisions_folder)
+    lines: list[Any] = []
+    chain = read_chain(project.workspace.decisions_folder, lambda *line: lines.append(line))
     for found in chain.faults:
         logging.getLogger("phasewatch").warning("%s", found.line)
-    return chain.lines, chain.last, chain.faults
+    return lines, chain.last, chain.faults
 
 
 def _kept_history(project: Project) -> Any:
@@ -215,7 +222,8 @@ KINDS = {
     "alarm rule": Kind("alarm_rules/**/rule.*.json", _bound),
     "likeness": Kind("likeness/**/*.[sp]a*", _bound),
     "champion's pointer": Kind("champion/champion.json", _champion),
-    "champion's copies": Kind("champion/checkpoints/*/*", _champion),
+    "champion's copies": Kind("champion/checkpoints/*/[!r]*", _champion),
+    "drift reference": Kind("champion/checkpoints/*/reference.json", _reference),
     "predictions": Kind("predictions/**/predictions.*.parquet", _predictions),
     "report": Kind("reports/*/*/report.*.json", _report_of),
     "history of figures": Kind("reports/history.jsonl", _kept_history),
@@ -331,10 +339,14 @@ def killed_log(bench: Bench) -> Outcome:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     DecisionLog(folder).close()
-    chain = read_chain(folder)
+    there: set[str] = set()
+
+    def take(_: str, record: AnyRecord) -> None:
+        there.update([record.alarm_id] if isinstance(record, AnswerRecord) else [])
+
+    chain = read_chain(folder, take)
     if chain.faults:
         return Outcome("wrong", str([found.line for found in chain.faults]))
-    there = {r.alarm_id for _, r in chain.lines if isinstance(r, AnswerRecord)}
     said = acknowledged.read_text().split("\n")[:-1] if acknowledged.exists() else []
     lost = set(said) - there
     return Outcome("lost", str(lost)) if lost else Outcome("harmless")
