@@ -21,10 +21,11 @@ from typer.testing import CliRunner
 import features.registry
 import stages.batch
 from champion.history import REFERENCE_FILE, TRAINING_FILE, kept_path, read_champion
+from config.signing import new_key
 from datasets.splits import RECIPES
 from evaluation.decisions import AnswerRecord
 from evaluation.drift import THRESHOLDS
-from features.files import fingerprint
+from features.files import file_sha256, fingerprint
 from features.registry import LAYOUT
 from pipelines.automation import new_batches
 from pipelines.cli.app import FAILED, app
@@ -140,10 +141,13 @@ def lose_hosts(lab: Lab, _: Any) -> None:
 def rewrite_index(lab: Lab, **values: Any) -> None:
     """Only what it says of the episodes counts here."""
     for batch in lab.project.listing.batches:
-        path = lab.project.artifacts("ingest", batch)["validation_index"].path("index")
+        index = lab.project.artifacts("ingest", batch)["validation_index"]
+        path = index.path("index")
         pl.read_parquet(path).with_columns(
             **{n: pl.lit(v) for n, v in values.items()}
         ).write_parquet(path)
+        written = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+        write_manifest(replace(index, files={"index": index.files["index"] | written}))
 
 
 def count_and_answer(lab: Lab, _: Any) -> None:
@@ -154,6 +158,12 @@ def count_and_answer(lab: Lab, _: Any) -> None:
     )
 
 
+def require_signatures(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PHASEWATCH_KEYS", str(lab.artifacts.parent / "keys"))
+    new_key("lab")
+    lab.settings = lab.settings | {"require_signatures": True}
+
+
 CAUSES: dict[str, tuple[str, str, Callable[[Lab, Any], Any]]] = {
     # code: stage, key, what happened
     "current": ("ingest", BATCH, lambda *_: None),
@@ -161,6 +171,7 @@ CAUSES: dict[str, tuple[str, str, Callable[[Lab, Any], Any]]] = {
     "not_made": ("datasets", RECIPE, lambda lab, _: shutil.rmtree(lab.artifacts / "datasets")),
     "not_in_store": ("ingest", "lab-z.2026-01-01", lambda *_: None),
     "damaged": ("checkpoints/knn_realistic", RECIPE, lose_sidecar),
+    "signature": ("ingest", BATCH, require_signatures),
     "format": ("eval_reports/knn_realistic", RECIPE, write_older_report),
     "version": ("comparisons", RECIPE, raise_version),
     "contract": ("checkpoints/gbt_realistic", RECIPE, change_unit),
