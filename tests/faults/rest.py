@@ -41,7 +41,7 @@ from stages.batch import INDEX, TENSORS, read_index
 from stages.champion import drift_reference
 from stages.datasets import open_windows
 from stages.evaluation import read_report
-from stages.ingest import contract_drift
+from stages.ingest import check_corpus_code, contract_drift
 from stages.likeness import likeness_of, likeness_of_test
 from stages.manifest import draft
 from stages.project import Project
@@ -195,6 +195,11 @@ def _decisions(project: Project) -> Any:
     return lines, chain.last, chain.faults
 
 
+def _code(project: Project) -> Any:
+    """Without it, the code is held to the golden vectors instead."""
+    check_corpus_code(project.workspace)
+
+
 def _kept_history(project: Project) -> Any:
     return _history(_history_path(project), [])
 
@@ -216,7 +221,8 @@ KINDS = {
     "validation index": Kind("batches/*/validation_index/*.parquet", _training_data),
     "dataset": Kind("datasets/*/windows*.parquet", _training_data),
     "manifest": Kind("**/manifest.json", _statuses),
-    "contract": Kind("contracts/*.json", _contracts),
+    "contract": Kind(f"contracts/{'[0-9a-f]' * 64}.json", _contracts),
+    "code of the corpus": Kind("contracts/code-*.json", _code),
     "checkpoint header": Kind("checkpoints/*/*.ckpt.json", _checkpoint),
     "checkpoint sidecar": Kind("checkpoints/*/*.ubj", _checkpoint),
     "alarm rule": Kind("alarm_rules/**/rule.*.json", _bound),
