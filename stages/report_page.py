@@ -209,7 +209,7 @@ class ReportPage(ManifestStage):
 def _history(path: Path, reports: Sequence[EvalReport]) -> list[dict[str, Any]]:
     """The figures of every checkpoint that was ever on the page; adds those that are new."""
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):  # lost: it begins anew
         rows = []
     known = {(row["recipe"], row["checkpoint_id"]) for row in rows}

@@ -423,7 +423,9 @@ def test_a_killed_command_leaves_no_process_and_its_run_is_ended(small: Lab) -> 
             (started,) = instance.get_runs()
             assert started.tags[PROCESS_TAG].split(":")[3] == str(process.pid)
             assert end_dead_runs(instance) == []  # it lives
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(
+                encoding="utf-8"
+            )
             for child in children.split():  # only those that copy the log, and end with it
                 assert b"watch_orphans" in (
                     command := Path(f"/proc/{child}/cmdline").read_bytes()

@@ -203,7 +203,8 @@ def _dagster(findings: Diagnosis, workspace: Workspace) -> None:
     if not section["ready"]:
         return  # the first run, or `phasewatch sync`, makes it
     expected, actual = (
-        yaml.safe_load(path.read_text()) or {} for path in (SETTINGS, home / "dagster.yaml")
+        yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        for path in (SETTINGS, home / "dagster.yaml")
     )
     if expected != {name: actual.get(name) for name in expected}:  # others, `storage` say, are free
         findings.problem(

@@ -134,7 +134,7 @@ def _read_policy(path: Path) -> ValidationPolicy:
     from episodes.validation import ValidationPolicy
 
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         return TypeAdapter(ValidationPolicy).validate_python(values)
     except OSError as error:
         fail(f"{path}: {error.strerror}", USAGE)
@@ -285,7 +285,9 @@ def exclude(
     values = {"episode": episode, "from_s": from_s, "to_s": to_s, "reason": reason}
     entry = {n: v for n, v in (values | {"who": who or getuser()}).items() if v is not None}
     try:
-        text = appended(path.read_text() if path.exists() else "", entry, path, known)
+        text = appended(
+            path.read_text(encoding="utf-8") if path.exists() else "", entry, path, known
+        )
         entries = len(parse_exclusions(text, path, known))
         write_atomically(path, text.encode())
     except (ExclusionError, UnicodeDecodeError) as error:

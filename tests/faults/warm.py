@@ -1,0 +1,178 @@
+"""Commands in children of a process that has imported everything, so that a try costs no start.
+
+``python -m faults.warm`` reads a request a line and answers each with a line. It imports, and runs
+nothing: libraries start their threads when they are first used, and a child has only the thread
+that forked it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from faults.table import Ran
+
+
+@dataclass
+class Child:
+    """A command under way, in a process of its own."""
+
+    server: Warm
+    pid: int
+    out: Path
+    err: Path
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def wait(self, limit_s: float = 60.0) -> Ran:
+        """What became of it; past the limit it is ended."""
+        answer = self.server.ask(do="wait", pid=self.pid, limit=limit_s)
+        out, err = (path.read_text(errors="replace") for path in (self.out, self.err))
+        return Ran(answer["code"], out, err, answer["hung"])
+
+
+class Warm:
+    """The process whose children the commands are; one for all tries of a run of the bench."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "faults.warm"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self._count = 0
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def start(
+        self,
+        folder: Path,
+        *words: str | Path,
+        env: Mapping[str, str | None] | None = None,
+        prelude: str = "",
+        out: Path | None = None,
+    ) -> Child:
+        """Start ``phasewatch`` with these words.
+
+        Args:
+            folder: where what it says is kept.
+            env: variables that it has beside ours; None: it does not have it.
+            prelude: Python that it runs first.
+            out: its standard output, if it is to be another than a file in the folder.
+        """
+        self._count += 1
+        folder.mkdir(parents=True, exist_ok=True)
+        said, err = folder / f"said-{self._count}", folder / f"err-{self._count}"
+        said.touch()
+        answer = self.ask(
+            do="start", words=list(map(str, words)), env=dict(env or {}), prelude=prelude,
+            out=str(out or said), err=str(err),
+        )  # fmt: skip
+        return Child(self, answer["pid"], said, err)
+
+
+_warm: list[Warm] = []
+
+
+def warm() -> Warm:
+    """The one process; it ends with this one."""
+    if not _warm:
+        _warm.append(Warm())
+    return _warm[0]
+
+
+# --- the process itself
+
+
+def _import_all() -> None:
+    import importlib
+    import pkgutil
+
+    import torch  # noqa: F401
+    import xgboost  # noqa: F401
+
+    for room in ("stages", "pipelines", "pipelines.cli", "models", "evaluation", "simulation"):
+        package = importlib.import_module(room)
+        for module in pkgutil.iter_modules(package.__path__):
+            if module.name not in ("webserver", "__main__"):
+                importlib.import_module(f"{room}.{module.name}")
+
+
+def _child(request: dict[str, Any]) -> None:
+    for name, stream in (("out", 1), ("err", 2)):
+        handle = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(handle, stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for name, value in request["env"].items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    sys.argv = ["phasewatch", *request["words"]]
+    exec(request["prelude"], {})
+    from pipelines.cli.app import main
+
+    main()
+
+
+def _finish(run: Callable[[], None]) -> int:
+    """Run and end as Python ends: its exit code, and a stack trace of what nobody caught."""
+    code = 0
+    try:
+        run()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            code = 120  # as Python
+    return code
+
+
+def _wait(pid: int, limit_s: float) -> dict[str, Any]:
+    deadline = time.monotonic() + limit_s
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return {"code": os.waitstatus_to_exitcode(status), "hung": False}
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            return {"code": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), "hung": True}
+        time.sleep(0.005)
+
+
+def main() -> None:
+    _import_all()
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["do"] == "wait":
+            answer = _wait(request["pid"], request["limit"])
+        else:
+            pid = os.fork()
+            if not pid:
+                os._exit(_finish(lambda: _child(request)))  # noqa: B023
+            answer = {"pid": pid}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
