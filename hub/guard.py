@@ -155,11 +155,11 @@ class Guard:
                 403, "graphql_get", "GraphQL over GET may change things by a link: send it by POST"
             )
         kinds = [kind.partition(";")[0].strip() for kind in _headers(scope, b"content-type")]
-        if kinds == ["application/json"] and not scope["query_string"]:
+        if kinds == ["application/json"]:  # then the address is not looked at
             return None
         return Refusal(
             403, "graphql_form",
-            "GraphQL must be sent as application/json, without a query in the address, got "
+            "GraphQL must be sent as application/json, got "
             f"{', '.join(kinds) or 'no Content-Type'}",
         )  # fmt: skip
 

@@ -205,7 +205,7 @@ def test_dagster_itself_still_works_in_a_browser(ui: Ui, chromium: Browser) -> N
     sockets: list[str] = []
     page.on("websocket", lambda one: one.on("framereceived", lambda data: sockets.append(data)))
     page.goto(f"http://127.0.0.1:{ui.port}/locations/phasewatch/jobs/prune/playground")
-    page.get_by_role("button", name=re.compile("Launch Run")).first.click()
+    page.get_by_role("button", name=re.compile("Launch Run", re.IGNORECASE)).first.click()
     deadline = time.monotonic() + 60
     while not ui.records()[0]:
         assert time.monotonic() < deadline
