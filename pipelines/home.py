@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -14,7 +13,7 @@ import yaml
 
 import config
 from config.paths import DAGSTER_HOME, unusable_home
-from features.files import where_offered, write_atomically
+from features.files import one_at_a_time, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +54,7 @@ def dagster_instance(workspace: Workspace) -> Iterator[dg.DagsterInstance]:
     before = os.environ.get("DAGSTER_HOME")
     os.environ["DAGSTER_HOME"] = str(home)
     try:
-        with _one_at_a_time(home):
+        with one_at_a_time(home):
             _make_ready(home)
             instance = dg.DagsterInstance.get()
         with instance:
@@ -91,12 +90,3 @@ def _make_ready(home: Path) -> None:
         for name in _RECORDS:
             if not (home / name).exists():
                 Path(scratch, name).rename(home / name)
-
-
-@contextmanager
-def _one_at_a_time(home: Path) -> Iterator[None]:
-    """Held while a home is made or opened; the system releases it from a killed process."""
-    with (home / ".lock").open("wb") as lock:
-        with where_offered():
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

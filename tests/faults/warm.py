@@ -7,8 +7,10 @@ that forked it.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -64,26 +66,30 @@ class Warm:
         folder: Path,
         *words: str | Path,
         env: Mapping[str, str | None] | None = None,
+        call: str = "pipelines.cli.app:main",
         prelude: str = "",
-        out: Path | None = None,
+        out: str = "",
+        err: str = "",
     ) -> Child:
-        """Start ``phasewatch`` with these words.
+        """Start ``phasewatch`` with these words, or call something with them.
 
         Args:
             folder: where what it says is kept.
             env: variables that it has beside ours; None: it does not have it.
+            call: module and function; with another than the usual one, the words are its arguments.
             prelude: Python that it runs first.
-            out: its standard output, if it is to be another than a file in the folder.
+            out, err: its streams, if they are to be others than files in the folder; "closed".
         """
         self._count += 1
         folder.mkdir(parents=True, exist_ok=True)
-        said, err = folder / f"said-{self._count}", folder / f"err-{self._count}"
+        said, told = folder / f"said-{self._count}", folder / f"err-{self._count}"
         said.touch()
+        told.touch()
         answer = self.ask(
             do="start", words=list(map(str, words)), env=dict(env or {}), prelude=prelude,
-            out=str(out or said), err=str(err),
+            call=call, out=out or str(said), err=err or str(told),
         )  # fmt: skip
-        return Child(self, answer["pid"], said, err)
+        return Child(self, answer["pid"], said, told)
 
 
 _warm: list[Warm] = []
@@ -99,13 +105,18 @@ def warm() -> Warm:
 # --- the process itself
 
 
+FEW = ("gbt", "cnn")
+
+
 def _import_all() -> None:
-    import importlib
-    import pkgutil
+    """Import what commands import, with two models: a kind of input each."""
+    import models.registry as registry
 
-    import torch  # noqa: F401
-    import xgboost  # noqa: F401
-
+    registry.MODELS = {name: registry.MODELS[name] for name in FEW}
+    registry.VARIANTS = tuple(v for v in registry.VARIANTS if v.model in FEW)
+    for name in ("dagster._core.execution.api", "torch", "xgboost", "matplotlib.figure"):
+        importlib.import_module(name)
+    importlib.import_module("faults.kills")
     for room in ("stages", "pipelines", "pipelines.cli", "models", "evaluation", "simulation"):
         package = importlib.import_module(room)
         for module in pkgutil.iter_modules(package.__path__):
@@ -115,18 +126,26 @@ def _import_all() -> None:
 
 def _child(request: dict[str, Any]) -> None:
     for name, stream in (("out", 1), ("err", 2)):
-        handle = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.dup2(handle, stream)
+        if request[name] == "closed":
+            os.close(stream)
+            setattr(sys, "stdout" if stream == 1 else "stderr", None)  # as Python does
+        else:
+            handle = os.open(request[name], os.O_WRONLY | os.O_CREAT, 0o644)
+            os.dup2(handle, stream)
+            os.close(handle)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for name, value in request["env"].items():
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value
-    sys.argv = ["phasewatch", *request["words"]]
     exec(request["prelude"], {})
-    from pipelines.cli.app import main
-
-    main()
+    module, _, function = request["call"].partition(":")
+    called = getattr(importlib.import_module(module), function)
+    if module == "pipelines.cli.app":
+        sys.argv = ["phasewatch", *request["words"]]
+        called()
+    else:
+        called(*request["words"])
 
 
 def _finish(run: Callable[[], None]) -> int:
@@ -139,11 +158,12 @@ def _finish(run: Callable[[], None]) -> int:
     except BaseException:
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
         code = 1
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
-        except (OSError, ValueError):
-            code = 120  # as Python
+        except OSError as error:
+            os.write(2, f"Traceback (most recent call last): {error}".encode())  # as Python
+            code = 120
     return code
 
 
