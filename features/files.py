@@ -13,7 +13,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -100,7 +100,11 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in {*_NOT_OFFERED, errno.ENOLCK, errno.EBADF}:
                 raise
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # a child that was forked meanwhile has the handle, too
+                fcntl.flock(handle, fcntl.LOCK_UN)
     finally:
         os.close(handle)
 

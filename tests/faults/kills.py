@@ -247,6 +247,14 @@ def again(folder: str, name: str) -> None:
     print(json.dumps(document, sort_keys=True))
 
 
+def told_of_all(folder: str) -> None:
+    """Say of everything that there is whether it is as it was written; the champion loads."""
+    root = Path(folder)
+    history = _history(root)
+    assert history["numbered"], history
+    print(json.dumps(_codes(root)))
+
+
 def _codes(root: Path) -> dict[str, str]:
     """Of everything that there is, whether it is as it was written."""
     project = lab_at(root).project
@@ -266,7 +274,7 @@ def _expected(bench: Bench, name: str) -> dict[str, Any]:
     """What comes of a writer that nobody kills."""
 
     def make(folder: Path) -> None:
-        root = Path(shutil.copytree(_whole(bench), folder / "root"))
+        root = Path(shutil.copytree(whole(bench), folder / "root"))
         ran = warm().start(folder, root, name, call="faults.kills:again").wait(300)
         assert ran.code == 0, ran.err
         (folder / "told.json").write_text(ran.out, encoding="utf-8")
@@ -276,7 +284,7 @@ def _expected(bench: Bench, name: str) -> dict[str, Any]:
     return json.loads((made / "told.json").read_text(encoding="utf-8"))
 
 
-def _whole(bench: Bench) -> Path:
+def whole(bench: Bench) -> Path:
     def make(folder: Path) -> None:
         ran = warm().start(folder, folder, call="faults.kills:build").wait(600)
         assert ran.code == 0, ran.err
@@ -286,7 +294,7 @@ def _whole(bench: Bench) -> Path:
 
 def _killed(bench: Bench, name: str) -> Outcome:
     expected = _expected(bench, name)
-    root, said = bench.copy(_whole(bench)), bench.folder / "said"
+    root, said = bench.copy(whole(bench)), bench.folder / "said"
     moment = bench.random.uniform(0, 1.05 * expected["seconds"])
     child = warm().start(said, moment, root, name, call="faults.kills:killed_in")
     first = child.wait(120)
@@ -318,3 +326,87 @@ def _declare(name: str) -> None:
 
 for _name in WRITERS:
     _declare(_name)
+
+
+# --- through Dagster
+
+INGEST = ("run", "--ingest-only")
+
+
+def _small_store(folder: Path) -> None:
+    StoreBuilder(folder / "store").populate(profiles=PROFILES[:1], variants=1, duration_s=20)
+
+
+def addressed(root: Path) -> tuple[str | Path, ...]:
+    return ("--store", root / "store", "--artifacts", root / "artifacts")
+
+
+def dying(seconds: float) -> str:
+    """The prelude of a command that is killed so long after it began."""
+    return (
+        "import os, signal, time\n"
+        "parent = os.getpid()\n"
+        "if not os.fork():\n"
+        f"    time.sleep({seconds})\n"
+        "    if os.getppid() == parent:\n"
+        "        os.kill(parent, signal.SIGKILL)\n"
+        "    os._exit(0)\n"
+    )
+
+
+def told_of_ingest(folder: str) -> None:
+    """Say which batches there are, and the states of Dagster's runs."""
+    import dagster as dg
+
+    root = Path(folder)
+    project = lab_at(root).project
+    made = {key: project.artifacts("ingest", key) for key in project.listing.batches}
+    versions = {
+        key: {name: each.version if each else None for name, each in artifacts.items()}
+        for key, artifacts in made.items()
+    }
+    with dg.DagsterInstance.from_config(str(root / "artifacts" / "dagster_home")) as instance:
+        states = sorted({run.status.value for run in instance.get_runs()})
+    print(json.dumps({"made": versions, "states": states}))
+
+
+def ingested(bench: Bench) -> dict[str, Any]:
+    """What a run that nothing disturbs makes, and how long it takes."""
+
+    def make(folder: Path) -> None:
+        _small_store(folder)
+        began = time.monotonic()
+        ran = warm().start(folder, *INGEST, *addressed(folder), env=HOMELESS).wait(300)
+        took = time.monotonic() - began
+        assert ran.code == 0, ran.err
+        told = warm().start(folder, folder, call="faults.kills:told_of_ingest").wait(60)
+        document = json.loads(told.out) | {"seconds": took}
+        (folder / "told.json").write_text(json.dumps(document), encoding="utf-8")
+        shutil.rmtree(folder / "artifacts")
+
+    made = bench.made("small", make)
+    return {"folder": made, **json.loads((made / "told.json").read_text(encoding="utf-8"))}
+
+
+HOMELESS: dict[str, str | None] = {"DAGSTER_HOME": None}
+
+
+@fault("kill -9: a run of Dagster's", tries=20, quick=1)
+def kill_run(bench: Bench) -> Outcome:
+    """Whatever it left, the next commands end its run and make the same."""
+    expected = ingested(bench)
+    root = bench.copy(expected["folder"])
+    seconds, said = bench.random.uniform(0, expected["seconds"]), bench.folder / "said"
+    words = (*INGEST, *addressed(root))
+    first = warm().start(said, *words, env=HOMELESS, prelude=dying(seconds)).wait(120)
+    if broken := first.broken if first.code != -signal.SIGKILL else None:
+        return broken
+    for command in (("sync", "--json"), INGEST):
+        ran = warm().start(said, *command, *addressed(root), env=HOMELESS).wait(120)
+        if ran.broken or ran.code:
+            return ran.broken or Outcome("lost", f"after {seconds:.3f} s: {ran.err[-1500:]}")
+    told = json.loads(warm().start(said, root, call="faults.kills:told_of_ingest").wait(60).out)
+    if told["made"] != expected["made"]:
+        return Outcome("wrong", f"after {seconds:.3f} s: {told}")
+    ended = set(told["states"]) <= {"SUCCESS", "FAILURE"}
+    return Outcome("harmless" if ended else "hang", f"after {seconds:.3f} s: {told['states']}")
