@@ -191,6 +191,7 @@ def test_a_foreign_page_starts_and_reads_nothing_of_dagster(ui: Ui, chromium: Br
         "/graphql", f"/graphql?query={quote(inline)}", "/report_asset_materialization/datasets",
     ]  # fmt: skip
     told = attack(chromium, ui.port, paths, [launch, f"[{launch}]"])
+    assert ui.records() == ([], [], [])
     status, text = rebound(chromium, ui.port, "/graphql", launch)
     assert (status, json.loads(text)["code"]) == (403, "host")
     assert told == []
@@ -250,6 +251,7 @@ def test_a_foreign_page_writes_and_reads_nothing_of_the_hub(hub: int, chromium: 
     }  # fmt: skip
     bodies = [json.dumps(event), json.dumps([event])]
     assert attack(chromium, hub, ["/publish", "/answers"], bodies) == []
+    assert newest(hub) == 0
     status, text = rebound(chromium, hub, "/publish", bodies[0])
     assert (status, json.loads(text)["code"]) == (403, "host")
     assert newest(hub) == 0
