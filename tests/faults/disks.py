@@ -87,7 +87,7 @@ WRITES = {
 }
 
 
-@fault("full disk: --out", tries=9, quick=1)
+@fault("full disk: --out", tries=9, quick=0)
 def full_out(bench: Bench) -> Outcome:
     """What cannot be written whole is not there at all."""
     from faults.kills import lab_at, whole

@@ -63,7 +63,7 @@ STREAMS = (
 ALONE = {"inspect", "contract", "--help"}
 
 
-@fault("streams: full or closed", tries=24, quick=2)
+@fault("streams: full or closed", tries=24, quick=1)
 def streams(bench: Bench) -> Outcome:
     """One line on the stream that is left, and an exit code; what is made is whole."""
     made = whole(bench)
@@ -102,7 +102,7 @@ os.fsync, os.chmod = fsync, refused
 """
 
 
-@fault("file system without fsync and chmod", tries=6, quick=1)
+@fault("file system without fsync and chmod", tries=6, quick=0)
 def without_fsync(bench: Bench) -> Outcome:
     expected = ingested(bench)
     root, said = bench.copy(expected["folder"]), bench.folder / "said"

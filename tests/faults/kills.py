@@ -26,6 +26,7 @@ from lab import RECIPE, SMALL, TINY, Lab, bundle_of, put_in_use, settings_of
 from champion.history import read_history, roll_back
 from config.paths import CLONE
 from datasets.exclusions import read_exclusions
+from episodes.store import list_store
 from evaluation.decisions import read_log
 from faults.table import Bench, Outcome, fault
 from faults.warm import FEW, warm
@@ -40,6 +41,7 @@ from stages.retention import discard, over_budget, usage
 
 SETTINGS = TINY | {"models": {name: settings_of(name, SMALL) for name in FEW}}
 GBT, CNN = "gbt_realistic", "cnn_realistic"
+PARENTS_PER_HOST = 2
 ROWS = 60
 """Records that the writer of the log of decisions writes."""
 
@@ -68,6 +70,7 @@ def build(folder: str) -> None:
         project.make(project.stages["predictions"], batch)
     project.make(project.stages["report"], "")
     batch = next(iter(project.listing.batches))
+    _recorded(root / "parents")
     for i in range(5):  # old scores, which may go
         scores = root / "artifacts" / "predictions" / batch
         shutil.copytree(scores / f"{GBT}.time", scores / f"old{i}.time")
@@ -169,11 +172,28 @@ def _prune(root: Path) -> None:
     discard(over_budget(workspace, usage(workspace.artifacts_path)))
 
 
+def _recorded(folder: Path) -> None:
+    """A store of a few embedded episodes of every host: what a simulation is made from."""
+    assert CLONE
+    store = CLONE / "data" / "store"
+    by_host: dict[str, list[Any]] = {}
+    for stored in list_store(store).episodes:
+        if stored.index_rows and "DEFECT" not in stored.episode_id:
+            by_host.setdefault(stored.host_id, []).append(stored)
+    chosen = [stored for listed in by_host.values() for stored in listed[:PARENTS_PER_HOST]]
+    for stored in chosen:
+        path = folder / stored.path.relative_to(store)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(stored.path, path)
+    ids = {stored.episode_id for stored in chosen}
+    lines = (store / "index.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = "".join(line for line in lines if json.loads(line)["episode_id"] in ids)
+    (folder / "index.jsonl").write_text(kept, encoding="utf-8")
+
+
 def _simulate(root: Path) -> None:
     wanted = Wanted(4, 1, hosts=2, defects=0.0, longest_s=20)
-    assert CLONE
-    corpus = open_corpus(root / "simulated", CLONE / "data" / "store", wanted, append=False)
-    write_corpus(corpus, 1)
+    write_corpus(open_corpus(root / "simulated", root / "parents", wanted, append=False), 1)
 
 
 def _exclude(root: Path) -> None:
@@ -327,8 +347,11 @@ def _killed(bench: Bench, name: str) -> Outcome:
     return Outcome("harmless", f"{first.code}")
 
 
+IN_THE_SUITE = ("ingest", "checkpoint of a net", "promotion", "bundle", "log of decisions")
+
+
 def _declare(name: str) -> None:
-    @fault(f"kill -9: {name}", tries=6, quick=1)
+    @fault(f"kill -9: {name}", tries=6, quick=int(name in IN_THE_SUITE))
     def kill(bench: Bench) -> Outcome:
         return _killed(bench, name)
 

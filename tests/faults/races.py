@@ -45,7 +45,7 @@ def first_runs(bench: Bench) -> Outcome:
     return Outcome("harmless" if right else "wrong", str(told))
 
 
-@fault("race: two exclusions", tries=12, quick=1)
+@fault("race: two exclusions", tries=12, quick=0)
 def exclusions(bench: Bench) -> Outcome:
     root = bench.copy(ingested(bench)["folder"])
     episodes = [added.episode_id for added in lab_at(root).store.added[:2]]

@@ -125,15 +125,15 @@ def _import_all() -> None:
 
 
 def _child(request: dict[str, Any]) -> None:
-    for name, stream in (("out", 1), ("err", 2)):
-        if request[name] == "closed":
-            os.close(stream)
-            setattr(sys, "stdout" if stream == 1 else "stderr", None)  # as Python does
-        else:
-            handle = os.open(request[name], os.O_WRONLY | os.O_CREAT, 0o644)
+    for stream, path in ((0, os.devnull), (1, request["out"]), (2, request["err"])):
+        if path != "closed":
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             os.dup2(handle, stream)
             os.close(handle)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for stream, name in ((1, "out"), (2, "err")):
+        if request[name] == "closed":
+            os.close(stream)
+            setattr(sys, f"std{name}", None)  # as Python does
     for name, value in request["env"].items():
         os.environ.pop(name, None)
         if value is not None:
