@@ -32,7 +32,7 @@ def odd_path(bench: Bench) -> Outcome:
     ran = warm().start(said, *INGEST, *addressed(parent), env=HOMELESS).wait(120)
     if ran.broken:
         return ran.broken
-    others = [path for path in parent.parent.iterdir() if path != parent]
+    others, home = [path for path in parent.parent.iterdir() if path != parent], ""
     if others:
         return Outcome("wrong", f"{name!r}: {others}")
     if ran.code == 2:
@@ -44,7 +44,10 @@ def odd_path(bench: Bench) -> Outcome:
         Path(parent / "artifacts" / "dagster_home").symlink_to(bench.folder / "home")
     if ran.code:
         return Outcome("wrong", f"{name!r}: {ran.err[-1500:]}")
-    told = json.loads(warm().start(said, parent, call="faults.kills:told_of_ingest").wait(60).out)
+    asked = warm().start(said, parent, home, call="faults.kills:told_of_ingest").wait(60)
+    if asked.code:
+        return Outcome("wrong", f"{name!r}: {asked.err[-1500:]}")
+    told = json.loads(asked.out)
     same = told["made"] == expected["made"]
     return Outcome("harmless" if same else "wrong", f"{name!r}: {told}")
 

@@ -386,8 +386,12 @@ def dying(seconds: float) -> str:
     )
 
 
-def told_of_ingest(folder: str) -> None:
-    """Say which batches there are, and the states of Dagster's runs."""
+def told_of_ingest(folder: str, home: str = "") -> None:
+    """Say which batches there are, and the states of Dagster's runs.
+
+    Args:
+        home: of Dagster; empty: the usual one.
+    """
     import dagster as dg
 
     root = Path(folder)
@@ -397,7 +401,8 @@ def told_of_ingest(folder: str) -> None:
         key: {name: each.version if each else None for name, each in artifacts.items()}
         for key, artifacts in made.items()
     }
-    with dg.DagsterInstance.from_config(str(root / "artifacts" / "dagster_home")) as instance:
+    home = home or str(root / "artifacts" / "dagster_home")
+    with dg.DagsterInstance.from_config(home) as instance:
         states = sorted({run.status.value for run in instance.get_runs()})
     print(json.dumps({"made": versions, "states": states}))
 
