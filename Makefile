@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Where to read and write, and with which settings; Dagster's own processes see them too.
 export PHASEWATCH_CONFIG := $(CONFIG)
 export PHASEWATCH_STORE := $(STORE)
-export PHASEWATCH_ARTIFACTS := $(abspath $(ARTIFACTS))
+export PHASEWATCH_ARTIFACTS := $(ARTIFACTS)
 
 .DEFAULT_GOAL := help
 .PHONY: help run ui test e2e live ray faults bench bench-scale yardstick lint lock clean

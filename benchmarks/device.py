@@ -132,12 +132,12 @@ def at_10_hz(python: Path, bundle: Path) -> tuple[float, int]:
 
 
 def processor_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_bytes(pid: int) -> int:
-    for each in Path(f"/proc/{pid}/status").read_text().splitlines():
+    for each in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
         if each.startswith("VmHWM:"):
             return 1024 * int(each.split()[1])
     return 0

@@ -83,9 +83,9 @@ def linked(source: Path, target: Path, episodes: Sequence[StoredEpisode]) -> Non
         path.parent.mkdir(parents=True, exist_ok=True)
         if episode.path.exists():
             os.link(episode.path, path)
-    lines = (source / "index.jsonl").read_text().splitlines(keepends=True)
+    lines = (source / "index.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if json.loads(line)["episode_id"] in wanted]
-    (target / "index.jsonl").write_text("".join(kept))
+    (target / "index.jsonl").write_text("".join(kept), encoding="utf-8")
 
 
 def cpu_of(work: Callable[[], object]) -> float:

@@ -67,7 +67,8 @@ def measured(seconds: float) -> None:
 
 def main() -> None:
     seconds = float(sys.argv[1]) if sys.argv[1:] else 120.0
-    print(f"idle, {seconds / 2:.0f} s, {Path('/proc/version').read_text().split('#')[0].strip()}")
+    kernel = Path("/proc/version").read_text(encoding="utf-8").split("#")[0].strip()
+    print(f"idle, {seconds / 2:.0f} s, {kernel}")
     measured(seconds / 2)
     print(f"under load, {seconds / 2:.0f} s")
     until = time.monotonic() + seconds / 2 + 1

@@ -64,7 +64,7 @@ def make_store(root: Path, n_batches: int, n_episodes: int) -> None:
     hosts = [f"lab-{host:02}" for host in range(HOSTS)]
     for host in hosts:
         (root / "episodes" / host).mkdir(parents=True)
-    with (root / "index.jsonl").open("w") as index:
+    with (root / "index.jsonl").open("w", encoding="utf-8") as index:
         for n in range(n_episodes):
             batch = n * n_batches // n_episodes
             host = hosts[batch % HOSTS]
@@ -88,7 +88,9 @@ def make_artifacts(workspace: Workspace, model: Path) -> None:
     models = []
     for batch, stored in list_store(Path("data/store")).batches.items():
         made = ingest_batch(stored[:2], model / batch, workspace.validation, workspace.layout)
-        texts = {name: (made[name].folder / MANIFEST_FILE).read_text() for name in made}
+        texts = {
+            name: (made[name].folder / MANIFEST_FILE).read_text(encoding="utf-8") for name in made
+        }
         models.append((made, texts))
     for n, (batch, listed) in enumerate(workspace.listing().batches.items()):
         identity = batch_fingerprint(listed, workspace.validation, workspace.layout)
@@ -98,7 +100,9 @@ def make_artifacts(workspace: Workspace, model: Path) -> None:
             folder.mkdir(parents=True)
             for file in made[name].files.values():
                 os.link(made[name].folder / file["name"], folder / file["name"])
-            (folder / MANIFEST_FILE).write_text(text.replace(made[name].fingerprint, identity))
+            (folder / MANIFEST_FILE).write_text(
+                text.replace(made[name].fingerprint, identity), encoding="utf-8"
+            )
 
 
 def record(workspace: Workspace) -> None:

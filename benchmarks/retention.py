@@ -38,8 +38,10 @@ def small_store(root: Path) -> int:
     chosen = [min(b, key=lambda e: e.size_bytes or 1 << 60) for b in batches.values()]
     ids = {episode.episode_id for episode in chosen}
     root.mkdir()
-    lines = Path("data/store/index.jsonl").read_text().splitlines(keepends=True)
-    (root / "index.jsonl").write_text("".join(x for x in lines if any(i in x for i in ids)))
+    lines = Path("data/store/index.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (root / "index.jsonl").write_text(
+        "".join(x for x in lines if any(i in x for i in ids)), encoding="utf-8"
+    )
     for episode in chosen:
         target = root / "episodes" / episode.host_id
         target.mkdir(parents=True, exist_ok=True)

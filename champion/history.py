@@ -431,6 +431,6 @@ def _chained(
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Held while the pointer is read and replaced; the system releases it from a killed process."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    with (folder / ".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -6,6 +6,10 @@ Nothing of ours is imported here, so that everything can import this.
 from __future__ import annotations
 
 import os
+import re
+import stat
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -19,20 +23,41 @@ def base_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where caches go: the clone's artifacts, or the user's cache folder for phasewatch."""
-    if CLONE:
-        return CLONE / "artifacts" / "cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "phasewatch"
+    """Where caches go: the clone's artifacts, or the user's cache folder for phasewatch.
+
+    Where nothing can be written there, a folder for temporary files that only this user can write:
+    what others can write is not read, because a cache has machine code in it.
+    """
+    places = [CLONE / "artifacts" / "cache"] if CLONE else []
+    with suppress(RuntimeError):  # this user has no home
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        places.append(Path(home) / "phasewatch")
+    places.append(Path(tempfile.gettempdir()) / f"phasewatch-{os.geteuid()}")
+    for place in places:
+        with suppress(OSError):
+            place.mkdir(mode=0o755, parents=True, exist_ok=True)
+            state = place.stat()
+            ours = state.st_uid == os.geteuid() and not state.st_mode & stat.S_IWOTH
+            if os.access(place, os.W_OK | os.X_OK) and (ours or place != places[-1]):
+                return place
+    return Path(tempfile.mkdtemp(prefix="phasewatch-"))
 
 
 DAGSTER_HOME = "dagster_home"  # in the artifacts folder
+_LEADS_ELSEWHERE = re.compile(r"[%?\x00-\x1f\x7f\ud800-\udfff]")  # Dagster puts paths into URLs
 
 
-def foreign_home(home: Path, artifacts: Path) -> str | None:
+def unusable_home(home: Path, artifacts: Path) -> str | None:
     """Why a Dagster home cannot keep the history of an artifacts folder; None if it can.
 
     A home inside an artifacts folder has the history of that folder; elsewhere it is anyone's.
     """
+    if found := _LEADS_ELSEWHERE.search(str(home)):
+        return (
+            f"DAGSTER_HOME must have none of %, ? and control characters in its path, got "
+            f"{found[0]!r} in {str(home)!r}: Dagster's records would be in another folder. Set "
+            "DAGSTER_HOME to another folder"
+        )
     home, artifacts = home.resolve(), artifacts.resolve()
     if home.name != DAGSTER_HOME or home.parent == artifacts:
         return None

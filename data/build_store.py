@@ -96,7 +96,7 @@ def main(corpus: Path) -> None:
         sys.exit(f"CORPUS_STORE must be the recorded corpus, got the store to build: {corpus}")
     shutil.rmtree(TARGET / "episodes", ignore_errors=True)
     shutil.copytree(corpus / "episodes", TARGET / "episodes")
-    index = (corpus / "index.jsonl").read_text().splitlines()
+    index = (corpus / "index.jsonl").read_text(encoding="utf-8").splitlines()
     lost = listing.episodes[NOT_INDEXED].episode_id
     index = [line for line in index if lost not in line]
 
@@ -155,7 +155,7 @@ def main(corpus: Path) -> None:
     plant(next(c), on_disk=False)
     plant(next(c), lambda m: reseal(m, netflow=m["netflow.jsonl"] + b'{"t_wall_ns": 17952\n'))
 
-    (TARGET / "index.jsonl").write_text("\n".join(index) + "\n")
+    (TARGET / "index.jsonl").write_text("\n".join(index) + "\n", encoding="utf-8")
     total = sum(path.stat().st_size for path in TARGET.rglob("*") if path.is_file())
     print(f"{len(whole) + 1} recorded, {planted} planted, {total:,} bytes")
 

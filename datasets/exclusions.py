@@ -105,7 +105,7 @@ def read_exclusions(path: Path | None, known: Collection[str] | None = None) -> 
     if path is None:
         return []
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ExclusionError(f"{path}: cannot be read ({error})") from error
     return parse_exclusions(text, path, known)

@@ -150,12 +150,13 @@ def find_archive(path: Path) -> StoredEpisode:
         OSError: the file does not exist.
     """
     size_bytes = path.lstat().st_size
-    absolute = path.parent.resolve() / path.name
-    host = absolute.parent
-    if host.parent.name == "episodes" and (host.parent.parent / "index.jsonl").is_file():
-        for episode in list_store(host.parent.parent).episodes:
-            if episode.path == absolute:
-                return episode
+    # as it was named, too: the folder of a host may be a link to another disk
+    for absolute in (Path(os.path.abspath(path)), path.parent.resolve() / path.name):  # noqa: PTH100
+        host = absolute.parent
+        if host.parent.name == "episodes" and (host.parent.parent / "index.jsonl").is_file():
+            for episode in list_store(host.parent.parent).episodes:
+                if episode.path == absolute:
+                    return episode
     episode_id = path.name.removesuffix(ARCHIVE_SUFFIX)
     return StoredEpisode("", episode_id, path, size_bytes, (), in_store=False)
 

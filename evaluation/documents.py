@@ -662,4 +662,4 @@ def schema_text() -> str:
 
 
 if __name__ == "__main__":
-    SCHEMA_FILE.write_text(schema_text())
+    SCHEMA_FILE.write_text(schema_text(), encoding="utf-8")

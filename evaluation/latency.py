@@ -48,7 +48,7 @@ def measure(predict: Callable[[NDArray[np.float32]], object], X: NDArray[np.floa
 def processor() -> str:
     """The processor's name, as well as the system tells it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

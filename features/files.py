@@ -6,13 +6,14 @@ The meaning of files is not known here.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -84,6 +85,28 @@ def where_offered() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NOT_OFFERED:
             raise
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Held by one process at a time per folder; the system releases it from a killed process.
+
+    Where the file system has no locks, it is held by none. It cannot be taken twice in a process.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in {*_NOT_OFFERED, errno.ENOLCK, errno.EBADF}:
+                raise
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # a child that was forked meanwhile has the handle, too
+                fcntl.flock(handle, fcntl.LOCK_UN)
+    finally:
+        os.close(handle)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

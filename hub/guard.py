@@ -49,7 +49,9 @@ class Guard:
             someone else's DNS answers for.
         token: if given, every request must bear it.
         read_only: refuse whatever is not a plain read.
-        graphql: last part of paths where a GET with a query may change something.
+        graphql: last part of the paths that take GraphQL: by POST and as JSON only, because a link
+            or a form of another page can send all else.
+        closed: beginnings of parts of a path under which nothing may be posted.
 
     Raises:
         ValueError: the token is too short to be one.
@@ -63,6 +65,7 @@ class Guard:
         token: str | None = None,
         read_only: bool = False,
         graphql: str | None = None,
+        closed: tuple[str, ...] = (),
     ):
         if token is not None and (len(token) < MIN_TOKEN or not token.isascii()):
             raise ValueError(
@@ -74,6 +77,7 @@ class Guard:
         self.token = token
         self.read_only = read_only
         self.graphql = graphql
+        self.closed = closed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):  # lifespan
@@ -89,7 +93,8 @@ class Guard:
         return (
             self._foreign_host(scope)
             or self._foreign_page(scope)
-            or self._changes_on_get(scope)
+            or self._graphql_by_link_or_form(scope)
+            or self._closed_to_all(scope)
             or self._changes_at_all(scope)
             or self._without_right(scope)
         )
@@ -139,12 +144,30 @@ class Guard:
             f"write here, only pages of this server ({here})",
         )  # fmt: skip
 
-    def _changes_on_get(self, scope: Scope) -> Refusal | None:
-        asked = scope["type"] == "http" and scope["method"] in _READS and scope["query_string"]
-        if not (self.graphql and asked and scope["path"].rstrip("/").endswith(f"/{self.graphql}")):
+    def _graphql_by_link_or_form(self, scope: Scope) -> Refusal | None:
+        """What a page of an old browser could send without saying where it comes from."""
+        if not self.graphql or scope["type"] != "http" or _parts(scope)[-1:] != [self.graphql]:
+            return None
+        if scope["method"] in _READS:
+            if not scope["query_string"]:
+                return None
+            return Refusal(
+                403, "graphql_get", "GraphQL over GET may change things by a link: send it by POST"
+            )
+        kinds = [kind.partition(";")[0].strip() for kind in _headers(scope, b"content-type")]
+        if kinds == ["application/json"]:  # then the address is not looked at
             return None
         return Refusal(
-            403, "graphql_get", "GraphQL over GET may change things by a link: send it by POST"
+            403, "graphql_form",
+            "GraphQL must be sent as application/json, got "
+            f"{', '.join(kinds) or 'no Content-Type'}",
+        )  # fmt: skip
+
+    def _closed_to_all(self, scope: Scope) -> Refusal | None:
+        if _reads(scope) or not any(part.startswith(self.closed) for part in _parts(scope)):
+            return None
+        return Refusal(
+            403, "closed", f"nothing may be reported at {scope['path']}: only runs report results"
         )
 
     def _changes_at_all(self, scope: Scope) -> Refusal | None:
@@ -229,6 +252,10 @@ def _same_origin(origin: str, host: str) -> bool:
         return f"{authority.lower().removesuffix(f':{default}')}:{default}"
 
     return full(rest) == full(host)
+
+
+def _parts(scope: Scope) -> list[str]:
+    return [part for part in scope["path"].split("/") if part]
 
 
 def _reads(scope: Scope) -> bool:

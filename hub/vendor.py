@@ -35,7 +35,7 @@ class Package(TypedDict):
 
 def recorded() -> Package:
     """The package, its version, and the sha256 of each file that is kept of it."""
-    return json.loads(RECORD.read_text())
+    return json.loads(RECORD.read_text(encoding="utf-8"))
 
 
 def differing() -> list[str]:
@@ -67,7 +67,7 @@ def fetch(*, record: bool = False) -> None:
     for name, content in contents.items():
         (VENDOR / name).write_bytes(content)
     if record:
-        RECORD.write_text(json.dumps(known, indent=2) + "\n")
+        RECORD.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
 def _unpacked(known: Package) -> dict[str, bytes]:

@@ -57,6 +57,8 @@ def new_batches(
 
 def _requests(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult:
     synced = sync_batches(context.instance, workspace)
+    for run in synced.ended:
+        context.log.warning(f"run {run[:8]} had no process any more, and is ended")
     ingests = decide_ingest(context.instance, synced)
     scorings = decide_scoring(context.instance, synced)
     waiting = [*ingests.waiting, *scorings.waiting]

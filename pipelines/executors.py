@@ -56,7 +56,7 @@ def build_executor(execution: Mapping[str, Any] | None = None) -> dg.ExecutorDef
 def execution_from_environment(environ: Mapping[str, str] = os.environ) -> dict[str, Any] | None:
     """The ``execution`` section of the file that PHASEWATCH_CONFIG names, None if it has none."""
     path = environ.get("PHASEWATCH_CONFIG")
-    document = yaml.safe_load(Path(path).read_text()) if path else {}
+    document = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else {}
     return (document.get("execution") or {}).get("config")
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
 
-from features.files import fingerprint
+from features.files import fingerprint, where_offered
 from pipelines.requests import WORK_TAG
 from resources.runs import FINISHED, why_failed
 from resources.workspace import WorkspaceResource
@@ -87,7 +87,8 @@ def _claimed(workspace: Workspace, news: News) -> bool:
             return False
         file.write(json.dumps(asdict(news)).encode() + b"\n")
         file.flush()
-        os.fsync(file.fileno())
+        with where_offered():
+            os.fsync(file.fileno())
         return True
 
 

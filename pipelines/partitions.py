@@ -25,6 +25,7 @@ class Synced:
 
     project: Project
     new: list[str]  # batches registered just now
+    ended: list[str]  # runs that counted as under way and had no process
 
     @cached_property
     def due(self) -> list[Due]:
@@ -99,12 +100,12 @@ class Covered:
 def sync_batches(instance: dg.DagsterInstance, workspace: Workspace) -> Synced:
     """Register every batch of the store as a partition. Nothing is ever unregistered.
 
-    Runs whose process was killed are marked as failed on the way: they would count as under way.
+    Runs whose process was killed are ended on the way: they would count as under way.
     """
-    end_dead_runs(instance)
+    ended = end_dead_runs(instance)
     project = Project(workspace)
     known = set(instance.get_dynamic_partitions(_NAME))
     new = [batch for batch in project.listing.batches if batch not in known]
     for i in range(0, len(new), _KEYS_AT_A_TIME):
         instance.add_dynamic_partitions(_NAME, new[i : i + _KEYS_AT_A_TIME])
-    return Synced(project, new)
+    return Synced(project, new, ended)

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import dagster as dg
 
-from config.paths import DAGSTER_HOME, foreign_home
+from config.paths import DAGSTER_HOME, unusable_home
 from stages.project import Project
 from stages.stage import Stage
 from stages.workspace import Workspace
@@ -32,7 +32,7 @@ def check_instance(instance: dg.DagsterInstance, workspace: Workspace) -> None:
             "DAGSTER_HOME is not set, so this run would not be recorded. Run: export "
             f"DAGSTER_HOME={workspace.artifacts_path / DAGSTER_HOME}"
         )
-    if problem := foreign_home(home, workspace.artifacts_path):
+    if problem := unusable_home(home, workspace.artifacts_path):
         refuse(problem)
 
 

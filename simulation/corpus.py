@@ -14,7 +14,7 @@ from typing import Any
 
 from config.paths import base_folder
 from episodes.format import ARCHIVE_SUFFIX
-from features.files import fingerprint, write_atomically
+from features.files import fingerprint, one_at_a_time, write_atomically
 from simulation.archives import STAND_IN_BYTES, simulate, stand_in
 from simulation.defects import DEFECTS
 from simulation.parents import Parent, ParentId, SimulationError, find_parents, read_parent
@@ -183,8 +183,17 @@ def write_corpus(
         processes: None: as many as pay.
         prepare: called in each process, once.
     """
+    corpus.folder.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(corpus.folder):  # another call finds what this one wrote
+        return _write_missing(corpus, processes, progress, prepare)
+
+
+def _write_missing(
+    corpus: Corpus, processes: int | None, progress: Progress, prepare: Callable[[], None]
+) -> Made:
     folder, plan = corpus.folder, corpus.plan
-    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"episodes/*/.*{ARCHIVE_SUFFIX}.*"):
+        left.unlink()  # of a call that was killed
     _describe(corpus, done=False)
     present = _indexed(folder)
     lines = Counter(json.loads(line)["episode_id"] for line in present)

@@ -85,7 +85,7 @@ class AlarmRules(FolderStage):
         val = scored(rows, *who, layout.phases, "val")
         training = training_phases(table, layout.phases)
         rule, note = choose_rule(val, training, layout.phases, workspace.report, layout.window)
-        staged.new_file("rule", ".json").write_text(rule.text())
+        staged.new_file("rule", ".json").write_text(rule.text(), encoding="utf-8")
         scores = rule_scores(filtered(val, rule), rule, layout.window)
         return {
             "recipe": key,

@@ -69,7 +69,9 @@ class Decisions(FolderStage):
         self, project: Project, key: str, staged: Draft, progress: Progress
     ) -> dict[str, Any]:
         counted = read_tally(project.workspace)
-        staged.new_file("tally", ".json").write_text(counted.model_dump_json(indent=1) + "\n")
+        staged.new_file("tally", ".json").write_text(
+            counted.model_dump_json(indent=1) + "\n", encoding="utf-8"
+        )
         return {}
 
     def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:

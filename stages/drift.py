@@ -175,7 +175,7 @@ class Drift(FolderStage):
         document = batch_drift(project, key, champion)
         folder = self.folder(project.workspace, key)
         folder.with_name(f"{key}.json").unlink(missing_ok=True)  # where versions 1 and 2 wrote
-        staged.new_file("drift", ".json").write_text(document_text(document))
+        staged.new_file("drift", ".json").write_text(document_text(document), encoding="utf-8")
         return self._made_from(project, key)
 
     def facts(

@@ -148,8 +148,8 @@ class EvalReports(FolderStage):
             likeness_of_test(project.existing(f"likeness/{self.variant.mode}", key)),
             explain(project, key, self.variant, predictions, errors=key == SERVED),
         )
-        staged.new_file("report", ".json").write_text(document_text(report))
-        staged.new_file("card", ".md").write_text(model_card(header, report))
+        staged.new_file("report", ".json").write_text(document_text(report), encoding="utf-8")
+        staged.new_file("card", ".md").write_text(model_card(header, report), encoding="utf-8")
         latency = measure_latency(project, key, self.variant)
         return {"recipe": key, "variant": self.variant.name, "latency": latency.model_dump()}
 
@@ -202,7 +202,7 @@ class EvalReports(FolderStage):
             "checkpoint_id": report.checkpoint_id,
             "confusion": Markdown(f"![confusion](data:image/png;base64,{encoded})"),
             "warnings": Markdown("\n".join(f"- {sentence(w)}" for w in report.warnings) or "none"),
-            "model_card": Markdown(body_of(artifact.path("card").read_text())),
+            "model_card": Markdown(body_of(artifact.path("card").read_text(encoding="utf-8"))),
             "card": artifact.place("card"),
             "report": artifact.place("report"),
             **{f"f1_{row.name}": row.f1.value for row in report.per_class},
@@ -276,7 +276,9 @@ class Comparisons(FolderStage):
             {"recipe": key, "dataset_version": dataset.version},
             project.workspace.report,
         )
-        staged.new_file("comparisons", ".json").write_text(document_text(document))
+        staged.new_file("comparisons", ".json").write_text(
+            document_text(document), encoding="utf-8"
+        )
         return {"recipe": key}
 
     def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:

@@ -87,7 +87,7 @@ class HostRotationStage(FolderStage):
         self, project: Project, key: str, staged: Draft, progress: Progress
     ) -> dict[str, Any]:
         document = rotate_hosts(project, (TREES, best_net(project)), progress)
-        staged.new_file("rotation", ".json").write_text(document_text(document))
+        staged.new_file("rotation", ".json").write_text(document_text(document), encoding="utf-8")
         return {"batches": shard_versions(project)}
 
     def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:

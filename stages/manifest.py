@@ -7,6 +7,7 @@ state or the new one, never a mixture.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -21,6 +22,7 @@ from features.files import (
     check_may_write,
     file_sha256,
     fingerprint,
+    one_at_a_time,
     where_offered,
     write_atomically,
 )
@@ -207,8 +209,20 @@ class Draft:
         return self._scratch / f"{role}{suffix}"
 
     def commit(self, fingerprint: str, facts: dict[str, Any], stage_version: str = "") -> Manifest:
-        """Move the files into place, then the manifest; drop what the last manifest named."""
+        """Move the files into place, then the manifest; drop what the last manifest named.
+
+        Raises:
+            OSError: also where another process replaced a file meanwhile that was to be kept.
+        """
+        with one_at_a_time(self._folder):
+            return self._commit(fingerprint, facts, stage_version)
+
+    def _commit(self, fingerprint: str, facts: dict[str, Any], stage_version: str) -> Manifest:
         check_may_write()
+        for file in self._kept.values():
+            if not (self._folder / file["name"]).exists():
+                path = str(self._folder / file["name"])
+                raise OSError(errno.ESTALE, "another run replaced it: run this again", path)
         previous = read_manifest(self._folder)
         files = dict(self._kept)
         for role, suffix in self._roles.items():

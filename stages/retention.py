@@ -8,6 +8,7 @@ the budget or not: a person decides about that.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -86,6 +87,11 @@ def over_budget(workspace: Workspace, used: Usage) -> list[Discard]:
         going.append(item)
         left -= item.n_bytes
     return going
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left in an artifacts folder."""
+    discard(usage(folder).unfinished)
 
 
 def discard(items: list[Discard]) -> int:
@@ -173,9 +179,22 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def _is_left(path: Path, process: int) -> bool:
-    """Whether nobody writes it any more; a process of another machine has ended after a day."""
+    """Whether nobody writes it any more; a process of another machine has ended after a day.
+
+    A process that started after the last change is another one, to which the number was given.
+    """
     newest = max(map(_changed, (path, *path.rglob("*"))))
-    return time.time() - newest > DAY_S and not Path(f"/proc/{process}").exists()
+    return time.time() - newest > DAY_S and not _started(process) <= newest
+
+
+def _started(process: int) -> float:
+    """When a process of this machine started, in seconds since the epoch; infinity: it is none."""
+    try:
+        ticks = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[19]
+    except OSError:
+        return math.inf
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return booted + int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def _changed(path: Path) -> float:

@@ -32,6 +32,9 @@ from evaluation.figures import ReportPolicy
 from features import registry
 from models.registry import MODELS, Variant
 
+OF_THE_MACHINE = ("store", "artifacts", "exclusions", "notify")
+"""Settings that name a path or a command: who may only ask for runs does not choose these."""
+
 
 class SettingsError(Exception):
     """A configuration cannot be used; the message names the file and the setting."""
@@ -173,7 +176,7 @@ def read_workspace(config: Path | None, overrides: Mapping[str, Any] | None = No
     values: dict[str, Any] = {}
     if config is not None:
         try:
-            document = yaml.safe_load(config.read_text()) or {}
+            document = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
         except OSError as error:
             raise SettingsError(f"{config}: {error.strerror}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:

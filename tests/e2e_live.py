@@ -106,7 +106,7 @@ class Program:
     """A command of phasewatch that runs in the background; its lines of JSON are kept."""
 
     def __init__(self, *words: str):
-        self._err = tempfile.TemporaryFile("w+")  # noqa: SIM115  it lives as long as this
+        self._err = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  it lives as long as this
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.cli.app", *words], cwd=ROOT, text=True,
             stdout=subprocess.PIPE, stderr=self._err,

@@ -119,7 +119,7 @@ def forge(path: Path, **changes: Any) -> None:
     """Change fields of a header and give it the ``artifact_id`` that fits."""
     header = header_of(path) | changes
     header["artifact_id"] = artifact_id(header)
-    path.write_text(json.dumps(header))
+    path.write_text(json.dumps(header), encoding="utf-8")
 
 
 def names_in(folder: Path) -> set[str]:

@@ -350,7 +350,7 @@ def test_python_finds_what_it_is_given(text: str) -> None:
 
 def headings(path: Path) -> set[str]:
     """The anchors of a page, as GitHub makes them."""
-    titles = re.findall(r"^#+ (.*)$", path.read_text(), flags=re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 

@@ -269,7 +269,12 @@ def test_a_command_that_does_not_end_is_ended_with_all_it_started(
     assert tell(lab.workspace, news_of(lab))
     assert ["ended after" in message for message in warned(caplog)] == [True]
     try:
-        state = Path(f"/proc/{int(pid.read_text())}/stat").read_text().rpartition(")")[2].split()[0]
+        state = (
+            Path(f"/proc/{int(pid.read_text())}/stat")
+            .read_text(encoding="utf-8")
+            .rpartition(")")[2]
+            .split()[0]
+        )
     except FileNotFoundError:
         state = "gone"
     assert state in ("gone", "Z")

@@ -422,9 +422,11 @@ def test_a_killed_command_leaves_no_process_and_its_run_is_ended(small: Lab) -> 
         assert process.stdout.readline().strip() == "working"
         with dg.DagsterInstance.from_config(str(home)) as instance:
             (started,) = instance.get_runs()
-            assert started.tags[PROCESS_TAG].split(":")[1] == str(process.pid)
+            assert started.tags[PROCESS_TAG].split(":")[3] == str(process.pid)
             assert end_dead_runs(instance) == []  # it lives
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(
+                encoding="utf-8"
+            )
             for child in children.split():  # only those that copy the log, and end with it
                 assert b"watch_orphans" in (
                     command := Path(f"/proc/{child}/cmdline").read_bytes()
@@ -686,8 +688,10 @@ def test_doctor_finds_other_settings_and_a_killed_run(
         dead = instance.create_run_for_job(
             build_defs(workspace=small.workspace).resolve_job_def("ingest"),
             status=dg.DagsterRunStatus.STARTED,
-            tags={"dagster/partition": batch, PROCESS_TAG: f"{socket.gethostname()}:1:0"},
+            tags={"dagster/partition": batch},
         )
+        gone = f"{dead.run_id}:{socket.gethostname()}:00000000:1:0"
+        instance.add_run_tags(dead.run_id, {PROCESS_TAG: gone})
     told = doctor(small, home=home, monkeypatch=monkeypatch)
     assert f"{home}/dagster.yaml differs from config/dagster.yaml" in told.output
     assert f"run {dead.run_id[:8]} (ingest {batch}) counts as under way" in told.output

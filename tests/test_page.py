@@ -57,7 +57,7 @@ def test_markup_has_no_inline_style_or_script() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
 def test_modules_make_no_markup_or_code_of_text(path: Path) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     forbidden = (
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|cssText"
     )
@@ -67,7 +67,7 @@ def test_modules_make_no_markup_or_code_of_text(path: Path) -> None:
 
 @pytest.mark.parametrize("path", OWN, ids=lambda path: path.name)
 def test_nothing_comes_from_elsewhere(path: Path) -> None:
-    text = path.read_text().replace(NAMESPACE, "")
+    text = path.read_text(encoding="utf-8").replace(NAMESPACE, "")
     assert not re.findall(r"(?:https?:)?//[\w-]+\.\w+|@import|url\(", text)
 
 

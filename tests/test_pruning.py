@@ -29,7 +29,7 @@ from pipelines.pruning import prune, prune_job
 from resources.records import _SMALL_PAGE, _THINNED_BYTES, prune_records
 from resources.runs import FINISHED
 from resources.workspace import resource_of
-from stages.retention import DAY_S, PRUNED_FILE, discard, last_pruned, over_budget, usage
+from stages.retention import DAY_S, PRUNED_FILE, discard, last_pruned, over_budget, sweep, usage
 from stages.workspace import Workspace
 
 SOON = timedelta(minutes=1)
@@ -244,7 +244,6 @@ def test_artifacts_go_in_order_until_the_budget_is_kept(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     left = put(root / "batches" / "a.2026-01-01" / f".tmp-{process.pid}-x", 1000, 3)
-    alive = put(root / "batches" / "a.2026-01-01" / f".tmp-{os.getpid()}-x", 1000, 3)
     young = put(root / "batches" / "a.2026-01-01" / f".tmp-{process.pid}-y", 1000, 0)
     total = usage(root).n_bytes
 
@@ -260,8 +259,23 @@ def test_artifacts_go_in_order_until_the_budget_is_kept(tmp_path: Path) -> None:
     limited = workspace.model_copy(update={"artifacts_budget_gb": 1e-9})
     assert discard(over_budget(limited, usage(root))) == 4000
     assert usage(root).n_bytes == total - 4000
-    there = (scored, newest, alone, copies["was"], copies["is"], fresh, alive, young)
+    there = (scored, newest, alone, copies["was"], copies["is"], fresh, young)
     assert all((folder / "data").exists() for folder in there)
+
+
+def test_what_a_killed_process_left_is_told_from_what_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.retention.DAY_S", -60)  # of any age
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    dead = put(tmp_path / "a" / f".tmp-{process.pid}-x", 10, 0)
+    alive = put(tmp_path / "a" / f".tmp-{os.getpid()}-x", 10, 0)
+    before = put(tmp_path / "b" / f".tmp-{os.getpid()}-x", 10, 3)  # the number was given again
+    other = put(tmp_path / "b" / ".tmp-named-otherwise", 10, 3)
+    sweep(tmp_path)
+    there = [folder.exists() for folder in (dead, alive, before, other)]
+    assert there == [False, True, False, True]
 
 
 def test_nothing_goes_by_age_where_the_history_cannot_be_read(tmp_path: Path) -> None:

@@ -32,7 +32,6 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 from sklearn.metrics import f1_score, precision_score, recall_score
 
-import evaluation.baselines
 import evaluation.bootstrap
 from evaluation.baselines import baseline_columns, baseline_proba
 from evaluation.bootstrap import EpisodeBootstrap

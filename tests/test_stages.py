@@ -475,7 +475,7 @@ def test_a_rollback_makes_the_page_again_and_nothing_else(
     assert told.exit_code == 0, told.output
     document = json.loads(told.stdout)
     assert document["page"] == str(retrained.workspace.report_page)
-    assert "Champion: <b>gbt_realistic</b>" in Path(document["page"]).read_text()
+    assert "Champion: <b>gbt_realistic</b>" in Path(document["page"]).read_text(encoding="utf-8")
     assert codes(retrained.project, "report") == {"": "current"}
     assert changed(began) == {"champion", "reports"}
 

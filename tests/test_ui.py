@@ -11,39 +11,47 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import dagster as dg
 import pytest
+
+from pipelines.definitions import build_defs
+from resources.runs import FINISHED, PROCESS_TAG
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "correct-horse-battery"
+Status = dg.DagsterRunStatus
 
 pytestmark = pytest.mark.slow
 
-LAUNCH = """mutation { launchRun(executionParams: {mode: "default", selector: {
-    repositoryLocationName: "phasewatch", repositoryName: "__repository__", jobName: "ingest"
-}}) { __typename } }"""
 WEBSOCKET = {
     "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
     "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==", "Sec-WebSocket-Protocol": "graphql-ws",
 }  # fmt: skip
+LAUNCH = """mutation($p: ExecutionParams!) { launchRun(executionParams: $p) {
+    __typename ... on PythonError { message } ... on LaunchRunSuccess { run { runId } } } }"""
+BACKFILL = """mutation($p: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $p) {
+    __typename ... on PythonError { message } } }"""
 
 
 class Ui:
-    """A running ``phasewatch ui --read-only``, on a store of nothing."""
+    """A running ``phasewatch ui``, on a store of nothing."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str, token: str | None = None) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
-        (folder / "token").write_text(TOKEN)
+        self.folder, self.token = folder, token
         (folder / "store" / "episodes").mkdir(parents=True)
         (folder / "store" / "index.jsonl").touch()
         words = [
-            *("--port", str(self.port), "--token-file", str(folder / "token"), "--read-only"),
+            *("--port", str(self.port), *options),
             *("--store", str(folder / "store"), "--artifacts", str(folder / "artifacts")),
         ]
         environment = {k: v for k, v in os.environ.items() if k != "DAGSTER_HOME"}
+        environment |= {"PHASEWATCH_UI_TOKEN": token} if token else {}
         self.log = folder / "log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -55,14 +63,36 @@ class Ui:
         self, method: str, path: str, body: str | None = None, **headers: str
     ) -> tuple[int, str]:
         """Status and text of an answer; the token is borne unless ``Authorization`` is given."""
-        named = {"Authorization": f"Bearer {TOKEN}"} | headers
+        named = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         if body is not None:
             named |= {"Content-Type": "application/json"}
-            body = json.dumps({"query": body})
+            body = body if body.startswith(('{"', "[")) else json.dumps({"query": body})
+        named |= headers
         with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
             connection.request(method, path, body, named)
             answer = connection.getresponse()
             return answer.status, "" if answer.status == 101 else answer.read().decode()
+
+    def graphql(self, query: str, **variables: Any) -> Any:
+        """The data of an answer; its status is 500 if an error is part of it."""
+        body = json.dumps({"query": query, "variables": variables})
+        _, text = self.ask("POST", "/graphql", body)
+        document = json.loads(text)
+        assert "errors" not in document, text
+        return document["data"]
+
+    def records(self) -> tuple[list[str], list[str], list[str]]:
+        """The ids of runs and of backfills, and the assets that were ever materialized."""
+        found = self.graphql(
+            "{ runsOrError { ... on Runs { results { runId } } } partitionBackfillsOrError "
+            "{ ... on PartitionBackfills { results { id } } } assetNodes { id "
+            "assetMaterializations(limit: 1) { timestamp } } }"
+        )
+        return (
+            [run["runId"] for run in found["runsOrError"]["results"]],
+            [one["id"] for one in found["partitionBackfillsOrError"]["results"]],
+            [node["id"] for node in found["assetNodes"] if node["assetMaterializations"]],
+        )
 
     def wait(self) -> None:
         deadline = time.monotonic() + 180
@@ -75,48 +105,197 @@ class Ui:
         raise AssertionError(self.log.read_text())
 
 
+@contextmanager
+def running(folder: Path, *options: str, token: str | None = None) -> Iterator[Ui]:
+    started = Ui(folder, *options, token=token)
+    try:
+        started.wait()
+        yield started
+    finally:
+        started.process.send_signal(signal.SIGTERM)
+        assert started.process.wait(90) == 0
+
+
 @pytest.fixture(scope="module")
 def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
-    running = Ui(tmp_path_factory.mktemp("ui"))
-    try:
-        running.wait()
-        yield running
-    finally:
-        running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(90) == 0
+    with running(tmp_path_factory.mktemp("ui")) as started:
+        yield started
 
 
-def test_it_serves_those_who_bear_the_token(ui: Ui) -> None:
-    status, text = ui.ask("POST", "/graphql", "{ version }")
-    assert (status, list(json.loads(text)["data"])) == (200, ["version"])
-    assert ui.ask("GET", "/")[0] == 200
-    assert ui.ask("GET", "/graphql", **WEBSOCKET)[0] == 101
-    assert ui.ask("GET", "/server_info", Authorization="Bearer other-horse-battery")[0] == 401
+@pytest.fixture(scope="module")
+def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
+    with running(tmp_path_factory.mktemp("viewer"), "--read-only", token=TOKEN) as started:
+        yield started
+
+
+def job(name: str, config: Any = None, tags: dict[str, str] | None = None) -> dict[str, Any]:
+    """What the launchpad sends for a job."""
+    return {
+        "mode": "default",
+        "runConfigData": config or {},
+        "selector": {
+            "repositoryLocationName": "phasewatch", "repositoryName": "__repository__",
+            "jobName": name,
+        },
+        "executionMetadata": {
+            "tags": [{"key": key, "value": value} for key, value in (tags or {}).items()]
+        },
+    }  # fmt: skip
+
+
+def setting(**values: Any) -> dict[str, Any]:
+    return {"resources": {"workspace": {"config": values}}}
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "headers"),
+    ("headers", "code"),
     [
-        ("POST", "/graphql", {"Host": "evil.example"}),
-        ("POST", "/graphql", {"Origin": "https://evil.example"}),
-        ("POST", "/graphql", {"Sec-Fetch-Site": "cross-site"}),
-        ("GET", "/graphql?query=%7Bversion%7D", {}),
-        ("GET", "/graphql", WEBSOCKET | {"Origin": "https://evil.example"}),
-        ("POST", "/report_asset_materialization/datasets", {"Origin": "http://localhost:1"}),
-        ("GET", "/server_info", {"Sec-Fetch-Site": "cross-site"}),
+        ({"Host": "evil.example"}, "host"),
+        ({"Origin": "https://evil.example"}, "origin"),
+        ({"Origin": "null"}, "origin"),
+        ({"Sec-Fetch-Site": "cross-site"}, "origin"),
+        ({"Content-Type": "text/plain"}, "graphql_form"),
+        ({"Content-Type": "text/plain; application/json"}, "graphql_form"),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, "graphql_form"),
+        ({"Content-Type": "application/graphql"}, "graphql_form"),
     ],
 )
-def test_it_serves_no_stranger(ui: Ui, method: str, path: str, headers: dict[str, str]) -> None:
-    body = "{ version }" if (method, path) == ("POST", "/graphql") else None
-    status, text = ui.ask(method, path, body, **headers)
+def test_strangers_ask_nothing_of_it(ui: Ui, headers: dict[str, str], code: str) -> None:
+    status, text = ui.ask("POST", "/graphql", "{ version }", **headers)
+    assert (status, json.loads(text)["code"]) == (403, code)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "code"),
+    [
+        ("GET", "/graphql?query=%7Bversion%7D", {}, "graphql_get"),
+        ("HEAD", "/graphql?query=%7Bversion%7D", {}, "graphql_get"),
+        ("GET", "//graphql/?query=%7Bversion%7D", {}, "graphql_get"),
+        ("POST", "/graphql?query=%7Bversion%7D", {}, "graphql_form"),
+        ("POST", "/%67raphql?query=%7Bversion%7D", {}, "graphql_form"),
+        ("GET", "/graphql", WEBSOCKET | {"Origin": "https://evil.example"}, "origin"),
+        ("GET", "/graphql", WEBSOCKET | {"Host": "evil.example"}, "host"),
+        ("POST", "/report_asset_materialization/datasets", {}, "closed"),
+        ("POST", "/report_asset_check/datasets?check_name=a&passed=true", {}, "closed"),
+        ("POST", "/report_asset_observation/datasets", {}, "closed"),
+        ("GET", "/server_info", {"Sec-Fetch-Site": "cross-site"}, "origin"),
+        ("PUT", "/server_info", {"Sec-Fetch-Site": "same-site"}, "origin"),
+    ],
+)  # fmt: skip
+def test_what_needs_no_body_does_nothing(
+    ui: Ui, method: str, path: str, headers: dict[str, str], code: str
+) -> None:
+    status, text = ui.ask(method, path, **headers)
     assert status == 403
-    assert json.loads(text)["code"] in ("host", "origin", "graphql_get")
+    assert method == "HEAD" or json.loads(text)["code"] == code
+    assert ui.records()[2] == []
 
 
-def test_what_only_shows_starts_nothing(ui: Ui) -> None:
-    status, text = ui.ask("POST", "/graphql", LAUNCH)
-    assert (status, json.loads(text)["data"]["launchRun"]["__typename"]) == (
-        200,
-        "UnauthorizedError",
+def test_many_questions_at_once_are_not_taken(ui: Ui) -> None:
+    launch = {"query": LAUNCH, "variables": {"p": job("prune")}}
+    before = ui.records()
+    assert ui.ask("POST", "/graphql", json.dumps([launch, launch]))[0] in (400, 500)
+    assert ui.records() == before
+
+
+OWN = {
+    "resources": {"io_manager": {}, "workspace": {"config": {"seed": 3}}},
+    "execution": {"config": {"in_process": {"retries": {"disabled": {}}}}},
+    "loggers": {"console": {"config": {"log_level": "INFO"}}},
+}
+FOREIGN: list[tuple[str, Any]] = [
+    ("resources.workspace.config.artifacts", setting(artifacts="/tmp/other")),
+    ("resources.workspace.config.artifacts", setting(artifacts="")),
+    ("resources.workspace.config.artifacts", setting(artifacts={"env": "HOME"})),
+    ("resources.workspace.config.exclusions", setting(exclusions="/etc/passwd")),
+    ("resources.workspace.config.notify", setting(notify="sh -c id")),
+    ("resources.workspace.config.store", OWN | setting(store="data/store")),
+    ("resources.io_manager.config", {"resources": {"io_manager": {"config": {"base_dir": "/x"}}}}),
+    ("execution.config.ray", {"execution": {"config": {"ray": {"ray": {"env_vars": ["A=1"]}}}}}),
+    ("ops.datasets.inputs", {"ops": {"datasets": {"inputs": {"x": {"pickle": {"path": "/x"}}}}}}),
+    ("inputs", {"inputs": {"x": {"json": {"path": "/x"}}}}),
+]
+
+
+@pytest.mark.parametrize(("named", "config"), FOREIGN)
+def test_no_run_and_no_backfill_names_another_folder(ui: Ui, named: str, config: Any) -> None:
+    """By none of the mutations that record one."""
+    before = ui.records()
+    launched = ui.graphql(LAUNCH, p=job("prune", config))["launchRun"]
+    # Dagster itself refuses what a job has no place for; what it takes, we refuse
+    assert launched["__typename"] in ("PythonError", "RunConfigValidationInvalid")
+    taken = named.startswith("resources.workspace") or named == "resources.io_manager.config"
+    assert named in launched.get("message", "") or not taken
+    several = ui.graphql(
+        "mutation($p: [ExecutionParams!]!) { launchMultipleRuns(executionParamsList: $p) "
+        "{ __typename ... on LaunchMultipleRunsResult { launchMultipleRunsResult "
+        "{ __typename } } } }",
+        p=[job("prune", config)] * 2,
+    )["launchMultipleRuns"]
+    kinds = {one["__typename"] for one in several["launchMultipleRunsResult"]}
+    assert not kinds & {"LaunchRunSuccess"}
+    backfill = {
+        "assetSelection": [{"path": ["datasets"]}], "partitionNames": ["host"],
+        "runConfigData": config,
+    }  # fmt: skip
+    refused = ui.graphql(BACKFILL, p=backfill)["launchPartitionBackfill"]
+    assert refused["__typename"] in ("PythonError", "RunConfigValidationInvalid")
+    assert named in refused.get("message", "") or not taken
+    assert ui.records() == before
+
+
+def test_what_repeats_a_run_is_asked_again(ui: Ui) -> None:
+    """A run of the command line may have another folder; repeated in the browser it may not."""
+    config = setting(artifacts=str(ui.folder / "other"))
+    with dg.DagsterInstance.from_config(str(ui.folder / "artifacts" / "dagster_home")) as instance:
+        run = instance.create_run_for_job(
+            build_defs().resolve_job_def("prune"), run_config=config, status=Status.FAILURE
+        )
+    again = job("prune", config)
+    again["executionMetadata"] |= {"parentRunId": run.run_id, "rootRunId": run.run_id}
+    refused = ui.graphql(
+        "mutation($p: ExecutionParams!) { launchRunReexecution(executionParams: $p) "
+        "{ __typename ... on PythonError { message } } }",
+        p=again,
+    )["launchRunReexecution"]
+    assert refused["__typename"] == "PythonError"
+    assert "resources.workspace.config.artifacts" in refused["message"]
+    assert ui.records()[0] == [run.run_id]
+    ui.graphql("mutation($r: String!) { deleteRun(runId: $r) { __typename } }", r=run.run_id)
+
+
+def test_our_own_page_starts_runs(ui: Ui) -> None:
+    here = {"Origin": f"http://127.0.0.1:{ui.port}", "Sec-Fetch-Site": "same-origin"}
+    own = OWN | setting(
+        store=str(ui.folder / "store"), artifacts=str(ui.folder / "artifacts"), notify=""
     )
-    assert ui.ask("POST", "/report_asset_materialization/datasets")[0] == 401
+    body = json.dumps({"query": LAUNCH, "variables": {"p": job("prune", own)}})
+    status, text = ui.ask("POST", "/graphql", body, **here)
+    launched = json.loads(text)["data"]["launchRun"]
+    assert (status, launched["__typename"]) == (200, "LaunchRunSuccess"), text
+    run = launched["run"]["runId"]
+    assert ui.records()[0] == [run]
+    with dg.DagsterInstance.from_config(str(ui.folder / "artifacts" / "dagster_home")) as instance:
+        deadline = time.monotonic() + 180
+        while instance.get_run_by_id(run).status not in FINISHED:  # type: ignore[union-attr]
+            assert time.monotonic() < deadline, ui.log.read_text()
+            time.sleep(0.5)
+        done = instance.get_run_by_id(run)
+        assert done
+        assert done.status is Status.SUCCESS
+        assert done.tags[PROCESS_TAG].startswith(f"{run}:{socket.gethostname()}:")
+
+
+def test_it_serves_those_who_bear_the_token(viewer: Ui) -> None:
+    status, text = viewer.ask("POST", "/graphql", "{ version }")
+    assert (status, list(json.loads(text)["data"])) == (200, ["version"])
+    assert viewer.ask("GET", "/")[0] == 200
+    assert viewer.ask("GET", "/graphql", **WEBSOCKET)[0] == 101
+    assert viewer.ask("GET", "/server_info", Authorization="Bearer other-horse-battery")[0] == 401
+
+
+def test_what_only_shows_starts_nothing(viewer: Ui) -> None:
+    launched = viewer.graphql(LAUNCH, p=job("prune"))["launchRun"]
+    assert launched["__typename"] == "UnauthorizedError"
+    assert viewer.ask("POST", "/report_asset_materialization/datasets")[0] == 403
+    assert viewer.records() == ([], [], [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -26,12 +27,15 @@ from pipelines.cli import (
 )
 from pipelines.cli.console import (
     FAILED,
+    INTERRUPTED,
     MISMATCH,
     OK,
     REJECTED,
     USAGE,
     Command,
+    flush_output,
     not_installed,
+    open_streams,
     show_error,
     with_json,
 )
@@ -100,14 +104,42 @@ def _options(
 
 
 def main() -> None:
-    """Entry point: an unexpected error ends in one message and an exit code."""
+    """Entry point: whatever happens ends in one message and an exit code."""
+    open_streams()
+    _speak_utf8()
     try:
         app()
+    except SystemExit as end:
+        flush_output()
+        if end.code == FAILED and _was_interrupted(end):
+            sys.exit(INTERRUPTED)
+        raise
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except Exception as error:
+        flush_output()
         if "--debug" in sys.argv[1:]:
             raise
         show_error(_unexpected(error), {}, as_json="--json" in sys.argv[1:])
         sys.exit(FAILED)
+
+
+def _speak_utf8() -> None:
+    """Start anew in Python's UTF-8 mode where the locale has another encoding.
+
+    Paths would otherwise mean one folder to Python and another to the libraries that read Parquet,
+    and processes that this one starts would write in the locale's encoding.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and "PYTHONUTF8" not in os.environ:
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, sys.orig_argv)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind it: what parses the options makes an error of its own of that."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _unexpected(error: Exception) -> str:

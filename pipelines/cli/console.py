@@ -7,15 +7,18 @@ as JSON; an error is printed on stderr and, with ``--json``, as ``error`` of the
 from __future__ import annotations
 
 import inspect
+import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, get_type_hints
 
 import typer
 from typer.core import TyperArgument, TyperCommand
@@ -149,13 +152,23 @@ def with_json(function: Callable[..., Document | None]) -> Callable[..., None]:
             show_error("interrupted", {}, as_json=as_json)
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
+            if type(error).__name__ == "DagsterExecutionInterruptedError":
+                show_error("interrupted", {}, as_json=as_json)
+                raise typer.Exit(INTERRUPTED) from None
             code = exit_code_of(error)
             if code is None:
                 raise
             show_error(str(error), {}, as_json=as_json, address=address)
             raise typer.Exit(code) from None
         if document is not None:  # None: a subcommand follows
-            show(document, as_json=as_json, address=address)
+            try:
+                show(document, as_json=as_json, address=address)
+            except BrokenPipeError:
+                raise  # typer's: who reads has gone
+            except OSError as error:
+                _give_up(sys.stdout)
+                note(f"standard output: {error.strerror}; the result is not shown")
+                raise typer.Exit(FAILED) from None
             raise typer.Exit(document.exit_code)
 
     option = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -204,7 +217,12 @@ def show_error(
 ) -> None:
     note(addressed(message, address))
     if as_json:
-        typer.echo(json.dumps(_addressed(document | {"error": message}, address), indent=1))
+        try:
+            typer.echo(json.dumps(_addressed(document | {"error": message}, address), indent=1))
+        except BrokenPipeError:
+            raise
+        except OSError:
+            _give_up(sys.stdout)  # the message and the exit code say enough
 
 
 def _addressed(value: Any, address: Mapping[str, str]) -> Any:
@@ -224,8 +242,43 @@ def not_installed(module: str) -> str:
 
 
 def note(message: str) -> None:
-    """One line on stderr, beside the document."""
-    typer.echo(message, err=True)
+    """One line on stderr, beside the document; where nothing can be said there, nothing is."""
+    try:
+        typer.echo(message, err=True)
+    except OSError:
+        _give_up(sys.stderr)
+
+
+def open_streams() -> None:
+    """Have all three standard streams open, and able to show any text.
+
+    A file that is opened while one is closed would get its number, and with it what libraries
+    and other processes write there.
+    """
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files are any bytes
+
+
+def flush_output() -> None:
+    """Write what is left of the output; where that fails, Python would say so with a trace."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            _give_up(stream)
+
+
+def _give_up(stream: TextIO) -> None:
+    """Have a stream that takes no more lead nowhere."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def workspace_of(
@@ -282,11 +335,14 @@ def existing_folder_of(out: Path) -> Path:
 
 
 def write(out: Path, content: bytes) -> None:
-    """Write a file, or say why not."""
+    """Write a file whole or not at all, or say why not; a pipe or device is written to."""
     from features.files import write_atomically
 
     try:
-        write_atomically(out, content)
+        if out.exists() and not out.is_file():  # a file in its place would be another thing
+            out.write_bytes(content)
+        else:
+            write_atomically(out.resolve(), content)
     except OSError as error:
         fail(f"{out}: not written ({error.strerror})", USAGE)
 

@@ -203,7 +203,8 @@ def _dagster(findings: Diagnosis, workspace: Workspace) -> None:
     if not section["ready"]:
         return  # the first run, or `phasewatch sync`, makes it
     expected, actual = (
-        yaml.safe_load(path.read_text()) or {} for path in (SETTINGS, home / "dagster.yaml")
+        yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        for path in (SETTINGS, home / "dagster.yaml")
     )
     if expected != {name: actual.get(name) for name in expected}:  # others, `storage` say, are free
         findings.problem(
@@ -222,7 +223,7 @@ def _dagster(findings: Diagnosis, workspace: Workspace) -> None:
 def _automation(findings: Diagnosis, section: dict[str, Any], instance: dg.DagsterInstance) -> None:
     import dagster as dg
 
-    from resources.runs import PROCESS_TAG, UNFINISHED, is_gone
+    from resources.runs import UNFINISHED, dead_runs
 
     section["daemon"] = any(s.healthy for s in instance.get_daemon_statuses().values())
     section["on"] = sorted(
@@ -241,12 +242,8 @@ def _automation(findings: Diagnosis, section: dict[str, Any], instance: dg.Dagst
         section["runs_under_way"].append(
             {"run": run.run_id, "what": name, "status": run.status.value}
         )
-        if is_gone(run):
-            findings.problem(
-                f"run {run.run_id[:8]} ({name}) counts as under way, but its process "
-                f"{run.tags[PROCESS_TAG]} is gone",
-                "phasewatch sync",
-            )
+    for dead in dead_runs(instance):
+        findings.problem(f"{dead.name} counts as under way, but {dead.why}", "phasewatch sync")
 
 
 def _stages(findings: Diagnosis, workspace: Workspace) -> None:

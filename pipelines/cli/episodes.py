@@ -134,7 +134,7 @@ def _read_policy(path: Path) -> ValidationPolicy:
     from episodes.validation import ValidationPolicy
 
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         return TypeAdapter(ValidationPolicy).validate_python(values)
     except OSError as error:
         fail(f"{path}: {error.strerror}", USAGE)
@@ -277,7 +277,7 @@ def exclude(
     from getpass import getuser
 
     from datasets.exclusions import ExclusionError, appended, parse_exclusions
-    from features.files import write_atomically
+    from features.files import one_at_a_time, write_atomically
 
     workspace = workspace_of(config, store, artifacts)
     path = workspace.exclusions_file
@@ -285,9 +285,12 @@ def exclude(
     values = {"episode": episode, "from_s": from_s, "to_s": to_s, "reason": reason}
     entry = {n: v for n, v in (values | {"who": who or getuser()}).items() if v is not None}
     try:
-        text = appended(path.read_text() if path.exists() else "", entry, path, known)
-        entries = len(parse_exclusions(text, path, known))
-        write_atomically(path, text.encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(path.parent):
+            before = path.read_text(encoding="utf-8") if path.exists() else ""
+            text = appended(before, entry, path, known)
+            entries = len(parse_exclusions(text, path, known))
+            write_atomically(path, text.encode())
     except (ExclusionError, UnicodeDecodeError) as error:
         fail(str(error), USAGE)
     except OSError as error:

@@ -8,8 +8,8 @@ it and workers train for it.
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import re
+import uuid
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -202,10 +202,8 @@ _in_worker: dict[str, Any] = {}
 def _prepare(workspace: Workspace) -> None:
     from pipelines.graph import build_defs
     from pipelines.home import dagster_instance
-    from resources.runs import WORKER
 
     log_to_stderr()
-    multiprocessing.current_process().name = WORKER
     instance = ExitStack().enter_context(dagster_instance(workspace))
     _in_worker.update(
         workspace=workspace, definitions=build_defs(workspace=workspace), instance=instance
@@ -233,13 +231,15 @@ def _execute(
     from assets.factory import asset_key
     from pipelines.notifications import tell_of_run
     from pipelines.partitions import named, partition_tags
+    from resources.runs import process_tag
 
-    key = named(keys)
+    key, run_id = named(keys), str(uuid.uuid4())
 
     result = definitions.resolve_job_def(job).execute_in_process(
         run_config=_QUIET,
         instance=instance,
-        tags=partition_tags(keys),
+        run_id=run_id,
+        tags=partition_tags(keys) | process_tag(run_id),
         asset_selection=[asset_key(output) for output in outputs] if outputs else None,
         raise_on_error=False,
     )

@@ -48,11 +48,14 @@ def run(
     """
     workspace = workspace_of(config, store, artifacts, **({"force": True} if force else {}))
     from pipelines.cli.execution import run_all
+    from stages.retention import sweep
 
     log_to_stderr()
     ingest_only = ingest_only or bool(batch)
     ran = run_all(workspace, recipe or None, batches=batch or None, ingest_only=ingest_only)
-    if not ran:
+    if ran:
+        sweep(workspace.artifacts_path)
+    else:
         note("nothing to do: everything asked for is current")
     return RunDocument(
         store=str(workspace.store_path),
@@ -71,6 +74,7 @@ class Batches(Document):
     new: list[str]
     stale: list[str]
     differences: list[str]
+    ended: list[str]  # ids of runs that had no process any more
 
     def text(self) -> Iterator[str]:
         counts = len(self.batches), len(self.new), len(self.stale)
@@ -96,4 +100,5 @@ def sync(
         new=synced.new,
         stale=synced.stale,
         differences=list(synced.listing.differences),
+        ended=synced.ended,
     )

@@ -106,7 +106,7 @@ def _develop(host: str, port: int, *, read_only: bool) -> None:
             "working_directory": str(base_folder()),
             "location_name": LOCATION,
         }
-        file.write_text(yaml.safe_dump({"load_from": [{"python_module": code}]}))
+        file.write_text(yaml.safe_dump({"load_from": [{"python_module": code}]}), encoding="utf-8")
         dev.dev_command_impl(
             code_server_log_level="warning",
             log_level="info",

@@ -8,12 +8,15 @@ import pkgutil
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from pydantic import RootModel
 
 import faults
-from faults.table import BAD, FAULTS, Row, as_markdown, attempt
+from faults.table import BAD, FAULTS, Outcome, Row, as_markdown, attempt
+from stages.workers import cores
 
 
 def declared() -> None:
@@ -21,6 +24,15 @@ def declared() -> None:
     for module in pkgutil.iter_modules(faults.__path__):
         if module.name not in ("__main__", "table"):
             importlib.import_module(f"faults.{module.name}")
+
+
+def tried(name: str, number: int, base: Path) -> tuple[Outcome, float]:
+    """One try, in a worker; what it came to, and the seconds that it took."""
+    declared()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="try-", dir=base.parent) as folder:
+        outcome = attempt(FAULTS[name], number, base, Path(folder, "try"))
+    return outcome, time.monotonic() - began
 
 
 def main() -> None:
@@ -35,22 +47,28 @@ def main() -> None:
     if not chosen:
         sys.exit(f"no fault has {options.only!r} in its name; known: {', '.join(FAULTS)}")
     rows = []
-    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        base = Path(folder, "base")
+    with (
+        tempfile.TemporaryDirectory(prefix="faults-") as folder,
+        ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool,
+    ):
+        base, under_way = Path(folder, "base"), {}
         for fault in chosen:
-            row = Row(fault.name)
-            began = time.monotonic()
             count = fault.quick if options.quick else fault.tries
             numbers = range(count) if options.number is None else [options.number]
-            for number in numbers:
-                outcome = attempt(fault, number, base, Path(folder, "try"))
+            under_way[fault.name] = [
+                (number, pool.submit(tried, fault.name, number, base)) for number in numbers
+            ]
+        for name, tries in under_way.items():
+            row = Row(name)
+            for number, future in tries:
+                outcome, seconds = future.result()
                 row.verdicts[outcome.verdict] += 1
+                row.seconds += seconds
                 if outcome.verdict in BAD:
                     row.bad[number] = outcome
-                    print(f"{fault.name}, try {number}: {outcome.verdict}: {outcome.note}")
-            row.seconds = time.monotonic() - began
+                    print(f"{name}, try {number}: {outcome.verdict}: {outcome.note}", flush=True)
             rows.append(row)
-            print(f"{fault.name}: {row.tries} in {row.seconds:.0f} s", file=sys.stderr, flush=True)
+            print(f"{name}: {row.tries} in {row.seconds:.0f} s", file=sys.stderr, flush=True)
     print(as_markdown(rows))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(RootModel(rows).model_dump_json(indent=1), encoding="utf-8")

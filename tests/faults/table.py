@@ -10,10 +10,10 @@ import subprocess
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Verdict = Literal["noticed", "harmless", "lost", "wrong", "traceback", "hang"]
 """What a try came to.
@@ -59,6 +59,11 @@ class Bench:
     base: Path
     folder: Path
     random: random.Random
+    number: int = 0
+
+    def choice_in_turn(self, options: Sequence[Any]) -> Any:
+        """One of these by the number of the try, so that each has its turn."""
+        return options[self.number % len(options)]
 
     def made(self, name: str, make: Callable[[Path], None]) -> Path:
         """A folder that is made once for all tries; never change it."""
@@ -136,7 +141,7 @@ def attempt(fault: Fault, number: int, base: Path, folder: Path) -> Outcome:
     """Do a fault once, in an empty folder that is removed afterwards."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    bench = Bench(base, folder, random.Random(f"{fault.name} {number}"))
+    bench = Bench(base, folder, random.Random(f"{fault.name} {number}"), number)
     try:
         return fault.do(bench)
     except Exception:  # the fault's own code, or the product's in this process
