@@ -360,7 +360,7 @@ def killed_log(bench: Bench) -> Outcome:
 
 def _write_for_ever(folder: Path, acknowledged: Path) -> None:
     log = DecisionLog(folder)
-    with acknowledged.open("a") as file:
+    with acknowledged.open("a", encoding="utf-8") as file:
         for n in itertools.count():
             name = f"{os.getpid()}-{n}"
             asyncio.run(log.answer(name, "pi", True, "x" * 1500))
