@@ -330,7 +330,7 @@ for _name, _kind in KINDS.items():
     _declare(_name, _kind)
 
 
-@fault("kill -9: log of decisions", tries=100, quick=3)
+@fault("kill -9: the hub while it logs", tries=100, quick=3)
 def killed_log(bench: Bench) -> Outcome:
     """The hub dies at a random moment of writing: what it acknowledged is there, in one chain."""
     folder, acknowledged = bench.folder / "decisions", bench.folder / "acknowledged"
