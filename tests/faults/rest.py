@@ -149,14 +149,15 @@ def _reference(project: Project) -> Any:
 
 def _statuses(project: Project) -> Any:
     """What every status and every fact says; damage is a status, so it is raised here."""
-    answer = []
+    answer, damaged = [], []
     for stage in project.stages.values():
         for status in project.statuses(stage):
-            if status.state == "damaged":
-                raise StageError.of([status])
+            damaged += [status] if status.state == "damaged" else []
             answer.append(status.as_row())
             found = project.artifacts(stage.name, status.key).values()
             answer += [a.facts for a in found if hasattr(a, "files")]
+    if damaged:
+        raise StageError.of(damaged)
     return answer
 
 
