@@ -290,8 +290,8 @@ def _serialization() -> Any:
         from cryptography.hazmat.primitives import serialization
     except ModuleNotFoundError:
         raise SigningError(
-            f"{keys_folder()}: there are keys, but cryptography is not installed: "
-            "pip install 'phasewatch[sign]'"
+            f"{keys_folder()}: keys cannot be used: cryptography is not installed: "
+            "pip install cryptography"
         ) from None
     return serialization
 

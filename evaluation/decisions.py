@@ -222,6 +222,7 @@ class Chain:
     before: int = 0  # lines from before lines were chained
     count: int = 0  # chained lines
     last: str = FIRST  # hash of the last
+    torn: str = ""  # where the last line was cut off
     head: Unsealed | None = None
 
     @property
@@ -243,6 +244,9 @@ def read_chain(folder: Path, take: Callable[[str, AnyRecord], object] = lambda *
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 where = f"{path.name}:{number}"
+                if not line.endswith(b"\n"):  # a crash, unless the head says that it was whole
+                    chain.torn = where
+                    break
                 try:
                     record = RECORD.validate_json(line)
                 except ValidationError:

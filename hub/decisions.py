@@ -14,7 +14,7 @@ import os
 import time
 from pathlib import Path
 
-from config.signing import sealed
+from config.signing import SigningError, sealed
 from evaluation.decisions import (
     HEAD_FILE,
     SUFFIX,
@@ -187,7 +187,10 @@ class DecisionLog:
         self._last, self._count = last, self._count + len(lines)
         if new:
             _sync_folder(self.folder)
-        self._write_head()
+        try:
+            self._write_head()
+        except (OSError, SigningError) as error:  # the lines are written, and must not be again
+            log.warning("%s: not written: %s; it is with the next line", HEAD_FILE, error)
 
     def _file(self) -> Path:
         """The file to append to: of today, but never one before the newest, nor one too large."""

@@ -317,5 +317,13 @@ def open_windows(project: Project, recipe: str, variant: Variant, split: str) ->
 
 
 def dataset_shards(project: Project, dataset: Manifest) -> dict[str, dict[str, Manifest]]:
-    """The shards that a dataset points into, by batch and output."""
-    return {batch: project.artifacts("ingest", batch) for batch in dataset.facts["batches"]}
+    """The shards that a dataset points into, by batch and output.
+
+    Raises:
+        StageError: some are missing, or their manifest is damaged.
+    """
+    shards = {batch: project.artifacts("ingest", batch) for batch in dataset.facts["batches"]}
+    gone = [batch for batch, files in shards.items() if None in files.values()]
+    if gone:
+        raise StageError.of(project.statuses(project.stages["ingest"], gone))
+    return shards

@@ -158,6 +158,8 @@ class Predictions(FolderStage):
     def fingerprint(self, project: Project, key: str) -> str:
         checkpoint_id, rule_id, likeness_id = self._scored_by(project)
         shards = project.artifacts("ingest", key)
+        if None in shards.values():
+            raise StageError.of([project.status(project.stages["ingest"], key)])
         return fingerprint(
             {
                 "stage": self.version,

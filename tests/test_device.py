@@ -21,7 +21,17 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "device" / "pyproject.toml").read_text())
 INCLUDED = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
 PINS = PROJECT["project"]["dependencies"]
-ABSENT = ("torch", "xgboost", "sklearn", "dagster", "polars", "pyarrow", "numba", "pydantic")
+ABSENT = (
+    "torch",
+    "xgboost",
+    "sklearn",
+    "dagster",
+    "polars",
+    "pyarrow",
+    "numba",
+    "pydantic",
+    "cryptography",
+)
 MAX_INSTALLED = 180 << 20
 
 LOADED = """

@@ -93,9 +93,13 @@ EPISODES = ("EPISODE", "01M7ZVV20HFQWZ385HM9KXP5BJ")
 NAMED = {
     "phasewatch bundle",
     "phasewatch exclude",
+    "phasewatch hub --log-windows",
+    "phasewatch keys new",
     "phasewatch keys trust FILE",
     "phasewatch keys trust lab-a.pub",
+    "phasewatch log replay",
     "phasewatch log replay BUNDLE",
+    "phasewatch verify",
     "phasewatch verify BUNDLE",
     "phasewatch verify bundle",
     "phasewatch contract diff",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import re
 import shutil
@@ -549,6 +550,40 @@ def test_what_was_done_to_the_log_is_named(tmp_path: Path, one_day: str, name: s
     if name != "dropped at the end":
         numbers = {int(where.rpartition(":")[2]) for where, kind in found if kind in kinds}
         assert numbers & {1, 5, 6, 7}, found
+
+
+def test_a_line_that_a_crash_cut_off_is_no_fault_unless_it_was_acknowledged(
+    tmp_path: Path, one_day: str
+) -> None:
+    written(tmp_path)
+    path, head = tmp_path / one_day, (tmp_path / "head.json").read_bytes()
+    whole = path.read_bytes()
+    more, _ = chained(AnswerRecord(at=0, alarm_id="a", host="b", verdict=True), "0" * 64)
+    for kept in (1, len(more) // 2, len(more) - 1):
+        path.write_bytes(whole + more[:kept])
+        assert (faults(tmp_path), read_chain(tmp_path).torn) == ([], f"{one_day}:17")
+    path.write_bytes(whole[:-1])
+    assert faults(tmp_path) == [(one_day, "head")]
+    path.write_bytes(whole)
+    (tmp_path / "head.json").write_bytes(head)
+    assert faults(tmp_path) == []
+
+
+def test_a_head_that_cannot_be_written_makes_no_line_twice(
+    tmp_path: Path, one_day: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = DecisionLog(tmp_path)
+    with monkeypatch.context() as full:
+
+        def refuse(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, "no space left")
+
+        full.setattr("hub.decisions.sealed", refuse)
+        asyncio.run(log.answer("a", "pi", True, ""))
+    asyncio.run(log.answer("b", "pi", True, ""))
+    log.close()
+    assert faults(tmp_path) == []
+    assert len((tmp_path / one_day).read_bytes().splitlines()) == 2
 
 
 def test_lines_that_were_gone_at_a_start_are_said_for_ever(tmp_path: Path, one_day: str) -> None:

@@ -189,6 +189,7 @@ class LogVerified(Document):
     records: int
     before: int  # lines from before lines were chained
     last: str
+    torn: str  # where a crash cut the last line off; the hub sets it aside when it starts
     signed: str
     faults: list[dict[str, str]]
 
@@ -196,6 +197,8 @@ class LogVerified(Document):
         yield f"{self.folder}: {self.records} lines, the last {self.last[:12]}, {self.signed}"
         if self.before:
             yield f"the first {self.before} are from before lines were chained"
+        if self.torn:
+            yield f"{self.torn}: was cut off by a crash before anybody was told that it is written"
         yield from (f"{fault['where']}: {fault['problem']}" for fault in self.faults)
         if not self.faults:
             yield "every line is as it was written, and none is missing"
@@ -230,7 +233,7 @@ def verify_log(
         faults.append({"where": "head.json", "kind": "signature", "problem": why})
     return LogVerified(
         str(workspace.decisions_folder), chain.before + chain.count, chain.before, chain.last,
-        chain.signed.line, faults,
+        chain.torn, chain.signed.line, faults,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,14 @@ from faults.table import Bench, Outcome, fault
 from features.registry import LAYOUT
 from features.shards import read_table
 from hub.decisions import DecisionLog
-from live.bundle import BundleError, load_bundle
+from live.bundle import Bundle, BundleError, load_bundle
 from models.checkpoint import CheckpointError
 from models.registry import find_variant
 from stages.alarm_rules import rule_of
 from stages.batch import INDEX, TENSORS, read_index
 from stages.champion import drift_reference
 from stages.datasets import open_windows
+from stages.device_bundle import check_parity
 from stages.evaluation import read_report
 from stages.ingest import check_corpus_code, contract_drift
 from stages.likeness import likeness_of, likeness_of_test
@@ -149,15 +151,27 @@ def _reference(project: Project) -> Any:
 
 def _statuses(project: Project) -> Any:
     """What every status and every fact says; damage is a status, so it is raised here."""
-    answer = []
+    answer, damaged = [], []
     for stage in project.stages.values():
         for status in project.statuses(stage):
-            if status.state == "damaged":
-                raise StageError.of([status])
+            damaged += [status] if status.state == "damaged" else []
             answer.append(status.as_row())
             found = project.artifacts(stage.name, status.key).values()
             answer += [a.facts for a in found if hasattr(a, "files")]
+    if damaged:
+        raise StageError.of(damaged)
     return answer
+
+
+def _compared(project: Project) -> Any:
+    """A bundle beside its checkpoint, on windows from the shards."""
+    checkpoint = project.checkpoint(GBT, RECIPE)
+    return check_parity(project, _loaded(project.workspace.artifacts_path / BUNDLE), checkpoint)
+
+
+@cache
+def _loaded(folder: Path) -> Bundle:
+    return load_bundle(folder)
 
 
 def _predictions(project: Project) -> Any:
@@ -220,6 +234,7 @@ KINDS = {
     "window table": Kind("batches/*/*_shards/windows-*.parquet", _training_data),
     "validation index": Kind("batches/*/validation_index/*.parquet", _training_data),
     "dataset": Kind("datasets/*/windows*.parquet", _training_data),
+    "manifest of shards": Kind("batches/*/*/manifest.json", _compared),
     "manifest": Kind("**/manifest.json", _statuses),
     "contract": Kind(f"contracts/{'[0-9a-f]' * 64}.json", _contracts),
     "code of the corpus": Kind("contracts/code-*.json", _code),
