@@ -17,7 +17,7 @@ import numpy as np
 from config.paths import cache_folder
 from episodes.jit import COMPILES
 from features import golden
-from features.code import PATH, Code, code_of
+from features.code import PATH, Code, code_of, outdated
 from features.contract import GOLDEN_FILE, contract_hashes
 from features.files import file_sha256, fingerprint, write_atomically
 from models import scaling
@@ -74,6 +74,8 @@ def input_differences(
     """
     if not code.changes(recorded):
         return []
+    if old := outdated(code.modules):
+        return old
     inputs = code_of(PATH) if replay is None else code
     identity = [inputs.as_header(), contract_hashes(layout)]
     replayed = once_passed(identity, lambda: (replay or differences)(layout))

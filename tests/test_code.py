@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import subprocess
@@ -171,6 +172,21 @@ def test_a_change_of_code_or_library_is_named():
     ]  # fmt: skip
     assert here.changes(None)
     assert here.changes({"modules": 3, "libraries": None})
+
+
+def test_bytecode_of_an_older_source_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Python tells the two apart by time and size, so it runs the old one."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = tmp_path / "some_kernel.py"
+    file.write_text("x = 1\n")
+    before = file.stat()
+    importlib.import_module("some_kernel")
+    assert features.code.outdated(["some_kernel", *PATH]) == []
+    file.write_text("x = 2\n")
+    os.utime(file, ns=(before.st_mtime_ns, before.st_mtime_ns))
+    [line] = features.code.outdated(["some_kernel"])
+    assert line.startswith(str(file))
 
 
 # --- golden episodes
