@@ -15,6 +15,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,6 +139,24 @@ def _source(module: str) -> bytes:
         spec = importlib.util.find_spec(module)
         place = spec.origin if spec else None
     return Path(place).read_bytes() if place else b""
+
+
+def outdated(modules: Iterable[str]) -> list[str]:
+    """Modules whose kept bytecode is that of another source, one line each.
+
+    Python tells sources apart by time and size alone, so what runs may not be what is read here.
+    """
+    lines = []
+    for name in modules:
+        loaded = sys.modules.get(name)
+        loader: Any = loaded.__spec__.loader if loaded and loaded.__spec__ else None
+        if isinstance(loader, SourceFileLoader):
+            fresh = loader.source_to_code(loader.get_data(loader.path), loader.path)
+            if loader.get_code(name) != fresh:
+                lines.append(
+                    f"{loader.path}: Python runs an older state of it; delete its __pycache__"
+                )
+    return lines
 
 
 def _digests(sources: dict[str, bytes]) -> dict[str, str]:

@@ -17,7 +17,7 @@ import numpy as np
 from config.paths import cache_folder
 from episodes.jit import COMPILES
 from features import golden
-from features.code import PATH, Code, code_of
+from features.code import PATH, Code, code_of, outdated
 from features.contract import GOLDEN_FILE, contract_hashes
 from features.files import file_sha256, fingerprint, write_atomically
 from models import scaling
@@ -72,16 +72,18 @@ def input_differences(
         code: the code here, of the same modules.
         replay: replays the golden vectors; ``differences``, unless another is given.
     """
-    lines = _rewritten(recorded)
     if not code.changes(recorded):
-        return lines
+        return []
+    if old := outdated(code.modules):
+        return old
     inputs = code_of(PATH) if replay is None else code
     identity = [inputs.as_header(), contract_hashes(layout)]
-    return lines + once_passed(identity, lambda: (replay or differences)(layout))
+    replayed = once_passed(identity, lambda: (replay or differences)(layout))
+    return [*_rewritten(recorded), *replayed]
 
 
 def _rewritten(recorded: object) -> list[str]:
-    """Golden vectors that are not those of training: what they show today is another rule."""
+    """Golden vectors that are not those of training: other code may have been fitted to them."""
     held = recorded.get("golden") if isinstance(recorded, dict) else None
     if not isinstance(held, dict):
         return []

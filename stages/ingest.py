@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from config.signing import sealed, unsealed
 from features.code import PATH, code_of
 from features.contract import Contract, canonical_json, contract_hashes, contract_of, diff_contracts
-from features.files import write_atomically
+from features.files import fingerprint, write_atomically
+from features.registry import LAYOUT
 from features.shards import read_table
 from models.checkpoint import check_code
 from models.replay import other_layout, recorded_code
@@ -256,19 +257,23 @@ def keep_contracts(folder: Path, layout: Layout) -> None:
         )
         if not path.exists() or path.read_bytes() != content:
             write_atomically(path, content)
-    code = code_of(PATH)
-    path = folder / f"{_CODE}{code.digest}.json"
-    if _read_code(path) != recorded_code(code):
-        write_atomically(path, sealed(recorded_code(code), None))
+    recorded = _recorded(layout)
+    path = folder / f"{_CODE}{fingerprint(recorded)}.json"
+    if _read_code(path) != recorded:
+        write_atomically(path, sealed(recorded, None))
 
 
 _CODE = "code-"
 
 
+def _recorded(layout: Layout) -> dict[str, Any]:
+    return recorded_code(code_of(PATH)) | {"contracts": contract_hashes(layout)}
+
+
 def _read_code(path: Path) -> dict[str, Any] | None:
     """A code as ``keep_contracts`` wrote it; None: it is not there, or was changed since."""
     try:
-        return unsealed(path.read_bytes(), set(recorded_code(code_of(PATH)))).value
+        return unsealed(path.read_bytes(), set(_recorded(LAYOUT))).value
     except (OSError, ValueError):
         return None
 
@@ -281,19 +286,20 @@ def check_corpus_code(workspace: Workspace) -> None:
     Raises:
         CodeChangedError: lists what comes out otherwise, by rule.
     """
-    folder, code = workspace.contracts_folder, code_of(PATH)
-    found = (_read_code(path) for path in sorted(folder.glob(f"{_CODE}*.json")))
-    made_with = [recorded for recorded in found if recorded is not None]
+    folder, code, layout = workspace.contracts_folder, code_of(PATH), workspace.layout
+    fresh = not any(folder.glob("*.json"))
+    found = [_read_code(path) for path in sorted(folder.glob(f"{_CODE}*.json"))]
+    hashes = contract_hashes(layout)  # what was made under another contract is made again
+    made_with = [each for each in found if each and each.get("contracts") == hashes]
     same = [recorded for recorded in made_with if not code.changes(recorded)]
-    latest = same[0] if same else made_with[-1] if made_with else None
-    if latest is None and not any(folder.glob("*.json")) and other_layout(workspace.layout):
-        return  # nothing to agree with, and the golden vectors are for other channels
+    if same or (fresh and other_layout(layout)):
+        return  # the golden vectors say nothing of another layout
     check_code(
-        latest,
-        workspace.layout,
+        made_with[0] if made_with else None,
+        layout,
         code,
         str(workspace.batch_folder("")),
-        "ingest everything again: phasewatch run --force",
+        "ingest again: phasewatch run",
     )
 
 

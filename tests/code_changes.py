@@ -346,7 +346,7 @@ def main() -> int:
 
 def _made(folder: Path) -> tuple[Any, Path]:
     """A project with a corpus, a checkpoint and a champion."""
-    from test_checkpoint import GBT, put
+    from test_checkpoint import Variant, put
 
     import features.code
     import models.replay
@@ -359,10 +359,11 @@ def _made(folder: Path) -> tuple[Any, Path]:
     (folder / "store").mkdir(parents=True)
     workspace = Workspace(store=str(folder / "store"), artifacts=str(folder / "artifacts"))
     keep_contracts(workspace.contracts_folder, workspace.layout)
-    checkpoint = put(folder / "checkpoints", GBT)
+    knn = Variant("knn", "realistic")  # another library would not outlive a fork
+    checkpoint = put(folder / "checkpoints", knn)
     kept = keep(workspace.champion_folder, checkpoint, {})
     champion = Champion(
-        number=0, action="promoted", model=GBT.model, mode=GBT.mode, served="time",
+        number=0, action="promoted", model=knn.model, mode=knn.mode, served="time",
         checkpoints={"time": kept}, since="", by="", why="", evidence={}, previous=None,
     )  # fmt: skip
     put_in_use(workspace.champion_folder, champion, judged_against=None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -29,9 +31,13 @@ USE = (
 )
 
 
-def run(code: Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    code: Path, folder: Path, kernels: str = KERNELS, mtime_ns: int = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Call two kernels of a module in ``folder``, with the code of ``code``."""
-    (folder / "kernels.py").write_text(KERNELS)
+    (folder / "kernels.py").write_text(kernels)
+    if mtime_ns:
+        os.utime(folder / "kernels.py", ns=(mtime_ns, mtime_ns))
     return subprocess.run(
         [sys.executable, "-c", USE],
         env={"PYTHONPATH": f"{folder}:{code}", "HOME": str(folder / "home")} | environment,
@@ -74,3 +80,33 @@ def test_an_installed_copy_caches_where_the_platform_says(tmp_path: Path, instal
 def test_a_clone_caches_in_its_artifacts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(config.paths, "CLONE", tmp_path)
     assert cache_folder() == tmp_path / "artifacts" / "cache"
+
+
+def test_an_edited_kernel_is_compiled_again_whatever_its_time_and_size(tmp_path: Path) -> None:
+    """Numba alone looks at these two, and ran the old one."""
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
+    assert run(ROOT, tmp_path, **environment).stdout.startswith("4 6 ")
+    file = tmp_path / "kernels.py"
+    before = file.stat()
+    edited = KERNELS.replace("2 * x", "5 * x")
+    assert run(ROOT, tmp_path, edited, before.st_mtime_ns, **environment).stdout.startswith("10 6 ")
+    assert file.stat().st_size == before.st_size
+
+
+def test_kernels_read_no_globals_of_other_modules() -> None:
+    """A change of these would not be compiled: what is kept is kept for one file."""
+    for path in [p for p in ROOT.glob("*/*.py") if p.parent.name not in ("tests", "benchmarks")]:
+        tree = ast.parse(path.read_text())
+        others = {
+            alias.asname or alias.name
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom) and node.module not in (None, "episodes.jit")
+            for alias in node.names
+        }
+        for kernel in tree.body:
+            if isinstance(kernel, ast.FunctionDef) and {"jit", "inlined"} & {
+                getattr(each, "id", "") for each in kernel.decorator_list
+            }:
+                read = {node.id for line in kernel.body for node in ast.walk(line)
+                        if isinstance(node, ast.Name)}  # fmt: skip
+                assert not read & others, (path, kernel.name)

@@ -12,6 +12,7 @@ import typer
 from pipelines.cli import options
 from pipelines.cli.console import (
     FAILED,
+    MISMATCH,
     OK,
     Document,
     Table,
@@ -151,7 +152,9 @@ class Promotion(Document):
 
     @property
     def exit_code(self) -> int:
-        return OK if self.trial.judgement.granted else FAILED
+        judgement = self.trial.judgement
+        unlike = any(ground.code == "does_not_verify" for ground in judgement.standing)
+        return OK if judgement.granted else MISMATCH if unlike else FAILED
 
 
 def promote(

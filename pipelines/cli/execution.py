@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from datasets.splits import RECIPES
 from episodes.environment import collector_paused
 from pipelines.cli.console import CommandError, fail, log_to_stderr, not_installed, one_of
+from stages.ingest import check_corpus_code
 from stages.project import Project
 from stages.workers import training_ahead, trainings_at_a_time, worker_processes
 
@@ -67,6 +68,7 @@ def run_all(
     ingest = batches or _keys(project, "ingest", project.listing.batches)
     log.info("%d batches, %d to ingest", len(project.listing.batches), len(ingest))
     if ingest:
+        check_corpus_code(workspace)  # before a run says so: here the exit code does, too
         ran += _ingest(workspace, ingest)
         project = Project(workspace)
     if ingest_only:
