@@ -59,6 +59,7 @@ class Bench:
     base: Path
     folder: Path
     random: random.Random
+    number: int = 0  # of the try, for faults that go through a list
 
     def made(self, name: str, make: Callable[[Path], None]) -> Path:
         """A folder that is made once for all tries; never change it."""
@@ -136,7 +137,7 @@ def attempt(fault: Fault, number: int, base: Path, folder: Path) -> Outcome:
     """Do a fault once, in an empty folder that is removed afterwards."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    bench = Bench(base, folder, random.Random(f"{fault.name} {number}"))
+    bench = Bench(base, folder, random.Random(f"{fault.name} {number}"), number)
     try:
         return fault.do(bench)
     except Exception:  # the fault's own code, or the product's in this process
