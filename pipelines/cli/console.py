@@ -49,6 +49,7 @@ EXIT_CODES = {
     "BundleContractError": MISMATCH,
     "NotABundleError": USAGE,
     "BundleError": FAILED,
+    "NotFiniteError": FAILED,
     "SigningError": FAILED,
 }
 """Exit code of the errors that any command may meet; their messages are shown as they are.

@@ -59,7 +59,7 @@ class Bench:
     base: Path
     folder: Path
     random: random.Random
-    number: int = 0
+    number: int = 0  # of the try
 
     def choice_in_turn(self, options: Sequence[Any]) -> Any:
         """One of these by the number of the try, so that each has its turn."""
