@@ -10,7 +10,7 @@ export PHASEWATCH_ARTIFACTS := $(ARTIFACTS)
 .DEFAULT_GOAL := help
 .PHONY: help run ui test e2e live ray faults bench bench-scale yardstick lint lock clean
 
-help:  ## say what there is
+help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /make \1\t/' | expand -t 18
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -60,7 +60,7 @@ BENCH := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 POLARS_MAX_THREADS=1 $(BIN)/py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
-bench: .venv/.bench  ## what it costs beside peers and limits, under 15 minutes: artifacts/bench/ (STORE=, ARTIFACTS=)
+bench: .venv/.bench  ## costs compared with peers and limits, under 15 minutes: artifacts/bench/ (STORE=, ARTIFACTS=)
 	$(BENCH).extraction
 	$(BENCH).bootstrap
 	$(BENCH).training
@@ -87,7 +87,7 @@ WATCH := artifacts/cache/watch/seglearn-1.2.5-py3-none-any.whl
 $(WATCH): | .venv/.installed
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(@D) seglearn==1.2.5
 
-yardstick: run artifacts/cache/rockets/.installed $(WATCH)  ## the models beside a forest and rockets; a public leak (STORE=, ARTIFACTS=, CONFIG=)
+yardstick: run artifacts/cache/rockets/.installed $(WATCH)  ## the models compared with a forest and rockets; a public leak (STORE=, ARTIFACTS=, CONFIG=)
 	$(BIN)/python -m benchmarks.leak $(WATCH)
 	$(BIN)/python -m benchmarks.yardstick --aeon artifacts/cache/rockets/bin/python
 
@@ -96,7 +96,7 @@ artifacts/cache/lock/.installed:
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check pip-tools==7.6.2
 	touch $@
 
-lock: artifacts/cache/lock/.installed  ## remake constraints.txt from pyproject.toml; what is pinned there stays (UPGRADE=1: the newest)
+lock: artifacts/cache/lock/.installed  ## rebuild constraints.txt from pyproject.toml; keep pinned versions (UPGRADE=1: take the newest)
 	CUSTOM_COMPILE_COMMAND='make lock' $(<D)/bin/pip-compile --quiet --all-extras --allow-unsafe --strip-extras \
 		--annotation-style line --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 		$(if $(UPGRADE),--upgrade) --output-file constraints.txt pyproject.toml

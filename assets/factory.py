@@ -88,7 +88,7 @@ def _build(stage: Stage) -> dg.AssetsDefinition:
             )
             for check in own_checks
         ],
-        # a step that may leave out outputs: what the store cannot give is skipped
+        # a step that may leave out outputs: unavailable recipes are skipped
         can_subset=several or stage.partition == "recipe",
         pool=stage.pool,
         backfill_policy=backfill_policy(stage),

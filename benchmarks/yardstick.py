@@ -7,7 +7,7 @@ A random forest on the summary inputs (300 balanced trees), and MiniRocket and M
 each with a ridge classifier, on the windows; all train on ``train`` only, as the models do. The
 forest's score with ``val`` added is shown too. The rockets come from aeon, which needs another
 interpreter (``make yardstick`` makes one) because it needs an older Numba. A recipe that the store
-cannot give is left out and named.
+does not support is left out and named.
 
 Exit code 1 if a model that must come within .05 of the forest does not, if no model reaches the
 forest, or if a model is not significantly better than prior, uniform and missingness-only.

@@ -326,7 +326,7 @@ def load_rule(folder: Path, champion: Champion, recipe: str | None = None) -> Al
     rule_id = champion.alarm_rules.get(recipe)
     if rule_id is None:
         raise ChampionError(
-            f"{champion.name} was promoted before alarm rules; promote a model: "
+            f"{champion.name} was promoted before alarm rules existed; promote a model: "
             "phasewatch promote MODEL"
         )
     path = kept_path(folder, champion, recipe).with_name(rule_file(rule_id))
@@ -336,7 +336,7 @@ def load_rule(folder: Path, champion: Champion, recipe: str | None = None) -> Al
         if content != rule.text().encode():
             raise ValueError("it was changed after it was written")
         if (rule.id, rule.checkpoint_id) != (rule_id, champion.checkpoints[recipe]):
-            raise ValueError("it is another rule, or for another checkpoint")
+            raise ValueError("it is not the alarm rule that was kept for this checkpoint")
     except (OSError, ValueError) as error:
         raise ChampionError(
             f"{path}: {error}. Make the copy again: phasewatch champion --restore, or roll back: "
@@ -362,7 +362,7 @@ def load_likeness(folder: Path, champion: Champion, layout: Layout) -> Likeness 
     try:
         likeness = Likeness.from_bytes(path.read_bytes())
         if likeness.id != champion.likeness:
-            raise ValueError("it is another one")
+            raise ValueError("it is not the likeness that was kept with the champion")
         if likeness.contract_hash != contract_of(layout, "summary").hash:
             raise ValueError("it is for another input layout")
     except (OSError, ValueError) as error:

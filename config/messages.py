@@ -1,4 +1,4 @@
-"""Parts that messages of every room share: commands that work when pasted, and unknown names."""
+"""What messages of every package share: commands that work when pasted, and unknown names."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ UNAVAILABLE = {
     "single_sample": "no profile has two samples, so none can be held out",
     "single_session": "the store has one recording session ({found}), so none can be held out",
 }
-"""Why a recipe cannot be had on a store: a sentence by code."""
+"""Why a recipe is unavailable on a store: a sentence by code."""
 
 Day = Annotated[str, BeforeValidator(str), Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
 """A UTC day, ``2026-11-21``; YAML reads one without quotes as a date."""
@@ -78,7 +78,7 @@ class SplitPolicy:
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Why a recipe cannot be had on a store: a code of ``UNAVAILABLE``, and all there is."""
+    """Why a recipe is unavailable on a store: a code of ``UNAVAILABLE``, and all there is."""
 
     code: str
     found: list[str]
@@ -136,7 +136,7 @@ def assign_splits(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> p
         )
 
     if nothing := obstacle(episodes, recipe, policy):
-        raise DatasetError(f"recipe {recipe} cannot be had: {nothing.sentence}")
+        raise DatasetError(f"recipe {recipe} is unavailable: {nothing.sentence}")
     test, gap = _test_side(usable, recipe, policy)
     excluded |= dict.fromkeys(gap, "in the gap before the test period")
     near = _kin_of(test, usable)
@@ -145,7 +145,7 @@ def assign_splits(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> p
     if near and not training:
         raise DatasetError(
             f"recipe {recipe}: an episode must be left to train on, got none: of "
-            f"{len(usable)} episodes {len(test)} are tested and {len(near)} are kin of these"
+            f"{len(usable)} episodes, {len(test)} are for testing and {len(near)} are kin of those"
         )
     val = validation_side(training, recipe, policy)
     near = _kin_of(val, training)

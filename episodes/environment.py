@@ -76,6 +76,6 @@ def retried(work: Callable[[], Result], what: object) -> Result:
 def unread(what: object, why: str) -> MachineError:
     """The error that says that something could not be read."""
     return MachineError(
-        f"{what}: {why}. That is no fault of the episode, so nothing was decided or written; mend "
-        "it and run the command again"
+        f"{what}: {why}. This is not a fault of the episode, so nothing was decided or "
+        "written; fix the cause and run the command again"
     )

@@ -544,7 +544,10 @@ def _check_sources(
     if all(usage.absence for usage in polled_usage) and any(
         usage.absence == "outside" for usage in polled_usage
     ):
-        findings.add("no_trusted_clock", "no polled source has its rows within the episode")
+        findings.add(
+            "no_trusted_clock",
+            "proc, qmp and guest count as absent, at least one for rows outside the bounds",
+        )
 
 
 def _absence(usage: Usage) -> str:

@@ -39,8 +39,8 @@ BASELINE_MEANS = {
     "missingness_only": "sees only which collectors ran. Its score is what gaps in the recording "
     "give away.",
     "prior": "guesses each phase as often as it occurs in training.",
-    "uniform": "guesses every phase equally often. The intervals of both guesses include the luck "
-    "of guessing.",
+    "uniform": "guesses every phase equally often. The intervals of both guessing baselines "
+    "include the luck of guessing.",
 }
 MAY_HAVE_LEARNED = {
     "position_only": "it may have learned the schedule",
@@ -60,27 +60,27 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "{budget:.1%}.",
     "provisional_threshold": "The alarm threshold is provisional: it rests on {hours:.2g} clean "
     "hours of validation, less than {needed:g}.",
-    "unlike_training": "{share:.0%} of the test episodes are unlike training; of episodes like it, "
-    "at most {alpha:.0%} are called so. Such a machine needs enrolment or retraining.",
+    "unlike_training": "{share:.0%} of the test episodes are unlike training; of episodes that "
+    "resemble it, at most {alpha:.0%} would be. Such a machine needs enrolment or retraining.",
     "untested_profile": "Profile {label} was never tested.",
-    "absent_class": "Phase {label} does not occur in the test set, so it was never tested.",
+    "absent_class": "Phase {label} does not occur in the test split, so it was never tested.",
     "synthetic_episodes": "The dataset contains {episodes} synthetic episodes.",
     # notes on figures
     "budget_allows_none": "Validation has {hours:.3g} clean hours, so one false alarm there is "
     "{per_hour:.3g} per hour and the budget allows none.",
     "chosen_on_these": "The threshold was chosen on these windows.",
-    "constant": "no interval: the same in every resample",
+    "constant": "no interval: the same in every replicate",
     "exact_binomial_bound": "All or none of {episodes}: one bound is the exact binomial one.",
     "fitted_on_validation": "Fitted on validation by log loss; 1 changes nothing.",
     "half_undetected": "infinite: at least half of the attacks were not detected",
     "half_undetected_at_times": "no upper bound: half of the attacks were not detected in "
-    "{share:.0%} of the resamples",
+    "{share:.0%} of the replicates",
     "never_alarmed": "No alarm in clean time, so resampling gives no upper bound.",
     "never_predicted": "never predicted",
     "no_attack": "No test episode contains an attack.",
     "no_clean_time": "No test window is entirely clean, so false alarms cannot be counted.",
     "no_clean_validation": "Validation has no clean time, so the default threshold is used.",
-    "no_validation_interval": "Used for choosing only, so it has no interval.",
+    "no_validation_interval": "Used only to choose, so it has no interval.",
     "over_budget_everywhere": "Every threshold exceeds the budget on validation, so this one lies "
     "above every score there.",
     "poisson_bounds": "{events} in {hours:.3g} clean hours. Each bound is the wider of "
@@ -100,7 +100,7 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "windows are the same.",
     # grounds against a promotion
     "oracle": "{label} cannot be promoted: it needs the host's view of the machine (/proc of QEMU, "
-    "its monitor), and on a device nothing watches from outside. Only realistic models can.",
+    "its monitor), which a device does not have. Only realistic models can be promoted.",
     "unverified": "{problem}",
     "does_not_verify": "{label} does not verify: {problem} (phasewatch inspect --verify {label})",
     "already_champion": "{label} is already the champion, with these checkpoints.",
@@ -109,8 +109,8 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "other_dataset": "{label} was trained on another version of the dataset, so it may know its "
     "test episodes. Retrain: phasewatch run --recipe {recipe}",
     "too_few_left": "{episodes} test episodes are left to compare on, at least {needed} are "
-    "needed; {left_out} were left out because the champion was trained on them or on what they "
-    "hold out.",
+    "needed; {left_out} were left out because the champion was trained on them, or on what the "
+    "recipe holds out with them.",
     "worse": "worse than the champion: macro F1 {challenger:.3f} against {champion:.3f}, "
     "difference {value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f} on {episodes} episodes.",
     "may_be_worse": "it may be worse than the champion by more than {margin:g}: macro F1 "
@@ -130,12 +130,12 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "budget {budget:.1%}, on {hours:.2g} clean hours.",
     # notes on drift
     "unknown_host": "Host {label} is not in the training data, so it is compared with all hosts. "
-    "What is specific to this machine also counts as a change.",
+    "What is specific to this host also counts as a change.",
     "too_little_training": "Training has {episodes} episodes to compare with. At least {needed} "
     "are needed, so nothing is judged.",
     "seen_in_training": "{seen} of its {episodes} episodes were trained on and show nothing new.",
 }
-SKIPPED = UNAVAILABLE | {"not_in_champion": "the champion has no checkpoint of it"}
+SKIPPED = UNAVAILABLE | {"not_in_champion": "the champion has no checkpoint for it"}
 """Why a recipe takes no part in a promotion."""
 SHARED_SENTENCES = {  # of several reports whose numbers differ
     "not_better_than_baseline": "Not significantly better than {label}: {reason}.",
@@ -145,13 +145,13 @@ SHARED_SENTENCES = {  # of several reports whose numbers differ
     "clean_time_over_budget": "More clean time on test is under alarm than the budget.",
     "provisional_threshold": "The alarm threshold is provisional: it rests on too little clean "
     "time of validation.",
-    "unlike_training": "More test episodes are unlike training than episodes like it would be. "
+    "unlike_training": "More test episodes are unlike training than if they resembled it. "
     "Such a machine needs enrolment or retraining.",
 }
 DATASET_WARNINGS = frozenset({"untested_profile", "absent_class", "synthetic_episodes"})
 """Warnings that ``untested`` states once per dataset."""
 P_VALUE = (
-    "p is two-sided: (1 + k) / (B + 1), where k of the B resamples differ from the observed "
+    "p is two-sided: (1 + k) / (B + 1), where k of the B replicates differ from the observed "
     "difference by at least its distance from 0."
 )
 DRIFT_CHECKS: dict[CheckName, str] = {
@@ -328,8 +328,8 @@ def untested(report: EvalReport) -> list[str]:
     if absent:
         noun, verb = ("Phase", "does") if len(absent) == 1 else ("Phases", "do")
         sentences.append(
-            f"{noun} {join_words(absent)} {verb} not occur in the test set: never tested, and not "
-            "part of any mean."
+            f"{noun} {join_words(absent)} {verb} not occur in the test split: never tested, and "
+            "not part of any mean."
         )
     synthetic = [
         f"{count(side.synthetic_episodes)} of {count(side.episodes)} in {name}"
@@ -366,7 +366,7 @@ def gaps(report: EvalReport) -> list[str]:
         if trained is not None and abs(covered - trained) > COVERAGE_GAP:
             sentences.append(
                 f"{source} covers {number(trained)} of training and {number(covered)} of test. A "
-                "model may mistake this gap for behavior."
+                "model may mistake this gap for behaviour."
             )
         elif covered < LOW_COVERAGE:
             sentences.append(f"{source} covers only {number(covered)} of the test windows.")
@@ -378,8 +378,8 @@ def gaps(report: EvalReport) -> list[str]:
     lacking = report.bootstrap.replicates_lacking_a_class
     if lacking:
         sentences.append(
-            f"{count(lacking)} of {count(report.bootstrap.replicates)} resamples miss a phase; "
-            "their mean is over the others."
+            f"{count(lacking)} of {count(report.bootstrap.replicates)} replicates lack a phase; "
+            "their mean is over the other phases."
         )
     return sentences
 
@@ -524,12 +524,12 @@ def expectation(another: Mapping[str, EvalReport]) -> str:
         another: what changes ("day", "machine") -> the report that shows it.
     """
     if not another:
-        return "No recipe of this store holds out a day or a machine, so nothing can be promised."
+        return "No recipe of this store holds out a day or a machine, so new ones were not tested."
     parts = []
     for what, report in another.items():
         found, alarms = report.detection, report.detection
         attacks = (
-            f"it finds {found.detected_episodes} of {plural(found.attacked_episodes, 'attack')}"
+            f"it detects {found.detected_episodes} of {plural(found.attacked_episodes, 'attack')}"
         )
         if not found.attacked_episodes:
             attacks = "no attack was tested"
@@ -541,7 +541,7 @@ def expectation(another: Mapping[str, EvalReport]) -> str:
             else "and false alarms could not be counted"
         )
         parts.append(
-            f"on a {what} that {report.model} never saw, {attacks}, {false}, and names the phase "
+            f"on a {what} that {report.model} never saw, {attacks}, {false}, and predicts phases "
             f"with macro F1 {number(report.filtered.macro_f1.value)}"
         )
     return f"Expect this: {'; '.join(parts)}."
@@ -571,7 +571,7 @@ def unlike(found: Unlike | None) -> list[str]:
     interval = f" ({span(found.share, percent)})" if span(found.share, percent) else ""
     return [
         f"{percent(found.share.value)} of the test episodes are unlike training{interval}; of "
-        f"episodes like it, at most {found.alpha:.0%} are called so."
+        f"episodes that resemble it, at most {found.alpha:.0%} would be."
     ]
 
 
@@ -601,7 +601,7 @@ TURN_METRICS: dict[str, tuple[str, bool]] = {
     "macro_f1": ("macro F1", False),
     "filtered_macro_f1": ("filtered macro F1", False),
     "clean_time_alarmed": ("clean time alarmed", True),
-    "detected_share": ("attacks found", True),
+    "detected_share": ("attacks detected", True),
 }
 """What a metric of a host's turn is called, and whether it is shown as a percentage."""
 
@@ -632,7 +632,7 @@ def threshold(detection: Detection) -> str:
 
 
 def within_budget(points: Sequence[OperatingPoint], detection: Detection) -> str:
-    """The most attacks that a threshold chosen on test would find within the budget."""
+    """The most attacks that a threshold chosen on test would detect within the budget."""
     shares = [
         point.detected_share.value
         for point in points

@@ -152,7 +152,7 @@ class Guard:
             if not scope["query_string"]:
                 return None
             return Refusal(
-                403, "graphql_get", "GraphQL over GET may change things by a link: send it by POST"
+                403, "graphql_get", "GraphQL over GET could be sent by a link: send it by POST"
             )
         kinds = [kind.partition(";")[0].strip() for kind in _headers(scope, b"content-type")]
         if kinds == ["application/json"]:  # then the address is not looked at
@@ -174,7 +174,7 @@ class Guard:
         if not self.read_only or (scope["type"] == "http" and scope["method"] in _READS):
             return None
         return Refusal(
-            403, "read_only", "this server only shows; start it without --read-only to change"
+            403, "read_only", "this server allows no changes; start it without --read-only"
         )
 
     def _without_right(self, scope: Scope) -> Refusal | None:
@@ -188,7 +188,7 @@ class Guard:
             or (asked is not None and _reads(scope) and _equal(asked, self.token))
         ):
             return None
-        wrong = "is not the right one" if bearer or asked or cookie else "is missing"
+        wrong = "is wrong" if bearer or asked or cookie else "is missing"
         return Refusal(
             401, "token",
             f"the token {wrong}: send Authorization: Bearer TOKEN, or open this address in a "

@@ -116,7 +116,7 @@ class Hub:
                     self.log.note(event)
                 await self.log.flush()
             except Exception:  # the watch must not end because one round failed
-                log.exception("hub: the watch for silent hosts failed; it goes on")
+                log.exception("hub: the watch for silent hosts failed; it continues")
 
     async def publish(self, request: Request) -> Response:
         """Take one event or a list; all of them, or none if one is wrong."""

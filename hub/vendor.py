@@ -90,7 +90,7 @@ def _unpacked(known: Package) -> dict[str, bytes]:
 def _member(archive: tarfile.TarFile, name: str) -> bytes:
     content = archive.extractfile(f"package/{name}")
     if content is None:
-        raise ValueError(f"{name}: is no file of the package; correct it in {RECORD.name}")
+        raise ValueError(f"{name}: not a file of the package; correct it in {RECORD.name}")
     return content.read()
 
 

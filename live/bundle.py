@@ -201,8 +201,8 @@ def load_bundle(
         problem = golden_problem(bundle, files[golden["rows"]], expected)
     if problem:
         raise BundleError(
-            f"{folder}: {problem}. Here the bundle does not compute what it was made to: use the "
-            "pinned versions of NumPy and ONNX Runtime, or make the bundle again"
+            f"{folder}: {problem}. On this machine the bundle gives other results than it should: "
+            "use the pinned versions of NumPy and ONNX Runtime, or make the bundle again"
         )
     return bundle
 

@@ -110,14 +110,14 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     live.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
     source = live.add_mutually_exclusive_group(required=True)
     source.add_argument("--this-machine", action="store_true", help="this machine's kernel")
-    source.add_argument("--follow", type=Path, metavar="DIR", help="an episode while it is written")
+    source.add_argument("--follow", type=Path, metavar="DIR", help="an episode being written")
     source.add_argument("--stdin", action="store_true", help="JSON lines on standard input")
     source.add_argument(
         "--replay", nargs="+", metavar="EPISODE", help="recorded episodes; events say so"
     )
     live.add_argument(
         "--speed", type=float, metavar="N",
-        help="of a replay, as a multiple of real time; 0: as fast as possible (default: 1)",
+        help="speed of a replay: a multiple of real time; 0: as fast as possible (default: 1)",
     )  # fmt: skip
     live.add_argument("--host", metavar="NAME", help="name of the machine (default: its own)")
     live.add_argument("--to", metavar="URL", help="publish events to this hub, too")
@@ -131,7 +131,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     live.add_argument("--baseline", type=Path, metavar="FILE", help="what `enrol` recorded here")
     live.add_argument(
-        "--state", type=Path, metavar="FILE", help="go on from here after a restart, and keep it"
+        "--state", type=Path, metavar="FILE", help="keep the state here, and resume from it"
     )
     live.add_argument("--require-signature", action="store_true", help=signature)
     live.add_argument("--quiet", action="store_true", help="no events on standard output")
@@ -164,9 +164,9 @@ def run_live(options: argparse.Namespace, resolve: Any) -> int:
     if not (options.speed is None or options.speed >= 0):
         raise UsageError(f"--speed must be at least 0, got {options.speed}")
     if options.speed is not None and not options.replay:
-        raise UsageError("--speed is of a recording: it goes with --replay")
+        raise UsageError("--speed applies to recordings only: use it with --replay")
     if options.baseline and (options.replay or options.follow):
-        raise UsageError("--baseline is of this machine: it goes with --this-machine or --stdin")
+        raise UsageError("--baseline is for this machine: use it with --this-machine or --stdin")
     bundle = load_bundle(options.bundle, require_signature=options.require_signature)
     outputs = _outputs(options)
     stop = _Stop()
@@ -266,7 +266,7 @@ def _score(
     scorer = LiveScorer(bundle, host, secrets.token_hex(4), origin_ns=origin)
     if options.state and (state := _read_state(options.state)):
         went_on = scorer.resume(state)
-        log.info("%s: %s", options.state, "goes on" if went_on else "not used: too old, or of "
+        log.info("%s: %s", options.state, "resumed" if went_on else "not used: too old, or from "
                  "another bundle")  # fmt: skip
     if options.baseline:
         scorer.windows.remember(_read_baseline(options.baseline, bundle))
@@ -343,7 +343,7 @@ def _loop(
         source.close()
         _note_counts(scorer, metrics, noted)
         if isinstance(source, Stdin) and source.left_out:
-            log.warning("%d lines were no rows of %s", source.left_out, " or ".join(DEPLOYABLE))
+            log.warning("%d lines were not rows of %s", source.left_out, " or ".join(DEPLOYABLE))
 
 
 def _note_counts(

@@ -1,1 +1,1 @@
-"""The outermost room: definitions, jobs, sensors, schedules and the command line."""
+"""The outermost package: definitions, jobs, sensors, schedules and the command line."""

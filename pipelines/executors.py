@@ -71,7 +71,7 @@ def _create(
 def _on_ray(context: dg.InitExecutorContext, config: Mapping[str, Any]) -> dg.Executor:
     if ray_executor is None:
         raise dg.DagsterInvariantViolationError(
-            "The run is to be executed on Ray, and dagster-ray is not installed: "
+            "The run is to be executed on Ray, but dagster-ray is not installed: "
             "pip install --constraint constraints.txt --editable '.[ray]'"
         )
     ray = dict(config["ray"])

@@ -8,7 +8,7 @@ from assets.factory import asset_keys
 from stages.registry import STAGES
 
 DESCRIPTIONS = {
-    "ingest": "Validate a batch's episodes, write its shards, and report how it drifted.",
+    "ingest": "Validate a batch's episodes, write its shards, and report its drift.",
     "retrain": "Split, train every model, evaluate, compare and report, for one recipe.",
     "host_rotation": "Hold out every host once, for gbt and the best net; only on request.",
     "decisions": "Count the alarms of live machines and what operators answered.",

@@ -70,7 +70,7 @@ def tell(workspace: Workspace, news: News) -> bool:
         if not _claimed(workspace, news):
             return False
     except OSError as error:
-        log.error("notify: %s: not told, because it cannot be noted: %s", news.id, error)
+        log.error("notify: %s: not called, because it cannot be recorded: %s", news.id, error)
         return False
     _call(shlex.split(workspace.notify), news)
     return True
@@ -108,7 +108,7 @@ def _call(command: list[str], news: News) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        log.error("notify: %s: ended after %d s", command[0], COMMAND_S)
+        log.error("notify: %s: killed after %d s", command[0], COMMAND_S)
     else:
         if process.returncode:
             log.error("notify: %s: exit code %d", command[0], process.returncode)
@@ -219,6 +219,6 @@ def build_notifications(workspace: Workspace) -> dg.SensorDefinition:
             tell_of_run(context.instance, workspace.core, record.dagster_run.run_id)
             since, done = record.update_timestamp, done + 1
         context.update_cursor(since.astimezone(UTC).isoformat())
-        return dg.SkipReason(f"{done} of {len(ended)} runs that ended were looked at")
+        return dg.SkipReason(f"{done} of {len(ended)} runs that ended were checked")
 
     return notifications

@@ -108,7 +108,7 @@ def drop_what_is_old(
 
 @dg.job(
     name="prune",
-    description="Drop old records of Dagster's, and artifacts above their budget.",
+    description="Delete old Dagster records, and artifacts above their budget.",
 )
 def prune_job() -> None:
     drop_what_is_old()
@@ -118,6 +118,6 @@ daily_prune = dg.ScheduleDefinition(
     name="daily_prune",
     job=prune_job,
     cron_schedule=MORNING,
-    description=f"Drops records older than {OLD_DAYS} days, and artifacts above their budget. Of "
-    "every asset and partition the last materialization and the last checks stay.",
+    description=f"Deletes records older than {OLD_DAYS} days, and artifacts above their budget. "
+    "The last materialization and the last checks of every asset and partition stay.",
 )

@@ -64,7 +64,7 @@ def writing_for(run: dg.DagsterRun, instance: dg.DagsterInstance) -> Iterator[No
         state = "DELETED" if record is None else record.status.value
         if record is None or record.status in (*FINISHED, dg.DagsterRunStatus.CANCELING):
             raise dg.Failure(
-                f"Run {run.run_id} is {state}, its process is not: what it made is not kept.",
+                f"Run {run.run_id} is {state}, but its process runs on; its work is not kept.",
                 allow_retries=False,
             )
 

@@ -108,14 +108,14 @@ def open_corpus(folder: Path, parents: Path, wanted: Wanted, *, append: bool) ->
     if append and known["done"]:
         given = _filled(wanted, replace(as_before, first_day=last.after))
         if given.seed != seed:
-            raise SimulationError(f"seed must be {seed}, as the corpus was begun, got {given.seed}")
+            raise SimulationError(f"seed must be {seed}, the seed of the corpus, got {given.seed}")
         part = _part(given, first=last.first + last.episodes)
         return Corpus(folder, Plan(seed, ids, (*parts, part), tuple(DEFECTS)), done=False)
     if not is_last:
         raise SimulationError(
             f"{folder}: has a simulated corpus; --append adds to it, or name an empty folder"
             if known["done"]
-            else f"{folder}: its last part is not finished; ask for it once more: "
+            else f"{folder}: its last part is not finished; run it once more with: "
             f"--episodes {last.episodes} --days {last.days} --hosts {last.hosts} "
             f"--defects {last.defects:g} --first-day {last.first_day}"
         )
@@ -151,7 +151,7 @@ def _read(folder: Path, parents: Path) -> dict[str, Any] | None:
     """
     embedded = base_folder() / "data" / "store"
     if folder.resolve() in (embedded.resolve(), parents.resolve()):
-        raise SimulationError(f"{folder}: is a recorded store, which nothing is written to")
+        raise SimulationError(f"{folder}: must not be a recorded store; name another folder")
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
     try:

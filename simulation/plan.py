@@ -94,13 +94,13 @@ class Plan:
                 raise SimulationError(f"defects must be a share from 0 to 1, got {part.defects:g}")
             if not 1 <= part.hosts <= self.parts[0].hosts:
                 raise SimulationError(
-                    f"hosts must be 1 to {self.parts[0].hosts}, as the corpus was begun, "
+                    f"hosts must be 1 to {self.parts[0].hosts}, the hosts of the corpus, "
                     f"got {part.hosts}"
                 )
         if self.parts[0].hosts > max(1, most):
             raise SimulationError(
                 f"hosts must be at most {most}, half of the {len(self.parents)} episodes that "
-                f"children are made of, got {self.parts[0].hosts}"
+                f"children are made from, got {self.parts[0].hosts}"
             )
 
     @cached_property

@@ -3,5 +3,5 @@
 No Dagster here. ``stages.registry.STAGES`` lists the stages; ``stages.project.Project`` answers
 for a store and an artifacts folder which artifacts are current, and makes those that are not.
 Reuse, refusals, sensor, schedule, ``doctor``, the page and the command line ask it and nothing
-else. Only this room reads manifests and fingerprints.
+else. Only this package reads manifests and fingerprints.
 """

@@ -119,8 +119,8 @@ class Renewed:
     @property
     def line(self) -> str:
         if self.page is None:
-            return f"The report page shows the former champion: {self.problem}"
-        return f"The report page shows it: {self.path}"
+            return f"The report page still shows the previous champion: {self.problem}"
+        return f"The report page shows the champion: {self.path}"
 
 
 @dataclass(frozen=True)
@@ -227,9 +227,9 @@ class ChampionStage(Stage):
         Check(
             "challenger_may_replace_it",
             name,
-            "The challenger is not worse on any recipe, better on one, loses no profile or "
-            "host, stays within the alarm budget, and verifies. A failure is informational: the "
-            "champion stays.",
+            "The challenger is not worse on any recipe, is better on at least one, loses no "
+            "profile or host, stays within the alarm budget, and verifies. A failure is "
+            "informational: the champion stays.",
             _may_replace_it,
         ),
     )

@@ -121,7 +121,7 @@ class Checkpoints(Stage):
             Check(
                 "contract_current",
                 self.name,
-                "The checkpoint loads for the input layout in force.",
+                "The checkpoint loads for the current input layout.",
                 self._contract_current,
                 blocking=True,
                 alone=True,

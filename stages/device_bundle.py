@@ -71,7 +71,7 @@ def _bundle_equals_checkpoint(project: Project, key: str, artifact: Manifest) ->
     bundle = load_bundle(artifact.folder, project.workspace.layout)
     checkpoint = champion_scorer(project).checkpoint
     if checkpoint.artifact_id != bundle.head["checkpoint_id"]:
-        return CheckResult(False, "fail", "The bundle is of another checkpoint.")
+        return CheckResult(False, "fail", "The bundle belongs to another checkpoint.")
     found = check_parity(project, bundle, checkpoint)
     return CheckResult(
         bool(found) and all(each.holds for each in found.values()),

@@ -96,7 +96,7 @@ class Drift(FolderStage):
         Output(
             name,
             "How a batch differs from the champion's training data by more than chance. It "
-            "reports and stops nothing; without a champion nothing is compared.",
+            "only reports and never stops a run; without a champion nothing is compared.",
             group="ingest",
             kinds=frozenset({"json"}),
         ),

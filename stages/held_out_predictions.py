@@ -42,7 +42,7 @@ class HeldOutPredictions(FolderStage):
     outputs = (
         Output(
             name,
-            "Every checkpoint's probabilities for the windows of val and test, and the baselines'.",
+            "Probabilities of every checkpoint and baseline for the windows of val and test.",
             group="evaluate",
             kinds=frozenset({"parquet"}),
         ),

@@ -47,8 +47,8 @@ def judged(stored: StoredEpisode, policy: ValidationPolicy, layout: Layout) -> J
         return future.result() if future else _judge(stored, policy, layout)
     except BrokenProcessPool as error:
         raise MachineError(
-            f"{stored.path}: a worker process was killed, perhaps because memory ran out. That is "
-            "no fault of the episode, so nothing was decided or written; run the command again"
+            f"{stored.path}: a worker process was killed, perhaps because memory ran out. This is "
+            "not a fault of the episode, so nothing was decided or written; run the command again"
         ) from error
 
 

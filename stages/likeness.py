@@ -46,8 +46,8 @@ class LikenessStage(FolderStage):
         self.mode = mode
         self.name = f"likeness/{mode}"
         description = (
-            f"How far windows are from training ({mode}), calibrated on validation episodes: one "
-            f"like them is called unlike training with probability {ALPHA:g} at most."
+            f"How far windows are from training ({mode}), calibrated on validation episodes: an "
+            f"episode like these is called unlike training with probability {ALPHA:g} at most."
         )
         kinds = frozenset({"parquet"})
         self.outputs = (Output(self.name, description, "evaluate", kinds, "summary"),)

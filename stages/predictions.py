@@ -96,7 +96,7 @@ class Predictions(FolderStage):
         Check(
             "scored_under_the_live_contract",
             name,
-            "The checkpoint that scored was trained for the input layout in force.",
+            "The checkpoint that scored was trained for the current input layout.",
             _scored_under_the_live_contract,
         ),
     )

@@ -97,7 +97,7 @@ class Project:
 
     @cached_property
     def unavailable(self) -> dict[str, Reason]:
-        """The recipes that the store cannot give, and why: nothing of theirs is ever due."""
+        """The recipes that the store does not support, and why: they are never due."""
         return unavailable(self)
 
     def available(self, stage: Stage, key: str) -> bool:
@@ -106,7 +106,7 @@ class Project:
 
     @property
     def recipes(self) -> list[str]:
-        """The recipes that the store can give."""
+        """The recipes that the store supports."""
         return [recipe for recipe in RECIPES if recipe not in self.unavailable]
 
     def keys(self, stage: Stage) -> list[str]:

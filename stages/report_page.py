@@ -108,7 +108,7 @@ class ReportPage(ManifestStage):
     outputs = (
         Output(
             name,
-            "One page on every checkpoint and recipe evaluated so far, to be read by people.",
+            "One page about every checkpoint and recipe evaluated so far, for people to read.",
             group="evaluate",
             kinds=frozenset({"html"}),
             fresh=True,
@@ -272,7 +272,7 @@ def _rotation(project: Project) -> Manifest | None:
 
 
 def _unavailable(project: Project) -> dict[str, str]:
-    """Why the store cannot give a recipe, by recipe."""
+    """Why the store does not support a recipe, by recipe."""
     stage = project.stages["datasets"]
     return {recipe: project.status(stage, recipe).message for recipe in project.unavailable}
 

@@ -79,7 +79,7 @@ class Scorer:
         try:
             return load_rule(self.project.workspace.champion_folder, self.champion)
         except ChampionError as error:
-            self._leave_out("no alarms and filtered phases", error)
+            self._leave_out("alarms and filtered phases are left out", error)
             return None
 
     def required_rule(self) -> AlarmRule:
@@ -90,7 +90,7 @@ class Scorer:
         """
         if self.rule is None:
             raise StageError(
-                f"No alarm rule is bound to this checkpoint of {self.name}, so it could raise no "
+                f"No alarm rule is bound to this checkpoint of {self.name}, so it cannot raise an "
                 "alarm. Run: phasewatch run"
             )
         return self.rule
@@ -108,7 +108,7 @@ class Scorer:
                 return likeness_of(self.project, self.checkpoint)
             return load_likeness(workspace.champion_folder, self.champion, workspace.layout)
         except (StageError, ChampionError) as error:
-            self._leave_out("not said what is unlike training", error)
+            self._leave_out("what is unlike training is left out", error)
             return None
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Status of an artifact: current, stale, missing, damaged or not to be had, with a code, numbers
+"""Status of an artifact: current, stale, missing, damaged or unavailable, with a code, numbers
 and a remedy.
 """
 
@@ -21,11 +21,11 @@ REASONS: dict[str, tuple[State, bool, str]] = {
     "not_in_store": ("missing", False, "not in the store {store}"),
     "damaged": ("damaged", False, "{problem}"),
     "signature": ("damaged", False, "{problem}, and signatures are required"),
-    "format": ("stale", False, "written in an older form"),
+    "format": ("stale", False, "written in an older format"),
     "contract": ("stale", False, "{outputs}contract mismatch"),
     "version": ("stale", False, "made by another version of the code"),
     "settings": ("stale", True, "made with other settings"),
-    "policy": ("stale", False, "{outputs}made with another policy"),
+    "policy": ("stale", False, "{outputs}made with another validation policy"),
     "outputs_differ": ("stale", False, "its outputs were not made from the same episodes"),
     "episodes": ("stale", True, "{changed} episodes arrived or changed since it was ingested"),
     "other_store": ("stale", True, "ingested from another store"),
@@ -35,7 +35,7 @@ REASONS: dict[str, tuple[State, bool, str]] = {
     "checkpoint": ("stale", False, "compared with another champion"),
     "contents": ("stale", True, "its reports, comparisons, drift or alarms changed"),
     "log": ("stale", True, "the log has grown since it was counted"),
-    **{code: ("unavailable", False, f"cannot be had: {why}") for code, why in UNAVAILABLE.items()},
+    **{code: ("unavailable", False, f"unavailable: {why}") for code, why in UNAVAILABLE.items()},
 }
 """Every reason an artifact may have; the sentence is made here and nowhere else."""
 

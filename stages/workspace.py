@@ -67,12 +67,12 @@ class Workspace(BaseModel):
     force: bool = Field(default=False, description="Rebuild everything, reuse nothing.")
     notify: str = Field(
         default="",
-        description="Command that is told of runs and checks that fail, and of nights that skip; "
+        description="Command that is called when a run or check fails or a night does nothing; "
         "empty: none.",
     )
     artifacts_budget_gb: NotNegative = Field(
         default=0.0,
-        description="GB (1e9 bytes) that the artifacts folder may take; `phasewatch prune` drops "
+        description="GB (1e9 bytes) that the artifacts folder may take; `phasewatch prune` deletes "
         "old scores and copies above it; 0: no limit.",
     )
     require_signatures: bool = Field(

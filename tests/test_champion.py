@@ -479,7 +479,7 @@ def test_a_dry_run_changes_nothing(lab: Lab) -> None:
 def test_only_realistic_models_are_promoted(lab: Lab) -> None:
     told = phasewatch(lab, "promote", "gbt_oracle")
     assert told.exit_code == FAILED
-    assert "on a device nothing watches from outside" in told.stdout
+    assert "which a device does not have" in told.stdout
     assert phasewatch(lab, "promote", "gtb").exit_code == USAGE
 
 

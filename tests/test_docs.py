@@ -36,7 +36,6 @@ RUN = {
     "phasewatch bundle --out bundle --checkpoint CHECKPOINT": OK,
     "phasewatch contract": OK,
     "phasewatch contract diff CHECKPOINT": OK,
-    "phasewatch contract diff CKPT": OK,
     "phasewatch champion --restore": OK,
     "phasewatch keys list": OK,
     "phasewatch keys new NAME": OK,

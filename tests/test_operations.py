@@ -383,7 +383,7 @@ def test_a_run_that_has_ended_leaves_nothing(small: Lab) -> None:
         log.removeHandler(handler)
         log.setLevel(logging.NOTSET)
     assert not refused.success
-    assert "is CANCELED, its process is not: what it made is not kept" in failure(refused)
+    assert "is CANCELED, but its process runs on; its work is not kept" in failure(refused)
     assert not [path for path in small.artifacts.rglob("*") if path.is_file()]
     assert small.recorded("tensor_shards", batch) == {}
 

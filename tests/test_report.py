@@ -351,7 +351,7 @@ def test_what_is_left_out_is_said() -> None:
 
 
 def test_a_recipe_that_the_store_cannot_give_is_named_and_is_not_missing() -> None:
-    why = "cannot be had: the store has one recording session (2026-11-02)"
+    why = "unavailable: the store has one recording session (2026-11-02)"
     reports = [one for one in full() if one["recipe"] != "session"]
     page = Page(render_report(reports, FACTS | {"unavailable": {"session": why}}, comparisons()))
     assert f"recipe session: {why}" in page.inside("short")
@@ -362,7 +362,7 @@ def test_a_recipe_that_the_store_cannot_give_is_named_and_is_not_missing() -> No
 def test_alarms_accepted_with_the_champion_are_said() -> None:
     accepted = {"by": "ann", "since": "2026-11-25", "why": "a small corpus", "grounds": ["Loud."]}
     text = page_of(report(), champion="gbt_realistic", accepted=accepted).text
-    assert "ann promoted it all the same on 2026-11-25: a small corpus. Loud." in text
+    assert "ann promoted it anyway on 2026-11-25: a small corpus. Loud." in text
 
 
 def test_a_provisional_threshold_is_marked_wherever_it_is_shown() -> None:
@@ -426,7 +426,7 @@ def test_a_report_on_a_poor_store_is_honest_and_complete(which: str) -> None:
     check_schema(one)
     for figure in figures_in(one["detection"]):
         assert figure["value"] is not None or figure["note"], figure
-    why = "cannot be had: the store has one"
+    why = "unavailable: the store has one"
     text = Page(
         render_report([one], FACTS | {"unavailable": {"session": why, "host": why}})
     ).inside("gbt-realistic-time")
@@ -462,7 +462,7 @@ def test_untested_profiles_and_absent_phases_are_said_once_in_words() -> None:
     one["warnings"].append({"code": "absent_class", "about": "gone"})
     text = page_of(one).text
     assert "3 of 4 profiles tested; scan-and-dial was never tested." in text
-    assert "Phase gone does not occur in the test set" in text
+    assert "Phase gone does not occur in the test split" in text
     assert text.count("scan-and-dial was never tested.") == 2  # leaderboard, recipe
     assert text.count("Phase gone") == 2
 

@@ -214,7 +214,7 @@ def test_a_reason_is_given_and_making_mends_it(
         assert make(retrained, name, key).reused == stage.reusable
         return
     if not status.available:
-        with pytest.raises(StageError, match="cannot be had"):
+        with pytest.raises(StageError, match="unavailable"):
             project.make(stage, key)
         assert key not in [due.key for due in project.due(stage.job)]
         return
@@ -262,7 +262,7 @@ def test_what_the_store_cannot_give_is_skipped_and_said(
     assert "one recording session (2026-11-02)" in told.output
     told = CliRunner().invoke(app, ["doctor", "--json", *paths])
     (line,) = json.loads(told.stdout)["store"]["unavailable"]
-    assert line.startswith("recipe session: cannot be had: ")
+    assert line.startswith("recipe session: unavailable: ")
 
 
 def test_a_second_session_makes_its_recipe_due(ingested: Lab) -> None:

@@ -138,7 +138,7 @@ function gap(n) {
   if (n === null) missedUnknown = true;
   else missed += n;
   const events = missedUnknown ? (missed ? `At least ${plural(missed, "event")} missed` : "An unknown number of events missed") : `${plural(missed, "event")} missed`;
-  notice("gap", `${events} while the connection was lost. What is shown may have holes.`, () => { missed = 0; missedUnknown = false; });
+  notice("gap", `${events} while the connection was lost. What is shown may have gaps.`, () => { missed = 0; missedUnknown = false; });
 }
 
 listen({
@@ -232,7 +232,7 @@ at("theme").addEventListener("click", () => {
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => paint(theme));
 
-say(at("foot"), `Times are local (${Intl.DateTimeFormat().resolvedOptions().timeZone}). Nothing is drawn that was not received; older windows than the last twenty minutes of a host are forgotten.`);
+say(at("foot"), `Times are local (${Intl.DateTimeFormat().resolvedOptions().timeZone}). Only what was received is drawn. Windows older than a host's last twenty minutes are dropped.`);
 paint(theme);
 byHash();
 status();

@@ -207,7 +207,7 @@ export function provenance(events) {
   const listed = each.slice(0, ORIGINS).join("; ") + more;
   line.append("From ", h("span", { class: "origin" }, [before, listed, after].filter(Boolean).join(" ")), " · ");
   if (made.length) line.append(made.length > 1 ? "the oldest data made " : "data made ", ago(made.reduce((a, b) => Math.min(a, b))));
-  else line.append("age of the data not said");
+  else line.append("age of the data unknown");
   line.append(" · published ", ago(events.reduce((last, { at }) => Math.max(last, at), 0)));
   return line;
 }

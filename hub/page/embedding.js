@@ -76,7 +76,7 @@ export const scene = {
         h("div", { class: "stage" }, this.canvas, this.buttons, this.axes),
         h("div", { class: "beside" }, this.phases, this.said)),
       this.list.element);
-    this.head = heading("Embedding", "Each mark is a window, placed along the main axes of what the model was trained on. Windows that look alike to the model lie close.");
+    this.head = heading("Embedding", "Each mark is a window, placed along the main axes of what the model was trained on. Windows that look alike to the model lie close together.");
     panel.append(this.head.element, this.none, this.body);
     new ResizeObserver(() => this.paint()).observe(this.canvas);
   },
@@ -287,7 +287,7 @@ export const scene = {
     if (event === this.chosen && this.said.firstChild) return;
     this.chosen = event;
     if (!event) this.pinned = false;
-    this.said.replaceChildren(...(event ? card(event) : [h("p", { class: "soft" }, "Point at a mark, or press n with the cloud in focus, to see its window. Click to keep it.")]));
+    this.said.replaceChildren(...(event ? card(event) : [h("p", { class: "soft" }, "Point at a mark, or focus the cloud and press n, to see a window. Click to keep it.")]));
     this.paint();
   },
 

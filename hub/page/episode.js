@@ -32,7 +32,7 @@ export const scene = {
         ["bar", "upper bar: actual"], ["bar lower", "lower, pale bar: predicted"], ["thin", "line: filtered"], ["alarmed", "alarm stands"])),
       h("div", {}, this.figure.element, this.list.element),
       this.confusion);
-    this.head = heading("Episode", "One recorded episode, window by window: the phase that the model predicted, beside the phase that the recording's labels give. A window is drawn around its centre, where its label is taken.");
+    this.head = heading("Episode", "One recorded episode, window by window: the phase that the model predicted, next to the phase that the recording's labels give. A window is drawn around its centre, where its label is taken.");
     panel.append(this.head.element, this.none, this.body);
   },
 
@@ -78,7 +78,7 @@ function figures(windows, right) {
   return [
     one(percent(right / windows.length, 1), `as labelled: ${right} of ${plural(windows.length, "window")}`),
     filtered.length ? one(percent(filtered.filter((event) => event.filtered === event.actual).length / filtered.length, 1), "after the filter") : null,
-    one(models, recipes ? `held out by recipe ${recipes}` : "not said to be held out"),
+    one(models, recipes ? `held out by recipe ${recipes}` : "not marked as held out"),
   ].filter(Boolean);
 }
 

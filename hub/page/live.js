@@ -37,7 +37,7 @@ export const scene = {
       ["bar", "filtered phase"], ["thin", "phase of the window alone"], ["curve", "alarm score"], ["threshold", "its threshold"],
       ["alarmed", "alarm stands"], ["silent", "silent"]));
     panel.append(
-      h("header", {}, h("h2", {}, "Live"), h("p", { class: "about" }, "In which phase each machine is, window by window, for up to the last twenty minutes; whether an alarm stands, and which channels argue for it.")),
+      h("header", {}, h("h2", {}, "Live"), h("p", { class: "about" }, "The phase of each machine, window by window, for up to the last twenty minutes; whether an alarm stands, and which channels argue for it.")),
       this.banner, this.overview, this.none, this.key, this.lanes);
     this.watch = new IntersectionObserver((entries) => {
       for (const entry of entries) {
@@ -74,7 +74,7 @@ export const scene = {
     const replays = lanes.filter((lane) => lane.last.source === "replay");
     this.banner.hidden = replays.length === 0;
     const names = [...new Set(replays.map((lane) => lane.last.replay_of ?? "a recording"))].join(", ");
-    say(this.banner, replays.length === lanes.length ? `Replay of ${names}. Nothing on this page happens now.` : `${plural(replays.length, "lane")} below: replay of ${names}, not happening now.`);
+    say(this.banner, replays.length === lanes.length ? `Replay of ${names}. Nothing on this page is happening now.` : `${plural(replays.length, "lane")} below: replay of ${names}, not happening now.`);
     this.overview.hidden = lanes.length < 2;
     const chips = lanes.map((lane) => {
       const { host, last } = lane;
@@ -165,7 +165,7 @@ class LaneView {
     this.stale.hidden = late < STALE_S || (!replay && last.phase === null);
     this.stale.classList.toggle("done", replay);
     if (!this.stale.hidden) {
-      say(this.stale, replay ? `The last window of this replay came ${duration(late)} ago: it has ended, or stands still.` : `Nothing received from ${this.lane.host} for ${duration(late)}. What stands below is the last that was said.`);
+      say(this.stale, replay ? `The last window of this replay came ${duration(late)} ago: it has ended or is paused.` : `Nothing received from ${this.lane.host} for ${duration(late)}. What is shown below is the last that was received.`);
     }
     if (last.source === "live" && late > 1 && this.onScreen && !document.hidden) this.figures();
   }
@@ -290,7 +290,7 @@ class LaneView {
       const row = this.alarmRow(alarm);
       const open = alarm.until === null && standing(current) && current.alarm_id === alarm.id;
       const ended = alarm.until !== null ? `until ${clock(alarm.until)}, ${duration(alarm.until - alarm.from)}` : open ? "stands" : "end not received";
-      say(row.time, `${alarm.seen ? "" : "at the latest "}${when(alarm.from)}`);
+      say(row.time, `${alarm.seen ? "" : "at or before "}${when(alarm.from)}`);
       say(row.ended, ended);
       say(row.peak, alarm.peak === null ? "" : `peak score ${fixed(alarm.peak, 2)}`);
       row.element.classList.toggle("open", open);
@@ -408,7 +408,7 @@ function alarmNow(lane) {
     const length = !alarm ? null : last.source === "live" ? since(lane.heard - (last.end - alarm.from)) : duration(last.end - alarm.from);
     return [
       h("b", { class: "alarm-word" }, h("span", { "aria-hidden": "true" }, "▲ "), alarm?.first.phase === null ? "Silence raised an alarm" : last.alarm === "raised" ? "Alarm raised" : "Alarm stands"),
-      h("p", { class: "sub" }, alarm ? [alarm.seen ? "since " : "at least since ", when(alarm.from), " · ", length] : "since when was not received"),
+      h("p", { class: "sub" }, alarm ? [alarm.seen ? "since " : "at least since ", when(alarm.from), " · ", length] : "start not received"),
     ];
   }
   const before = [...lane.alarms.values()].findLast((each) => each.until !== null);
@@ -420,7 +420,7 @@ function alarmNow(lane) {
 
 function whyNow(last) {
   const head = h("h4", {}, "Why ", h("span", { class: "soft" }, "channels that argue for an alarm"));
-  if (!last.why?.length) return [head, h("p", { class: "soft sub" }, last.phase === null ? "Nothing is heard that could argue." : "No channel was named for the last window.")];
+  if (!last.why?.length) return [head, h("p", { class: "soft sub" }, last.phase === null ? "There is no window to explain." : "No channel was named for the last window.")];
   const most = Math.max(...last.why.map((each) => Math.abs(each.contribution)), 1e-9);
   return [head, h("ul", { class: "bars" }, last.why.map(({ channel, contribution }) =>
     h("li", {}, h("code", {}, channel), h("span", { class: "n" }, `${contribution < 0 ? "−" : "+"}${Math.abs(contribution).toPrecision(2)}`),
@@ -429,7 +429,7 @@ function whyNow(last) {
 
 function factsNow(last) {
   const fact = (name, ...value) => h("div", {}, h("dt", {}, name), h("dd", {}, ...value));
-  const like = { true: h("b", { class: "warn" }, "⚠ unlike training"), false: "like training", null: last.phase === null ? "no window" : "this bundle cannot say" }[String(last.unlike)];
+  const like = { true: h("b", { class: "warn" }, "⚠ unlike training"), false: "like training", null: last.phase === null ? "no window" : "not known" }[String(last.unlike)];
   return [
     fact("Alarm score", last.score === null ? "none" : h("b", {}, fixed(last.score, 2)), h("span", { class: "soft" }, last.score === null ? ", " : last.score >= last.threshold ? " ≥ " : " < ", `threshold ${fixed(last.threshold, 2)}`)),
     fact("Inputs", like),
@@ -445,7 +445,7 @@ function factsNow(last) {
 
 function spoken(event) {
   if (event.phase === null) return `${clock(event.start)} to ${clock(event.end)} · silent: ${quiet(event)}`;
-  return `${clock(event.start)} to ${clock(event.end)} · ${event.filtered} ${event.confidence === null ? "" : percent(event.confidence)} · alone ${event.phase} · score ${fixed(event.score, 2)}${event.alarm === "none" ? "" : ` · alarm ${event.alarm}`}${event.unlike ? " · unlike training" : ""}`;
+  return `${clock(event.start)} to ${clock(event.end)} · ${event.filtered} ${event.confidence === null ? "" : percent(event.confidence)} · this window alone ${event.phase} · score ${fixed(event.score, 2)}${event.alarm === "none" ? "" : ` · alarm ${event.alarm}`}${event.unlike ? " · unlike training" : ""}`;
 }
 
 function summary({ windows, host }) {
@@ -455,7 +455,7 @@ function summary({ windows, host }) {
 }
 
 function windowTable(lane) {
-  const columns = [{ name: "from" }, { name: "filtered" }, { name: "alone" }, { name: "score", number: true }, { name: "threshold", number: true }, { name: "alarm" }, { name: "training" }, { name: "window", number: true }];
+  const columns = [{ name: "from" }, { name: "filtered" }, { name: "window alone" }, { name: "score", number: true }, { name: "threshold", number: true }, { name: "alarm" }, { name: "training" }, { name: "window", number: true }];
   const rows = lane.windows.toReversed().map((event) => [
     when(event.start), event.filtered ?? "silent", event.phase ?? "silent", fixed(event.score, 3), fixed(event.threshold, 3), event.alarm, { true: "unlike", false: "like", null: "–" }[String(event.unlike)], event.phase === null ? null : String(event.window),
   ]);

@@ -10,9 +10,9 @@ export const scene = {
 
   mount(panel, store, dirty) {
     this.store = store;
-    this.none = empty("How many windows are in each phase is published by", "phasewatch produce phases");
+    this.none = empty("The number of windows in each phase is published by", "phasewatch produce phases");
     this.body = h("div", { class: "stack" });
-    this.head = heading("Phase mix", "How the windows that models learn from and are tested on divide into phases. A phase that is rare here is known less well.");
+    this.head = heading("Phase mix", "How many windows for training and testing are in each phase. Models know a phase less well if it is rare here.");
     panel.append(this.head.element, this.none, this.body);
     new ResizeObserver(() => dirty()).observe(panel);
   },
@@ -26,7 +26,7 @@ export const scene = {
     const width = this.body.clientWidth;
     replace(this.body,
       ...(mixes.length ? [legend(), h("div", { class: "mixes" }, mixes.map((event) => bar(event, width))), figures(mixes)] : []),
-      ...(hosts.length ? [h("h3", {}, "Hosts"), h("ul", { class: "hosts" }, hosts.map((event) => h("li", {}, h("b", {}, event.scope), chip(event.phase), h("span", { class: "soft" }, "said ", ago(event.at)))))] : []));
+      ...(hosts.length ? [h("h3", {}, "Hosts"), h("ul", { class: "hosts" }, hosts.map((event) => h("li", {}, h("b", {}, event.scope), chip(event.phase), h("span", { class: "soft" }, "reported ", ago(event.at)))))] : []));
   },
 };
 

@@ -43,7 +43,7 @@ export const scene = {
     const named = new Set(events.filter((event) => event.baseline).map((event) => event.model));
     this.means.hidden = named.size === 0;
     this.means.replaceChildren(
-      h("p", { class: "soft sub" }, "Baselines see nothing of what the guest does. A mark beside one says of which mode it is, where that makes a difference."),
+      h("p", { class: "soft sub" }, "Baselines do not see what the guest does. If a baseline differs between the modes, a mark next to it shows the mode."),
       h("ul", { class: "plain" }, Object.entries(BASELINES).filter(([name]) => named.has(name)).map(([name, does]) => h("li", {}, h("b", {}, name), h("span", { class: "soft" }, does)))));
     this.head.from(events);
     this.list.refresh();

@@ -16,7 +16,7 @@ export const scene = {
     this.store = store;
     this.none = empty("Latencies are measured and published by", "phasewatch produce perf");
     this.body = h("div", { class: "stack" });
-    this.head = heading("Speed", "Macro F1 on test against the time that a model takes for one window. Left and up is better. A latency holds for the device that is named, and for no other.");
+    this.head = heading("Speed", "Macro F1 on test against the time that a model takes for one window. Further left and higher is better. A latency holds only for the named device.");
     panel.append(this.head.element, this.none, this.body);
     new ResizeObserver(() => dirty()).observe(this.body);
   },

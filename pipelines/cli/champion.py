@@ -143,7 +143,7 @@ class Promotion(Document):
         elif not trial.promoted:
             yield f"{name} may be promoted: phasewatch promote {name}"
         else:
-            before = f"; {trial.champion.name} was before" if trial.champion else ""
+            before = f"; before, it was {trial.champion.name}" if trial.champion else ""
             yield f"{name} is champion{before}"
             yield from [trial.renewed.line] if trial.renewed else []
             yield _STALE_NOW
@@ -167,7 +167,7 @@ def promote(
         str,
         typer.Option(
             metavar="TEXT",
-            help="Promote a model over the alarm budget, and why; kept in the history.",
+            help="Promote it over the alarm budget, for this reason; kept in the history.",
         ),
     ] = "",
     config: options.Config = None,

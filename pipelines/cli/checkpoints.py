@@ -83,7 +83,7 @@ def contract(
         typer.Option(metavar="KIND", help="summary or tensor inputs only; default: both."),
     ] = None,
 ) -> Contracts | None:
-    """Show the input contract in force: what a model's input means."""
+    """Show the current input contract: what a model's input means."""
     if context.invoked_subcommand is not None:
         return None
     from features import registry
@@ -103,7 +103,7 @@ def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
 
 @dataclass(frozen=True)
 class ContractDiff(Document):
-    """Every difference between a checkpoint's contract and the one in force."""
+    """Every difference between a checkpoint's contract and the current one."""
 
     checkpoint: str
     contract_hash: str
@@ -126,7 +126,7 @@ def diff(
         Path, typer.Argument(metavar="FILE", help="A .ckpt.json; its sidecar is not read.")
     ],
 ) -> ContractDiff:
-    """Compare a checkpoint's contract with the one in force.
+    """Compare a checkpoint's contract with the current one.
 
     Exit code 4 if they differ.
     """

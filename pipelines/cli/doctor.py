@@ -157,7 +157,7 @@ def _disk(findings: Diagnosis, workspace: Workspace) -> None:
     budget = workspace.artifacts_budget_gb * 1e9
     if budget and used.n_bytes > budget:
         findings.problem(
-            f"{folder}: may take {Bytes(budget)}, takes {Bytes(used.n_bytes)}", "phasewatch prune"
+            f"{folder}: budget {Bytes(budget)}, in use {Bytes(used.n_bytes)}", "phasewatch prune"
         )
     if free < MIN_FREE_BYTES:
         findings.problem(

@@ -84,7 +84,7 @@ def validate(
     config: options.Config = None,
     store: options.Store = None,
 ) -> Verdicts:
-    """Judge every episode of a store. Nothing is written."""
+    """Validate every episode of a store. Nothing is written."""
     from episodes.validation import summary_line
 
     workspace = workspace_of(config, store)
@@ -283,7 +283,8 @@ def exclude(
         float | None, typer.Option("--to", metavar="SECONDS", help="Only up to here.")
     ] = None,
     who: Annotated[
-        str | None, typer.Option("--who", metavar="NAME", help="Default: the user logged in.")
+        str | None,
+        typer.Option("--who", metavar="NAME", help="Who decided; default: the user logged in."),
     ] = None,
     config: options.Config = None,
     store: options.Store = None,

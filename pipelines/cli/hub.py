@@ -48,13 +48,13 @@ def hub(
     read_only: serving.ReadOnly = False,
     silent_after: Annotated[
         float,
-        typer.Option(metavar="SECONDS", min=1, help="When a host that sends nothing is silent."),
+        typer.Option(metavar="SECONDS", min=1, help="Time after which a host is silent."),
     ] = UNHEARD_S,
     log_windows: Annotated[
         bool, typer.Option("--log-windows", help="Log every window, not only what changes.")
     ] = False,
 ) -> Served:
-    """Carry events from scorers to the live page.
+    """Carry live events from scorers and producers to the live page.
 
     Serves until Ctrl-C or SIGTERM. The token may be in PHASEWATCH_HUB_TOKEN instead of a file.
     """

@@ -25,7 +25,7 @@ Artifacts = Annotated[
     Path | None,
     typer.Option(
         "--artifacts", metavar="FOLDER", envvar="PHASEWATCH_ARTIFACTS",
-        help="Folder of everything that is made; overrides the configuration.",
+        help="Folder for all output; overrides the configuration.",
     ),
 ]  # fmt: skip
 Recipes = Annotated[
@@ -38,7 +38,7 @@ Episode = Annotated[
     str, typer.Argument(metavar="EPISODE", help="An episode's id, or the path of a .tar.zst.")
 ]
 Anyway = Annotated[
-    bool, typer.Option("--anyway", help="Go on if the episode is rejected or errored.")
+    bool, typer.Option("--anyway", help="Continue if the episode is rejected or errored.")
 ]
 RequireSignature = Annotated[
     bool,

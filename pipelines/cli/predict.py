@@ -230,11 +230,11 @@ def predict(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Write every window to this .parquet, .csv or .jsonl, too."
+            metavar="FILE", help="Also write every window to this .parquet, .csv or .jsonl."
         ),
     ] = None,
     why: Annotated[
-        bool, typer.Option("--why", help="Name the channels that argue for each phase, too.")
+        bool, typer.Option("--why", help="Also name the channels that argue for each phase.")
     ] = False,
     anyway: options.Anyway = False,
     require_signature: options.RequireSignature = False,
@@ -242,10 +242,10 @@ def predict(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> Predictions:
-    """Score episodes: their phases, and where the alarm stands.
+    """Score episodes: their phases, and when the alarm stands.
 
-    The champion scores, or the checkpoint that is named. An episode that cannot be scored does not
-    stop the others; the exit code then is the highest of theirs.
+    Scores with the champion, or with --checkpoint. If one of several episodes cannot be scored,
+    the others still are; the exit code is then the highest of all.
     """
     from champion.history import kept_path
     from stages.project import Project

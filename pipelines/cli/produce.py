@@ -43,7 +43,7 @@ TokenFile = Annotated[
 Once = Annotated[bool, typer.Option("--once", help="Publish once and end; the default.")]
 Every = Annotated[
     float | None,
-    typer.Option(metavar="SECONDS", min=1, help="Publish every so many seconds."),
+    typer.Option(metavar="SECONDS", min=1, help="Publish again every so many seconds."),
 ]
 Checkpoint = Annotated[
     Path | None,
@@ -53,9 +53,7 @@ HUB = f"http://127.0.0.1:{PORT}"
 Events = Callable[[Any], Iterator[Any]]
 """What a producer publishes of a ``Project``."""
 
-produce_app = typer.Typer(
-    no_args_is_help=True, help="Publish what artifacts and the store say to a hub."
-)
+produce_app = typer.Typer(no_args_is_help=True, help="Publish figures and recordings to a hub.")
 
 
 @dataclass(frozen=True)
@@ -156,10 +154,10 @@ def replay(
     checkpoint: Checkpoint = None,
     speed: Annotated[
         float,
-        typer.Option(metavar="N", min=0, help="Times the pace of the recording; 0: all at once."),
+        typer.Option(metavar="N", min=0, help="Speed, relative to the recording; 0: all at once."),
     ] = 0.0,
 ) -> Events:
-    """Publish recorded episodes: predicted beside actual."""
+    """Publish recorded episodes: predicted and actual phases."""
     from hub import producers
     from pipelines.cli.episodes import stored_episode
     from stages.scoring import scorer_of
@@ -186,7 +184,8 @@ def perf(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Whose checkpoints: host, sample, time or session; default: the champion's.",
+            help="Recipe of the checkpoints: host, sample, time or session; default: the one "
+            "whose checkpoint scores.",
         ),
     ] = None,
 ) -> Events:
@@ -201,7 +200,7 @@ def perf(
 
 @_producer(reads_artifacts=False)
 def profiles() -> Events:
-    """Publish how signals run through attacks."""
+    """Publish how channels change during attacks."""
     from hub import producers
 
     return producers.profiles

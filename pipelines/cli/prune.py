@@ -31,7 +31,7 @@ class PruneDocument(Document):
 
     def text(self) -> Iterator[str | Table]:
         pruned, records = self.pruned, self.pruned.records
-        would = "would go" if self.dry_run else "gone"
+        would = "to be deleted" if self.dry_run else "deleted"
         yield (
             f"records older than {pruned.older_than_days} days, {would}: {records.runs} runs, the "
             f"logs of {records.logs} others, {records.events} events; {Bytes(records.n_bytes)}, "
@@ -52,7 +52,7 @@ class PruneDocument(Document):
                 yield f"and {more} more; --json lists all"
         if pruned.over:
             yield (
-                f"{Bytes(pruned.over)} above the budget stay, because they are in use: raise "
+                f"still {Bytes(pruned.over)} above the budget, because the rest is in use: raise "
                 "artifacts_budget_gb, or delete something by hand"
             )
 
@@ -63,16 +63,16 @@ def prune(
     artifacts: options.Artifacts = None,
     older_than: Annotated[
         str,
-        typer.Option("--older-than", metavar="DAYS", help="Age of the records that go."),
+        typer.Option("--older-than", metavar="DAYS", help="Delete records older than this."),
     ] = "30d",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would go, and change nothing.")
+        bool, typer.Option("--dry-run", help="Say what would be deleted; change nothing.")
     ] = False,
 ) -> PruneDocument:
-    """Drop old records, and artifacts above their budget.
+    """Delete old records, and artifacts above their budget.
 
-    Of every asset and partition the last materialization and the last checks stay. No champion
-    that ever was goes, and nothing that is current.
+    The last materialization and the last checks of every asset and partition stay. Models that
+    were ever champion and current artifacts are never deleted.
     """
     days = re.fullmatch(r"([1-9]\d{0,3})d", older_than)
     if days is None:

@@ -13,18 +13,19 @@ import typer
 from pipelines.cli.console import USAGE, existing_file, fail
 
 Host = Annotated[
-    str, typer.Option(metavar="ADDRESS", help="Address to listen on; not loopback: needs a token.")
+    str,
+    typer.Option(metavar="ADDRESS", help="Address to listen on; any but loopback needs a token."),
 ]
 Port = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Port to listen on.")]
 AllowHost = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME", help="Name that it is reached under; repeat for several."),
+    typer.Option(metavar="NAME", help="Name that clients use for it; repeat for several."),
 ]
 TokenFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="File with the token that everyone must bear."),
+    typer.Option(metavar="FILE", help="File with the token that every client must send."),
 ]
-ReadOnly = Annotated[bool, typer.Option("--read-only", help="Show only; refuse what changes.")]
+ReadOnly = Annotated[bool, typer.Option("--read-only", help="Allow no changes.")]
 
 
 def read_token(file: Path | None, variable: str) -> str | None:

@@ -27,7 +27,7 @@ class Simulated(Document):
 
     def text(self) -> Iterator[str]:
         yield (
-            f"{self.store}: {self.episodes:,} episodes written, {self.kept:,} were there, "
+            f"{self.store}: {self.episodes:,} episodes written, {self.kept:,} already there, "
             f"{self.bytes_written / 1e6:,.0f} MB, {self.seconds:.0f} s"
         )
         if self.windows is not None:
@@ -53,30 +53,31 @@ def simulate(
     ] = None,
     defects: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", min=0, help="Defective ones. Default: 0.02."),
+        typer.Option(metavar="SHARE", min=0, help="Share of defective episodes. Default: 0.02."),
     ] = None,
     first_day: Annotated[
         str | None, typer.Option(metavar="DAY", help="Default: 2027-01-01, or the next one.")
     ] = None,
     longest: Annotated[
-        int | None, typer.Option(metavar="SECONDS", min=20, help="Crop every episode to this.")
+        int | None,
+        typer.Option(metavar="SECONDS", min=20, help="Crop every episode to this length."),
     ] = None,
     shards: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Write what ingest would make to this artifacts folder, and no archives.",
+            help="Write the shards that ingest would make to this folder, and no archives.",
         ),
     ] = None,
     append: Annotated[
-        bool, typer.Option("--append", help="Add to a simulated store, after what it has.")
+        bool, typer.Option("--append", help="Add to a simulated store, after its last day.")
     ] = False,
     parents: Annotated[
         Path | None,
         typer.Option("--from", metavar="FOLDER", help="The recorded store; default: embedded."),
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Default: as many as pay.")
+        int | None, typer.Option(metavar="N", min=1, help="Default: as many as speed it up.")
     ] = None,
 ) -> Simulated:
     """Make a store of simulated episodes, to try the workflow at scale.

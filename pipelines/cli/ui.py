@@ -95,7 +95,7 @@ def _develop(host: str, port: int, *, read_only: bool) -> None:
             words[2] = "pipelines.webserver"
             words += ["--read-only"] * read_only
         elif words[1:3] != ["-m", "dagster._daemon"]:
-            raise RuntimeError(f"Dagster starts what no guard is known for: {words[1:3]}")
+            raise RuntimeError(f"Dagster starts a process that has no guard: {words[1:3]}")
         return start(words, **options)
 
     dev.open_ipc_subprocess = start_guarded  # type: ignore[attr-defined]
