@@ -7,7 +7,6 @@ use. Whether a model may become champion is judged in ``stages.champion``.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from config.disk import one_at_a_time
 from config.signing import (
     SEAL,
     SIGNATURE,
@@ -431,6 +431,5 @@ def _chained(
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Held while the pointer is read and replaced; the system releases it from a killed process."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_at_a_time(folder):
         yield

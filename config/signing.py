@@ -2,7 +2,7 @@
 
 A seal is the hash of a document in itself: whoever changes one thing breaks it. A signature says
 who sealed it; to make one takes a key that lies outside everything phasewatch writes. Only the
-standard library is imported here; ``cryptography`` is, where a key is used.
+standard library and ``config.disk`` are imported here; ``cryptography`` is, where a key is used.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from config.disk import sync
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -375,7 +377,7 @@ def _write(path: Path, content: bytes, mode: int) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
     except FileExistsError:
         raise SigningError(f"{path}: there is such a key already; choose another name") from None
     except OSError as error:

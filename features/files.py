@@ -5,17 +5,17 @@ The meaning of files is not known here.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+
+from config.disk import sync, where_offered
 
 
 def fingerprint(value: object) -> str:
@@ -73,42 +73,6 @@ def check_may_write() -> None:
     _may_write.get()()
 
 
-_NOT_OFFERED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM}
-"""What a file system answers that has no such operation; CIFS, vboxsf and FUSE are examples."""
-
-
-@contextmanager
-def where_offered() -> Iterator[None]:
-    """Do without an operation on files that not every file system offers: fsync, chmod."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NOT_OFFERED:
-            raise
-
-
-@contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Held by one process at a time per folder; the system releases it from a killed process.
-
-    Where the file system has no locks, it is held by none. It cannot be taken twice in a process.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in {*_NOT_OFFERED, errno.ENOLCK, errno.EBADF}:
-                raise
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # a child that was forked meanwhile has the handle, too
-                fcntl.flock(handle, fcntl.LOCK_UN)
-    finally:
-        os.close(handle)
-
-
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the whole old content or the whole new one.
 
@@ -121,8 +85,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
-            with where_offered():
-                os.fsync(file.fileno())
+            sync(file.fileno())
         with where_offered():
             Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
@@ -131,7 +94,6 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
     handle = os.open(path.parent, os.O_RDONLY)
     try:  # makes the rename durable
-        with where_offered():
-            os.fsync(handle)
+        sync(handle)
     finally:
         os.close(handle)

@@ -14,6 +14,7 @@ import os
 import time
 from pathlib import Path
 
+from config.disk import sync
 from config.signing import SigningError, sealed
 from evaluation.decisions import (
     HEAD_FILE,
@@ -94,7 +95,7 @@ class DecisionLog:
             with aside.open("ab") as file:
                 file.write(torn + b"\n")
                 file.flush()
-                os.fsync(file.fileno())
+                sync(file.fileno())
             os.truncate(path, whole)
             found.append(TornRecord(at=_now(), file=aside.name, bytes=len(torn)))
             log.warning(
@@ -178,7 +179,7 @@ class DecisionLog:
             try:
                 while content:
                     content = content[os.write(handle, content) :]
-                os.fsync(handle)
+                sync(handle)
             except OSError:
                 os.ftruncate(handle, whole)  # a full disk must not leave half a line
                 raise
@@ -210,7 +211,7 @@ class DecisionLog:
         with temporary.open("wb") as file:
             file.write(sealed({"count": self._count, "hash": self._last}, "log"))
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         temporary.replace(path)
 
 
@@ -218,7 +219,7 @@ def _sync_folder(folder: Path) -> None:
     """Make the name of a new file durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        sync(handle)
     finally:
         os.close(handle)
 

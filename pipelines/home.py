@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import yaml
 
 import config
+from config.disk import one_at_a_time
 from config.paths import DAGSTER_HOME, unusable_home
-from features.files import one_at_a_time, write_atomically
+from features.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

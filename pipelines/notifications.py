@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
 
-from features.files import fingerprint, where_offered
+from config.disk import sync
+from features.files import fingerprint
 from pipelines.requests import WORK_TAG
 from resources.runs import FINISHED, why_failed
 from resources.workspace import WorkspaceResource
@@ -87,8 +88,7 @@ def _claimed(workspace: Workspace, news: News) -> bool:
             return False
         file.write(json.dumps(asdict(news)).encode() + b"\n")
         file.flush()
-        with where_offered():
-            os.fsync(file.fileno())
+        sync(file.fileno())
         return True
 
 

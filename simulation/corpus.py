@@ -12,9 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from config.disk import one_at_a_time
 from config.paths import base_folder
 from episodes.format import ARCHIVE_SUFFIX
-from features.files import fingerprint, one_at_a_time, write_atomically
+from features.files import fingerprint, write_atomically
 from simulation.archives import STAND_IN_BYTES, simulate, stand_in
 from simulation.defects import DEFECTS
 from simulation.parents import Parent, ParentId, SimulationError, find_parents, read_parent

@@ -16,14 +16,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from config.disk import one_at_a_time, sync
 from config.signing import Signed, distrust, sealed, signed, unsealed
 from episodes.environment import settled
 from features.files import (
     check_may_write,
     file_sha256,
     fingerprint,
-    one_at_a_time,
-    where_offered,
     write_atomically,
 )
 from stages.status import StageError
@@ -230,8 +229,8 @@ class Draft:
             digest = file_sha256(written)
             name = f"{role}.{digest[:12]}{suffix}"
             files[role] = {"name": name, "sha256": digest, "bytes": written.stat().st_size}
-            with written.open("rb") as content, where_offered():
-                os.fsync(content.fileno())
+            with written.open("rb") as content:
+                sync(content.fileno())
             written.replace(self._folder / name)
         manifest = write_manifest(Manifest(self._folder, fingerprint, files, facts, stage_version))
         kept = {file["name"] for file in files.values()}

@@ -13,9 +13,10 @@ import pytest
 from builders import StoreBuilder
 
 from config import paths
+from config.disk import one_at_a_time
 from config.paths import DAGSTER_HOME, cache_folder, unusable_home
 from episodes.store import find_archive
-from features.files import one_at_a_time, write_atomically
+from features.files import write_atomically
 from pipelines.cli.console import CommandError, write
 from pipelines.home import dagster_instance
 from stages.workspace import SettingsError, Workspace

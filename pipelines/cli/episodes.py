@@ -297,8 +297,9 @@ def exclude(
     """
     from getpass import getuser
 
+    from config.disk import one_at_a_time
     from datasets.exclusions import ExclusionError, appended, parse_exclusions
-    from features.files import one_at_a_time, write_atomically
+    from features.files import write_atomically
 
     workspace = workspace_of(config, store, artifacts)
     path = workspace.exclusions_file

@@ -1,12 +1,12 @@
 """Faults of a power cut: kill -9 at a random moment of everything that writes.
 
 A try copies an artifacts folder, kills a writer in it, looks at what is left, and has the writer do
-its work again. What it comes to must be what comes of a writer that nobody kills.
+its work again. What it comes to must be what comes of a writer that nobody kills. The log of
+decisions is killed in ``faults.rest``.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import io
@@ -27,13 +27,10 @@ from champion.history import read_history, roll_back
 from config.paths import CLONE
 from datasets.exclusions import read_exclusions
 from episodes.store import list_store
-from evaluation.decisions import read_log
 from faults.table import Bench, Outcome, fault
 from faults.warm import FEW, warm
 from features.files import file_sha256
 from features.registry import LAYOUT
-from hub.decisions import DecisionLog
-from hub.events import LiveDetection
 from live.bundle import load_bundle
 from simulation.corpus import Wanted, open_corpus, write_corpus
 from stages.project import Project
@@ -42,8 +39,6 @@ from stages.retention import discard, over_budget, usage
 SETTINGS = TINY | {"models": {name: settings_of(name, SMALL) for name in FEW}}
 GBT, CNN = "gbt_realistic", "cnn_realistic"
 PARENTS_PER_HOST = 2
-ROWS = 60
-"""Records that the writer of the log of decisions writes."""
 
 
 def lab_at(root: Path, **settings: Any) -> Lab:
@@ -131,42 +126,6 @@ def _bundled(root: Path) -> Any:
     return {key: head[key] for key in ("files", "model", "mode") if key in head}
 
 
-def _log(root: Path) -> None:
-    """Write records, and say of each when it is on the disk."""
-
-    async def write() -> None:
-        log = DecisionLog(root / "log")
-        with (root / "acknowledged").open("ab", buffering=0) as said:
-            for _ in range(ROWS):
-                log.note(_raised(log.content.decisions))
-                await log.flush()
-                said.write(b".")
-        log.close()
-
-    asyncio.run(write())
-
-
-def _raised(number: int) -> LiveDetection:
-    return LiveDetection.model_validate(
-        {
-            "type": "live_detection", "at": 1.0, "origin": "test", "host": "pi", "model": "gbt",
-            "bundle": "b", "session": "s", "window": number, "start": 5.0 * number,
-            "end": 5.0 * number + 10, "source": "live", "phase": "clean",
-            "probabilities": {"clean": 1.0}, "filtered": "clean", "filtered_probabilities": None,
-            "confidence": 1.0, "score": 0.1, "threshold": 0.5, "alarm": "raised",
-            "alarm_id": f"pi-{number}", "unlike": None, "coverage": {"guest": 1.0},
-            "latency_ms": 3.0,
-        }
-    )  # fmt: skip
-
-
-def _kept(root: Path) -> Any:
-    """Whether all that was said to be on the disk can be read, once the log was opened again."""
-    DecisionLog(root / "log").close()
-    said, log = (root / "acknowledged").stat().st_size, read_log(root / "log")
-    return {"all": log.decisions >= said >= ROWS, "unreadable": log.unreadable}
-
-
 def _prune(root: Path) -> None:
     workspace = lab_at(root, artifacts_budget_gb=1e-9).workspace
     discard(over_budget(workspace, usage(workspace.artifacts_path)))
@@ -239,7 +198,6 @@ WRITERS = {
     "promotion": Writer(_promote, _history),
     "rollback": Writer(_roll_back, _history),
     "bundle": Writer(_bundle, _bundled),
-    "log of decisions": Writer(_log, _kept),
     "pruning": Writer(_prune, _tree("artifacts/predictions")),
     "simulation": Writer(_simulate, _tree("simulated")),
     "exclusions": Writer(_exclude, _excluded),
@@ -347,7 +305,7 @@ def _killed(bench: Bench, name: str) -> Outcome:
     return Outcome("harmless", f"{first.code}")
 
 
-IN_THE_SUITE = ("ingest", "checkpoint of a net", "promotion", "bundle", "log of decisions")
+IN_THE_SUITE = ("ingest", "checkpoint of a net", "promotion", "bundle")
 
 
 def _declare(name: str) -> None:

@@ -1,0 +1,51 @@
+"""What not every file system offers: fsync, chmod, locks. Nothing of ours is imported here."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_NOT_OFFERED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM}
+"""What a file system answers that has no such operation; CIFS, vboxsf and FUSE are examples."""
+
+
+@contextmanager
+def where_offered() -> Iterator[None]:
+    """Do without an operation on files that not every file system offers: fsync, chmod."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED:
+            raise
+
+
+def sync(handle: int) -> None:
+    """Have what was written to an open file or folder on the disk, where that is offered."""
+    with where_offered():
+        os.fsync(handle)
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Held by one process at a time per folder; the system releases it from a killed process.
+
+    Where the file system has no locks, it is held by none. It cannot be taken twice in a process.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in {*_NOT_OFFERED, errno.ENOLCK, errno.EBADF}:
+                raise
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # a child that was forked meanwhile has the handle, too
+                fcntl.flock(handle, fcntl.LOCK_UN)
+    finally:
+        os.close(handle)
