@@ -321,7 +321,7 @@ def _(it: Cut) -> None:
         names = [n for n in next(it.of(source)) if n[:2] != "t_" and n not in _ENVELOPE]
         for i, row in enumerate(list(it.of(source, 1.0, 11.0))):
             if i % 3 == 0:
-                row[names[i % len(names)]] = odd[i % len(odd)]
+                row[names[i % len(names)]] = odd[i // 3 % len(odd)]
             elif i % 11 == 1:
                 row.pop(names[i % len(names)])
     for row in it.of("guest", 4.0, 7.0):
@@ -415,13 +415,13 @@ def _(it: Cut) -> None:
 @rule("day-away", "telemetry over a day from the first label cannot be aligned")
 def _(it: Cut) -> None:
     del it.meta["ended_at_wall_ns"]
-    it.shift(max(it.of("proc"), key=it.at), 86_401 * NS_PER_S)
+    it.move(max(it.of("proc"), key=it.at), 86_400 * NS_PER_S + 1)
 
 
 @rule("day-before", "telemetry over a day before the first label cannot be aligned")
 def _(it: Cut) -> None:
     del it.meta["ended_at_wall_ns"]
-    it.shift(min(it.of("proc"), key=it.at), -86_401 * NS_PER_S)
+    it.move(min(it.of("proc"), key=it.at), -86_400 * NS_PER_S - 1)
 
 
 @rule("no-label", "an episode without a label has no origin")
@@ -460,6 +460,8 @@ def _(it: Cut) -> None:
     for row in rows[19:29]:
         row["t_mono_ns"] -= 3_500_000_000
     for row in rows[29:]:
+        row["t_mono_ns"] -= 6_500_000_000
+    for row in rows[45:]:
         row["t_mono_ns"] += 990_000_000  # less than a second: the same run
 
 

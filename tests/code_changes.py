@@ -1,7 +1,8 @@
 """Changes of code that mean something: one for each rule of the data format and step of scaling.
 
-Run as a program, each is made in a fork of a process with a checkpoint, a champion and a corpus, as
-plain Python; what the gates of predict, score and ingest say goes to stdout as JSON.
+Run as a program (with a folder, and names), each is made in a fork of a process that has a
+checkpoint, a champion and a corpus, as plain Python; what the gates of predict, score and ingest
+say goes to stdout as JSON.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ CODE_CHANGES: dict[str, CodeChange] = {
         _A, "length > max_gap_ns or", "length >= max_gap_ns or", "counter-gap"
     ),
     "a bin that begins before the rows counts": CodeChange(
-        _A, "        if begin < at[0]:", "        if end <= at[0]:", "counter-edges"
+        _A, "        if begin < at[0]:", "        if end <= at[0]:", "plain"
     ),
     "a bin that ends after the rows counts": CodeChange(
         _A, "        if end > at[n - 1]:", "        if begin >= at[n - 1]:", "counter-edges"
@@ -129,7 +130,7 @@ CODE_CHANGES: dict[str, CodeChange] = {
         _A,
         "step = held[stretch + 1] - held[stretch]",
         "step = np.float32(held[stretch + 1]) - np.float32(held[stretch])",
-        "counter-exact",
+        "plain",
     ),
     # buckets
     "a bucket is its last row": CodeChange(
@@ -159,7 +160,7 @@ CODE_CHANGES: dict[str, CodeChange] = {
         _J, "        if math.isfinite(number):", "        if number == number:", "unusable"
     ),
     "a digit of a fraction is lost": CodeChange(
-        _J, "        exponent = first - i\n", "        exponent = first - i + 1\n", "json"
+        _J, "        exponent = first - i\n", "        exponent = first - i + 1\n", "plain"
     ),
     "equal lines count twice": CodeChange(
         _J, "        good[i] = line not in seen", "        good[i] = True", "repeated"
@@ -168,7 +169,7 @@ CODE_CHANGES: dict[str, CodeChange] = {
         _J,
         "    return type(value) is int and",
         "    return type(value) in (int, float) and",
-        "malformed",
+        "labels",
     ),
     # sources
     "bounds are 3 s wide": CodeChange(_T, "MARGIN_S = 2", "MARGIN_S = 3", "bounds"),
@@ -195,10 +196,10 @@ CODE_CHANGES: dict[str, CodeChange] = {
         _W, 'instants_ns, side="right") - 1', 'instants_ns, side="left") - 1', "labels"
     ),
     "purity is of the bins' beginnings": CodeChange(
-        _W, "* grid.bin_ns + grid.bin_ns // 2", "* grid.bin_ns", "labels"
+        _W, "* grid.bin_ns + grid.bin_ns // 2", "* grid.bin_ns", "plain"
     ),
     "the onset is the last": CodeChange(
-        _W, "(min(onsets) - grid.origin_ns)", "(max(onsets) - grid.origin_ns)", "onset"
+        _W, "(min(onsets) - grid.origin_ns)", "(max(onsets) - grid.origin_ns)", "plain"
     ),
     "the first job counts": CodeChange(
         _W, "longer = overlap > longest", "longer = overlap > 0", "jobs"
@@ -213,10 +214,10 @@ CODE_CHANGES: dict[str, CodeChange] = {
     ),
     "slope is per bin": CodeChange(_S, "at[n] = j * bin_s", "at[n] = j * 1.0", "plain"),
     "the mean is over all bins": CodeChange(
-        _S, "mean = total / n\n", "mean = total / n_bins\n", "level-age"
+        _S, "mean = total / n\n", "mean = total / n_bins\n", "plain"
     ),
     "zeros are of all bins": CodeChange(
-        _S, "out[w, c, 4] = zeros / n", "out[w, c, 4] = zeros / n_bins", "level-age"
+        _S, "out[w, c, 4] = zeros / n", "out[w, c, 4] = zeros / n_bins", "plain"
     ),
     "10 bins are too few": CodeChange(
         _S, "if n < min_bins or n == 0", "if n <= min_bins", "fewest-bins"
@@ -339,6 +340,7 @@ def main() -> int:
     said = {
         name: _in_fork(lambda change=change: _gates(change, project, checkpoint))  # type: ignore[misc]
         for name, change in {**CODE_CHANGES, **SAME}.items()
+        if not sys.argv[2:] or name in sys.argv[2:]
     }
     print(json.dumps(said))
     return 0

@@ -143,6 +143,7 @@ NOT_RUN = {
     'export DAGSTER_HOME="$PWD/artifacts/dagster_home"': "set for every command here",
     "python -m pytest tests/test_scores.py": "the suite runs it",
     "python -m features.golden": "rewrites what is committed; test_inspection replays it",
+    "python -m models.replay": "rewrites what is committed; test_code replays it",
     "python -m benchmarks.choices": "takes an hour",
     "python -m benchmarks.choices --mode realistic --recipe host --recipe session --only keep mlp "
     "gru": "takes half an hour",
