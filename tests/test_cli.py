@@ -480,7 +480,8 @@ def test_a_run_with_nothing_to_do_starts_no_dagster(trained: Lab, tmp_path: Path
 
 COMMANDS = ["", "run", "sync", "validate", "extract", "exclude", "predict", "report", "champion",
             "promote", "rollback", "inspect", "doctor", "prune", "simulate", "contract",
-            "contract diff"]  # fmt: skip
+            "contract diff", "verify", "keys new", "keys trust", "keys list", "log verify",
+            "log replay"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
