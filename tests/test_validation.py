@@ -434,8 +434,12 @@ DEFECTS: dict[str, dict[str, Plant | tuple[Plant, str]]] = {
         "bomb": (bomb, "unpacked size must be at most"),
         "sparse member": sparse,
         "large archive": (archived(limits={"MAX_ARCHIVE_BYTES": 999}), "999"),
-        "large member": (archived(limits={"MAX_MEMBER_BYTES": 999}), "999"),
+        "large files": (archived(limits={"MAX_READ_BYTES": 99_999}), "at most 99,999 bytes"),
         "many members": (archived(limits={"MAX_MEMBERS": 7}), "7 members"),
+        "endless extended headers": packed_as(
+            lambda tar: compress(tar[:1024] * 2000 + tar[1024:]),
+            lambda: pack_tar([entry(f"{ID}/{META}", b"{}", pax_headers={"a": "b"})]),
+        ),
     },
     "renamed_archive": {
         "another episode": (
@@ -469,10 +473,6 @@ DEFECTS: dict[str, dict[str, Plant | tuple[Plant, str]]] = {
         ),
         "header damaged in the middle": packed_as(
             lambda tar: compress(tar.replace(f"{ID}/netflow".encode(), b"?" * 34)), plain_tar
-        ),
-        "endless extended headers": packed_as(
-            lambda tar: compress(tar[:1024] * 2000 + tar[1024:]),
-            lambda: pack_tar([entry(f"{ID}/{META}", b"{}", pax_headers={"a": "b"})]),
         ),
     },
     # labels
