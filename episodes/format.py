@@ -62,6 +62,9 @@ READ_FILES = frozenset(
 )
 """Members of an archive that are read; any other regular file is allowed and ignored."""
 
+MAX_NAME = 200
+"""Characters of a phase, an event, a job, or a string of ``meta.json`` that is used."""
+
 ARCHIVE_SUFFIX = ".tar.zst"
 
 _HOST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -8,11 +8,13 @@ always that of ``json.loads``. The meaning of columns is not known here.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -30,8 +32,17 @@ _ENVELOPE: tuple[FieldPath, ...] = (
     ("source",),
     ("available_in_deployment",),
 )
-MAX_ROWS = 1_000_000
-"""Over a day at 10 Hz; further lines are not parsed, and reported as a problem."""
+MAX_ROWS = 120_000
+"""Over three hours at 10 Hz; further lines are not parsed, and reported as a problem."""
+
+MAX_OBJECTS = 10_000
+"""The same for labels and events."""
+
+MAX_DEPTH = 64
+"""A line whose brackets are nested deeper counts as no JSON object. Recorded: 2 at most."""
+
+MAX_LINE_BYTES = 16 * 2**10
+"""A longer line is not parsed: short text can hold very many values. Recorded: 625 at most."""
 
 NO_WALL_TIME = "t_wall_ns is missing or not an integer"
 
@@ -84,9 +95,7 @@ def parse_rows(
         max_problems: how many problems are described (all are counted).
     """
     buffer = np.frombuffer(content, dtype=np.uint8)
-    starts, ends = _line_bounds(buffer)
-    n_filled = len(starts)
-    starts, ends = starts[:MAX_ROWS], ends[:MAX_ROWS]
+    starts, ends, too_many = _line_bounds(buffer, MAX_ROWS)
     n_lines = len(starts)
     times = np.zeros((n_lines, 2), dtype=np.int64)
     values = np.full((n_lines, len(fields)), np.nan)
@@ -98,7 +107,11 @@ def parse_rows(
 
     malformed: dict[int, str] = {}
     blank: list[int] = []
-    for i in np.flatnonzero(slow).tolist():
+    too_long = ends - starts > MAX_LINE_BYTES
+    for i in np.flatnonzero(slow | too_long).tolist():
+        if too_long[i]:
+            malformed[i] = _too_long(ends[i] - starts[i])
+            continue
         line = content[starts[i] : ends[i]]
         if not line.strip():
             blank.append(i)
@@ -109,7 +122,7 @@ def parse_rows(
     odd = held != NUMBER
     if np.any(odd[:, WALL]):
         for i in np.flatnonzero(odd[:, WALL] & ~slow).tolist():
-            malformed[i] = NO_WALL_TIME
+            malformed.setdefault(i, NO_WALL_TIME)
 
     chosen: NDArray[np.bool_] | slice = slice(None)
     if blank or malformed:
@@ -124,11 +137,8 @@ def parse_rows(
         if np.any(odd[:, slot]):
             for i in np.arange(n_lines)[chosen][odd[chosen, slot]].tolist():
                 problems.setdefault(i, problem)
-    described = _described(problems, content, starts, max_problems)
-    if n_filled > n_lines:
-        described.insert(
-            0, f"must have at most {MAX_ROWS:,} lines, got more; the rest was not read"
-        )
+    described = [_too_many(MAX_ROWS)] if too_many else []
+    described += _described(problems, content, starts, max_problems)
 
     n_rows = len(times[chosen])
     if not (_rises(times[chosen, WALL]) or _rises(times[chosen, MONO])):
@@ -150,7 +160,7 @@ def parse_rows(
         unusable=unusable,
         absent=absent,
         problems=tuple(described),
-        n_lines=n_filled - len(blank),
+        n_lines=n_lines - len(blank),
         n_malformed=len(malformed),
         n_repeated=n_rows - len(t_wall_ns),
     )
@@ -164,8 +174,20 @@ def _described(
     for i in sorted(problems)[:most]:
         number = content.count(b"\n", 0, starts[i]) + 1
         lines.append(f"line {number}: {problems[i]}")
-    more = len(problems) - most
-    return [*lines, *([f"and {more} more lines"] if more > 0 else [])]
+    return [*lines, *and_more(len(problems) - most)]
+
+
+def and_more(count: int) -> list[str]:
+    """A line that says how many problems are not described."""
+    return [f"and {count} more lines"] if count > 0 else []
+
+
+def _too_many(most: int) -> str:
+    return f"must have at most {most:,} lines, got more; the rest was not read"
+
+
+def _too_long(n_bytes: int) -> str:
+    return f"must be at most {MAX_LINE_BYTES:,} bytes, got {n_bytes:,}"
 
 
 def _rises(clock: NDArray[np.int64]) -> bool:
@@ -189,17 +211,24 @@ def _drop_repeated(
     order = np.lexsort(clocks.T)  # stable: equal times stay in file order
     equal = np.all(clocks[order[1:]] == clocks[order[:-1]], axis=1)
     candidates = order[np.append(equal, False) | np.append(False, equal)]
-    seen: set[bytes] = set()
+    seen: set[bytes] = set()  # of hashes: the lines could be as large as the file
     for i in rows[candidates].tolist():
-        line = content[starts[i] : ends[i]]
+        line = blake2b(content[starts[i] : ends[i]], digest_size=16).digest()
         good[i] = line not in seen
         seen.add(line)
 
 
 def parse_objects(content: bytes) -> tuple[list[tuple[int, dict[str, Any]]], list[str]]:
     """Parse a small JSON-lines file whole: ``([(line number, object)], problems)``."""
-    objects, problems = [], []
-    for number, line in enumerate(content.split(b"\n"), start=1):
+    objects: list[tuple[int, dict[str, Any]]] = []
+    problems: list[str] = []
+    for number, line in enumerate(io.BytesIO(content), start=1):
+        if number > MAX_OBJECTS:
+            problems.insert(0, _too_many(MAX_OBJECTS))
+            break
+        if len(line) > MAX_LINE_BYTES:
+            problems.append(f"line {number}: {_too_long(len(line))}")
+            continue
         if not line.strip():
             continue
         value = _loads(line)
@@ -213,9 +242,27 @@ def parse_objects(content: bytes) -> tuple[list[tuple[int, dict[str, Any]]], lis
 def _loads(line: bytes) -> object:
     """``json.loads``, None where it fails; NaN and Infinity are read (they count as missing)."""
     try:
-        return json.loads(line)
+        return None if _too_deep(line) else json.loads(line)
     except (ValueError, RecursionError):
         return None
+
+
+_OPENS = np.zeros(256, dtype=np.int64)
+_OPENS[list(b"[{")], _OPENS[list(b"]}")] = 1, -1
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def _too_deep(line: bytes) -> bool:
+    """Whether brackets are nested over ``MAX_DEPTH`` deep: very slow to parse, for its size.
+
+    Brackets in text count as well, so it may be said of a line that is less deep, never the other
+    way round.
+    """
+    if line.count(b"[") + line.count(b"{") <= MAX_DEPTH:
+        return False
+    brackets = np.frombuffer(line.translate(None, _NO_BRACKETS), np.uint8)
+    depth = np.cumsum(_OPENS[brackets])
+    return bool(np.max(depth - np.minimum.accumulate(depth)) > MAX_DEPTH)
 
 
 def is_int64(value: object) -> bool:
@@ -264,13 +311,34 @@ def _number(row: dict[str, Any], path: FieldPath) -> tuple[float, int]:
     return math.nan, UNUSABLE
 
 
-def _line_bounds(buffer: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Start and end (exclusive, without the newline) of every line that is not empty."""
-    newlines = np.flatnonzero(buffer == 10)
+_CHUNK = 2**20  # bytes in which newlines are looked for at a time: each found one takes 8 more
+
+
+def _line_bounds(
+    buffer: NDArray[np.uint8], most: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
+    """Start and end (exclusive, without the newline) of every line that is not empty.
+
+    Of more than ``most`` lines, empty ones included, the others are left out; the last value says
+    whether there are more.
+    """
+    found = [np.zeros(0, dtype=np.int64)]
+    n_found = 0
+    for begin in range(0, len(buffer), _CHUNK):
+        found.append(np.flatnonzero(buffer[begin : begin + _CHUNK] == 10) + begin)
+        n_found += len(found[-1])
+        if n_found > most:
+            break
+    newlines = np.concatenate(found)
+    n_bytes = len(buffer)
+    too_many = len(newlines) > most or (len(newlines) == most and newlines[-1] + 1 < n_bytes)
+    if too_many:
+        newlines = newlines[:most]
+        n_bytes = int(newlines[-1])
     starts = np.concatenate([[0], newlines + 1])
-    ends = np.concatenate([newlines, [len(buffer)]])
+    ends = np.concatenate([newlines, [n_bytes]])
     filled = ends > starts
-    return starts[filled], ends[filled]
+    return starts[filled], ends[filled], too_many
 
 
 def _ascii(text: str) -> NDArray[np.uint8]:

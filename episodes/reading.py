@@ -17,9 +17,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from episodes.archive import read_members, read_packed
-from episodes.format import EVENTS_FILE, JOB_EVENTS, LABELS_FILE, META_FILE, SOURCES, is_text
-from episodes.jsonl import NO_WALL_TIME, FieldPath, Rows, is_int64, parse_objects, parse_rows
+from episodes.environment import collector_paused
+from episodes.format import (
+    EVENTS_FILE,
+    JOB_EVENTS,
+    LABELS_FILE,
+    MAX_NAME,
+    META_FILE,
+    SOURCES,
+    is_text,
+)
+from episodes.jsonl import (
+    NO_WALL_TIME,
+    FieldPath,
+    Rows,
+    and_more,
+    is_int64,
+    parse_objects,
+    parse_rows,
+)
 from episodes.trust import Bounds, Usage, episode_bounds, usable_rows
+
+MAX_META_BYTES = 256 * 2**10
+_MAX_PROBLEMS = 20  # of a file that are described; all are counted
 
 
 @dataclass(frozen=True)
@@ -80,11 +100,12 @@ def parse_members(
     episode_id: str, members: Mapping[str, bytes], fields: Mapping[str, Sequence[FieldPath]]
 ) -> Episode:
     """Parse the files of one episode."""
-    rows = {
-        name: parse_rows(members.get(source.file, b""), fields.get(name, ()), source.tag)
-        for name, source in SOURCES.items()
-    }
-    return assemble(episode_id, members, rows)
+    with collector_paused():  # a line may hold thousands of lists, and none stays
+        rows = {
+            name: parse_rows(members.get(source.file, b""), fields.get(name, ()), source.tag)
+            for name, source in SOURCES.items()
+        }
+        return assemble(episode_id, members, rows)
 
 
 def assemble(episode_id: str, members: Mapping[str, bytes], sources: Mapping[str, Rows]) -> Episode:
@@ -115,6 +136,8 @@ def assemble(episode_id: str, members: Mapping[str, bytes], sources: Mapping[str
 def _parse_meta(content: bytes | None) -> tuple[dict[str, Any], str | None]:
     if content is None:
         return {}, "missing"
+    if len(content) > MAX_META_BYTES:
+        return {}, f"must be at most {MAX_META_BYTES:,} bytes, got {len(content):,}"
     try:
         meta = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -133,10 +156,13 @@ def _parse_moments(content: bytes, key: str) -> Moments:
             problems.append(f"line {number}: {NO_WALL_TIME}")
         elif not isinstance(row.get(key), str):
             problems.append(f"line {number}: {key} is missing or not a string")
+        elif len(row[key]) > MAX_NAME:
+            problems.append(f"line {number}: {key} must be at most {MAX_NAME} characters")
         else:
             times.append(row["t_wall_ns"])
             names.append(row[key])
-    return Moments(np.array(times, dtype=np.int64), tuple(names), tuple(problems))
+    described = [*problems[:_MAX_PROBLEMS], *and_more(len(problems) - _MAX_PROBLEMS)]
+    return Moments(np.array(times, dtype=np.int64), tuple(names), tuple(described))
 
 
 def _parse_jobs(content: bytes) -> tuple[Job, ...]:
@@ -151,7 +177,7 @@ def _parse_jobs(content: bytes) -> tuple[Job, ...]:
         and is_text(row.get("event"))
         and row["event"] in JOB_EVENTS
         and is_text(row.get("job"))
-        and row["job"]
+        and 0 < len(row["job"]) <= MAX_NAME
     ]
     jobs: list[Job] = []
     running: dict[str, list[int]] = defaultdict(list)

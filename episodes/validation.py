@@ -23,6 +23,7 @@ from episodes.format import (
     FAILED,
     JUSTIFYING_EVENT,
     LABELS_FILE,
+    MAX_NAME,
     META_FILE,
     NS_PER_S,
     PHASES,
@@ -30,7 +31,7 @@ from episodes.format import (
     SCHEMA_VERSION,
     SOURCES,
 )
-from episodes.jsonl import FieldPath, Rows, is_int64
+from episodes.jsonl import MAX_OBJECTS, FieldPath, Rows, is_int64
 from episodes.reading import Episode, parse_episode
 from episodes.settings import SETTINGS, NotNegative, NotNegativeInt, Share
 from episodes.trust import MARGIN_S, Usage
@@ -86,7 +87,7 @@ class ValidationPolicy:
     """The thresholds of verdicts that can be set; the others are fixed, beside what they limit."""
 
     min_duration_s: NotNegative = 15.0
-    max_duration_s: NotNegative = 86_400.0  # a clock years off would need terabytes
+    max_duration_s: NotNegative = 10_800.0  # what a file may hold; a clock off would need terabytes
     min_rows: NotNegativeInt = 100
     min_row_share: NotNegative = 0.8  # of the rows expected at the source's rate
     max_gap_s: NotNegative = 2.0
@@ -180,6 +181,9 @@ class Record:
         return row
 
 
+_LONGEST = 500  # characters of a detail: an episode may say anything, at any length
+
+
 @dataclass
 class _Findings:
     reasons: list[tuple[str, str]] = field(default_factory=list)
@@ -187,7 +191,7 @@ class _Findings:
 
     def add(self, code: str, detail: str) -> None:
         assert code in REASONS, code
-        self.reasons.append((code, detail))
+        self.reasons.append((code, detail if len(detail) <= _LONGEST else f"{detail[:_LONGEST]}…"))
 
     @property
     def verdict(self) -> str:
@@ -366,6 +370,8 @@ def _check_meta(episode: Episode, stored: StoredEpisode, findings: _Findings) ->
         value = _dig(meta, name)
         if not isinstance(value, kind) or (kind is int and not is_int64(value)):
             findings.add("schema", f"{META_FILE}: {name} is missing or of the wrong type")
+        elif isinstance(value, str) and len(value) > MAX_NAME:
+            findings.add("schema", f"{META_FILE}: {name} must be at most {MAX_NAME} characters")
     named = {"episode_id": stored.episode_id} | (
         {"host_id": stored.host_id} if stored.in_store else {}
     )
@@ -416,12 +422,18 @@ def _row_count(episode: Episode, name: str) -> int:
     """Lines of a file that are not blank."""
     if name in _SOURCE_OF_FILE:
         return episode.sources[_SOURCE_OF_FILE[name]].n_lines
-    return sum(1 for line in episode.members[name].split(b"\n") if line.strip())
+    content = episode.members[name]
+    if (n_ends := content.count(b"\n")) > MAX_OBJECTS:
+        return n_ends  # too many anyway; there could be tens of millions
+    return sum(1 for line in content.split(b"\n") if line.strip())
 
 
 def _listed_files(episode: Episode) -> dict[str, Any]:
     listed = episode.meta.get("files")
     return listed if isinstance(listed, dict) else {}
+
+
+_MOST_NAMED = 20  # unknown labels
 
 
 def _check_labels(episode: Episode, findings: _Findings) -> None:
@@ -442,14 +454,16 @@ def _check_labels(episode: Episode, findings: _Findings) -> None:
             "labels_out_of_order",
             f"{LABELS_FILE}: label {backwards[0] + 2} is earlier than the one before it",
         )
-    for name in sorted(set(labels.names) - set(PHASES)):
-        if name == FAILED:
-            findings.add("failed_label", f"{LABELS_FILE}: phase 'failed'")
-        else:
-            findings.add(
-                "unknown_label",
-                f"{LABELS_FILE}: phase must be one of {', '.join(PHASES)}, got {name!r}",
-            )
+    if FAILED in labels.names:
+        findings.add("failed_label", f"{LABELS_FILE}: phase 'failed'")
+    unknown = sorted(set(labels.names) - {*PHASES, FAILED})
+    for name in unknown[:_MOST_NAMED]:
+        findings.add(
+            "unknown_label",
+            f"{LABELS_FILE}: phase must be one of {', '.join(PHASES)}, got {name!r}",
+        )
+    if len(unknown) > _MOST_NAMED:
+        findings.add("unknown_label", f"{LABELS_FILE}: and {len(unknown) - _MOST_NAMED} more")
     for phase, event in JUSTIFYING_EVENT.items():
         times = [t for t, name in zip(labels.t_wall_ns, labels.names, strict=True) if name == phase]
         events = zip(episode.events.t_wall_ns, episode.events.names, strict=True)
@@ -633,7 +647,7 @@ def _typed(meta: dict[str, Any], path: str, kind: type) -> Any:
     if kind is int:
         return value if is_int64(value) else None
     if isinstance(value, str):
-        value = _writable(value)
+        value = _writable(value) if len(value) <= MAX_NAME else None
     return value if isinstance(value, kind) else None
 
 

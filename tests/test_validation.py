@@ -810,7 +810,7 @@ DEFECTS |= {
     "schema rows_missing rows_missing rows_missing": {
         "a year long": (
             holding(set_meta(ended_at_wall_ns=START_NS + 365 * DAY_NS)),
-            "meta.json: 31536000 s, over 86400 s",
+            "meta.json: 31536000 s, over 10800 s",
         ),
     },
     "too_short outside_episode outside_episode too_few_rows source_absent source_absent "

@@ -22,7 +22,7 @@ from stages.workers import cores
 def declared() -> None:
     """Import every module of this package, so that its faults are known."""
     for module in pkgutil.iter_modules(faults.__path__):
-        if module.name not in ("__main__", "table"):
+        if module.name not in ("__main__", "apart", "table"):
             importlib.import_module(f"faults.{module.name}")
 
 
