@@ -70,7 +70,12 @@ def retried(work: Callable[[], Result], what: object) -> Result:
         return work()
     except (OSError, MemoryError) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise MachineError(
-            f"{what}: {why}, in {len(PAUSES_S) + 1} tries. That is no fault of the episode, so "
-            "nothing was decided or written; mend it and run the command again"
-        ) from error
+        raise unread(what, f"{why}, in {len(PAUSES_S) + 1} tries") from error
+
+
+def unread(what: object, why: str) -> MachineError:
+    """The error that says that something could not be read."""
+    return MachineError(
+        f"{what}: {why}. That is no fault of the episode, so nothing was decided or written; mend "
+        "it and run the command again"
+    )

@@ -6,19 +6,28 @@ The store belongs to the receiver and is only read. ``validation`` judges episod
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import stat
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from config.messages import meant
-from episodes.environment import collector_paused, settled
-from episodes.format import ARCHIVE_SUFFIX, batch_key, is_episode_id, is_host_id, is_text
+from episodes.environment import collector_paused, retried, settled
+from episodes.format import (
+    ARCHIVE_SUFFIX,
+    MAX_NAME,
+    batch_key,
+    is_episode_id,
+    is_host_id,
+    is_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -54,6 +63,7 @@ class StoredEpisode:
     other_hosts: tuple[str, ...] = ()  # other hosts that have the same id
     arrived_bytes: int | None = None  # of a file shorter than its index row says
     in_store: bool = True  # False: a single file, without an index
+    unreadable: str = ""  # why its folder cannot be read; its size is then what the index says
 
     @property
     def batch(self) -> str:
@@ -178,15 +188,25 @@ def list_store(root: Path) -> StoreListing:
 
     Raises:
         StoreError: ``root`` has neither an index nor an ``episodes`` folder.
+        MachineError: the index, or the list of hosts, cannot be read.
     """
     root = Path(root)
+    with _LOCK, collector_paused():
+        return retried(partial(_look, root), root)
+
+
+def _look(root: Path) -> StoreListing:
     if not (root / "index.jsonl").is_file() and not (root / "episodes").is_dir():
         raise StoreError(
             f"{root}: not an episode store (must have index.jsonl and episodes/<host>/"
             f"<episode>{ARCHIVE_SUFFIX}); set `store` to the folder that has them"
         )
-    with _LOCK, collector_paused():
-        return _stores.setdefault((root, root.absolute()), _Store(root)).look()
+    key = root, root.absolute()
+    try:
+        return _stores.setdefault(key, _Store(root)).look()
+    except BaseException:
+        del _stores[key]  # what it had seen of a change would be taken for the state before
+        raise
 
 
 _Key = tuple[str, str]  # host and episode
@@ -222,13 +242,11 @@ class _Store:
         """The episodes whose file came, went or has another size than before."""
         root = self._root / "episodes"
         folders = {}
-        for path in sorted(root.iterdir()) if root.is_dir() else ():
-            if not path.is_dir():
+        for name in _folder_names(root) if root.is_dir() else ():
+            if not is_host_id(name):
+                problems.append(f"episodes/{name}: name must be a host id; rename the folder")
                 continue
-            if not is_host_id(path.name):
-                problems.append(f"episodes/{path.name}: name must be a host id; rename the folder")
-                continue
-            folders[path.name] = self._folders.get(path.name) or _Folder(path)
+            folders[name] = self._folders.get(name) or _Folder(root / name)
         changed = {
             (host, episode_id)
             for host in self._folders.keys() - folders.keys()
@@ -236,7 +254,10 @@ class _Store:
         }
         self._folders = folders
         for host, folder in folders.items():
+            before = folder.unreadable
             changed |= {(host, episode_id) for episode_id in folder.look()}
+            if folder.unreadable != before:
+                changed |= {key for key in self._index.rows if key[0] == host}
             problems += folder.problems
         return changed
 
@@ -273,7 +294,9 @@ class _Store:
         path = parent / f"{episode_id}{ARCHIVE_SUFFIX}"
         rows = tuple(self._index.rows.get((host_id, episode_id), ()))
         size = folder.sizes.get(episode_id) if folder else None
-        if size is None:  # the file and its row may have come since the folder was listed
+        if folder and folder.unreadable:
+            size = rows[0].size_bytes if size is None and rows else size
+        elif size is None:  # the file and its row may have come since the folder was listed
             size = _size(path)
         elif folder:
             folder.expect(episode_id, {row.size_bytes for row in rows})
@@ -282,6 +305,7 @@ class _Store:
             and bool(rows)
             and size < rows[0].size_bytes  # of most it says all, and the first is cheap
             and all(size < row.size_bytes for row in rows)
+            and not (folder and folder.unreadable)
             and stat.S_ISREG(path.lstat().st_mode)  # anything else never becomes a file
         )
         hosts = self._hosts[episode_id]
@@ -293,17 +317,22 @@ class _Store:
             rows,
             tuple(sorted(hosts - {host_id})) if len(hosts) > 1 else (),
             size if arriving else None,
+            unreadable=folder.unreadable if folder else "",
         )
 
 
 class _Folder:
-    """The archives of one host, as they were when last looked at."""
+    """The archives of one host, as they were when last looked at.
+
+    A folder that cannot be read, perhaps for a while, is as it was; that is a problem of its own.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self._seen: tuple[int, ...] | None = None
         self._unsettled: set[str] = set()  # may still grow
         self.sizes: dict[str, int] = {}
+        self.unreadable = ""  # why
         self.problems: list[str] = []
 
     def expect(self, episode_id: str, sizes: Collection[int]) -> None:
@@ -313,6 +342,21 @@ class _Folder:
 
     def look(self) -> set[str]:
         """The episodes whose file came, went or has another size than before."""
+        try:
+            changed = self._look()
+        except OSError as error:
+            self._seen, self.unreadable = None, error.strerror or str(error)
+            self.problems = [
+                f"episodes/{self.path.name}: cannot be read ({self.unreadable}); its episodes are "
+                "taken to be as the index has them"
+            ]
+            return set(self.sizes)
+        if self.unreadable:
+            self.unreadable = ""
+            changed |= set(self.sizes)
+        return changed
+
+    def _look(self) -> set[str]:
         now = self.path.stat()
         seen = (now.st_dev, now.st_ino, now.st_mtime_ns, now.st_ctime_ns)
         before = self.sizes
@@ -330,9 +374,10 @@ class _Folder:
         }
 
     def _list(self) -> dict[str, int]:
+        found = sorted(_archives(self.path))
         self.problems = []
         sizes = {}
-        for name, size in sorted(_archives(self.path)):
+        for name, size in found:
             episode_id = name.removesuffix(ARCHIVE_SUFFIX)
             if is_episode_id(episode_id):
                 sizes[episode_id] = size
@@ -345,9 +390,14 @@ class _Folder:
         return self.path / f"{episode_id}{ARCHIVE_SUFFIX}"
 
 
+def _folder_names(root: Path) -> list[str]:
+    """The folders, whether they can be read or not."""
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir())
+
+
 def _archives(folder: Path) -> Iterator[tuple[str, int]]:
-    """Names and sizes; a folder that may not be listed is as if it were empty."""
-    with suppress(PermissionError), os.scandir(folder) as entries:
+    with os.scandir(folder) as entries:
         for entry in entries:
             # others that begin with a dot are uploads in progress
             if entry.name.endswith(ARCHIVE_SUFFIX) and not entry.name.startswith("."):
@@ -375,14 +425,20 @@ class _Index:
         self._digest = hashlib.sha256().digest()  # of those bytes
         self._last: IndexRow | None = None  # of a last line without a newline
         self.rows: dict[_Key, list[IndexRow]] = {}
-        self.problems: list[str] = []
+        self._problems: list[str] = []
+        self._malformed = 0  # lines
+
+    @property
+    def problems(self) -> list[str]:
+        more = self._malformed - _MOST_NAMED
+        return [*self._problems, *([f"index.jsonl: and {more} more lines"] if more > 0 else [])]
 
     def read(self) -> set[_Key]:
         """Read what was added; returns the episodes that have other rows than before."""
         if not self._path.is_file():
             changed = set(self.rows)
             self._forget()
-            self.problems = ["index.jsonl: missing; every file counts as not indexed"]
+            self._problems = ["index.jsonl: missing; every file counts as not indexed"]
             return changed
         now = self._path.stat()
         seen = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
@@ -398,12 +454,15 @@ class _Index:
             changed.add(self._take(self._last, list.remove))
             self._last = None
         whole = content.rfind(b"\n") + 1
-        for line in content[self._read : whole].split(b"\n")[:-1]:
+        for line in io.BytesIO(memoryview(content)[self._read : whole]):
             self._lines += 1
             try:
-                row = _index_row(line)
+                row = _index_row(line[:-1])
             except (ValueError, RecursionError) as error:
-                self.problems.append(f"index.jsonl line {self._lines}: {error}")
+                self._malformed += 1
+                if self._malformed <= _MOST_NAMED:
+                    problem = f"index.jsonl line {self._lines}: {error}"
+                    self._problems.append(problem[:_LONGEST])
                 continue
             if row:
                 changed.add(self._take(row, list.append))
@@ -421,6 +480,10 @@ class _Index:
             del self.rows[key]
         return key
 
+
+_MAX_LINE_BYTES = 64 * 2**10  # of the index; 300 are usual
+_MOST_NAMED = 100  # malformed lines of the index
+_LONGEST = 500  # characters of a problem: a line may say anything
 
 _TYPES = (
     ("episode_id", str),
@@ -444,6 +507,8 @@ def _json(line: bytes) -> object:
 
 def _index_row(line: bytes) -> IndexRow | None:
     """The row of a line, None if the line is blank."""
+    if len(line) > _MAX_LINE_BYTES:
+        raise ValueError(f"must be at most {_MAX_LINE_BYTES:,} bytes, got {len(line):,}")
     if not line.strip():
         return None
     value = _json(line)
@@ -459,6 +524,10 @@ def _index_row(line: bytes) -> IndexRow | None:
                 f"{name} of episode {value['episode_id']!a} must be Unicode text, "
                 f"got {value[name]!a}"
             )
+        if kind is str and len(value[name]) > MAX_NAME:
+            raise ValueError(f"{name} must be at most {MAX_NAME} characters")
+    if not 0 <= value["size_bytes"] < 2**63:
+        raise ValueError(f"size_bytes must be 0 to 2^63 - 1, got {value['size_bytes']}")
     if not is_host_id(value["host_id"]):
         raise ValueError(f"host_id must be a host id, got {value['host_id']!r}")
     if not is_episode_id(value["episode_id"]):
@@ -471,6 +540,6 @@ def _index_row(line: bytes) -> IndexRow | None:
         value["size_bytes"],
         value["received_at_wall"],
         value["schema_version"],
-        commit if is_text(commit) else None,
+        commit if isinstance(commit, str) and is_text(commit) and len(commit) <= MAX_NAME else None,
         value.get("backfilled") is True,
     )

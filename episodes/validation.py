@@ -17,7 +17,7 @@ import numpy as np
 import pydantic.dataclasses
 
 from episodes.archive import ArchiveError, read_packed
-from episodes.environment import retried
+from episodes.environment import retried, unread
 from episodes.format import (
     EVENTS_FILE,
     FAILED,
@@ -219,6 +219,8 @@ def validate(
     Raises:
         MachineError: the archive could not be read, or there was no memory.
     """
+    if stored.unreadable:
+        raise unread(stored.path, stored.unreadable)
     return retried(lambda: _judge(stored, policy, fields), stored.path)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import sys
 import tarfile
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,7 @@ from hypothesis import strategies as st
 import episodes.archive
 import episodes.environment
 import episodes.reading
+import episodes.store
 import episodes.validation
 from episodes.archive import ArchiveError, read_members, read_packed
 from episodes.environment import MachineError
@@ -1522,6 +1526,113 @@ def test_optional_columns_of_the_index(store: StoreBuilder) -> None:
     store.add(packed=b"y", index={"code_commit": None, "backfilled": "yes"})
     rows = [row for e in list_store(store.root).episodes for row in e.index_rows]
     assert [(row.code_commit, row.backfilled) for row in rows] == [("abc", True), (None, False)]
+
+
+@contextmanager
+def unreadable(folder: Path) -> Iterator[None]:
+    """Within, this process may not read a folder, whoever runs it."""
+    user, mode = os.geteuid(), folder.stat().st_mode
+    folder.chmod(0o000)
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        folder.chmod(mode)
+
+
+@pytest.fixture
+def open_store() -> Iterator[StoreBuilder]:
+    """A store whose parents everybody may enter, unlike those of ``tmp_path``."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield StoreBuilder(Path(folder, "store"))
+
+
+def test_a_host_folder_that_cannot_be_read_is_named_and_the_rest_goes_on(
+    open_store: StoreBuilder,
+) -> None:
+    lost = [open_store.add("lab-a", duration_s=DURATION_S) for _ in range(2)]
+    kept = open_store.add("lab-b", duration_s=DURATION_S)
+    before = list_store(open_store.root)
+    with unreadable(lost[0].path.parent):
+        for forget in (False, True):  # seen before by this process, and not
+            if forget:
+                episodes.store._stores.clear()
+            listing = list_store(open_store.root)
+            assert [e.identity for e in listing.episodes] == [e.identity for e in before.episodes]
+            (problem,) = listing.differences
+            assert problem.startswith("episodes/lab-a: cannot be read (Permission denied)")
+            assert judge(open_store, kept).verdict == "accepted"
+            for added in lost:
+                with pytest.raises(MachineError, match="Permission denied"):
+                    judge(open_store, added)
+    assert list_store(open_store.root) == before
+    assert [judge(open_store, added).verdict for added in lost] == ["accepted"] * 2
+
+
+def test_an_episode_that_comes_while_its_folder_cannot_be_read_is_found_later(
+    open_store: StoreBuilder,
+) -> None:
+    first = open_store.add("lab-a", duration_s=DURATION_S)
+    assert len(list_store(open_store.root).episodes) == 1
+    unindexed = open_store.add("lab-a", duration_s=DURATION_S, indexed=False)
+    with unreadable(first.path.parent):
+        assert len(list_store(open_store.root).episodes) == 1
+    found = list_store(open_store.root)
+    assert [e.episode_id for e in found.unindexed] == [unindexed.episode_id]
+    assert found.differences == (f"lab-a/{unindexed.episode_id}: on disk, not in the index",)
+
+
+def test_a_listing_that_failed_half_way_loses_no_change(
+    store: StoreBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(episodes.environment, "PAUSES_S", (0,))
+    store.add(duration_s=DURATION_S)
+    list_store(store.root)
+    store.add(duration_s=DURATION_S)
+    read = episodes.store._Index.read
+    times = [0]
+
+    def stale(index: Any) -> Any:
+        times[0] += 1
+        if times[0] < 3:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read(index)
+
+    monkeypatch.setattr(episodes.store._Index, "read", stale)
+    with pytest.raises(MachineError, match="in 2 tries"):
+        list_store(store.root)
+    assert [e.size_bytes is not None for e in list_store(store.root).episodes] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b'{"a": "' + b"x" * 10_000_000 + b'"}', "must be at most 65,536 bytes, got 10,000,009"),
+        (b"[" * 60_000, "recursion"),
+        (b'{"episode_id": "' + b"x" * 300 + b'"}', ""),
+        (b'{"size_bytes": ' + b"9" * 5_000 + b"}", "4300 digits"),
+    ],
+)
+def test_an_absurd_line_of_the_index_is_a_problem_and_no_more(
+    line: bytes, problem: str, store: StoreBuilder
+) -> None:
+    for text in (line, line):
+        store.append_to_index(text + b"\n")
+    store.add(duration_s=DURATION_S)
+    listing = list_store(store.root)
+    assert len(listing.episodes) == 1
+    assert [text[:20] for text in listing.problems] == [f"index.jsonl line {n}: " for n in (1, 2)]
+    assert all(problem in text and len(text) <= 500 for text in listing.problems)
+
+
+def test_a_thousand_malformed_lines_of_the_index_are_counted(store: StoreBuilder) -> None:
+    store.append_to_index(b"nonsense\n" * 1000 + b"\n" * 100_000)
+    assert list_store(store.root).problems[-1] == "index.jsonl: and 900 more lines"
+    store.add(duration_s=DURATION_S)
+    assert len(list_store(store.root).episodes) == 1
 
 
 def test_names_that_fit_nothing_are_problems(store: StoreBuilder) -> None:

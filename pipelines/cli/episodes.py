@@ -11,6 +11,8 @@ import typer
 
 from pipelines.cli import options
 from pipelines.cli.console import (
+    FAILED,
+    OK,
     REJECTED,
     USAGE,
     Document,
@@ -41,15 +43,23 @@ class Verdicts(Document):
     records: list[Record]
     changes: list[dict[str, Any]] | None
     named: bool  # one episode was asked for
+    unread: list[str]  # why the others got no verdict: no fault of theirs
+
+    @property
+    def exit_code(self) -> int:
+        return FAILED if self.unread else OK
 
     def as_json(self) -> dict[str, Any]:
         head = {"store": self.store, "differences": self.differences, "summary": self.summary}
+        if self.unread:
+            head["unread"] = self.unread
         if self.changes is not None:
             return head | {"changes": self.changes}
         return head | {"episodes": [record.as_row() for record in self.records]}
 
     def text(self) -> Iterator[str]:
         yield from self.differences
+        yield from self.unread
         if self.changes is None:
             yield from (r.line for r in self.records if self.named or r.reasons)
         else:
@@ -83,8 +93,10 @@ def validate(
     chosen = (
         [stored_episode(workspace, episode)] if episode else (listing.episodes if listing else [])
     )
-    records = list(_judge(chosen, workspace.validation))
-    others = list(_judge(chosen, other)) if other else None
+    unread: list[str] = []
+    records = list(_judge(chosen, workspace.validation, unread))
+    others = list(_judge(chosen, other, unread)) if other else None
+    other_of = {(record.host_id, record.episode_id): record for record in others or ()}
     changes = None if others is None else [
         {
             "episode_id": before.episode_id,
@@ -92,8 +104,9 @@ def validate(
             "would_be": after.verdict,
             "details": list(after.details or before.details),
         }
-        for before, after in zip(records, others, strict=True)
-        if before.verdict != after.verdict
+        for before in records
+        if (after := other_of.get((before.host_id, before.episode_id)))
+        and before.verdict != after.verdict
     ]  # fmt: skip
     return Verdicts(
         store=str(workspace.store_path),
@@ -102,6 +115,7 @@ def validate(
         records=records,
         changes=changes,
         named=episode is not None,
+        unread=sorted(set(unread)),
     )
 
 
@@ -118,12 +132,18 @@ def stored_episode(workspace: Workspace, episode: str) -> StoredEpisode:
         fail(f"{episode}: {error.strerror}", USAGE)
 
 
-def _judge(episodes: list[StoredEpisode], policy: ValidationPolicy) -> Iterator[Record]:
+def _judge(
+    episodes: list[StoredEpisode], policy: ValidationPolicy, unread: list[str]
+) -> Iterator[Record]:
+    from episodes.environment import MachineError
     from episodes.validation import validate as judge
     from features.registry import LAYOUT
 
     for stored in track(episodes, "validating"):
-        yield judge(stored, policy, LAYOUT.fields)[0]
+        try:
+            yield judge(stored, policy, LAYOUT.fields)[0]
+        except MachineError as error:  # the others have verdicts
+            unread.append(str(error))
 
 
 def _read_policy(path: Path) -> ValidationPolicy:

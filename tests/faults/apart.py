@@ -43,12 +43,12 @@ def apart(work: Callable[[], Any], limits: Limits) -> Ended:
     child = os.fork()
     if child == 0:
         os.close(reading)
-        with open(writing, "wb") as answer:
+        with os.fdopen(writing, "wb") as answer:
             answer.write(pickle.dumps(_measured(work)))
         os._exit(0)
     os.close(writing)
     content, until = b"", time.monotonic() + limits.wall_s
-    with open(reading, "rb", buffering=0) as answer:
+    with os.fdopen(reading, "rb", buffering=0) as answer:
         while (left := until - time.monotonic()) > 0:
             if select.select([answer], [], [], left)[0]:
                 chunk = answer.read(2**16)

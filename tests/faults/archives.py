@@ -38,7 +38,6 @@ from builders import (
 from episodes.archive import MAX_READ_BYTES
 from episodes.format import ARCHIVE_SUFFIX, SOURCES
 from episodes.jsonl import MAX_LINE_BYTES, MAX_ROWS
-from episodes.settings import SETTINGS  # noqa: F401  loads pydantic before the fork
 from episodes.store import IndexRow, StoredEpisode
 from episodes.validation import ValidationPolicy
 from faults.apart import Limits, apart
@@ -225,56 +224,77 @@ SPARSE = {"GNU__sparse__name": f"{ID}/{NETFLOW}"}
 CRAFTED: dict[str, tuple[Craft, str]] = {
     # tar
     "2 million folders": (
-        lambda _: streamed(raw_header(ID.encode() + b"/", 0, b"5") * 2000, 1000), "unsafe_archive",
+        lambda _: streamed(raw_header(ID.encode() + b"/", 0, b"5") * 2000, 1000),
+        "unsafe_archive",
     ),
     "1,001 members": (
-        zstd_of(lambda: tar_of(*(entry(f"{ID}/x") for _ in range(1001)))), "unsafe_archive",
+        zstd_of(lambda: tar_of(*(entry(f"{ID}/x") for _ in range(1001)))),
+        "unsafe_archive",
     ),
     "extended header of a GiB": (
-        lambda _: streamed(bytes(MIB), 1023, raw_header(b"x", 1023 * MIB, b"x")), "unsafe_archive",
+        lambda _: streamed(bytes(MIB), 1023, raw_header(b"x", 1023 * MIB, b"x")),
+        "unsafe_archive",
     ),
     "long name of 512 MiB": (
-        lambda _: streamed(b"a" * MIB, 512, raw_header(b"x", 512 * MIB, b"L")), "unsafe_archive",
+        lambda _: streamed(b"a" * MIB, 512, raw_header(b"x", 512 * MIB, b"L")),
+        "unsafe_archive",
     ),
     "endless global headers": (
-        lambda _: streamed(raw_header(b"g", 512, b"g") + b"0" * 512, 500_000), "broken_archive",
+        lambda _: streamed(raw_header(b"g", 512, b"g") + b"0" * 512, 500_000),
+        "broken_archive",
     ),
     "endless empty global headers": (
-        lambda _: streamed(raw_header(b"g", 0, b"g") * 1000, 2000), "unsafe_archive",
+        lambda _: streamed(raw_header(b"g", 0, b"g") * 1000, 2000),
+        "unsafe_archive",
     ),
     "endless extended headers": (headed(pax(a="b") * 2000), "unsafe_archive"),
     "endless long links": (headed(raw_header(b"x", 0, b"K") * 2000), "unsafe_archive"),
-    "two names": (headed(pax(path=f"{ID}/x"), raw_header(b"", 3, b"L"), b"abc".ljust(512, b"\0")), "unsafe_archive"),
-    "two sizes": (headed(raw_header(b"pax", 20, b"x"), b"10 size=1\n10 size=2\n".ljust(512, b"\0"), A_FILE), "unsafe_archive"),
+    "two names": (
+        headed(pax(path=f"{ID}/x"), raw_header(b"", 3, b"L"), b"abc".ljust(512, b"\0")),
+        "unsafe_archive",
+    ),
+    "two sizes": (
+        headed(raw_header(b"pax", 20, b"x"), b"10 size=1\n10 size=2\n".ljust(512, b"\0"), A_FILE),
+        "unsafe_archive",
+    ),
     "size below 0": (headed(pax(size="-512"), A_FILE), "broken_archive"),
     "size of 20 digits": (headed(pax(size="9" * 20), A_FILE), "broken_archive"),
     "size of 5,000 digits": (headed(pax(size="9" * 5000), A_FILE), "broken_archive"),
     "size of an EiB": (headed(pax(size=str(2**59)), A_FILE), "broken_archive"),
     "size below 0, binary": (headed(raw_header(b"x", b"\xff" * 12)), "broken_archive"),
     "size of 2^90, binary": (
-        headed(raw_header(f"{ID}/x".encode(), b"\x80" + b"\xff" * 11)), "broken_archive",
+        headed(raw_header(f"{ID}/x".encode(), b"\x80" + b"\xff" * 11)),
+        "broken_archive",
     ),
     "size no number": (headed(raw_header(b"x", b"size of it\0\0")), "broken_archive"),
     "digits without end in a pax header": (
-        headed(raw_header(b"x", 65_536, b"x"), b"1" * 65_536), "broken_archive",
+        headed(raw_header(b"x", 65_536, b"x"), b"1" * 65_536),
+        "broken_archive",
     ),
     "pax record of length 0": (
-        headed(raw_header(b"x", 10, b"x"), b"0 path=x\n\n".ljust(512, b"\0")), "broken_archive",
+        headed(raw_header(b"x", 10, b"x"), b"0 path=x\n\n".ljust(512, b"\0")),
+        "broken_archive",
     ),
-    "sparse 0.0": (headed(pax(GNU__sparse__size="9", GNU__sparse__numblocks="1")), "unsafe_archive"),
+    "sparse 0.0": (
+        headed(pax(GNU__sparse__size="9", GNU__sparse__numblocks="1")),
+        "unsafe_archive",
+    ),
     "sparse 0.1": (headed(pax(GNU__sparse__map="0,3", **SPARSE)), "unsafe_archive"),
     "sparse 1.0": (
-        headed(pax(GNU__sparse__major="1", GNU__sparse__minor="0", **SPARSE)), "unsafe_archive",
+        headed(pax(GNU__sparse__major="1", GNU__sparse__minor="0", **SPARSE)),
+        "unsafe_archive",
     ),
     "old sparse": (headed(raw_header(f"{ID}/x".encode(), 0, b"S")), "unsafe_archive"),
     "a volume": (headed(raw_header(b"x", 0, b"V")), "unsafe_archive"),
     "name of 60 kB": (headed(pax(path="a" * 60_000), raw_header(b"x", 0)), "unsafe_archive"),
     "name no text": (headed(raw_header(b"\xff\xfe/\x80", 0)), "unsafe_archive"),
     "a GiB said, nothing there": (
-        zstd_of(lambda: raw_header(f"{ID}/{GUEST}".encode(), 1024 * MIB - 512)), "unsafe_archive",
+        zstd_of(lambda: raw_header(f"{ID}/{GUEST}".encode(), 1024 * MIB - 512)),
+        "unsafe_archive",
     ),
     "60 MiB said, nothing there": (
-        zstd_of(lambda: raw_header(f"{ID}/{GUEST}".encode(), 60 * MIB)), "broken_archive",
+        zstd_of(lambda: raw_header(f"{ID}/{GUEST}".encode(), 60 * MIB)),
+        "broken_archive",
     ),
     "all bits set": (zstd_of(lambda: b"\xff" * 10_240), "broken_archive"),
     "zeros alone": (zstd_of(lambda: bytes(10_240)), "schema"),
@@ -316,10 +336,12 @@ CRAFTED: dict[str, tuple[Craft, str]] = {
     "4 million empty frames": (lambda _: frame(0x58, b"\x01\0\0") * 4_000_000, "unsafe_archive"),
     "20 million empty blocks": (lambda _: frame(0x58, b"\0\0\0" * 20_000_000), "unsafe_archive"),
     "8 million skippable frames": (
-        lambda _: struct.pack("<II", 0x184D2A50, 0) * 8_000_000, "unsafe_archive",
+        lambda _: struct.pack("<II", 0x184D2A50, 0) * 8_000_000,
+        "unsafe_archive",
     ),
     "skippable frame beyond the end": (
-        lambda _: pack(ID, good()) + struct.pack("<II", 0x184D2A50, 2**32 - 1), "broken_archive",
+        lambda _: pack(ID, good()) + struct.pack("<II", 0x184D2A50, 2**32 - 1),
+        "broken_archive",
     ),
     "a dictionary": (
         lambda _: struct.pack("<IBBB", 0xFD2FB528, 1, 0x58, 7) + raw_blocks(tar_of()),
@@ -328,7 +350,8 @@ CRAFTED: dict[str, tuple[Craft, str]] = {
     "reserved block": (lambda _: frame(0x58, b"\x07\0\0"), "broken_archive"),
     "random": (lambda r: r.randbytes(100_000), "broken_archive"),
     "random behind a magic number": (
-        lambda r: struct.pack("<I", 0xFD2FB528) + r.randbytes(100_000), "",
+        lambda r: struct.pack("<I", 0xFD2FB528) + r.randbytes(100_000),
+        "",
     ),
     # lines
     **{
@@ -347,10 +370,17 @@ CRAFTED: dict[str, tuple[Craft, str]] = {
     **{
         f"wide rows: {label}": (holding(GUEST, lambda value=value: wide(value)), "")
         for label, value in {
-            "lists": b"[]", "objects": b"{}", "ints": b"1", "floats": b"1.1", "NaN": b"NaN",
-            "ints of 4,300 digits": b"9" * 4300, "ints of 5,000": b"9" * 5000,
-            "deep lists": b"[" * 900 + b"]" * 900, "too deep": b"[" * 1100 + b"]" * 1100,
-            "deep objects": b'{"a":' * 900 + b"1" + b"}" * 900, "text": b'"\\u0041\\n"',
+            "lists": b"[]",
+            "objects": b"{}",
+            "ints": b"1",
+            "floats": b"1.1",
+            "NaN": b"NaN",
+            "ints of 4,300 digits": b"9" * 4300,
+            "ints of 5,000": b"9" * 5000,
+            "deep lists": b"[" * 900 + b"]" * 900,
+            "too deep": b"[" * 1100 + b"]" * 1100,
+            "deep objects": b'{"a":' * 900 + b"1" + b"}" * 900,
+            "text": b'"\\u0041\\n"',
         }.items()
     },
     "wide rows: keys": (
@@ -361,7 +391,8 @@ CRAFTED: dict[str, tuple[Craft, str]] = {
         "",
     ),
     "one key many times": (
-        holding(GUEST, lambda: filled(row(b"," + b",".join([b'"forks":1'] * 1600)))), "",
+        holding(GUEST, lambda: filled(row(b"," + b",".join([b'"forks":1'] * 1600)))),
+        "",
     ),
     "60 MiB of equal rows": (holding(GUEST, lambda: filled(row())), "schema"),
     "rows of one instant": (
@@ -375,44 +406,62 @@ CRAFTED: dict[str, tuple[Craft, str]] = {
     ),
     "slow rows in every source": (in_every_source(many_slow_rows), ""),
     "too many rows in every source": (
-        in_every_source(lambda: b"".join(row(b"", START_NS + i) for i in range(MAX_ROWS + 1))), "schema",
+        in_every_source(lambda: b"".join(row(b"", START_NS + i) for i in range(MAX_ROWS + 1))),
+        "schema",
     ),
     "a row of each length up to the limit": (
-        holding(GUEST, lambda: b"".join(row(b',"x":"%s"' % (b"a" * n)) for n in range(0, 16_500, 97))),
+        holding(
+            GUEST, lambda: b"".join(row(b',"x":"%s"' % (b"a" * n)) for n in range(0, 16_500, 97))
+        ),
         "schema",
     ),
     # labels, events, meta
-    "10,000 unknown labels": (holding("labels.jsonl", lambda: labels(10_000, str)), "unknown_label"),
+    "10,000 unknown labels": (
+        holding("labels.jsonl", lambda: labels(10_000, str)),
+        "unknown_label",
+    ),
     "10,000 long labels": (
-        holding("labels.jsonl", lambda: labels(5_000, lambda i: "clean" + "x" * 9_000)), "schema",
+        holding("labels.jsonl", lambda: labels(5_000, lambda _: "clean" + "x" * 9_000)),
+        "schema",
     ),
     "10,000 labels": (
-        holding("labels.jsonl", lambda: labels(10_000, lambda i: ("clean", "armed")[i % 2])), "",
+        holding("labels.jsonl", lambda: labels(10_000, lambda i: ("clean", "armed")[i % 2])),
+        "",
     ),
     "10,000 jobs": (holding("events.jsonl", lambda: jobs(9_000, "backup")), ""),
     "10,000 jobs of long names": (holding("events.jsonl", lambda: jobs(3_000, "b" * 9_000)), ""),
     "meta of 60 MiB": (holding("meta.json", lambda: b'{"a":"' + filled(b"a") + b'"}'), "schema"),
-    "meta of 60 MiB of lists": (holding("meta.json", lambda: b"[" + filled(b"[],") + b"1]"), "schema"),
+    "meta of 60 MiB of lists": (
+        holding("meta.json", lambda: b"[" + filled(b"[],") + b"1]"),
+        "schema",
+    ),
     "meta 900 deep": (holding("meta.json", b'{"a":' * 900 + b"1" + b"}" * 900), "schema"),
     "meta 90,000 deep": (holding("meta.json", b"[" * 90_000), "schema"),
-    "meta of 5,000 digits": (holding("meta.json", b'{"schema_version":' + b"1" * 5000 + b"}"), "schema"),
+    "meta of 5,000 digits": (
+        holding("meta.json", b'{"schema_version":' + b"1" * 5000 + b"}"),
+        "schema",
+    ),
     "meta lists 3,000 files": (
-        meta_with(**{f"files/{i}": {"sha256": "0"} for i in range(3_000)}), "",
+        meta_with(**{f"files/{i}": {"sha256": "0"} for i in range(3_000)}),
+        "",
     ),
     "meta with a name of 100 kB": (meta_with(**{"sample.name": "a" * 100_000}), "schema"),
     "meta with half a character": (meta_with(**{"sample.name": "\ud800"}), ""),
     "meta with a profile that is a path": (meta_with(**{"sample.profile": "../../x\0y\n"}), ""),
     "meta ends a century later": (
-        meta_with(ended_at_wall_ns=START_NS + 3_200_000_000 * NS_PER_S), "schema",
+        meta_with(ended_at_wall_ns=START_NS + 3_200_000_000 * NS_PER_S),
+        "schema",
     ),
     "meta begins at the least instant": (meta_with(started_at_wall_ns=-(2**63)), "schema"),
     "meta spans all instants": (
-        meta_with(started_at_wall_ns=-(2**63), ended_at_wall_ns=2**63 - 1), "schema",
+        meta_with(started_at_wall_ns=-(2**63), ended_at_wall_ns=2**63 - 1),
+        "schema",
     ),
     "hours of few rows": (hours_long, ""),
     **{
         f"{key} {value:+.0e} in {name}{' (coarse)' * coarse}": (
-            odd_clock(name, key, value, coarse=coarse), "",
+            odd_clock(name, key, value, coarse=coarse),
+            "",
         )
         for name, coarse in ((GUEST, False), (NETFLOW, False), (NETFLOW, True))
         for key in ("t_wall_ns", "t_mono_ns")
@@ -421,13 +470,16 @@ CRAFTED: dict[str, tuple[Craft, str]] = {
     **{
         f"{value} as a value": (
             lambda _, value=value: pack(
-                ID, edit(good(), GUEST, lambda c: c.replace(b'"forks": ', b'"forks":' + value + b',"x":'))
+                ID,
+                edit(
+                    good(), GUEST, lambda c: c.replace(b'"forks": ', b'"forks":' + value + b',"x":')
+                ),
             ),
             "",
         )
         for value in (b"1e308", b"-1e308", b"5e-324", b"1e999", b"-0.0", b"9223372036854775807")
     },
-}  # fmt: skip
+}
 """Label -> how it is made, and a reason that it must be given; empty: it may even be usable."""
 
 
