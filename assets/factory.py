@@ -31,6 +31,7 @@ from config.progress import Meter
 from episodes.environment import MachineError
 from episodes.store import StoreError
 from features.registry import LAYOUT
+from models.base import NotFiniteError
 from models.checkpoint import CheckpointError
 from resources.guards import check_instance, check_recorded, refuse
 from resources.recording import kept_open
@@ -97,7 +98,7 @@ def _build(stage: Stage) -> dg.AssetsDefinition:
         config: config_section(stage.options or _NoOptions),  # type: ignore[valid-type]
         workspace: WorkspaceResource,
     ) -> Iterator[Any]:
-        refusals = (StageError, CheckpointError, ChampionError, StoreError)
+        refusals = (StageError, CheckpointError, ChampionError, StoreError, NotFiniteError)
         try:
             check_instance(context.instance, workspace.core)
             if stage.partition == "batch" and len(context.partition_keys) > 1:

@@ -42,6 +42,7 @@ from live.outputs import Command, Hub, Lines, Metrics, Output
 from live.scorer import Event, LiveScorer
 from live.sources import DEPLOYABLE, Follow, Replay, RowSource, Stdin
 from live.stream import LiveWindows
+from models.base import NotFiniteError
 
 OK, FAILED, USAGE, MISMATCH, INTERRUPTED = 0, 1, 2, 4, 130
 
@@ -83,7 +84,7 @@ def main(
         return _said(complete(str(error)), USAGE)
     except BundleContractError as error:
         return _said(complete(str(error)), MISMATCH)
-    except (BundleError, SigningError) as error:
+    except (BundleError, NotFiniteError, SigningError) as error:
         return _said(complete(str(error)), FAILED)
     except BrokenPipeError:  # the reader of our lines has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

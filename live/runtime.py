@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models import MAX_POINTS
 from models.base import RuntimeKind
-from models.knn import vote
-from models.scaling import scale, typical
+from models.knn import check_points, vote
+from models.scaling import check_scaling, scale, typical
 from models.trees import Trees, softmax
 
 _LEAST = 1e-6  # probability that log-odds are taken of at least
@@ -128,15 +133,19 @@ def build_runtime(
     content: bytes | Mapping[str, NDArray[Any]],
     scaling: dict[str, Any] | None,
     n_classes: int,
+    n_inputs: int,
 ) -> Runtime:
     """The runtime of a model as it is kept in a bundle.
 
     Args:
         content: a graph for ``onnx``, else named arrays.
+        n_inputs: of a window, or of each of its timepoints.
 
     Raises:
         ValueError, KeyError: it has another form.
     """
+    if kind != "trees":
+        scaling = check_scaling(scaling, n_inputs)
     if kind == "onnx":
         if scaling is None or not isinstance(content, bytes):
             raise ValueError("a net must have scaling and a graph")
@@ -144,14 +153,61 @@ def build_runtime(
     if isinstance(content, bytes):
         raise ValueError(f"{kind} must be arrays")
     if kind == "trees":
-        return TreeRuntime(Trees.from_arrays(content))
+        trees = Trees.from_arrays(content)
+        if len(trees.base) != n_classes or trees.feature.max(initial=0) >= n_inputs:
+            raise ValueError(f"trees must be for {n_inputs} inputs and {n_classes} classes")
+        return TreeRuntime(trees)
     if kind != "neighbours" or scaling is None:
         raise ValueError(f"runtime must be onnx, trees or neighbours, got {kind!r}")
-    return NeighbourRuntime(
-        scaling,
-        content["axes"],
-        content["points"],
-        content["y"],
-        int(content["n_neighbors"]),
-        n_classes,
-    )
+    axes, points, y = content["axes"], content["points"], content["y"]
+    check_points(n_inputs, axes, points, y, n_classes)
+    n_neighbors = int(content["n_neighbors"])
+    if not 1 <= n_neighbors <= MAX_POINTS:
+        raise ValueError(f"n_neighbors must be 1 to {MAX_POINTS}, got {n_neighbors}")
+    return NeighbourRuntime(scaling, axes, points, y, n_neighbors, n_classes)
+
+
+_TRIAL = """
+import json, resource, sys
+resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+resource.setrlimit(resource.RLIMIT_DATA, (2**31, 2**31))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+shape = json.loads(sys.argv[1])
+import numpy as np, onnxruntime as ort
+options = ort.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+options.log_severity_level = 4
+session = ort.InferenceSession(sys.stdin.buffer.read(), options, ["CPUExecutionProvider"])
+for n in (1, 3):
+    logits = session.run(None, {"x": np.zeros((n, *shape), dtype=np.float32)})[0]
+    assert logits.shape == (n, int(sys.argv[2])) and logits.dtype == np.float32
+"""
+_TRIAL_S = 60.0
+
+
+def try_net(model: bytes, scaling: dict[str, Any], shape: tuple[int, ...], n_classes: int) -> None:
+    """Load and run a net in another process: a crafted one can crash or hang ONNX Runtime.
+
+    Args:
+        shape: of a window's inputs, before scaling.
+
+    Raises:
+        ValueError: it did not give probabilities within a time and a memory that are ample.
+    """
+    scaled = scale(np.zeros((1, *shape), dtype=np.float32), check_scaling(scaling, shape[-1]))
+    command = [sys.executable, "-c", _TRIAL, json.dumps(scaled.shape[1:]), str(n_classes)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        done = subprocess.run(
+            command,
+            input=model,
+            capture_output=True,
+            timeout=_TRIAL_S,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"its net took over {_TRIAL_S:g} s for a window") from None
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise ValueError(f"its net does not run: {' '.join(said) or f'signal {-done.returncode}'}")

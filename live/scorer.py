@@ -16,6 +16,7 @@ from episodes.format import SOURCES
 from live.silence import QUIET_S, silence
 from live.stream import LiveWindow, LiveWindows
 from models.alarm import Follower
+from models.base import check_finite
 from models.novelty import ALPHA, Resemblance
 
 if TYPE_CHECKING:
@@ -115,9 +116,9 @@ class LiveScorer:
         if not seen:
             place = _place(window, bundle.layout.window.length_ms)
             return self._silence(silent or list(bundle.sources), *place.values())
-        proba = bundle.proba(window)
-        if not np.all(np.isfinite(proba)):
-            raise FloatingPointError(f"window {window.number}: a probability is not finite")
+        proba = check_finite(
+            bundle.proba(window)[None], f"{bundle.variant}, window {window.number}"
+        )[0]
         filtered, score, alarm = self._follower.push(proba)
         p = self._resemblance.push(bundle.likeness_inputs(window)) if self._resemblance else None
         state = self._alarm_state(alarm, window.number)

@@ -7,3 +7,8 @@ import os
 # Before torch or XGBoost load OpenMP: threads that wait must sleep. By default they spin, and two
 # trainings on one machine then take each other's cores (measured: slower by over ten times).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+MAX_POINTS = 200_000
+"""Training windows that nearest neighbours may keep."""
+
+MAX_TREE_DEPTH = 16

@@ -23,6 +23,7 @@ from episodes.format import INFECTED
 
 LEAST = 1e-4
 """A posterior below this counts as this: one sure and wrong window must not decide a sequence."""
+TEMPERATURES = (0.02, 1000)  # that a rule may have; ``evaluation.calibration`` tries fewer
 _LEAK = 1e-3  # of every transition's probability, so that no sequence of windows is impossible
 
 
@@ -49,13 +50,22 @@ class AlarmRule:
         n = len(self.phases)
         if len(self.initial) != n or [len(row) for row in self.transitions] != [n] * n:
             raise ValueError(f"alarm rule: initial and transitions must be for {n} phases")
-        numbers = [*self.initial, *(share for row in self.transitions for share in row)]
-        if not all(_is_number(share) and share >= 0 for share in numbers):
-            raise ValueError("alarm rule: initial and transitions must be numbers of at least 0")
+        for row in (self.initial, *self.transitions):
+            if not all(_is_number(share) and share >= 0 for share in row):
+                raise ValueError(
+                    "alarm rule: initial and transitions must be numbers of at least 0"
+                )
+            if abs(sum(row) - 1) > 1e-6:
+                raise ValueError(f"alarm rule: shares must add up to 1, got {sum(row):g}")
         for name in ("temperature", "threshold", "clear_ratio"):
             value = getattr(self, name)
             if not _is_number(value) or (value <= 0 and name != "threshold"):
                 raise ValueError(f"alarm rule: {name} must be a number above 0, got {value!r}")
+        low, high = TEMPERATURES
+        if not low <= self.temperature <= high:  # beyond, every phase has the likelihood 0
+            raise ValueError(
+                f"alarm rule: temperature must be {low} to {high}, got {self.temperature}"
+            )
         if self.clear_ratio > 1:
             raise ValueError(f"alarm rule: clear_ratio must be at most 1, got {self.clear_ratio}")
 

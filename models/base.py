@@ -23,6 +23,25 @@ class NotFittedError(RuntimeError):
     """A model was used before it was fitted."""
 
 
+class NotFiniteError(RuntimeError):
+    """A model gave a probability that is no number: no phase may be read from it."""
+
+
+def check_finite(proba: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+    """Probabilities ``(n_windows, n_classes)``, if all of them are numbers.
+
+    Raises:
+        NotFiniteError: says for how many windows they are not.
+    """
+    wrong = ~np.isfinite(proba).all(axis=1)
+    if wrong.any():
+        raise NotFiniteError(
+            f"{name}: {np.count_nonzero(wrong)} of {len(proba)} windows have a probability that is "
+            "not a number, so no phase is known; restore the model's files or retrain it"
+        )
+    return proba
+
+
 class Inputs(Protocol):
     """An array, or anything that has its shape and is indexed like one."""
 
@@ -164,6 +183,7 @@ class Classifier(ABC):
         Raises:
             NotFittedError: the model was neither fitted nor restored.
             ValueError: ``X`` has another number of inputs than the training set.
+            NotFiniteError: a probability is not a number.
         """
         if self.n_inputs_ is None:
             raise NotFittedError(f"{type(self).__name__} is not fitted; call fit or restore first")
@@ -174,7 +194,7 @@ class Classifier(ABC):
             )
         if not len(X):
             return np.empty((0, self.n_classes), dtype=np.float32)
-        return self._predict_proba(X)
+        return check_finite(self._predict_proba(X), type(self).__name__)
 
     @contextmanager
     def one_thread(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from models.base import (
     blocks,
     class_weights,
 )
+from models.booster import check_booster
 from models.trees import Trees
 
 if TYPE_CHECKING:
@@ -164,12 +165,11 @@ class Gbt(Classifier):
         return bytes(self.booster_.save_raw("ubj"))
 
     def restore(self, sidecar: bytes, n_inputs: int, standardize: dict[str, Any] | None) -> None:
+        check_booster(sidecar, n_inputs, self.n_classes)
+        if standardize is not None:
+            raise ValueError("trees have no scaling")
         self.booster_ = xgb.Booster({"nthread": self.config.n_threads})
         self.booster_.load_model(bytearray(sidecar))
-        if self.booster_.num_features() != n_inputs:
-            raise ValueError(
-                f"trees must take {n_inputs} inputs, got {self.booster_.num_features()}"
-            )
         self.n_inputs_ = n_inputs
         self.standardize_ = standardize
 

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from episodes.settings import SETTINGS, Count, NotNegative, Positive, PositiveShare, Share
+from models import MAX_POINTS, MAX_TREE_DEPTH
+
+# A setting comes from a file, perhaps a stranger's checkpoint. The upper bounds are far beyond what
+# helps, and keep it from taking all memory or time.
+Steps = Annotated[Count, Field(le=10_000)]
+Threads = Annotated[Count, Field(le=256)]
+Layers = Annotated[Count, Field(le=32)]
+Width = Annotated[Count, Field(le=2_048)]
+Small = Annotated[Count, Field(le=256)]
+Rate = Annotated[Positive, Field(le=10)]
+Strength = Annotated[NotNegative, Field(le=1e6)]
+Most = Annotated[Positive, Field(le=1e6)]
 
 
 def _odd(value: int) -> int:
@@ -20,26 +32,28 @@ def _odd(value: int) -> int:
 class GbtConfig:
     """Hyperparameters of ``Gbt``."""
 
-    n_rounds: Count = 400
-    learning_rate: Positive = 0.05
-    max_depth: Count = 5
-    min_child_weight: NotNegative = 2.0
+    n_rounds: Steps = 400
+    learning_rate: Rate = 0.05
+    max_depth: Annotated[Count, Field(le=MAX_TREE_DEPTH)] = 5
+    min_child_weight: Strength = 2.0
     subsample: PositiveShare = 0.7
     colsample_bynode: PositiveShare = 0.3
-    reg_lambda: NotNegative = 2.0
-    max_bin: Count = 256
-    early_stopping_rounds: Count = 40
-    n_threads: Count = 2
+    reg_lambda: Strength = 2.0
+    max_bin: Annotated[Count, Field(ge=2, le=65_536)] = 256
+    early_stopping_rounds: Steps = 40
+    n_threads: Threads = 2
 
 
 @dataclass(frozen=True, slots=True, config=SETTINGS)
 class KnnConfig:
     """Hyperparameters of ``Knn``."""
 
-    n_neighbors: Count = 10
-    n_components: Count = 32  # principal axes along which distances are taken
-    max_windows: Count = 20_000  # stored; above it, as many of each class as fit
-    limit: Positive = 2.0  # standard deviations
+    n_neighbors: Steps = 10
+    n_components: Steps = 32  # principal axes along which distances are taken
+    max_windows: Annotated[Count, Field(le=MAX_POINTS)] = (
+        20_000  # stored; above it, as many of each class as fit
+    )
+    limit: Most = 2.0  # standard deviations
 
 
 @dataclass(frozen=True, slots=True, config=SETTINGS)
@@ -54,60 +68,60 @@ class KnnSemiConfig(KnnConfig):
 class NetConfig:
     """How every neural net is trained."""
 
-    width: Count = 64
-    depth: Count = 2
+    width: Width = 64
+    depth: Layers = 2
     dropout: Share = 0.3
-    epochs: Count = 30
+    epochs: Steps = 30
     keep: Literal["best", "last"] = "best"  # weights: of the best epoch on validation, or the last
-    patience: Count = 8  # epochs without a better macro F1 on validation, then training stops
-    batch_size: Count = 64
-    learning_rate: Positive = 2e-3
-    weight_decay: NotNegative = 0.05
+    patience: Steps = 8  # epochs without a better macro F1 on validation, then training stops
+    batch_size: Annotated[Count, Field(le=65_536)] = 64
+    learning_rate: Rate = 2e-3
+    weight_decay: Strength = 0.05
     warmup_share: Share = 0.1
-    clip_norm: Positive = 1.0
+    clip_norm: Most = 1.0
     label_smoothing: Share = 0.05
-    offset_noise: NotNegative = 0.2  # of an input's standard deviation, one draw per window
-    n_threads: Count = 1  # nets this small gain nothing from a second one
+    offset_noise: Strength = 0.2  # of an input's standard deviation, one draw per window
+    n_threads: Threads = 1  # nets this small gain nothing from a second one
 
 
 @dataclass(frozen=True, slots=True, config=SETTINGS)
 class MlpConfig(NetConfig):
     """Hyperparameters of ``Mlp``."""
 
-    width: Count = 192
+    width: Width = 192
     dropout: Share = 0.5
-    epochs: Count = 60
-    n_pieces: Count = 4  # intervals that an input is cut into
+    epochs: Steps = 60
+    n_pieces: Small = 4  # intervals that an input is cut into
 
 
 @dataclass(frozen=True, slots=True, config=SETTINGS)
 class WindowNetConfig(NetConfig):
     """Hyperparameters that the nets on windows have in common."""
 
-    block_bins: Count = 5  # timepoints condensed to their mean and deviation
-    limit: Positive = 1.5  # standard deviations
+    block_bins: Small = 5  # timepoints condensed to their mean and deviation
+    limit: Most = 1.5  # standard deviations
 
 
 @dataclass(frozen=True, slots=True, config=SETTINGS)
 class CnnConfig(WindowNetConfig):
     """Hyperparameters of ``Cnn``."""
 
-    kernel: Annotated[Count, AfterValidator(_odd)] = 7
+    kernel: Annotated[Small, AfterValidator(_odd)] = 7
 
 
 @dataclass(frozen=True, slots=True, config=SETTINGS)
 class GruConfig(WindowNetConfig):
     """Hyperparameters of ``Gru``."""
 
-    depth: Count = 1
+    depth: Layers = 1
 
 
 @dataclass(frozen=True, slots=True, config=SETTINGS)
 class LstmConfig(WindowNetConfig):
     """Hyperparameters of ``Lstm``."""
 
-    width: Count = 96
-    depth: Count = 1
+    width: Width = 96
+    depth: Layers = 1
 
 
 @dataclass(frozen=True, slots=True, config=SETTINGS)
@@ -115,7 +129,7 @@ class TransformerConfig(WindowNetConfig):
     """Hyperparameters of ``Transformer``."""
 
     dropout: Share = 0.2
-    n_heads: Count = 4
+    n_heads: Small = 4
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.n_heads):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from models import MAX_POINTS
 from models.base import Classifier, Examples, Exported, blocks
-from models.scaling import fit_scaling, leading_axes, raw_inputs, scale
+from models.scaling import check_scaling, fit_scaling, leading_axes, scale
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,10 +83,9 @@ class Knn(Classifier):
         from safetensors.numpy import load
 
         tensors = load(sidecar)
-        if standardize is None or not raw_inputs(standardize) == n_inputs == len(tensors["axes"]):
-            raise ValueError(f"standardize must be for {n_inputs} inputs")
-        self.standardize_ = standardize
+        self.standardize_ = check_scaling(standardize, n_inputs)
         self.axes_, self.points_, self.y_ = tensors["axes"], tensors["points"], tensors["y"]
+        check_points(n_inputs, self.axes_, self.points_, self.y_, self.n_classes)
         self.n_inputs_ = n_inputs
 
     def exported(self, n_timepoints: int) -> Exported:  # noqa: ARG002
@@ -153,6 +153,35 @@ class KnnSemi(Knn):
 
         tensors = load(sidecar)
         self.pseudo_points_, self.pseudo_y_ = tensors["pseudo_points"], tensors["pseudo_y"]
+        if len(self.pseudo_y_):
+            check_points(n_inputs, self.axes_, self.pseudo_points_, self.pseudo_y_, self.n_classes)
+
+
+def check_points(
+    n_inputs: int,
+    axes: NDArray[Any],
+    points: NDArray[Any],
+    y: NDArray[Any],
+    n_classes: int,
+) -> None:
+    """Refuse stored windows that cannot vote.
+
+    Raises:
+        ValueError: axes, points or classes do not fit together, or are not numbers.
+    """
+    n_axes = axes.shape[1] if axes.ndim == 2 else 0
+    if axes.dtype != np.float32 or not n_axes or len(axes) != n_inputs:
+        raise ValueError(f"axes must be for {n_inputs} inputs, float32")
+    if (
+        points.dtype != np.float32
+        or not 0 < len(y) <= MAX_POINTS
+        or points.shape != (len(y), n_axes)
+    ):
+        raise ValueError(f"points must be (1 to {MAX_POINTS}, {n_axes}), float32")
+    if y.dtype != np.int64 or y.ndim != 1 or y.min() < 0 or y.max() >= n_classes:
+        raise ValueError(f"classes must be integers below {n_classes}")
+    if not (np.all(np.isfinite(axes)) and np.all(np.isfinite(points))):
+        raise ValueError("axes and points must be finite")
 
 
 def vote(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 
 from models.base import Classifier, Examples, Exported, Inputs
-from models.scaling import fit_scaling, raw_inputs, scale, scaled_columns
+from models.scaling import check_scaling, fit_scaling, scale, scaled_columns
 from models.trainer import predict_net, torch_threads, train_net
 
 OPSET = 17
@@ -66,14 +66,28 @@ class NetClassifier(Classifier):
         return save({name: value.detach().cpu().contiguous() for name, value in state.items()})
 
     def restore(self, sidecar: bytes, n_inputs: int, standardize: dict[str, Any] | None) -> None:
-        if standardize is None or raw_inputs(standardize) != n_inputs:
-            raise ValueError(f"standardize must be for {n_inputs} inputs")
+        standardize = check_scaling(standardize, n_inputs)
         self.device_ = "cpu"
-        self.net_ = self.build(scaled_columns(standardize))
-        self.net_.load_state_dict(load(sidecar))
+        weights = load(sidecar)
+        with torch.device("meta"):  # takes no memory, whatever the settings say
+            self.net_ = self.build(scaled_columns(standardize))
+        self._check_weights(weights)
+        self.net_.to_empty(device="cpu").load_state_dict(weights)
         self.net_.eval()
         self.standardize_ = standardize
         self.n_inputs_ = n_inputs
+
+    def _check_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        """Refuse weights that are not those of ``net_``, or not numbers."""
+        expected = {name: (v.shape, v.dtype) for name, v in self.net_.state_dict().items()}
+        found = {name: (value.shape, value.dtype) for name, value in weights.items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise ValueError(
+                    f"{name} must be {expected.get(name, 'absent')}, got {found.get(name, 'none')}"
+                )
+            if not torch.all(torch.isfinite(weights[name])):
+                raise ValueError(f"{name} must be finite")
 
     def exported(self, n_timepoints: int) -> Exported:
         """The ONNX graph from scaled inputs ``x`` to ``logits``, for any number of windows.

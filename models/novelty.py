@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from features.registry import Mode
 from models.base import Inputs, blocks
-from models.scaling import fit_scaling, leading_axes, scale
+from models.scaling import check_scaling, fit_scaling, leading_axes, scale
 
 ALPHA = 0.1
 MAX_POINTS = 2000  # training windows kept
@@ -160,8 +160,18 @@ class Likeness:
             if head["constants"] != _constants():
                 raise ValueError(f"made with {head['constants']}, now {_constants()}")
             limits = {name: arrays[name].tolist() for name in ("mean", "std")}
-            space = Space(head["scaling"] | limits, arrays["axes"], arrays["points"])
-            return cls(head["mode"], head["contract_hash"], space, arrays["calibration"])
+            axes, points, calibration = (arrays[n] for n in ("axes", "points", "calibration"))
+            scaling = check_scaling(head["scaling"] | limits, len(axes))
+            if axes.ndim != 2 or points.shape[1:] != axes.shape[1:] or points.ndim != 2:
+                raise ValueError("axes and points do not fit together")
+            if calibration.ndim != 1 or not len(points) or len(points) > MAX_POINTS:
+                raise ValueError(f"must have 1 to {MAX_POINTS} points, and calibration episodes")
+            for values in (axes, points, calibration):
+                if values.dtype.kind != "f" or not np.all(np.isfinite(values)):
+                    raise ValueError("arrays must be finite")
+            return cls(
+                head["mode"], head["contract_hash"], Space(scaling, axes, points), calibration
+            )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a likeness: {error}") from error
 

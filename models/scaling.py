@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from models.base import Inputs
 
 _BLOCK = 1024
+_LEAST_STD = 1e-6
+MAX_BLOCK_BINS = 256
 _CHUNK = 32  # windows whose bins fit into the cache of a processor
 _QUANTILE_WINDOWS = 100_000  # windows that quantiles are taken from, spread evenly
 
@@ -56,7 +58,7 @@ def fit_scaling(X: Inputs, *, block_bins: int = 1, limit: float | None = None) -
         np.multiply(values, values, out=values)
         _add(values, np.zeros(n_columns), squares)
     std = np.sqrt(squares / np.maximum(count, 1))
-    std[std < 1e-6] = 1.0  # a constant input has no information; do not amplify noise
+    std[std < _LEAST_STD] = 1.0  # a constant input has no information; do not amplify noise
     return {
         "transform": "signed_log1p",
         "block_bins": block_bins,
@@ -177,6 +179,54 @@ def _block_statistics(X, block_bins, out):
                 out[i, block, c] = mean[c]
                 squares = total[c] / count[c] if count[c] else np.nan
                 out[i, block, channels + c] = np.sqrt(squares)
+
+
+_KEYS = {
+    "signed_log1p": {"transform", "block_bins", "limit", "mean", "std"},
+    "piecewise_linear": {"transform", "edges", "mean"},
+}
+
+
+def check_scaling(scaling: Any, n_inputs: int) -> dict[str, Any]:
+    """A scaling from a file, if it is one that fitting could have given for so many inputs.
+
+    Raises:
+        ValueError: says which constant is wrong.
+    """
+    transform = scaling.get("transform") if isinstance(scaling, dict) else None
+    if transform not in _KEYS or scaling.keys() != _KEYS[transform]:
+        raise ValueError(f"standardize must be one of {', '.join(_KEYS)}, with its constants")
+    if transform == "piecewise_linear":
+        edges = _finite(scaling["edges"], "edges")
+        if edges.ndim != 2 or len(edges) != n_inputs or edges.shape[1] < 2:
+            raise ValueError(f"standardize: edges must be for {n_inputs} inputs")
+        if np.any(np.diff(edges, axis=1) < 0):
+            raise ValueError("standardize: edges must not fall")
+        n_columns = edges.size - len(edges)
+    else:
+        block_bins, limit = scaling["block_bins"], scaling["limit"]
+        if type(block_bins) is not int or not 1 <= block_bins <= MAX_BLOCK_BINS:
+            raise ValueError(
+                f"standardize: block_bins must be 1 to {MAX_BLOCK_BINS}, got {block_bins!r}"
+            )
+        if limit is not None and not (type(limit) in (int, float) and 0 < limit < np.inf):
+            raise ValueError(f"standardize: limit must be a number above 0, got {limit!r}")
+        n_columns = n_inputs * (1 if block_bins == 1 else 2)
+        std = _finite(scaling["std"], "std")
+        if std.shape != (n_columns,) or np.any(std < _LEAST_STD):
+            raise ValueError(
+                f"standardize: std must be {n_columns} numbers of at least {_LEAST_STD:g}"
+            )
+    if _finite(scaling["mean"], "mean").shape != (n_columns,):
+        raise ValueError(f"standardize: mean must be {n_columns} numbers")
+    return scaling
+
+
+def _finite(values: Any, name: str) -> NDArray[np.float64]:
+    array = np.array(values)
+    if array.dtype.kind not in "iuf" or not np.all(np.isfinite(array)):
+        raise ValueError(f"standardize: {name} must be finite numbers")
+    return array
 
 
 def scaled_columns(scaling: dict[str, Any]) -> int:

@@ -16,6 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BLOCK = 512  # windows whose paths are followed at a time
+_MAX_DEPTH = 64
+_KINDS: dict[str, type[np.generic]] = {
+    **dict.fromkeys(("left", "right", "feature", "root", "group"), np.int32),
+    **dict.fromkeys(("threshold", "cover", "base"), np.float32),
+    "missing_left": np.bool_,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +43,10 @@ class Trees:
     base: NDArray[np.float32]  # (n_classes,) margins without any tree
 
     def __post_init__(self) -> None:
+        for name, kind in _KINDS.items():
+            values = getattr(self, name)
+            if values.dtype != kind or (kind == np.float32 and not np.all(np.isfinite(values))):
+                raise ValueError(f"trees: {name} must be finite {kind.__name__}")
         nodes, trees = len(self.left), len(self.root)
         sizes = {
             each.name: trees if each.name in ("root", "group") else nodes
@@ -46,7 +56,10 @@ class Trees:
         for name, size in sizes.items():
             if getattr(self, name).shape != (size,):
                 raise ValueError(f"trees: {name} must have {size} entries")
-        limits = {"left": nodes, "right": nodes, "root": nodes, "group": len(self.base)}
+        limits = {
+            "left": nodes, "right": nodes, "root": nodes, "group": len(self.base),
+            "feature": 2**31,
+        }  # fmt: skip
         for name, limit in limits.items():
             values = getattr(self, name)
             if len(values) and not 0 <= values.min() <= values.max() < limit:
@@ -55,6 +68,13 @@ class Trees:
         each = np.arange(nodes)
         if np.any((self.left[inner] <= each[inner]) | (self.right[inner] <= each[inner])):
             raise ValueError("trees: a child must come after its parent")  # so every path ends
+        level = self.root
+        for _ in range(_MAX_DEPTH + 1):
+            level = np.unique(level[~self._is_leaf[level]])
+            if not len(level):
+                return
+            level = np.concatenate([self.left[level], self.right[level]])
+        raise ValueError(f"trees: a path must be at most {_MAX_DEPTH} long")
 
     @cached_property
     def _is_leaf(self) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ from config.signing import distrust, signing_key
 from datasets.splits import RECIPES
 from episodes.environment import MachineError, collector_paused
 from features.files import fingerprint
-from models.base import silent
+from models.base import NotFiniteError, silent
 from models.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from stages.manifest import Manifest
     from stages.stage import Artifacts, Progress, Stage
     from stages.workspace import Workspace
+
+
+REFUSALS = (StageError, MachineError, CheckpointError, NotFiniteError, ChampionError, OSError)
+"""Faults of one key."""
 
 
 @dataclass(frozen=True)
@@ -292,7 +296,7 @@ class Project:
             for key in keys:
                 try:
                     made = self.make(stage, key, outputs=outputs, progress=progress)
-                except (StageError, MachineError, CheckpointError, ChampionError, OSError) as error:
+                except REFUSALS as error:
                     yield key, error
                 else:
                     yield key, made

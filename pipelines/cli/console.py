@@ -50,6 +50,7 @@ EXIT_CODES = {
     "NotABundleError": USAGE,
     "BundleError": FAILED,
     "SigningError": FAILED,
+    "NotFiniteError": FAILED,
 }
 """Exit code of the errors that any command may meet; their messages are shown as they are.
 
