@@ -472,7 +472,7 @@ CRAFTED: dict[str, tuple[Craft, str]] = {
             lambda _, value=value: pack(
                 ID,
                 edit(
-                    good(), GUEST, lambda c: c.replace(b'"forks": ', b'"forks":' + value + b',"x":')
+                    good(), GUEST, lambda c: c.replace(b'"forks":', b'"forks":' + value + b',"x":')
                 ),
             ),
             "",

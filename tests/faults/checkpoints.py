@@ -12,7 +12,8 @@ import json
 import re
 import struct
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -58,6 +59,18 @@ def make_checkpoints(folder: Path) -> None:
     assert not ended.bad, ended.bad
 
 
+@cache
+def warm(made: Path) -> None:
+    """Load libraries and kernels here, once: every fork has them.
+
+    Trees are left out: XGBoost has threads of its own, and they do not come along into a fork.
+    """
+    import_module(MODELS["gbt"].module)
+    for variant in VARIANTS:
+        if variant.model != "gbt":
+            use(checkpoint_path(made, variant))
+
+
 def use(path: Path) -> str:
     """Load, verify and ask a checkpoint; returns why it was refused, or nothing."""
     try:
@@ -67,7 +80,7 @@ def use(path: Path) -> str:
         probabilities, refused = None, str(error)
     else:
         refused = ""
-    verify(path, LAYOUT, [])
+        verify(path, LAYOUT, [])
     for rows in (probabilities or {}).values():
         assert np.all(np.isfinite(rows)), "a probability is not finite"
         assert np.allclose(np.sum(rows, axis=1), 1, atol=1e-4), "probabilities do not add up to 1"
@@ -98,6 +111,7 @@ def rewrite(path: Path, header: dict[str, Any], sidecar: bytes | None = None) ->
 def opened(bench: Bench, variant: Variant) -> tuple[Path, dict[str, Any], bytes]:
     """A copy of a checkpoint: path and content of its header, content of its sidecar."""
     made = bench.made("checkpoints", make_checkpoints)
+    warm(made)
     header = json.loads(checkpoint_path(made, variant).read_bytes())
     sidecar = (made / header["sidecar"]).read_bytes()
     path = checkpoint_path(bench.folder, variant)
