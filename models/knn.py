@@ -153,8 +153,8 @@ class KnnSemi(Knn):
 
         tensors = load(sidecar)
         self.pseudo_points_, self.pseudo_y_ = tensors["pseudo_points"], tensors["pseudo_y"]
-        if len(self.pseudo_y_):
-            check_points(n_inputs, self.axes_, self.pseudo_points_, self.pseudo_y_, self.n_classes)
+        stored = self.pseudo_points_, self.pseudo_y_
+        check_points(n_inputs, self.axes_, *stored, self.n_classes, least=0)
 
 
 def check_points(
@@ -163,6 +163,8 @@ def check_points(
     points: NDArray[Any],
     y: NDArray[Any],
     n_classes: int,
+    *,
+    least: int = 1,
 ) -> None:
     """Refuse stored windows that cannot vote.
 
@@ -172,13 +174,11 @@ def check_points(
     n_axes = axes.shape[1] if axes.ndim == 2 else 0
     if axes.dtype != np.float32 or not n_axes or len(axes) != n_inputs:
         raise ValueError(f"axes must be for {n_inputs} inputs, float32")
-    if (
-        points.dtype != np.float32
-        or not 0 < len(y) <= MAX_POINTS
-        or points.shape != (len(y), n_axes)
-    ):
-        raise ValueError(f"points must be (1 to {MAX_POINTS}, {n_axes}), float32")
-    if y.dtype != np.int64 or y.ndim != 1 or y.min() < 0 or y.max() >= n_classes:
+    if points.dtype != np.float32 or points.ndim != 2 or points.shape[1] != n_axes:
+        raise ValueError(f"points must be (n, {n_axes}), float32")
+    if not least <= len(points) <= MAX_POINTS or y.shape != (len(points),):
+        raise ValueError(f"points must be {least} to {MAX_POINTS}, each with its class")
+    if y.dtype != np.int64 or y.min(initial=0) < 0 or y.max(initial=0) >= n_classes:
         raise ValueError(f"classes must be integers below {n_classes}")
     if not (np.all(np.isfinite(axes)) and np.all(np.isfinite(points))):
         raise ValueError("axes and points must be finite")
