@@ -39,7 +39,7 @@ MAX_OBJECTS = 10_000
 """The same for labels and events."""
 
 MAX_DEPTH = 64
-"""A line whose brackets are nested deeper counts as no JSON object. Recorded: 2 at most."""
+"""A line whose brackets are nested deeper counts as no JSON object. Recorded: 1."""
 
 MAX_LINE_BYTES = 16 * 2**10
 """A longer line is not parsed: short text can hold very many values. Recorded: 625 at most."""
