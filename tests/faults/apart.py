@@ -73,7 +73,7 @@ def apart(work: Callable[[], Any], limits: Limits) -> Ended:
 
 
 def _measured(work: Callable[[], Any]) -> tuple[Any, str, float, int]:
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here
     before = _resident("VmRSS")
     result, failure = None, ""
     try:
@@ -85,5 +85,5 @@ def _measured(work: Callable[[], Any]) -> tuple[Any, str, float, int]:
 
 
 def _resident(which: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(which)).split()[1])

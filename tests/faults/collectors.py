@@ -383,7 +383,7 @@ def no_memory(bench: Bench) -> Outcome:
     (stored,) = list_store(store.root).episodes
 
     def work() -> str:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
         most = pages * resource.getpagesize() + (5 + 12 * bench.number) * 2**20
         _, before = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (most, before))
