@@ -357,8 +357,9 @@ def unpacked_arrays(content: bytes) -> dict[str, NDArray[Any]]:
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as packed:
-            if sum(member.file_size for member in packed.infolist()) > MAX_FILE_BYTES:
-                raise ValueError(f"arrays must have at most {MAX_FILE_BYTES:,} bytes, got more")
+            n_bytes = sum(member.file_size for member in packed.infolist())
+        if n_bytes > MAX_FILE_BYTES:
+            raise ValueError(f"arrays must have at most {MAX_FILE_BYTES:,} bytes, got {n_bytes:,}")
         with np.load(io.BytesIO(content), allow_pickle=False) as file:  # noqa: TID251  no pickle is read
             return {name: file[name] for name in file.files}
     except (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
