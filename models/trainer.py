@@ -215,7 +215,7 @@ class _Standing:
             (best_step, best_score), steps = numbers["best"], int(numbers["steps"])
             epochs = [Epoch(int(row[0]), *row[1:]) for row in numbers["epochs"]]
             rates, scaler = [float(rate) for rate in numbers["rates"]], dict(numbers["scaler"])
-        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        except (SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"it cannot be read: {error}") from error
         forms = {name: (value.dtype, value.shape) for name, value in tensors.items()}
         groups = self._optimizer.state_dict()["param_groups"]

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import datasets
-import features
-import models
 from config import paths
 from config.signing import Signed
 from datasets.windows import read_once
-from features.code import PATH, code_of
+from features.code import MODEL_PATH, PATH, code_of
 from features.contract import contract_of
-from features.files import file_sha256, fingerprint
+from features.files import fingerprint
 from models.base import Classifier, Examples, silent
 from models.bookmark import FOLDER, SUFFIX, Bookmark
 from models.checkpoint import (
@@ -50,6 +46,8 @@ if TYPE_CHECKING:
     from stages.project import Project
     from stages.workspace import Workspace
 
+_TRAINING = (*PATH, *MODEL_PATH, "datasets.windows", "models.metrics")
+"""Modules that weights follow from, beside data and settings."""
 _KINDS = {"torch": "pytorch"}  # where Dagster has another name for a library
 
 
@@ -295,22 +293,12 @@ def training_bookmark(project: Project, variant: Variant, recipe: str) -> Bookma
     key = fingerprint(
         {
             "stage": stage.fingerprint(project, recipe),
-            "code": _code(),
-            "libraries": {name: version(name) for name in ("numpy", variant.spec.library)},
+            "code": code_of(_TRAINING, variant.spec.library).digest,
             "device": project.workspace.device,
         }
     )
     folder = project.workspace.artifacts_path / FOLDER
     return Bookmark(folder / f"{variant.name}.{recipe}.{key[:12]}{SUFFIX}", key)
-
-
-@cache
-def _code() -> str:
-    """Digest of the code that makes inputs and trains on them."""
-    rooms = [Path(file).parent for file in (models.__file__, features.__file__, datasets.__file__)]
-    return fingerprint(
-        {f"{room.name}/{f.name}": file_sha256(f) for room in rooms for f in room.glob("*.py")}
-    )
 
 
 def train(project: Project, variant: Variant, recipe: str, progress: Progress) -> dict[str, Any]:

@@ -250,7 +250,7 @@ def test_force_resumes_nothing_and_a_change_of_code_neither(
     project.make(project.stages["datasets"], RECIPE)
     variant = find_variant("mlp", "realistic")
     before = training_bookmark(project, variant, RECIPE)
-    monkeypatch.setattr("stages.checkpoints._code", lambda: "other")
+    monkeypatch.setattr("stages.checkpoints._TRAINING", ("models.cnn",))
     assert training_bookmark(project, variant, RECIPE).key != before.key
     monkeypatch.undo()
     before.path.parent.mkdir()
