@@ -76,4 +76,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # under its full name, by which a worker finds ``tried``: the main module of a package is not
+    # imported again in a process that is spawned
+    importlib.import_module("faults.__main__").main()
