@@ -51,7 +51,6 @@ EXIT_CODES = {
     "BundleError": FAILED,
     "NotFiniteError": FAILED,
     "SigningError": FAILED,
-    "NotFiniteError": FAILED,
 }
 """Exit code of the errors that any command may meet; their messages are shown as they are.
 
