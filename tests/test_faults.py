@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from faults.__main__ import declared
-from faults.table import BAD, FAULTS, attempt
+from faults.table import BAD, FAULTS, attempt, declared
 from lab import once
 
 declared()

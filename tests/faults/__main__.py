@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import pkgutil
 import sys
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 from pydantic import RootModel
 
-import faults
-from faults.table import BAD, FAULTS, Outcome, Row, as_markdown, attempt
+from faults.table import BAD, FAULTS, Row, as_markdown, declared, tried
 from stages.workers import cores
-
-
-def declared() -> None:
-    """Import every module of this package, so that its faults are known."""
-    for module in pkgutil.iter_modules(faults.__path__):
-        if module.name not in ("__main__", "apart", "table"):
-            importlib.import_module(f"faults.{module.name}")
-
-
-def tried(name: str, number: int, base: Path) -> tuple[Outcome, float]:
-    """One try, in a worker; what it came to, and the seconds that it took."""
-    declared()
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="try-", dir=base.parent) as folder:
-        outcome = attempt(FAULTS[name], number, base, Path(folder, "try"))
-    return outcome, time.monotonic() - began
 
 
 def main() -> None:

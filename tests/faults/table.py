@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
+import pkgutil
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import faults
 
 Verdict = Literal["noticed", "harmless", "lost", "wrong", "traceback", "hang"]
 """What a try came to.
@@ -148,6 +154,22 @@ def attempt(fault: Fault, number: int, base: Path, folder: Path) -> Outcome:
         return Outcome("traceback", traceback.format_exc()[-1500:])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def declared() -> None:
+    """Import every module of this package, so that its faults are known."""
+    for module in pkgutil.iter_modules(faults.__path__):
+        if module.name not in ("__main__", "apart", "table"):
+            importlib.import_module(f"faults.{module.name}")
+
+
+def tried(name: str, number: int, base: Path) -> tuple[Outcome, float]:
+    """One try, in a worker; what it came to, and the seconds that it took."""
+    declared()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="try-", dir=base.parent) as folder:
+        outcome = attempt(FAULTS[name], number, base, Path(folder, "try"))
+    return outcome, time.monotonic() - began
 
 
 HEADINGS = ("fault", "tries", "noticed", "harmless", "lost", "wrong", "tracebacks", "hangs")
