@@ -25,6 +25,7 @@ from pydantic import (
 from config.messages import address_of, addressed
 from config.paths import base_folder
 from datasets.splits import SplitPolicy
+from episodes.format import is_text
 from episodes.settings import NotNegative, NotNegativeInt, settings_errors
 from episodes.store import StoreListing, list_store
 from episodes.validation import ValidationPolicy
@@ -84,6 +85,13 @@ class Workspace(BaseModel):
     report: ReportPolicy = ReportPolicy()
     models: Models = Models()  # type: ignore[valid-type]
     _address: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @field_validator("store", "artifacts", "exclusions")
+    @classmethod
+    def _text(cls, path: str) -> str:
+        if not is_text(path):  # documents and records name it
+            raise ValueError("must be the path of a folder or file in Unicode text")
+        return path
 
     @field_validator("notify")
     @classmethod

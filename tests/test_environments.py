@@ -19,7 +19,7 @@ from episodes.store import find_archive
 from features.files import write_atomically
 from pipelines.cli.console import CommandError, write
 from pipelines.home import dagster_instance
-from stages.workspace import SettingsError, Workspace
+from stages.workspace import SettingsError, Workspace, read_workspace
 
 ROOT = Path(__file__).parent.parent
 ROOMS = sorted({path.parent for path in ROOT.glob("*/__init__.py")} - {ROOT / "tests"})
@@ -70,6 +70,12 @@ def test_a_home_whose_records_would_be_elsewhere_is_refused(tmp_path: Path, name
 @pytest.mark.parametrize("name", ["a b", "a#b", "ä", "a'b", 'a"b', "a;b", "a&b", "~", "a:b"])
 def test_any_other_home_can_be_used(tmp_path: Path, name: str) -> None:
     assert unusable_home(tmp_path / name / DAGSTER_HOME, tmp_path / name) is None
+
+
+@pytest.mark.parametrize("setting", ["store", "artifacts", "exclusions"])
+def test_a_path_that_is_no_text_is_refused(setting: str) -> None:
+    with pytest.raises(SettingsError, match=f"{setting} must be .* Unicode text"):
+        read_workspace(None, {setting: "/tmp/a\udce4b"})
 
 
 def test_a_home_is_made_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
