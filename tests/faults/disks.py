@@ -75,7 +75,7 @@ def full_disk(bench: Bench) -> Outcome:
         return _on_a_full_disk(bench, limited)
 
 
-@fault("file too large: a run of Dagster's", tries=5, quick=0)
+@fault("file too large: a run of Dagster's", tries=3, quick=0)
 def large_file(bench: Bench) -> Outcome:
     return _on_a_full_disk(bench, lambda root, n: (LIMIT.format(n=n), root))
 

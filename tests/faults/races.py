@@ -26,7 +26,7 @@ def _failed(ran: list[Ran]) -> str:
     return "\n".join(f"{one.code}: {one.err[-700:]}" for one in ran if one.code)
 
 
-@fault("race: two first runs", tries=14, quick=1)
+@fault("race: two first runs", tries=8, quick=1)
 def first_runs(bench: Bench) -> Outcome:
     """On a fresh home, without artifacts."""
     expected = ingested(bench)
@@ -45,7 +45,7 @@ def first_runs(bench: Bench) -> Outcome:
     return Outcome("harmless" if right else "wrong", str(told))
 
 
-@fault("race: two exclusions", tries=12, quick=0)
+@fault("race: two exclusions", tries=20, quick=0)
 def exclusions(bench: Bench) -> Outcome:
     root = bench.copy(ingested(bench)["folder"])
     episodes = [added.episode_id for added in lab_at(root).store.added[:2]]
@@ -69,7 +69,7 @@ PAIRS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 
 
-@fault("race: two commands", tries=25, quick=1)
+@fault("race: two commands", tries=22, quick=1)
 def commands(bench: Bench) -> Outcome:
     """What is there before both is there after both, as it was written."""
     root = bench.copy(whole(bench))
