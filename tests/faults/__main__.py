@@ -56,6 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # under its full name, by which a worker finds ``tried``: the main module of a package is not
-    # imported again in a process that is spawned
-    importlib.import_module("faults.__main__").main()
+    main()
