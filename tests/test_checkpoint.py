@@ -510,7 +510,7 @@ def test_a_missing_file_is_named_with_the_remedy(which_file: str, tmp_path: Path
     gone = path if which_file == "header" else sidecar_of(path)
     gone.unlink()
     remedy = {
-        "header": "no such checkpoint; train it first",
+        "header": "no such checkpoint; train it with phasewatch run",
         "sidecar": f"sidecar of {path.name} is missing; copy both files, or retrain",
     }
     refuses(path, f"{gone}: {remedy[which_file]}")
