@@ -142,7 +142,8 @@ def imported(module: str) -> set[str]:
     ("path", "roots", "beside"),
     [
         (PATH, ("episodes.reading", "features.extraction", "features.loaders", "models.scaling"),
-         {"episodes.archive", "episodes.environment", "models.base", "models.device", "models.metrics"}),
+         {"episodes.archive", "episodes.environment", "models.base", "models.device",
+          "models.metrics"}),
         (DEVICE_PATH, ("live.stream", "models.scaling"),
          {"live.silence", "models.base", "models.device", "models.metrics"}),
     ],
