@@ -285,7 +285,7 @@ CODE_CHANGES: dict[str, CodeChange] = {
         "fitted mean",
     ),
     "a constant input is amplified": CodeChange(
-        _Q, "    std[std < 1e-6] = 1.0", "    std[std < 0.0] = 1.0", "constant"
+        _Q, "    std[std < _LEAST_STD] = 1.0", "    std[std < 0.0] = 1.0", "constant"
     ),
     "intervals are of equal width": CodeChange(
         _Q,
