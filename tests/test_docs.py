@@ -190,6 +190,8 @@ NOT_RUN = {
     "python -m benchmarks.coverage": "takes half an hour; test_trust does fewer",
     "python -m benchmarks.likeness": "needs the embedded corpus; takes minutes",
     "python -m benchmarks.choices --hosts": "takes an hour",
+    'PYTHONPATH=.:tests python -m faults --only "flipped bit: bundle" --try 17': "test_faults "
+    "does the same in this process",
     "python data/build_store.py CORPUS_STORE": "needs the recorded corpus",
     "python tests/keep_artifacts.py": "writes 3 MB; test_compatibility opens what it wrote",
     "ray start --head --dashboard-host=0.0.0.0": "test_ray starts a cluster of its own",
