@@ -224,6 +224,12 @@ def name_of(mutant: dict[str, str]) -> str:
 _SCANNER = r"episodes\.jsonl (_scan|_scan_number|_string_end|_is_word|_matches|_skip_space): "
 EXPLAINED: tuple[tuple[str, str], ...] = (
     (
+        r"features\.registry Layout\.(channel_of|schema_hash): ",
+        "for explanations and lists: tests/test_explanations.py, tests/test_contract.py",
+    ),
+    (r"problems\.append", "the words for a malformed line: tests/test_validation.py"),
+    (r"models\.scaling check_scaling: ", "which file is refused: tests/test_checkpoint.py"),
+    (
         _SCANNER,
         "other lines go to the standard library's parser, which reads the same in them; "
         "damaged lines agree",
