@@ -12,6 +12,7 @@ import logging
 import math
 import re
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -362,6 +363,7 @@ def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
     sidecar = read_sidecar(path, header)
     check_contract(header, layout, str(path))
     variant = find_variant(header["name"], header["mode"])
+    _check_library(variant, str(path))
     recorded, code = header.get("code"), _code_of(variant)
     check_code(recorded, layout, code, str(path), f"retrain {variant.name}")
     checkpoint = Checkpoint(header, _rebuild(header, sidecar, str(path)))
@@ -375,6 +377,14 @@ def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
                 str(path), lines, _undo(code, recorded, f"retrain {variant.name}")
             )
     return checkpoint
+
+
+def _check_library(variant: Variant, place: str) -> None:
+    if find_spec(variant.spec.library) is None:
+        raise MissingLibraryError(
+            f"{place}: {variant.name} needs {variant.spec.library}, which is not installed; "
+            "install the extra: pip install 'phasewatch[train]'"
+        )
 
 
 def _code_of(variant: Variant) -> Code:
@@ -412,11 +422,6 @@ def _rebuild(header: dict[str, Any], sidecar: bytes, place: str) -> Classifier:
         model = MODELS[header["name"]].build(config, header["n_classes"], device="cpu")
         model.restore(sidecar, sum(header["keep_mask"]), header["standardize"])
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == MODELS[header["name"]].library:
-            raise MissingLibraryError(
-                f"{place}: {header['name']}_{header['mode']} needs {error.name}, which is not "
-                "installed; install the extra: pip install 'phasewatch[train]'"
-            ) from None
         raise CheckpointError(
             f"{place}: the sidecar has the right hash but cannot be rebuilt "
             f"({type(error).__name__}: {error}); retrain"

@@ -267,7 +267,7 @@ def test_a_command_that_does_not_end_is_ended_with_all_it_started(
     pid = tmp_path / "pid"
     lab.settings = lab.settings | {"notify": f"sh -c 'sleep 60 & echo $! > {pid}; wait'"}
     assert tell(lab.workspace, news_of(lab))
-    assert ["ended after" in message for message in warned(caplog)] == [True]
+    assert ["killed after" in message for message in warned(caplog)] == [True]
     try:
         state = (
             Path(f"/proc/{int(pid.read_text())}/stat")
