@@ -171,7 +171,9 @@ WRONG: dict[str, tuple[Callable[[Project], Any], type[Exception], str]] = {
         "datasets host: missing\nRun: phasewatch run --recipe host",
     ),
     "not trained": (
-        lambda p: phasewatch.load_checkpoint(p, "host", "knn"), CheckpointError, "train it with phasewatch run",
+        lambda p: phasewatch.load_checkpoint(p, "host", "knn"),
+        CheckpointError,
+        "train it with phasewatch run",
     ),
     "configuration": (lambda _: phasewatch.open_project("no.yaml"), SettingsError, "no.yaml"),
     "store": (lambda _: phasewatch.open_project(store="/no").listing, StoreError, "/no: "),
