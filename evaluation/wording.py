@@ -542,7 +542,7 @@ def expectation(another: Mapping[str, EvalReport]) -> str:
         )
         parts.append(
             f"on a {what} that {report.model} never saw, {attacks}, {false}, and predicts phases "
-            f"with macro F1 {number(report.filtered.macro_f1.value)}"
+            f"with macro F1 {number(report.macro_f1.value)}"
         )
     return f"Expect this: {'; '.join(parts)}."
 
