@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
-from faults.table import BAD, FAULTS, attempt, declared
+from faults.table import BAD, FAULTS, declared, tried
 from lab import once
 
 declared()
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_fault(name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.fixture(scope="module")
+def worker() -> Iterator[ProcessPoolExecutor]:
+    """A process that did nothing else: faults fork, and threads of libraries do not come along."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.quick])
+def test_fault(
+    name: str, worker: ProcessPoolExecutor, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     base = once(tmp_path_factory, "faults", lambda _: None)
-    fault = FAULTS[name]
-    for number in range(fault.quick):
-        outcome = attempt(fault, number, base, tmp_path / "try")
+    for number in range(FAULTS[name].quick):
+        outcome, _ = worker.submit(tried, name, number, base).result()
         assert outcome.verdict not in BAD, f"try {number}: {outcome.verdict}: {outcome.note}"

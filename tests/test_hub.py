@@ -610,7 +610,9 @@ def test_graphql_changes_nothing_by_a_link(guarded: Running) -> None:
     for path in ("/graphql?query=mutation", "/graphql/?query=x", "/a/graphql?q", "/%67raphql?q=1"):
         for method in ("GET", "HEAD"):
             assert guarded.ask(method, path)[0] == 403, path
-    assert guarded.ask("POST", "/graphql?query=x")[0] == 200
+    json_body = {"Content-Type": "application/json"}
+    assert guarded.ask("POST", "/graphql?op=x", **json_body)[0] == 200
+    assert guarded.ask("POST", "/graphql?query=x")[0] == 403
     assert guarded.ask("GET", "/graphql")[0] == 200
     assert guarded.ask("GET", "/runs?query=x")[0] == 200
 
