@@ -289,7 +289,10 @@ def test_after_drift_ingest_and_retrain_make_all_work_again(
     only = to_score_with(WHICH)
     monkeypatch.setattr(features.registry, "LAYOUT", drop(LAYOUT))
     assert not score(lab).success
-    assert lab.ingest() == list(lab.workspace.listing().batches)
+    batches = list(lab.workspace.listing().batches)
+    assert "python -m features.golden" in failure(lab.execute("ingest", batches[0]))
+    shutil.rmtree(lab.workspace.contracts_folder)  # a new corpus has nothing to agree with
+    assert lab.ingest() == batches
     assert not score(lab).success
     assert lab.execute("retrain", RECIPE, only=only).success
     result = score(lab)
