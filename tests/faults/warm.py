@@ -51,6 +51,7 @@ class Warm:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "faults.warm"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},  # as pytest has set it
         )  # fmt: skip
         self._count = 0
 
