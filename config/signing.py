@@ -283,7 +283,9 @@ def _public(path: Path) -> TrustedKey:
         if len(raw) != 32:
             raise ValueError("it is of another kind")
     except (ValueError, TypeError, AttributeError) as error:
-        raise SigningError(f"{path}: not a public Ed25519 key ({error})") from None
+        raise SigningError(
+            f"{path}: not a public Ed25519 key; give the NAME.pub that phasewatch keys new wrote"
+        ) from error
     return TrustedKey(path.stem, key_id(raw), raw)
 
 

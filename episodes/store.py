@@ -124,6 +124,8 @@ class StoreListing:
         episodes = [episode for episode in self.episodes if episode.episode_id == episode_id]
         if not episodes:
             ids = (episode.episode_id for episode in self.episodes)
+            if os.path.exists(episode_id):  # noqa: PTH110  any text may be asked for
+                raise StoreError(f"{episode_id}: not an episode; give an id, or a {ARCHIVE_SUFFIX}")
             raise StoreError(
                 f"{self.root}: no episode {episode_id} in the index or on disk"
                 f"{_meant(episode_id, ids)}"

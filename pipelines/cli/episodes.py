@@ -303,7 +303,9 @@ def exclude(
 
     workspace = workspace_of(config, store, artifacts)
     path = workspace.exclusions_file
-    known = {stored.episode_id for stored in workspace.listing().episodes}
+    listing = workspace.listing()
+    listing.find(episode)
+    known = {stored.episode_id for stored in listing.episodes}
     values = {"episode": episode, "from_s": from_s, "to_s": to_s, "reason": reason}
     entry = {n: v for n, v in (values | {"who": who or getuser()}).items() if v is not None}
     try:

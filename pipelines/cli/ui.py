@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ def _develop(host: str, port: int, *, read_only: bool) -> None:
     from dagster._cli import dev
     from dagster._cli.workspace.cli_target import WorkspaceOpts  # type: ignore[attr-defined]
 
+    # a background job of a script ignores SIGINT, and Dagster treats SIGTERM as it finds SIGINT
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     start = dev.open_ipc_subprocess  # type: ignore[attr-defined]
 
     def start_guarded(parts: Sequence[str], **options: Any) -> Any:
