@@ -541,8 +541,8 @@ def expectation(another: Mapping[str, EvalReport]) -> str:
             else "and false alarms could not be counted"
         )
         parts.append(
-            f"on a {what} that the model {report.model} never saw, {attacks}, {false}, and predicts "
-            f"phases with macro F1 {number(report.macro_f1.value)}"
+            f"on a {what} that the model {report.model} never saw, {attacks}, {false}, and "
+            f"predicts phases with macro F1 {number(report.macro_f1.value)}"
         )
     return f"Expect this: {'; '.join(parts)}."
 
