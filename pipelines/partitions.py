@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import dagster as dg
+from sqlalchemy.exc import IntegrityError
 
 from assets.partitions import BATCHES
 from episodes.store import StoreListing
@@ -107,5 +108,17 @@ def sync_batches(instance: dg.DagsterInstance, workspace: Workspace) -> Synced:
     known = set(instance.get_dynamic_partitions(_NAME))
     new = [batch for batch in project.listing.batches if batch not in known]
     for i in range(0, len(new), _KEYS_AT_A_TIME):
-        instance.add_dynamic_partitions(_NAME, new[i : i + _KEYS_AT_A_TIME])
+        _register(instance, new[i : i + _KEYS_AT_A_TIME])
     return Synced(project, new, ended)
+
+
+def _register(instance: dg.DagsterInstance, batches: list[str]) -> None:
+    """Dagster looks which keys there are and adds the others: two at once may add the same."""
+    for last in (False, False, True):
+        try:
+            instance.add_dynamic_partitions(_NAME, batches)
+        except IntegrityError:
+            if last:
+                raise
+        else:
+            return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from importlib.metadata import version
@@ -107,6 +108,8 @@ def main() -> None:
     """Entry point: whatever happens ends in one message and an exit code."""
     open_streams()
     _speak_utf8()
+    # a connection that Ctrl-C interrupts while it closes is logged with a traceback
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     try:
         app()
     except SystemExit as end:
