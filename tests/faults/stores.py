@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from builders import PROFILES, StoreBuilder
 
+from episodes.store import list_store
+from episodes.validation import ValidationPolicy, validate
 from faults.table import Bench, Outcome, fault
+from features.registry import LAYOUT
 
 
 def _populate(folder: Path) -> None:
@@ -23,8 +25,6 @@ def flipped_archive(bench: Bench) -> Outcome:
     position = bench.random.randrange(8 * len(content))
     content[position // 8] ^= 1 << position % 8
     archive.write_bytes(content)
-    ran = bench.run("pipelines.cli.app", "validate", "--store", store, "--json")
-    if ran.broken:
-        return ran.broken
-    rejected = json.loads(ran.out)
-    return Outcome("noticed" if "sha256" in json.dumps(rejected) else "wrong", ran.out[:500])
+    record, _ = validate(list_store(store).episodes[0], ValidationPolicy(), LAYOUT.fields)
+    noticed = "tar_hash_mismatch" in record.reasons and not record.usable
+    return Outcome("noticed" if noticed else "wrong", record.line)

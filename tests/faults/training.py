@@ -38,7 +38,7 @@ def _undisturbed(folder: Path) -> None:
         _weights(folder, name, resumable=False)
 
 
-@fault("kill: a net while it trains", tries=20, quick=1)
+@fault("kill: a net while it trains", tries=20, quick=0)
 def killed_training(bench: Bench) -> Outcome:
     """Killed up to three times at any moment, and begun again: it ends with the same weights."""
     name = bench.random.choice(NETS)
