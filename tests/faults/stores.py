@@ -20,11 +20,11 @@ def _populate(folder: Path) -> None:
 def flipped_archive(bench: Bench) -> Outcome:
     """One bit of an archive is another: the episode is rejected by its hash."""
     store = bench.copy(bench.made("one-episode", _populate))
-    archive = next(store.glob("**/*.tar.zst"))
-    content = bytearray(archive.read_bytes())
+    stored = list_store(store).episodes[0]
+    content = bytearray(stored.path.read_bytes())
     position = bench.random.randrange(8 * len(content))
     content[position // 8] ^= 1 << position % 8
-    archive.write_bytes(content)
-    record, _ = validate(list_store(store).episodes[0], ValidationPolicy(), LAYOUT.fields)
+    stored.path.write_bytes(content)
+    record, _ = validate(stored, ValidationPolicy(), LAYOUT.fields)
     noticed = "tar_hash_mismatch" in record.reasons and not record.usable
     return Outcome("noticed" if noticed else "wrong", record.line)
