@@ -305,7 +305,7 @@ def _killed(bench: Bench, name: str) -> Outcome:
     return Outcome("harmless", f"{first.code}")
 
 
-IN_THE_SUITE = ("ingest", "checkpoint of a net", "promotion", "bundle")
+IN_THE_SUITE = ("ingest", "promotion", "bundle")
 
 
 def _declare(name: str) -> None:
