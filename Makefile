@@ -52,6 +52,7 @@ ray: .venv/.installed  ## the graph on two nodes of a Ray cluster, recorded in P
 
 faults: .venv/.installed  ## kills, full disks, damage, races, hostile input: what was noticed, lost or wrong
 	PYTHONPATH=.:tests $(BIN)/python -m faults
+	EVERY_CHANGE=1 $(BIN)/python -m pytest -q tests/test_code.py -k "every_change or comments"
 
 # rates are of one core: a library that waits in a second thread would pay for that
 BENCH := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 POLARS_MAX_THREADS=1 $(BIN)/python -m benchmarks
