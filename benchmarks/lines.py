@@ -307,7 +307,7 @@ def recording(name: str, *libraries: str) -> Iterator[Recording]:
     Args:
         libraries: distributions of peers, whose versions are to be written.
     """
-    read_bench()  # what cannot be added to is said before anything is measured
+    read_bench()  # fails before anything is measured if figures cannot be added to the file
     out = Recording(name, libraries)
     print(f"\n{name}")
     yield out

@@ -101,7 +101,7 @@ def unsealed(content: bytes, fields: Set[str], optional: Set[str] = frozenset())
             the seal does not make an old document, which had none.
 
     Raises:
-        ValueError: it is no such document, or was changed after it was written.
+        ValueError: it is not such a document, or it was changed after it was written.
     """
     value = json.loads(content.decode(), object_pairs_hook=_once)
     if not isinstance(value, dict):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,11 +121,9 @@ def _told_names(
             continue
         apart = np.random.default_rng(0).permutation(apart)  # equal values: no order means anything
         share = np.array([_same_name(X[apart, j], names[apart]) for j in range(X.shape[1])])
-        for at, name in enumerate(channels):
-            best = share[channel == at].max(initial=0.0)
-            if best >= TELLS_NAME:
-                numbers = {"share": float(best)}
-                yield Leak(code="channel_tells_name", about=name, what=kind, numbers=numbers)
+        for name, best in _reaching(TELLS_NAME, share, channel, channels):
+            numbers = {"share": best}
+            yield Leak(code="channel_tells_name", about=name, what=kind, numbers=numbers)
 
 
 def _told_times(
@@ -137,16 +135,23 @@ def _told_times(
         "clock": table["started_at_wall_ns"].to_numpy() / NS_PER_S + within,
         "episode": within,
     }
-    order = np.random.default_rng(0).permutation(
-        len(table)
-    )  # equal values: no order means anything
+    # equal values: no order means anything
+    order = np.random.default_rng(0).permutation(len(table))
     for what, clock in clocks.items():
         found = np.array([_follows(X[order, j], clock[order]) for j in range(X.shape[1])])
-        for at, name in enumerate(channels):
-            best = found[channel == at].max(initial=0.0)
-            if best >= TELLS_TIME:
-                numbers = {"correlation": float(best)}
-                yield Leak(code="channel_tells_time", about=name, what=what, numbers=numbers)
+        for name, best in _reaching(TELLS_TIME, found, channel, channels):
+            numbers = {"correlation": best}
+            yield Leak(code="channel_tells_time", about=name, what=what, numbers=numbers)
+
+
+def _reaching(
+    limit: float, of_input: NDArray[Any], channel: NDArray[np.int64], channels: Sequence[str]
+) -> Iterator[tuple[str, float]]:
+    """Channels with an input that reaches the limit, and the most that one of theirs reaches."""
+    for at, name in enumerate(channels):
+        best = float(of_input[channel == at].max(initial=0.0))
+        if best >= limit:
+            yield name, best
 
 
 def _follows(values: NDArray[np.float32], clock: NDArray[np.float64]) -> float:

@@ -82,7 +82,7 @@ class DecisionLog:
     def _mend(self) -> None:
         """Take up the chain where it ends; what a crash left of the last line is set aside.
 
-        Both are said in the log, and so is that lines are gone which were on the disk.
+        Both are recorded in the log, as is the loss of lines that were on disk.
         """
         found: list[AnyRecord] = []
         for path in log_files(self.folder)[-1:]:

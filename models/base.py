@@ -149,7 +149,7 @@ class Classifier(ABC):
         """Train, and score ``val`` during training. Progress is called with (step, steps, text).
 
         Args:
-            bookmark: where nets save how far they came, and go on from. Others start anew.
+            bookmark: where nets save their progress and resume from. Other models ignore it.
 
         Raises:
             ValueError: shapes, classes or lengths do not fit together.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
-from unittest.mock import patch
 
 import sqlalchemy as sa
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import (
@@ -48,7 +47,9 @@ def kept_open(instance: dg.DagsterInstance) -> Iterator[None]:
         with storage._db_lock, engines[shard].begin() as connection:
             yield connection
 
-    with ExitStack() as stack, patch.object(storage, "_connect", reconnect):
+    with ExitStack() as stack:
+        storage._connect = reconnect  # type: ignore[method-assign]
+        stack.callback(setattr, storage, "_connect", connect)
         yield
 
 
