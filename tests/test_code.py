@@ -179,14 +179,15 @@ def test_bytecode_of_an_older_source_is_named(tmp_path: Path, monkeypatch: pytes
     """Python tells the two apart by time and size, so it runs the old one."""
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
-    file = tmp_path / "some_kernel.py"
+    name = "some_kernel"
+    file = tmp_path / f"{name}.py"
     file.write_text("x = 1\n")
     before = file.stat()
-    importlib.import_module("some_kernel")
-    assert features.code.outdated(["some_kernel", *PATH]) == []
+    importlib.import_module(name)
+    assert features.code.outdated([name, *PATH]) == []
     file.write_text("x = 2\n")
     os.utime(file, ns=(before.st_mtime_ns, before.st_mtime_ns))
-    [line] = features.code.outdated(["some_kernel"])
+    [line] = features.code.outdated([name])
     assert line.startswith(str(file))
 
 
