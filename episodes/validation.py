@@ -286,6 +286,9 @@ def _check_content(
     _check_sources(episode, policy, fields, findings)
 
 
+HINT = "\nSuch episodes are skipped; --anyway (Python: anyway=True) uses them."
+
+
 class EpisodeError(Exception):
     """An episode is not used, because of its verdict; the message has the reasons."""
 
@@ -322,7 +325,7 @@ def check_usable(record: Record, *, anyway: bool) -> None:
         EpisodeError: it is one, and ``anyway`` is not set.
     """
     if not (record.usable or anyway):
-        raise EpisodeError(record, "\nIt is skipped; --anyway (Python: anyway=True) uses it.")
+        raise EpisodeError(record, HINT)
 
 
 def where(error: Exception) -> str:

@@ -60,7 +60,7 @@ class Link:
 
     name: Literal["episodes", "shards", "dataset", "checkpoint", "alarm rule", "champion", "bundle"]
     place: str
-    state: Literal["holds", "broken", "gone"]
+    state: Literal["holds", "broken", "gone", "not trusted"]
     note: str = ""  # what is wrong, or who signed it
 
     @property
@@ -74,6 +74,10 @@ class _BrokenError(Exception):
 
 class _GoneError(Exception):
     """A link is no longer there."""
+
+
+class _NotTrustedError(Exception):
+    """A link is whole, but nobody who is trusted signed it."""
 
 
 class Chain:
@@ -96,6 +100,8 @@ class Chain:
             yield notes
         except _GoneError as error:
             self.links.append(Link(name, str(place), "gone", str(error)))
+        except _NotTrustedError as error:
+            self.links.append(Link(name, str(place), "not trusted", str(error)))
         except (
             _BrokenError, BundleError, CheckpointError, ChampionError, StageError, StoreError,
             OSError, ValueError, KeyError, TypeError,
@@ -107,7 +113,7 @@ class Chain:
 
     def _sign(self, found: Signed, notes: list[str]) -> None:
         if why := distrust(found, required=self._required):
-            raise _BrokenError(why)
+            raise _NotTrustedError(why)
         notes.append(found.line)
 
     def bundle(self, folder: Path) -> None:
@@ -204,7 +210,7 @@ class Chain:
                 manifest.fingerprint,
                 "what it says that it was made from",
             )
-        if self.links[-1].holds and manifest is not None:
+        if self.links[-1].state in ("holds", "not trusted") and manifest is not None:
             for batch, versions in manifest.facts["batches"].items():
                 self._batch(batch, versions)
 
@@ -245,7 +251,7 @@ class Chain:
             every = [entry.champion for entry in pointer.entries]
             entries = [each for each in every if checkpoint_id in each.checkpoints.values()]
             if self._required and (why := unsigned(pointer)):
-                raise _BrokenError(why)
+                raise _NotTrustedError(why)
             for champion in entries:
                 read_training(folder, champion)
                 if champion.alarm_rules:

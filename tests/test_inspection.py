@@ -260,7 +260,6 @@ def test_a_missing_library_leaves_a_checkpoint_unverified_and_not_broken(
 
 def test_what_a_model_itself_misses_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = put(tmp_path, GBT)
-    uninstall("xgboost", monkeypatch)
     monkeypatch.setitem(sys.modules, "models.gbt", None)
     assert "cannot be rebuilt" in (verify(path, LAYOUT, []).broken or "")
 
@@ -304,14 +303,29 @@ def test_inspect_lists_a_folder(shelf: Path):
     assert listed.keys() == {which.name for which in ONE_OF_EACH_KIND}
     one = find_checkpoints(shelf)[0]
     assert phasewatch("inspect", one, one, shelf).stdout == told.stdout
-    assert phasewatch("inspect", shelf.parent / "README.md").exit_code == USAGE
+
+
+@pytest.mark.parametrize("name", ["README.md", "/dev/null"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("inspect",),
+        ("contract", "diff"),
+        ("predict", "x", "--checkpoint"),
+        ("bundle", "--out", "x", "--checkpoint"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_checkpoint_is_known_by_its_name(words: tuple[str, ...], name: str, tmp_path: Path):
+    (tmp_path / "README.md").write_text("# Not a checkpoint\n")
+    assert phasewatch(*words, tmp_path / name).exit_code == USAGE
 
 
 def test_inspect_shows_a_broken_checkpoint_as_a_row(shelf: Path):
     _truncate(sidecar_of(find_checkpoints(shelf)[0]))
     (shelf / "x.ckpt.json").write_text("{")
     told = phasewatch("inspect", shelf)
-    assert told.exit_code == OK
+    assert told.exit_code == FAILED
     assert told.stdout.count("broken: ") == 2
     told = phasewatch("inspect", "--verify", shelf, "--json")
     assert told.exit_code == FAILED

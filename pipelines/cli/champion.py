@@ -52,7 +52,7 @@ class History(Document):
             yield from (f"  - {line}" for line in self.problem["differences"])
             yield f"  remedy: {self.problem['remedy']}"
         yield ""
-        yield _evidence(self.champion["evidence"])
+        yield from _evidence(self.champion["evidence"])
         yield "\nHistory, newest first:"
         for entry in reversed(self.history):
             yield (
@@ -132,7 +132,7 @@ class Promotion(Document):
         trial, judgement = self.trial, self.trial.judgement
         name = trial.variant.name
         if judgement.recipes:
-            yield _evidence(judgement.recipes)
+            yield from _evidence(judgement.recipes)
             yield ""
         if not judgement.granted:
             yield f"{name} is not promoted:"
@@ -193,6 +193,7 @@ def promote(
         trial = core.judge(project, challenger, accept_alarms=accept_alarms)
     else:
         dagster_home(project.workspace)  # refused before anything is changed
+        note(f"judging {challenger.name}; if it is promoted, the report page is made again")
         trial = core.promote(project, challenger, by=_user(), why=why, accept_alarms=accept_alarms)
         if trial.promoted:
             _tell_dagster(project.workspace, trial.promoted)
@@ -295,8 +296,9 @@ def _notes(project: Project, trial: Trial) -> Iterator[str]:
         )
 
 
-def _evidence(recipes: dict[str, dict[str, Any]]) -> Table:
+def _evidence(recipes: dict[str, dict[str, Any]]) -> Iterator[str | Table]:
     """Macro F1 on each recipe, beside the champion it replaced or the best of the baselines."""
+    from evaluation.detection import MIN_VALIDATION_HOURS
     from evaluation.wording import baseline_label, skipped
 
     rows: list[tuple[str, ...]] = []
@@ -326,7 +328,12 @@ def _evidence(recipes: dict[str, dict[str, Any]]) -> Table:
         "recipe", "macro F1", "against", "change", "95 % interval", "episodes", "false/h",
         "clean time alarmed",
     )  # fmt: skip
-    return Table(columns, rows)
+    yield Table(columns, rows)
+    marks = [evidence.get("alarms") for evidence in recipes.values()]
+    if any(marks):
+        yield "false/h: false alarms per hour of clean time; they count where hosts or days are new"
+    if any(alarms and alarms["provisional"] for alarms in marks):
+        yield f"provisional: the threshold rests on under {MIN_VALIDATION_HOURS:g} clean hours"
 
 
 def _alarms(evidence: dict[str, Any]) -> tuple[str, str]:
@@ -335,9 +342,9 @@ def _alarms(evidence: dict[str, Any]) -> tuple[str, str]:
 
     alarms = evidence.get("alarms")
     if alarms is None:
-        return "", ""
+        return "-", "-"
     rate, share = alarms["false_alarms_per_hour"], alarms["clean_time_alarmed"]
-    mark = " (provisional threshold)" if alarms["provisional"] else ""
+    mark = " (provisional)" if alarms["provisional"] else ""
     return measure(rate["value"]), percent(share["value"]) + mark
 
 

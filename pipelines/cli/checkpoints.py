@@ -18,7 +18,7 @@ from pipelines.cli.console import (
     Document,
     Table,
     existing,
-    existing_file,
+    existing_checkpoint,
     fail,
     track,
     with_json,
@@ -133,7 +133,7 @@ def diff(
     from features import registry
     from models.checkpoint import contract_differences, read_header, remedy
 
-    header = read_header(existing_file(checkpoint))
+    header = read_header(existing_checkpoint(checkpoint))
     differences = contract_differences(header, registry.LAYOUT, str(checkpoint))
     return ContractDiff(
         checkpoint=str(checkpoint),
@@ -201,7 +201,7 @@ class Inventory(Document):
 
     @property
     def exit_code(self) -> int:
-        if self.problems or (self.verified and any(entry.broken for entry in self.entries)):
+        if self.problems or any(entry.broken for entry in self.entries):
             return FAILED
         if self.verified and any(entry.differences for entry in self.entries):
             return MISMATCH
@@ -217,21 +217,20 @@ def inspect(
         bool,
         typer.Option(
             "--verify",
-            help="Load each and replay the golden vectors. Exit code 1 if one is broken, 4 if one "
-            "differs.",
+            help="Load each and replay the golden vectors. Exit code 4 if one differs.",
         ),
     ] = False,
 ) -> Inventory:
     """List checkpoints, and whether each would load today.
 
-    Only headers are read, unless --verify is given.
+    Only headers are read, unless --verify is given. Exit code 1 if one is broken.
     """
     from models.checkpoint import SUFFIX
     from models.inspection import find_checkpoints
 
     for path in paths:
-        if existing(path).is_file() and not path.name.endswith(SUFFIX):
-            fail(f"{path}: not a checkpoint; its name must end in {SUFFIX}", USAGE)
+        if not existing(path).is_dir():
+            existing_checkpoint(path)
     checkpoints = [each for path in paths for each in find_checkpoints(path)]
     if not checkpoints:
         fail(f"{', '.join(map(str, paths))}: no {SUFFIX} in it; train: phasewatch run", USAGE)

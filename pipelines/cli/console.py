@@ -328,6 +328,15 @@ def existing_file(path: Path) -> Path:
     return path
 
 
+def existing_checkpoint(path: Path) -> Path:
+    """The same for a checkpoint, told by its name."""
+    from models.checkpoint import SUFFIX
+
+    if not existing_file(path).name.endswith(SUFFIX):
+        fail(f"{path}: not a checkpoint; its name must end in {SUFFIX}", USAGE)
+    return path
+
+
 def existing_folder_of(out: Path) -> Path:
     """The path of something that is to be written, in a folder that is there."""
     if not out.absolute().parent.is_dir():

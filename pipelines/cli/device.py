@@ -20,7 +20,7 @@ from pipelines.cli.console import (
     CommandError,
     Document,
     Table,
-    existing_file,
+    existing_checkpoint,
     fail,
     note,
     workspace_of,
@@ -101,7 +101,7 @@ def bundle(
         fail(f"--out {out}: must be a new folder, an empty one, or that of a bundle", USAGE)
     project = Project(workspace)
     try:
-        scorer = scorer_of(project, checkpoint and existing_file(checkpoint))
+        scorer = scorer_of(project, checkpoint and existing_checkpoint(checkpoint))
         files = core.bundle_files(scorer)
     except core.OracleError as error:
         fail(str(error), USAGE)

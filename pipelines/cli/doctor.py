@@ -57,6 +57,7 @@ class Diagnosis(Document):
 
     problems: list[dict[str, str]] = field(default_factory=list)
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    under_way: list[str] = field(default_factory=list)  # runs that may make what is not current
 
     def problem(self, problem: str, remedy: str) -> None:
         self.problems.append({"problem": problem, "remedy": remedy})
@@ -236,14 +237,17 @@ def _automation(findings: Diagnosis, section: dict[str, Any], instance: dg.Dagst
             f"{', '.join(section['on'])}: turned on, but no daemon is running",
             "make ui, or dagster-daemon run",
         )
+    dead = {each.run.run_id: each for each in dead_runs(instance)}
     section["runs_under_way"] = []
     for run in instance.get_runs(filters=dg.RunsFilter(statuses=UNFINISHED)):
         name = f"{run.job_name} {run.tags.get('dagster/partition', '')}".strip()
         section["runs_under_way"].append(
             {"run": run.run_id, "what": name, "status": run.status.value}
         )
-    for dead in dead_runs(instance):
-        findings.problem(f"{dead.name} counts as under way, but {dead.why}", "phasewatch sync")
+        if run.run_id not in dead:
+            findings.under_way.append(name)
+    for each in dead.values():
+        findings.problem(f"{each.name} counts as under way, but {each.why}", "phasewatch sync")
 
 
 def _stages(findings: Diagnosis, workspace: Workspace) -> None:
@@ -289,7 +293,10 @@ def _stages(findings: Diagnosis, workspace: Workspace) -> None:
         )
     if stale:
         listed = [f"{kind}: {line}" for kind, lines in counts.items() for line in lines]
-        findings.problem("not current\n    " + "\n    ".join(listed), _remedy(project, stale))
+        remedy = _remedy(project, stale)
+        if findings.under_way:
+            remedy = f"wait for what runs ({', '.join(findings.under_way)}), then: {remedy}"
+        findings.problem("not current\n    " + "\n    ".join(listed), remedy)
     try:
         if why := _distrusted(workspace):
             findings.problem(

@@ -19,6 +19,7 @@ from pipelines.cli.console import (
     existing_folder_of,
     fail,
     note,
+    one_of,
     track,
     workspace_of,
     write,
@@ -230,7 +231,8 @@ def extract(
     import numpy as np
 
     workspace = workspace_of(config, store)
-    existing_folder_of(out)
+    if not existing_folder_of(out).exists() or out.is_file():  # a pipe may have any name
+        one_of("the suffix of --out", out.suffix, [".npz"])
     read, extracted = extracted_episode(
         workspace, stored_episode(workspace, episode), anyway=anyway
     )

@@ -19,7 +19,7 @@ from pipelines.cli.console import (
     CommandError,
     Document,
     Table,
-    existing_file,
+    existing_checkpoint,
     existing_folder_of,
     fail,
     note,
@@ -248,6 +248,7 @@ def predict(
     the others still are; the exit code is then the highest of all.
     """
     from champion.history import kept_path
+    from episodes.validation import HINT
     from stages.project import Project
 
     workspace = workspace_of(config, store, artifacts, must_exist=checkpoint is None)
@@ -278,7 +279,9 @@ def predict(
     if len(problems) == 1 and not scored:
         raise problems[0]
     for problem in problems:
-        note(str(problem))
+        note(str(problem).removesuffix(HINT))
+    if any(str(problem).endswith(HINT) for problem in problems):
+        note(HINT.lstrip())
     note(f"scored by {scorer.name}, {path}")
     if any(each.seen_in_training for each in scored):
         note(_seen(scored))
@@ -337,7 +340,9 @@ def _load(project: Project, path: Path | None) -> Scorer:
     from stages.scoring import scorer_of
 
     addressed = project.workspace.addressed
-    scorer = scorer_of(project, path and existing_file(path), lambda text: note(addressed(text)))
+    scorer = scorer_of(
+        project, path and existing_checkpoint(path), lambda text: note(addressed(text))
+    )
     if path is not None and scorer.rule is None:
         note(f"no alarm rule is bound to {path}: alarms and filtered phases are left out")
     return scorer

@@ -19,7 +19,7 @@ from pipelines.cli.console import (
     USAGE,
     Command,
     Document,
-    existing_file,
+    existing_checkpoint,
     exit_code_of,
     fail,
     log_to_stderr,
@@ -164,7 +164,7 @@ def replay(
 
     def events(project: Project) -> Iterator[Event]:
         chosen = [stored_episode(project.workspace, name) for name in episodes or ()]
-        scorer = scorer_of(project, checkpoint and existing_file(checkpoint))
+        scorer = scorer_of(project, checkpoint and existing_checkpoint(checkpoint))
         return producers.replay(scorer, chosen, speed=speed)
 
     return events
@@ -218,7 +218,7 @@ def embedding(
     from stages.scoring import scorer_of
 
     return lambda project: producers.embedding(
-        scorer_of(project, checkpoint and existing_file(checkpoint)), windows
+        scorer_of(project, checkpoint and existing_checkpoint(checkpoint)), windows
     )
 
 

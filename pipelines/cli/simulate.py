@@ -80,7 +80,7 @@ def simulate(
         int | None, typer.Option(metavar="N", min=1, help="Default: as many as speed it up.")
     ] = None,
 ) -> Simulated:
-    """Make a store of simulated episodes, to try the workflow at scale.
+    """Make a store of simulated episodes.
 
     They are made from recorded ones: cropped, stretched, rescaled, on other hosts and days. Each is
     marked as synthetic and names its parent. A second call finishes what was interrupted.

@@ -129,11 +129,17 @@ class Verified(Document):
         return {"holds": self.exit_code == OK, "links": [asdict(link) for link in self.links]}
 
     def text(self) -> Iterator[str | Table]:
-        yield Table(
-            ("link", "state", "where", ""),
-            [(link.name, link.state, link.place, link.note) for link in self.links],
-        )
         broken = [link for link in self.links if not link.holds]
+        yield Table(
+            ("link", "state", "note", "where"),
+            [
+                (link.name, link.state, link.note if link.holds else "see below", link.place)
+                for link in self.links
+            ],
+        )
+        if broken:
+            yield ""
+        yield from (f"{link.name} {link.place}: {link.state}: {link.note}" for link in broken)
         yield (
             f"\n{len(broken)} of {len(self.links)} links do not hold"
             if broken
