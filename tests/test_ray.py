@@ -109,7 +109,8 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     done = lab.command("phasewatch", "run", "--recipe", RECIPE)
     assert done.returncode == 0, done.stderr
     alone, lab.artifacts = lab.artifacts, lab.artifacts.with_name("shared")
-    shutil.copytree(alone / "batches", lab.artifacts / "batches")
+    for ingested in ("batches", "contracts"):
+        shutil.copytree(alone / ingested, lab.artifacts / ingested)
     home = lab.tree.with_name("shared_home")
     home.mkdir()
     page = (ROOT / "docs/operations.md").read_text()
