@@ -8,7 +8,7 @@ export PHASEWATCH_STORE := $(STORE)
 export PHASEWATCH_ARTIFACTS := $(ARTIFACTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui test e2e live ray faults bench bench-scale yardstick lint lock clean
+.PHONY: help run ui test e2e live ray faults mutants bench bench-scale yardstick lint lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /make \1\t/' | expand -t 18
@@ -52,7 +52,10 @@ ray: .venv/.installed  ## the graph on two nodes of a Ray cluster, recorded in P
 
 faults: .venv/.installed  ## kills, full disks, damage, races, hostile input: what was noticed, lost or wrong
 	PYTHONPATH=.:tests $(BIN)/python -m faults
+
+mutants: .venv/.installed  ## small changes of code under a checkpoint: is each noticed? (an hour)
 	EVERY_CHANGE=1 $(BIN)/python -m pytest -q tests/test_code.py -k "every_change or comments"
+	PYTHONPATH=.:tests $(BIN)/python tests/mutants.py --out artifacts/mutants.json
 
 # rates are of one core: a library that waits in a second thread would pay for that
 BENCH := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 POLARS_MAX_THREADS=1 $(BIN)/python -m benchmarks

@@ -66,6 +66,14 @@ class StoredEpisode:
     unreadable: str = ""  # why its folder cannot be read; its size is then what the index says
 
     @property
+    def absence(self) -> str:
+        """What is on disk of an archive without a size."""
+        if self.arrived_bytes is None:
+            return "not on disk"
+        expected = max(row.size_bytes for row in self.index_rows)
+        return f"on disk with {self.arrived_bytes:,} of {expected:,} bytes: arriving, or cut off"
+
+    @property
     def batch(self) -> str:
         return batch_key(self.host_id, self.episode_id) if self.in_store else ""
 
@@ -174,10 +182,7 @@ def find_archive(path: Path) -> StoredEpisode:
 
 
 def _absence(episode: StoredEpisode) -> str:
-    if episode.arrived_bytes is None:
-        return "in the index, not on disk"
-    expected = max(row.size_bytes for row in episode.index_rows)
-    return f"on disk with {episode.arrived_bytes:,} of {expected:,} bytes: arriving, or cut off"
+    return ("in the index, " if episode.arrived_bytes is None else "") + episode.absence
 
 
 def list_store(root: Path) -> StoreListing:

@@ -351,7 +351,9 @@ def _check_index(stored: StoredEpisode, findings: _Findings) -> None:
     if not stored.index_rows:
         findings.add("not_in_index", "on disk without a row in index.jsonl")
     if stored.size_bytes is None:
-        findings.add("listed_file_absent", f"in index.jsonl, but {stored.path.name} is not on disk")
+        findings.add(
+            "listed_file_absent", f"in index.jsonl, but {stored.path.name} is {stored.absence}"
+        )
 
 
 def _check_meta(episode: Episode, stored: StoredEpisode, findings: _Findings) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Annotated
 
@@ -27,6 +31,7 @@ from pipelines.cli import (
     ui,
 )
 from pipelines.cli.console import (
+    DAGSTERS_INTERRUPT,
     FAILED,
     INTERRUPTED,
     MISMATCH,
@@ -110,17 +115,20 @@ def main() -> None:
     _speak_utf8()
     # a connection that Ctrl-C interrupts while it closes is logged with a traceback
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
+    was_interrupted = _watch_interrupts()
     try:
         app()
     except SystemExit as end:
         flush_output()
-        if end.code == FAILED and _was_interrupted(end):
+        if end.code == FAILED and was_interrupted():
             sys.exit(INTERRUPTED)
         raise
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
         flush_output()
+        if was_interrupted():
+            sys.exit(INTERRUPTED)
         if "--debug" in sys.argv[1:]:
             raise
         show_error(_unexpected(error), {}, as_json="--json" in sys.argv[1:])
@@ -138,11 +146,33 @@ def _speak_utf8() -> None:
         os.execv(sys.executable, sys.orig_argv)
 
 
-def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind it: what parses the options makes an error of its own of that."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__context__
-    return error is not None
+def _watch_interrupts() -> Callable[[], bool]:
+    """Let no Ctrl-C be lost, and tell later whether one came.
+
+    Libraries have handlers of their own, and make a failure of their own of it: the signal itself
+    is noted. And where it meets a callback that cannot raise, it is sent once more.
+    """
+    noted, notes = os.pipe()
+    os.set_blocking(noted, False)
+    os.set_blocking(notes, False)
+    signal.set_wakeup_fd(notes, warn_on_full_buffer=False)
+    shown_by = sys.unraisablehook
+
+    def again(ignored: sys.UnraisableHookArgs) -> None:
+        if ignored.exc_type.__name__ not in ("KeyboardInterrupt", DAGSTERS_INTERRUPT):
+            shown_by(ignored)
+            return
+        timer = threading.Timer(0.05, signal.raise_signal, [signal.SIGINT])
+        timer.daemon = True
+        timer.start()
+
+    def came() -> bool:
+        with suppress(BlockingIOError):
+            return signal.SIGINT in os.read(noted, 1_000_000)
+        return False
+
+    sys.unraisablehook = again
+    return came
 
 
 def _unexpected(error: Exception) -> str:

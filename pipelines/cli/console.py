@@ -33,6 +33,8 @@ __all__ = ["log_to_stderr", "track"]
 
 OK, FAILED, USAGE, REJECTED, MISMATCH = range(5)
 INTERRUPTED = 130
+DAGSTERS_INTERRUPT = "DagsterExecutionInterruptedError"
+"""What Dagster makes of Ctrl-C. By name, as below."""
 
 EXIT_CODES = {
     "SettingsError": USAGE,
@@ -153,7 +155,7 @@ def with_json(function: Callable[..., Document | None]) -> Callable[..., None]:
             show_error("interrupted", {}, as_json=as_json)
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
-            if type(error).__name__ == "DagsterExecutionInterruptedError":
+            if type(error).__name__ == DAGSTERS_INTERRUPT:
                 show_error("interrupted", {}, as_json=as_json)
                 raise typer.Exit(INTERRUPTED) from None
             code = exit_code_of(error)

@@ -158,7 +158,7 @@ def locale(bench: Bench) -> Outcome:
 # --- Ctrl-C
 
 
-def _interrupted(bench: Bench, child: Child, seconds: float) -> Outcome:
+def _interrupted(bench: Bench, child: Child, seconds: float, done: int) -> Outcome:
     import signal
     import time
 
@@ -167,7 +167,7 @@ def _interrupted(bench: Bench, child: Child, seconds: float) -> Outcome:
     ran = child.wait(60)
     if ran.broken:
         return ran.broken
-    right = ran.code in (0, 130)
+    right = ran.code in (done, 130)
     return Outcome("noticed" if right else "wrong", f"{ran.code}: {ran.err[-700:]}")
 
 
@@ -181,4 +181,5 @@ def interrupt(bench: Bench) -> Outcome:
         *words, *addressed(root)
     )  # fmt: skip
     seconds = expected["seconds"] if words == INGEST else 0.5
-    return _interrupted(bench, warm().start(said, *named, env=HOMELESS), seconds)
+    done = 1 if words == ("doctor",) else 0  # it finds that no model is trained
+    return _interrupted(bench, warm().start(said, *named, env=HOMELESS), seconds, done)
