@@ -210,6 +210,13 @@ def _(it: Cut) -> None:
         rows[:] = [row for i in range(0, len(rows), 7) for row in reversed(rows[i : i + 7])]
 
 
+@rule("disorder-late", "also where the first row is the earliest")
+def _(it: Cut) -> None:
+    for source in SOURCES:
+        rows = it.rows[source]
+        rows[1:] = [row for i in range(1, len(rows), 5) for row in reversed(rows[i : i + 5])]
+
+
 @rule("counter-reset", "a decrease of a counter is missing, never negative or a spike")
 def _(it: Cut) -> None:
     resets = {
@@ -266,6 +273,26 @@ def _(it: Cut) -> None:
     it.move(last, 89 * BIN_NS)
     it.move(min(it.of("guest"), key=it.at), 20 * BIN_NS + 1)
     it.move(max(it.of("guest"), key=it.at), 104 * BIN_NS - 1)
+
+
+@rule("counter-two", "two values of a counter give a rate between them, one gives none")
+def _(it: Cut) -> None:
+    kept = {"net_rx_bytes": (3.0, 3.8), "forks": (6.0,), "interrupts": (2.0, 2.4)}
+    for name, seconds in kept.items():
+        rows = [it.nearest("guest", second) for second in seconds]
+        for row in it.of("guest"):
+            if row not in rows:
+                row[name] = None
+
+
+@rule("depth", "a line nested over 64 deep is malformed, with text of it counted")
+def _(it: Cut) -> None:
+    for source, second, depth in (("proc", 3.0, 63), ("guest", 3.0, 64), ("qmp", 2.0, 65)):
+        for i, row in enumerate(list(it.of(source, second, second + 0.6))):
+            nested = "[" * (depth - 1) + "]" * (depth - 1)
+            line = json.dumps({**row, "more": "["} if i % 2 else row)[:-1]
+            place = it.rows[source].index(row)
+            it.rows[source][place] = f'{line},"deep":{nested}}}\n'.encode()
 
 
 @rule("counter-exact", "a counter that did not move gives exactly 0, whatever its value")

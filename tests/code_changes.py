@@ -149,7 +149,14 @@ CODE_CHANGES: dict[str, CodeChange] = {
     "rows are not sorted": CodeChange(
         _A, 'np.argsort(times, kind="stable")', "np.arange(len(times))", "disorder"
     ),
+    "rows are sorted only where one is before the first": CodeChange(
+        _A, "np.any(times[1:] < times[:-1])", "np.any(times[1:] < times[:1])", "disorder-late"
+    ),
+    "a rate needs three values": CodeChange(
+        _A, "    if n < 2:\n", "    if n < 3:\n", "counter-two"
+    ),
     # values and lines
+    "a line may be nested 63 deep": CodeChange(_J, "MAX_DEPTH = 64", "MAX_DEPTH = 63", "depth"),
     "null is 0": CodeChange(
         _J,
         "                    values[line, slot - _FIRST_FIELD] = np.nan",

@@ -221,21 +221,50 @@ def name_of(mutant: dict[str, str]) -> str:
     return f"{mutant['module']} {mutant['where']}: {mutant['was']} -> {mutant['is']}"
 
 
-_SCANNER = r"episodes\.jsonl (_scan|_scan_number|_string_end|_is_word|_matches|_skip_space): "
+_SCANNER = (
+    r"episodes\.jsonl (_scan|_scan_number|_string_end|_is_word|_matches|_skip_space|_key_table): "
+    r"|episodes\.jsonl module: _TRUE"
+)
 EXPLAINED: tuple[tuple[str, str], ...] = (
     (
-        r"features\.registry Layout\.(channel_of|schema_hash): ",
+        r"features\.registry Layout\.(channel_of|channel_names|input_names|schema_hash): ",
         "for explanations and lists: tests/test_explanations.py, tests/test_contract.py",
     ),
     (r"problems\.append", "the words for a malformed line: tests/test_validation.py"),
-    (r"models\.scaling check_scaling: ", "which file is refused: tests/test_checkpoint.py"),
+    (
+        r"models\.scaling (check_scaling|module: _KEYS)",
+        "which file is refused: tests/test_checkpoint.py",
+    ),
+    (r"models\.scaling fit_scaling: mean = .*count", "one value alone: tests/test_models.py"),
+    (r"models\.scaling fit_scaling: std\[std <", "no deviation is exactly the least one"),
+    (r"models\.scaling leading_axes: n = 0", "the inputs are centred, so only their scale changes"),
+    (
+        r"features\.registry Layout\.channels_of: ",
+        "which inputs a model keeps stands in its header: tests/test_checkpoint.py",
+    ),
+    (r"features\.registry Channel: absolute", "every channel says whether it is"),
+    (
+        r"features\.alignment module: MAX_SPAN_S",
+        "an episode of a day less a second is too long: tests/test_validation.py",
+    ),
+    (
+        r"features\.alignment _rate: .*at\[n - 1\] == times|align: times, scratch",
+        "scratch space holds no time before it is written",
+    ),
+    (r"features\.alignment CoarseClock\.instants: .*later >= 1", "a shift by 0 is none"),
+    (r"features\.relative baselines: ", "only for a layout without the statistic mean"),
+    (
+        r"episodes\.jsonl _line_bounds: filled",
+        "an empty line is blank, and blank lines are skipped",
+    ),
+    (r"episodes\.jsonl _parse_line: .*_ENVELOPE", "the names of the envelope are not nested"),
     (
         _SCANNER,
         "other lines go to the standard library's parser, which reads the same in them; "
         "damaged lines agree",
     ),
     (
-        r"features\.loaders (RowFiles\.(_hand_back|__getstate__|__init__)|module): ",
+        r"features\.loaders (RowFiles\.(_hand_back|__getstate__|__init__)|module): |_hand_back\(",
         "when pages are handed back and how many are read at a time: the values are the same",
     ),
     (r"features\.loaders _mapped: ", "which damaged file is refused: tests/test_shards.py"),
@@ -244,7 +273,8 @@ EXPLAINED: tuple[tuple[str, str], ...] = (
         "how a table is compressed and checked: tests/test_shards.py",
     ),
     (
-        r"episodes\.jsonl _described: |max_problems|MAX_ROWS",
+        r"episodes\.jsonl (_described|and_more): |max_problems|MAX_ROWS"
+        r"|_line_bounds: (too_many|n_bytes)",
         "the words of problems, and how many rows are read at all: tests/test_extraction.py",
     ),
     (r"features\.relative running_median: .*max\(1, len\(values\)\)", "no window, no median"),
@@ -359,6 +389,9 @@ def _execute(names: Iterable[str], code: dict[str, Any], changed: str) -> None:
     """Execute modules again, in their places; what is pure in unchanged ones is remembered."""
     for name in names:
         module = sys.modules[name]
+        if name == changed:  # what the code no longer says is gone
+            for each in [each for each in vars(module) if not each.startswith("__")]:
+                delattr(module, each)
         exec(code[name], vars(module))
         for each in PURE.get(name, ()) if name != changed else ():
             known = _known.setdefault(name, {})
@@ -432,7 +465,8 @@ def _checked(module: str) -> str | None:
 
 _rules: list[Any] = []
 _rows: list[Any] = []
-LINES = ("json", "malformed", "many-keys", "unusable", "repeated", "coarse-odd", "labels", "jobs")
+LINES = ("json", "malformed", "many-keys", "unusable", "repeated", "coarse-odd", "labels", "jobs",
+         "depth")  # fmt: skip
 """Golden episodes whose lines are not as plain as those of the others."""
 NESTED = (("rss_bytes",), ("a", "b"), ("a", "c", "d"), ("a", "c", "e"), ("f", "b"), ("load_1m",))
 

@@ -630,6 +630,14 @@ def test_a_class_that_is_only_predicted_is_not_averaged_in():
 # --- scaling
 
 
+def test_one_value_alone_is_its_column_s_mean():
+    X = np.full((5, 2), np.nan, dtype=np.float32)
+    X[:, 0], X[3, 1] = [1, 2, 3, 4, 5], np.e - 1
+    scaling = fit_scaling(X)
+    assert scaling["mean"][1] == pytest.approx(1.0)
+    assert scaling["std"][1] == 1.0
+
+
 @pytest.mark.parametrize("shape", [(50, 6), (10, 5, 6)])
 def test_scaled_inputs_have_no_missing_value_mean_0_and_deviation_1(shape: tuple[int, ...]):
     random = np.random.default_rng(0)
