@@ -55,7 +55,7 @@ faults: .venv/.installed  ## kills, full disks, damage, races, hostile input: wh
 
 mutants: .venv/.installed  ## small changes of code under a checkpoint: is each noticed? (an hour)
 	EVERY_CHANGE=1 $(BIN)/python -m pytest -q tests/test_code.py -k "every_change or comments"
-	PYTHONPATH=.:tests $(BIN)/python tests/mutants.py --out artifacts/mutants.json
+	PYTHONPATH=.:tests $(BIN)/python tests/mutants.py --out artifacts/mutants.jsonl
 
 # rates are of one core: a library that waits in a second thread would pay for that
 BENCH := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 POLARS_MAX_THREADS=1 $(BIN)/python -m benchmarks
