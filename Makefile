@@ -26,7 +26,7 @@ ui: .venv/.installed  ## open Dagster on http://127.0.0.1:3000 (STORE=, ARTIFACT
 	$(BIN)/phasewatch ui
 
 test: lint  ## linters, types, import rules and the test suite
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal  # on two cores: tests wait for what they start
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
