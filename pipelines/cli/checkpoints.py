@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,7 @@ from pipelines.cli.console import (
     existing,
     existing_checkpoint,
     fail,
+    one_of,
     track,
     with_json,
 )
@@ -79,7 +80,7 @@ class Contracts(Document):
 def contract(
     context: typer.Context,
     kind: Annotated[
-        Literal["summary", "tensor"] | None,
+        str | None,
         typer.Option(metavar="KIND", help="summary or tensor inputs only; default: both."),
     ] = None,
 ) -> Contracts | None:
@@ -89,8 +90,12 @@ def contract(
     from features import registry
     from features.contract import contract_of
 
-    kinds: list[registry.InputKind] = [kind] if kind else ["summary", "tensor"]
-    return Contracts({each: contract_of(registry.LAYOUT, each) for each in kinds})
+    kinds: tuple[registry.InputKind, ...] = ("summary", "tensor")
+    if kind is not None:
+        one_of("kind", kind, kinds)
+    return Contracts(
+        {each: contract_of(registry.LAYOUT, each) for each in kinds if kind in (None, each)}
+    )
 
 
 def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
