@@ -1,9 +1,10 @@
-"""Many events recorded in a row, without a new database connection for each statement."""
+"""Many events recorded in a row, without a new engine and database for each statement."""
 
 from __future__ import annotations
 
 import sqlite3
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -11,6 +12,7 @@ from dagster._core.storage.event_log.sqlite.sqlite_event_log import (
     INDEX_SHARD_NAME,
     SqliteEventLogStorage,
 )
+from dagster._core.storage.runs.sqlite.sqlite_run_storage import SqliteRunStorage
 from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
@@ -29,14 +31,21 @@ def kept_open(instance: dg.DagsterInstance) -> Iterator[None]:
     UI sees a run's own database change only when it is closed, so that one is.
 
     A commit does not wait for the disk: should the machine lose power, the last events are lost,
-    and what they tell of is found current and recorded by the next run. Storages other than SQLite
-    are left as they are.
+    and what they tell of is found current and recorded by the next run. The runs, which are asked
+    before each file that is written, keep their engine too. Storages other than SQLite are left as
+    they are.
     """
-    storage = instance.event_log_storage
-    if not isinstance(storage, SqliteEventLogStorage):
+    with ExitStack() as stack:
+        if isinstance(instance.event_log_storage, SqliteEventLogStorage):
+            stack.enter_context(_events(instance.event_log_storage))
+        if isinstance(instance.run_storage, SqliteRunStorage):
+            stack.enter_context(_runs(instance.run_storage))
         yield
-        return
-    connect, engines = storage._connect, dict[str, sa.Engine]()
+
+
+@contextmanager
+def _events(storage: SqliteEventLogStorage) -> Iterator[None]:
+    connect, has_table, engines = storage._connect, storage.has_table, dict[str, sa.Engine]()
 
     @contextmanager
     def reconnect(shard: str) -> Iterator[sa.Connection]:
@@ -50,7 +59,31 @@ def kept_open(instance: dg.DagsterInstance) -> Iterator[None]:
     with ExitStack() as stack:
         storage._connect = reconnect  # type: ignore[method-assign]
         stack.callback(setattr, storage, "_connect", connect)
+        storage.has_table = cache(has_table)  # type: ignore[method-assign]
+        stack.callback(setattr, storage, "has_table", has_table)
         yield
+
+
+@contextmanager
+def _runs(storage: SqliteRunStorage) -> Iterator[None]:
+    connect = storage.connect
+    engine = sa.create_engine(
+        storage._conn_string,
+        poolclass=sa.pool.NullPool,
+        connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS},
+    )
+
+    @contextmanager
+    def reconnect() -> Iterator[sa.Connection]:
+        with engine.begin() as connection:
+            yield connection
+
+    with engine.connect():  # one stays open, so that no other is the last
+        storage.connect = reconnect  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            storage.connect = connect  # type: ignore[method-assign]
 
 
 @contextmanager

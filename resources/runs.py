@@ -42,6 +42,8 @@ WITH_PROCESS = [
 ]
 """In which a run has a process, or will within ``START_S``. A queued one waits for the daemon."""
 
+ASKED_S = 0.1
+"""How long the answer holds that a run has not ended."""
 START_S = 300.0
 """A process that starts has its run bear its identity by then; Dagster gives it 180 s to start."""
 MAX_RUNTIME_S = 86_400.0
@@ -55,11 +57,17 @@ def writing_for(run: dg.DagsterRun, instance: dg.DagsterInstance) -> Iterator[No
     A process can outlive its run: one cancelled by force, or given up by the run monitoring, may
     already have been replaced by another that writes to the same folder.
 
+    Dagster is asked at most every ``ASKED_S``; an artifact and its manifest need one answer.
+
     Raises:
         dg.Failure: at the next write, where the run has ended or was deleted.
     """
+    holds_until = 0.0
 
     def ask() -> None:
+        nonlocal holds_until
+        if time.monotonic() < holds_until:
+            return
         record = instance.get_run_by_id(run.run_id)
         state = "DELETED" if record is None else record.status.value
         if record is None or record.status in (*FINISHED, dg.DagsterRunStatus.CANCELING):
@@ -67,6 +75,7 @@ def writing_for(run: dg.DagsterRun, instance: dg.DagsterInstance) -> Iterator[No
                 f"Run {run.run_id} is {state}, but its process runs on; its work is not kept.",
                 allow_retries=False,
             )
+        holds_until = time.monotonic() + ASKED_S
 
     note_process(run, instance)
     with writes_gated(ask):
