@@ -286,7 +286,7 @@ def _check_content(
     _check_sources(episode, policy, fields, findings)
 
 
-HINT = "\nSuch episodes are skipped; --anyway (Python: anyway=True) uses them."
+HINT = "\nRejected and errored episodes are not used without --anyway (Python: anyway=True)."
 
 
 class EpisodeError(Exception):

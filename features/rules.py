@@ -210,7 +210,7 @@ def _(it: Cut) -> None:
         rows[:] = [row for i in range(0, len(rows), 7) for row in reversed(rows[i : i + 7])]
 
 
-@rule("disorder-late", "also where the first row is the earliest")
+@rule("disorder-late", "rows are sorted by time, even where the first is the earliest")
 def _(it: Cut) -> None:
     for source in SOURCES:
         rows = it.rows[source]
@@ -285,7 +285,7 @@ def _(it: Cut) -> None:
                 row[name] = None
 
 
-@rule("depth", "a line nested over 64 deep is malformed, with text of it counted")
+@rule("depth", "a line nested more than 64 deep is malformed; brackets in strings count")
 def _(it: Cut) -> None:
     for source, second, depth in (("proc", 3.0, 63), ("guest", 3.0, 64), ("qmp", 2.0, 65)):
         for i, row in enumerate(list(it.of(source, second, second + 0.6))):

@@ -1,4 +1,4 @@
-"""Many events recorded in a row, without a new engine and database for each statement."""
+"""Many events recorded in a row, without a new engine for each statement."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def kept_open(instance: dg.DagsterInstance) -> Iterator[None]:
 
     A commit does not wait for the disk: should the machine lose power, the last events are lost,
     and what they tell of is found current and recorded by the next run. The runs, which are asked
-    before each file that is written, keep their engine too. Storages other than SQLite are left as
-    they are.
+    again and again while files are written, keep their engine too. Storages other than SQLite are
+    left as they are.
     """
     with ExitStack() as stack:
         if isinstance(instance.event_log_storage, SqliteEventLogStorage):
@@ -78,7 +78,9 @@ def _runs(storage: SqliteRunStorage) -> Iterator[None]:
         with engine.begin() as connection:
             yield connection
 
-    with engine.connect():  # one stays open, so that no other is the last
+    with engine.connect() as kept:  # so that no other is the last to close
+        kept.execute(sa.text("PRAGMA schema_version"))  # SQLite counts it once it has read
+        kept.rollback()
         storage.connect = reconnect  # type: ignore[method-assign]
         try:
             yield

@@ -52,15 +52,15 @@ _MAX_RUNTIME_TAG = "dagster/max_runtime"
 
 @contextmanager
 def writing_for(run: dg.DagsterRun, instance: dg.DagsterInstance) -> Iterator[None]:
-    """Within, nothing is put in place once Dagster counts the run as ended.
+    """Within, nothing is put in place later than ``ASKED_S`` after Dagster counts the run as ended.
 
     A process can outlive its run: one cancelled by force, or given up by the run monitoring, may
     already have been replaced by another that writes to the same folder.
 
-    Dagster is asked at most every ``ASKED_S``; an artifact and its manifest need one answer.
+    One answer does for an artifact and its manifest.
 
     Raises:
-        dg.Failure: at the next write, where the run has ended or was deleted.
+        dg.Failure: at the first write after that, where the run has ended or was deleted.
     """
     holds_until = 0.0
 

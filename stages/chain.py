@@ -183,6 +183,7 @@ class Chain:
                 _must(found.checkpoint_id, checkpoint_id, "its checkpoint")
                 if rule is not None:
                     _must(rule.id, found.id, "the bundle's rule")
+                self._sign(manifest.signed, notes)
 
     def _dataset(self, recipe: str, version: str) -> None:
         stage = self._project.stages["datasets"]
@@ -192,8 +193,8 @@ class Chain:
             if damage := manifest_damage(folder):
                 raise _BrokenError(damage)
             if manifest is None or manifest.version != version:
-                if manifest is not None:
-                    self._whole(manifest, notes)
+                if manifest is not None and (problem := manifest.damage()):
+                    raise _BrokenError(problem)
                 raise _GoneError(f"the dataset that it was trained on ({version[:12]}) is not here")
             self._whole(manifest, notes)
             facts = manifest.facts
@@ -210,6 +211,7 @@ class Chain:
                 manifest.fingerprint,
                 "what it says that it was made from",
             )
+            self._sign(manifest.signed, notes)
         if self.links[-1].state in ("holds", "not trusted") and manifest is not None:
             for batch, versions in manifest.facts["batches"].items():
                 self._batch(batch, versions)
@@ -226,6 +228,7 @@ class Chain:
                     raise _GoneError("it is not here")
                 _must(manifests[name].version, version, "its data version")
                 self._whole(manifests[name], notes)
+                self._sign(manifests[name].signed, notes)
         with self._link("episodes", f"{project.workspace.store_path}, batch {batch}") as notes:
             if batch not in project.listing.batches:
                 raise _GoneError("the store has no such batch")
@@ -250,13 +253,13 @@ class Chain:
             pointer = read_pointer(folder)
             every = [entry.champion for entry in pointer.entries]
             entries = [each for each in every if checkpoint_id in each.checkpoints.values()]
-            if self._required and (why := unsigned(pointer)):
-                raise _NotTrustedError(why)
             for champion in entries:
                 read_training(folder, champion)
                 if champion.alarm_rules:
                     load_rule(folder, champion)
                 load_likeness(folder, champion, self._project.workspace.layout)
+            if self._required and (why := unsigned(pointer)):
+                raise _NotTrustedError(why)
             numbers = ", ".join(str(champion.number) for champion in entries)
             notes.append(f"in use as entry {numbers}" if entries else "never in use")
             notes.append(pointer.signed.line)
@@ -266,7 +269,6 @@ class Chain:
             raise _BrokenError(problem)
         if manifest.digest is None:
             notes.append("written before manifests were sealed")
-        self._sign(manifest.signed, notes)
 
 
 def _must(found: object, stated: object, what: str) -> None:

@@ -45,7 +45,8 @@ def test_extract_writes_what_a_shard_would_hold(tmp_path: Path) -> None:
     nowhere = phasewatch("extract", SOUND, "--out", tmp_path / "deep" / "e.npz")
     assert (nowhere.exit_code, list(tmp_path.iterdir())) == (USAGE, [])
     other = phasewatch("extract", SOUND, "--out", tmp_path / "e.csv")
-    assert (other.exit_code, list(tmp_path.iterdir())) == (USAGE, [])
+    assert (other.exit_code, ".npz" in other.output) == (USAGE, True)
+    assert list(tmp_path.iterdir()) == []
     assert phasewatch("extract", FAILED_LABEL, "--out", out, "--anyway").exit_code == OK
     stored = list_store(STORE).find(FAILED_LABEL)
     expected = extract(read_episode(stored.path, FAILED_LABEL, LAYOUT.fields), LAYOUT)

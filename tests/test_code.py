@@ -380,7 +380,7 @@ def test_code_that_computes_something_else_trains_nothing(
 
 
 EVERY = 1 if os.environ.get("EVERY_CHANGE") else 8
-"""All changes take minutes, which `make faults` does; here every eighth one is made."""
+"""All changes take minutes, which `make mutants` does; here every eighth one is made."""
 CHOSEN = list(CODE_CHANGES)[::EVERY]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import os
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,3 +164,61 @@ def test_a_folder_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     assert os.read(out, 10) == b"second"
     os.waitpid(child, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# --- Ctrl-C
+
+
+DEAF = """
+import time
+from pipelines.cli import app
+
+
+class Deaf:
+    def __del__(self):
+        raise KeyboardInterrupt
+
+
+def work():
+    deaf = Deaf()
+    del deaf
+    time.sleep(60)
+
+
+app.app = work
+app.main()
+"""
+
+
+def test_an_interrupt_in_a_callback_that_cannot_raise_is_not_lost() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DEAF],
+        cwd=ROOT, capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    assert (done.returncode, "Traceback" in done.stderr) == (130, False), done.stderr
+
+
+FAILING = """
+import os, signal
+from pipelines.cli import app
+
+
+def work():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        while True:
+            pass
+    except KeyboardInterrupt:
+        raise SystemExit(1)  # as a library that makes a failure of it
+
+
+app.app = work
+app.main()
+"""
+
+
+def test_a_failure_that_ctrl_c_caused_is_an_interrupt() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING], cwd=ROOT, capture_output=True, timeout=50, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, b"")

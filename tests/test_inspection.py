@@ -318,7 +318,8 @@ def test_inspect_lists_a_folder(shelf: Path):
 )
 def test_a_checkpoint_is_known_by_its_name(words: tuple[str, ...], name: str, tmp_path: Path):
     (tmp_path / "README.md").write_text("# Not a checkpoint\n")
-    assert phasewatch(*words, tmp_path / name).exit_code == USAGE
+    told = phasewatch(*words, tmp_path / name)
+    assert (told.exit_code, "not a checkpoint" in told.output) == (USAGE, True)
 
 
 def test_inspect_shows_a_broken_checkpoint_as_a_row(shelf: Path):

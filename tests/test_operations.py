@@ -29,6 +29,7 @@ from typer.testing import CliRunner, Result
 from assets.factory import asset_key, asset_keys
 from assets.partitions import BATCHES
 from champion.history import BEFORE_SEALS, read_history
+from features.files import write_atomically
 from models.registry import VARIANTS
 from pipelines.automation import new_batches, nightly
 from pipelines.cli.app import FAILED, USAGE, app, main
@@ -37,7 +38,7 @@ from pipelines.executors import build_executor, execution_from_environment
 from pipelines.graph import build_defs
 from pipelines.partitions import sync_batches
 from pipelines.requests import MAX_FAILURES
-from resources.runs import PROCESS_TAG, end_dead_runs
+from resources.runs import ASKED_S, PROCESS_TAG, end_dead_runs, writing_for
 from resources.workspace import resource_of
 from stages.workspace import Workspace, read_workspace
 
@@ -386,6 +387,30 @@ def test_a_run_that_has_ended_leaves_nothing(small: Lab) -> None:
     assert "is CANCELED, but its process runs on; its work is not kept" in failure(refused)
     assert not [path for path in small.artifacts.rglob("*") if path.is_file()]
     assert small.recorded("tensor_shards", batch) == {}
+
+
+def test_a_run_is_asked_once_for_files_written_in_a_row(
+    small: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small.instance.create_run_for_job(
+        build_defs(workspace=small.workspace).resolve_job_def("ingest")
+    )
+    small.instance.report_engine_event("begun", run)
+    answers: list[str] = []
+    real = small.instance.get_run_by_id
+    monkeypatch.setattr(small.instance, "get_run_by_id", lambda i: answers.append(i) or real(i))
+    now = [10.0]
+    monkeypatch.setattr("resources.runs.time.monotonic", lambda: now[0])
+    with writing_for(run, small.instance):
+        answers.clear()
+        for name in "abc":
+            write_atomically(tmp_path / name, b"")
+        assert len(answers) == 1
+        small.instance.report_run_canceled(run)
+        now[0] += ASKED_S
+        with pytest.raises(dg.Failure):
+            write_atomically(tmp_path / "d", b"")
+    assert not (tmp_path / "d").exists()
 
 
 HANG = """

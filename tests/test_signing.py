@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from live.sources import Replay
 from models.checkpoint import CheckpointError, artifact_id, checkpoint_path, read_header
 from pipelines.cli.app import FAILED, OK, USAGE, app
 from stages.chain import Chain
+from stages.manifest import read_manifest, write_manifest
 from stages.project import Project
 from stages.scoring import champion_scorer, scorer_of
 from stages.status import StageError
@@ -387,6 +389,13 @@ def test_an_unsigned_link_is_named_where_signatures_are_required(lab: Lab) -> No
     assert states["bundle"] == states["dataset"] == states["shards"] == {"not trusted"}
     told = invoke(lab, "verify", str(lab.artifacts / BUNDLE), "--require-signature")
     assert told.exit_code == FAILED
+
+
+def test_an_unsigned_link_that_was_changed_is_broken(lab: Lab) -> None:
+    manifest = read_manifest(lab.artifacts / "datasets" / RECIPE)
+    assert manifest is not None
+    write_manifest(replace(manifest, facts=manifest.facts | {"excluded_by_hand": ["x"]}))
+    assert links(lab, required(lab))["dataset"] == {"broken"}
 
 
 # --- what was damaged is made again by the command that the message gives

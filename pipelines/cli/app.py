@@ -127,10 +127,11 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except Exception as error:
         flush_output()
-        if was_interrupted():
-            sys.exit(INTERRUPTED)
         if "--debug" in sys.argv[1:]:
             raise
+        if was_interrupted():
+            show_error("interrupted", {}, as_json="--json" in sys.argv[1:])
+            sys.exit(INTERRUPTED)
         show_error(_unexpected(error), {}, as_json="--json" in sys.argv[1:])
         sys.exit(FAILED)
 
@@ -149,8 +150,8 @@ def _speak_utf8() -> None:
 def _watch_interrupts() -> Callable[[], bool]:
     """Let no Ctrl-C be lost, and tell later whether one came.
 
-    Libraries have handlers of their own, and make a failure of their own of it: the signal itself
-    is noted. And where it meets a callback that cannot raise, it is sent once more.
+    Libraries may turn it into another error, so the signal itself is noted. Raised in a callback
+    that cannot pass it on, it is sent again.
     """
     noted, notes = os.pipe()
     os.set_blocking(noted, False)
@@ -162,7 +163,7 @@ def _watch_interrupts() -> Callable[[], bool]:
         if ignored.exc_type.__name__ not in ("KeyboardInterrupt", DAGSTERS_INTERRUPT):
             shown_by(ignored)
             return
-        timer = threading.Timer(0.05, signal.raise_signal, [signal.SIGINT])
+        timer = threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGINT])
         timer.daemon = True
         timer.start()
 

@@ -331,7 +331,7 @@ def _evidence(recipes: dict[str, dict[str, Any]]) -> Iterator[str | Table]:
     yield Table(columns, rows)
     marks = [evidence.get("alarms") for evidence in recipes.values()]
     if any(marks):
-        yield "false/h: false alarms per hour of clean time; they count where hosts or days are new"
+        yield "false/h: false alarms per hour of clean time; counted on host, session and time"
     if any(alarms and alarms["provisional"] for alarms in marks):
         yield f"provisional: the threshold rests on under {MIN_VALIDATION_HOURS:g} clean hours"
 

@@ -244,7 +244,8 @@ def _automation(findings: Diagnosis, section: dict[str, Any], instance: dg.Dagst
         section["runs_under_way"].append(
             {"run": run.run_id, "what": name, "status": run.status.value}
         )
-        if run.run_id not in dead:
+        waits = run.status is dg.DagsterRunStatus.QUEUED and not section["daemon"]
+        if run.run_id not in dead and not waits:
             findings.under_way.append(name)
     for each in dead.values():
         findings.problem(f"{each.name} counts as under way, but {each.why}", "phasewatch sync")
@@ -255,6 +256,7 @@ def _stages(findings: Diagnosis, workspace: Workspace) -> None:
     from champion.history import ChampionError
     from episodes.store import StoreError
     from stages.project import Project
+    from stages.status import shortened
 
     section: dict[str, Any] = {"path": str(workspace.store_path)}
     findings.sections["store"] = section
@@ -295,7 +297,8 @@ def _stages(findings: Diagnosis, workspace: Workspace) -> None:
         listed = [f"{kind}: {line}" for kind, lines in counts.items() for line in lines]
         remedy = _remedy(project, stale)
         if findings.under_way:
-            remedy = f"wait for what runs ({', '.join(findings.under_way)}), then: {remedy}"
+            runs = shortened(findings.under_way, ", ", 3)
+            remedy = f"wait for what runs ({runs}), then: {remedy}"
         findings.problem("not current\n    " + "\n    ".join(listed), remedy)
     try:
         if why := _distrusted(workspace):

@@ -231,8 +231,7 @@ def extract(
     import numpy as np
 
     workspace = workspace_of(config, store)
-    if not existing_folder_of(out).exists() or out.is_file():  # a pipe may have any name
-        one_of("the suffix of --out", out.suffix, [".npz"])
+    one_of("the suffix of --out", existing_folder_of(out).resolve().suffix, [".npz"])
     read, extracted = extracted_episode(
         workspace, stored_episode(workspace, episode), anyway=anyway
     )

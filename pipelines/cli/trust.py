@@ -163,7 +163,7 @@ def verify(
     """Verify a bundle or a checkpoint, and all that it was made from.
 
     Episodes, shards, dataset, checkpoint, alarm rule, bundle: every hash and every signature. Exit
-    code 1 if a link is broken or gone.
+    code 1 if a link is broken, gone or not trusted.
     """
     from models.checkpoint import SUFFIX
     from stages.chain import Chain

@@ -167,7 +167,8 @@ def _interrupted(bench: Bench, child: Child, seconds: float, done: int) -> Outco
     ran = child.wait(60)
     if ran.broken:
         return ran.broken
-    right = ran.code in (done, 130)
+    finished = ran.code == done and (not done or "problem:" in ran.out)
+    right = finished or ran.code == 130
     return Outcome("noticed" if right else "wrong", f"{ran.code}: {ran.err[-700:]}")
 
 
