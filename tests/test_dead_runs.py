@@ -21,6 +21,7 @@ from dagster._core.remote_origin import (
     RemoteRepositoryOrigin,
 )
 from lab import TINY, Lab, new_instance
+from typer.testing import CliRunner
 
 from pipelines.automation import new_batches
 from pipelines.cli.app import app
@@ -234,3 +235,23 @@ def test_sync_says_which_runs_it_ended(
         app(["sync", "--json", "--store", store, "--artifacts", artifacts])
     assert end.value.code == 0
     assert json.loads(capsys.readouterr().out)["ended"] == [run]
+
+
+def test_doctor_waits_for_a_run_that_is_alive_and_for_no_other(
+    small: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Path(small.instance.root_directory)
+    (home / "dagster.yaml").write_text((ROOT / "config" / "dagster.yaml").read_text())
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+
+    def remedy() -> str:
+        paths = ["--store", str(small.store.root), "--artifacts", str(small.artifacts)]
+        problems = json.loads(CliRunner().invoke(app, ["doctor", "--json", *paths]).stdout)
+        found = problems["problems"]
+        return next(p["remedy"] for p in found if p["problem"].startswith("not current"))
+
+    recorded(small, Status.QUEUED)  # there is no daemon that would take it up
+    assert remedy().startswith("phasewatch run")
+    alive = recorded(small, Status.STARTED)
+    small.instance.add_run_tags(alive, process_tag(alive))
+    assert remedy().startswith("wait for what runs (ingest lab-a.")
