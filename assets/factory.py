@@ -88,8 +88,9 @@ def _build(stage: Stage) -> dg.AssetsDefinition:
             )
             for check in own_checks
         ],
-        # a step that may leave out outputs: unavailable recipes are skipped
-        can_subset=several or stage.partition == "recipe",
+        # a step may leave out outputs: of an unavailable recipe, and of many batches, which are
+        # recorded by events
+        can_subset=several or stage.partition in ("recipe", "batch"),
         pool=stage.pool,
         backfill_policy=backfill_policy(stage),
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pytest
 from builders import START_NS, StoreBuilder
-from lab import TINY, Lab, failure, new_instance
+from lab import QUIET, TINY, Lab, failure, new_instance, put_in_use
 
 import pipelines.requests
 import stages.batch
@@ -269,3 +269,27 @@ def test_a_fault_of_the_machine_in_a_worker_is_one_here(
     assert failed <= {keys[1]}
     assert not any(isinstance(outcomes[key], Exception) for key in keys if key != keys[1])
     assert last_metadata(lab.instance, "tensor_shards", keys[0]) is None  # nothing ran in Dagster
+
+
+@pytest.mark.parametrize(("job", "output"), [("ingest", "drift"), ("score", "predictions")])
+def test_a_range_records_the_checks_of_a_stage_with_one_output(
+    retrained: Lab, job: str, output: str
+) -> None:
+    put_in_use(retrained, "knn")
+    keys = list(retrained.workspace.listing().batches)
+    definitions = build_defs(workspace=retrained.workspace)
+    result = definitions.resolve_job_def(job).execute_in_process(
+        run_config=QUIET,
+        instance=retrained.instance,
+        asset_selection=[asset_key(output)],
+        tags=partition_tags(keys),
+        raise_on_error=False,
+    )
+    assert result.success, failure(result)
+    assert len(keys) > 1
+    assert made(result) == {key: {output} for key in keys}
+    checked = {
+        (event.partition, event.check_name) for event in result.get_asset_check_evaluations()
+    }
+    declared = definitions.resolve_asset_graph().get_check_keys_for_assets({asset_key(output)})
+    assert checked == {(key, check.name) for key in keys for check in declared}
