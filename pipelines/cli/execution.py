@@ -169,7 +169,8 @@ def _retrain(
         ran = []
         with training_ahead(workspace, slots, log_to_stderr):
             for i, recipe in enumerate(recipes, start=1):
-                log.info("retrain %s (%d of %d)", recipe, i, len(recipes))
+                what = f"retrain {recipe}" if recipe else "report"
+                log.info("%s (%d of %d)", what, i, len(recipes))
                 keys = [recipe] if recipe else []
                 ran.append(_execute(workspace, definitions, "retrain", keys, instance, outputs))
         return ran
