@@ -288,6 +288,7 @@ def test_a_range_records_the_checks_of_a_stage_with_one_output(
     assert result.success, failure(result)
     assert len(keys) > 1
     assert made(result) == {key: {output} for key in keys}
+    assert len(result.get_asset_materialization_events()) == len(keys)
     checked = {
         (event.partition, event.check_name) for event in result.get_asset_check_evaluations()
     }
