@@ -152,6 +152,7 @@ def _make(
             )
 
 
+# Long, because what is made and what is recorded of it alternate, batch by batch.
 def _make_range(
     context: dg.AssetExecutionContext, declared: Stage, config: dg.Config, workspace: Workspace
 ) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:

@@ -287,6 +287,7 @@ def _check_content(
 
 
 HINT = "\nRejected and errored episodes are not used without --anyway (Python: anyway=True)."
+"""Ends the message of ``check_usable``; of many episodes it is shown once."""
 
 
 class EpisodeError(Exception):

@@ -45,7 +45,7 @@ def kept_open(instance: dg.DagsterInstance) -> Iterator[None]:
 
 @contextmanager
 def _events(storage: SqliteEventLogStorage) -> Iterator[None]:
-    connect, has_table, engines = storage._connect, storage.has_table, dict[str, sa.Engine]()
+    connect, engines = storage._connect, dict[str, sa.Engine]()
 
     @contextmanager
     def reconnect(shard: str) -> Iterator[sa.Connection]:
@@ -57,16 +57,13 @@ def _events(storage: SqliteEventLogStorage) -> Iterator[None]:
             yield connection
 
     with ExitStack() as stack:
-        storage._connect = reconnect  # type: ignore[method-assign]
-        stack.callback(setattr, storage, "_connect", connect)
-        storage.has_table = cache(has_table)  # type: ignore[method-assign]
-        stack.callback(setattr, storage, "has_table", has_table)
+        stack.enter_context(_replaced(storage, "_connect", reconnect))
+        stack.enter_context(_replaced(storage, "has_table", cache(storage.has_table)))
         yield
 
 
 @contextmanager
 def _runs(storage: SqliteRunStorage) -> Iterator[None]:
-    connect = storage.connect
     engine = sa.create_engine(
         storage._conn_string,
         poolclass=sa.pool.NullPool,
@@ -81,11 +78,18 @@ def _runs(storage: SqliteRunStorage) -> Iterator[None]:
     with engine.connect() as kept:  # so that no other is the last to close
         kept.execute(sa.text("PRAGMA schema_version"))  # SQLite counts it once it has read
         kept.rollback()
-        storage.connect = reconnect  # type: ignore[method-assign]
-        try:
+        with _replaced(storage, "connect", reconnect):
             yield
-        finally:
-            storage.connect = connect  # type: ignore[method-assign]
+
+
+@contextmanager
+def _replaced(storage: object, name: str, method: object) -> Iterator[None]:
+    before = getattr(storage, name)
+    setattr(storage, name, method)
+    try:
+        yield
+    finally:
+        setattr(storage, name, before)
 
 
 @contextmanager

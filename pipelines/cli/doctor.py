@@ -256,7 +256,6 @@ def _stages(findings: Diagnosis, workspace: Workspace) -> None:
     from champion.history import ChampionError
     from episodes.store import StoreError
     from stages.project import Project
-    from stages.status import shortened
 
     section: dict[str, Any] = {"path": str(workspace.store_path)}
     findings.sections["store"] = section
@@ -295,10 +294,7 @@ def _stages(findings: Diagnosis, workspace: Workspace) -> None:
         )
     if stale:
         listed = [f"{kind}: {line}" for kind, lines in counts.items() for line in lines]
-        remedy = _remedy(project, stale)
-        if findings.under_way:
-            runs = shortened(findings.under_way, ", ", 3)
-            remedy = f"wait for what runs ({runs}), then: {remedy}"
+        remedy = _remedy(project, stale, findings.under_way)
         findings.problem("not current\n    " + "\n    ".join(listed), remedy)
     try:
         if why := _distrusted(workspace):
@@ -345,10 +341,13 @@ def _counted(statuses: list[Status]) -> dict[str, list[str]]:
     return counts
 
 
-def _remedy(project: Project, stale: list[Status]) -> str:
-    """The one command that makes all of it current."""
+def _remedy(project: Project, stale: list[Status], under_way: list[str]) -> str:
+    """The one command that makes all of it current, once the runs under way have ended."""
+    from stages.status import shortened
+
+    wait = f"wait for what runs ({shortened(under_way, ', ', 3)}), then: " if under_way else ""
     keys = {s.key for s in stale if project.stages[s.stage].job != "ingest"}
     if not keys:
-        return "phasewatch run --ingest-only"
+        return f"{wait}phasewatch run --ingest-only"
     recipes = sorted(keys - {""})
-    return "phasewatch run" + (f" --recipe {recipes[0]}" if len(recipes) == 1 else "")
+    return f"{wait}phasewatch run" + (f" --recipe {recipes[0]}" if len(recipes) == 1 else "")

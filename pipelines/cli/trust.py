@@ -129,7 +129,7 @@ class Verified(Document):
         return {"holds": self.exit_code == OK, "links": [asdict(link) for link in self.links]}
 
     def text(self) -> Iterator[str | Table]:
-        broken = [link for link in self.links if not link.holds]
+        failing = [link for link in self.links if not link.holds]
         yield Table(
             ("link", "state", "note", "where"),
             [
@@ -137,12 +137,12 @@ class Verified(Document):
                 for link in self.links
             ],
         )
-        if broken:
+        if failing:
             yield ""
-        yield from (f"{link.name} {link.place}: {link.state}: {link.note}" for link in broken)
+        yield from (f"{link.name} {link.place}: {link.state}: {link.note}" for link in failing)
         yield (
-            f"\n{len(broken)} of {len(self.links)} links do not hold"
-            if broken
+            f"\n{len(failing)} of {len(self.links)} links do not hold"
+            if failing
             else f"\nall {len(self.links)} links hold"
         )
 
