@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 WORTHWHILE = 100
 """With fewer episodes, workers take longer to start than they save."""
 
-_AHEAD_PER_WORKER = 4
+_AHEAD_BYTES = 8 * 2**20
+"""Of archives that workers may be ahead: they go on while a batch is written and recorded."""
 _ahead: ContextVar[_Ahead | None] = ContextVar("ahead", default=None)
 
 
@@ -101,7 +102,7 @@ def judging_ahead(
 
 
 class _Ahead:
-    """Submits a bounded number of episodes, so that memory does not grow with the corpus."""
+    """Submits a bounded amount of episodes, so that memory does not grow with the corpus."""
 
     def __init__(self, pool: ProcessPoolExecutor, waiting: deque[StoredEpisode]):
         self._pool, self._waiting = pool, waiting
@@ -121,7 +122,11 @@ class _Ahead:
         return None
 
     def _submit(self) -> None:
-        while self._waiting and len(self._submitted) < _AHEAD_PER_WORKER * cores():
+        few = 2 * cores()  # however large they are
+        while self._waiting and (
+            len(self._submitted) < few
+            or sum(stored.size_bytes or 0 for stored, _ in self._submitted) < _AHEAD_BYTES
+        ):
             stored = self._waiting.popleft()
             self._submitted.append((stored, self._pool.submit(_judge_in_worker, stored)))
 

@@ -27,6 +27,7 @@ from features.registry import LAYOUT
 from models.checkpoint import checkpoint_path
 from models.registry import find_variant
 from pipelines.cli.app import FAILED, OK, REJECTED, USAGE, app
+from pipelines.cli.console import INTERRUPTED
 from stages.manifest import read_manifest
 
 ROOT = Path(__file__).parent.parent
@@ -485,6 +486,24 @@ COMMANDS = ["", "run", "sync", "validate", "extract", "exclude", "predict", "rep
             "promote", "rollback", "inspect", "doctor", "prune", "simulate", "contract",
             "contract diff", "verify", "keys new", "keys trust", "keys list", "log verify",
             "log replay"]  # fmt: skip
+
+
+def test_ctrl_c_while_commands_are_imported_is_no_stack_trace() -> None:
+    script = """if True:
+        import os, signal, sys
+
+        class Interrupted:
+            def find_spec(self, name, *_):
+                if name == "pipelines.cli.console":
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        sys.meta_path.insert(0, Interrupted())
+        from pipelines.cli import main
+        main()
+    """
+    words = [sys.executable, "-c", script]
+    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (INTERRUPTED, "", "")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

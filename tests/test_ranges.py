@@ -243,7 +243,7 @@ def test_what_is_left_out_or_not_announced_is_no_matter(
 def test_a_killed_worker_decides_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages.judging, "WORTHWHILE", 1)
     monkeypatch.setattr(stages.judging, "cores", lambda: 2)
-    monkeypatch.setattr(stages.judging, "_AHEAD_PER_WORKER", 1)  # most are not yet asked for
+    monkeypatch.setattr(stages.judging, "_AHEAD_BYTES", 0)  # most are not yet asked for
     episodes, workspace = lab.workspace.listing().episodes, lab.workspace
     given = (workspace.validation, workspace.layout)
     with judging_ahead(episodes, *given):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import yaml
@@ -66,9 +69,25 @@ def ui(
         HOSTS: " ".join([host, *(allow_host or ())]),
         TOKEN: token or "",
     }
-    note(f"ui: {url}" + ("/?token=TOKEN" if token else ""))
+    note("ui: starting Dagster")
+    Thread(
+        target=_say_when_ready,
+        args=(host, port, url + ("/?token=TOKEN" if token else "")),
+        daemon=True,
+    ).start()
     _develop(host, port, read_only=read_only)
     return Shown(url=url)
+
+
+def _say_when_ready(host: str, port: int, url: str) -> None:
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=1).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            note(f"ui: {url}")
+            return
 
 
 async def _nothing(*_: Any) -> None:
