@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("phasewatch")
 _NVIDIA = Path("/proc/driver/nvidia")  # asked instead of torch, which takes seconds to load
+_LOOKED_AT_S = 1.0
 _ahead: ContextVar[Ahead | None] = ContextVar("ahead", default=None)
 
 
@@ -57,6 +58,8 @@ def worker_processes(count: int, prepare: Callable[..., None], *given: Any) -> I
         initializer=_begin,
         initargs=(max(1, cores() // count), prepare, given),
     )
+    ended = threading.Event()
+    threading.Thread(target=_end_if_one_is_killed, args=(pool, ended), daemon=True).start()
     try:
         yield pool
     except KeyboardInterrupt:
@@ -66,6 +69,23 @@ def worker_processes(count: int, prepare: Callable[..., None], *given: Any) -> I
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+        ended.set()
+
+
+def _end_if_one_is_killed(pool: ProcessPoolExecutor, ended: threading.Event) -> None:
+    """Break a pool of which a process was killed, even while it sent a result.
+
+    The executor then reads on for ever: its own process has the pipe open for writing, too, so the
+    rest never comes and the end is never reached. And the dead process may hold the lock for which
+    the others wait.
+    """
+    while not ended.wait(_LOOKED_AT_S):
+        processes = list((pool._processes or {}).values())
+        if any(process.exitcode for process in processes):
+            for process in processes:
+                process.kill()
+            pool._result_queue._writer.close()  # type: ignore[attr-defined]
+            return
 
 
 def _begin(threads: int, prepare: Callable[..., None], given: tuple[Any, ...]) -> None:

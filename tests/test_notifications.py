@@ -6,6 +6,7 @@ import fcntl
 import json
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -268,16 +269,18 @@ def test_a_command_that_does_not_end_is_ended_with_all_it_started(
     lab.settings = lab.settings | {"notify": f"sh -c 'sleep 60 & echo $! > {pid}; wait'"}
     assert tell(lab.workspace, news_of(lab))
     assert ["killed after" in message for message in warned(caplog)] == [True]
+    started, deadline = int(pid.read_text()), time.monotonic() + 20
+    while state_of(started) not in ("gone", "Z"):  # a killed process has to be scheduled once more
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def state_of(pid: int) -> str:
     try:
-        state = (
-            Path(f"/proc/{int(pid.read_text())}/stat")
-            .read_text(encoding="utf-8")
-            .rpartition(")")[2]
-            .split()[0]
-        )
-    except FileNotFoundError:
-        state = "gone"
-    assert state in ("gone", "Z")
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return "gone"
+    return stat.rpartition(")")[2].split()[0]
 
 
 def test_without_a_command_nothing_is_noted(lab: Lab) -> None:

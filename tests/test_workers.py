@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import dagster as dg
@@ -14,7 +18,7 @@ from models.registry import VARIANTS
 from pipelines.cli.app import OK, app
 from pipelines.cli.console import log_to_stderr
 from stages.project import Project
-from stages.workers import training_ahead, trainings_at_a_time
+from stages.workers import training_ahead, trainings_at_a_time, worker_processes
 from stages.workspace import Workspace
 
 
@@ -46,6 +50,28 @@ def test_as_many_are_trained_as_there_are_cores(
         {"device": device, "models": {"gru": {"n_threads": threads}}}
     )
     assert trainings_at_a_time(workspace) == expected
+
+
+def killed_while_it_sends(rest: int) -> None:
+    """Have this process killed once a part of a result is sent."""
+    send_all = Connection._send
+
+    def send(connection: Connection, content: bytes) -> None:
+        if len(content) > rest:
+            os.write(connection.fileno(), content[:-rest])
+            os.kill(os.getpid(), signal.SIGKILL)
+        send_all(connection, content)
+
+    Connection._send = send
+
+
+@pytest.mark.parametrize("rest", [1, 500_000])
+def test_a_worker_that_is_killed_while_it_sends_is_not_waited_for(rest: int) -> None:
+    with worker_processes(2, killed_while_it_sends, rest) as pool:
+        waiting = [pool.submit(bytes, 1_000_000) for _ in range(3)]
+        for future in waiting:
+            with pytest.raises(BrokenProcessPool):
+                future.result(60)
 
 
 def test_recipes_are_retrained_side_by_side(
