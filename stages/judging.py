@@ -14,7 +14,7 @@ from episodes.validation import validate, where
 from features.alignment import AlignmentError
 from features.extraction import extract
 from features.shards import episode_rows
-from stages.workers import cores, worker_processes
+from stages.workers import KILLED, cores, worker_processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -48,8 +48,8 @@ def judged(stored: StoredEpisode, policy: ValidationPolicy, layout: Layout) -> J
         return future.result() if future else _judge(stored, policy, layout)
     except BrokenProcessPool as error:
         raise MachineError(
-            f"{stored.path}: a worker process was killed, perhaps because memory ran out. This is "
-            "not a fault of the episode, so nothing was decided or written; run the command again"
+            f"{stored.path}: {KILLED}. This is not a fault of the episode, so nothing was decided "
+            "or written; run the command again"
         ) from error
 
 

@@ -12,11 +12,13 @@ import os
 import signal
 import threading
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from episodes.environment import MachineError
 from models.registry import VARIANTS
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("phasewatch")
 _NVIDIA = Path("/proc/driver/nvidia")  # asked instead of torch, which takes seconds to load
+KILLED = "a worker process was killed, perhaps because memory ran out"
 _LOOKED_AT_S = 1.0
 _ahead: ContextVar[Ahead | None] = ContextVar("ahead", default=None)
 
@@ -51,6 +54,9 @@ def worker_processes(count: int, prepare: Callable[..., None], *given: Any) -> I
 
     Args:
         prepare: called with ``given`` in each process, once.
+
+    Raises:
+        MachineError: one of them was killed.
     """
     pool = ProcessPoolExecutor(
         count,
@@ -61,7 +67,8 @@ def worker_processes(count: int, prepare: Callable[..., None], *given: Any) -> I
     ended = threading.Event()
     threading.Thread(target=_end_if_one_is_killed, args=(pool, ended), daemon=True).start()
     try:
-        yield pool
+        with _killing_is_no_fault():
+            yield pool
     except KeyboardInterrupt:
         for child in multiprocessing.active_children():
             if child.pid is not None:
@@ -70,6 +77,14 @@ def worker_processes(count: int, prepare: Callable[..., None], *given: Any) -> I
     finally:
         pool.shutdown(cancel_futures=True)
         ended.set()
+
+
+@contextmanager
+def _killing_is_no_fault() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise MachineError(f"{KILLED}; run the command again") from error
 
 
 def _end_if_one_is_killed(pool: ProcessPoolExecutor, ended: threading.Event) -> None:
@@ -121,7 +136,8 @@ class Ahead:
                     self._trainings[dataset, recipe, name] = self._pool.submit(
                         _fit, self._workspace, recipe, name
                     )
-        return self._trainings.pop((dataset, recipe, variant)).result()
+        with _killing_is_no_fault():
+            return self._trainings.pop((dataset, recipe, variant)).result()
 
 
 @contextmanager

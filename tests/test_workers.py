@@ -14,6 +14,7 @@ import pytest
 from lab import HAD, RECIPE, Lab
 from typer.testing import CliRunner
 
+from episodes.environment import MachineError
 from models.registry import VARIANTS
 from pipelines.cli.app import OK, app
 from pipelines.cli.console import log_to_stderr
@@ -67,11 +68,15 @@ def killed_while_it_sends(rest: int) -> None:
 
 @pytest.mark.parametrize("rest", [1, 500_000])
 def test_a_worker_that_is_killed_while_it_sends_is_not_waited_for(rest: int) -> None:
-    with worker_processes(2, killed_while_it_sends, rest) as pool:
+    with (
+        pytest.raises(MachineError, match="killed"),
+        worker_processes(2, killed_while_it_sends, rest) as pool,
+    ):
         waiting = [pool.submit(bytes, 1_000_000) for _ in range(3)]
         for future in waiting:
             with pytest.raises(BrokenProcessPool):
                 future.result(60)
+        waiting[0].result()
 
 
 def test_recipes_are_retrained_side_by_side(
