@@ -35,7 +35,7 @@ else:
         def on_start(self, _: Any) -> None:
             event.unregister("numba:compile", self)
             logging.getLogger("phasewatch").warning(
-                "compiling kernels, which takes about a minute; they are kept in %s",
+                "compiling kernels, which takes about ten seconds; they are kept in %s",
                 os.environ["NUMBA_CACHE_DIR"],
             )
 
