@@ -43,13 +43,13 @@ def render_report(
         facts: ``store``, ``episodes``, ``verdicts`` (verdict -> episodes), ``code_commit``,
             ``generated_from`` (data versions), ``left_out`` (what is not on the page: ``recipe``,
             ``name``, ``why``), ``unavailable`` (recipe -> why the store cannot give it),
-            ``champion`` (its name, or None), ``since`` (when it was promoted), ``made`` (when the
-            page was made), ``tables`` (file names of CSV), ``history`` (rows of earlier
-            checkpoints: ``made, recipe, model, mode, checkpoint_id, macro_f1``), ``accepted``
-            (alarms over the budget with which it was promoted: ``why``, ``by``, ``since`` and
-            ``grounds``; or None), ``not_compared`` (how many batches were not compared with its
-            training data), and maybe ``rotation`` (the ``HostRotation``) and ``alarms`` (the
-            ``Tally`` of the log of decisions).
+            ``champion`` (its name, or None), ``since`` (when it was promoted), ``fault`` (why the
+            champion cannot be read, or empty), ``made`` (when the page was made), ``tables`` (file
+            names of CSV), ``history`` (rows of earlier checkpoints: ``made, recipe, model, mode,
+            checkpoint_id, macro_f1``), ``accepted`` (alarms over the budget with which it was
+            promoted: ``why``, ``by``, ``since`` and ``grounds``; or None), ``not_compared`` (how
+            many batches were not compared with its training data), and maybe ``rotation`` (the
+            ``HostRotation``) and ``alarms`` (the ``Tally`` of the log of decisions).
         comparisons: one per recipe.
         drift: one per batch, all against one champion.
 
@@ -140,7 +140,7 @@ def view(
                 name: facts[name]
                 for name in (
                     *("store", "episodes", "code_commit"),
-                    *("champion", "since", "made", "tables", "history"),
+                    *("champion", "since", "fault", "made", "tables", "history"),
                 )
             },
             "verdicts": sorted(facts["verdicts"].items()),
@@ -192,11 +192,14 @@ def drift_lines(documents: Iterable[BatchDrift]) -> list[View]:
         flat = figures(document)
         covered = [value for name, value in flat.items() if name.startswith("coverage_")]
         telling = {
-            "coverage": min(covered, default=None),
-            "channels": flat.get("psi_largest"),
-            "missing": flat.get("missing_share"),
-            "verdicts": flat.get("psi_verdicts"),
-            "class_mix": flat.get("psi_class_mix"),
+            "coverage": (min(covered, default=None), None),
+            "channels": _deciding(document),
+            "missing": (flat.get("missing_share"), None),
+            **{
+                check.name: (check.value, check.chance)
+                for check in document.checks
+                if check.name in ("verdicts", "class_mix")
+            },
         }
         lines.append(
             {
@@ -208,13 +211,30 @@ def drift_lines(documents: Iterable[BatchDrift]) -> list[View]:
                 "findings": [text for check in document.checks for text in wording.findings(check)],
                 "notes": [wording.sentence(note) for note in document.notes],
                 "checks": [
-                    {"name": check.name, "severity": check.severity, "value": telling[check.name]}
+                    {
+                        "name": check.name,
+                        "severity": check.severity,
+                        "value": value,
+                        "chance": chance,
+                    }
                     for check in document.checks
+                    for value, chance in [telling[check.name]]
                 ],
             }
         )
     lines.sort(key=lambda line: line["host"])
     return sorted(lines, key=lambda line: line["batch"].rpartition(".")[2], reverse=True)
+
+
+def _deciding(document: BatchDrift) -> tuple[float | None, float | None]:
+    """PSI of the channel that says most, and what resampled training episodes give by chance."""
+    rows = [
+        row for check in document.checks if check.name == "channels" for row in check.rows
+        if row.value is not None
+    ]  # fmt: skip
+    rank = ("ok", "warn", "fail")
+    row = max(rows, key=lambda row: (rank.index(row.severity or "ok"), row.value), default=None)
+    return (row.value, row.chance) if row else (None, None)
 
 
 def _ordered(known: Iterable[str], present: Iterable[str]) -> list[str]:

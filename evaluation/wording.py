@@ -60,8 +60,8 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "{budget:.1%}.",
     "provisional_threshold": "The alarm threshold is provisional: it rests on {hours:.2g} clean "
     "hours of validation, less than {needed:g}.",
-    "unlike_training": "{share:.0%} of the test episodes are unlike training; of episodes that "
-    "resemble it, at most {alpha:.0%} would be. Such a machine needs enrolment or retraining.",
+    "unlike_training": "{share:.0%} of the test episodes are unlike training; of episodes like "
+    "it, at most {alpha:.0%} would be. Enrol such machines, or train on episodes of them.",
     "untested_profile": "Profile {label} was never tested.",
     "absent_class": "Phase {label} does not occur in the test split, so it was never tested.",
     "synthetic_episodes": "The dataset contains {episodes} synthetic episodes.",
@@ -116,7 +116,7 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "may_be_worse": "it may be worse than the champion by more than {margin:g}: macro F1 "
     "{challenger:.3f} against {champion:.3f}, difference {value:+.3f}, 95 % interval {low:+.3f} "
     "to {high:+.3f} on {episodes} episodes.",
-    "group_falls": "{group} {label} falls by {falls_by:.3f}, more than {margin:g}: macro F1 "
+    "group_falls": "{group} {label} falls by {falls_by:.4f}, more than {margin:g}: macro F1 "
     "{challenger:.3f} against {champion:.3f}; episodes: {episodes}.",
     "nowhere_better": "On no recipe does the interval of the difference lie above 0: the highest "
     "lower bound is {low:+.3f}.",
@@ -141,12 +141,12 @@ SHARED_SENTENCES = {  # of several reports whose numbers differ
     "not_better_than_baseline": "Not significantly better than {label}: {reason}.",
     "validation_above_test": "Validation macro F1 lies above the test interval: part of what the "
     "model learned does not carry over.",
-    "false_alarms_over_budget": "More false alarms per hour on test than the budget.",
-    "clean_time_over_budget": "More clean time on test is under alarm than the budget.",
+    "false_alarms_over_budget": "False alarms per hour on test are over the budget.",
+    "clean_time_over_budget": "The share of clean time under alarm on test is over the budget.",
     "provisional_threshold": "The alarm threshold is provisional: it rests on too little clean "
     "time of validation.",
-    "unlike_training": "More test episodes are unlike training than if they resembled it. "
-    "Such a machine needs enrolment or retraining.",
+    "unlike_training": "More test episodes are unlike training than the promise allows. Enrol "
+    "such machines, or train on episodes of them.",
 }
 DATASET_WARNINGS = frozenset({"untested_profile", "absent_class", "synthetic_episodes"})
 """Warnings that ``untested`` states once per dataset."""
@@ -163,7 +163,7 @@ DRIFT_CHECKS: dict[CheckName, str] = {
 }
 DRIFT_COLUMNS: dict[CheckName, tuple[str, str]] = {
     "coverage": ("coverage", "worst source"),
-    "channels": ("channels", "largest PSI"),
+    "channels": ("channels", "worst, PSI"),
     "missing": ("missing", "share of values"),
     "verdicts": ("verdicts", "PSI"),
     "class_mix": ("predicted phases", "PSI"),
@@ -275,7 +275,7 @@ def covers(figure: Figure) -> str:
     """How often such an interval holds the truth, where that is less than it should be."""
     note = figure.note
     known = note is not None and note.code == "covers_less"
-    return f"holds the truth in {note.numbers['coverage']:.0%}" if note and known else ""
+    return f"coverage {note.numbers['coverage']:.0%}" if note and known else ""
 
 
 def count(value: int | None) -> str:
@@ -507,7 +507,7 @@ def alarms(detection: Detection) -> list[str]:
     if not is_finite(false.value):
         return [attacks, SENTENCES["no_clean_time"]]
     if not events:
-        return [attacks, f"No false alarm in {clean}: at most {measure(false.high)} per hour."]
+        return [attacks, f"No false alarm in {clean}: 0 per hour (0 to {measure(false.high)})."]
     over = (false.value or 0) > detection.budget_per_hour
     budget = f", budget {detection.budget_per_hour:g}" if over else ""
     return [
@@ -550,7 +550,7 @@ def expectation(another: Mapping[str, EvalReport]) -> str:
 def alarmed(part: Detection | CleanTime) -> str:
     """How much of clean time, or of a part of it, is under alarm."""
     figure = part.clean_time_alarmed
-    interval = f" ({span(figure, percent)})" if span(figure, percent) else ""
+    interval = f" ({span(figure, percent)})" if is_finite(figure.high) else ""
     return f"{percent(figure.value)} of it under alarm{interval}"
 
 
@@ -571,7 +571,7 @@ def unlike(found: Unlike | None) -> list[str]:
     interval = f" ({span(found.share, percent)})" if span(found.share, percent) else ""
     return [
         f"{percent(found.share.value)} of the test episodes are unlike training{interval}; of "
-        f"episodes that resemble it, at most {found.alpha:.0%} would be."
+        f"episodes like it, at most {found.alpha:.0%} would be."
     ]
 
 
@@ -593,7 +593,8 @@ def unlike_notes(recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if not shares:
         return []
     return [
-        f"{join_words(shares)} are unlike training: such a machine needs enrolment or retraining."
+        f"{join_words(shares)} are unlike training: enrol such machines, or train on episodes of "
+        "them."
     ]
 
 
@@ -616,7 +617,7 @@ def by_job(detection: Detection) -> list[str]:
     return [
         f"Clean time {job_label(part.job)}: "
         + (
-            f"{plural(part.false_alarms, 'false alarm')} in {clean_time(part.hours)}: "
+            f"{plural(part.false_alarms, 'false alarm')} in {clean_time(part.hours)}, "
             f"{measure(part.false_alarms_per_hour.value)} per hour "
             f"({span(part.false_alarms_per_hour, measure)}); {alarmed(part)}."
             if part.hours

@@ -148,6 +148,8 @@ def decide_scoring(instance: dg.DagsterInstance, synced: Synced) -> Decision:
     Only for those that are ingested and have a window: nothing can come of other runs.
     """
     project = synced.project
+    if project.champion_fault:
+        return Decision(waiting=[f"nothing is scored: {project.champion_fault}"])
     if scoring_champion(project) is None:
         return Decision()
     stage, unready = project.stages["predictions"], set(synced.stale)

@@ -57,8 +57,8 @@ def _events(storage: SqliteEventLogStorage) -> Iterator[None]:
             yield connection
 
     with ExitStack() as stack:
-        stack.enter_context(_replaced(storage, "_connect", reconnect))
-        stack.enter_context(_replaced(storage, "has_table", cache(storage.has_table)))
+        stack.enter_context(replaced(storage, "_connect", reconnect))
+        stack.enter_context(replaced(storage, "has_table", cache(storage.has_table)))
         yield
 
 
@@ -78,18 +78,19 @@ def _runs(storage: SqliteRunStorage) -> Iterator[None]:
     with engine.connect() as kept:  # so that no other is the last to close
         kept.execute(sa.text("PRAGMA schema_version"))  # SQLite counts it once it has read
         kept.rollback()
-        with _replaced(storage, "connect", reconnect):
+        with replaced(storage, "connect", reconnect):
             yield
 
 
 @contextmanager
-def _replaced(storage: object, name: str, method: object) -> Iterator[None]:
-    before = getattr(storage, name)
-    setattr(storage, name, method)
+def replaced(of: object, name: str, function: object) -> Iterator[None]:
+    """Within, ``of`` has another function of this name."""
+    before = getattr(of, name)
+    setattr(of, name, function)
     try:
         yield
     finally:
-        setattr(storage, name, before)
+        setattr(of, name, before)
 
 
 @contextmanager

@@ -95,7 +95,7 @@ class Drift(FolderStage):
     outputs = (
         Output(
             name,
-            "How a batch differs from the champion's training data by more than chance. It "
+            "Where a batch differs from the champion's training data more than chance explains. It "
             "only reports and never stops a run; without a champion nothing is compared.",
             group="ingest",
             kinds=frozenset({"json"}),

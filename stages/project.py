@@ -89,11 +89,19 @@ class Project:
     @cached_property
     def champion(self) -> Champion | None:
         """The champion in use; None if there is none that loads for the layout in force."""
-        try:
-            current = self.status(self.stages["champion"], "").current
-            return self.artifact("champion", "") if current else None
-        except ChampionError:
+        if self.champion_fault:
             return None
+        current = self.status(self.stages["champion"], "").current
+        return self.artifact("champion", "") if current else None
+
+    @cached_property
+    def champion_fault(self) -> str:
+        """Why nobody can tell who is champion: the pointer was damaged or changed; or empty."""
+        try:
+            self.status(self.stages["champion"], "")
+        except ChampionError as error:
+            return str(error)
+        return ""
 
     @cached_property
     def unavailable(self) -> dict[str, Reason]:

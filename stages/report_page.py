@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from champion.history import ChampionError, now, read_champion
+from champion.history import now, read_champion
 from config.signing import sealed, unsealed
 from datasets.splits import RECIPES
 from evaluation.documents import BatchDrift, Comparisons, EvalReport, Objection
@@ -250,19 +250,17 @@ def _history(path: Path, reports: Sequence[EvalReport]) -> list[dict[str, Any]]:
 
 def _champion(project: Project) -> dict[str, Any]:
     """The champion's name, and the alarms over the budget that were accepted with it."""
-    try:
-        champion = read_champion(project.workspace.champion_folder)
-    except ChampionError:
-        champion = None
+    fault = project.champion_fault
+    champion = None if fault else read_champion(project.workspace.champion_folder)
     if champion is None:
-        return {"champion": None, "since": None, "accepted": None}
+        return {"champion": None, "since": None, "accepted": None, "fault": fault}
     accepted = champion.accepted and {
         "by": champion.by,
         "since": champion.since,
         "why": champion.accepted["why"],
         "grounds": [objection(Objection(**ground)) for ground in champion.accepted["grounds"]],
     }
-    return {"champion": champion.name, "since": champion.since, "accepted": accepted}
+    return {"champion": champion.name, "since": champion.since, "accepted": accepted, "fault": ""}
 
 
 def _rotation(project: Project) -> Manifest | None:

@@ -385,6 +385,27 @@ def test_a_wrong_path_is_a_wrong_usage_and_named(
         assert told.stdout == ""
 
 
+@pytest.mark.parametrize("words", [["run"], ["doctor"], ["sync"], ["predict", SOUND]], ids=" ".join)
+def test_artifacts_are_in_a_folder(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "artifacts"):
+        told = phasewatch(*words, "--artifacts", path)
+        assert told.exit_code == USAGE
+        assert f"{tmp_path / 'file'} is a file" in told.stderr
+        assert len(told.stderr.splitlines()) == 1
+
+
+def test_a_reader_that_has_seen_enough_changes_no_exit_code() -> None:
+    words = [sys.executable, "-m", "pipelines.cli.app", "validate", "--json"]
+    with subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        process.stdout.read(1)
+        process.stdout.close()
+        assert (process.wait(60), process.stderr and process.stderr.read()) == (OK, "")
+
+
 def test_a_damaged_file_is_a_failure(tmp_path: Path) -> None:
     damaged = tmp_path / "gbt_realistic.ckpt.json"
     damaged.write_text("{")

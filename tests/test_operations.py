@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
@@ -255,6 +256,11 @@ def test_nothing_is_scored_where_nothing_can_come_of_it(retrained: Lab) -> None:
     assert jobs_of(tick(lab)) == {"score": scored}
 
     pointer = lab.workspace.champion_folder / "champion.json"
+    sound = pointer.read_bytes()
+    pointer.write_bytes(sound.replace(b'"by": "test"', b'"by": "tesd"'))
+    assert jobs_of(told := tick(lab)) == {}
+    assert str(pointer) in str(told.skip_reason)
+    pointer.write_bytes(sound)
     rows = [asdict(replace(each, alarm_rules={})) for each in read_history(pointer.parent)]
     pointer.write_text(json.dumps({"schema": BEFORE_SEALS, "history": rows}))
     assert jobs_of(tick(lab)) == {}  # promoted before alarm rules
@@ -478,11 +484,13 @@ def test_an_interrupted_run_says_so_and_is_not_left_under_way(small: Lab) -> Non
     process = subprocess.Popen(
         [sys.executable, "-c", HANG],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
     try:
         assert process.stdout.readline().strip() == "working"
-        process.send_signal(signal.SIGINT)
+        time.sleep(1)  # what shows a step's output has started
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         _, progress = process.communicate(timeout=60)
     finally:
         process.kill()

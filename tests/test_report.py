@@ -62,6 +62,7 @@ FACTS = {
     "champion": None,
     "accepted": None,
     "since": None,
+    "fault": "",
     "made": "2026-11-25T10:00:00+00:00",
     "tables": ["figures"],
     "history": [],

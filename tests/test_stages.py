@@ -448,6 +448,27 @@ def test_drift_and_page_follow_the_champion(retrained: Lab, monkeypatch: Any) ->
     assert codes(retrained.project, "drift")[batch] == "checkpoint"
 
 
+def test_a_run_says_that_the_champion_cannot_be_read(
+    retrained: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_in_use(retrained, "gbt")
+    pointer = retrained.workspace.champion_folder / "champion.json"
+    pointer.write_bytes(pointer.read_bytes()[:700])
+    config = tmp_path / "same.yaml"
+    config.write_text(json.dumps({"resources": {"workspace": {"config": retrained.settings}}}))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    paths = ["--store", str(retrained.store.root), "--artifacts", str(retrained.artifacts)]
+    words = ["run", "--json", "--recipe", RECIPE, "--config", str(config), *paths]
+    told = CliRunner().invoke(app, words)
+    assert told.exit_code == FAILED
+    document = json.loads(told.stdout)
+    assert str(pointer) in document["error"]
+    assert document["runs"][-1]["made"] == ["report"]  # everything else is done
+    page = Path(document["report"]).read_text(encoding="utf-8")
+    assert "The champion cannot be read" in page
+    assert "There is no champion" not in page
+
+
 def test_a_rollback_makes_the_page_again_and_nothing_else(
     retrained: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,15 +68,16 @@ def killed_while_it_sends(rest: int) -> None:
 
 @pytest.mark.parametrize("rest", [1, 500_000])
 def test_a_worker_that_is_killed_while_it_sends_is_not_waited_for(rest: int) -> None:
-    with (
-        pytest.raises(MachineError, match="killed"),
-        worker_processes(2, killed_while_it_sends, rest) as pool,
-    ):
-        waiting = [pool.submit(bytes, 1_000_000) for _ in range(3)]
-        for future in waiting:
-            with pytest.raises(BrokenProcessPool):
-                future.result(60)
-        waiting[0].result()
+    def wait() -> None:
+        with worker_processes(2, killed_while_it_sends, rest) as pool:
+            waiting = [pool.submit(bytes, 1_000_000) for _ in range(3)]
+            for future in waiting:
+                with pytest.raises(BrokenProcessPool):
+                    future.result(60)
+            waiting[0].result()
+
+    with pytest.raises(MachineError, match="killed"):
+        wait()
 
 
 def test_recipes_are_retrained_side_by_side(

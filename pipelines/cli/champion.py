@@ -147,7 +147,8 @@ class Promotion(Document):
             yield f"{name} is champion{before}"
             yield from [trial.renewed.line] if trial.renewed else []
             yield _STALE_NOW
-        yield from (f"accepted: {objection(ground)}" for ground in judgement.accepted)
+        if judgement.granted:
+            yield from (f"accepted: {objection(ground)}" for ground in judgement.accepted)
         yield from (f"note: {note}" for note in self.notes)
 
     @property
@@ -292,7 +293,7 @@ def _notes(project: Project, trial: Trial) -> Iterator[str]:
         scores = [validation_mean(project, variant) for variant in (best, challenger)]
         yield (
             f"{best.name} is better on validation, {scores[0]:.3f} against {scores[1]:.3f} over "
-            f"all recipes: phasewatch promote {best.model}"
+            f"all recipes; the rules may say otherwise: phasewatch promote {best.model} --dry-run"
         )
 
 

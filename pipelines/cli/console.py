@@ -166,8 +166,8 @@ def with_json(function: Callable[..., Document | None]) -> Callable[..., None]:
         if document is not None:  # None: a subcommand follows
             try:
                 show(document, as_json=as_json, address=address)
-            except BrokenPipeError:
-                raise  # typer's: who reads has gone
+            except BrokenPipeError:  # whoever reads has seen enough
+                _give_up(sys.stdout)
             except OSError as error:
                 _give_up(sys.stdout)
                 note(f"standard output: {error.strerror}; the result is not shown")
@@ -222,8 +222,6 @@ def show_error(
     if as_json:
         try:
             typer.echo(json.dumps(_addressed(document | {"error": message}, address), indent=1))
-        except BrokenPipeError:
-            raise
         except OSError:
             _give_up(sys.stdout)  # the message and the exit code say enough
 
@@ -303,6 +301,10 @@ def workspace_of(
     paths = {"store": store, "artifacts": artifacts}
     given = {name: str(path.absolute()) for name, path in paths.items() if path is not None}
     workspace = read_workspace(config, given | settings)
+    folder = workspace.artifacts_path
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        fail(f"{folder}: must be a folder, and {there} is a file; name another: --artifacts", USAGE)
     if must_exist and not workspace.artifacts_path.is_dir():
         fail(
             f"{workspace.artifacts_path}: no such folder; name another with --artifacts, or make "

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 import uuid
 from concurrent.futures import FIRST_COMPLETED, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ from stages.project import Project
 from stages.workers import training_ahead, trainings_at_a_time, worker_processes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import dagster as dg
 
     from pipelines.partitions import Synced
@@ -238,14 +241,15 @@ def _execute(
 
     key, run_id = named(keys), str(uuid.uuid4())
 
-    result = definitions.resolve_job_def(job).execute_in_process(
-        run_config=_QUIET,
-        instance=instance,
-        run_id=run_id,
-        tags=partition_tags(keys) | process_tag(run_id),
-        asset_selection=[asset_key(output) for output in outputs] if outputs else None,
-        raise_on_error=False,
-    )
+    with _output_shown_until_the_end():
+        result = definitions.resolve_job_def(job).execute_in_process(
+            run_config=_QUIET,
+            instance=instance,
+            run_id=run_id,
+            tags=partition_tags(keys) | process_tag(run_id),
+            asset_selection=[asset_key(output) for output in outputs] if outputs else None,
+            raise_on_error=False,
+        )
     tell_of_run(instance, workspace, result.run_id)
     if not result.success:
         failures = [
@@ -265,6 +269,32 @@ def _execute(
         reused = event.materialization.metadata.get("reused")
         made[bool(reused and reused.value)][event.materialization.asset_key.to_user_string()] = None
     return Ran(job, key, result.run_id, list(made[False]), list(made[True]))
+
+
+@contextmanager
+def _output_shown_until_the_end() -> Iterator[None]:
+    """Keep Ctrl-C from the processes with which Dagster shows the output of a step.
+
+    A terminal sends it to all processes. These would end at once, one with a stack trace.
+    """
+    from dagster._core.execution import compute_logs
+
+    from resources.recording import replaced
+
+    start = compute_logs.execute_posix_tail
+
+    @contextmanager
+    def deaf(*given: Any) -> Iterator[Any]:
+        with ExitStack() as stack:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited
+            try:
+                processes = stack.enter_context(start(*given))
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            yield processes
+
+    with replaced(compute_logs, "execute_posix_tail", deaf):
+        yield
 
 
 def _reason(failure: Any) -> str:

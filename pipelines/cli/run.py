@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cli import options
-from pipelines.cli.console import Document, log_to_stderr, note, workspace_of
+from pipelines.cli.console import Document, fail, log_to_stderr, note, workspace_of
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def run(
     """
     workspace = workspace_of(config, store, artifacts, **({"force": True} if force else {}))
     from pipelines.cli.execution import run_all
+    from stages.project import Project
     from stages.retention import sweep
 
     log_to_stderr()
@@ -57,12 +58,15 @@ def run(
         sweep(workspace.artifacts_path)
     else:
         note("nothing to do: everything asked for is current")
-    return RunDocument(
+    document = RunDocument(
         store=str(workspace.store_path),
         artifacts=str(workspace.artifacts_path),
         runs=[asdict(one) for one in ran],
         report=None if ingest_only else str(workspace.report_page),
     )
+    if fault := Project(workspace).champion_fault:  # a run needs no champion, but says so
+        fail(fault, **document.as_json())
+    return document
 
 
 @dataclass(frozen=True)
