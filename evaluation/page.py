@@ -191,7 +191,7 @@ def drift_lines(documents: Iterable[BatchDrift]) -> list[View]:
     for document in documents:
         flat = figures(document)
         covered = [value for name, value in flat.items() if name.startswith("coverage_")]
-        telling = {
+        telling: dict[str, tuple[float | None, float | None]] = {
             "coverage": (min(covered, default=None), None),
             "channels": _deciding(document),
             "missing": (flat.get("missing_share"), None),

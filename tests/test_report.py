@@ -305,7 +305,7 @@ def test_in_short_says_how_good_the_alarms_are() -> None:
     alarms["median_delay_s"]["value"], alarms["false_alarms"]["test"] = None, 0
     text = page_of(one).inside("short")
     assert "4 of 5 attacks: fewer than half" in text
-    assert "No false alarm in 15.0 clean minutes: at most 20.0 per hour." in text
+    assert "No false alarm in 15.0 clean minutes: 0 per hour (0 to 20.0)." in text
 
 
 def test_every_figure_says_where_it_comes_from() -> None:

@@ -299,11 +299,13 @@ def _notes(project: Project, trial: Trial) -> Iterator[str]:
 
 def _evidence(recipes: dict[str, dict[str, Any]]) -> Iterator[str | Table]:
     """Macro F1 on each recipe, beside the champion it replaced or the best of the baselines."""
+    from datasets.splits import RECIPES
     from evaluation.detection import MIN_VALIDATION_HOURS
     from evaluation.wording import baseline_label, skipped
 
     rows: list[tuple[str, ...]] = []
-    for recipe, evidence in recipes.items():
+    for recipe in sorted(recipes, key=[*RECIPES, *recipes].index):
+        evidence = recipes[recipe]
         if "skipped" in evidence:
             why = skipped(evidence["skipped"], evidence["found"])
             rows.append((recipe, f"skipped: {why}", *[""] * 6))

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -55,19 +56,20 @@ _LABELS = {
 class Diagnosis(Document):
     """Problems, each with its remedy, and then everything that was looked at."""
 
-    problems: list[dict[str, str]] = field(default_factory=list)
+    problems: list[dict[str, Any]] = field(default_factory=list)
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
     under_way: list[str] = field(default_factory=list)  # runs that may make what is not current
 
-    def problem(self, problem: str, remedy: str) -> None:
-        self.problems.append({"problem": problem, "remedy": remedy})
+    def problem(self, problem: str, remedy: str, details: Sequence[str] = ()) -> None:
+        self.problems.append({"problem": problem, "details": list(details), "remedy": remedy})
 
     def as_json(self) -> dict[str, Any]:
         return {"ok": not self.problems, "problems": self.problems, **self.sections}
 
     def text(self) -> Iterator[str | Table]:
         for item in self.problems:
-            yield f"problem: {item['problem']}\n  remedy: {item['remedy']}"
+            lines = [f"problem: {item['problem']}", *item["details"]]
+            yield "\n    ".join(lines) + f"\n  remedy: {item['remedy']}"
         yield "" if self.problems else "no problem found\n"
         rows = []
         for name, section in self.sections.items():
@@ -295,7 +297,7 @@ def _stages(findings: Diagnosis, workspace: Workspace) -> None:
     if stale:
         listed = [f"{kind}: {line}" for kind, lines in counts.items() for line in lines]
         remedy = _remedy(project, stale, findings.under_way)
-        findings.problem("not current\n    " + "\n    ".join(listed), remedy)
+        findings.problem("not current", remedy, listed)
     try:
         if why := _distrusted(workspace):
             findings.problem(
@@ -307,7 +309,7 @@ def _stages(findings: Diagnosis, workspace: Workspace) -> None:
         return
     if champion.state not in ("current", "missing"):
         remedy = champion.remedy.removeprefix("Run: ")
-        findings.problem("\n    ".join([champion.line, *champion.differences]), remedy)
+        findings.problem(champion.line, remedy, champion.differences)
 
 
 def _distrusted(workspace: Workspace) -> str | None:
