@@ -139,7 +139,7 @@ def read_pointer(folder: Path) -> Pointer:
         return Pointer([], Signed("unsigned"), sealed=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ChampionError(
-            f"{path}: not a champion's pointer ({error}). Restore the file, or move it away and "
+            f"{path}: not a champion's pointer: {error}. Restore the file, or move it away and "
             "promote again: phasewatch promote MODEL"
         ) from error
     wrong = [f"entry {e.champion.number}" for e in pointer.entries if e.signed.state == "wrong"]

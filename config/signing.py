@@ -93,6 +93,24 @@ class Unsealed:
         return signed(kind, self.digest, self.signature)
 
 
+def parse_json(content: bytes) -> Any:
+    """The value of a JSON document.
+
+    Raises:
+        ValueError: says what is wrong, as a predicate: it is empty, is not JSON, where.
+    """
+    try:
+        return json.loads(content.decode(), object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        if not content.strip():
+            raise ValueError("is empty") from None
+        raise ValueError(f"is not JSON (line {error.lineno}, column {error.colno})") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 text (byte {error.start + 1})") from None
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+
+
 def unsealed(content: bytes, fields: Set[str], optional: Set[str] = frozenset()) -> Unsealed:
     """Read what ``sealed`` wrote.
 
@@ -103,7 +121,7 @@ def unsealed(content: bytes, fields: Set[str], optional: Set[str] = frozenset())
     Raises:
         ValueError: it is not such a document, or it was changed after it was written.
     """
-    value = json.loads(content.decode(), object_pairs_hook=_once)
+    value = parse_json(content)
     if not isinstance(value, dict):
         raise ValueError(f"must be a JSON object, got {type(value).__name__}")
     digest, signature = value.pop(SEAL, None), value.pop(SIGNATURE, None)
@@ -132,7 +150,7 @@ def _seal_of(content: bytes, digest: str, signature: Any) -> str:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise ValueError("a field appears twice")
+        raise ValueError("has a field twice")
     return value
 
 

@@ -35,6 +35,9 @@ def examples(
     Args:
         table: a dataset's table.
         shards: batch -> ``tensor_shards`` and ``feature_shards`` -> files.
+
+    Returns:
+        ``episode`` has positions in ``episode_ids``, which are sorted.
     """
     side = table.filter(pl.col("split") == split)
     codes = range(len(layout.phases))
@@ -42,14 +45,18 @@ def examples(
     return Examples(
         inputs(side, shards, variant, layout),
         y.to_numpy(writable=True),
-        episode=_codes(side["episode_id"]),
+        episode=_codes(side["episode_id"]) - 1,
         profile=_codes(side["profile"]),
         degraded=(side["verdict"] == "degraded").to_numpy(),
+        episode_ids=side["episode_id"].unique().sort().to_numpy(),
     )
 
 
 def _codes(values: pl.Series) -> NDArray[np.int64]:
-    """Numbers in the order of the values: texts of a million windows take half a gigabyte."""
+    """Numbers from 1 in the order of the values, 0 where there is none.
+
+    Texts of a million windows would take half a gigabyte.
+    """
     return values.rank("dense").fill_null(0).cast(pl.Int64).to_numpy()
 
 

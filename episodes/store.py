@@ -194,7 +194,7 @@ def list_store(root: Path) -> StoreListing:
     A process that lists a store again reads only what changed since, see ``_Store``.
 
     Raises:
-        StoreError: ``root`` has neither an index nor an ``episodes`` folder.
+        StoreError: see ``check_store``.
         MachineError: the index, or the list of hosts, cannot be read.
     """
     root = Path(root)
@@ -202,12 +202,21 @@ def list_store(root: Path) -> StoreListing:
         return retried(partial(_look, root), root)
 
 
-def _look(root: Path) -> StoreListing:
+def check_store(root: Path) -> None:
+    """Refuse what is no store, without listing it.
+
+    Raises:
+        StoreError: ``root`` has neither an index nor an ``episodes`` folder.
+    """
     if not (root / "index.jsonl").is_file() and not (root / "episodes").is_dir():
         raise StoreError(
             f"{root}: not an episode store (must have index.jsonl and episodes/<host>/"
             f"<episode>{ARCHIVE_SUFFIX}); set `store` to the folder that has them"
         )
+
+
+def _look(root: Path) -> StoreListing:
+    check_store(root)
     key = root, root.absolute()
     try:
         return _stores.setdefault(key, _Store(root)).look()

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from config.signing import SIGNATURE, Signed, distrust, signed
+from config.signing import SIGNATURE, Signed, distrust, parse_json, signed
 from episodes.format import SOURCES
 from features.code import DEVICE_PATH, code_of
 from features.contract import Contract, contract_of, diff_contracts
@@ -252,8 +252,8 @@ def read_head(folder: Path) -> dict[str, Any]:
             "phasewatch bundle --out FOLDER"
         )
     try:
-        head = json.loads(_content(path, MAX_HEAD_BYTES))
-    except (ValueError, RecursionError) as error:
+        head = parse_json(_content(path, MAX_HEAD_BYTES))
+    except ValueError as error:
         raise BundleError(f"{path}: damaged: {error}. Copy the bundle again") from error
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         found = head.get("format") if isinstance(head, dict) else type(head).__name__

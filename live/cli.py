@@ -92,7 +92,7 @@ def main(
 
 
 def _said(message: str, code: int) -> int:
-    print(f"Error: {message}", file=sys.stderr)
+    print(message, file=sys.stderr)
     return code
 
 

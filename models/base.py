@@ -64,9 +64,10 @@ class Examples:
 
     X: Inputs
     y: NDArray[np.int64]
-    episode: NDArray[Any] | None = None  # (n_windows,), the episode of each window
+    episode: NDArray[Any] | None = None  # (n_windows,), a number or name per episode
     profile: NDArray[Any] | None = None  # (n_windows,)
     degraded: NDArray[np.bool_] | None = None  # (n_windows,), of an episode with known defects
+    episode_ids: NDArray[Any] | None = None  # (n_episodes,), the ids that ``episode`` counts
 
     def __len__(self) -> int:
         return len(self.y)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from config.signing import SIGNATURE, Signed, distrust, signature_of, signed
+from config.signing import SIGNATURE, Signed, distrust, parse_json, signature_of, signed
 from features.code import MODEL_PATH, PATH, Code, code_of
 from features.contract import GOLDEN_FILE, Contract, contract_of, diff_contracts, golden_digest
 from features.files import fingerprint, read_regular, write_atomically
@@ -305,14 +305,14 @@ def read_header(path: Path) -> dict[str, Any]:
     """
     text = _read_file(path, MAX_HEADER_BYTES)
     try:
-        header = json.loads(text, object_pairs_hook=_no_duplicates)
+        header = parse_json(text)
+        if not isinstance(header, dict):
+            raise ValueError(f"must be a JSON object, got {type(header).__name__}")
         _check_depth(header)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint header: {error}") from error
-    if not isinstance(header, dict):
+    except ValueError as error:
         raise CheckpointError(
-            f"{path}: not a checkpoint header: must be a JSON object, got {type(header).__name__}"
-        )
+            f"{path}: not a checkpoint header: {error}; restore the file or retrain"
+        ) from error
     if header.get("version") != VERSION:
         raise CheckpointError(
             f"{path}: header version must be {VERSION}, got {header.get('version')!r}; retrain"
@@ -529,21 +529,14 @@ def _read_file(path: Path, limit: int) -> bytes:
             f"{path}: cannot be opened ({error.strerror}); symlinks are not followed"
         ) from None
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("a key appears twice")
-    return value
+        raise CheckpointError(f"{path}: {error}; restore the file or retrain") from None
 
 
 def _check_depth(value: Any) -> None:
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         if not all(math.isfinite(item) for item in level if isinstance(item, float)):
-            raise ValueError("a number is not finite")
+            raise ValueError("has a number that is not finite")
         level = [
             item
             for parent in level
@@ -551,4 +544,4 @@ def _check_depth(value: Any) -> None:
             for item in (parent.values() if isinstance(parent, dict) else parent)
         ]
     if level:
-        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+        raise ValueError(f"is nested deeper than {MAX_DEPTH} levels")

@@ -1,12 +1,11 @@
 """An inventory of checkpoints, and their verification.
 
-The inventory reads headers only. Verification loads each checkpoint and replays the golden vectors
-through the code as it is. Printing is done elsewhere.
+The inventory reads headers and hashes sidecars. Verification loads each checkpoint and replays the
+golden vectors through the code as it is. Printing is done elsewhere.
 """
 
 from __future__ import annotations
 
-import stat
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from models.checkpoint import (
     load_checkpoint,
     probability_differences,
     read_header,
+    read_sidecar,
 )
 from models.replay import differences
 
@@ -68,26 +68,16 @@ def find_checkpoints(path: Path) -> list[Path]:
 
 
 def inspect(path: Path, layout: Layout) -> Entry:
-    """Read a header and say whether it would load; of the sidecar only the size is checked."""
+    """Whether a checkpoint would load, by its header, its sidecar's hash and its contract."""
     header = None
     try:
         header = read_header(path)
-        sidecar, n_bytes = path.parent / header["sidecar"], header["sidecar_bytes"]
-        status = sidecar.lstat()
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{sidecar}: not a regular file; symlinks are not followed")
-        if status.st_size != n_bytes:
-            raise CheckpointError(
-                f"{sidecar}: size must be {n_bytes:,} bytes as in the header, got "
-                f"{status.st_size:,}; restore the file or retrain"
-            )
+        read_sidecar(path, header)
         check_contract(header, layout, str(path))
     except ContractMismatchError as error:
         return Entry(path, header, differences=error.differences)
     except CheckpointError as error:
         return Entry(path, header, broken=str(error))
-    except OSError as error:
-        return Entry(path, header, broken=f"{error.filename}: {error.strerror}; retrain")
     return Entry(path, header)
 
 

@@ -20,6 +20,17 @@ if TYPE_CHECKING:
     from stages.project import Project
     from stages.scoring import Scores
 
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> str:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("phasewatch")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "explain",
     "extract",
@@ -44,20 +55,30 @@ def open_project(
     Args:
         config: run configuration (YAML); default: PHASEWATCH_CONFIG, or the defaults.
         store: episode store; default: PHASEWATCH_STORE, or what the configuration says.
-        artifacts: default: PHASEWATCH_ARTIFACTS, or what the configuration says.
+        artifacts: folder, which need not exist yet; default: PHASEWATCH_ARTIFACTS, or what the
+            configuration says.
 
     Raises:
-        SettingsError: the configuration cannot be used. A store that does not exist is a
-            StoreError as soon as it is listed.
+        SettingsError: the configuration cannot be used, or artifacts is no folder.
+        StoreError: the store that was named is none. If none was named, it may be absent until it
+            is listed: an episode may be given by its path.
     """
     import os
 
+    from episodes.store import check_store
     from stages.project import Project
-    from stages.workspace import workspace_from_environment
+    from stages.workspace import SettingsError, workspace_from_environment
 
     given = {"config": config, "store": store, "artifacts": artifacts}
     chosen = {f"PHASEWATCH_{n.upper()}": str(p) for n, p in given.items() if p is not None}
-    return Project(workspace_from_environment(os.environ | chosen))
+    workspace = workspace_from_environment(os.environ | chosen)
+    if "store" in workspace.model_fields_set:
+        check_store(workspace.store_path)
+    folder = workspace.artifacts_path
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        raise SettingsError(f"{folder}: artifacts must be a folder, but {nearest} is a file")
+    return Project(workspace)
 
 
 def read_episode(project: Project, episode: str | Path) -> JudgedEpisode:
@@ -74,11 +95,13 @@ def read_episode(project: Project, episode: str | Path) -> JudgedEpisode:
         StoreError: the store has no such episode.
         OSError: there is no such file.
         EpisodeError: the archive cannot be read; the message has the reasons.
+        TypeError: it is something else.
     """
     from episodes.format import ARCHIVE_SUFFIX
     from episodes.store import find_archive
     from episodes.validation import read_judged
 
+    _check_type("episode", episode, (str, Path), "an id or the path of a .tar.zst")
     if str(episode).endswith(ARCHIVE_SUFFIX):
         stored = find_archive(Path(episode))
     else:
@@ -87,10 +110,13 @@ def read_episode(project: Project, episode: str | Path) -> JudgedEpisode:
     return read_judged(stored, workspace.validation, workspace.layout.fields)
 
 
-def extract(project: Project, episode: JudgedEpisode, *, anyway: bool = False) -> Extracted:
+def extract(
+    project: Project, episode: JudgedEpisode | str | Path, *, anyway: bool = False
+) -> Extracted:
     """The 10 Hz series, windows and features of an episode.
 
     Args:
+        episode: what ``read_episode`` returned, or what it takes: an id or the path of an archive.
         anyway: go on if the episode is rejected or errored.
 
     Returns:
@@ -99,10 +125,13 @@ def extract(project: Project, episode: JudgedEpisode, *, anyway: bool = False) -
     Raises:
         EpisodeError: the episode is rejected or errored; the message has the reasons.
         AlignmentError: the episode has no usable clock.
+        StoreError, OSError, TypeError: see ``read_episode``.
     """
-    from episodes.validation import check_usable
+    from episodes.validation import JudgedEpisode, check_usable
     from features import extraction
 
+    if not isinstance(episode, JudgedEpisode):
+        episode = read_episode(project, episode)
     check_usable(episode.record, anyway=anyway)
     return extraction.extract(episode, project.workspace.layout)
 
@@ -115,7 +144,7 @@ def open_windows(
     Returns:
         ``X (n_windows, n_features)`` or ``(n_windows, n_timepoints, n_channels)``, NaN = missing;
         ``y (n_windows,)``, positions in ``project.workspace.layout.phases``; ``episode
-        (n_windows,)``.
+        (n_windows,)``, positions in ``episode_ids (n_episodes,)``, which are texts in order.
 
     Raises:
         StageError: there is no such recipe; or the dataset is missing, or was made from other
@@ -149,6 +178,7 @@ def load_checkpoint(
     Raises:
         ContractMismatchError: lists every difference of the layouts.
         CheckpointError: the checkpoint is missing or damaged, or a library is not installed.
+        StageError: there is no such recipe.
         ValueError: there is no such model or mode.
     """
     from models.registry import find_variant
@@ -157,11 +187,17 @@ def load_checkpoint(
 
 
 def predict(
-    project: Project, checkpoint: Checkpoint, episode: JudgedEpisode, *, anyway: bool = False
+    project: Project,
+    checkpoint: Checkpoint,
+    episode: JudgedEpisode | str | Path,
+    *,
+    anyway: bool = False,
 ) -> Scores:
     """What a checkpoint, its alarm rule and its likeness say of an episode's windows.
 
     Args:
+        checkpoint: what ``load_checkpoint`` returned.
+        episode: see ``extract``.
         anyway: go on if the episode is rejected or errored.
 
     Returns:
@@ -171,16 +207,21 @@ def predict(
         without a likeness ``unlike`` is.
 
     Raises:
-        EpisodeError, AlignmentError: see ``extract``.
+        EpisodeError, AlignmentError, StoreError, OSError, TypeError: see ``extract``.
         StageError, ChampionError: rule or likeness was changed after it was written.
     """
+    _check_checkpoint(checkpoint)
     from stages.scoring import Scorer
 
     return Scorer(project, checkpoint).scores(extract(project, episode, anyway=anyway))
 
 
 def explain(
-    project: Project, checkpoint: Checkpoint, episode: JudgedEpisode, *, anyway: bool = False
+    project: Project,
+    checkpoint: Checkpoint,
+    episode: JudgedEpisode | str | Path,
+    *,
+    anyway: bool = False,
 ) -> pl.DataFrame:
     """Which channels argue for the phase that a checkpoint gives each window of an episode.
 
@@ -189,6 +230,8 @@ def explain(
     relative, are typical of training: their median for ``mlp``, else their mean as scaled.
 
     Args:
+        checkpoint: what ``load_checkpoint`` returned.
+        episode: see ``extract``.
         anyway: go on if the episode is rejected or errored.
 
     Returns:
@@ -196,8 +239,9 @@ def explain(
         argue most for its phase first. Below 0 a channel argues against it.
 
     Raises:
-        EpisodeError, AlignmentError: see ``extract``.
+        EpisodeError, AlignmentError, StoreError, OSError, TypeError: see ``extract``.
     """
+    _check_checkpoint(checkpoint)
     from stages.scoring import score_episode
 
     extracted = extract(project, episode, anyway=anyway)
@@ -242,3 +286,14 @@ def find_misclassified(
     predictions = read_predictions(project.usable("held_out_predictions", recipe))
     phases = project.workspace.layout.phases
     return misclassified(predictions, variant.model, variant.mode, phases, split)
+
+
+def _check_checkpoint(value: object) -> None:
+    from models.checkpoint import Checkpoint
+
+    _check_type("checkpoint", value, (Checkpoint,), "what load_checkpoint returns")
+
+
+def _check_type(name: str, value: object, kinds: tuple[type, ...], wanted: str) -> None:
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")

@@ -161,7 +161,9 @@ class Project:
 
         Raises:
             ContractMismatchError, CheckpointError: see ``load_checkpoint``.
+            StageError: there is no such recipe.
         """
+        _check_recipe(recipe)
         if (variant.name, recipe) not in self._checkpoints:
             path = checkpoint_path(self.workspace.checkpoint_folder(recipe), variant)
             self._checkpoints[variant.name, recipe] = load_checkpoint(path, self.workspace.layout)
@@ -180,8 +182,8 @@ class Project:
         Raises:
             StageError: there is no such recipe.
         """
-        if stage.partition == "recipe" and key not in RECIPES:
-            raise StageError(unknown("recipe", key, RECIPES))
+        if stage.partition == "recipe":
+            _check_recipe(key)
         declared = self.stages.get(stage.name) is stage
         remembered = declared and outputs is None
         if remembered and (stage.name, key, verify) in self._statuses:
@@ -260,9 +262,11 @@ class Project:
 
         Raises:
             StageError: an input is missing, stale in a way that matters, or damaged; or the store
-                cannot give the recipe.
+                cannot give the recipe, or there is no such recipe.
         """
         began = time.monotonic()
+        if stage.partition == "recipe":
+            _check_recipe(key)
         if not self.available(stage, key):
             raise StageError.of([self.status(stage, key)])
         self.require(stage.needs(self, key))
@@ -310,7 +314,14 @@ class Project:
                     yield key, made
 
     def due(self, job: str, *, verify: bool = False) -> list[Due]:
-        """What a job would change, by key, in the order of the store and of the recipes."""
+        """What a job would change, by key, in the order of the store and of the recipes.
+
+        Raises:
+            ValueError: no stage is of such a job.
+        """
+        jobs = dict.fromkeys(stage.job for stage in self.stages.values())
+        if job not in jobs:
+            raise ValueError(unknown("job", job, jobs))
         with collector_paused():
             return self._due(job, verify)
 
@@ -359,6 +370,11 @@ class Project:
         self.__dict__.pop("unavailable", None)
         if stage.partition != "batch":
             self.__dict__.pop("champion", None)
+
+
+def _check_recipe(recipe: str) -> None:
+    if recipe not in RECIPES:
+        raise StageError(unknown("recipe", recipe, RECIPES))
 
 
 def _made_by_other_code(stage: Stage, artifacts: Artifacts, reason: Reason) -> bool:

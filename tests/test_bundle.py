@@ -209,8 +209,9 @@ def test_a_foreign_bundle_is_refused(copy: Path, changes: dict[str, Any]) -> Non
     assert main(["check", str(copy)]) == USAGE
 
 
-def test_no_bundle_is_refused(tmp_path: Path) -> None:
+def test_no_bundle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(tmp_path)]) == USAGE
+    assert capsys.readouterr().err.startswith(f"{tmp_path}: ")  # as of every other command
     (tmp_path / HEAD_FILE).write_text("[" * 10_000)
     assert main(["check", str(tmp_path)]) == FAILED
 

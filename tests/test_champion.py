@@ -615,13 +615,23 @@ def test_a_champion_crowned_meanwhile_is_not_overwritten(tmp_path: Path) -> None
     assert read_history(tmp_path) == [first]
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"schema": "phasewatch.champion/9", "history": []}'])
-def test_a_damaged_pointer_is_not_taken_for_none(lab: Lab, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "is empty"),
+        ("{\n", "is not JSON (line 2, column 1)"),
+        ("[" * 100_000, "is nested too deeply"),
+        ("[]", "must be a JSON object"),
+        ('{"schema": "phasewatch.champion/9", "history": []}', "its schema is"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_damaged_pointer_is_not_taken_for_none(lab: Lab, text: str, why: str) -> None:
     (lab.workspace.champion_folder / "champion.json").write_text(text)
     for command in (["champion"], ["rollback"], ["promote", "gbt"]):
         told = phasewatch(lab, *command)
         assert told.exit_code == FAILED
-        assert "champion.json: not a champion's pointer" in told.output
+        assert f"champion.json: not a champion's pointer: {why}" in told.output
 
 
 # --- in Dagster

@@ -533,6 +533,8 @@ def test_help_has_no_python_types_and_cuts_nothing_off(command: str) -> None:
     assert told.exit_code == OK
     assert not re.search(r"<|[a-z,;]\.\.\.|\{", told.output), told.output
     assert max(map(len, told.output.splitlines())) <= 80
+    short = phasewatch(*command.split(), "-h")
+    assert (short.exit_code, short.output) == (OK, told.output)
 
 
 def installed(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -34,7 +34,7 @@ from features import registry
 from features.contract import contract_of, golden_digest
 from features.golden import read_golden
 from features.registry import LAYOUT
-from models.checkpoint import MissingLibraryError, load_checkpoint, read_header
+from models.checkpoint import CheckpointError, MissingLibraryError, load_checkpoint, read_header
 from models.inspection import find_checkpoints, inspect, verify
 from models.registry import MODELS, VARIANTS, Variant
 from pipelines.cli.app import FAILED, MISMATCH, OK, USAGE, app
@@ -204,26 +204,28 @@ def _flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "which_file", "says", "noticed_unread"),
+    ("damage", "which_file", "says"),
     [
-        (_truncate, "sidecar", "as in the header", True),
-        (Path.unlink, "sidecar", "No such file", True),
-        (_link, "sidecar", "not a regular file", True),
-        (_flip, "sidecar", "not the sidecar that was trained", False),
-        (_flip, "header", "", True),
-        (_link, "header", "symlinks are not followed", True),
-        (lambda path: path.write_text("{"), "header", "not a checkpoint header", True),
+        (_truncate, "sidecar", "not the sidecar that was trained"),
+        (Path.unlink, "sidecar", "is missing; copy both files, or retrain"),
+        (_link, "sidecar", "symlinks are not followed"),
+        (_flip, "sidecar", "not the sidecar that was trained"),
+        (_flip, "header", ""),
+        (_link, "header", "symlinks are not followed"),
+        (lambda path: path.write_text("{"), "header", "not a checkpoint header"),
     ],
 )
 def test_a_broken_checkpoint_is_an_entry_with_its_error(
-    damage: Callable[[Path], None], which_file: str, says: str, noticed_unread: bool, tmp_path: Path
+    damage: Callable[[Path], None], which_file: str, says: str, tmp_path: Path
 ):
     path = put(tmp_path, GBT)
     damage(path if which_file == "header" else sidecar_of(path))
+    with pytest.raises(CheckpointError) as refused:
+        load_checkpoint(path, LAYOUT)
+    assert says in str(refused.value)
     seen, verified = inspect(path, LAYOUT), verify(path, LAYOUT, [])
-    assert (seen.broken is not None) == noticed_unread
-    assert verified.broken is not None
-    assert says in verified.broken
+    assert seen.broken == verified.broken == str(refused.value)  # one message, whoever asks
+    assert phasewatch("inspect", path).exit_code == FAILED
 
 
 def uninstall(library: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,16 +8,20 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import yaml
 from builders import StoreBuilder
 from lab import RECIPE, Lab
 
 import phasewatch
+from datasets.splits import SPLITS
+from datasets.windows import read_dataset
 from episodes.store import StoreError
 from episodes.validation import EpisodeError
 from evaluation.documents import EvalReport
@@ -93,6 +97,23 @@ def test_importing_the_door_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == ""
 
 
+def test_the_version_is_the_installed_one() -> None:
+    assert phasewatch.__version__ == version("phasewatch")
+    assert not hasattr(phasewatch, "__versoin__")
+
+
+def test_the_episode_of_each_window_has_an_id(trained: Lab) -> None:
+    (dataset,) = trained.project.artifacts("datasets", RECIPE).values()
+    table = read_dataset(dataset)
+    for split in SPLITS:
+        windows = phasewatch.open_windows(trained.project, RECIPE, "knn", split=split)
+        assert windows.episode is not None
+        assert windows.episode_ids is not None
+        ids = table.filter(pl.col("split") == split)["episode_id"].to_list()
+        assert windows.episode_ids[windows.episode].tolist() == ids
+        assert windows.episode_ids.tolist() == sorted(set(ids))
+
+
 def test_misclassified_windows_are_those_that_the_report_counts_as_wrong(trained: Lab) -> None:
     report = phasewatch.read_report(trained.project, RECIPE, "gbt", "oracle")
     errors = phasewatch.find_misclassified(trained.project, RECIPE, "gbt", "oracle")
@@ -111,6 +132,40 @@ def test_predictions_are_those_of_the_checkpoint(trained: Lab) -> None:
     assert scores.proba.shape == (7, len(project.workspace.layout.phases))
     by_path = phasewatch.read_episode(project, trained.store.added[0].path)
     assert by_path.episode_id == trained.store.added[0].episode_id
+
+
+def test_an_episode_may_be_given_as_read_by_id_or_by_path(trained: Lab) -> None:
+    project = trained.project
+    stored = project.listing.episodes[0]
+    checkpoint = phasewatch.load_checkpoint(project, RECIPE, "knn")
+    given = (phasewatch.read_episode(project, stored.path), stored.episode_id, str(stored.path))
+    for call in (
+        lambda episode: phasewatch.extract(project, episode).features,
+        lambda episode: phasewatch.predict(project, checkpoint, episode).proba,
+        lambda episode: phasewatch.explain(project, checkpoint, episode)["contribution"],
+    ):
+        first, *others = map(call, (*given, stored.path))
+        assert all(np.array_equal(first, other, equal_nan=True) for other in others)
+
+
+def test_an_artifacts_folder_that_is_not_there_yet_is_fine(trained: Lab, tmp_path: Path) -> None:
+    artifacts = tmp_path / "made" / "later"
+    project = phasewatch.open_project(store=trained.store.root, artifacts=artifacts)
+    assert project.workspace.artifacts_path == artifacts
+    assert not artifacts.exists()
+
+
+def test_a_store_that_nobody_named_may_be_absent(
+    trained: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An archive and a checkpoint need none."""
+    monkeypatch.setattr("stages.workspace.base_folder", lambda: tmp_path)
+    project = phasewatch.open_project(artifacts=trained.artifacts)
+    checkpoint = phasewatch.load_checkpoint(project, RECIPE, "knn")
+    path = trained.project.listing.episodes[0].path
+    assert len(phasewatch.predict(project, checkpoint, path).proba)
+    with pytest.raises(StoreError):
+        _ = project.listing
 
 
 def test_a_rejected_episode_is_refused_unless_asked_for(trained: Lab, tmp_path: Path) -> None:
@@ -175,8 +230,42 @@ WRONG: dict[str, tuple[Callable[[Project], Any], type[Exception], str]] = {
         CheckpointError,
         "train it with phasewatch run",
     ),
+    "recipe of a checkpoint": (
+        lambda p: phasewatch.load_checkpoint(p, "sampl", "knn"), StageError,
+        "recipe must be one of host, sample, time, session, got 'sampl'; did you mean sample?",
+    ),
+    "recipe of errors": (
+        lambda p: phasewatch.find_misclassified(p, "sampl", "knn"), StageError,
+        "did you mean sample?",
+    ),
+    "recipe to make": (
+        lambda p: p.make(p.stages["datasets"], "sampl"), StageError, "did you mean sample?",
+    ),
+    "job": (lambda p: p.due("retrian"), ValueError, "did you mean retrain?"),
+    "what is no episode": (
+        lambda p: phasewatch.read_episode(p, p.listing.episodes[0]), TypeError,
+        "episode must be an id or the path of a .tar.zst, got StoredEpisode",
+    ),
+    "what is no episode either": (
+        lambda p: phasewatch.extract(p, 7), TypeError, "got int",
+    ),
+    "what is no checkpoint": (
+        lambda p: phasewatch.predict(p, "a.ckpt.json", "x"), TypeError,
+        "checkpoint must be what load_checkpoint returns, got str",
+    ),
+    "what is no checkpoint to explain": (
+        lambda p: phasewatch.explain(p, None, "x"), TypeError, "got NoneType",
+    ),
+    "artifacts": (
+        lambda _: phasewatch.open_project(artifacts=__file__), SettingsError,
+        f"{__file__}: artifacts must be a folder",
+    ),
+    "artifacts in a file": (
+        lambda _: phasewatch.open_project(artifacts=f"{__file__}/a/b"), SettingsError,
+        f"{__file__}/a/b: artifacts must be a folder, but {__file__} is a file",
+    ),
     "configuration": (lambda _: phasewatch.open_project("no.yaml"), SettingsError, "no.yaml"),
-    "store": (lambda _: phasewatch.open_project(store="/no").listing, StoreError, "/no: "),
+    "store": (lambda _: phasewatch.open_project(store="/no"), StoreError, "/no: "),
 }  # fmt: skip
 
 

@@ -55,6 +55,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: no boxes, no types of flags
+    context_settings={"help_option_names": ["-h", "--help"]},  # of every command below it, too
 )
 for function in (
     run.run,

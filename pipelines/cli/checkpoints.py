@@ -222,13 +222,14 @@ def inspect(
         bool,
         typer.Option(
             "--verify",
-            help="Load each and replay the golden vectors. Exit code 4 if one differs.",
+            help="Also load each and replay the golden vectors. Exit code 4 if one differs.",
         ),
     ] = False,
 ) -> Inventory:
     """List checkpoints, and whether each would load today.
 
-    Only headers are read, unless --verify is given. Exit code 1 if one is broken.
+    Headers, contracts and the hashes of sidecars are checked; no model is loaded unless --verify
+    is given. Exit code 1 if one is broken.
     """
     from models.checkpoint import SUFFIX
     from models.inspection import find_checkpoints
