@@ -67,17 +67,14 @@ def open_project(
 
     from episodes.store import check_store
     from stages.project import Project
-    from stages.workspace import SettingsError, workspace_from_environment
+    from stages.workspace import check_artifacts, workspace_from_environment
 
     given = {"config": config, "store": store, "artifacts": artifacts}
     chosen = {f"PHASEWATCH_{n.upper()}": str(p) for n, p in given.items() if p is not None}
     workspace = workspace_from_environment(os.environ | chosen)
     if "store" in workspace.model_fields_set:
         check_store(workspace.store_path)
-    folder = workspace.artifacts_path
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
-    if not nearest.is_dir():
-        raise SettingsError(f"{folder}: artifacts must be a folder, but {nearest} is a file")
+    check_artifacts(workspace)
     return Project(workspace)
 
 

@@ -226,6 +226,18 @@ def checked_workspace(
     return workspace
 
 
+def check_artifacts(workspace: Workspace) -> None:
+    """Refuse an artifacts folder that can never be one; it need not exist yet.
+
+    Raises:
+        SettingsError: it is a file, or lies in one.
+    """
+    folder = workspace.artifacts_path
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise SettingsError(f"{folder}: artifacts must be a folder, but {nearest} is a file")
+
+
 def workspace_from_environment(environ: Mapping[str, str] = os.environ) -> Workspace:
     """What a process uses unless it is told otherwise.
 

@@ -296,15 +296,12 @@ def workspace_of(
         must_exist: the artifacts folder must be there, because something in it is read.
         settings: win over the configuration, as the paths do.
     """
-    from stages.workspace import read_workspace
+    from stages.workspace import check_artifacts, read_workspace
 
     paths = {"store": store, "artifacts": artifacts}
     given = {name: str(path.absolute()) for name, path in paths.items() if path is not None}
     workspace = read_workspace(config, given | settings)
-    folder = workspace.artifacts_path
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        fail(f"{folder}: must be a folder, and {there} is a file; name another: --artifacts", USAGE)
+    check_artifacts(workspace)
     if must_exist and not workspace.artifacts_path.is_dir():
         fail(
             f"{workspace.artifacts_path}: no such folder; name another with --artifacts, or make "
