@@ -41,7 +41,7 @@ class Exclusion(BaseModel):
     @model_validator(mode="after")
     def _forwards(self) -> Exclusion:
         if self.to_s is not None and self.to_s <= (self.from_s or 0):
-            raise ValueError(f"to_s must be > from_s ({self.from_s or 0:g}), got {self.to_s:g}")
+            raise ValueError(f"to_s must be above from_s ({self.from_s or 0:g}), got {self.to_s:g}")
         return self
 
     @property
