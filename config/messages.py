@@ -1,4 +1,4 @@
-"""What messages of every package share: commands that work when pasted, and unknown names."""
+"""What messages share: commands that work when pasted, unknown names, and wrong values."""
 
 from __future__ import annotations
 
@@ -25,6 +25,41 @@ _COMMAND = re.compile(
 )
 _SHOWN = 12  # names of a list
 _CUT_OFF = 4  # letters of a name that is taken for the beginning of another
+
+_WRONG = {
+    "missing": "is missing",
+    "extra_forbidden": "is not known",
+    "json_invalid": "must be JSON ({error})",
+    "none_required": "must be left out",
+    "bool_type": "must be true or false",
+    "int_type": "must be an integer",
+    "int_from_float": "must be an integer",
+    "int_parsing_size": "must be of fewer digits",
+    "float_type": "must be a number",
+    "finite_number": "must be finite",
+    "string_type": "must be a string",
+    "string_unicode": "must be Unicode text",
+    "string_pattern_mismatch": "must be of the form {pattern}",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "dataclass_type": "must be a section of settings",
+    "model_type": "must be a mapping",
+    "model_attributes_type": "must be a mapping",
+    "literal_error": "must be {expected}",
+    "union_tag_invalid": "{discriminator} must be one of {expected_tags}",
+    "union_tag_not_found": "must have {discriminator}",
+    "greater_than": "must be above {gt:,}",
+    "greater_than_equal": "must be at least {ge:,}",
+    "less_than": "must be below {lt:,}",
+    "less_than_equal": "must be at most {le:,}",
+    "multiple_of": "must be a multiple of {multiple_of:,}",
+    "string_too_short": "must have at least {min_length:,} characters",
+    "string_too_long": "must have at most {max_length:,} characters",
+    "too_short": "must have at least {min_length:,} entries",
+    "too_long": "must have at most {max_length:,} entries",
+}
+"""Type of a pydantic error -> what is wrong with the value."""
 
 
 def address_of(values: Mapping[str, Any]) -> dict[str, str]:
@@ -66,3 +101,23 @@ def unknown(what: str, value: str, known: Iterable[str]) -> str:
     listed = ", ".join(names[:_SHOWN])
     more = f" or {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{what} must be one of {listed}{more}, got {value!r}{meant(value, names)}"
+
+
+def fault_text(fault: Mapping[str, Any]) -> str:
+    """What is wrong with a value, such as ``must be at least 1``.
+
+    Args:
+        fault: one of ``errors()`` of a pydantic error, with its context.
+    """
+    kind = fault["type"]
+    context = {
+        name: int(value) if isinstance(value, float) and value.is_integer() else value
+        for name, value in fault.get("ctx", {}).items()
+    }
+    if kind in ("value_error", "assertion_error"):
+        return str(context["error"])
+    if kind in ("string_too_short", "too_short") and context["min_length"] == 1:
+        return "must not be empty"
+    if kind in _WRONG:
+        return _WRONG[kind].format(**context)
+    return str(fault["msg"]).replace("Input should", "must")

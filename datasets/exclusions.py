@@ -7,6 +7,7 @@ nothing were excluded, so leaving something out moves no other episode.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ BY_HAND = "excluded by hand"
 """Why an episode takes no part, beside the reasons of ``assign_splits``."""
 
 Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1)]
+EpisodeId = Annotated[Text, StringConstraints(to_upper=True)]
 
 
 class ExclusionError(Exception):
@@ -32,7 +34,7 @@ class Exclusion(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    episode: Text
+    episode: EpisodeId
     from_s: NotNegative | None = None  # None: from the beginning
     to_s: NotNegative | None = None  # None: to the end
     reason: Text
@@ -41,13 +43,22 @@ class Exclusion(BaseModel):
     @model_validator(mode="after")
     def _forwards(self) -> Exclusion:
         if self.to_s is not None and self.to_s <= (self.from_s or 0):
-            raise ValueError(f"to_s must be > from_s ({self.from_s or 0:g}), got {self.to_s:g}")
+            raise ValueError(f"to_s must be above from_s ({self.from_s or 0:g}), got {self.to_s:g}")
         return self
 
     @property
     def whole(self) -> bool:
         """Whether all of the episode is meant."""
         return self.from_s is None and self.to_s is None
+
+    def includes(self, other: Exclusion) -> bool:
+        """Whether it excludes all that the other one does."""
+        return (
+            self.episode == other.episode
+            and (self.from_s or 0) <= (other.from_s or 0)
+            and (inf if self.to_s is None else self.to_s)
+            >= (inf if other.to_s is None else other.to_s)
+        )
 
     def covers(self, window_s: float) -> pl.Expr:
         """Windows, ``window_s`` long, that it excludes."""
@@ -115,15 +126,21 @@ def appended(text: str, entry: Mapping[str, Any], path: Path, known: Collection[
     """A file's text with one entry more; what a person wrote there stays as it is.
 
     Raises:
-        ExclusionError: the entry, or the file, has faults.
+        ExclusionError: the entry, or the file, has faults; or an entry excludes the same already.
     """
 
     def listed(rows: Sequence[Mapping[str, Any]]) -> str:
         return yaml.safe_dump([dict(row) for row in rows], sort_keys=False, allow_unicode=True)
 
-    before = [each.as_entry() for each in parse_exclusions(text, path)]
-    whole = listed([*before, entry])
+    before = parse_exclusions(text, path)
+    whole = listed([*(each.as_entry() for each in before), entry])
     wanted = parse_exclusions(whole, path, known)
+    for number, each in enumerate(before, start=1):
+        if each.includes(wanted[-1]):
+            raise ExclusionError(
+                f"{path}: entry {number} excludes this already ({each.reason!r}, by {each.who}); "
+                "to change it, edit or delete it there"
+            )
     longer = text + ("\n" if text and not text.endswith("\n") else "") + listed([entry])
     try:
         return longer if parse_exclusions(longer, path) == wanted else whole

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import ConfigDict, Field
 
+from config.messages import fault_text
+
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
@@ -26,26 +28,6 @@ NotNegative = Annotated[Float, Field(ge=0)]
 Share = Annotated[NotNegative, Field(le=1)]
 PositiveShare = Annotated[Positive, Field(le=1)]
 ShareWithin = Annotated[Positive, Field(lt=1)]  # of two sides, neither empty
-
-_MUST_BE = {
-    "int_type": "an int",
-    "int_from_float": "an int",
-    "float_type": "a number",
-    "finite_number": "finite",
-    "bool_type": "true or false",
-    "string_type": "a string",
-    "greater_than": "> {gt:g}",
-    "greater_than_equal": ">= {ge:g}",
-    "less_than": "< {lt:g}",
-    "less_than_equal": "<= {le:g}",
-    "literal_error": "{expected}",
-    "string_pattern_mismatch": "of the form {pattern}",
-    "list_type": "a list",
-    "dict_type": "a mapping",
-    "dataclass_type": "a section of settings",
-    "model_type": "a section of settings",
-}
-"""Type of a pydantic error -> what the value must be."""
 
 
 def settings_errors(error: ValidationError, settings: Any, prefix: str = "") -> list[str]:
@@ -73,7 +55,5 @@ def _line(fault: Any, declared: Any, path: list[str]) -> str:
         declared = known[step].annotation
     if "error" in context and hasattr(declared, "__pydantic_fields__"):
         return ".".join([*path, str(context["error"])])  # of a section: it names its setting
-    problem = context.get("error") or fault["msg"].replace("Input should", "must")
-    if fault["type"] in _MUST_BE:
-        problem = f"must be {_MUST_BE[fault['type']].format(**context)}"
-    return f"{'.'.join(path)} {problem}, got {fault['input']!r}".lstrip()
+    got = "" if fault["type"] in ("missing", "json_invalid") else f", got {fault['input']!r}"
+    return f"{'.'.join(path)} {fault_text(fault)}{got}".lstrip()

@@ -124,19 +124,19 @@ class StoreListing:
         )
 
     def find(self, episode_id: str) -> StoredEpisode:
-        """The episode with this id.
+        """The episode with this id, in upper or lower case.
 
         Raises:
             StoreError: the store has none, or several hosts claim it.
         """
-        episodes = [episode for episode in self.episodes if episode.episode_id == episode_id]
+        wanted = episode_id.upper()
+        episodes = [episode for episode in self.episodes if episode.episode_id == wanted]
         if not episodes:
             ids = (episode.episode_id for episode in self.episodes)
             if os.path.exists(episode_id):  # noqa: PTH110  any text may be asked for
                 raise StoreError(f"{episode_id}: not an episode; give an id, or a {ARCHIVE_SUFFIX}")
             raise StoreError(
-                f"{self.root}: no episode {episode_id} in the index or on disk"
-                f"{_meant(episode_id, ids)}"
+                f"{self.root}: no episode {episode_id} in the index or on disk{_meant(wanted, ids)}"
             )
         if len(episodes) > 1:
             hosts = ", ".join(episode.host_id for episode in episodes)
@@ -154,7 +154,7 @@ class StoreListing:
         """
         if name in self.batches:
             return self.batches[name]
-        if not is_episode_id(name) and (hint := _meant(name, self.batches)):
+        if not is_episode_id(name.upper()) and (hint := _meant(name, self.batches)):
             raise StoreError(f"{self.root}: no batch {name}{hint}")
         return (self.find(name),)
 

@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from config.messages import fault_text
 from evaluation.decisions import Answer, tally
 from hub.decisions import DecisionLog, LogError
 from hub.events import EVENT, TYPES, AnyEvent, Event, LiveDetection, schema
@@ -261,7 +262,7 @@ def _error(status: int, error: str, *, close: bool = False, **more: Any) -> Resp
 def _wrong(error: ValidationError, *, several: bool) -> Response:
     """What is wrong with a body: which event, which field, what it has."""
     problems = []
-    for fault in error.errors(include_url=False, include_context=False)[:_PROBLEMS]:
+    for fault in error.errors(include_url=False)[:_PROBLEMS]:
         where = list(fault["loc"])
         index = where.pop(0) if several and where else 0
         where = where[1:] if where and where[0] in TYPES else where
@@ -270,7 +271,7 @@ def _wrong(error: ValidationError, *, several: bool) -> Response:
             {
                 "event": index,
                 "field": ".".join(str(part) for part in where),
-                "problem": fault["msg"],
+                "problem": fault_text(fault),
                 "value": value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…",
             }
         )

@@ -188,6 +188,37 @@ def test_one_episode_is_judged_by_its_id() -> None:
     assert told.output.splitlines()[-1].endswith("= 1")
 
 
+def test_batches_folders_paths_and_ids_are_validated_each_episode_once(tmp_path: Path) -> None:
+    sound, failed = (list_store(STORE).find(name) for name in (SOUND, FAILED_LABEL))
+    alone = tmp_path / sound.path.name
+    shutil.copy(sound.path, alone)
+
+    def judged(*words: object) -> list[tuple[str, str]]:
+        told = phasewatch("validate", *words, "--json")
+        assert told.exit_code == OK, told.output
+        episodes = json.loads(told.stdout)["episodes"]
+        return [(each["episode_id"], each["verdict"]) for each in episodes]
+
+    twice = judged(SOUND, sound.path, failed.path, SOUND.lower())
+    assert twice == [(SOUND, "accepted"), (FAILED_LABEL, "rejected")]
+    assert judged(tmp_path) == [(SOUND, "accepted")]
+    batch = judged(sound.batch)
+    assert dict(batch).items() >= {SOUND: "accepted"}.items()
+    assert len(batch) == len(list_store(STORE).batches[sound.batch])
+    lines = phasewatch("validate", SOUND, failed.path).stdout.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == [SOUND, FAILED_LABEL]
+    assert lines[-1].endswith("= 2")
+
+
+def test_a_name_that_is_none_does_not_stop_the_validation_of_others(tmp_path: Path) -> None:
+    told = phasewatch("validate", "nowhere", SOUND, tmp_path, "--json")
+    document = json.loads(told.stdout)
+    assert (told.exit_code, len(document["episodes"])) == (USAGE, 1)
+    assert [each["episode"] for each in document["failures"]] == ["nowhere", str(tmp_path)]
+    alone = phasewatch("validate", "nowhere", "--json")
+    assert (alone.exit_code, "episodes" in json.loads(alone.stdout)) == (USAGE, False)
+
+
 def test_an_archive_is_validated_by_the_policy_of_the_configuration(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     policy = {"validation": {"min_duration_s": 9000}}
@@ -423,13 +454,13 @@ def test_a_damaged_file_is_a_failure(tmp_path: Path) -> None:
         ),
         ("models: {gbm: {}}", "models: no setting 'gbm'; did you mean gbt?"),
         ("stores: x", "no setting 'stores'; did you mean store?"),
-        ("models: {gbt: {n_rounds: many}}", "models.gbt.n_rounds must be an int, got 'many'"),
-        ("models: {gbt: {max_depth: 0}}", "models.gbt.max_depth must be > 0, got 0"),
+        ("models: {gbt: {n_rounds: many}}", "models.gbt.n_rounds must be an integer, got 'many'"),
+        ("models: {gbt: {max_depth: 0}}", "models.gbt.max_depth must be above 0, got 0"),
         ("models: {gbt: {subsample: .nan}}", "models.gbt.subsample must be finite, got nan"),
         ("models: {cnn: {kernel: 4}}", "models.cnn.kernel must be odd, got 4"),
         ("splits: none", "splits must be a section of settings, got 'none'"),
-        ("report: {replicates: true}", "report.replicates must be an int, got True"),
-        ("seed: true", "seed must be an int, got True"),
+        ("report: {replicates: true}", "report.replicates must be an integer, got True"),
+        ("seed: true", "seed must be an integer, got True"),
         ("splits: {val_by: day}", "splits.val_by must be 'episode', 'sample' or 'host', got 'day'"),
         ("device: tpu", "device must be 'auto', 'cpu' or 'cuda', got 'tpu'"),
     ],
@@ -506,7 +537,7 @@ def test_a_run_with_nothing_to_do_starts_no_dagster(trained: Lab, tmp_path: Path
 COMMANDS = ["", "run", "sync", "validate", "extract", "exclude", "predict", "report", "champion",
             "promote", "rollback", "inspect", "doctor", "prune", "simulate", "contract",
             "contract diff", "verify", "keys new", "keys trust", "keys list", "log verify",
-            "log replay"]  # fmt: skip
+            "log replay", "log", "keys", "produce"]  # fmt: skip
 
 
 def test_ctrl_c_while_commands_are_imported_is_no_stack_trace() -> None:

@@ -503,11 +503,11 @@ def test_a_corpus_that_cannot_be_split_says_why(
     [
         ({"val_by": "window"}, "val_by must be 'episode', 'sample' or 'host', got 'window'"),
         ({"degraded": "some"}, "degraded must be 'none', 'train' or 'all', got 'some'"),
-        ({"test_share": 0.0}, "test_share must be > 0, got 0.0"),
-        ({"test_share": 1.0}, "test_share must be < 1, got 1.0"),
-        ({"val_share": -0.1}, "val_share must be > 0, got -0.1"),
+        ({"test_share": 0.0}, "test_share must be above 0, got 0.0"),
+        ({"test_share": 1.0}, "test_share must be below 1, got 1.0"),
+        ({"val_share": -0.1}, "val_share must be above 0, got -0.1"),
         ({"val_share": float("nan")}, "val_share must be finite, got nan"),
-        ({"gap_s": -1.0}, "gap_s must be >= 0, got -1.0"),
+        ({"gap_s": -1.0}, "gap_s must be at least 0, got -1.0"),
         ({"sessions": {"a": ["21.11.2026"]}}, DAY_ERROR),
         (
             {"sessions": {"a": ["2026-11-21"], "b": ["2026-11-21"]}},

@@ -70,6 +70,7 @@ RUN = {
     "phasewatch sync --json": OK,
     "phasewatch validate": OK,
     "phasewatch validate EPISODE": OK,
+    "phasewatch validate KEY": OK,
     "phasewatch validate --policy other.yaml": OK,
 }
 """Run in a lab, with this exit code."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
+from builders import StoreBuilder
 from lab import RECIPE, Lab
 from typer.testing import CliRunner, Result
 
@@ -22,6 +24,7 @@ from datasets.exclusions import (
     read_exclusions,
 )
 from datasets.windows import read_dataset
+from episodes.environment import MachineError
 from pipelines.cli.app import OK, USAGE, app
 from stages.evaluation import read_report
 from stages.registry import STAGES
@@ -47,21 +50,21 @@ def test_an_empty_file_excludes_nothing(text: str) -> None:
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"reason": None}, "reason"),
-        ({"reason": "  "}, "reason"),
+        ({"reason": None}, "entry 2: reason is missing"),
+        ({"reason": "  "}, "reason must not be empty, got '  '"),
         ({"who": None}, "who"),
         ({"episode": None}, "episode"),
         ({"episode": 7}, "episode"),
         ({"from": 1.0}, "from"),
-        ({"from_s": -1.0}, "from_s must be >= 0, got -1"),
-        ({"to_s": -1.0}, "to_s must be >= 0, got -1"),
+        ({"from_s": -1.0}, "from_s must be at least 0, got -1"),
+        ({"to_s": -1.0}, "to_s must be at least 0, got -1"),
         ({"from_s": "5"}, "from_s must be a number, got '5'"),
         ({"from_s": True}, "from_s must be a number, got True"),
         ({"to_s": float("nan")}, "to_s"),
         ({"to_s": float("inf")}, "to_s"),
-        ({"from_s": 9.0, "to_s": 9.0}, "to_s must be > from_s (9), got 9"),
-        ({"from_s": 9.0, "to_s": 4.0}, "to_s must be > from_s (9), got 4"),
-        ({"to_s": 0.0}, "to_s must be > from_s (0), got 0"),
+        ({"from_s": 9.0, "to_s": 9.0}, "to_s must be above from_s (9), got 9"),
+        ({"from_s": 9.0, "to_s": 4.0}, "to_s must be above from_s (9), got 4"),
+        ({"to_s": 0.0}, "to_s must be above from_s (0), got 0"),
         ({"episode": "E9"}, "episode must be one of E1, E2, got 'E9'"),
     ],
     ids=str,
@@ -97,6 +100,36 @@ def test_an_entry_is_added_to_what_a_person_wrote(before: str) -> None:
     assert parse_exclusions(after, FILE)[-1] == Exclusion(**ENTRY)
     if before != "[]\n":
         assert after.startswith(before)
+
+
+@pytest.mark.parametrize(
+    ("listed", "added", "refused"),
+    [
+        ({}, {}, True),
+        ({}, {"from_s": 4.0, "to_s": 5.0}, True),
+        ({"from_s": 4.0, "to_s": 9.0}, {"from_s": 4.0, "to_s": 9.0}, True),
+        ({"from_s": 4.0, "to_s": 9.0}, {"from_s": 5.0, "to_s": 8.0}, True),
+        ({"to_s": 9.0}, {"from_s": 5.0, "to_s": 8.0}, True),
+        ({"from_s": 4.0}, {"from_s": 5.0}, True),
+        ({"from_s": 4.0, "to_s": 9.0}, {"from_s": 5.0, "to_s": 10.0}, False),
+        ({"from_s": 4.0, "to_s": 9.0}, {"from_s": 3.0, "to_s": 8.0}, False),
+        ({"from_s": 4.0, "to_s": 9.0}, {"from_s": 4.0}, False),
+        ({"from_s": 4.0}, {}, False),
+        ({"to_s": 9.0}, {}, False),
+        ({}, {"episode": "E2"}, False),
+        ({"episode": "e1"}, {}, True),
+    ],
+    ids=str,
+)
+def test_what_is_excluded_already_is_refused(
+    listed: dict[str, Any], added: dict[str, Any], refused: bool
+) -> None:
+    before, known = text_of(ENTRY | {"episode": "E3"}, ENTRY | listed), ["E1", "E2", "E3"]
+    if refused:
+        with pytest.raises(ExclusionError, match=r"exclusions\.yaml: entry 2 .* by mira"):
+            appended(before, ENTRY | added, FILE, known)
+    else:
+        assert len(parse_exclusions(appended(before, ENTRY | added, FILE, known), FILE)) == 3
 
 
 @pytest.mark.parametrize(
@@ -209,8 +242,15 @@ def test_the_command_refuses_what_the_dataset_would(trained: Lab, tmp_path: Path
     config.write_text(json.dumps({"resources": {"workspace": {"config": settings}}}))
     episode = trained.store.added[0].episode_id
     named = ("--config", config)
+    outside = Path(shutil.copy(trained.store.added[0].path, tmp_path))
+    other = StoreBuilder(tmp_path / "other").add(duration_s=40)
     for words in (
         ("nowhere", "--reason", "x"),
+        (outside, "--reason", "x"),
+        (other.path, "--reason", "x"),
+        (other.path.with_name("missing.tar.zst"), "--reason", "x"),
+        (episode, "--reason", "x", "--from", 5000, "--to", 6000),
+        (episode, "--reason", "x", "--from", 40),  # its length
         (episode, "--reason", " "),
         (episode, "--reason", "x", "--from", -1),
         (episode, "--reason", "x", "--from", 5, "--to", 4),
@@ -223,3 +263,45 @@ def test_the_command_refuses_what_the_dataset_would(trained: Lab, tmp_path: Path
     assert (said["path"], said["entries"]) == (str(path), 1)
     [entry] = read_exclusions(path)
     assert (entry.episode, entry.whole, bool(entry.who)) == (episode, True, True)
+    written = path.read_bytes()
+    for words in ((episode,), (trained.store.added[0].path,), (episode, "--from", 4, "--to", 5)):
+        told = exclude(trained, *words, "--reason", "y", *named)
+        assert (told.exit_code, path.read_bytes()) == (USAGE, written), told.output
+
+
+def test_an_episode_is_named_by_its_path_or_by_its_id_in_lower_case(
+    trained: Lab, tmp_path: Path
+) -> None:
+    first, second = trained.store.added[:2]
+    there = ("--reason", "x", "--artifacts", tmp_path)
+    for name in (first.path, second.episode_id.lower()):
+        told = CliRunner().invoke(
+            app, ["exclude", *map(str, (name, *there)), "--store", str(trained.store.root)]
+        )
+        assert (told.exit_code, told.stderr) == (OK, "")
+    entries = read_exclusions(tmp_path / "exclusions.yaml")
+    assert [entry.episode for entry in entries] == [first.episode_id, second.episode_id]
+
+
+def test_it_is_said_that_an_episode_is_rejected_anyway(tmp_path: Path) -> None:
+    store = StoreBuilder(tmp_path / "store")
+    short = store.add(duration_s=12).episode_id
+    words = ("exclude", short, "--reason", "x", "--store", store.root, "--artifacts", tmp_path)
+    told = CliRunner().invoke(app, [*map(str, words)])
+    assert (told.exit_code, "[too_short]" in told.stderr) == (OK, True)
+    assert len(read_exclusions(tmp_path / "exclusions.yaml")) == 1
+
+
+def test_an_episode_that_cannot_be_read_may_be_excluded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(*_: Any) -> Any:
+        raise MachineError("planted")
+
+    store = StoreBuilder(tmp_path / "store")
+    episode = store.add(duration_s=12).episode_id
+    monkeypatch.setattr("episodes.validation.validate", unreadable)
+    words = ("exclude", episode, "--reason", "x", "--store", store.root, "--artifacts", tmp_path)
+    told = CliRunner().invoke(app, [*map(str, words)])
+    assert (told.exit_code, "planted" in told.stderr) == (OK, True)
+    assert len(read_exclusions(tmp_path / "exclusions.yaml")) == 1

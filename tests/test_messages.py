@@ -1,16 +1,21 @@
-"""Parts that messages share: commands that work when pasted, and unknown names."""
+"""Parts that messages share: commands that work when pasted, unknown names, wrong values."""
 
 from __future__ import annotations
 
+import math
+import re
 import shlex
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pytest
 from lab import RECIPE, Lab, failure
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from typer.testing import CliRunner
 
 import phasewatch
-from config.messages import addressed, meant, unknown
+from config.messages import addressed, fault_text, meant, unknown
+from hub.events import EVENT
 from pipelines.cli.app import OK, app
 from stages.status import StageError
 
@@ -54,6 +59,55 @@ def test_a_name_that_is_unknown_is_told_with_the_nearest() -> None:
     )
     many = unknown("batch", "x", [f"lab-{i}" for i in range(20)])
     assert many.endswith("lab-11 or 8 more, got 'x'")
+
+
+class Section(BaseModel, extra="forbid"):
+    value: int
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "says"),
+    [
+        (Annotated[int, Field(ge=1)], 0, "must be at least 1"),
+        (Annotated[float, Field(ge=1)], 0, "must be at least 1"),
+        (Annotated[int, Field(le=2**20)], 2**21, "must be at most 1,048,576"),
+        (Annotated[float, Field(gt=0.5)], 0.5, "must be above 0.5"),
+        (Annotated[float, Field(lt=2)], 3, "must be below 2"),
+        (Annotated[int, Field(multiple_of=4)], 6, "must be a multiple of 4"),
+        (Annotated[float, Field(allow_inf_nan=False)], math.inf, "must be finite"),
+        (Annotated[str, Field(min_length=1)], "", "must not be empty"),
+        (Annotated[str, Field(min_length=3)], "a", "must have at least 3 characters"),
+        (Annotated[str, Field(max_length=2000)], "a" * 2001, "must have at most 2,000 characters"),
+        (Annotated[str, Field(pattern="^a$")], "b", "must be of the form ^a$"),
+        (Annotated[list[int], Field(min_length=1)], [], "must not be empty"),
+        (Annotated[list[int], Field(min_length=2)], [1], "must have at least 2 entries"),
+        (Annotated[list[int], Field(max_length=2)], [1, 2, 3], "must have at most 2 entries"),
+        (Literal["a", "b"], "c", "must be 'a' or 'b'"),
+        (Section, {}, "is missing"),
+        (Section, {"value": 1, "more": 2}, "is not known"),
+        (Section, 3, "must be a mapping"),
+        (dict[str, int], 3, "must be a mapping"),
+        (list[int], 3, "must be a list"),
+        (tuple[int, ...], 3, "must be a list"),
+        (int, "x", "must be an integer"),
+        (int, 1.5, "must be an integer"),
+        (float, "x", "must be a number"),
+        (bool, "x", "must be true or false"),
+        (str, 1, "must be a string"),
+        (Annotated[str, Field(max_length=9)], "\ud800", "must be Unicode text"),
+        (None, 1, "must be left out"),
+        (EVENT, {"type": "phrase"}, "'type' must be one of 'phase', "),
+        (EVENT, {}, "must have 'type'"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_told_in_our_words(kind: Any, value: Any, says: str) -> None:
+    checked = kind if isinstance(kind, TypeAdapter) else TypeAdapter(kind)
+    with pytest.raises(ValidationError) as refused:
+        checked.validate_python(value, strict=True)
+    (fault,) = refused.value.errors()
+    assert fault_text(fault).startswith(says)
+    assert not re.search("[Ii]nput|should|String|Field", fault_text(fault))
 
 
 def test_few_names_are_meant() -> None:

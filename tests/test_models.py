@@ -573,12 +573,12 @@ def test_an_unknown_hyper_parameter_near_to_none_names_all():
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("gbt", {"n_rounds": 40.0}, "gbt.n_rounds must be an int, got 40.0"),
-        ("gbt", {"n_rounds": "40"}, "gbt.n_rounds must be an int, got '40'"),
-        ("gbt", {"n_rounds": True}, "gbt.n_rounds must be an int, got True"),
+        ("gbt", {"n_rounds": 40.0}, "gbt.n_rounds must be an integer, got 40.0"),
+        ("gbt", {"n_rounds": "40"}, "gbt.n_rounds must be an integer, got '40'"),
+        ("gbt", {"n_rounds": True}, "gbt.n_rounds must be an integer, got True"),
         ("cnn", {"dropout": "a lot"}, "cnn.dropout must be a number, got 'a lot'"),
         ("cnn", {"dropout": False}, "cnn.dropout must be a number, got False"),
-        ("cnn", {"epochs": None}, "cnn.epochs must be an int, got None"),
+        ("cnn", {"epochs": None}, "cnn.epochs must be an integer, got None"),
     ],
 )
 def test_a_hyper_parameter_of_another_type_is_named(name: str, values: dict, message: str):
@@ -752,14 +752,14 @@ def test_the_signed_logarithm_keeps_sign_order_and_zero():
 @pytest.mark.parametrize(
     ("name", "values", "says"),
     [
-        ("gbt", {"n_rounds": -5}, "n_rounds must be > 0, got -5"),
+        ("gbt", {"n_rounds": -5}, "n_rounds must be above 0, got -5"),
         ("gbt", {"learning_rate": float("nan")}, "learning_rate must be finite, got nan"),
-        ("gbt", {"subsample": 1.5}, "subsample must be <= 1, got 1.5"),
-        ("cnn", {"epochs": 0}, "epochs must be > 0, got 0"),
-        ("cnn", {"dropout": -0.1}, "dropout must be >= 0, got -0.1"),
+        ("gbt", {"subsample": 1.5}, "subsample must be at most 1, got 1.5"),
+        ("cnn", {"epochs": 0}, "epochs must be above 0, got 0"),
+        ("cnn", {"dropout": -0.1}, "dropout must be at least 0, got -0.1"),
         ("cnn", {"kernel": 4}, "kernel must be odd, got 4"),
         ("transformer", {"n_heads": 5}, "must be a multiple of twice n_heads"),
-        ("knn_semi", {"labelled_share": 1.2}, "labelled_share must be <= 1, got 1.2"),
+        ("knn_semi", {"labelled_share": 1.2}, "labelled_share must be at most 1, got 1.2"),
     ],
 )
 def test_a_hyper_parameter_out_of_range_is_named(name: str, values: dict[str, Any], says: str):

@@ -1694,7 +1694,9 @@ def test_a_name_of_the_store_is_a_batch_or_an_episode(store: StoreBuilder) -> No
     listing = list_store(store.root)
     (batch,) = listing.batches
     assert [each.episode_id for each in listing.named(batch)] == [first, second]
-    assert [each.episode_id for each in listing.named(second)] == [second]
+    for name in (second, second.lower()):
+        assert [each.episode_id for each in listing.named(name)] == [second]
+        assert listing.find(name).episode_id == second
     with pytest.raises(StoreError, match=rf"no episode .*did you mean {second}"):
         listing.named(second[:-1] + ("0" if second[-1] != "0" else "1"))
     with pytest.raises(StoreError, match=f"no batch .*did you mean {batch}"):

@@ -29,7 +29,6 @@ from pipelines.cli.console import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from episodes.store import StoredEpisode
     from live.bundle import Bundle
     from live.cli import Recording
     from stages.device_bundle import Parity
@@ -156,11 +155,9 @@ class _Recordings:
     code = OK  # REJECTED if an episode was named that is not replayed
 
     def __call__(self, name: str) -> Iterator[Recording]:
-        from episodes.format import ARCHIVE_SUFFIX
-        from episodes.store import StoreError
         from episodes.validation import validate
         from live.cli import Recording, UsageError, recordings
-        from pipelines.cli.episodes import stored_episode
+        from pipelines.cli.episodes import episodes_of
 
         if Path(name).is_dir():
             yield from recordings(name)
@@ -168,11 +165,8 @@ class _Recordings:
         given = _given()
         workspace = workspace_of(*map(given.get, ("config", "store", "artifacts")))
         try:
-            if name.endswith(ARCHIVE_SUFFIX):
-                chosen: tuple[StoredEpisode, ...] = (stored_episode(workspace, name),)
-            else:
-                chosen = workspace.listing().named(name)
-        except (StoreError, CommandError) as error:
+            chosen = episodes_of(workspace, name)
+        except CommandError as error:
             raise UsageError(str(error)) from None
         left_out: Counter[str] = Counter()
         for stored in chosen:

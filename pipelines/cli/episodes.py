@@ -11,10 +11,12 @@ import typer
 
 from pipelines.cli import options
 from pipelines.cli.console import (
+    EXIT_CODES,
     FAILED,
     OK,
     REJECTED,
     USAGE,
+    CommandError,
     Document,
     existing_folder_of,
     fail,
@@ -43,17 +45,23 @@ class Verdicts(Document):
     summary: str
     records: list[Record]
     changes: list[dict[str, Any]] | None
-    named: bool  # one episode was asked for
+    named: bool  # episodes were asked for
     unread: list[str]  # why the others got no verdict: no fault of theirs
+    problems: list[CommandError]  # names that name no episode
 
     @property
     def exit_code(self) -> int:
-        return FAILED if self.unread else OK
+        codes = [problem.code for problem in self.problems] + [FAILED] * bool(self.unread)
+        return max(codes, default=OK)
 
     def as_json(self) -> dict[str, Any]:
-        head = {"store": self.store, "differences": self.differences, "summary": self.summary}
+        head: dict[str, Any] = {
+            "store": self.store, "differences": self.differences, "summary": self.summary
+        }  # fmt: skip
         if self.unread:
             head["unread"] = self.unread
+        if self.problems:
+            head["failures"] = failures(self.problems)
         if self.changes is not None:
             return head | {"changes": self.changes}
         return head | {"episodes": [record.as_row() for record in self.records]}
@@ -71,12 +79,15 @@ class Verdicts(Document):
         yield self.summary
 
 
+def failures(problems: list[CommandError]) -> list[dict[str, Any]]:
+    """What went wrong with single episodes, as every JSON document has it."""
+    return [problem.document | {"error": str(problem)} for problem in problems]
+
+
 def validate(
-    episode: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[EPISODE]", help="Only this episode: its id, or the path of a .tar.zst."
-        ),
+    episodes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[EPISODE…]", help=f"{options.EPISODES} Default: all."),
     ] = None,
     policy: Annotated[
         Path | None,
@@ -85,15 +96,22 @@ def validate(
     config: options.Config = None,
     store: options.Store = None,
 ) -> Verdicts:
-    """Validate every episode of a store. Nothing is written."""
+    """Validate episodes: all of a store, or those named.
+
+    Nothing is written.
+    """
     from episodes.validation import summary_line
 
     workspace = workspace_of(config, store)
     other = _read_policy(policy) if policy else None
-    listing = None if episode else workspace.listing()
-    chosen = (
-        [stored_episode(workspace, episode)] if episode else (listing.episodes if listing else [])
+    listing = None if episodes else workspace.listing()
+    chosen, problems = (
+        (listing.episodes, []) if listing else named_episodes(workspace, episodes or [])
     )
+    if len(problems) == 1 and not chosen:
+        raise problems[0]
+    for problem in problems:
+        note(str(problem))
     unread: list[str] = []
     records = list(_judge(chosen, workspace.validation, unread))
     others = list(_judge(chosen, other, unread)) if other else None
@@ -115,9 +133,42 @@ def validate(
         summary=summary_line([record.verdict for record in others or records]),
         records=records,
         changes=changes,
-        named=episode is not None,
+        named=bool(episodes),
         unread=sorted(set(unread)),
+        problems=problems,
     )
+
+
+def named_episodes(
+    workspace: Workspace, names: list[str]
+) -> tuple[list[StoredEpisode], list[CommandError]]:
+    """Every episode that is meant, each once; and what names none."""
+    chosen: dict[Path, StoredEpisode] = {}
+    problems: list[CommandError] = []
+    for name in names:
+        try:
+            chosen |= {stored.path.absolute(): stored for stored in episodes_of(workspace, name)}
+        except CommandError as error:
+            problems.append(error)
+    return list(chosen.values()), problems
+
+
+def episodes_of(workspace: Workspace, name: str) -> list[StoredEpisode]:
+    """The episodes of a folder or a batch, or the one of a path or an id."""
+    from episodes.format import ARCHIVE_SUFFIX
+    from episodes.store import StoreError, find_archive
+
+    if Path(name).is_dir():
+        found = sorted(Path(name).rglob(f"*{ARCHIVE_SUFFIX}"))
+        if not found:
+            fail(f"{name}: no {ARCHIVE_SUFFIX} in this folder", USAGE, episode=name)
+        return [find_archive(path) for path in found]
+    try:
+        if name.endswith(ARCHIVE_SUFFIX):
+            return [stored_episode(workspace, name)]
+        return list(workspace.listing().named(name))
+    except StoreError as error:
+        fail(str(error), EXIT_CODES["StoreError"], episode=name)
 
 
 def stored_episode(workspace: Workspace, episode: str) -> StoredEpisode:
@@ -130,7 +181,7 @@ def stored_episode(workspace: Workspace, episode: str) -> StoredEpisode:
     try:
         return find_archive(Path(episode))
     except OSError as error:
-        fail(f"{episode}: {error.strerror}", USAGE)
+        fail(f"{episode}: {error.strerror}", USAGE, episode=episode)
 
 
 def _judge(
@@ -275,7 +326,7 @@ class ExcludedEntry(Document):
 
 
 def exclude(
-    episode: Annotated[str, typer.Argument(metavar="EPISODE", help="An episode's id.")],
+    episode: options.Episode,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Shown in every report.")],
     from_s: Annotated[
         float | None, typer.Option("--from", metavar="SECONDS", help="Only from here on.")
@@ -293,8 +344,9 @@ def exclude(
 ) -> ExcludedEntry:
     """Keep an episode, or a span of it, out of every dataset.
 
-    Windows that overlap the span are excluded. Adds an entry to exclusions.yaml. Nothing is rebuilt
-    before the next run.
+    Windows that overlap the span are excluded. Adds an entry to exclusions.yaml in the artifacts
+    folder, or where the setting exclusions says. To take it back, delete the entry there. Nothing
+    is rebuilt before the next run.
     """
     from getpass import getuser
 
@@ -304,10 +356,16 @@ def exclude(
 
     workspace = workspace_of(config, store, artifacts)
     path = workspace.exclusions_file
-    listing = workspace.listing()
-    listing.find(episode)
-    known = {stored.episode_id for stored in listing.episodes}
-    values = {"episode": episode, "from_s": from_s, "to_s": to_s, "reason": reason}
+    stored = stored_episode(workspace, episode)
+    if not (stored.in_store and stored.path.parents[2].samefile(workspace.store_path)):
+        fail(
+            f"{episode}: must be in the store {workspace.store_path}; datasets have no other "
+            "episodes",
+            USAGE,
+        )
+    record = _record_within(workspace, stored, from_s)
+    known = {each.episode_id for each in workspace.listing().episodes}
+    values = {"episode": stored.episode_id, "from_s": from_s, "to_s": to_s, "reason": reason}
     entry = {n: v for n, v in (values | {"who": who or getuser()}).items() if v is not None}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -320,4 +378,28 @@ def exclude(
         fail(str(error), USAGE)
     except OSError as error:
         fail(f"{path}: not written ({error.strerror})", USAGE)
+    if record and not record.usable:
+        note(f"{record.line}\nThe datasets do not have this episode: it is {record.verdict}.")
     return ExcludedEntry(path=str(path), entry=entry, entries=entries)
+
+
+def _record_within(
+    workspace: Workspace, stored: StoredEpisode, from_s: float | None
+) -> Record | None:
+    """What is known of an episode, which must be longer than ``from_s``; None: it is unreadable."""
+    from episodes.environment import MachineError
+    from episodes.validation import validate as judge
+
+    try:
+        record, _ = judge(stored, workspace.validation, workspace.layout.fields)
+    except MachineError as error:  # what cannot be read may be excluded all the same
+        note(str(error))
+        return None
+    length = record.duration_s
+    if from_s is not None and length is not None and from_s >= length:
+        fail(
+            f"--from must be below {length:.1f} s, the length of {stored.episode_id}, "
+            f"got {from_s:g}",
+            USAGE,
+        )
+    return record

@@ -13,32 +13,27 @@ import typer
 
 from pipelines.cli import options
 from pipelines.cli.console import (
-    EXIT_CODES,
     OK,
-    USAGE,
     CommandError,
     Document,
     Table,
     existing_checkpoint,
     existing_folder_of,
-    fail,
     note,
     one_of,
     track,
     workspace_of,
     write,
 )
-from pipelines.cli.episodes import extracted_episode, stored_episode, verdict_of
+from pipelines.cli.episodes import extracted_episode, failures, named_episodes, verdict_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import polars as pl
 
-    from episodes.store import StoredEpisode
     from stages.project import Project
     from stages.scoring import Scorer, Scores
-    from stages.workspace import Workspace
 
 FORMATS = (".parquet", ".csv", ".jsonl")
 
@@ -136,8 +131,8 @@ class Predictions(Document):
             [scored] = self.episodes
             return scored.verdict | self.scorer | scored.as_json | written
         each = [scored.verdict | scored.as_json for scored in self.episodes]
-        failures = [problem.document | {"error": str(problem)} for problem in self.problems]
-        return self.scorer | {"episodes": each, "failures": failures} | written
+        failed = failures(self.problems)
+        return self.scorer | {"episodes": each, "failures": failed} | written
 
     def text(self) -> Iterator[str | Table]:
         if self.single:
@@ -214,10 +209,7 @@ def _yes(value: Any) -> str:
 def predict(
     episodes: Annotated[
         list[str],
-        typer.Argument(
-            metavar="EPISODE…",
-            help="Ids, paths of a .tar.zst, batches of the store, or folders of archives.",
-        ),
+        typer.Argument(metavar="EPISODE…", help=options.EPISODES),
     ],
     checkpoint: Annotated[
         Path | None,
@@ -260,7 +252,7 @@ def predict(
     champion = scorer.champion
     path = kept_path(workspace.champion_folder, champion) if champion else checkpoint
     said, known = _as_json(scorer, path), _learned_from(scorer)
-    chosen, problems = _chosen(workspace, episodes)
+    chosen, problems = named_episodes(workspace, episodes)
     scored: list[Scored] = []
     for stored in track(chosen, "scoring"):
         try:
@@ -301,38 +293,6 @@ def _seen(scored: list[Scored]) -> str:
     if len(scored) == 1:
         return "warning: this episode was in the training set"
     return f"warning: {len(seen)} of {len(scored)} episodes were in the training set"
-
-
-def _chosen(
-    workspace: Workspace, names: list[str]
-) -> tuple[list[StoredEpisode], list[CommandError]]:
-    """Every episode that is meant, each once; and what names none."""
-    chosen: dict[Path, StoredEpisode] = {}
-    problems: list[CommandError] = []
-    for name in names:
-        try:
-            chosen |= {stored.path.absolute(): stored for stored in _meant(workspace, name)}
-        except CommandError as error:
-            problems.append(error)
-    return list(chosen.values()), problems
-
-
-def _meant(workspace: Workspace, name: str) -> list[StoredEpisode]:
-    """The episodes of a folder or a batch, or the one of a path or an id."""
-    from episodes.format import ARCHIVE_SUFFIX
-    from episodes.store import StoreError, find_archive
-
-    if Path(name).is_dir():
-        found = sorted(Path(name).rglob(f"*{ARCHIVE_SUFFIX}"))
-        if not found:
-            fail(f"{name}: no {ARCHIVE_SUFFIX} in this folder", USAGE, episode=name)
-        return [find_archive(path) for path in found]
-    try:
-        if name.endswith(ARCHIVE_SUFFIX):
-            return [stored_episode(workspace, name)]
-        return list(workspace.listing().named(name))
-    except StoreError as error:
-        fail(str(error), EXIT_CODES["StoreError"], episode=name)
 
 
 def _load(project: Project, path: Path | None) -> Scorer:

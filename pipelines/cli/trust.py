@@ -221,7 +221,7 @@ def verify_log(
     artifacts: options.Artifacts = None,
     require_signature: options.RequireSignature = False,
 ) -> LogVerified:
-    """Find lines of the log that were changed, dropped, moved or repeated.
+    """Find lines that were changed, dropped, moved or repeated.
 
     Exit code 1 if there is one.
     """
@@ -277,9 +277,9 @@ def replay_log(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> LogReplayed:
-    """Make the log's decisions again from the rows in the store, and compare every digit.
+    """Make the log's decisions again from the store, and compare.
 
-    Exit code 1 if one comes out differently.
+    Exit code 1 if a digit of one comes out differently.
     """
     from evaluation.decisions import read_chain
     from live.bundle import load_bundle
