@@ -73,7 +73,7 @@ def test_only_the_page_shows_it() -> None:
 def test_the_asset_and_the_page_count_the_log(retrained: Lab) -> None:
     page = retrained.workspace.report_page
     retrained.project.make(STAGES["report"], "")
-    assert "No alarm is in the log" in page.read_text()
+    assert "log of decisions has no alarm yet" in page.read_text()
     write(retrained.workspace.decisions_folder)
     assert retrained.project.status(STAGES["report"], "").code == "contents"
     result = retrained.execute("decisions", "")
