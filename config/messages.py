@@ -103,6 +103,14 @@ def unknown(what: str, value: str, known: Iterable[str]) -> str:
     return f"{what} must be one of {listed}{more}, got {value!r}{meant(value, names)}"
 
 
+def not_yaml(error: Exception) -> str:
+    """What is wrong with the text of a file, such as ``is not YAML (line 3, column 1)``."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"is not UTF-8 text (byte {error.start + 1})"
+    mark = getattr(error, "problem_mark", None)
+    return "is not YAML" + (f" (line {mark.line + 1}, column {mark.column + 1})" if mark else "")
+
+
 def fault_text(fault: Mapping[str, Any]) -> str:
     """What is wrong with a value, such as ``must be at least 1``.
 

@@ -304,6 +304,9 @@ class JudgedEpisode(Episode):
 
     record: Record
 
+    def __repr__(self) -> str:
+        return f"<episode {self.record.line}>"  # not its megabytes
+
 
 def read_judged(
     stored: StoredEpisode, policy: ValidationPolicy, fields: Mapping[str, Sequence[FieldPath]]

@@ -61,7 +61,7 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "provisional_threshold": "The alarm threshold is provisional: it rests on {hours:.2g} clean "
     "hours of validation, less than {needed:g}.",
     "unlike_training": "{share:.0%} of the test episodes are unlike training; of episodes like "
-    "it, at most {alpha:.0%} would be. Enrol such machines, or train on episodes of them.",
+    "it, at most {alpha:.0%} would be. Train on episodes of such machines and days.",
     "untested_profile": "Profile {label} was never tested.",
     "absent_class": "Phase {label} does not occur in the test split, so it was never tested.",
     "synthetic_episodes": "The dataset contains {episodes} synthetic episodes.",
@@ -145,8 +145,8 @@ SHARED_SENTENCES = {  # of several reports whose numbers differ
     "clean_time_over_budget": "The share of clean time under alarm on test is over the budget.",
     "provisional_threshold": "The alarm threshold is provisional: it rests on too little clean "
     "time of validation.",
-    "unlike_training": "More test episodes are unlike training than the promise allows. Enrol "
-    "such machines, or train on episodes of them.",
+    "unlike_training": "More test episodes are unlike training than the promise allows. Train "
+    "on episodes of such machines and days.",
 }
 DATASET_WARNINGS = frozenset({"untested_profile", "absent_class", "synthetic_episodes"})
 """Warnings that ``untested`` states once per dataset."""
@@ -593,8 +593,7 @@ def unlike_notes(recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if not shares:
         return []
     return [
-        f"{join_words(shares)} are unlike training: enrol such machines, or train on episodes of "
-        "them."
+        f"{join_words(shares)} are unlike training: train on episodes of such machines and days."
     ]
 
 

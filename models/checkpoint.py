@@ -104,6 +104,9 @@ class Checkpoint:
     header: dict[str, Any]
     model: Classifier
 
+    def __repr__(self) -> str:
+        return f"<checkpoint {self.variant.name} {self.artifact_id[:12]}>"
+
     @property
     def variant(self) -> Variant:
         return find_variant(self.header["name"], self.header["mode"])

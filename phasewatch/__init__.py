@@ -12,26 +12,56 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import polars as pl
 
-    from episodes.validation import JudgedEpisode
+    from champion.history import ChampionError
+    from episodes.store import StoreError
+    from episodes.validation import EpisodeError, JudgedEpisode
     from evaluation.documents import EvalReport
+    from features.alignment import AlignmentError
     from features.extraction import Extracted
     from models.base import Classifier, Examples
-    from models.checkpoint import Checkpoint
+    from models.checkpoint import Checkpoint, CheckpointError, ContractMismatchError
     from stages.project import Project
     from stages.scoring import Scores
+    from stages.status import StageError
+    from stages.workspace import SettingsError
 
     __version__: str
 else:
+    _ERRORS = {
+        "AlignmentError": "features.alignment",
+        "ChampionError": "champion.history",
+        "CheckpointError": "models.checkpoint",
+        "ContractMismatchError": "models.checkpoint",
+        "EpisodeError": "episodes.validation",
+        "SettingsError": "stages.workspace",
+        "StageError": "stages.status",
+        "StoreError": "episodes.store",
+    }
 
-    def __getattr__(name: str) -> str:
+    def __getattr__(name: str) -> object:
         if name == "__version__":
             from importlib.metadata import version
 
             return version("phasewatch")
+        if name in _ERRORS:
+            from importlib import import_module
+
+            return getattr(import_module(_ERRORS[name]), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_ERRORS, "__version__"})
 
 
 __all__ = [
+    "AlignmentError",
+    "ChampionError",
+    "CheckpointError",
+    "ContractMismatchError",
+    "EpisodeError",
+    "SettingsError",
+    "StageError",
+    "StoreError",
     "explain",
     "extract",
     "find_misclassified",
@@ -232,8 +262,9 @@ def explain(
         anyway: go on if the episode is rejected or errored.
 
     Returns:
-        ``window, start_s, phase, channel, contribution``: every channel of every window, those that
-        argue most for its phase first. Below 0 a channel argues against it.
+        ``window, start_s, phase, channel, contribution``: of every window each channel that the
+        model may see, those that argue most for its phase first. Below 0 a channel argues against
+        it.
 
     Raises:
         EpisodeError, AlignmentError, StoreError, OSError, TypeError: see ``extract``.

@@ -77,6 +77,10 @@ class Project:
         self._statuses: dict[tuple[str, str, bool], Status] = {}
         self._checkpoints: dict[tuple[str, str], Checkpoint] = {}
 
+    def __repr__(self) -> str:
+        workspace = self.workspace
+        return f"<project of {workspace.store_path} in {workspace.artifacts_path}>"
+
     @cached_property
     def listing(self) -> StoreListing:
         return self.workspace.listing()

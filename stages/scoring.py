@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -235,7 +236,7 @@ class Scores:
     proba: NDArray[np.float32]  # (n_windows, n_phases), as the model gives them
     over_time: OverTime | None  # None: the checkpoint has no alarm rule
     unlike_training: Unlike | None  # None: there is no likeness
-    channels: tuple[str, ...]
+    channels: tuple[str, ...]  # those that the model's mode may see
     why: NDArray[np.float64] | None  # (n_windows, n_channels), for the phase; None: not asked for
 
     def __len__(self) -> int:
@@ -387,6 +388,7 @@ def score_episode(
     if likeness is not None:
         seen = layout.keep_mask(likeness.mode, "summary")
         found = unlike_training(likeness, episode_inputs("summary", *inputs)[:, seen])
+    seen_by_it = layout.channels_of(checkpoint.variant.mode)
     return Scores(
         phases=layout.phases,
         start_s=extracted.windows.start_s,
@@ -394,6 +396,6 @@ def score_episode(
         proba=proba,
         over_time=None if rule is None else carried_over(rule, proba),
         unlike_training=found,
-        channels=layout.channel_names,
-        why=checkpoint.explain(X, layout) if explain else None,
+        channels=tuple(compress(layout.channel_names, seen_by_it)),
+        why=checkpoint.explain(X, layout)[:, seen_by_it] if explain else None,
     )

@@ -229,8 +229,11 @@ def test_a_faulty_file_is_refused_where_the_dataset_is_made(retrained: Lab) -> N
         retrained.project.make(STAGES["datasets"], RECIPE)
     path.write_text("episode: [")
     assert retrained.project.status(STAGES["datasets"], RECIPE).code == "exclusions"
-    with pytest.raises(StageError, match="not YAML"):
+    with pytest.raises(StageError, match=r"exclusions\.yaml is not YAML \(line 1, column 11\)$"):
         retrained.project.make(STAGES["datasets"], RECIPE)
+    paths = ["--store", str(retrained.store.root), "--artifacts", str(retrained.artifacts)]
+    told = json.loads(CliRunner().invoke(app, ["doctor", "--json", *paths]).stdout)
+    assert f"{path} is not YAML (line 1, column 11)" in [p["problem"] for p in told["problems"]]
     path.write_text("# nothing\n")
     assert retrained.project.status(STAGES["datasets"], RECIPE).current
 

@@ -137,7 +137,9 @@ def test_the_command_names_the_channels(
     project = trained.project
     checkpoint = phasewatch.load_checkpoint(project, RECIPE, model)
     reasons = phasewatch.explain(project, checkpoint, phasewatch.read_episode(project, episode_id))
-    assert reasons.height == len(said["windows"]) * len(LAYOUT.channels)
+    seen = {channel.name for channel in LAYOUT.channels if channel.deployable}
+    assert set(reasons["channel"]) == seen
+    assert reasons.height == len(said["windows"]) * len(seen)
     for number, window in enumerate(said["windows"]):
         of_window = reasons.filter(window=number)
         assert set(of_window["phase"]) == {window["phase"]}

@@ -256,6 +256,7 @@ def _automation(findings: Diagnosis, section: dict[str, Any], instance: dg.Dagst
 def _stages(findings: Diagnosis, workspace: Workspace) -> None:
     """Every stage that is not current, in counts."""
     from champion.history import ChampionError
+    from datasets.exclusions import ExclusionError, read_exclusions
     from episodes.store import StoreError
     from stages.project import Project
 
@@ -275,6 +276,10 @@ def _stages(findings: Diagnosis, workspace: Workspace) -> None:
     if not listing.batches:
         findings.problem(f"{workspace.store_path}: no episodes", "see docs/data-format.md")
         return
+    try:
+        read_exclusions(workspace.exclusions_path, {each.episode_id for each in listing.episodes})
+    except ExclusionError as error:
+        findings.problem(str(error), "edit the file; no dataset can be made until then")
     statuses = [
         status
         for stage in project.stages.values()

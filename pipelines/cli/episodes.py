@@ -202,6 +202,7 @@ def _read_policy(path: Path) -> ValidationPolicy:
     import yaml
     from pydantic import TypeAdapter, ValidationError
 
+    from config.messages import not_yaml
     from episodes.settings import settings_errors
     from episodes.validation import ValidationPolicy
 
@@ -214,7 +215,7 @@ def _read_policy(path: Path) -> ValidationPolicy:
         problems = "; ".join(settings_errors(error, ValidationPolicy))
         fail(f"{path}: not a validation policy: {problems}", USAGE)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        fail(f"{path}: not YAML: {error}", USAGE)
+        fail(f"{path} {not_yaml(error)}", USAGE)
 
 
 def verdict_of(record: Record) -> dict[str, Any]:
