@@ -541,10 +541,10 @@ def expectation(another: Mapping[str, EvalReport]) -> str:
             else "and false alarms could not be counted"
         )
         parts.append(
-            f"on a {what} that the model {report.model} never saw, {attacks}, {false}, and "
+            f"on a {what} that {report.model} never saw, {attacks}, {false}, and "
             f"predicts phases with macro F1 {number(report.macro_f1.value)}"
         )
-    return f"Expect this: {'; '.join(parts)}."
+    return f"Expect this of the models that are best on validation: {'; '.join(parts)}."
 
 
 def alarmed(part: Detection | CleanTime) -> str:
