@@ -230,10 +230,7 @@ def verify_log(
 
     workspace = workspace_of(config, None, artifacts, must_exist=True)
     chain = read_chain(workspace.decisions_folder)
-    faults = [
-        {"where": f.where, "kind": f.kind, "problem": f.line.partition(": ")[2]}
-        for f in chain.faults
-    ]
+    faults = [{"where": f.where, "kind": f.kind, "problem": f.problem} for f in chain.faults]
     needed = require_signature or workspace.require_signatures
     if chain.count and (why := distrust(chain.signed, required=needed)):
         faults.append({"where": "head.json", "kind": "signature", "problem": why})
@@ -251,20 +248,31 @@ class LogReplayed(Document):
     identical: int
     different: list[str]
     left_out: dict[str, int]
+    unverified: list[str]  # lines that are not as they were written, or are there twice
 
     def text(self) -> Iterator[str | Table]:
         yield f"bundle {self.bundle}"
-        yield f"{self.identical} decisions come out identically"
+        from evaluation.wording import plural
+
+        comes = "comes" if self.identical == 1 else "come"
+        yield f"{plural(self.identical, 'decision')} {comes} out identically"
         for why, n in self.left_out.items():
-            yield f"{n} were not made again: {why}"
+            yield f"{plural(n, 'record')} not made again: {why}"
         for where in self.different[:_SHOWN]:
             yield f"different: {where}"
         if len(self.different) > _SHOWN:
-            yield f"and {len(self.different) - _SHOWN} more are different"
+            yield f"and {len(self.different) - _SHOWN} more different"
+        if self.unverified:
+            from stages.status import shortened
+
+            verify = "does not verify" if len(self.unverified) == 1 else "do not verify"
+            where = shortened(self.unverified, ", ", _SHOWN)
+            yield f"{plural(len(self.unverified), 'record')} {verify}: {where}"
+            yield "Find out what was done to the log: phasewatch log verify"
 
     @property
     def exit_code(self) -> int:
-        return FAILED if self.different else OK
+        return FAILED if self.different or self.unverified else OK
 
 
 @log_app.command("replay", cls=Command)
@@ -277,9 +285,9 @@ def replay_log(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> LogReplayed:
-    """Make the log's decisions again from the store, and compare.
+    """Compute the decisions in the log again from the store, and compare every digit.
 
-    Exit code 1 if a digit of one comes out differently.
+    Exit code 1 if one comes out differently, or if a line of the log does not verify.
     """
     from evaluation.decisions import read_chain
     from live.bundle import load_bundle
@@ -291,6 +299,8 @@ def replay_log(
         existing(bundle), workspace.layout, require_signature=workspace.require_signatures
     )
     replay = LogReplay(Project(workspace), made)
-    read_chain(workspace.decisions_folder, replay.take)
+    chain = read_chain(workspace.decisions_folder, replay.take)
     found = replay.found
-    return LogReplayed(made.id, found.identical, found.different, dict(found.left_out))
+    return LogReplayed(
+        made.id, found.identical, found.different, dict(found.left_out), chain.refused
+    )
