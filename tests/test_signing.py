@@ -47,6 +47,7 @@ from live.sources import Replay
 from models.checkpoint import CheckpointError, artifact_id, checkpoint_path, read_header
 from pipelines.cli.app import FAILED, OK, USAGE, app
 from stages.chain import Chain
+from stages.champion import promote
 from stages.manifest import read_manifest, write_manifest
 from stages.project import Project
 from stages.scoring import champion_scorer, scorer_of
@@ -158,6 +159,63 @@ def test_the_commands_about_keys(lab: Lab, keys: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv(signing.VARIABLE, str(lab.artifacts / "keys"))
     inside = CliRunner().invoke(app, ["keys", "new", "x", "--artifacts", str(lab.artifacts)])
     assert inside.exit_code == USAGE
+
+
+# --- a champion from before there was a key
+
+
+def test_an_unsigned_champion_is_promoted_again_to_sign_it(
+    lab: Lab,
+) -> None:
+    folder = lab.workspace.champion_folder
+    before = read_champion(folder)
+    assert before is not None
+    words = ["promote", before.model, "--why", "to sign it", "--json"]
+    untouched = (folder / POINTER_FILE).read_bytes()
+    assert invoke(lab, *words).exit_code == FAILED  # judged as any other
+    with pytest.raises(ChampionError, match="keys new NAME"):
+        champion_scorer(required(lab))
+    new_key("lab")
+    with pytest.raises(ChampionError, match=rf"phasewatch promote {before.model}"):
+        champion_scorer(required(lab))
+    # what is kept with it has to be whole
+    path = kept_path(folder, before)
+    for kept in (path.with_name("training.parquet"), path.parent / read_header(path)["sidecar"]):
+        content = kept.read_bytes()
+        spoiled(kept)
+        assert invoke(lab, *words).exit_code == FAILED
+        kept.write_bytes(content)
+    assert invoke(lab, *words, "--dry-run").exit_code == OK
+    assert (folder / POINTER_FILE).read_bytes() == untouched
+    told = invoke(lab, *words)
+    assert told.exit_code == OK, (told.output, told.exception)
+    after = read_champion(folder, require_signature=True)
+    assert after is not None
+    assert (after.number, after.previous) == (before.number + 1, before.previous)
+    assert (after.checkpoints, after.evidence) == (before.checkpoints, before.evidence)
+    assert after.why == "to sign it"
+    assert champion_scorer(required(lab)).rule is not None
+    told = invoke(lab, "predict", lab.store.added[0].episode_id, "--require-signature")
+    assert told.exit_code == OK, told.output
+    problems = json.loads(invoke(lab, "doctor", "--json").stdout)["problems"]
+    assert not [each for each in problems if POINTER_FILE in each["problem"]]
+    assert not json.loads(invoke(lab, *words).stdout)["promoted"]  # once
+
+
+def test_a_kept_checkpoint_that_is_not_signed_is_signed_too(lab: Lab) -> None:
+    """The history is signed, but the checkpoint was trained before there was a key."""
+    folder = lab.workspace.champion_folder
+    champion = read_champion(folder)
+    assert champion is not None
+    new_key("lab")
+    put_in_use(folder, champion, judged_against=champion)
+    with pytest.raises(CheckpointError, match=rf"phasewatch promote {champion.model}"):
+        champion_scorer(required(lab))
+    status = required(lab).status(required(lab).stages["champion"], "")
+    assert status.code == "signature"
+    trial = promote(lab.project, GBT, by="me", why="")
+    assert (trial.signs, trial.promoted is not None) == (True, True)
+    assert champion_scorer(required(lab)).rule is not None
 
 
 # --- one edit of the history

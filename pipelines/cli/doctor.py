@@ -300,9 +300,7 @@ def _stages(findings: Diagnosis, workspace: Workspace) -> None:
         findings.problem("not current", remedy, listed)
     try:
         if why := _distrusted(workspace):
-            findings.problem(
-                why, "promote it again: phasewatch promote MODEL; or phasewatch keys trust FILE"
-            )
+            findings.problem(*why)
         champion = project.status(project.stages["champion"], "")
     except ChampionError as error:
         findings.problem(str(error), "see docs/champion.md")
@@ -312,15 +310,19 @@ def _stages(findings: Diagnosis, workspace: Workspace) -> None:
         findings.problem(champion.line, remedy, champion.differences)
 
 
-def _distrusted(workspace: Workspace) -> str | None:
-    """Why nobody who is trusted here stands for the champion; None where no key is, or one does."""
-    from champion.history import POINTER_FILE, read_pointer, unsigned
+def _distrusted(workspace: Workspace) -> tuple[str, str] | None:
+    """Why nobody who is trusted here stands for the champion, and what to do.
+
+    None where no key is, where one does, or where the stage says it.
+    """
+    from champion.history import not_signed, read_pointer, signing_remedy
     from config.signing import trusted_keys
 
-    folder = workspace.champion_folder
-    pointer = read_pointer(folder)
-    why = unsigned(pointer) if trusted_keys() else None
-    return f"{folder / POINTER_FILE}: {why}" if why else None
+    pointer = read_pointer(workspace.champion_folder)
+    if workspace.require_signatures or not trusted_keys():
+        return None
+    why = not_signed(workspace.champion_folder, pointer)
+    return (why, signing_remedy(pointer.entries[-1].champion)) if why else None
 
 
 def _counted(statuses: list[Status]) -> dict[str, list[str]]:
