@@ -90,7 +90,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("phasewatch")
 
-_REFERENCE = {field.alias or name for name, field in DriftReference.model_fields.items()}
+REFERENCE_FIELDS = {field.alias or name for name, field in DriftReference.model_fields.items()}
 
 RESTORE = "Make the copy again: phasewatch champion --restore"
 
@@ -445,6 +445,9 @@ def promote(
         return trial
     workspace = project.workspace
     if trial.signs and trial.champion is not None:
+        if (kept_reference := _kept_reference(project, trial.champion)) is not None:
+            path = _reference_path(project, trial.champion)
+            write_atomically(path, _reference_text(kept_reference))  # signed
         promoted = sign_again(workspace.champion_folder, trial.champion, by=by, why=why)
         return replace(trial, promoted=promoted, renewed=renew_page(workspace))
     kept = {
@@ -740,7 +743,7 @@ def _reference_text(value: DriftReference) -> bytes:
 def _kept_reference(project: Project, champion: Champion) -> DriftReference | None:
     try:
         content = _reference_path(project, champion).read_bytes()
-        return DriftReference.model_validate(unsealed(content, _REFERENCE).value)
+        return DriftReference.model_validate(unsealed(content, REFERENCE_FIELDS).value)
     except (OSError, ValueError):
         return None
 

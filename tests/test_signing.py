@@ -195,6 +195,7 @@ def test_an_unsigned_champion_is_promoted_again_to_sign_it(
     assert (after.checkpoints, after.evidence) == (before.checkpoints, before.evidence)
     assert after.why == "to sign it"
     assert champion_scorer(required(lab)).rule is not None
+    assert links(lab, required(lab))["champion"] == {"holds"}
     told = invoke(lab, "predict", lab.store.added[0].episode_id, "--require-signature")
     assert told.exit_code == OK, told.output
     problems = json.loads(invoke(lab, "doctor", "--json").stdout)["problems"]
@@ -445,8 +446,51 @@ def test_an_unsigned_link_is_named_where_signatures_are_required(lab: Lab) -> No
     states = links(lab, required(lab))
     assert set.union(*states.values()) <= {"holds", "not trusted"}
     assert states["bundle"] == states["dataset"] == states["shards"] == {"not trusted"}
-    told = invoke(lab, "verify", str(lab.artifacts / BUNDLE), "--require-signature")
+    words = ["verify", str(lab.artifacts / BUNDLE), "--require-signature"]
+    told = invoke(lab, *words)
     assert told.exit_code == FAILED
+    failing = [link for link in json.loads(invoke(lab, *words, "--json").stdout)["links"]
+               if link["state"] != "holds"]  # fmt: skip
+    assert told.stdout.count("not signed") == len(failing)  # each once
+    assert "keys new NAME" in told.stdout
+
+
+def test_every_file_that_is_kept_with_the_champion_is_a_link(lab: Lab) -> None:
+    champion = read_champion(lab.workspace.champion_folder)
+    assert champion is not None
+    kept = sorted(kept_path(lab.workspace.champion_folder, champion).parent.iterdir())
+    used = [path for path in kept if not path.name.startswith("likeness")]  # promoted without
+    assert {REFERENCE_FILE, "training.parquet"} < {path.name for path in used}
+    for path in used:
+        content = path.read_bytes()
+        spoiled(path)
+        assert links(lab)["champion"] == {"broken"}, path
+        path.write_bytes(content)
+    assert links(lab)["champion"] == {"holds"}
+
+
+def test_a_broken_dataset_hides_no_other_link(lab: Lab) -> None:
+    before = links(lab)
+    spoiled(next((lab.artifacts / "datasets" / RECIPE).glob("windows*.parquet")))
+    assert links(lab) == before | {"dataset": {"broken"}}
+    spoiled(lab.artifacts / "datasets" / RECIPE / "manifest.json")
+    states = links(lab)
+    assert (states["dataset"], states["shards"]) == ({"broken"}, {"not checked"})
+
+
+def test_archives_are_gone_only_if_they_are(lab: Lab) -> None:
+    index = next(lab.artifacts.glob("batches/*/validation_index/index*.parquet"))
+    content = index.read_bytes()
+    spoiled(index)
+    assert "not checked" in links(lab)["episodes"]
+    assert not {"gone", "broken"} & links(lab)["episodes"]
+    index.write_bytes(content)
+    first, second, *_ = sorted(lab.artifacts.parent.glob("store/episodes/*/*.tar.zst"))
+    first.unlink()
+    assert "gone" in links(lab)["episodes"]
+    assert "broken" not in links(lab)["episodes"]
+    spoiled(second)
+    assert "broken" in links(lab)["episodes"]
 
 
 def test_an_unsigned_link_that_was_changed_is_broken(lab: Lab) -> None:

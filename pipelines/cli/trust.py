@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from stages.workspace import Workspace
 
 _SHOWN = 10  # of a list
+_SIGN = (
+    "To sign what is made here: phasewatch keys new NAME, then with require_signatures: true "
+    "phasewatch run, phasewatch promote MODEL and phasewatch bundle. To trust the key that signed "
+    "it elsewhere: phasewatch keys trust FILE"
+)
 
 keys_app = typer.Typer(help="Keys that sign, and whose signatures hold here.", no_args_is_help=True)
 
@@ -129,22 +134,27 @@ class Verified(Document):
         return {"holds": self.exit_code == OK, "links": [asdict(link) for link in self.links]}
 
     def text(self) -> Iterator[str | Table]:
+        from evaluation.wording import plural
+
         failing = [link for link in self.links if not link.holds]
+        told = [link for link in failing if link.state != "not trusted"]  # the others are short
         yield Table(
             ("link", "state", "note", "where"),
             [
-                (link.name, link.state, link.note if link.holds else "see below", link.place)
+                (link.name, link.state, "see below" if link in told else link.note, link.place)
                 for link in self.links
             ],
         )
-        if failing:
+        if told:
             yield ""
-        yield from (f"{link.name} {link.place}: {link.state}: {link.note}" for link in failing)
-        yield (
-            f"\n{len(failing)} of {len(self.links)} links do not hold"
-            if failing
-            else f"\nall {len(self.links)} links hold"
-        )
+        yield from (f"{link.name} {link.place}: {link.state}: {link.note}" for link in told)
+        links = plural(len(self.links), "link")
+        if not failing:
+            yield f"\nall {links} hold"
+            return
+        yield f"\n{len(failing)} of {links} {'does' if len(failing) == 1 else 'do'} not hold"
+        if len(told) < len(failing):
+            yield _SIGN
 
     @property
     def exit_code(self) -> int:
