@@ -336,6 +336,8 @@ def _counted(statuses: list[Status]) -> dict[str, list[str]]:
         totals[kind] += 1
         if status.due:
             problem = "missing" if status.code == "not_made" else status.message
+            if status.code == "signature":  # the message names the folder
+                problem = f"{status.reason.details['why']}, and signatures are required"
             groups.setdefault((kind, problem), []).append(status)
     counts: dict[str, list[str]] = {}
     for (kind, problem), group in groups.items():
@@ -346,12 +348,18 @@ def _counted(statuses: list[Status]) -> dict[str, list[str]]:
 
 
 def _remedy(project: Project, stale: list[Status], under_way: list[str]) -> str:
-    """The one command that makes all of it current, once the runs under way have ended."""
+    """The one command that makes all of it current, once the runs under way have ended.
+
+    If signatures are missing, a key to sign with comes first.
+    """
+    from config.signing import signing_key
     from stages.status import shortened
 
+    unsigned = any(s.code == "signature" for s in stale) and signing_key() is None
+    key = "phasewatch keys new NAME, then: " if unsigned else ""
     wait = f"wait for what runs ({shortened(under_way, ', ', 3)}), then: " if under_way else ""
     keys = {s.key for s in stale if project.stages[s.stage].job != "ingest"}
     if not keys:
-        return f"{wait}phasewatch run --ingest-only"
+        return f"{key}{wait}phasewatch run --ingest-only"
     recipes = sorted(keys - {""})
-    return f"{wait}phasewatch run" + (f" --recipe {recipes[0]}" if len(recipes) == 1 else "")
+    return f"{key}{wait}phasewatch run" + (f" --recipe {recipes[0]}" if len(recipes) == 1 else "")
