@@ -152,7 +152,10 @@ def test_the_commands_about_keys(lab: Lab, keys: Path, monkeypatch: pytest.Monke
     made = CliRunner().invoke(app, ["keys", "new", "me", "--json"])
     assert (made.exit_code, json.loads(made.stdout)["signs"]) == (OK, "me")
     assert CliRunner().invoke(app, ["keys", "new", "me"]).exit_code == FAILED
+    assert CliRunner().invoke(app, ["keys", "new", "bad name!"]).exit_code == USAGE
     assert CliRunner().invoke(app, ["keys", "trust", str(keys / "me.pub")]).exit_code == OK
+    named = ["keys", "trust", str(keys / "me.pub"), "--name", "bad name!"]
+    assert CliRunner().invoke(app, named).exit_code == USAGE
     assert CliRunner().invoke(app, ["keys", "trust", str(keys / "me.key")]).exit_code == FAILED
     listed = json.loads(CliRunner().invoke(app, ["keys", "list", "--json"]).stdout)
     assert [key["name"] for key in listed["trusted"]] == ["me"]
@@ -334,6 +337,18 @@ def test_nothing_unsigned_is_used_where_signatures_are_required(lab: Lab) -> Non
         project.make(project.stages["ingest"], next(iter(project.listing.batches)))
     told = invoke(lab, "predict", lab.store.added[0].episode_id, "--require-signature")
     assert told.exit_code == FAILED
+
+
+def test_doctor_tells_one_reason_once(lab: Lab, tmp_path: Path) -> None:
+    config = tmp_path / "required.yaml"
+    config.write_text("resources: {workspace: {config: {require_signatures: true}}}\n")
+    document = json.loads(invoke(lab, "doctor", "--json", "--config", str(config)).stdout)
+    lines = [line for lines in document["stale"].values() for line in lines]
+    assert sum("not signed" in line for line in lines) == len(
+        [kind for kind, each in document["stale"].items() if "not signed" in " ".join(each)]
+    )
+    (stale,) = [each for each in document["problems"] if each["problem"] == "not current"]
+    assert stale["remedy"].startswith("phasewatch keys new NAME, then: phasewatch run")
 
 
 @pytest.fixture(scope="module")
