@@ -36,7 +36,9 @@ _SIGN = (
     "it elsewhere: phasewatch keys trust FILE"
 )
 
-keys_app = typer.Typer(help="Keys that sign, and whose signatures hold here.", no_args_is_help=True)
+keys_app = typer.Typer(
+    help="The key that signs here, and the keys that are trusted.", no_args_is_help=True
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def trust(
     config: options.Config = None,
     artifacts: options.Artifacts = None,
 ) -> Keys:
-    """Let the signatures of another machine's key hold here."""
+    """Trust another machine's key: accept what it signed."""
     from config import signing
 
     _apart(workspace_of(config, None, artifacts))
