@@ -330,15 +330,18 @@ def _misplaced(breaks: list[_Break], known: Collection[str]) -> Iterator[Fault]:
 def _check_head(folder: Path, chain: Chain, known: Collection[str]) -> None:
     """The line that the head names must be there; a crash may have left lines after it."""
     try:
-        chain.head = unsealed((folder / HEAD_FILE).read_bytes(), HEAD_FIELDS)
-        count, last = int(chain.head.value["count"]), str(chain.head.value["hash"])
-        if chain.head.digest is None:
+        head = unsealed((folder / HEAD_FILE).read_bytes(), HEAD_FIELDS)
+        count, last = head.value["count"], head.value["hash"]
+        if not (isinstance(count, int) and isinstance(last, str)):
+            raise ValueError("must have a whole number as its count and a text as its hash")
+        chain.head = head
+        if head.digest is None:
             raise ValueError("has no seal")
     except FileNotFoundError:
         if chain.count:
             chain.faults.append(Fault(HEAD_FILE, "head_missing"))
         return
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         chain.faults.append(Fault(HEAD_FILE, "head_changed", str(error)))
         return
     unreadable = any(fault.kind == "unreadable" for fault in chain.faults)

@@ -704,6 +704,9 @@ def test_a_head_that_is_gone_or_was_changed_is_named_as_such(tmp_path: Path, one
     content = head.read_bytes()
     head.write_bytes(content.replace(b'"count": 16', b'"count": 15'))
     assert faults(tmp_path) == [("head.json", "head_changed")]
+    head.write_bytes(b'{"count": "16", "hash": 1}')
+    assert faults(tmp_path) == [("head.json", "head_changed")]
+    written(tmp_path, 12, 0)  # a hub starts all the same
     head.unlink()
     assert faults(tmp_path) == [("head.json", "head_missing")]
     head.write_bytes(content)
