@@ -292,7 +292,8 @@ class Chain:
             if self._required and (why := unsigned(pointer)):
                 raise _NotTrustedError(why)
             numbers = ", ".join(str(champion.number) for champion in entries)
-            notes.append(f"in use as entry {numbers}" if entries else "never in use")
+            entry = "entry" if len(entries) == 1 else "entries"
+            notes.append(f"in use as {entry} {numbers}" if entries else "never in use")
             notes.append(pointer.signed.line)
 
     def _reference(self, path: Path) -> None:

@@ -143,8 +143,8 @@ class Promotion(Document):
         elif trial.signs:
             number = trial.promoted.number if trial.promoted else None
             yield (
-                f"{name} stays champion. Its kept checkpoints and entry {number} of the history "
-                "are signed now"
+                f"{name} stays champion, as it was and without a trial. Its kept checkpoints and "
+                f"entry {number} of the history are signed now"
                 if number
                 else f"{name} is champion; promoting it again signs it as it is: "
                 f"phasewatch promote {trial.variant.model}"

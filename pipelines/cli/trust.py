@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 _SHOWN = 10  # of a list
 _SIGN = (
-    "To sign what is made here: phasewatch keys new NAME, then with require_signatures: true "
-    "phasewatch run, phasewatch promote MODEL and phasewatch bundle. To trust the key that signed "
-    "it elsewhere: phasewatch keys trust FILE"
+    "To have it signed here, set require_signatures: true and then: {key}phasewatch run, "
+    "phasewatch promote MODEL, phasewatch bundle. To trust the key that signed it elsewhere: "
+    "phasewatch keys trust FILE"
 )
 
 keys_app = typer.Typer(
@@ -156,7 +156,9 @@ class Verified(Document):
             return
         yield f"\n{len(failing)} of {links} {'does' if len(failing) == 1 else 'do'} not hold"
         if len(told) < len(failing):
-            yield _SIGN
+            from config.signing import signing_key
+
+            yield _SIGN.format(key="" if signing_key() else "phasewatch keys new NAME, ")
 
     @property
     def exit_code(self) -> int:
