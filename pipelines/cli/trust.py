@@ -299,7 +299,7 @@ def replay_log(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> LogReplayed:
-    """Compute the decisions in the log again from the store, and compare every digit.
+    """Compute the log's decisions again and compare every digit.
 
     Exit code 1 if one comes out differently, or if a line of the log does not verify.
     """
