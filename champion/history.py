@@ -27,6 +27,7 @@ from config.signing import (
     sealed,
     signature_of,
     signed,
+    signing_key,
     unsealed,
 )
 from features.contract import contract_of
@@ -41,6 +42,8 @@ from models.checkpoint import (
     load_checkpoint,
     read_header,
     read_sidecar,
+    sign_header,
+    signed_by,
 )
 from models.novelty import Likeness
 
@@ -184,8 +187,8 @@ def read_champion(folder: Path, *, require_signature: bool = False) -> Champion 
     pointer = read_pointer(folder)
     if require_signature and (why := unsigned(pointer)):
         raise ChampionError(
-            f"{folder / POINTER_FILE}: {why}, and signatures are required. Promote it again where "
-            "the signing key is: phasewatch promote MODEL"
+            f"{folder / POINTER_FILE}: {why}, and signatures are required. "
+            f"{signing_remedy(pointer.entries[-1].champion)}"
         )
     return pointer.entries[-1].champion if pointer.entries else None
 
@@ -199,6 +202,35 @@ def unsigned(pointer: Pointer) -> str | None:
         if why := distrust(found, required=True):
             return why
     return None
+
+
+def not_signed(folder: Path, pointer: Pointer) -> str | None:
+    """Why nobody trusted stands for the champion or a kept checkpoint of it; starts with the file.
+
+    None if someone does, if there is no champion, or if a copy is damaged, which is another matter.
+    """
+    if why := unsigned(pointer):
+        return f"{folder / POINTER_FILE}: {why}"
+    champion = pointer.entries[-1].champion if pointer.entries else None
+    for path in [kept_path(folder, champion, r) for r in champion.checkpoints] if champion else []:
+        try:
+            found = signed_by(read_header(path))
+        except CheckpointError:
+            return None
+        if why := distrust(found, required=True):
+            return f"{path}: {why}"
+    return None
+
+
+def signing_remedy(champion: Champion) -> str:
+    """What to do about a champion that no trusted key has signed."""
+    again = f"phasewatch promote {champion.model}"
+    if signing_key() is not None:
+        return f"Promote it again: {again}"
+    return (
+        f"Make a key (phasewatch keys new NAME) and promote it again: {again}; or copy artifacts "
+        "that were signed elsewhere and trust their key: phasewatch keys trust FILE"
+    )
 
 
 def kept_folder(folder: Path, checkpoint_id: str) -> Path:
@@ -253,6 +285,28 @@ def put_in_use(folder: Path, champion: Champion, *, judged_against: Champion | N
         return _append(folder, pointer, replace(
             champion, previous=judged_against.number if judged_against else None
         ))  # fmt: skip
+
+
+def sign_again(folder: Path, champion: Champion, *, by: str, why: str) -> Champion:
+    """Sign the champion as it is: the kept headers, and a new entry with the same checkpoints.
+
+    A rollback from the new entry restores what one from the old entry would.
+
+    Raises:
+        ChampionError: it is no longer the champion.
+        CheckpointError: a copy is absent or damaged.
+    """
+    with _one_at_a_time(folder):
+        pointer = read_pointer(folder)
+        if not pointer.entries or pointer.entries[-1].champion != champion:
+            raise ChampionError(
+                f"{folder / POINTER_FILE}: another model was promoted meanwhile; try again: "
+                f"phasewatch promote {champion.model}"
+            )
+        for recipe in champion.checkpoints:
+            sign_header(kept_path(folder, champion, recipe))
+        entry = replace(champion, action="promoted", since=now(), by=by, why=why or "signed")
+        return _append(folder, pointer, entry)
 
 
 def roll_back(folder: Path, layout: Layout, *, by: str, why: str) -> Champion:

@@ -16,7 +16,7 @@ _TAKEN = dict.fromkeys(
     ("run", "sync", "predict", "report", "champion", "promote", "rollback", "doctor", "prune",
      "ui", "exclude", "bundle", "produce", "verify"), OPTIONS
 ) | dict.fromkeys(("validate", "extract"), ("config", "store")) | {
-    "hub": ("config", "artifacts")
+    "hub": ("config", "artifacts"), "log verify": ("config", "artifacts")
 }  # fmt: skip
 _COMMAND = re.compile(
     rf"\bphasewatch ({'|'.join(_TAKEN)})\b(?:(?<=produce) [a-z]+)?+"

@@ -38,6 +38,10 @@ class SigningError(Exception):
     """A key cannot be made, read or used; the message says why and what to do."""
 
 
+class KeyNameError(SigningError):
+    """A key cannot have this name."""
+
+
 class SignatureError(Exception):
     """A document has no signature that holds here; the message says which, and what to do."""
 
@@ -335,6 +339,7 @@ def new_key(name: str) -> TrustedKey:
     """Make this machine's key, and trust it. The private part is readable by its owner alone.
 
     Raises:
+        KeyNameError: a key cannot have this name.
         SigningError: there is one already, or it cannot be written.
     """
     _check_name(name)
@@ -362,6 +367,7 @@ def trust(path: Path, name: str) -> TrustedKey:
     """Trust the signatures of a public key, under a name.
 
     Raises:
+        KeyNameError: a key cannot have this name.
         SigningError: it is none, or the name is taken by another.
     """
     _check_name(name)
@@ -376,7 +382,7 @@ def trust(path: Path, name: str) -> TrustedKey:
 
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
-        raise SigningError(
+        raise KeyNameError(
             f"a key's name must be letters, digits, dots, dashes and underscores, got {name!r}"
         )
 

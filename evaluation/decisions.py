@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -197,20 +197,32 @@ class Fault:
     """A place where the log is not as it was written."""
 
     where: str  # file and line
-    kind: Literal["unreadable", "changed", "dropped", "moved", "gap", "head"]
+    kind: Literal[
+        "unreadable", "changed", "dropped", "moved", "repeated", "gap",
+        "head", "head_count", "head_missing", "head_changed",
+    ]  # fmt: skip
+    found: str = ""  # what the sentence ends with
+
+    @property
+    def problem(self) -> str:
+        return _FAULTS[self.kind] + self.found
 
     @property
     def line(self) -> str:
-        return f"{self.where}: {_FAULTS[self.kind]}"
+        return f"{self.where}: {self.problem}"
 
 
 _FAULTS = {
     "unreadable": "cannot be read",
     "changed": "was changed after it was written",
     "dropped": "the line before it is gone, or another was put there",
-    "moved": "is not where it was written, or is there twice",
+    "moved": "is not where it was written",
+    "repeated": "is there twice",
     "gap": "says that lines at the end of the log were gone when the hub started",
-    "head": f"its end is not what {HEAD_FILE} says: lines are gone, or that file was changed",
+    "head": f"the last line that {HEAD_FILE} names is gone: it",
+    "head_count": "",
+    "head_missing": "is missing",
+    "head_changed": "",
 }
 
 
@@ -223,6 +235,7 @@ class Chain:
     count: int = 0  # chained lines
     last: str = FIRST  # hash of the last
     torn: str = ""  # where the last line was cut off
+    refused: list[str] = field(default_factory=list)  # lines that were not given to ``take``
     head: Unsealed | None = None
 
     @property
@@ -237,9 +250,11 @@ def read_chain(folder: Path, take: Callable[[str, AnyRecord], object] = lambda *
     Args:
         take: is given every line that is as it was written, and where it is.
     """
-    chain, old, hashes = Chain(), hashlib.sha256(), dict[str, int]()
-    unfollowed: list[tuple[str, str]] = []  # where, and what it follows on
+    chain, old, hashes = Chain(), hashlib.sha256(), set[str]()
+    breaks: list[_Break] = []
     unknown = False  # whether the line before cannot be read, and what follows on it is not known
+    changed: set[str] = set()  # hashes of changed lines: stated and computed
+    computed = ""  # hash of the line before, where it is not the one that it states
     for path in log_files(folder):
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -251,6 +266,7 @@ def read_chain(folder: Path, take: Callable[[str, AnyRecord], object] = lambda *
                     record = RECORD.validate_json(line)
                 except ValidationError:
                     chain.faults.append(Fault(where, "unreadable"))
+                    chain.refused.append(where)
                     chain.count, unknown = chain.count + bool(chain.count), True
                     continue
                 if record.hash is None and record.prev is None and not chain.count:
@@ -259,46 +275,84 @@ def read_chain(folder: Path, take: Callable[[str, AnyRecord], object] = lambda *
                     chain.last = old.hexdigest()
                 elif record.hash is None or _hash_of(line, record.hash) != record.hash:
                     chain.faults.append(Fault(where, "changed"))
-                    chain.last, chain.count = record.hash or chain.last, chain.count + 1
+                    chain.refused.append(where)
+                    chain.count += 1
+                    if record.hash is not None:
+                        chain.last, computed = record.hash, _hash_of(line, record.hash)
+                        changed |= {chain.last, computed}
+                    continue
+                elif record.hash in hashes:  # the next line follows on the one before
+                    chain.faults.append(Fault(where, "repeated"))
+                    chain.refused.append(where)
+                    chain.count += 1
                     continue
                 else:
-                    if record.prev != chain.last and not unknown:
-                        unfollowed.append((where, str(record.prev)))
-                    unknown = False
+                    if breaks:
+                        breaks[-1].followed |= record.prev == breaks[-1].hash
+                    if record.prev not in (chain.last, computed) and not unknown:
+                        breaks.append(_Break(where, record.hash, str(record.prev), chain.last))
+                    unknown, computed = False, ""
                     chain.last, chain.count = record.hash, chain.count + 1
-                    if record.hash in hashes:
-                        chain.faults.append(Fault(where, "moved"))
-                        continue
-                    hashes[record.hash] = chain.count
+                    hashes.add(record.hash)
                 if isinstance(record, GapRecord):
                     chain.faults.append(Fault(where, "gap"))
                 take(where, record)
-    moved = {fault.where for fault in chain.faults}
-    for where, prev in unfollowed:
-        if where not in moved:
-            chain.faults.append(Fault(where, "moved" if prev in hashes else "dropped"))
-    _check_head(folder, chain, hashes)
+    chain.faults += _misplaced(breaks, hashes)
+    _check_head(folder, chain, hashes | changed)
     return chain
 
 
-def _check_head(folder: Path, chain: Chain, hashes: dict[str, int]) -> None:
+@dataclass
+class _Break:
+    """A line that does not follow on the one before it."""
+
+    where: str
+    hash: str
+    prev: str  # hash of the line that it follows on
+    before: str  # hash of the line before it
+    followed: bool = False  # whether the next line follows on it
+
+
+def _misplaced(breaks: list[_Break], known: Collection[str]) -> Iterator[Fault]:
+    """Which lines were moved, and where lines are gone.
+
+    A line that fits neither the line before it nor the one after it was moved. So its neighbours,
+    here and where it came from, are where they were written.
+    """
+    moved = {each.hash for each in breaks if each.prev in known and not each.followed}
+    for each in breaks:
+        if each.prev not in known:
+            yield Fault(each.where, "dropped")
+        elif each.hash in moved or not moved & {each.prev, each.before}:
+            yield Fault(each.where, "moved")
+
+
+def _check_head(folder: Path, chain: Chain, known: Collection[str]) -> None:
     """The line that the head names must be there; a crash may have left lines after it."""
-    path = folder / HEAD_FILE
     try:
-        chain.head = unsealed(path.read_bytes(), HEAD_FIELDS)
-        fits = (
-            chain.head.digest is not None
-            and chain.signed.state != "wrong"
-            and hashes.get(chain.head.value["hash"], 0) >= (chain.head.value["count"] and 1)
-            and chain.count >= chain.head.value["count"]
-        )
+        head = unsealed((folder / HEAD_FILE).read_bytes(), HEAD_FIELDS)
+        count, last = head.value["count"], head.value["hash"]
+        if not (isinstance(count, int) and isinstance(last, str)):
+            raise ValueError("must have a whole number as its count and a text as its hash")
+        chain.head = head
+        if head.digest is None:
+            raise ValueError("has no seal")
     except FileNotFoundError:
-        fits = not chain.count
-    except (OSError, ValueError, TypeError):
-        fits = False
-    if not fits:
-        newest = next(reversed(log_files(folder)), path)
-        chain.faults.append(Fault(newest.name, "head"))
+        if chain.count:
+            chain.faults.append(Fault(HEAD_FILE, "head_missing"))
+        return
+    except (OSError, ValueError) as error:
+        chain.faults.append(Fault(HEAD_FILE, "head_changed", str(error)))
+        return
+    unreadable = any(fault.kind == "unreadable" for fault in chain.faults)
+    if chain.signed.state == "wrong":
+        chain.faults.append(Fault(HEAD_FILE, "head_changed", chain.signed.line))
+    counts = f"counts {count} record{'' if count == 1 else 's'}, the log has {chain.count}"
+    if count and last not in known and not (unreadable and chain.count >= count):
+        newest = next(reversed(log_files(folder)), folder / HEAD_FILE)
+        chain.faults.append(Fault(newest.name, "head", f" {counts}"))
+    elif chain.count < count:
+        chain.faults.append(Fault(HEAD_FILE, "head_count", counts))
 
 
 def read_log(folder: Path) -> Log:

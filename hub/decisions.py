@@ -106,7 +106,7 @@ class DecisionLog:
         for fault in chain.faults[:5]:
             log.warning("%s/%s", self.folder, fault.line)
         self._last, self._count = chain.last, chain.count
-        if chain.head and any(fault.kind == "head" for fault in chain.faults):
+        if chain.head and any(fault.kind in ("head", "head_changed") for fault in chain.faults):
             head = chain.head.value
             found.append(GapRecord(at=_now(), count=head["count"], last=head["hash"]))
         for record in found:

@@ -206,7 +206,7 @@ def save_checkpoint(
     header["artifact_id"] = artifact_id(header)
     if signature := signature_of("checkpoint", header["artifact_id"]):
         header[SIGNATURE] = signature
-    text = json.dumps(header, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+    text = _header_text(header)
     if len(text) > MAX_HEADER_BYTES:
         raise CheckpointError(
             f"{variant.name}: the header must be at most {MAX_HEADER_BYTES:,} bytes, "
@@ -347,6 +347,22 @@ def read_header(path: Path) -> dict[str, Any]:
 def signed_by(header: dict[str, Any]) -> Signed:
     """Who signed a header, and with it the sidecar, whose hash is in it."""
     return signed("checkpoint", header.get("artifact_id"), header.get(SIGNATURE))
+
+
+def sign_header(path: Path) -> None:
+    """Sign a header that no trusted key has signed yet; nothing else in it changes.
+
+    Raises:
+        CheckpointError: see ``read_header``.
+    """
+    header = read_header(path)
+    signature = signature_of("checkpoint", header["artifact_id"])
+    if signature and signed_by(header).state != "holds":
+        write_atomically(path, _header_text(header | {SIGNATURE: signature}))
+
+
+def _header_text(header: dict[str, Any]) -> bytes:
+    return json.dumps(header, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
 
 
 def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:

@@ -17,15 +17,18 @@ import numpy as np
 
 from champion.history import (
     POINTER_FILE,
+    REFERENCE_FILE,
     ChampionError,
+    check_kept,
     kept_folder,
+    kept_path,
     load_likeness,
     load_rule,
     read_pointer,
     read_training,
     unsigned,
 )
-from config.signing import Signed, distrust
+from config.signing import Signed, distrust, unsealed
 from datasets.splits import RECIPES
 from episodes.store import StoreError
 from features.files import file_sha256, fingerprint
@@ -41,6 +44,7 @@ from models.checkpoint import (
 )
 from stages.alarm_rules import read_rule
 from stages.batch import INDEX, identity_of, read_index
+from stages.champion import REFERENCE_FIELDS
 from stages.manifest import Manifest, manifest_damage
 from stages.status import StageError, shortened
 
@@ -60,7 +64,7 @@ class Link:
 
     name: Literal["episodes", "shards", "dataset", "checkpoint", "alarm rule", "champion", "bundle"]
     place: str
-    state: Literal["holds", "broken", "gone", "not trusted"]
+    state: Literal["holds", "broken", "gone", "not trusted", "not checked"]
     note: str = ""  # what is wrong, or who signed it
 
     @property
@@ -74,6 +78,10 @@ class _BrokenError(Exception):
 
 class _GoneError(Exception):
     """A link is no longer there."""
+
+
+class _NotCheckedError(Exception):
+    """A link cannot be told to hold, because what it would be compared with is broken or gone."""
 
 
 class _NotTrustedError(Exception):
@@ -100,6 +108,8 @@ class Chain:
             yield notes
         except _GoneError as error:
             self.links.append(Link(name, str(place), "gone", str(error)))
+        except _NotCheckedError as error:
+            self.links.append(Link(name, str(place), "not checked", str(error)))
         except _NotTrustedError as error:
             self.links.append(Link(name, str(place), "not trusted", str(error)))
         except (
@@ -212,9 +222,14 @@ class Chain:
                 "what it says that it was made from",
             )
             self._sign(manifest.signed, notes)
-        if self.links[-1].state in ("holds", "not trusted") and manifest is not None:
-            for batch, versions in manifest.facts["batches"].items():
-                self._batch(batch, versions)
+        if manifest is None or manifest.version != version:  # it names the batches
+            with self._link("shards", folder):
+                raise _NotCheckedError(
+                    "which they are, and which episodes, is not known without it"
+                )
+            return
+        for batch, versions in manifest.facts["batches"].items():
+            self._batch(batch, versions)
 
     def _batch(self, batch: str, versions: dict[str, str]) -> None:
         project = self._project
@@ -234,14 +249,27 @@ class Chain:
                 raise _GoneError("the store has no such batch")
             index = manifests[INDEX]
             if index is None or index.damage():
-                raise _GoneError("what was ingested is not known without the validation index")
-            stored = {each.episode_id: each for each in project.listing.batches[batch]}
+                raise _NotCheckedError(
+                    "what was ingested is not known without the validation index"
+                )
+            stored = {
+                each.episode_id: each
+                for each in project.listing.batches[batch]
+                if each.size_bytes is not None or each.arrived_bytes is not None
+            }
             used = {key: entry for key, entry in read_index(index).items() if entry.place}
-            if gone := sorted(used.keys() - stored.keys()):
-                raise _GoneError(f"no longer in the store: {shortened(gone, ', ', 3)}")
-            wrong = [str(stored[key].path) for key in used if not _same(stored[key], used[key])]
+            wrong = [
+                str(stored[key].path)
+                for key in sorted(used.keys() & stored.keys())
+                if not _same(stored[key], used[key])
+            ]
+            gone = sorted(used.keys() - stored.keys())
+            missing = f"no longer in the store: {shortened(gone, ', ', 3)}"
             if wrong:
-                raise _BrokenError(f"not what was ingested: {shortened(wrong, ', ', 3)}")
+                changed = f"not what was ingested: {shortened(wrong, ', ', 3)}"
+                raise _BrokenError(f"{changed}; {missing}" if gone else changed)
+            if gone:
+                raise _GoneError(missing)
             notes.append(f"{len(used)} archives")
 
     def _champion(self, checkpoint_id: str) -> None:
@@ -254,15 +282,29 @@ class Chain:
             every = [entry.champion for entry in pointer.entries]
             entries = [each for each in every if checkpoint_id in each.checkpoints.values()]
             for champion in entries:
-                read_training(folder, champion)
-                if champion.alarm_rules:
-                    load_rule(folder, champion)
+                check_kept(folder, champion)
+                for recipe in champion.checkpoints:
+                    read_training(folder, champion, recipe)
+                    if champion.alarm_rules:
+                        load_rule(folder, champion, recipe)
                 load_likeness(folder, champion, self._project.workspace.layout)
+                self._reference(kept_path(folder, champion).with_name(REFERENCE_FILE))
             if self._required and (why := unsigned(pointer)):
                 raise _NotTrustedError(why)
             numbers = ", ".join(str(champion.number) for champion in entries)
-            notes.append(f"in use as entry {numbers}" if entries else "never in use")
+            entry = "entry" if len(entries) == 1 else "entries"
+            notes.append(f"in use as {entry} {numbers}" if entries else "never in use")
             notes.append(pointer.signed.line)
+
+    def _reference(self, path: Path) -> None:
+        """What drift compares with; if it is gone, drift makes it again."""
+        if path.exists():
+            try:
+                found = unsealed(path.read_bytes(), REFERENCE_FIELDS)
+            except ValueError as error:
+                raise _BrokenError(f"{path}: {error}") from None
+            if why := distrust(found.signed("reference"), required=self._required):
+                raise _NotTrustedError(f"{path}: {why}")
 
     def _whole(self, manifest: Manifest, notes: list[str]) -> None:
         if problem := manifest.damage():

@@ -11,7 +11,6 @@ import numpy as np
 import polars as pl
 
 from champion.history import (
-    POINTER_FILE,
     REFERENCE_FILE,
     SERVED,
     TRAINING_FILE,
@@ -25,14 +24,16 @@ from champion.history import (
     load_kept,
     load_likeness,
     load_rule,
+    not_signed,
     now,
     put_in_use,
     read_champion,
     read_pointer,
     read_training,
     rule_file,
+    sign_again,
+    signing_remedy,
     training_digest,
-    unsigned,
 )
 from champion.rules import (
     ALARM_RECIPES,
@@ -49,7 +50,7 @@ from champion.rules import (
     grounds_against_first,
     known_to,
 )
-from config.signing import sealed, unsealed
+from config.signing import sealed, signing_key, unsealed
 from datasets.splits import RECIPES
 from datasets.windows import inputs, read_channel_means, read_dataset
 from episodes.store import StoreError
@@ -89,7 +90,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("phasewatch")
 
-_REFERENCE = {field.alias or name for name, field in DriftReference.model_fields.items()}
+REFERENCE_FIELDS = {field.alias or name for name, field in DriftReference.model_fields.items()}
 
 RESTORE = "Make the copy again: phasewatch champion --restore"
 
@@ -133,6 +134,7 @@ class Trial:
     judgement: Judgement
     promoted: Champion | None = None
     renewed: Renewed | None = None  # None: nothing was promoted
+    signs: bool = False  # it is the champion, and promoting it again only signs it
 
     @property
     def is_champion(self) -> bool:
@@ -152,6 +154,8 @@ class Trial:
 def trial_verdict(trial: Trial) -> str:
     """The outcome of a trial in one phrase."""
     name = trial.variant.name
+    if trial.signs:
+        return f"{name} is the champion, {'now' if trial.promoted else 'not yet'} signed"
     if trial.promoted:
         return f"{name} is promoted"
     if trial.judgement.granted:
@@ -263,11 +267,9 @@ class ChampionStage(Stage):
         if champion is None:
             return Reason("not_made", {"outputs": [self.name]})
         folder, layout = project.workspace.champion_folder, project.workspace.layout
-        if project.workspace.require_signatures and (why := unsigned(read_pointer(folder))):
-            problem = f"{folder / POINTER_FILE}: {why}"
-            return Reason(
-                "signature", {"problem": problem}, remedy="Promote again: phasewatch promote MODEL"
-            )
+        pointer = read_pointer(folder) if project.workspace.require_signatures else None
+        if pointer and (problem := not_signed(folder, pointer)):
+            return Reason("signature", {"problem": problem}, remedy=signing_remedy(champion))
         path = kept_path(folder, champion)
         try:
             header = read_header(path)
@@ -362,7 +364,8 @@ def judge(project: Project, challenger: Variant, *, accept_alarms: str = "") -> 
     """Try a variant's checkpoints of all recipes against the champion, on the current test data.
 
     Without a champion that loads for the layout in force, the baselines are the bar. A recipe that
-    the store cannot give is skipped. Nothing is written.
+    the store cannot give is skipped. Nothing is written. A champion that no trusted key has signed
+    is not judged against itself where there is a key: what is kept of it has to verify.
 
     Args:
         accept_alarms: why alarms over the budget are accepted; empty: they are not.
@@ -380,6 +383,10 @@ def judge(project: Project, challenger: Variant, *, accept_alarms: str = "") -> 
     if challenger.mode != "realistic":
         return refused(Objection(code="oracle", about=challenger.name))
     replayed = differences(workspace.layout)
+    if champion is not None and _signs(project, challenger, champion):
+        grounds = _against_signing(project, champion, replayed)
+        judgement = Judgement(grounds, champion.evidence)
+        return Trial(challenger, champion.checkpoints, champion, judgement, signs=True)
     entries = {
         recipe: verify(
             checkpoint_path(workspace.checkpoint_folder(recipe), challenger),
@@ -437,6 +444,12 @@ def promote(
     if not trial.judgement.granted:
         return trial
     workspace = project.workspace
+    if trial.signs and trial.champion is not None:
+        if (kept_reference := _kept_reference(project, trial.champion)) is not None:
+            path = _reference_path(project, trial.champion)
+            write_atomically(path, _reference_text(kept_reference))  # signed
+        promoted = sign_again(workspace.champion_folder, trial.champion, by=by, why=why)
+        return replace(trial, promoted=promoted, renewed=renew_page(workspace))
     kept = {
         recipe: keep(
             workspace.champion_folder,
@@ -468,6 +481,37 @@ def promote(
     )  # fmt: skip
     promoted = put_in_use(workspace.champion_folder, champion, judged_against=trial.champion)
     return replace(trial, promoted=promoted, renewed=renew_page(workspace))
+
+
+def _signs(project: Project, challenger: Variant, champion: Champion) -> bool:
+    """Whether a model is the champion and only a signature is missing that can be made here."""
+    folder = project.workspace.champion_folder
+    return (
+        challenger.name == champion.name
+        and signing_key() is not None
+        and not_signed(folder, read_pointer(folder)) is not None
+    )
+
+
+def _against_signing(project: Project, champion: Champion, replayed: list[str]) -> list[Objection]:
+    """What is wrong with what is kept of the champion; whoever signs it stands for all of it.
+
+    Raises:
+        ChampionError: a file that is kept with it is gone or changed.
+    """
+    folder, layout = project.workspace.champion_folder, project.workspace.layout
+    for recipe in champion.checkpoints:
+        read_training(folder, champion, recipe)
+        if champion.alarm_rules:
+            load_rule(folder, champion, recipe)
+    load_likeness(folder, champion, layout)
+    return [
+        ground
+        for recipe in champion.checkpoints
+        for ground in _unverified(
+            recipe, verify(kept_path(folder, champion, recipe), layout, replayed)
+        )
+    ]
 
 
 def restore(project: Project) -> list[Path]:
@@ -699,7 +743,7 @@ def _reference_text(value: DriftReference) -> bytes:
 def _kept_reference(project: Project, champion: Champion) -> DriftReference | None:
     try:
         content = _reference_path(project, champion).read_bytes()
-        return DriftReference.model_validate(unsealed(content, _REFERENCE).value)
+        return DriftReference.model_validate(unsealed(content, REFERENCE_FIELDS).value)
     except (OSError, ValueError):
         return None
 

@@ -119,7 +119,8 @@ class Replayed:
 class LogReplay:
     """Makes decisions again from the rows in the store, and compares them to the last digit.
 
-    Decisions by another bundle, on silence, and on rows that the store does not have are left out.
+    Decisions by another bundle, on silence, and on rows that the store does not have are left out,
+    and so is what is no decision. Each is counted.
     """
 
     def __init__(self, project: Project, bundle: Bundle):
@@ -129,6 +130,7 @@ class LogReplay:
     def take(self, where: str, record: AnyRecord) -> None:
         """Make a line of the log again, if it is a decision."""
         if not isinstance(record, DecisionRecord):
+            self.found.left_out["not a decision"] += 1
             return
         event = record.event
         again = self._recordings.event(event)

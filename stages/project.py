@@ -217,7 +217,8 @@ class Project:
         """Why artifacts may not be used where signatures are required."""
         for artifact in artifacts if self.workspace.require_signatures else ():
             if hasattr(artifact, "signed") and (why := distrust(artifact.signed, required=True)):
-                return Reason("signature", {"problem": f"{artifact.folder}: {why}"})
+                problem = f"{artifact.folder}: {why}"
+                return Reason("signature", {"problem": problem, "why": why})
         return None
 
     def refusal(self, manifest: Manifest) -> str | None:

@@ -19,6 +19,7 @@ from champion.history import (
     load_rule,
     read_champion,
     read_training,
+    signing_remedy,
 )
 from config.signing import distrust
 from datasets.splits import RECIPES
@@ -139,6 +140,12 @@ class Scorer:
         self.tell(f"{what}: {error}")
 
 
+_RETRAIN = (
+    "Retrain it where the signing key is, or trust the key that signed it: "
+    "phasewatch keys trust FILE"
+)
+
+
 def champion_scorer(
     project: Project,
     instead: str = "--checkpoint FILE",
@@ -161,7 +168,7 @@ def champion_scorer(
             f"(phasewatch promote MODEL), or name a checkpoint: {instead}"
         )
     checkpoint = load_kept(folder, champion, project.workspace.layout)
-    _check_signed(project, checkpoint, kept_path(folder, champion))
+    _check_signed(project, checkpoint, kept_path(folder, champion), signing_remedy(champion))
     return Scorer(project, checkpoint, champion, tell)
 
 
@@ -180,14 +187,13 @@ def scorer_of(
     return Scorer(project, checkpoint, tell=tell)
 
 
-def _check_signed(project: Project, checkpoint: Checkpoint, path: Path) -> None:
+def _check_signed(
+    project: Project, checkpoint: Checkpoint, path: Path, remedy: str = _RETRAIN
+) -> None:
     """Refuse a checkpoint without a signature that holds, where signatures are required."""
     why = distrust(signed_by(checkpoint.header), required=project.workspace.require_signatures)
     if why:
-        raise CheckpointError(
-            f"{path}: {why}, and signatures are required. Retrain it where the signing key is, or "
-            "trust the key that signed it: phasewatch keys trust FILE"
-        )
+        raise CheckpointError(f"{path}: {why}, and signatures are required. {remedy}")
 
 
 def sound(project: Project, stage: str, key: str) -> Manifest:

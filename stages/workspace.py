@@ -78,7 +78,7 @@ class Workspace(BaseModel):
     )
     require_signatures: bool = Field(
         default=False,
-        description="Use only what a key that is trusted here has signed; see `phasewatch keys`.",
+        description="Refuse what is not signed by a trusted key; see `phasewatch keys`.",
     )
     validation: ValidationPolicy = ValidationPolicy()
     splits: SplitPolicy = SplitPolicy()

@@ -99,6 +99,7 @@ NAMED = {
     "phasewatch keys trust lab-a.pub",
     "phasewatch log replay",
     "phasewatch log replay BUNDLE",
+    "phasewatch promote MODEL",
     "phasewatch verify",
     "phasewatch verify BUNDLE",
     "phasewatch verify bundle",

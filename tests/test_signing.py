@@ -47,6 +47,7 @@ from live.sources import Replay
 from models.checkpoint import CheckpointError, artifact_id, checkpoint_path, read_header
 from pipelines.cli.app import FAILED, OK, USAGE, app
 from stages.chain import Chain
+from stages.champion import promote
 from stages.manifest import read_manifest, write_manifest
 from stages.project import Project
 from stages.scoring import champion_scorer, scorer_of
@@ -151,13 +152,74 @@ def test_the_commands_about_keys(lab: Lab, keys: Path, monkeypatch: pytest.Monke
     made = CliRunner().invoke(app, ["keys", "new", "me", "--json"])
     assert (made.exit_code, json.loads(made.stdout)["signs"]) == (OK, "me")
     assert CliRunner().invoke(app, ["keys", "new", "me"]).exit_code == FAILED
+    assert CliRunner().invoke(app, ["keys", "new", "bad name!"]).exit_code == USAGE
     assert CliRunner().invoke(app, ["keys", "trust", str(keys / "me.pub")]).exit_code == OK
+    named = ["keys", "trust", str(keys / "me.pub"), "--name", "bad name!"]
+    assert CliRunner().invoke(app, named).exit_code == USAGE
     assert CliRunner().invoke(app, ["keys", "trust", str(keys / "me.key")]).exit_code == FAILED
     listed = json.loads(CliRunner().invoke(app, ["keys", "list", "--json"]).stdout)
     assert [key["name"] for key in listed["trusted"]] == ["me"]
     monkeypatch.setenv(signing.VARIABLE, str(lab.artifacts / "keys"))
     inside = CliRunner().invoke(app, ["keys", "new", "x", "--artifacts", str(lab.artifacts)])
     assert inside.exit_code == USAGE
+
+
+# --- a champion from before there was a key
+
+
+def test_an_unsigned_champion_is_promoted_again_to_sign_it(
+    lab: Lab,
+) -> None:
+    folder = lab.workspace.champion_folder
+    before = read_champion(folder)
+    assert before is not None
+    words = ["promote", before.model, "--why", "to sign it", "--json"]
+    untouched = (folder / POINTER_FILE).read_bytes()
+    assert invoke(lab, *words).exit_code == FAILED  # judged as any other
+    with pytest.raises(ChampionError, match="keys new NAME"):
+        champion_scorer(required(lab))
+    new_key("lab")
+    with pytest.raises(ChampionError, match=rf"phasewatch promote {before.model}"):
+        champion_scorer(required(lab))
+    # what is kept with it has to be whole
+    path = kept_path(folder, before)
+    for kept in (path.with_name("training.parquet"), path.parent / read_header(path)["sidecar"]):
+        content = kept.read_bytes()
+        spoiled(kept)
+        assert invoke(lab, *words).exit_code == FAILED
+        kept.write_bytes(content)
+    assert invoke(lab, *words, "--dry-run").exit_code == OK
+    assert (folder / POINTER_FILE).read_bytes() == untouched
+    told = invoke(lab, *words)
+    assert told.exit_code == OK, (told.output, told.exception)
+    after = read_champion(folder, require_signature=True)
+    assert after is not None
+    assert (after.number, after.previous) == (before.number + 1, before.previous)
+    assert (after.checkpoints, after.evidence) == (before.checkpoints, before.evidence)
+    assert after.why == "to sign it"
+    assert champion_scorer(required(lab)).rule is not None
+    assert links(lab, required(lab))["champion"] == {"holds"}
+    told = invoke(lab, "predict", lab.store.added[0].episode_id, "--require-signature")
+    assert told.exit_code == OK, told.output
+    problems = json.loads(invoke(lab, "doctor", "--json").stdout)["problems"]
+    assert not [each for each in problems if POINTER_FILE in each["problem"]]
+    assert not json.loads(invoke(lab, *words).stdout)["promoted"]  # once
+
+
+def test_a_kept_checkpoint_that_is_not_signed_is_signed_too(lab: Lab) -> None:
+    """The history is signed, but the checkpoint was trained before there was a key."""
+    folder = lab.workspace.champion_folder
+    champion = read_champion(folder)
+    assert champion is not None
+    new_key("lab")
+    put_in_use(folder, champion, judged_against=champion)
+    with pytest.raises(CheckpointError, match=rf"phasewatch promote {champion.model}"):
+        champion_scorer(required(lab))
+    status = required(lab).status(required(lab).stages["champion"], "")
+    assert status.code == "signature"
+    trial = promote(lab.project, GBT, by="me", why="")
+    assert (trial.signs, trial.promoted is not None) == (True, True)
+    assert champion_scorer(required(lab)).rule is not None
 
 
 # --- one edit of the history
@@ -277,6 +339,18 @@ def test_nothing_unsigned_is_used_where_signatures_are_required(lab: Lab) -> Non
     assert told.exit_code == FAILED
 
 
+def test_doctor_tells_one_reason_once(lab: Lab, tmp_path: Path) -> None:
+    config = tmp_path / "required.yaml"
+    config.write_text("resources: {workspace: {config: {require_signatures: true}}}\n")
+    document = json.loads(invoke(lab, "doctor", "--json", "--config", str(config)).stdout)
+    lines = [line for lines in document["stale"].values() for line in lines]
+    assert sum("not signed" in line for line in lines) == len(
+        [kind for kind, each in document["stale"].items() if "not signed" in " ".join(each)]
+    )
+    (stale,) = [each for each in document["problems"] if each["problem"] == "not current"]
+    assert stale["remedy"].startswith("phasewatch keys new NAME, then: phasewatch run")
+
+
 @pytest.fixture(scope="module")
 def signed_lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, signed by a key that lies beside."""
@@ -387,8 +461,51 @@ def test_an_unsigned_link_is_named_where_signatures_are_required(lab: Lab) -> No
     states = links(lab, required(lab))
     assert set.union(*states.values()) <= {"holds", "not trusted"}
     assert states["bundle"] == states["dataset"] == states["shards"] == {"not trusted"}
-    told = invoke(lab, "verify", str(lab.artifacts / BUNDLE), "--require-signature")
+    words = ["verify", str(lab.artifacts / BUNDLE), "--require-signature"]
+    told = invoke(lab, *words)
     assert told.exit_code == FAILED
+    failing = [link for link in json.loads(invoke(lab, *words, "--json").stdout)["links"]
+               if link["state"] != "holds"]  # fmt: skip
+    assert told.stdout.count("not signed") == len(failing)  # each once
+    assert "keys new NAME" in told.stdout
+
+
+def test_every_file_that_is_kept_with_the_champion_is_a_link(lab: Lab) -> None:
+    champion = read_champion(lab.workspace.champion_folder)
+    assert champion is not None
+    kept = sorted(kept_path(lab.workspace.champion_folder, champion).parent.iterdir())
+    used = [path for path in kept if not path.name.startswith("likeness")]  # promoted without
+    assert {REFERENCE_FILE, "training.parquet"} < {path.name for path in used}
+    for path in used:
+        content = path.read_bytes()
+        spoiled(path)
+        assert links(lab)["champion"] == {"broken"}, path
+        path.write_bytes(content)
+    assert links(lab)["champion"] == {"holds"}
+
+
+def test_a_broken_dataset_hides_no_other_link(lab: Lab) -> None:
+    before = links(lab)
+    spoiled(next((lab.artifacts / "datasets" / RECIPE).glob("windows*.parquet")))
+    assert links(lab) == before | {"dataset": {"broken"}}
+    spoiled(lab.artifacts / "datasets" / RECIPE / "manifest.json")
+    states = links(lab)
+    assert (states["dataset"], states["shards"]) == ({"broken"}, {"not checked"})
+
+
+def test_archives_are_gone_only_if_they_are(lab: Lab) -> None:
+    index = next(lab.artifacts.glob("batches/*/validation_index/index*.parquet"))
+    content = index.read_bytes()
+    spoiled(index)
+    assert "not checked" in links(lab)["episodes"]
+    assert not {"gone", "broken"} & links(lab)["episodes"]
+    index.write_bytes(content)
+    first, second, *_ = sorted(lab.artifacts.parent.glob("store/episodes/*/*.tar.zst"))
+    first.unlink()
+    assert "gone" in links(lab)["episodes"]
+    assert "broken" not in links(lab)["episodes"]
+    spoiled(second)
+    assert "broken" in links(lab)["episodes"]
 
 
 def test_an_unsigned_link_that_was_changed_is_broken(lab: Lab) -> None:
@@ -526,20 +643,40 @@ def test_the_chain_goes_on_over_days_files_and_restarts(
     assert [record.event["window"] for record in decisions] == [*range(36)]
 
 
-CHANGES: dict[str, tuple[Callable[[list[bytes]], Any], set[str]]] = {
+CHANGES: dict[str, tuple[Callable[[list[bytes]], Any], list[str]]] = {
+    # what is done -> and what is named: line and kind
     "changed": (
-        lambda lines: lines.__setitem__(5, lines[5].replace(b'"pi"', b'"po"')), {"changed"}
+        lambda lines: lines.__setitem__(5, lines[5].replace(b'"pi"', b'"po"')), ["6 changed"]
     ),
-    "dropped": (lambda lines: lines.pop(5), {"dropped"}),
-    "dropped at the end": (lambda lines: lines.pop(), {"head"}),
-    "dropped first": (lambda lines: lines.pop(0), {"dropped"}),
-    "swapped": (lambda lines: lines.insert(5, lines.pop(6)), {"moved"}),
-    "repeated": (lambda lines: lines.insert(5, lines[4]), {"moved"}),
-    "another line": (lambda lines: lines.insert(5, b"{}\n"), {"unreadable"}),
-    "an older form": (lambda lines: lines.insert(5, OLD), {"changed"}),
+    "changed last": (
+        lambda lines: lines.__setitem__(15, lines[15].replace(b'"pi"', b'"po"')), ["16 changed"]
+    ),
+    "hash changed": (
+        lambda lines: lines.__setitem__(
+            5, lines[5].replace(json.loads(lines[5])["hash"].encode(), b"0" * 64)
+        ),
+        ["6 changed"],
+    ),
+    "last not readable": (lambda lines: lines.__setitem__(15, b"{}\n"), ["16 unreadable"]),
+    "dropped": (lambda lines: lines.pop(5), ["6 dropped", "head_count"]),
+    "dropped at the end": (lambda lines: lines.pop(), ["head"]),
+    "dropped first": (lambda lines: lines.pop(0), ["1 dropped", "head_count"]),
+    "swapped": (lambda lines: lines.insert(5, lines.pop(6)), ["6 moved", "7 moved"]),
+    "swapped at the end": (lambda lines: lines.insert(14, lines.pop()), ["15 moved", "16 moved"]),
+    "moved forward": (lambda lines: lines.insert(11, lines.pop(2)), ["12 moved"]),
+    "moved back": (lambda lines: lines.insert(2, lines.pop(11)), ["3 moved"]),
+    "moved to the end": (lambda lines: lines.append(lines.pop(2)), ["16 moved"]),
+    "moved as a block": (
+        lambda lines: lines.__setitem__(slice(2, 10), lines[6:10] + lines[2:6]),
+        ["11 moved", "3 moved", "7 moved"],
+    ),
+    "repeated": (lambda lines: lines.insert(5, lines[4]), ["6 repeated"]),
+    "repeated elsewhere": (lambda lines: lines.insert(9, lines[4]), ["10 repeated"]),
+    "another line": (lambda lines: lines.insert(5, b"{}\n"), ["6 unreadable"]),
+    "an older form": (lambda lines: lines.insert(5, OLD), ["6 changed"]),
     "chained anew": (lambda lines: lines.__setitem__(
         5, chained(AnswerRecord(at=0, alarm_id="a", host="b", verdict=False),
-                   json.loads(lines[4])["hash"])[0]), {"dropped"}),
+                   json.loads(lines[4])["hash"])[0]), ["7 dropped"]),
 }  # fmt: skip
 OLD = AnswerRecord(at=0.0, alarm_id="a1", host="pi", verdict=False).model_dump_json(
     exclude_none=True
@@ -550,16 +687,33 @@ OLD = AnswerRecord(at=0.0, alarm_id="a1", host="pi", verdict=False).model_dump_j
 def test_what_was_done_to_the_log_is_named(tmp_path: Path, one_day: str, name: str) -> None:
     written(tmp_path)
     assert faults(tmp_path) == []
-    change, kinds = CHANGES[name]
+    change, named = CHANGES[name]
     lines = (tmp_path / one_day).read_bytes().splitlines(keepends=True)
     change(lines)
     (tmp_path / one_day).write_bytes(b"".join(lines))
-    found = faults(tmp_path)
-    assert {kind for _, kind in found} >= kinds
-    assert {kind for _, kind in found} <= kinds | {"head", "moved", "dropped"}
-    if name != "dropped at the end":
-        numbers = {int(where.rpartition(":")[2]) for where, kind in found if kind in kinds}
-        assert numbers & {1, 5, 6, 7}, found
+    found = [
+        f"{where.rpartition(':')[2]} {kind}" if ":" in where else kind
+        for where, kind in faults(tmp_path)
+    ]
+    assert sorted(found) == named
+
+
+def test_a_head_that_is_gone_or_was_changed_is_named_as_such(tmp_path: Path, one_day: str) -> None:
+    written(tmp_path)
+    head = tmp_path / "head.json"
+    content = head.read_bytes()
+    head.write_bytes(content.replace(b'"count": 16', b'"count": 15'))
+    assert faults(tmp_path) == [("head.json", "head_changed")]
+    head.write_bytes(b'{"count": "16", "hash": 1}')
+    assert faults(tmp_path) == [("head.json", "head_changed")]
+    written(tmp_path, 12, 0)  # a hub starts all the same
+    head.unlink()
+    assert faults(tmp_path) == [("head.json", "head_missing")]
+    head.write_bytes(content)
+    lines = (tmp_path / one_day).read_bytes().splitlines(keepends=True)
+    (tmp_path / one_day).write_bytes(b"".join(lines[:1] + lines[2:]))
+    counted = read_chain(tmp_path).faults[-1]
+    assert counted.line == "head.json: counts 16 records, the log has 15"
 
 
 def test_a_line_that_a_crash_cut_off_is_no_fault_unless_it_was_acknowledged(
@@ -628,7 +782,7 @@ def test_the_head_is_signed_where_a_key_is(tmp_path: Path, one_day: str) -> None
     forged = sealed({"count": head["count"], "hash": head["hash"]}, "log").decode()
     value = json.loads(forged)["signature"]["value"]
     (tmp_path / "head.json").write_text(forged.replace(value, signature["value"]))
-    assert (one_day, "head") in faults(tmp_path)
+    assert faults(tmp_path) == [("head.json", "head_changed")]
 
 
 def test_the_command_verifies(lab: Lab, one_day: str) -> None:
@@ -687,3 +841,17 @@ def test_ten_thousand_decisions_come_out_identically(lab: Lab) -> None:
     assert (told.exit_code, document["identical"]) == (FAILED, 10_001)
     assert [where.rpartition(": ")[2] for where in document["different"]] == ["probabilities"]
     assert document["left_out"] == {"rows are not in the store": 1}
+    assert document["unverified"] == []
+    # every line is in a count, and one that was changed in none but its own
+    (path,) = log_files(folder)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[7] = lines[7].replace(b'"score":', b'"score":1')
+    path.write_bytes(b"".join([*lines[:9], lines[8], *lines[9:]]))
+    told = invoke(lab, *words)
+    document = json.loads(told.stdout)
+    assert told.exit_code == FAILED
+    assert document["unverified"] == [f"{path.name}:8", f"{path.name}:10"]
+    counts = document["identical"] + len(document["different"]) + len(document["unverified"])
+    assert counts + sum(document["left_out"].values()) == len(lines) + 1
+    assert document["identical"] == 10_000
+    assert "phasewatch log verify --artifacts" in invoke(lab, *words[:-1]).stdout

@@ -140,6 +140,16 @@ class Promotion(Document):
             if {ground.code for ground in judgement.standing} <= ALARM_GROUNDS:
                 model = trial.variant.model
                 yield f"To accept its alarms: phasewatch promote {model} --accept-alarms WHY"
+        elif trial.signs:
+            number = trial.promoted.number if trial.promoted else None
+            yield (
+                f"{name} stays champion, as it was and without a trial. Its kept checkpoints and "
+                f"entry {number} of the history are signed now"
+                if number
+                else f"{name} is champion; promoting it again signs it as it is: "
+                f"phasewatch promote {trial.variant.model}"
+            )
+            yield from [trial.renewed.line] if trial.renewed else []
         elif not trial.promoted:
             yield f"{name} may be promoted: phasewatch promote {name}"
         else:

@@ -52,6 +52,7 @@ EXIT_CODES = {
     "NotABundleError": USAGE,
     "BundleError": FAILED,
     "NotFiniteError": FAILED,
+    "KeyNameError": USAGE,
     "SigningError": FAILED,
 }
 """Exit code of the errors that any command may meet; their messages are shown as they are.

@@ -305,9 +305,7 @@ def _stages(findings: Diagnosis, workspace: Workspace) -> None:
         findings.problem("not current", remedy, listed)
     try:
         if why := _distrusted(workspace):
-            findings.problem(
-                why, "promote it again: phasewatch promote MODEL; or phasewatch keys trust FILE"
-            )
+            findings.problem(*why)
         champion = project.status(project.stages["champion"], "")
     except ChampionError as error:
         findings.problem(str(error), "see docs/champion.md")
@@ -317,15 +315,19 @@ def _stages(findings: Diagnosis, workspace: Workspace) -> None:
         findings.problem(champion.line, remedy, champion.differences)
 
 
-def _distrusted(workspace: Workspace) -> str | None:
-    """Why nobody who is trusted here stands for the champion; None where no key is, or one does."""
-    from champion.history import POINTER_FILE, read_pointer, unsigned
+def _distrusted(workspace: Workspace) -> tuple[str, str] | None:
+    """Why nobody who is trusted here stands for the champion, and what to do.
+
+    None where no key is, where one does, or where the stage says it.
+    """
+    from champion.history import not_signed, read_pointer, signing_remedy
     from config.signing import trusted_keys
 
-    folder = workspace.champion_folder
-    pointer = read_pointer(folder)
-    why = unsigned(pointer) if trusted_keys() else None
-    return f"{folder / POINTER_FILE}: {why}" if why else None
+    pointer = read_pointer(workspace.champion_folder)
+    if workspace.require_signatures or not trusted_keys():
+        return None
+    why = not_signed(workspace.champion_folder, pointer)
+    return (why, signing_remedy(pointer.entries[-1].champion)) if why else None
 
 
 def _counted(statuses: list[Status]) -> dict[str, list[str]]:
@@ -339,6 +341,8 @@ def _counted(statuses: list[Status]) -> dict[str, list[str]]:
         totals[kind] += 1
         if status.due:
             problem = "missing" if status.code == "not_made" else status.message
+            if status.code == "signature":  # the message names the folder
+                problem = f"{status.reason.details['why']}, and signatures are required"
             groups.setdefault((kind, problem), []).append(status)
     counts: dict[str, list[str]] = {}
     for (kind, problem), group in groups.items():
@@ -349,12 +353,18 @@ def _counted(statuses: list[Status]) -> dict[str, list[str]]:
 
 
 def _remedy(project: Project, stale: list[Status], under_way: list[str]) -> str:
-    """The one command that makes all of it current, once the runs under way have ended."""
+    """The one command that makes all of it current, once the runs under way have ended.
+
+    If signatures are missing, a key to sign with comes first.
+    """
+    from config.signing import signing_key
     from stages.status import shortened
 
+    unsigned = any(s.code == "signature" for s in stale) and signing_key() is None
+    key = "phasewatch keys new NAME, then: " if unsigned else ""
     wait = f"wait for what runs ({shortened(under_way, ', ', 3)}), then: " if under_way else ""
     keys = {s.key for s in stale if project.stages[s.stage].job != "ingest"}
     if not keys:
-        return f"{wait}phasewatch run --ingest-only"
+        return f"{key}{wait}phasewatch run --ingest-only"
     recipes = sorted(keys - {""})
-    return f"{wait}phasewatch run" + (f" --recipe {recipes[0]}" if len(recipes) == 1 else "")
+    return f"{key}{wait}phasewatch run" + (f" --recipe {recipes[0]}" if len(recipes) == 1 else "")

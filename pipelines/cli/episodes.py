@@ -91,7 +91,9 @@ def validate(
     ] = None,
     policy: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Another policy (YAML): show what it would change."),
+        typer.Option(
+            metavar="FILE", help="Another policy (YAML); shows which verdicts it changes."
+        ),
     ] = None,
     config: options.Config = None,
     store: options.Store = None,

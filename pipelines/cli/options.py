@@ -44,8 +44,6 @@ Anyway = Annotated[
 ]
 RequireSignature = Annotated[
     bool,
-    typer.Option(
-        "--require-signature", help="Use only what a key that is trusted here has signed."
-    ),
+    typer.Option("--require-signature", help="Refuse what is not signed by a trusted key."),
 ]
 Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Kept in the history.")]

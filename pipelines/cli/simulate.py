@@ -77,7 +77,8 @@ def simulate(
         typer.Option("--from", metavar="FOLDER", help="The recorded store; default: embedded."),
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Default: as many as speed it up.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Default: one per core, fewer for few episodes."),
     ] = None,
 ) -> Simulated:
     """Make a store of simulated episodes.

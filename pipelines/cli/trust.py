@@ -30,8 +30,15 @@ if TYPE_CHECKING:
     from stages.workspace import Workspace
 
 _SHOWN = 10  # of a list
+_SIGN = (
+    "To have it signed here, set require_signatures: true and then: {key}phasewatch run, "
+    "phasewatch promote MODEL, phasewatch bundle. To trust the key that signed it elsewhere: "
+    "phasewatch keys trust FILE"
+)
 
-keys_app = typer.Typer(help="Keys that sign, and whose signatures hold here.", no_args_is_help=True)
+keys_app = typer.Typer(
+    help="The key that signs here, and the keys that are trusted.", no_args_is_help=True
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ def trust(
     config: options.Config = None,
     artifacts: options.Artifacts = None,
 ) -> Keys:
-    """Let the signatures of another machine's key hold here."""
+    """Trust another machine's key: accept what it signed."""
     from config import signing
 
     _apart(workspace_of(config, None, artifacts))
@@ -129,22 +136,29 @@ class Verified(Document):
         return {"holds": self.exit_code == OK, "links": [asdict(link) for link in self.links]}
 
     def text(self) -> Iterator[str | Table]:
+        from evaluation.wording import plural
+
         failing = [link for link in self.links if not link.holds]
+        told = [link for link in failing if link.state != "not trusted"]  # the others are short
         yield Table(
             ("link", "state", "note", "where"),
             [
-                (link.name, link.state, link.note if link.holds else "see below", link.place)
+                (link.name, link.state, "see below" if link in told else link.note, link.place)
                 for link in self.links
             ],
         )
-        if failing:
+        if told:
             yield ""
-        yield from (f"{link.name} {link.place}: {link.state}: {link.note}" for link in failing)
-        yield (
-            f"\n{len(failing)} of {len(self.links)} links do not hold"
-            if failing
-            else f"\nall {len(self.links)} links hold"
-        )
+        yield from (f"{link.name} {link.place}: {link.state}: {link.note}" for link in told)
+        links = plural(len(self.links), "link")
+        if not failing:
+            yield f"\nall {links} hold"
+            return
+        yield f"\n{len(failing)} of {links} {'does' if len(failing) == 1 else 'do'} not hold"
+        if len(told) < len(failing):
+            from config.signing import signing_key
+
+            yield _SIGN.format(key="" if signing_key() else "phasewatch keys new NAME, ")
 
     @property
     def exit_code(self) -> int:
@@ -230,10 +244,7 @@ def verify_log(
 
     workspace = workspace_of(config, None, artifacts, must_exist=True)
     chain = read_chain(workspace.decisions_folder)
-    faults = [
-        {"where": f.where, "kind": f.kind, "problem": f.line.partition(": ")[2]}
-        for f in chain.faults
-    ]
+    faults = [{"where": f.where, "kind": f.kind, "problem": f.problem} for f in chain.faults]
     needed = require_signature or workspace.require_signatures
     if chain.count and (why := distrust(chain.signed, required=needed)):
         faults.append({"where": "head.json", "kind": "signature", "problem": why})
@@ -251,20 +262,31 @@ class LogReplayed(Document):
     identical: int
     different: list[str]
     left_out: dict[str, int]
+    unverified: list[str]  # lines that are not as they were written, or are there twice
 
     def text(self) -> Iterator[str | Table]:
         yield f"bundle {self.bundle}"
-        yield f"{self.identical} decisions come out identically"
+        from evaluation.wording import plural
+
+        comes = "comes" if self.identical == 1 else "come"
+        yield f"{plural(self.identical, 'decision')} {comes} out identically"
         for why, n in self.left_out.items():
-            yield f"{n} were not made again: {why}"
+            yield f"{plural(n, 'record')} not made again: {why}"
         for where in self.different[:_SHOWN]:
             yield f"different: {where}"
         if len(self.different) > _SHOWN:
-            yield f"and {len(self.different) - _SHOWN} more are different"
+            yield f"and {len(self.different) - _SHOWN} more different"
+        if self.unverified:
+            from stages.status import shortened
+
+            verify = "does not verify" if len(self.unverified) == 1 else "do not verify"
+            where = shortened(self.unverified, ", ", _SHOWN)
+            yield f"{plural(len(self.unverified), 'record')} {verify}: {where}"
+            yield "Find out what was done to the log: phasewatch log verify"
 
     @property
     def exit_code(self) -> int:
-        return FAILED if self.different else OK
+        return FAILED if self.different or self.unverified else OK
 
 
 @log_app.command("replay", cls=Command)
@@ -277,9 +299,9 @@ def replay_log(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> LogReplayed:
-    """Make the log's decisions again from the store, and compare.
+    """Compute the log's decisions again and compare every digit.
 
-    Exit code 1 if a digit of one comes out differently.
+    Exit code 1 if one comes out differently, or if a line of the log does not verify.
     """
     from evaluation.decisions import read_chain
     from live.bundle import load_bundle
@@ -291,6 +313,8 @@ def replay_log(
         existing(bundle), workspace.layout, require_signature=workspace.require_signatures
     )
     replay = LogReplay(Project(workspace), made)
-    read_chain(workspace.decisions_folder, replay.take)
+    chain = read_chain(workspace.decisions_folder, replay.take)
     found = replay.found
-    return LogReplayed(made.id, found.identical, found.different, dict(found.left_out))
+    return LogReplayed(
+        made.id, found.identical, found.different, dict(found.left_out), chain.refused
+    )
