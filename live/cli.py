@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from config.signing import SigningError
-from episodes.format import SOURCES, is_host_id
+from config.signing import SigningError, parse_json
+from episodes.format import META_FILE, SOURCES, is_host_id
 from features.files import write_atomically
 from live.bundle import (
     Bundle,
@@ -45,6 +45,8 @@ from live.stream import LiveWindows
 from models.base import NotFiniteError
 
 OK, FAILED, USAGE, MISMATCH, INTERRUPTED = 0, 1, 2, 4, 130
+NO_HOST = "replay"
+"""Host of a recording that names none; an event must name one."""
 
 log = logging.getLogger("phasewatch")
 
@@ -119,7 +121,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--speed", type=float, metavar="N",
         help="speed of a replay: a multiple of real time; 0: as fast as possible (default: 1)",
     )  # fmt: skip
-    live.add_argument("--host", metavar="NAME", help="name of the machine (default: its own)")
+    live.add_argument(
+        "--host",
+        metavar="NAME",
+        help="name of the machine (default: its own; of a replay, host_id of meta.json)",
+    )
     live.add_argument("--to", metavar="URL", help="publish events to this hub, too")
     live.add_argument(
         "--token-file", type=Path, metavar="FILE",
@@ -250,7 +256,7 @@ def _replay(
         origin_ns=source.origin_ns(),
         replay_of=recording.name,
     )
-    log.info("replaying %s of %s", recording.name, recording.host)
+    log.info("replaying %s of %s", recording.name, options.host or recording.host)
     _loop(scorer, source, outputs, stop, None)
 
 
@@ -389,7 +395,16 @@ def recordings(name: str) -> Iterator[Recording]:
         )
     for each in found:
         members = {path.name: path.read_bytes() for path in each.iterdir() if path.is_file()}
-        yield Recording(each.resolve().name, each.resolve().parent.name or "replay", members)
+        yield Recording(each.resolve().name, _host_of(members), members)
+
+
+def _host_of(members: Mapping[str, bytes]) -> str:
+    """The host that ``meta.json`` names, as for every recording outside a store."""
+    try:
+        host = parse_json(members[META_FILE])["host_id"]
+    except (KeyError, TypeError, ValueError):
+        return NO_HOST
+    return host if is_host_id(host) else NO_HOST
 
 
 # --- check and enrol

@@ -27,7 +27,7 @@ from features.registry import LAYOUT
 from hub.events import EVENT
 from live import scorer as scoring
 from live.bundle import Bundle, load_bundle
-from live.cli import FAILED, OK, USAGE, main
+from live.cli import FAILED, NO_HOST, OK, USAGE, main, recordings
 from live.outputs import Command, Metrics
 from live.scorer import LiveScorer
 from live.sources import DEPLOYABLE, Replay
@@ -298,7 +298,7 @@ def program(*words: str) -> list[str]:
 
 @pytest.fixture
 def recorded(tmp_path: Path, members: dict[str, bytes]) -> Path:
-    folder = tmp_path / "lab-a" / EPISODE
+    folder = tmp_path / "unpacked" / EPISODE
     folder.mkdir(parents=True)
     for name, content in members.items():
         (folder / name).write_bytes(content)
@@ -314,6 +314,26 @@ def test_a_replay_prints_one_event_per_window(
     assert len(events) == 29
     assert {e["replay_of"] for e in events} == {EPISODE}
     assert {e["host"] for e in events} == {"lab-a"}
+
+
+@pytest.mark.parametrize("meta", [b"", b"[]", b'{"host_id": 7}', b'{"host_id": ""}'])
+def test_a_recording_that_names_no_host_has_one_all_the_same(recorded: Path, meta: bytes) -> None:
+    (recorded / "meta.json").write_bytes(meta)
+    (found,) = recordings(str(recorded))
+    assert found.host == NO_HOST
+
+
+def test_an_archive_outside_a_store_has_the_host_that_it_names(
+    bundled: Bundled, members: dict[str, bytes], tmp_path: Path
+) -> None:
+    archive = tmp_path / f"{EPISODE}.tar.zst"
+    archive.write_bytes(pack(EPISODE, members))
+    words = ["live", str(bundled("knn")), "--speed", "0", "--replay", str(archive)]
+    ran = CliRunner().invoke(app, words)
+    events = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert (ran.exit_code, {event["host"] for event in events}) == (OK, {"lab-a"})
+    for event in events:
+        EVENT.validate_python(event)
 
 
 def test_rejected_episodes_of_a_batch_are_not_replayed(
