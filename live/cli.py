@@ -137,7 +137,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     live.add_argument("--baseline", type=Path, metavar="FILE", help="what `enrol` recorded here")
     live.add_argument(
-        "--state", type=Path, metavar="FILE", help="keep the state here, and resume from it"
+        "--state",
+        type=Path,
+        metavar="FILE",
+        help="keep the state here, and resume from it; not with --replay",
     )
     live.add_argument("--require-signature", action="store_true", help=signature)
     live.add_argument("--quiet", action="store_true", help="no events on standard output")
@@ -173,6 +176,8 @@ def run_live(options: argparse.Namespace, resolve: Any) -> int:
         raise UsageError("--speed applies to recordings only: use it with --replay")
     if options.baseline and (options.replay or options.follow):
         raise UsageError("--baseline is for this machine: use it with --this-machine or --stdin")
+    if options.state and options.replay:
+        raise UsageError("--state is for rows that go on: use it without --replay")
     bundle = load_bundle(options.bundle, require_signature=options.require_signature)
     outputs = _outputs(options)
     stop = _Stop()

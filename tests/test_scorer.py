@@ -383,6 +383,14 @@ def test_what_cannot_be_done_is_a_usage_error(
     assert main(["live", str(bundled("knn")), *words]) == USAGE
 
 
+def test_a_replay_keeps_no_state(
+    bundled: Bundled, recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["live", str(bundled("knn")), "--replay", str(recorded), "--speed", "0"]
+    assert main([*words, "--state", str(tmp_path / "state.npz")]) == USAGE
+    assert "--state" in capsys.readouterr().err
+
+
 def test_sigterm_ends_cleanly_and_a_restart_goes_on(bundled: Bundled, tmp_path: Path) -> None:
     state = tmp_path / "state.npz"
     words = program("live", str(bundled("knn")), "--this-machine", "--state", str(state))
