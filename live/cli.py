@@ -239,11 +239,11 @@ def _outputs(options: argparse.Namespace) -> list[Output]:
 
 def _token(path: Path | None) -> str | None:
     if path is None:
-        return os.environ.get("PHASEWATCH_HUB_TOKEN")
+        return os.environ.get("PHASEWATCH_HUB_TOKEN") or None
     try:
         return path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: must be a text file with a token: {error}") from None
 
 
 def _replay(

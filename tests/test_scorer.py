@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from hub.events import EVENT
 from live import scorer as scoring
 from live.bundle import Bundle, load_bundle
 from live.cli import FAILED, NO_HOST, OK, USAGE, main, recordings
-from live.outputs import Command, Metrics
+from live.outputs import Command, Hub, Metrics
 from live.scorer import LiveScorer
 from live.sources import DEPLOYABLE, Replay
 from live.stream import LiveWindow
@@ -431,6 +433,35 @@ def test_a_command_runs_when_an_alarm_changes(tmp_path: Path) -> None:
     failing = Command(["/no/such/program"])
     failing.send(event | {"alarm": "raised"})
     failing.close()  # told, and the scorer goes on
+
+
+@pytest.mark.parametrize("sent", [None, "", "wrong-horse-battery"])
+def test_a_refusal_is_said_once_with_what_to_do(
+    sent: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Refuses(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_error(401)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refuses)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    hub = Hub(f"http://127.0.0.1:{server.server_port}", sent)
+    for n in range(1, 4):
+        hub.send({})
+        while hub.refused < n:
+            time.sleep(0.01)
+    hub.close()
+    server.shutdown()
+    server.server_close()
+    assert hub.lost == 3
+    (said,) = (record.message for record in caplog.records if "401" in record.message)
+    assert "--token-file" in said
+    assert "PHASEWATCH_HUB_TOKEN" in said
+    assert ("needs" in said) == (not sent)
 
 
 def test_metrics_can_be_scraped(bundled: Bundled, members: dict[str, bytes]) -> None:
