@@ -48,6 +48,8 @@ OK, FAILED, USAGE, MISMATCH, INTERRUPTED = 0, 1, 2, 4, 130
 NO_HOST = "replay"
 """Host of a recording that names none; an event must name one."""
 
+_FILES = [SOURCES[name].file for name in DEPLOYABLE]
+
 log = logging.getLogger("phasewatch")
 
 
@@ -294,6 +296,14 @@ def _source(options: argparse.Namespace) -> tuple[RowSource, int | None]:
     if options.follow:
         if not options.follow.is_dir():
             raise UsageError(f"{options.follow}: must be an episode's folder; it does not exist")
+        folders = _episode_folders(options.follow)
+        if folders and options.follow not in folders:
+            raise UsageError(
+                f"{options.follow}: must be an episode's folder, got one that holds "
+                f"{len(folders)} of them: follow one, such as {folders[-1]}"
+            )
+        if not folders:
+            log.info("waiting for %s in %s", " or ".join(_FILES), options.follow)
         follow = Follow(options.follow)
         return follow, follow.origin_ns()
     machine = ThisMachine()
@@ -390,9 +400,7 @@ def recordings(name: str) -> Iterator[Recording]:
     Raises:
         UsageError: there is none.
     """
-    folder = Path(name)
-    found = [p for p in (folder, *sorted(folder.glob("*"))) if (p / SOURCES["guest"].file).is_file()
-             or (p / SOURCES["netflow"].file).is_file()]  # fmt: skip
+    found = _episode_folders(Path(name))
     if not found:
         raise UsageError(
             f"{name}: must be the folder of an unpacked episode: it has no "
@@ -401,6 +409,12 @@ def recordings(name: str) -> Iterator[Recording]:
     for each in found:
         members = {path.name: path.read_bytes() for path in each.iterdir() if path.is_file()}
         yield Recording(each.resolve().name, _host_of(members), members)
+
+
+def _episode_folders(folder: Path) -> list[Path]:
+    """A folder and those in it, by name, that have telemetry of an episode."""
+    folders = (folder, *sorted(folder.glob("*")))
+    return [each for each in folders if any((each / name).is_file() for name in _FILES)]
 
 
 def _host_of(members: Mapping[str, bytes]) -> str:

@@ -393,6 +393,23 @@ def test_a_replay_keeps_no_state(
     assert "--state" in capsys.readouterr().err
 
 
+def test_a_folder_of_episodes_is_not_followed(
+    bundled: Bundled, recorded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["live", str(bundled("knn")), "--follow", str(recorded.parent)]) == USAGE
+    assert str(recorded) in capsys.readouterr().err
+
+
+def test_what_a_followed_folder_lacks_is_said(bundled: Bundled, tmp_path: Path) -> None:
+    words = program("live", str(bundled("knn")), "--follow", str(tmp_path), "--quiet")
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline().decode()
+        process.terminate()
+    assert str(tmp_path) in said
+    assert all(SOURCES[name].file in said for name in DEPLOYABLE)
+
+
 def test_sigterm_ends_cleanly_and_a_restart_goes_on(bundled: Bundled, tmp_path: Path) -> None:
     state = tmp_path / "state.npz"
     words = program("live", str(bundled("knn")), "--this-machine", "--state", str(state))
