@@ -220,8 +220,12 @@ class Command:
                     check=True,
                     stdout=sys.stderr,
                 )
-            except (OSError, subprocess.SubprocessError) as error:
-                log.error("--on-alarm: %s", error)
+            except subprocess.CalledProcessError as error:
+                log.error("--on-alarm: exit code %d", error.returncode)
+            except subprocess.TimeoutExpired:
+                log.error("--on-alarm: ended, because it ran for %d s", _COMMAND_S)
+            except OSError as error:
+                log.error("--on-alarm: %s: %s", self._arguments[0], error.strerror)
             self._waiting.popleft()
 
 

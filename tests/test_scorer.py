@@ -27,6 +27,7 @@ from episodes.store import list_store
 from features.extraction import extract
 from features.registry import LAYOUT
 from hub.events import EVENT
+from live import outputs
 from live import scorer as scoring
 from live.bundle import Bundle, load_bundle
 from live.cli import FAILED, NO_HOST, OK, USAGE, main, recordings
@@ -447,9 +448,25 @@ def test_a_command_runs_when_an_alarm_changes(tmp_path: Path) -> None:
         command.send(event | change)
     command.close()
     assert out.read_text().split() == ["raised", "cleared", "silent", "silent"]
-    failing = Command(["/no/such/program"])
-    failing.send(event | {"alarm": "raised"})
-    failing.close()  # told, and the scorer goes on
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["sh", "-c", "exit 3"], "--on-alarm: exit code 3"),
+        (["sh", "-c", "kill -9 $$"], "--on-alarm: exit code -9"),
+        (["sleep", "9"], "--on-alarm: ended, because it ran for 1 s"),
+        (["/no/such/program"], "--on-alarm: /no/such/program: No such file or directory"),
+    ],
+)
+def test_a_command_that_fails_is_told_and_the_scorer_goes_on(
+    words: list[str], told: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outputs, "_COMMAND_S", 1)
+    failing = Command(words)
+    failing.send({"phase": "clean", "alarm": "raised", "silent": []})
+    failing.close()
+    assert [record.message for record in caplog.records] == [told]
 
 
 @pytest.mark.parametrize("sent", [None, "", "wrong-horse-battery"])
