@@ -89,6 +89,8 @@ def test_events_say_what_the_checkpoint_says_of_the_episode(
         assert event["score"] == pytest.approx(float(scores.over_time.score[i]), **close)
         assert (event["alarm"] in ("raised", "standing")) == bool(scores.over_time.alarm[i])
         assert event["source"] == "replay"
+        assert event["data_at"] == pytest.approx(event["end"], abs=0.2)  # of the recording
+        assert event["data_at"] < event["end"]
         assert len(event["why"]) <= 3
         assert set(event["coverage"]) == set(DEPLOYABLE)
 
@@ -204,7 +206,7 @@ def test_silence_is_told_at_once_and_every_stride(
         EVENT.validate_python(event)
         assert event["silent"] == ["lab-a", *DEPLOYABLE]
         assert event["phase"] is None
-        assert event["start"] == since
+        assert event["start"] == event["data_at"] == since
         assert event["end"] == pytest.approx(since + at)
     assert [event["alarm"] for _, event in told] == ["raised", "standing", "standing"]
     assert len({event["alarm_id"] for _, event in told}) == 1
@@ -222,7 +224,7 @@ def test_silence_before_the_first_row_is_told(
     made, began = LiveScorer(load_bundle(bundled("knn")), "lab-a", "s"), time.time()
     monkeypatch.setattr(scoring.time, "monotonic", lambda: made._heard + 7)
     (told,) = made.tick()
-    assert told["alarm"] == "raised"
+    assert (told["alarm"], told["data_at"]) == ("raised", None)
     assert [told["start"], told["end"]] == pytest.approx([began, began + 7], abs=1)
 
 
