@@ -316,8 +316,8 @@ def _serialization() -> Any:
         from cryptography.hazmat.primitives import serialization
     except ModuleNotFoundError:
         raise SigningError(
-            f"{keys_folder()}: keys cannot be used: cryptography is not installed: "
-            "pip install cryptography"
+            f"{keys_folder()}: keys cannot be used: cryptography is not installed. On a device, "
+            "install phasewatch-device with its extra sign; elsewhere: pip install cryptography"
         ) from None
     return serialization
 

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from live.outputs import post
+from live.outputs import post, refusal
 
 if TYPE_CHECKING:  # pydantic, which a command that only shows its help must not wait for
     from hub.events import Event
@@ -59,12 +59,7 @@ class Publisher:
         try:
             return int(json.loads(post(self.url, body, self._token, timeout_s=10))["delivered"])
         except urllib.error.HTTPError as error:
-            if error.code == 401 and self._token is None:
-                raise PublishError(
-                    f"{self.url} needs a token (401): give --token-file FILE or set "
-                    "PHASEWATCH_HUB_TOKEN"
-                ) from None
-            raise PublishError(f"{self.url} refuses events: {_refusal(error)}") from None
+            raise PublishError(refusal(self.url, error, self._token)) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             why = getattr(error, "reason", error)
             port = urlsplit(self.url).port
@@ -72,11 +67,3 @@ class Publisher:
             raise PublishError(
                 f"{self.url}: no hub answers there ({why}); start one: {start}"
             ) from None
-
-
-def _refusal(error: urllib.error.HTTPError) -> str:
-    """What the hub says, or only the code where something else answers."""
-    try:
-        return f"{json.load(error)['error']} ({error.code})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{error.code} {error.reason}"

@@ -41,7 +41,9 @@ class Event(BaseModel):
     type: str
     at: Positive  # Unix seconds at which the event was made
     origin: Name  # where its data come from, such as "recipe host, checkpoint 1f0c…"
-    data_at: Positive | None = None  # Unix seconds at which those data were made; None: unknown
+    # Unix seconds at which those data were made; None: unknown. Of a window of a machine it is when
+    # its last row was recorded: long ago for a replay
+    data_at: Positive | None = None
 
     @property
     def subject(self) -> tuple[Any, ...]:

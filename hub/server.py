@@ -178,7 +178,7 @@ class Hub:
         return JSONResponse(_shown(record))
 
     async def answers(self, _: Request) -> Response:
-        """The last answer to every alarm, and how many of the alarms were true."""
+        """The last answer to every alarm, and the counts; precision is of live machines alone."""
         content = self.log.content
         counted = tally(content)
         return JSONResponse(

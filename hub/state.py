@@ -264,7 +264,6 @@ def _silence(last: LiveDetection, quiet_s: float, name: str) -> LiveDetection:
         | {
             "at": round(time.time(), 3),
             "origin": "hub",
-            "data_at": last.at,
             "window": last.window + 1,
             "coverage": {},
             "silent": [last.host],

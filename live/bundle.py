@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from config.signing import SIGNATURE, Signed, distrust, parse_json, signed
+from config.signing import SIGNATURE, Signed, distrust, keys_folder, parse_json, signed
 from episodes.format import SOURCES
 from features.code import DEVICE_PATH, code_of
 from features.contract import Contract, contract_of, diff_contracts
@@ -188,7 +188,7 @@ def load_bundle(
     if why := distrust(signed_by(head), required=require_signature):
         raise BundleError(
             f"{folder / HEAD_FILE}: {why}. Make the bundle where the signing key is, or trust the "
-            "key that signed it: phasewatch keys trust FILE"
+            f"key that signed it: put its NAME.pub into {keys_folder()}"
         )
     with _refusing(folder):
         _check_contract(folder, head, layout)

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from config.signing import SigningError
-from episodes.format import SOURCES, is_host_id
+from config.signing import SigningError, parse_json
+from episodes.format import META_FILE, SOURCES, is_host_id
 from features.files import write_atomically
 from live.bundle import (
     Bundle,
@@ -45,6 +45,10 @@ from live.stream import LiveWindows
 from models.base import NotFiniteError
 
 OK, FAILED, USAGE, MISMATCH, INTERRUPTED = 0, 1, 2, 4, 130
+NO_HOST = "replay"
+"""Host of a recording that names none; an event must name one."""
+
+_FILES = [SOURCES[name].file for name in DEPLOYABLE]
 
 log = logging.getLogger("phasewatch")
 
@@ -119,7 +123,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--speed", type=float, metavar="N",
         help="speed of a replay: a multiple of real time; 0: as fast as possible (default: 1)",
     )  # fmt: skip
-    live.add_argument("--host", metavar="NAME", help="name of the machine (default: its own)")
+    live.add_argument(
+        "--host",
+        metavar="NAME",
+        help="name of the machine (default: its own; of a replay, host_id of meta.json)",
+    )
     live.add_argument("--to", metavar="URL", help="publish events to this hub, too")
     live.add_argument(
         "--token-file", type=Path, metavar="FILE",
@@ -131,7 +139,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     live.add_argument("--baseline", type=Path, metavar="FILE", help="what `enrol` recorded here")
     live.add_argument(
-        "--state", type=Path, metavar="FILE", help="keep the state here, and resume from it"
+        "--state",
+        type=Path,
+        metavar="FILE",
+        help="keep the state here, and resume from it; not with --replay",
     )
     live.add_argument("--require-signature", action="store_true", help=signature)
     live.add_argument("--quiet", action="store_true", help="no events on standard output")
@@ -167,6 +178,8 @@ def run_live(options: argparse.Namespace, resolve: Any) -> int:
         raise UsageError("--speed applies to recordings only: use it with --replay")
     if options.baseline and (options.replay or options.follow):
         raise UsageError("--baseline is for this machine: use it with --this-machine or --stdin")
+    if options.state and options.replay:
+        raise UsageError("--state is for rows that go on: use it without --replay")
     bundle = load_bundle(options.bundle, require_signature=options.require_signature)
     outputs = _outputs(options)
     stop = _Stop()
@@ -228,11 +241,11 @@ def _outputs(options: argparse.Namespace) -> list[Output]:
 
 def _token(path: Path | None) -> str | None:
     if path is None:
-        return os.environ.get("PHASEWATCH_HUB_TOKEN")
+        return os.environ.get("PHASEWATCH_HUB_TOKEN") or None
     try:
         return path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: must be a text file with a token: {error}") from None
 
 
 def _replay(
@@ -250,7 +263,7 @@ def _replay(
         origin_ns=source.origin_ns(),
         replay_of=recording.name,
     )
-    log.info("replaying %s of %s", recording.name, recording.host)
+    log.info("replaying %s of %s", recording.name, options.host or recording.host)
     _loop(scorer, source, outputs, stop, None)
 
 
@@ -283,6 +296,14 @@ def _source(options: argparse.Namespace) -> tuple[RowSource, int | None]:
     if options.follow:
         if not options.follow.is_dir():
             raise UsageError(f"{options.follow}: must be an episode's folder; it does not exist")
+        folders = _episode_folders(options.follow)
+        if folders and options.follow not in folders:
+            raise UsageError(
+                f"{options.follow}: must be an episode's folder, got one that holds "
+                f"{len(folders)} of them: follow one, such as {folders[-1]}"
+            )
+        if not folders:
+            log.info("waiting for %s in %s", " or ".join(_FILES), options.follow)
         follow = Follow(options.follow)
         return follow, follow.origin_ns()
     machine = ThisMachine()
@@ -379,9 +400,7 @@ def recordings(name: str) -> Iterator[Recording]:
     Raises:
         UsageError: there is none.
     """
-    folder = Path(name)
-    found = [p for p in (folder, *sorted(folder.glob("*"))) if (p / SOURCES["guest"].file).is_file()
-             or (p / SOURCES["netflow"].file).is_file()]  # fmt: skip
+    found = _episode_folders(Path(name))
     if not found:
         raise UsageError(
             f"{name}: must be the folder of an unpacked episode: it has no "
@@ -389,7 +408,22 @@ def recordings(name: str) -> Iterator[Recording]:
         )
     for each in found:
         members = {path.name: path.read_bytes() for path in each.iterdir() if path.is_file()}
-        yield Recording(each.resolve().name, each.resolve().parent.name or "replay", members)
+        yield Recording(each.resolve().name, _host_of(members), members)
+
+
+def _episode_folders(folder: Path) -> list[Path]:
+    """A folder and those in it, by name, that have telemetry of an episode."""
+    folders = (folder, *sorted(folder.glob("*")))
+    return [each for each in folders if any((each / name).is_file() for name in _FILES)]
+
+
+def _host_of(members: Mapping[str, bytes]) -> str:
+    """The host that ``meta.json`` names, as for every recording outside a store."""
+    try:
+        host = parse_json(members[META_FILE])["host_id"]
+    except (KeyError, TypeError, ValueError):
+        return NO_HOST
+    return host if is_host_id(host) else NO_HOST
 
 
 # --- check and enrol

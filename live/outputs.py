@@ -78,6 +78,21 @@ def post(url: str, events: bytes, token: str | None, timeout_s: float) -> bytes:
         return answer.read()
 
 
+def refusal(url: str, error: urllib.error.HTTPError, token: str | None) -> str:
+    """Why a hub takes no events, and what to do: what it says, or the code where it says nothing.
+
+    Args:
+        token: that it was sent; None or empty: none was.
+    """
+    if error.code == 401:
+        what = "does not take this token" if token else "needs a token"
+        return f"{url} {what} (401): give --token-file FILE or set PHASEWATCH_HUB_TOKEN"
+    try:
+        return f"{url} refuses events: {json.load(error)['error']} ({error.code})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{url} refuses events: {error.code} {error.reason}"
+
+
 class Hub:
     """Publishes events to a hub, in order; while it is away they wait, the oldest give way.
 
@@ -91,6 +106,7 @@ class Hub:
         self._waiting: deque[Event] = deque(maxlen=MAX_WAITING)
         self.dropped = 0
         self.refused = 0
+        self._said = ""  # why it refuses, which is said once
         self._more = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="hub", daemon=True)
@@ -145,10 +161,14 @@ class Hub:
             if error.code in (429, 500, 502, 503, 504):
                 return False
             self.refused += len(batch)
-            log.error("%s refuses events: %s", self._url, error.read(300).decode(errors="replace"))
+            why = refusal(self._url, error, self._token)
+            if why != self._said:
+                log.error("%s", why)
+            self._said = why
             return True
         except (OSError, ValueError):
             return False
+        self._said = ""
         return True
 
 
@@ -200,8 +220,12 @@ class Command:
                     check=True,
                     stdout=sys.stderr,
                 )
-            except (OSError, subprocess.SubprocessError) as error:
-                log.error("--on-alarm: %s", error)
+            except subprocess.CalledProcessError as error:
+                log.error("--on-alarm: exit code %d", error.returncode)
+            except subprocess.TimeoutExpired:
+                log.error("--on-alarm: ended, because it ran for %d s", _COMMAND_S)
+            except OSError as error:
+                log.error("--on-alarm: %s: %s", self._arguments[0], error.strerror)
             self._waiting.popleft()
 
 

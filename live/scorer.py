@@ -58,7 +58,6 @@ class LiveScorer:
             "v": 1,
             "type": "live_detection",
             "origin": f"bundle {bundle.id[:12]}, checkpoint {bundle.head['checkpoint_id'][:12]}",
-            "data_at": bundle.head["made_at"],
             "host": host,
             "model": bundle.variant,
             "bundle": bundle.id,
@@ -103,7 +102,10 @@ class LiveScorer:
         self._told = now
         since = self.windows.newest_s or self._began_s
         silent = [self._host, *self.bundle.sources]
-        yield self._silence(silent, self.windows.number, since, since + now - self._heard)
+        yield self._silence(
+            silent, self.windows.number, since, since + now - self._heard,
+            data_at=self.windows.newest_s,
+        )  # fmt: skip
 
     def _event(self, window: LiveWindow, received: float) -> Event:
         bundle, phases = self.bundle, self.bundle.layout.phases
@@ -115,7 +117,9 @@ class LiveScorer:
         silent = sorted(behind | absent)
         if not seen:
             place = _place(window, bundle.layout.window.length_ms)
-            return self._silence(silent or list(bundle.sources), *place.values())
+            return self._silence(
+                silent or list(bundle.sources), *place.values(), data_at=_made_at(window)
+            )
         proba = check_finite(
             bundle.proba(window)[None], f"{bundle.variant}, window {window.number}"
         )[0]
@@ -126,6 +130,7 @@ class LiveScorer:
             state = "cleared"
         event = self._about | {
             "at": time.time(),
+            "data_at": _made_at(window),
             **_place(window, bundle.layout.window.length_ms),
             "phase": phases[int(proba.argmax())],
             "probabilities": _shares(phases, proba),
@@ -167,7 +172,9 @@ class LiveScorer:
             if found[i] > 0
         ]
 
-    def _silence(self, silent: list[str], number: int, start: float, end: float) -> Event:
+    def _silence(
+        self, silent: list[str], number: int, start: float, end: float, *, data_at: float | None
+    ) -> Event:
         """An event that says that nothing is known of the machine; an alarm that stands, stands."""
         said = silence(
             start, end, self._alarm_id or self._silence_id,
@@ -177,6 +184,7 @@ class LiveScorer:
             self._silence_id = said["alarm_id"]
         return self._about | said | {
             "at": time.time(),
+            "data_at": data_at,
             "window": number,
             "coverage": dict.fromkeys(self.bundle.sources, 0.0),
             "silent": silent,
@@ -214,6 +222,11 @@ class LiveScorer:
 def _place(window: LiveWindow, length_ms: int) -> dict[str, Any]:
     start = window.start_ns / 1e9
     return {"window": window.number, "start": start, "end": start + length_ms / 1000}
+
+
+def _made_at(window: LiveWindow) -> float | None:
+    """When a window's last row was recorded; of a replay, too."""
+    return None if window.last_ns is None else window.last_ns / 1e9
 
 
 def _shares(phases: tuple[str, ...], proba: NDArray) -> dict[str, float]:

@@ -49,6 +49,7 @@ class LiveWindow:
     number: int  # counts from the start of the stream
     start_ns: int  # Unix time of its first bin
     start_s: float  # since the stream's origin
+    last_ns: int | None  # Unix time of the last row before its end; None: there is none
     series: NDArray[np.float32]  # (n_timepoints, n_channels)
     features: NDArray[np.float32]  # (n_features,)
     baseline: NDArray[np.float32]  # (n_features,), of the machine's past, see features.relative
@@ -248,10 +249,13 @@ class LiveWindows:
             if begin + window.n_bins * window.bin_ns > until_ns:
                 return
             self._forget(begin - window.max_age_ms * 1_000_000 - window.bin_ns)
-            series = align(self._on_clock(), Grid(begin, window.bin_ns, window.n_bins), self.layout)
-            yield self._window(begin, series)
+            rows = self._on_clock()
+            series = align(rows, Grid(begin, window.bin_ns, window.n_bins), self.layout)
+            times = np.concatenate([each.t_wall_ns for each in rows.values()])
+            before = times[times < begin + window.n_bins * window.bin_ns]
+            yield self._window(begin, int(before.max()) if len(before) else None, series)
 
-    def _window(self, begin: int, series: NDArray[np.float32]) -> LiveWindow:
+    def _window(self, begin: int, last: int | None, series: NDArray[np.float32]) -> LiveWindow:
         layout, start = self.layout, np.zeros(1, dtype=np.int64)
         features = _features(series, layout)
         baseline = self._baseline.push(features)
@@ -261,6 +265,7 @@ class LiveWindows:
             number=self._number,
             start_ns=begin,
             start_s=self._next_bin * layout.window.bin_ns / 1e9,
+            last_ns=last,
             series=series,
             features=features,
             baseline=baseline,

@@ -391,8 +391,9 @@ def live(kept: State, **changes: Any) -> None:
 
 def test_a_host_that_stops_is_an_alarm_once() -> None:
     kept = State(silent_after_s=0)
-    live(kept)
+    live(kept, data_at=14.9)
     (said,) = kept.publish_silence()
+    assert said.data_at == 14.9  # nothing newer is known
     assert said.silent == ["pi"]
     assert (said.phase, said.alarm, said.model, said.threshold) == (None, "raised", "gbt", 0.5)
     assert said.start == events.EVENT.validate_python(detection()).end

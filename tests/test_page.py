@@ -303,9 +303,27 @@ class TestStore:
         found = _node("""
             const events = [{ v: 2, type: "phase" }, { v: 1, type: "constructor" }, null];
             const taken = events.map((event) => store.receive(event, 0)[0]);
-            print([taken, store.unknown, store.received]);
+            print([taken, store.unknown, store.lastAt]);
         """)
-        assert found == [[None, None, None], 3, 0]
+        assert found == [[None, None, None], 3, None]
+
+    def test_the_newest_event_is_known_whether_kept_or_new(self) -> None:
+        found = _node("""
+            for (const heard of [40, 70, 55]) store.receive(live(heard), heard);
+            print(store.lastAt);
+        """)
+        assert found == 70
+
+    def test_standing_alarms_come_first_and_replays_last(self) -> None:
+        found = _node("""
+            const alarm = { alarm: "standing", alarm_id: "x" };
+            store.receive(live(0, { host: "a", source: "replay", ...alarm }), 0);
+            store.receive(live(0, { host: "b" }), 0);
+            store.receive(live(0, { host: "d", phase: null, ...alarm }), 0);
+            store.receive(live(0, { host: "c", ...alarm }), 0);
+            print(store.hosts());
+        """)
+        assert found == ["c", "d", "b", "a"]
 
 
 @needs_node

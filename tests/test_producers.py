@@ -414,8 +414,10 @@ def test_a_hub_that_takes_nothing_is_noticed_before_the_work(
     serve: Callable[..., Served], options: dict[str, Any]
 ) -> None:
     hub = serve(**options)
-    with pytest.raises(PublishError):
-        Publisher(hub.url).check()
+    for token in (None, "wrong-horse-battery"):
+        with pytest.raises(PublishError) as refused:
+            Publisher(hub.url, token).check()
+        assert ("--token-file" in str(refused.value)) == ("token" in options)
     hub.stop()
     Publisher(serve().url).check()
     assert hub.kept == []

@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,11 @@ from episodes.store import list_store
 from features.extraction import extract
 from features.registry import LAYOUT
 from hub.events import EVENT
+from live import outputs
 from live import scorer as scoring
 from live.bundle import Bundle, load_bundle
-from live.cli import FAILED, OK, USAGE, main
-from live.outputs import Command, Metrics
+from live.cli import FAILED, NO_HOST, OK, USAGE, main, recordings
+from live.outputs import Command, Hub, Metrics
 from live.scorer import LiveScorer
 from live.sources import DEPLOYABLE, Replay
 from live.stream import LiveWindow
@@ -86,6 +89,8 @@ def test_events_say_what_the_checkpoint_says_of_the_episode(
         assert event["score"] == pytest.approx(float(scores.over_time.score[i]), **close)
         assert (event["alarm"] in ("raised", "standing")) == bool(scores.over_time.alarm[i])
         assert event["source"] == "replay"
+        assert event["data_at"] == pytest.approx(event["end"], abs=0.2)  # of the recording
+        assert event["data_at"] < event["end"]
         assert len(event["why"]) <= 3
         assert set(event["coverage"]) == set(DEPLOYABLE)
 
@@ -201,7 +206,7 @@ def test_silence_is_told_at_once_and_every_stride(
         EVENT.validate_python(event)
         assert event["silent"] == ["lab-a", *DEPLOYABLE]
         assert event["phase"] is None
-        assert event["start"] == since
+        assert event["start"] == event["data_at"] == since
         assert event["end"] == pytest.approx(since + at)
     assert [event["alarm"] for _, event in told] == ["raised", "standing", "standing"]
     assert len({event["alarm_id"] for _, event in told}) == 1
@@ -219,7 +224,7 @@ def test_silence_before_the_first_row_is_told(
     made, began = LiveScorer(load_bundle(bundled("knn")), "lab-a", "s"), time.time()
     monkeypatch.setattr(scoring.time, "monotonic", lambda: made._heard + 7)
     (told,) = made.tick()
-    assert told["alarm"] == "raised"
+    assert (told["alarm"], told["data_at"]) == ("raised", None)
     assert [told["start"], told["end"]] == pytest.approx([began, began + 7], abs=1)
 
 
@@ -298,7 +303,7 @@ def program(*words: str) -> list[str]:
 
 @pytest.fixture
 def recorded(tmp_path: Path, members: dict[str, bytes]) -> Path:
-    folder = tmp_path / "lab-a" / EPISODE
+    folder = tmp_path / "unpacked" / EPISODE
     folder.mkdir(parents=True)
     for name, content in members.items():
         (folder / name).write_bytes(content)
@@ -314,6 +319,26 @@ def test_a_replay_prints_one_event_per_window(
     assert len(events) == 29
     assert {e["replay_of"] for e in events} == {EPISODE}
     assert {e["host"] for e in events} == {"lab-a"}
+
+
+@pytest.mark.parametrize("meta", [b"", b"[]", b'{"host_id": 7}', b'{"host_id": ""}'])
+def test_a_recording_that_names_no_host_has_one_all_the_same(recorded: Path, meta: bytes) -> None:
+    (recorded / "meta.json").write_bytes(meta)
+    (found,) = recordings(str(recorded))
+    assert found.host == NO_HOST
+
+
+def test_an_archive_outside_a_store_has_the_host_that_it_names(
+    bundled: Bundled, members: dict[str, bytes], tmp_path: Path
+) -> None:
+    archive = tmp_path / f"{EPISODE}.tar.zst"
+    archive.write_bytes(pack(EPISODE, members))
+    words = ["live", str(bundled("knn")), "--speed", "0", "--replay", str(archive)]
+    ran = CliRunner().invoke(app, words)
+    events = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert (ran.exit_code, {event["host"] for event in events}) == (OK, {"lab-a"})
+    for event in events:
+        EVENT.validate_python(event)
 
 
 def test_rejected_episodes_of_a_batch_are_not_replayed(
@@ -363,6 +388,31 @@ def test_what_cannot_be_done_is_a_usage_error(
     assert main(["live", str(bundled("knn")), *words]) == USAGE
 
 
+def test_a_replay_keeps_no_state(
+    bundled: Bundled, recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["live", str(bundled("knn")), "--replay", str(recorded), "--speed", "0"]
+    assert main([*words, "--state", str(tmp_path / "state.npz")]) == USAGE
+    assert "--state" in capsys.readouterr().err
+
+
+def test_a_folder_of_episodes_is_not_followed(
+    bundled: Bundled, recorded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["live", str(bundled("knn")), "--follow", str(recorded.parent)]) == USAGE
+    assert str(recorded) in capsys.readouterr().err
+
+
+def test_what_a_followed_folder_lacks_is_said(bundled: Bundled, tmp_path: Path) -> None:
+    words = program("live", str(bundled("knn")), "--follow", str(tmp_path), "--quiet")
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline().decode()
+        process.terminate()
+    assert str(tmp_path) in said
+    assert all(SOURCES[name].file in said for name in DEPLOYABLE)
+
+
 def test_sigterm_ends_cleanly_and_a_restart_goes_on(bundled: Bundled, tmp_path: Path) -> None:
     state = tmp_path / "state.npz"
     words = program("live", str(bundled("knn")), "--this-machine", "--state", str(state))
@@ -400,9 +450,54 @@ def test_a_command_runs_when_an_alarm_changes(tmp_path: Path) -> None:
         command.send(event | change)
     command.close()
     assert out.read_text().split() == ["raised", "cleared", "silent", "silent"]
-    failing = Command(["/no/such/program"])
-    failing.send(event | {"alarm": "raised"})
-    failing.close()  # told, and the scorer goes on
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["sh", "-c", "exit 3"], "--on-alarm: exit code 3"),
+        (["sh", "-c", "kill -9 $$"], "--on-alarm: exit code -9"),
+        (["sleep", "9"], "--on-alarm: ended, because it ran for 1 s"),
+        (["/no/such/program"], "--on-alarm: /no/such/program: No such file or directory"),
+    ],
+)
+def test_a_command_that_fails_is_told_and_the_scorer_goes_on(
+    words: list[str], told: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outputs, "_COMMAND_S", 1)
+    failing = Command(words)
+    failing.send({"phase": "clean", "alarm": "raised", "silent": []})
+    failing.close()
+    assert [record.message for record in caplog.records] == [told]
+
+
+@pytest.mark.parametrize("sent", [None, "", "wrong-horse-battery"])
+def test_a_refusal_is_said_once_with_what_to_do(
+    sent: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Refuses(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_error(401)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refuses)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    hub = Hub(f"http://127.0.0.1:{server.server_port}", sent)
+    for n in range(1, 4):
+        hub.send({})
+        while hub.refused < n:
+            time.sleep(0.01)
+    hub.close()
+    server.shutdown()
+    server.server_close()
+    assert hub.lost == 3
+    (said,) = (record.message for record in caplog.records if "401" in record.message)
+    assert "--token-file" in said
+    assert "PHASEWATCH_HUB_TOKEN" in said
+    assert ("needs" in said) == (not sent)
 
 
 def test_metrics_can_be_scraped(bundled: Bundled, members: dict[str, bytes]) -> None:

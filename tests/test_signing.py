@@ -328,8 +328,9 @@ def test_nothing_unsigned_is_used_where_signatures_are_required(lab: Lab) -> Non
     path = checkpoint_path(lab.workspace.checkpoint_folder(RECIPE), GBT)
     with pytest.raises(CheckpointError, match="signatures are required"):
         scorer_of(project, path)
-    with pytest.raises(BundleError, match="not signed"):
+    with pytest.raises(BundleError, match="not signed") as refused:
         load_bundle(lab.artifacts / BUNDLE, require_signature=True)
+    assert str(signing.keys_folder()) in str(refused.value)  # a device has no `phasewatch keys`
     assert live(["check", str(lab.artifacts / BUNDLE), "--require-signature"]) == FAILED
     codes = {s.code for s in project.statuses(project.stages["ingest"])}
     assert codes == {"signature"}

@@ -110,7 +110,7 @@ let news = false; // whether what comes is new: the latest of everything comes f
 
 function status() {
   at("connection").dataset.state = state;
-  const seconds = store.lastAt === null ? null : Math.round((performance.now() - store.lastAt) / 1000);
+  const seconds = store.lastAt === null ? null : Math.max(0, Math.round(now() - store.lastAt));
   const words = {
     connecting: "Connecting to the hub…",
     lost: "Reconnecting…",
@@ -119,7 +119,7 @@ function status() {
   const more = {
     connecting: "",
     lost: lostAt === null ? "" : `lost at ${clock(lostAt)}`,
-    open: seconds === null ? (store.received ? "nothing new yet" : "no events yet") : seconds < 2 ? "" : `last event ${duration(seconds)} ago`,
+    open: seconds === null ? "no events yet" : seconds < 2 ? "" : `last event ${duration(seconds)} ago`,
   };
   say(at("connection-words"), words[state]);
   say(at("connection-more"), more[state]);
@@ -143,12 +143,12 @@ function gap(n) {
 
 listen({
   event(event) {
+    // what was kept for us was heard when it was made, and is no sign of life
     const [type, change] = store.receive(event, news ? now() : Math.min(now(), event?.at ?? 0));
     if (type === null) {
       notice("unknown", `${plural(store.unknown, "event")} of a kind that this page does not know: not shown. Reload the page; the hub may be newer.`);
       return;
     }
-    if (news) store.lastAt = performance.now(); // what was kept for us is no sign of life
     for (const scene of SCENES) if (scene.types.includes(type)) dirty.add(scene);
     if (change && news) announce(event, change);
   },

@@ -9,6 +9,7 @@ import { alarmed, cell, centre, merged, silences, standing, strideOf } from "./s
 import { answer } from "./stream.js";
 
 const SPANS_S = [60, 120, 180, 300, 450, 600, 900, 1200]; // what a lane shows: the shortest that holds its windows
+const TIMES_S = [5, 10, 15, 30, 60, 120, 180, 300, 600]; // between times on the axis: two fit a narrow screen
 const SECONDS_S = 300; // up to here the axis has seconds
 const STALE_S = 20; // when the hub takes a host for silent: UNHEARD_S of live/silence.py
 const SHIFT_S = 600; // how far a silent lane moves on before it stands still
@@ -18,6 +19,13 @@ const NOTE_LENGTH = 500;
 
 /** How many hosts are under alarm, live or in a replay. */
 export const alarmsOf = (store, source) => [...store.lanes.values()].filter(({ last }) => last.source === source && standing(last)).length;
+/** Put children in order, moving as few as need be. */
+function arrange(parent, wanted) {
+  wanted.forEach((node, i) => {
+    if (parent.children[i] !== node) parent.insertBefore(node, parent.children[i] ?? null);
+  });
+}
+
 /** What is silent, in words: of a whole machine its name alone. */
 const quiet = ({ silent, host }) => (silent?.includes(host) ? host : (silent ?? []).join(", "));
 
@@ -50,7 +58,7 @@ export const scene = {
 
   update() {
     const { store, views } = this;
-    const hosts = [...store.lanes.keys()].sort();
+    const hosts = store.hosts();
     this.none.hidden = hosts.length > 0;
     this.key.hidden = hosts.length === 0;
     for (const [host, view] of views) {
@@ -67,6 +75,8 @@ export const scene = {
       }
       views.get(host).update();
     }
+    // a lane that somebody is in stays where it is
+    if (!this.lanes.contains(document.activeElement)) arrange(this.lanes, hosts.map((host) => views.get(host).element));
     this.head(hosts.map((host) => store.lanes.get(host)));
   },
 
@@ -245,7 +255,7 @@ class LaneView {
       legend: { show: false },
       scales: { x: { range: () => this.range }, y: { range: () => [0, 1] } },
       axes: [
-        { ...axis, size: 24, gap: 4, space: 70, values: (_, splits) => this.times(splits) },
+        { ...axis, size: 24, gap: 4, space: 70, incrs: TIMES_S, values: (_, splits) => this.times(splits) },
         { ...axis, size: GUTTER, gap: 8, splits: () => [0, 0.5, 1], values: (_, splits) => splits.map(String) },
       ],
       series: [
@@ -310,9 +320,7 @@ class LaneView {
   /** Put the rows in order without moving the one that has the focus. */
   rearrange(wanted) {
     for (const child of [...this.alarms.children]) if (!wanted.includes(child)) child.remove();
-    wanted.forEach((node, i) => {
-      if (this.alarms.children[i] !== node) this.alarms.insertBefore(node, this.alarms.children[i] ?? null);
-    });
+    arrange(this.alarms, wanted);
   }
 
   alarmRow(alarm) {

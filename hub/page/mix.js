@@ -38,8 +38,9 @@ function bar(event, width) {
   const all = total(event);
   const parts = PHASES.filter((phase) => event.mix[phase]).map((phase) => {
     const share = event.mix[phase] / all;
+    const fits = (letters) => width * share > LETTER_PX * letters; // the legend has the names of narrow parts
     return h("div", { class: "part", vars: { "--share": String(event.mix[phase]) } },
-      h("i", { class: `p-${phase}` }), width * share > LETTER_PX * (phase.length + 5) && h("span", {}, h("span", { class: "name" }, phase), " ", percent(share)));
+      h("i", { class: `p-${phase}` }), fits(4) && h("span", {}, fits(phase.length + 5) && [h("span", { class: "name" }, phase), " "], percent(share)));
   });
   return h("div", { class: "mix" },
     h("p", {}, h("b", {}, event.scope), h("span", { class: "soft" }, `${count(all)} windows`)),

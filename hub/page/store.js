@@ -1,6 +1,8 @@
 // What was received, by type, in bounded memory. An event replaces the one before it of the same
 // subject, as in the hub; nothing is made up, filled in or carried over.
 
+import { standing } from "./spans.js";
+
 export const LIVE_WINDOWS = 240; // per host: twenty minutes
 const HOSTS = 100;
 const ALARMS = 40; // per host
@@ -101,9 +103,14 @@ export class Store {
     this.points = new Bounded(POINTS);
     this.perf = new Bounded(OTHERS);
     this.answers = new Bounded(OTHERS); // alarm id -> the last answer
-    this.received = 0;
     this.unknown = 0; // events of a type or version that this page does not know
-    this.lastAt = null; // when the last new event came, on the page's own clock
+    this.lastAt = null; // when the newest event was heard, by the hub's clock
+  }
+
+  /** Hosts in order: under alarm, then other live ones, then replays, each by name. */
+  hosts() {
+    const rank = ({ last }) => (last.source === "replay" ? 2 : standing(last) ? 0 : 1);
+    return [...this.lanes.values()].sort((a, b) => rank(a) - rank(b) || (a.host < b.host ? -1 : 1)).map(({ host }) => host);
   }
 
   /** Keep an event that was heard at that time; gives [type, change of the lane or null]. */
@@ -113,7 +120,7 @@ export class Store {
       this.unknown += 1;
       return [null, null];
     }
-    this.received += 1;
+    this.lastAt = Math.max(this.lastAt ?? heard, heard);
     return [event.type, take(this, event, heard) ?? null];
   }
 }

@@ -156,7 +156,7 @@ class _Recordings:
 
     def __call__(self, name: str) -> Iterator[Recording]:
         from episodes.validation import validate
-        from live.cli import Recording, UsageError, recordings
+        from live.cli import NO_HOST, Recording, UsageError, recordings
         from pipelines.cli.episodes import episodes_of
 
         if Path(name).is_dir():
@@ -172,7 +172,8 @@ class _Recordings:
         for stored in chosen:
             record, episode = validate(stored, workspace.validation, workspace.layout.fields)
             if episode is not None and record.usable:
-                yield Recording(stored.episode_id, stored.host_id, dict(episode.members))
+                host = record.host_id or NO_HOST
+                yield Recording(stored.episode_id, host, dict(episode.members))
                 continue
             left_out[record.verdict] += 1
             if len(chosen) == 1:
