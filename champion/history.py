@@ -287,13 +287,26 @@ def put_in_use(folder: Path, champion: Champion, *, judged_against: Champion | N
         ))  # fmt: skip
 
 
+def check_evidence(folder: Path, champion: Champion, layout: Layout) -> None:
+    """Read the training lists, alarm rules and likeness that are kept with a champion.
+
+    Raises:
+        ChampionError: one of them is gone or was changed.
+    """
+    for recipe in champion.checkpoints:
+        read_training(folder, champion, recipe)
+        if champion.alarm_rules:
+            load_rule(folder, champion, recipe)
+    load_likeness(folder, champion, layout)
+
+
 def sign_again(folder: Path, champion: Champion, *, by: str, why: str) -> Champion:
     """Sign the champion as it is: the kept headers, and a new entry with the same checkpoints.
 
     A rollback from the new entry restores what one from the old entry would.
 
     Raises:
-        ChampionError: it is no longer the champion.
+        ChampionError: another model was promoted meanwhile.
         CheckpointError: a copy is absent or damaged.
     """
     with _one_at_a_time(folder):

@@ -106,7 +106,7 @@ class Hub:
         self._waiting: deque[Event] = deque(maxlen=MAX_WAITING)
         self.dropped = 0
         self.refused = 0
-        self._said = ""  # why it refuses, which is said once
+        self._said = ""  # the last refusal that was logged; a repeated one is not
         self._more = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="hub", daemon=True)

@@ -19,13 +19,11 @@ from champion.history import (
     POINTER_FILE,
     REFERENCE_FILE,
     ChampionError,
+    check_evidence,
     check_kept,
     kept_folder,
     kept_path,
-    load_likeness,
-    load_rule,
     read_pointer,
-    read_training,
     unsigned,
 )
 from config.signing import Signed, distrust, unsealed
@@ -283,11 +281,7 @@ class Chain:
             entries = [each for each in every if checkpoint_id in each.checkpoints.values()]
             for champion in entries:
                 check_kept(folder, champion)
-                for recipe in champion.checkpoints:
-                    read_training(folder, champion, recipe)
-                    if champion.alarm_rules:
-                        load_rule(folder, champion, recipe)
-                load_likeness(folder, champion, self._project.workspace.layout)
+                check_evidence(folder, champion, self._project.workspace.layout)
                 self._reference(kept_path(folder, champion).with_name(REFERENCE_FILE))
             if self._required and (why := unsigned(pointer)):
                 raise _NotTrustedError(why)

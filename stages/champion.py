@@ -16,6 +16,7 @@ from champion.history import (
     TRAINING_FILE,
     Champion,
     ChampionError,
+    check_evidence,
     check_kept,
     keep,
     kept_folder,
@@ -500,11 +501,7 @@ def _against_signing(project: Project, champion: Champion, replayed: list[str]) 
         ChampionError: a file that is kept with it is gone or changed.
     """
     folder, layout = project.workspace.champion_folder, project.workspace.layout
-    for recipe in champion.checkpoints:
-        read_training(folder, champion, recipe)
-        if champion.alarm_rules:
-            load_rule(folder, champion, recipe)
-    load_likeness(folder, champion, layout)
+    check_evidence(folder, champion, layout)
     return [
         ground
         for recipe in champion.checkpoints

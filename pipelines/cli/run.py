@@ -64,7 +64,8 @@ def run(
         runs=[asdict(one) for one in ran],
         report=None if ingest_only else str(workspace.report_page),
     )
-    if fault := Project(workspace).champion_fault:  # a run needs no champion, but says so
+    # a run needs no champion, but must not hide this
+    if fault := Project(workspace).champion_fault:
         fail(fault, **document.as_json())
     return document
 
