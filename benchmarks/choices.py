@@ -30,8 +30,9 @@ from stages.project import Project
 from stages.workspace import Workspace, workspace_from_environment
 
 FAR = 1e6  # a limit that nothing reaches
-LAST = {"keep": "last"}
-CHOICES: dict[str, list[dict[str, int | float | str]]] = {
+Choice = dict[str, int | float | str]
+LAST: Choice = {"keep": "last"}
+CHOICES: dict[str, list[Choice]] = {
     "gbt": [{}, {"max_depth": 3}, {"max_depth": 8}, {"colsample_bynode": 1.0}],
     "mlp": [{}, {"n_pieces": 1}, {"n_pieces": 16}, {"dropout": 0.3}, LAST],
     "knn": [{}, {"n_components": 230}, {"n_components": 8}, {"limit": FAR}],

@@ -22,7 +22,7 @@ from features.extraction import Extracted, extract
 from features.loaders import read_windows
 from features.registry import LAYOUT, STATS
 from features.relative import running_median
-from features.shards import ShardWriter
+from features.shards import ShardWriter, episode_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,11 +97,11 @@ def write_corpus(root: Path, n_windows: int, n_shards: int, seed: int = 0) -> No
             kinds = {kind: root / f"{number:05}" / kind for kind in KINDS}
             for folder in kinds.values():
                 folder.mkdir(parents=True, exist_ok=True)
-            writer = ShardWriter(LAYOUT, *(Folder(folder) for folder in kinds.values()))
-            while written + writer.n_windows < n_windows * (number + 1) / n_shards:
-                writer.add(*next(episodes))
+            tensor, feature = (Folder(folder) for folder in kinds.values())
+            writer = ShardWriter(LAYOUT, tensor, feature)
+            while written < n_windows * (number + 1) / n_shards:
+                written += writer.add(episode_rows(*next(episodes))).windows
             writer.close()
-            written += writer.n_windows
 
 
 KINDS = ("tensor_shards", "feature_shards")

@@ -114,7 +114,7 @@ def measured(model: str, mode: Any, folder: Path) -> dict[str, Any]:
             lap("scale")
             return scaled(*given)
 
-        models.trainer._Batches.shuffled = begin  # type: ignore[method-assign]
+        models.trainer._Batches.shuffled = begin  # type: ignore[method-assign, assignment]
     says = [""]
 
     def progress(done: int, total: int, text: str) -> None:

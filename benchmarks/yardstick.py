@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def unbeaten(document: Comparisons) -> list[str]:
         for family in document.families
         if family.name == "baselines"
         for c in family.comparisons
-        if c.other.model in HAVE_TO_BE_BEATEN and not c.low > 0
+        if c.other.model in HAVE_TO_BE_BEATEN and (c.low is None or c.low <= 0)
     ]
 
 
@@ -119,7 +120,8 @@ def main() -> None:
         if manifest is None:
             sys.exit(f"{recipe} was not evaluated: phasewatch run")
         document = read_comparisons(manifest)
-        scores = {p.model: p.macro_f1.value for p in document.predictors if p.mode == mode}
+        f1 = {p.model: p.macro_f1.value for p in document.predictors if p.mode == mode}
+        scores = {name: math.nan if value is None else value for name, value in f1.items()}
         summary = sides(workspace, recipe, Variant("gbt", mode))
         scores["forest"] = forest(summary, "train")
         scores["forest+val"] = forest(summary, "train", "val")
