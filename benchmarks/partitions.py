@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,21 +88,16 @@ def make_artifacts(workspace: Workspace, model: Path) -> None:
     models = []
     for batch, stored in list_store(Path("data/store")).batches.items():
         made = ingest_batch(stored[:2], model / batch, workspace.validation, workspace.layout)
-        texts = {
-            name: (made[name].folder / MANIFEST_FILE).read_text(encoding="utf-8") for name in made
-        }
-        models.append((made, texts))
+        models.append(made)
     for n, (batch, listed) in enumerate(workspace.listing().batches.items()):
         identity = batch_fingerprint(listed, workspace.validation, workspace.layout)
-        made, texts = models[n % len(models)]
-        for name, text in texts.items():
+        for name, manifest in models[n % len(models)].items():
             folder = workspace.batch_folder(batch) / name
             folder.mkdir(parents=True)
-            for file in made[name].files.values():
-                os.link(made[name].folder / file["name"], folder / file["name"])
-            (folder / MANIFEST_FILE).write_text(
-                text.replace(made[name].fingerprint, identity), encoding="utf-8"
-            )
+            for file in manifest.files.values():
+                os.link(manifest.folder / file["name"], folder / file["name"])
+            copy = replace(manifest, folder=folder, fingerprint=identity)
+            (folder / MANIFEST_FILE).write_bytes(copy.sealed())
 
 
 def record(workspace: Workspace) -> None:
@@ -179,7 +174,10 @@ def staleness(workspace: Workspace) -> None:
     from stages.project import Project
 
     project = Project(workspace)
-    print(f"      {len(project.due('ingest'))} batches due, {len(project.recipes)} recipes")
+    due = project.due("ingest")
+    print(f"      {len(project.recipes)} recipes")
+    if due:
+        raise RuntimeError(f"every batch must be current; {due[0].statuses[0].line}")
 
 
 def listing(workspace: Workspace) -> None:

@@ -58,6 +58,14 @@ class Manifest:
     digest: str | None = field(default=None, compare=False)  # its seal; None: it has none
     signature: Any = field(default=None, compare=False)
 
+    def sealed(self) -> bytes:
+        """What its file holds."""
+        value = {
+            "fingerprint": self.fingerprint, "files": self.files, "facts": self.facts,
+            "stage_version": self.stage_version,
+        }  # fmt: skip
+        return sealed(value, "manifest")
+
     @property
     def version(self) -> str:
         """The data version: equal inputs and equal bytes give an equal one."""
@@ -179,11 +187,7 @@ def _base_name(name: str) -> str:
 
 def write_manifest(manifest: Manifest) -> Manifest:
     """Put a manifest in place; the files it names must be there already."""
-    value = {
-        "fingerprint": manifest.fingerprint, "files": manifest.files, "facts": manifest.facts,
-        "stage_version": manifest.stage_version,
-    }  # fmt: skip
-    content = sealed(value, "manifest")
+    content = manifest.sealed()
     write_atomically(manifest.folder / MANIFEST_FILE, content)
     seal = unsealed(content, _FIELDS, _SINCE)
     return replace(manifest, digest=seal.digest, signature=seal.signature)
