@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from config.messages import meant
 from episodes.environment import collector_paused, retried, settled
@@ -37,8 +37,7 @@ class StoreError(Exception):
     """The store as a whole cannot be used; the message says which path and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class IndexRow:
+class IndexRow(NamedTuple):
     """One line of ``index.jsonl``."""
 
     episode_id: str
@@ -51,19 +50,22 @@ class IndexRow:
     backfilled: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class StoredEpisode:
+class StoredEpisode(NamedTuple):
     """One episode of one host: its index rows and its archive, either of which may be missing."""
 
     host_id: str
     episode_id: str
-    path: Path  # of the archive, present or not
+    file: str  # the archive, present or not
     size_bytes: int | None  # of the file on disk; None: missing, or still arriving
     index_rows: tuple[IndexRow, ...]
     other_hosts: tuple[str, ...] = ()  # other hosts that have the same id
     arrived_bytes: int | None = None  # of a file shorter than its index row says
     in_store: bool = True  # False: a single file, without an index
     unreadable: str = ""  # why its folder cannot be read; its size is then what the index says
+
+    @property
+    def path(self) -> Path:
+        return Path(self.file)
 
     @property
     def absence(self) -> str:
@@ -175,10 +177,10 @@ def find_archive(path: Path) -> StoredEpisode:
         host = absolute.parent
         if host.parent.name == "episodes" and (host.parent.parent / "index.jsonl").is_file():
             for episode in list_store(host.parent.parent).episodes:
-                if episode.path == absolute:
+                if episode.file == str(absolute):
                     return episode
     episode_id = path.name.removesuffix(ARCHIVE_SUFFIX)
-    return StoredEpisode("", episode_id, path, size_bytes, (), in_store=False)
+    return StoredEpisode("", episode_id, str(path), size_bytes, (), in_store=False)
 
 
 def _absence(episode: StoredEpisode) -> str:
@@ -243,7 +245,7 @@ class _Store:
         self._root = root
         self._index = _Index(root / "index.jsonl")
         self._folders: dict[str, _Folder] = {}
-        self._hosts: dict[str, set[str]] = defaultdict(set)  # by episode id
+        self._hosts: dict[str, tuple[str, ...]] = {}  # that have an episode, by its id
         self._batches: dict[str, dict[str, StoredEpisode]] = defaultdict(dict)
         self._listed: dict[str, tuple[StoredEpisode, ...]] = {}  # the same, in order
 
@@ -279,20 +281,22 @@ class _Store:
 
     def _reconcile(self, changed: set[_Key]) -> None:
         """Rebuild these episodes, and the batches that they belong to."""
-        rows = self._index.rows
-        others: set[_Key] = set()  # have an id in common with these
+        rows, folders, hosts_of = self._index.rows, self._folders, self._hosts
+        sharing: set[_Key] = set()  # have an id in common with these
         for host_id, episode_id in changed:
-            folder, hosts = self._folders.get(host_id), self._hosts[episode_id]
-            there = (host_id, episode_id) in rows or bool(folder and episode_id in folder.sizes)
-            if there != (host_id in hosts):
-                (hosts.add if there else hosts.remove)(host_id)
-                if hosts - {host_id}:
-                    others |= {(host, episode_id) for host in hosts}
+            folder, hosts = folders.get(host_id), hosts_of.setdefault(episode_id, ())
+            in_store = (host_id, episode_id) in rows or (
+                folder is not None and episode_id in folder.sizes
+            )
+            if in_store != (host_id in hosts):
+                others = tuple(host for host in hosts if host != host_id)
+                hosts_of[episode_id] = (*others, host_id) if in_store else others
+                sharing.update((host, episode_id) for host in others)
         touched = set()
-        for host_id, episode_id in changed | others:
+        for host_id, episode_id in changed | sharing:
             batch = batch_key(host_id, episode_id)
             touched.add(batch)
-            if host_id in self._hosts[episode_id]:
+            if host_id in hosts_of[episode_id]:
                 self._batches[batch][episode_id] = self._episode(host_id, episode_id)
             else:
                 self._batches[batch].pop(episode_id, None)
@@ -306,32 +310,31 @@ class _Store:
 
     def _episode(self, host_id: str, episode_id: str) -> StoredEpisode:
         folder = self._folders.get(host_id)
-        parent = folder.path if folder else self._root / "episodes" / host_id
-        path = parent / f"{episode_id}{ARCHIVE_SUFFIX}"
+        file = f"{self._root}/episodes/{host_id}/{episode_id}{ARCHIVE_SUFFIX}"
         rows = tuple(self._index.rows.get((host_id, episode_id), ()))
         size = folder.sizes.get(episode_id) if folder else None
         if folder and folder.unreadable:
             size = rows[0].size_bytes if size is None and rows else size
         elif size is None:  # the file and its row may have come since the folder was listed
-            size = _size(path)
+            size = _size(file)
         elif folder:
-            folder.expect(episode_id, {row.size_bytes for row in rows})
+            folder.expect(episode_id, [row.size_bytes for row in rows])
         arriving = (
             size is not None
             and bool(rows)
             and size < rows[0].size_bytes  # of most it says all, and the first is cheap
             and all(size < row.size_bytes for row in rows)
             and not (folder and folder.unreadable)
-            and stat.S_ISREG(path.lstat().st_mode)  # anything else never becomes a file
+            and stat.S_ISREG(os.lstat(file).st_mode)  # anything else never becomes a file
         )
         hosts = self._hosts[episode_id]
         return StoredEpisode(
             host_id,
             episode_id,
-            path,
+            file,
             None if arriving else size,
             rows,
-            tuple(sorted(hosts - {host_id})) if len(hosts) > 1 else (),
+            tuple(sorted(host for host in hosts if host != host_id)) if len(hosts) > 1 else (),
             size if arriving else None,
             unreadable=folder.unreadable if folder else "",
         )
@@ -377,7 +380,7 @@ class _Folder:
         seen = (now.st_dev, now.st_ino, now.st_mtime_ns, now.st_ctime_ns)
         before = self.sizes
         if seen == self._seen:
-            sizes = {each: _size(self._file(each)) for each in self._unsettled}
+            sizes = {each: _size(f"{self.path}/{each}{ARCHIVE_SUFFIX}") for each in self._unsettled}
             self.sizes = before | {each: size for each, size in sizes.items() if size is not None}
             return {each for each in sizes if self.sizes[each] != before[each]}
         self._seen = seen if settled(now) else None
@@ -402,9 +405,6 @@ class _Folder:
                 self.problems.append(f"{where}: name must be a ULID")
         return sizes
 
-    def _file(self, episode_id: str) -> Path:
-        return self.path / f"{episode_id}{ARCHIVE_SUFFIX}"
-
 
 def _folder_names(root: Path) -> list[str]:
     """The folders, whether they can be read or not."""
@@ -421,9 +421,9 @@ def _archives(folder: Path) -> Iterator[tuple[str, int]]:
                     yield entry.name, entry.stat(follow_symlinks=False).st_size
 
 
-def _size(path: Path) -> int | None:
+def _size(file: str) -> int | None:
     try:
-        return path.lstat().st_size
+        return os.lstat(file).st_size
     except FileNotFoundError:
         return None
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from champion.history import ChampionError
 from config.messages import unknown
-from config.signing import distrust, signing_key
+from config.signing import distrust, signing_key, trusted_keys
 from datasets.splits import RECIPES
 from episodes.environment import MachineError, collector_paused
 from features.files import fingerprint
@@ -27,6 +27,7 @@ from stages import registry
 from stages.batch import settings_fingerprint
 from stages.datasets import unavailable
 from stages.manifest import DamagedError
+from stages.remembered import Remembered, identity_of
 from stages.status import REASONS, Reason, StageError, Status
 
 if TYPE_CHECKING:
@@ -188,13 +189,29 @@ class Project:
         """
         if stage.partition == "recipe":
             _check_recipe(key)
-        declared = self.stages.get(stage.name) is stage
-        remembered = declared and outputs is None
+        remembered = self.stages.get(stage.name) is stage and outputs is None
         if remembered and (stage.name, key, verify) in self._statuses:
             return self._statuses[stage.name, key, verify]
         if not self.available(stage, key):
             return Status(stage.name, key, self.unavailable[key], stage.remedy(key))
-        if declared:
+        identity = self._identity(stage, key) if remembered else None
+        if identity and self._remembered.holds(key, identity, verified=verify):
+            reason = None
+        else:
+            reason = self._reason(stage, key, verify, outputs)
+            if identity and reason is None:
+                self._remembered.add(key, identity, verified=verify)
+        address = self.workspace.address
+        status = Status(stage.name, key, reason or Reason("current"), stage.remedy(key), address)
+        if remembered:
+            self._statuses[stage.name, key, verify] = status
+        return status
+
+    def _reason(
+        self, stage: Stage, key: str, verify: bool, outputs: Collection[str] | None
+    ) -> Reason | None:
+        """Why an artifact is not current, from what is on disk."""
+        if self.stages.get(stage.name) is stage:
             artifacts = self.artifacts(stage.name, key)
         else:  # with the options of a run
             artifacts = stage.read(self, key)
@@ -207,11 +224,24 @@ class Project:
             reason = self._unsigned(chosen.values()) or reason
         if reason is not None and _made_by_other_code(stage, chosen, reason):
             reason = Reason("version")
-        address = self.workspace.address
-        status = Status(stage.name, key, reason or Reason("current"), stage.remedy(key), address)
-        if remembered:
-            self._statuses[stage.name, key, verify] = status
-        return status
+        return reason
+
+    @cached_property
+    def _remembered(self) -> Remembered:
+        return Remembered(self.workspace.artifacts_path / "cache" / "current_batches.json")
+
+    def _identity(self, stage: Stage, key: str) -> str | None:
+        """Identity of all that tells whether a batch is current; None if it is not remembered."""
+        if self.workspace.require_signatures or key not in self.listing.batches:
+            return None
+        if not (folders := stage.folders(self, key)):
+            return None
+        return identity_of(f"{stage.fingerprint(self, key)} {self._trusted}", folders)
+
+    @cached_property
+    def _trusted(self) -> str:
+        """The keys whose signatures are checked."""
+        return " ".join(sorted(trusted_keys()))
 
     def _unsigned(self, artifacts: Iterable[Any]) -> Reason | None:
         """Why artifacts may not be used where signatures are required."""
@@ -328,7 +358,9 @@ class Project:
         if job not in jobs:
             raise ValueError(unknown("job", job, jobs))
         with collector_paused():
-            return self._due(job, verify)
+            due = self._due(job, verify)
+        self._remembered.keep(self.listing.batches.keys())
+        return due
 
     def _due(self, job: str, verify: bool) -> list[Due]:
         stages = [s for s in self.stages.values() if s.job == job and s.automatic]

@@ -139,6 +139,13 @@ class Stage(ABC):
         """Within, work on what these keys need may be ahead of ``make``, in other processes."""
         return nullcontext()
 
+    def folders(self, project: Project, key: str) -> Sequence[Path]:
+        """Where all is from which ``reason`` tells, besides the fingerprint, that it is current.
+
+        None for a stage of which that is not remembered.
+        """
+        return ()
+
     def idle(self, project: Project) -> bool:
         """Whether nothing can come of it as things stand, whatever the key."""
         return False

@@ -147,7 +147,7 @@ class Workspace(BaseModel):
         return list_store(self.store_path)
 
     def batch_folder(self, batch: str) -> Path:
-        return self.artifacts_path / "batches" / batch
+        return Path(f"{self.artifacts_path}/batches/{batch}")  # asked for ten thousand at once
 
     @property
     def contracts_folder(self) -> Path:

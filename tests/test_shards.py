@@ -398,17 +398,17 @@ def test_the_fingerprint_is_independent_of_times_and_places(tmp_path: Path):
 
 
 def row(stored: StoredEpisode, **changes: Any) -> StoredEpisode:
-    return replace(stored, index_rows=(replace(stored.index_rows[0], **changes),))
+    return stored._replace(index_rows=(stored.index_rows[0]._replace(**changes),))
 
 
 CHANGES: dict[str, Callable[[StoredEpisode], StoredEpisode]] = {
-    "size": lambda e: replace(e, size_bytes=e.size_bytes + 1),
-    "gone": lambda e: replace(e, size_bytes=None),
+    "size": lambda e: e._replace(size_bytes=e.size_bytes + 1),
+    "gone": lambda e: e._replace(size_bytes=None),
     "hash": lambda e: row(e, sha256="0" * 64),
     "received": lambda e: row(e, received_at_wall="2026-11-03T09:00:00.000Z"),
-    "unindexed": lambda e: replace(e, index_rows=()),
-    "indexed twice": lambda e: replace(e, index_rows=e.index_rows * 2),
-    "other host": lambda e: replace(e, other_hosts=("lab-b",)),
+    "unindexed": lambda e: e._replace(index_rows=()),
+    "indexed twice": lambda e: e._replace(index_rows=e.index_rows * 2),
+    "other host": lambda e: e._replace(other_hosts=("lab-b",)),
 }
 
 
@@ -785,7 +785,7 @@ def test_a_batch_that_grew_is_what_it_would_be_at_once(
                 here.pop(episode.episode_id, None)
             else:
                 hosts = (f"lab-{chance.randrange(100)}",) if change == "change" else ()
-                here[episode.episode_id] = replace(episode, other_hosts=hosts)
+                here[episode.episode_id] = episode._replace(other_hosts=hosts)
         if not here:
             continue
         episodes = [here[key] for key in sorted(here)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -135,6 +136,8 @@ def main() -> None:
             sys.exit(INTERRUPTED)
         show_error(_unexpected(error), {}, as_json="--json" in sys.argv[1:])
         sys.exit(FAILED)
+    finally:
+        gc.freeze()  # Python would look for garbage among the million objects of a large store
 
 
 def _speak_utf8() -> None:

@@ -74,6 +74,7 @@ def run_all(
         check_corpus_code(workspace)  # before a run says so: here the exit code does, too
         ran += _ingest(workspace, ingest)
         project = Project(workspace)
+        project.due("ingest", verify=True)  # remembers that what was just written is current
     if ingest_only:
         return ran
     wanted = []

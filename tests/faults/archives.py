@@ -516,7 +516,7 @@ def judge(path: Path, content: bytes | None) -> list[str]:
     digest = sha256(content) if content is not None else "0" * 64
     size = path.lstat().st_size
     index = IndexRow(ID, "lab-a", digest, size, "2026-11-02T08:00:00Z", 1)
-    stored = StoredEpisode("lab-a", ID, path, size, (index,))
+    stored = StoredEpisode("lab-a", ID, str(path), size, (index,))
     record, _ = judged(stored, ValidationPolicy(), LAYOUT)
     return [record.verdict, *record.reasons, *record.details]
 

@@ -1,0 +1,74 @@
+"""Which batches were found current, kept between processes while nothing on disk changes.
+
+A store of a year has ten thousand batches with thirty thousand manifests, and shards that take
+minutes to hash. Only the answer is kept: whoever reads a file still compares its hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from episodes.environment import settled
+from features.files import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+    from pathlib import Path
+
+
+class Remembered:
+    """Identities of what was current, by key.
+
+    Args:
+        path: where they are kept. What cannot be read there is forgotten.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._changed = False
+        try:
+            value = json.loads(path.read_bytes())
+            self._known = {str(key): (str(name), bool(sure)) for key, (name, sure) in value.items()}
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+            self._known = {}
+
+    def holds(self, key: str, identity: str, *, verified: bool) -> bool:
+        """Whether this was current, and with ``verified`` had the hashes that it should have."""
+        known, sure = self._known.get(key, ("", False))
+        return known == identity and (sure or not verified)
+
+    def add(self, key: str, identity: str, *, verified: bool) -> None:
+        if not self.holds(key, identity, verified=verified):
+            self._known[key] = identity, verified
+            self._changed = True
+
+    def keep(self, keys: Collection[str]) -> None:
+        """Write down those of these keys; where that fails, they are looked at again next time."""
+        if self._changed:
+            known = {key: each for key, each in self._known.items() if key in keys}
+            with suppress(OSError):
+                write_atomically(self._path, json.dumps(known).encode())
+            self._changed = False
+
+
+def identity_of(made_from: str, folders: Iterable[Path]) -> str | None:
+    """Identity of what an artifact is made from and of the files in its folders.
+
+    None where a change could leave the same behind: it was written within the last two seconds.
+    """
+    seen = []
+    with suppress(OSError):
+        for folder in folders:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    state = entry.stat()
+                    if not settled(state):
+                        return None
+                    times = state.st_mtime_ns, state.st_ctime_ns
+                    seen.append((entry.name, state.st_dev, state.st_ino, state.st_size, *times))
+        return hashlib.sha256(f"{made_from} {sorted(seen)}".encode()).hexdigest()
+    return None
