@@ -274,7 +274,7 @@ def _members(plain: IO[bytes]) -> Iterator[_Member]:
     n_extended = 0
     while (header := _exactly(plain, _BLOCK)) != bytes(_BLOCK):
         kind, size = header[156:157], _number(header[124:136])
-        if _number(header[148:156]) not in _sums(header):
+        if not _sums_up(header):
             raise EOFError("a header is damaged")
         if kind in _EXTENDED:
             n_extended += 1
@@ -314,10 +314,14 @@ def _plain_name(header: bytes) -> bytes:
     return prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name
 
 
-def _sums(header: bytes) -> tuple[int, int]:
-    """The sums that a header may state; some old programs took bytes as signed."""
+def _sums_up(header: bytes) -> bool:
+    """Whether a header states its sum; some old programs took bytes as signed."""
     rest = header[:148] + b" " * 8 + header[156:]
-    return sum(rest), sum(rest) - 256 * sum(byte > 127 for byte in rest)
+    difference = sum(rest) - _number(header[148:156])
+    return difference in (0, 256 * len(rest.translate(None, _ASCII)))
+
+
+_ASCII = bytes(range(128))
 
 
 def _number(digits: bytes) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from config.signing import sealed, unsealed
@@ -255,17 +256,23 @@ def _changed(episodes: Sequence[StoredEpisode], index: Manifest | None) -> Reaso
 
 def keep_contracts(folder: Path, layout: Layout) -> None:
     """Write the contracts in force where a later difference can be explained from, and the code."""
-    for kind, digest in contract_hashes(layout).items():
-        path, content = (
-            folder / f"{digest}.json",
-            canonical_json(contract_of(layout, kind).sections),
-        )
+    for name, content in _contracts(layout).items():
+        path = folder / name
         if not path.exists() or path.read_bytes() != content:
             write_atomically(path, content)
     recorded = _recorded(layout)
     path = folder / f"{_CODE}{fingerprint(recorded)}.json"
     if _read_code(path) != recorded:
         write_atomically(path, sealed(recorded, None))
+
+
+@cache
+def _contracts(layout: Layout) -> dict[str, bytes]:
+    """The files of the contracts in force, by name."""
+    return {
+        f"{digest}.json": canonical_json(contract_of(layout, kind).sections)
+        for kind, digest in contract_hashes(layout).items()
+    }
 
 
 _CODE = "code-"
