@@ -8,7 +8,9 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from shutil import which
 
 import pytest
 from lab import once
@@ -45,25 +47,44 @@ print(json.dumps({"code": code, "modules": sorted(sys.modules), "files": sorted(
 """
 
 
-@pytest.fixture(scope="session")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment in which phasewatch-device is installed."""
+Python = Callable[[str], Path]
 
-    def make(root: Path) -> None:
+
+@pytest.fixture(scope="session")
+def device_python(tmp_path_factory: pytest.TempPathFactory) -> Python:
+    """Program of a Python -> the one of an environment with phasewatch-device, made with it."""
+
+    def make(program: str, root: Path) -> None:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
         subprocess.run(
             [*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(root), str(ROOT / "device")],
             check=True,
         )
         [wheel] = root.glob("*.whl")
-        subprocess.run(
-            [sys.executable, "-m", "venv", "--without-pip", str(root / "venv")], check=True
-        )
+        subprocess.run([program, "-m", "venv", "--without-pip", str(root / "venv")], check=True)
         subprocess.run(
             [*pip, "--python", str(root / "venv"), "install", "--quiet", str(wheel)], check=True
         )
 
-    return once(tmp_path_factory, "device", make) / "venv" / "bin" / "python"
+    def of(program: str) -> Path:
+        name = f"device-{Path(program).name}"
+        return once(tmp_path_factory, name, partial(make, program)) / "venv" / "bin" / "python"
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def python(device_python: Python) -> Path:
+    return device_python(sys.executable)
+
+
+def interpreter(version: str) -> str | None:
+    """Another Python of this machine: on the path, or installed beside this one."""
+    beside = Path(sys.base_prefix).parent.glob(f"{version}*/bin/python{version}")
+    for program in (which(f"python{version}"), *map(str, beside)):
+        if program and not subprocess.run([program, "-c", ""], capture_output=True).returncode:
+            return program
+    return None
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -80,6 +101,21 @@ def test_the_bundle_of_every_model_verifies_on_a_device(
     assert ("onnxruntime" in said["modules"]) == (MODELS[model].library == "torch")
     ours = {f for f in said["files"] if Path(f).parent.name in ("live", "features", "models")}
     assert all(str(python.parent.parent) in name for name in ours)
+
+
+@pytest.mark.parametrize("model", ["knn", "gbt", "gru"])
+@pytest.mark.parametrize("version", ["3.12", "3.13"])
+def test_bundles_verify_with_other_pythons(
+    version: str, model: str, device_python: Python, bundled: Callable[[str], Path], tmp_path: Path
+) -> None:
+    program = interpreter(version)
+    if program is None:
+        pytest.skip(f"there is no Python {version} here")
+    done = subprocess.run(
+        [str(device_python(program)), "-c", LOADED, str(bundled(model))], cwd=tmp_path,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout.splitlines()[-1])["code"] == 0
 
 
 def test_the_wheel_holds_the_modules_that_are_loaded_and_no_others(
