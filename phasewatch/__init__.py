@@ -100,7 +100,7 @@ def open_project(
     from stages.workspace import check_artifacts, workspace_from_environment
 
     given = {"config": config, "store": store, "artifacts": artifacts}
-    chosen = {f"PHASEWATCH_{n.upper()}": str(p) for n, p in given.items() if p is not None}
+    chosen = {f"PHASEWATCH_{n.upper()}": os.fspath(p) for n, p in given.items() if p is not None}
     workspace = workspace_from_environment(os.environ | chosen)
     if "store" in workspace.model_fields_set:
         check_store(workspace.store_path)

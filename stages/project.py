@@ -287,19 +287,27 @@ class Project:
 
     def make(
         self,
-        stage: Stage,
-        key: str,
+        stage: Stage | str,
+        key: str = "",
         *,
         outputs: Collection[str] | None = None,
         progress: Progress = silent,
     ) -> Made:
         """Make a stage's artifact, or find it current and reuse it.
 
+        Args:
+            stage: the stage, or its name.
+            key: batch or recipe; empty: what exists once for the store.
+
         Raises:
             StageError: an input is missing, stale in a way that matters, or damaged; or the store
-                cannot give the recipe, or there is no such recipe.
+                cannot give the recipe, or there is no such stage, batch or recipe.
         """
         began = time.monotonic()
+        if isinstance(stage, str):
+            if stage not in self.stages:
+                raise StageError(unknown("stage", stage, self.stages))
+            stage = self.stages[stage]
         if stage.partition == "recipe":
             _check_recipe(key)
         if not self.available(stage, key):

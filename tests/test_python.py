@@ -253,8 +253,12 @@ WRONG: dict[str, tuple[Callable[[Project], Any], type[Exception], str]] = {
         "did you mean sample?",
     ),
     "recipe to make": (
-        lambda p: p.make(p.stages["datasets"], "sampl"), StageError, "did you mean sample?",
+        lambda p: p.make("datasets", "sampl"), StageError, "did you mean sample?",
     ),
+    "stage to make": (
+        lambda p: p.make("dataset", "sample"), StageError, "did you mean datasets?",
+    ),
+    "what is no path": (lambda _: phasewatch.open_project(artifacts=42), TypeError, "not int"),
     "job": (lambda p: p.due("retrian"), ValueError, "did you mean retrain?"),
     "what is no episode": (
         lambda p: phasewatch.read_episode(p, p.listing.episodes[0]), TypeError,
