@@ -283,7 +283,7 @@ def test_what_is_best_is_decided_on_validation() -> None:
     modest["macro_f1"]["value"], lucky["macro_f1"]["value"] = 0.61234, 0.91234
     text = page_of(modest, lucky).inside("short")
     assert "gbt 0.612 macro F1" in text
-    assert "On test cnn scores higher (0.912)" in text
+    assert "On test, cnn achieves more (0.912)" in text
 
 
 def test_in_short_says_how_good_the_alarms_are() -> None:
