@@ -67,7 +67,11 @@ class History(Document):
 def champion(
     restore: Annotated[
         bool,
-        typer.Option("--restore", help="Copy what is kept with it once more, if it was damaged."),
+        typer.Option(
+            "--restore",
+            help="If the champion's kept files are damaged, copy them again from the artifacts "
+            "folder.",
+        ),
     ] = False,
     config: options.Config = None,
     store: options.Store = None,
@@ -178,7 +182,8 @@ def promote(
         str,
         typer.Option(
             metavar="TEXT",
-            help="Promote it over the alarm budget, for this reason; kept in the history.",
+            help="Promote it although it exceeds the alarm budget, for this reason; kept in the "
+            "history.",
         ),
     ] = "",
     config: options.Config = None,

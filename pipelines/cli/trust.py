@@ -207,7 +207,7 @@ class LogVerified(Document):
 
     folder: str
     records: int
-    before: int  # lines from before lines were chained
+    before: int  # lines written before chaining existed
     last: str
     torn: str  # where a crash cut the last line off; the hub sets it aside when it starts
     signed: str
@@ -216,7 +216,7 @@ class LogVerified(Document):
     def text(self) -> Iterator[str | Table]:
         yield f"{self.folder}: {self.records} lines, the last {self.last[:12]}, {self.signed}"
         if self.before:
-            yield f"the first {self.before} are from before lines were chained"
+            yield f"the first {self.before} were written before chaining existed"
         if self.torn:
             yield f"{self.torn}: was cut off by a crash before anybody was told that it is written"
         yield from (f"{fault['where']}: {fault['problem']}" for fault in self.faults)
