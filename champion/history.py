@@ -487,7 +487,7 @@ def _append(folder: Path, pointer: Pointer, champion: Champion) -> Champion:
 def _chained(
     rows: Iterable[Mapping[str, Any]], after: Sequence[Sealed], *, sign: bool = True
 ) -> Iterator[Sealed]:
-    """Entries that follow on others; those of a file from before seals are not signed."""
+    """Entries that follow on others; those of a file written before seals are not signed."""
     before = after[-1].digest if after else FIRST
     for entry in rows:
         digest = _digest(entry, before)

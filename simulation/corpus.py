@@ -116,7 +116,7 @@ def open_corpus(folder: Path, parents: Path, wanted: Wanted, *, append: bool) ->
         raise SimulationError(
             f"{folder}: has a simulated corpus; --append adds to it, or name an empty folder"
             if known["done"]
-            else f"{folder}: its last part is not finished; run it once more with: "
+            else f"{folder}: its last part is not finished; run it again with: "
             f"--episodes {last.episodes} --days {last.days} --hosts {last.hosts} "
             f"--defects {last.defects:g} --first-day {last.first_day}"
         )

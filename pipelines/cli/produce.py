@@ -43,7 +43,7 @@ TokenFile = Annotated[
 Once = Annotated[bool, typer.Option("--once", help="Publish once and end; the default.")]
 Every = Annotated[
     float | None,
-    typer.Option(metavar="SECONDS", min=1, help="Publish again every so many seconds."),
+    typer.Option(metavar="SECONDS", min=1, help="Publish again at this interval."),
 ]
 Checkpoint = Annotated[
     Path | None,

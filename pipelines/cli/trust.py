@@ -218,10 +218,10 @@ class LogVerified(Document):
         if self.before:
             yield f"the first {self.before} were written before chaining existed"
         if self.torn:
-            yield f"{self.torn}: was cut off by a crash before anybody was told that it is written"
+            yield f"{self.torn}: was cut off by a crash before it was acknowledged"
         yield from (f"{fault['where']}: {fault['problem']}" for fault in self.faults)
         if not self.faults:
-            yield "every line is as it was written, and none is missing"
+            yield "no line was changed, and none is missing"
 
     @property
     def exit_code(self) -> int:
