@@ -47,7 +47,7 @@ def simulate(
         typer.Option(
             metavar="N",
             min=1,
-            help="Hosts that record them. Default: 12; with --append, as before.",
+            help="Hosts that record them. Default: 12; with --append, as in the corpus.",
         ),
     ] = None,
     seed: Annotated[
@@ -64,7 +64,7 @@ def simulate(
         typer.Option(
             metavar="SHARE",
             min=0,
-            help="Share of defective episodes. Default: 0.02; with --append, as before.",
+            help="Share of defective episodes. Default: 0.02; with --append, as in the corpus.",
         ),
     ] = None,
     first_day: Annotated[

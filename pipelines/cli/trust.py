@@ -299,9 +299,9 @@ def replay_log(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> LogReplayed:
-    """Compute the log's decisions again and compare every digit.
+    """Recompute the decisions of the log and compare every digit.
 
-    Exit code 1 if one comes out differently, or if a line of the log does not verify.
+    Exit code 1 if one differs, or if a line of the log does not verify.
     """
     from evaluation.decisions import read_chain
     from live.bundle import load_bundle
