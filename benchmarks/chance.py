@@ -4,9 +4,10 @@
     python -m benchmarks.chance
 
 For every recipe, macro F1 on test of ``gbt`` trained on shuffled labels, and of ``gbt`` that sees
-hashes of host, sample and episode id alone. Beside it what chance can score: from saying one phase
-throughout to the best of 99.9 % of guesses of every phase as often. That follows from the labels of
-the test set, before anything is trained.
+hashes of host, sample and episode id alone. Beside it is chance, the range that needs no knowledge:
+from always predicting one phase (the least favourable one) to the 99.9th percentile of random
+guesses, every phase equally likely. It follows from the labels of the test set, before anything is
+trained.
 """
 
 from __future__ import annotations

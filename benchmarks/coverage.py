@@ -1,4 +1,4 @@
-"""How often the 95 % interval of macro F1 holds the truth, by number of test episodes.
+"""How often the 95 % interval of macro F1 contains the true value, by number of test episodes.
 
     python -m benchmarks.coverage            # 2,000 simulated test sets of each size
     python -m benchmarks.coverage --measure  # the constants of the design, of an ingested corpus
@@ -103,7 +103,7 @@ def coverage(
     simulations: int = SIMULATIONS,
     replicates: int = ReportPolicy().replicates,
 ) -> tuple[float, float]:
-    """Share of the simulated intervals that hold the truth, and their mean width."""
+    """Share of the simulated intervals that contain the true value, and their mean width."""
     truth, held, width = expected(), 0, 0.0
     for number in range(simulations):
         random = np.random.default_rng([SEED, n_episodes, number])

@@ -148,7 +148,7 @@ def read_pointer(folder: Path) -> Pointer:
     wrong = [f"entry {e.champion.number}" for e in pointer.entries if e.signed.state == "wrong"]
     if wrong or pointer.signed.state == "wrong":
         raise ChampionError(
-            f"{path}: {wrong[0] if wrong else 'the file'}: signature does not hold: it was changed "
+            f"{path}: {wrong[0] if wrong else 'the file'}: invalid signature: it was changed "
             "by someone else. Restore the file, or move it away and promote again: "
             "phasewatch promote MODEL"
         )
@@ -337,8 +337,9 @@ def roll_back(folder: Path, layout: Layout, *, by: str, why: str) -> Champion:
             raise ChampionError("There is no champion. Promote one: phasewatch promote MODEL")
         former = {champion.number: champion for champion in history}.get(history[-1].previous or 0)
         if former is None:
-            raise ChampionError(f"Nothing to restore: no champion was in use before "
-                                f"{history[-1].name}.")  # fmt: skip
+            raise ChampionError(
+                f"Cannot roll back: there was no champion before {history[-1].name}."
+            )
         for recipe in former.checkpoints:
             load_kept(folder, former, layout, recipe)
         return _append(
@@ -486,7 +487,7 @@ def _append(folder: Path, pointer: Pointer, champion: Champion) -> Champion:
 def _chained(
     rows: Iterable[Mapping[str, Any]], after: Sequence[Sealed], *, sign: bool = True
 ) -> Iterator[Sealed]:
-    """Entries that follow on others; those of a file from before seals are not signed."""
+    """Entries that follow on others; those of a file written before seals are not signed."""
     before = after[-1].digest if after else FIRST
     for entry in rows:
         digest = _digest(entry, before)

@@ -186,7 +186,7 @@ def against_baselines(
 
     Args:
         predictions: of the model ``challenger`` and of each of ``SHORTCUTS``.
-        dataset: the dataset's facts (see ``datasets.describe``).
+        dataset: the dataset's facts (see ``datasets.splits.describe``).
     """
     own = scored(predictions, CHALLENGER, "realistic", classes)
     bootstrap, facts = resampling(recipe, own, policy)

@@ -1,8 +1,9 @@
 """Seals and signatures: what shows that a document is as it was written, and who wrote it.
 
-A seal is the hash of a document in itself: whoever changes one thing breaks it. A signature says
-who sealed it; to make one takes a key that lies outside everything phasewatch writes. Only the
-standard library and ``config.disk`` are imported here; ``cryptography`` is, where a key is used.
+A seal is a hash of the document, stored in the document: it no longer matches if the document is
+changed. A signature shows who sealed it: making one takes a key, and keys are outside everything
+that phasewatch writes. Only the standard library and ``config.disk`` are imported here;
+``cryptography`` is, where a key is used.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Signed:
         return {
             "unsigned": "not signed",
             "unknown": f"signed with key {self.by}, which is not trusted here",
-            "wrong": f"its signature by {self.by} does not hold: someone else changed it",
+            "wrong": f"its signature by {self.by} is invalid: someone else changed it",
             "holds": f"signed by {self.by}",
         }[self.state]
 

@@ -367,7 +367,7 @@ class _Folder:
             self._seen, self.unreadable = None, error.strerror or str(error)
             self.problems = [
                 f"episodes/{self.path.name}: cannot be read ({self.unreadable}); its episodes are "
-                "taken to be as the index has them"
+                "assumed to match the index"
             ]
             return set(self.sizes)
         if self.unreadable:

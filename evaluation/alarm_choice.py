@@ -25,7 +25,7 @@ def filtered(predictor: Scored, rule: AlarmRule) -> Scored:
 
 
 def rule_scores(predictor: Scored, rule: AlarmRule, window: WindowSpec) -> AlarmScores:
-    """Alarm scores of a filtered predictor, with the rule's hysteresis."""
+    """Alarm scores of a filtered predictor, with the rule's clear ratio."""
     length_s, stride_s = window.length_ms / 1000, window.stride_ms / 1000
     scores = alarm_scores(predictor, rule.phases, length_s, stride_s)
     return replace(scores, clear_ratio=rule.clear_ratio)

@@ -1,8 +1,8 @@
 """Resampling of whole episodes: one set of integer weights for everything that is compared.
 
-Windows overlap and come in episodes, so episodes are resampled: a bootstrap over windows covered
-the truth 47 % of the time where one over episodes covered it 92 %. A statistic is a function of
-the episodes' weights; what it computes from them is not known here.
+Windows overlap and come in episodes, so episodes are resampled: intervals from resampled windows
+contained the true value 47 % of the time, those from resampled episodes 92 %. A statistic is a
+function of the episodes' weights; what it computes from them is not known here.
 """
 
 from __future__ import annotations

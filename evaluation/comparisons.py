@@ -86,7 +86,7 @@ def compare(
         variants: the models compared, ``(model, mode)``; of equals on validation the first is the
             reference.
         classes: all classes, in class order.
-        dataset: the dataset's facts (see ``datasets.describe``).
+        dataset: the dataset's facts (see ``datasets.splits.describe``).
         identity: ``recipe`` and ``dataset_version``.
     """
     modes = list(dict.fromkeys(mode for _, mode in variants))

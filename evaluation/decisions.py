@@ -33,7 +33,7 @@ Text = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Record(BaseModel):
-    """What every line says. Lines from before they were chained have no ``prev`` and ``hash``."""
+    """What every line says. Lines written before chaining have no ``prev`` and ``hash``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

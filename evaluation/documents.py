@@ -424,7 +424,7 @@ class EvalReport(Subject):
     schema_hash: str
     validation_index_digest: str
     code_commit: str
-    config: dict[str, int | float | bool | str] = Field(description="hyper-parameters")
+    config: dict[str, int | float | bool | str] = Field(description="hyperparameters")
     checkpoint_bytes: Count = Field(description="of header and sidecar")
     classes: list[str]
     roster: list[str] = Field(description="the classes that occur in the test split")

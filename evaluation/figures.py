@@ -18,10 +18,10 @@ from evaluation.documents import LEVEL, Figure, FigureNote, Model, Subject
 
 AnyModel = TypeVar("AnyModel", bound=Model)
 COVERED = {4: 0.821, 6: 0.849, 10: 0.896, 20: 0.903, 40: 0.922, 80: 0.922, 160: 0.932}
-"""How often the interval of macro F1 held the truth in 2,000 simulated test sets of so many
-episodes: what ``python -m benchmarks.coverage`` prints."""
+"""Test episodes -> the share of 2,000 simulated test sets in which the interval of macro F1
+contained the true value: what ``python -m benchmarks.coverage`` prints."""
 LEAST_COVERED = 0.9
-"""Where it held the truth more seldom, figures say so."""
+"""Below this share, figures say so."""
 
 
 @pydantic.dataclasses.dataclass(frozen=True, slots=True, config=SETTINGS)

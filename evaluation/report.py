@@ -82,9 +82,9 @@ def evaluate(
     Args:
         predictions: held-out predictions of every model and baseline of the recipe.
         classes: all classes, in class order.
-        dataset: the dataset's facts (see ``datasets.describe``).
+        dataset: the dataset's facts (see ``datasets.splits.describe``).
         identity: fields of the report that are copied: recipe, versions, hashes, ``config`` (the
-            model's hyper-parameters).
+            model's hyperparameters).
         training: the checkpoint's ``history`` and ``best_step``.
         rule: the checkpoint's alarm rule, and a note on its threshold.
         likeness: how like training the test episodes are.

@@ -336,7 +336,7 @@ def beside_baselines(
 
     Args:
         predictions: of each of ``SHORTCUTS``, in the predictor's mode.
-        dataset: the dataset's facts (see ``datasets.describe``).
+        dataset: the dataset's facts (see ``datasets.splits.describe``).
     """
     shortcuts = [scored(predictions, name, own.mode, classes) for name in SHORTCUTS]
     fitted = macro_statistic([each.confusion for each in (own, *shortcuts)], own.roster)

@@ -34,10 +34,10 @@ SHORT_ID = 12  # characters of a hash that are shown
 LOW_COVERAGE = 0.5
 COVERAGE_GAP = 0.1  # between training and test: from here on a model may learn the gap
 BASELINE_MEANS = {
-    "position_only": "sees only where a window lies in its episode. Its score is what the "
+    "position_only": "sees only where a window lies in its episode. Its macro F1 is what the "
     "schedule gives away.",
-    "missingness_only": "sees only which collectors ran. Its score is what gaps in the recording "
-    "give away.",
+    "missingness_only": "sees only which collectors ran. Its macro F1 is what gaps in the "
+    "recording give away.",
     "prior": "guesses each phase as often as it occurs in training.",
     "uniform": "guesses every phase equally often. The intervals of both guessing baselines "
     "include the luck of guessing.",
@@ -60,8 +60,9 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "{budget:.1%}.",
     "provisional_threshold": "The alarm threshold is provisional: it rests on {hours:.2g} clean "
     "hours of validation, less than {needed:g}.",
-    "unlike_training": "{share:.0%} of the test episodes are unlike training; of episodes like "
-    "it, at most {alpha:.0%} would be. Train on episodes of such machines and days.",
+    "unlike_training": "{share:.0%} of the test episodes are unlike training. Among episodes that "
+    "resemble training, at most {alpha:.0%} would be called so. Train on episodes from such "
+    "machines and days.",
     "untested_profile": "Profile {label} was never tested.",
     "absent_class": "Phase {label} does not occur in the test split, so it was never tested.",
     "synthetic_episodes": "The dataset contains {episodes} synthetic episodes.",
@@ -87,17 +88,17 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "resampling's and the exact Poisson one.",
     "temperature_at_limit": "Fitted on validation by log loss; at the end of the range searched.",
     "too_few_episodes": "no interval: too few episodes to resample ({episodes})",
-    "covers_less": "In simulated test sets of {episodes} episodes, such an interval holds the "
-    "truth in {coverage:.0%} instead of 95 %.",
+    "covers_less": "In simulated test sets of {episodes} episodes, such an interval contains the "
+    "true value in {coverage:.0%} of them instead of 95 %.",
     # leaks
     "channel_tells_phase": "Channel {label} alone tells {what} from all else (F1 {f1:.3f}): it may "
     "hold the label.",
-    "channel_tells_name": "Channel {label} tells which {what} a window is of ({share:.0%} of the "
-    "windows): it may hold an id.",
+    "channel_tells_name": "Channel {label} tells which {what} a window belongs to ({share:.0%} of "
+    "the windows): it may hold an id.",
     "channel_tells_time": "Channel {label} follows the {what}'s time (rank correlation "
     "{correlation:.3f}): it may hold a clock.",
-    "episode_twice": "Episode {label} is on another side too, as {what}: {share:.0%} of its "
-    "windows are the same.",
+    "episode_twice": "Episode {label} is also on another side, under the id {what}: {share:.0%} of "
+    "its windows are the same.",
     # grounds against a promotion
     "oracle": "{label} cannot be promoted: it needs the host's view of the machine (/proc of QEMU, "
     "its monitor), which a device does not have. Only realistic models can be promoted.",
@@ -109,8 +110,8 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "other_dataset": "{label} was trained on another version of the dataset, so it may know its "
     "test episodes. Retrain: phasewatch run --recipe {recipe}",
     "too_few_left": "{episodes} test episodes are left to compare on, at least {needed} are "
-    "needed; {left_out} were left out because the champion was trained on them, or on what the "
-    "recipe holds out with them.",
+    "needed; {left_out} were left out because the champion was trained on them, or on other "
+    "episodes of the same host, sample, session or period.",
     "worse": "worse than the champion: macro F1 {challenger:.3f} against {champion:.3f}, "
     "difference {value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f} on {episodes} episodes.",
     "may_be_worse": "it may be worse than the champion by more than {margin:g}: macro F1 "
@@ -146,7 +147,7 @@ SHARED_SENTENCES = {  # of several reports whose numbers differ
     "provisional_threshold": "The alarm threshold is provisional: it rests on too little clean "
     "time of validation.",
     "unlike_training": "More test episodes are unlike training than the promise allows. Train "
-    "on episodes of such machines and days.",
+    "on episodes from such machines and days.",
 }
 DATASET_WARNINGS = frozenset({"untested_profile", "absent_class", "synthetic_episodes"})
 """Warnings that ``untested`` states once per dataset."""
@@ -272,7 +273,7 @@ def span(figure: Figure, text: Callable[[float | None], str] = number) -> str:
 
 
 def covers(figure: Figure) -> str:
-    """How often such an interval holds the truth, where that is less than it should be."""
+    """How often such an interval contains the true value, where that is less than it should be."""
     note = figure.note
     known = note is not None and note.code == "covers_less"
     return f"coverage {note.numbers['coverage']:.0%}" if note and known else ""
@@ -570,13 +571,13 @@ def unlike(found: Unlike | None) -> list[str]:
         ]
     interval = f" ({span(found.share, percent)})" if span(found.share, percent) else ""
     return [
-        f"{percent(found.share.value)} of the test episodes are unlike training{interval}; of "
-        f"episodes like it, at most {found.alpha:.0%} would be."
+        f"{percent(found.share.value)} of the test episodes are unlike training{interval}. Among "
+        f"episodes that resemble training, at most {found.alpha:.0%} would be called so."
     ]
 
 
 def unlike_notes(recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Where more test episodes are unlike training than the promise allows of episodes like it.
+    """Where more test episodes are unlike training than the promise allows.
 
     One note, or none.
 
@@ -588,12 +589,12 @@ def unlike_notes(recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
         found = evidence.get("unlike")
         share = found["test_episodes_unlike"] / found["test_episodes"] if found else 0.0
         if found and share > found["alpha"]:
-            whose = recipe if shares else f"the test episodes of recipe {recipe}"
-            shares.append(f"{percent(share)} of {whose}")
+            whose = "those" if shares else "the test episodes"
+            shares.append(f"{percent(share)} of {whose} of recipe {recipe}")
     if not shares:
         return []
     return [
-        f"{join_words(shares)} are unlike training: train on episodes of such machines and days."
+        f"{join_words(shares)} are unlike training: train on episodes from such machines and days."
     ]
 
 

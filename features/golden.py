@@ -499,7 +499,7 @@ def _shard_differences(layout: Layout) -> list[str]:
         was, now = np.asarray(was), np.asarray(now)
         kept = was.shape == now.shape and np.array_equal(was, now, equal_nan=was.dtype.kind == "f")
         if not kept:
-            lines.append(f"shards: {what}: not read as it was written")
+            lines.append(f"shards: {what}: what is read differs from what was written")
 
     with tempfile.TemporaryDirectory() as folder:
         tensors, features = (_Folder(Path(folder) / name) for name in ("tensors", "features"))

@@ -164,7 +164,7 @@ class TensorWindows:
 
 @dataclass(frozen=True)
 class SummaryWindows:
-    """Rows of many feature shards as one lazy array ``(n_windows, n_features)``."""
+    """Rows of many feature shards as one lazy array ``(n_windows, n_inputs)``."""
 
     features: RowFiles
     shard: NDArray[np.int64]

@@ -191,7 +191,9 @@ class DecisionLog:
         try:
             self._write_head()
         except (OSError, SigningError) as error:  # the lines are written, and must not be again
-            log.warning("%s: not written: %s; it is with the next line", HEAD_FILE, error)
+            log.warning(
+                "%s: not written: %s; it will be written with the next line", HEAD_FILE, error
+            )
 
     def _file(self) -> Path:
         """The file to append to: of today, but never one before the newest, nor one too large."""

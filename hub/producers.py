@@ -72,8 +72,8 @@ def held_out_windows(scorer: Scorer) -> pl.DataFrame:
     dataset = sound(scorer.project, "datasets", scorer.recipe)
     if scorer.training is None:
         raise StageError(
-            f"{scorer.name} was trained on another dataset than recipe {scorer.recipe} has now, so "
-            f"what it has not seen is not known. {remedy}; or name an EPISODE"
+            f"recipe {scorer.recipe}'s dataset has changed since {scorer.name} was trained, so it "
+            f"is unknown which episodes are new to it. {remedy}; or name an EPISODE"
         )
     known = scorer.training["episode_id"].unique()
     table = read_dataset(dataset).filter(

@@ -1,4 +1,4 @@
-"""A device bundle: one folder with everything that scores a machine, and the proof that it does.
+"""A device bundle: one folder with all that scoring a machine needs, and the proof that it works.
 
 ``bundle.json`` names every other file with its hash, and has a hash of itself. ``load_bundle`` is
 the only way in: it refuses a bundle whose input contract is not the one in force here, whose files

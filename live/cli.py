@@ -117,7 +117,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     source.add_argument("--follow", type=Path, metavar="DIR", help="an episode being written")
     source.add_argument("--stdin", action="store_true", help="JSON lines on standard input")
     source.add_argument(
-        "--replay", nargs="+", metavar="EPISODE", help="recorded episodes; events say so"
+        "--replay", nargs="+", metavar="EPISODE", help="recorded episodes; live events say so"
     )
     live.add_argument(
         "--speed", type=float, metavar="N",
@@ -128,7 +128,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         metavar="NAME",
         help="name of the machine (default: its own; of a replay, host_id of meta.json)",
     )
-    live.add_argument("--to", metavar="URL", help="publish events to this hub, too")
+    live.add_argument("--to", metavar="URL", help="publish live events to this hub, too")
     live.add_argument(
         "--token-file", type=Path, metavar="FILE",
         help="the hub's token (default: PHASEWATCH_HUB_TOKEN)",
@@ -145,7 +145,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="keep the state here, and resume from it; not with --replay",
     )
     live.add_argument("--require-signature", action="store_true", help=signature)
-    live.add_argument("--quiet", action="store_true", help="no events on standard output")
+    live.add_argument("--quiet", action="store_true", help="no live events on standard output")
 
     check = commands.add_parser("check", help="verify a bundle on this device, and time it")
     check.set_defaults(run=run_check)
@@ -158,7 +158,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     enrol.set_defaults(run=run_enrol)
     enrol.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
     enrol.add_argument("--minutes", type=float, default=5.0, metavar="N", help="default: 5")
-    enrol.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write")
+    enrol.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
     return parser
 
 
@@ -179,7 +179,7 @@ def run_live(options: argparse.Namespace, resolve: Any) -> int:
     if options.baseline and (options.replay or options.follow):
         raise UsageError("--baseline is for this machine: use it with --this-machine or --stdin")
     if options.state and options.replay:
-        raise UsageError("--state is for rows that go on: use it without --replay")
+        raise UsageError("--state cannot be used with --replay")
     bundle = load_bundle(options.bundle, require_signature=options.require_signature)
     outputs = _outputs(options)
     stop = _Stop()

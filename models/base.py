@@ -57,7 +57,7 @@ class Inputs(Protocol):
 class Examples:
     """Inputs with their classes.
 
-    ``X`` is ``(n_windows, n_features)`` or ``(n_windows, n_timepoints, n_channels)``, float, NaN =
+    ``X`` is ``(n_windows, n_inputs)`` or ``(n_windows, n_timepoints, n_inputs)``, float, NaN =
     missing, in memory or lazy; ``y`` is ``(n_windows,)``, integers below ``n_classes``.
     The other fields say where windows come from, for models that draw whole episodes.
     """

@@ -1,4 +1,4 @@
-"""How far a training came, in a file: after a kill it goes on from there.
+"""How far a training came, in a file: after a kill it resumes from there.
 
 What is in it is the trainer's. The file is used only if it is whole and of the same training; any
 other is ignored with one line, and the training starts anew.
@@ -16,7 +16,7 @@ from features.files import read_regular, write_atomically
 
 log = logging.getLogger("phasewatch")
 FOLDER = "training"
-"""In the artifacts folder: what unfinished trainings can go on from."""
+"""In the artifacts folder: what unfinished trainings can resume from."""
 SUFFIX = ".state"
 EVERY_S = 20.0
 """Between two savings at least."""
@@ -73,7 +73,7 @@ class Bookmark:
             write_atomically(self.path, self._head(content) + b"\n" + content)
         except OSError as error:
             self._broken = True
-            log.warning("%s: the training goes on without being saved: %s", self.path, error)
+            log.warning("%s: training continues without being saved: %s", self.path, error)
         self._saved = time.monotonic()
         self._took_s = self._saved - began
 

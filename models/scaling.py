@@ -259,7 +259,7 @@ def scale(block: NDArray[np.float32], scaling: dict[str, Any]) -> NDArray[np.flo
     """Scaled inputs without missing values.
 
     Args:
-        block: ``(n_windows, n_features)`` or ``(n_windows, n_timepoints, n_channels)``.
+        block: ``(n_windows, n_inputs)`` or ``(n_windows, n_timepoints, n_inputs)``.
 
     Returns:
         The same axes, the last with ``scaled_columns(scaling)``, a middle one with the blocks.

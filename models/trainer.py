@@ -287,8 +287,8 @@ def train_net(
     runs and the last weights stay.
 
     Args:
-        bookmark: where to go on from, and to save to between epochs; None: neither. On a CPU the
-            weights are those of a training that nothing interrupted, bit by bit.
+        bookmark: where to resume from, and to save to between epochs; None: neither. On a CPU the
+            weights are bit-for-bit identical to those of an uninterrupted training.
 
     Raises:
         ValueError: there is a single window, which cannot be normalised over its batch.

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     import polars as pl
 
     from champion.history import ChampionError
+    from episodes.environment import MachineError
     from episodes.store import StoreError
     from episodes.validation import EpisodeError, JudgedEpisode
     from evaluation.documents import EvalReport
     from features.alignment import AlignmentError
     from features.extraction import Extracted
-    from models.base import Classifier, Examples
+    from models.base import Classifier, Examples, NotFiniteError
     from models.checkpoint import Checkpoint, CheckpointError, ContractMismatchError
     from stages.project import Project
     from stages.scoring import Scores
@@ -33,6 +34,8 @@ else:
         "CheckpointError": "models.checkpoint",
         "ContractMismatchError": "models.checkpoint",
         "EpisodeError": "episodes.validation",
+        "MachineError": "episodes.environment",
+        "NotFiniteError": "models.base",
         "SettingsError": "stages.workspace",
         "StageError": "stages.status",
         "StoreError": "episodes.store",
@@ -59,6 +62,8 @@ __all__ = [
     "CheckpointError",
     "ContractMismatchError",
     "EpisodeError",
+    "MachineError",
+    "NotFiniteError",
     "SettingsError",
     "StageError",
     "StoreError",
@@ -122,6 +127,7 @@ def read_episode(project: Project, episode: str | Path) -> JudgedEpisode:
         StoreError: the store has no such episode.
         OSError: there is no such file.
         EpisodeError: the archive cannot be read; the message has the reasons.
+        MachineError: reading failed for a reason outside the episode, such as a disk error.
         TypeError: it is something else.
     """
     from episodes.format import ARCHIVE_SUFFIX
@@ -144,7 +150,7 @@ def extract(
 
     Args:
         episode: what ``read_episode`` returned, or what it takes: an id or the path of an archive.
-        anyway: go on if the episode is rejected or errored.
+        anyway: continue if the episode is rejected or errored.
 
     Returns:
         ``series (n_bins, n_channels)``, ``windows``, ``features (n_windows, n_features)``.
@@ -152,7 +158,7 @@ def extract(
     Raises:
         EpisodeError: the episode is rejected or errored; the message has the reasons.
         AlignmentError: the episode has no usable clock.
-        StoreError, OSError, TypeError: see ``read_episode``.
+        StoreError, OSError, MachineError, TypeError: see ``read_episode``.
     """
     from episodes.validation import JudgedEpisode, check_usable
     from features import extraction
@@ -169,9 +175,10 @@ def open_windows(
     """The windows of one split as a model's inputs: lazy views, ``X[:]`` reads them all.
 
     Returns:
-        ``X (n_windows, n_features)`` or ``(n_windows, n_timepoints, n_channels)``, NaN = missing;
-        ``y (n_windows,)``, positions in ``project.workspace.layout.phases``; ``episode
-        (n_windows,)``, positions in ``episode_ids (n_episodes,)``, which are texts in order.
+        ``X (n_windows, n_inputs)``, or for nets on windows ``(n_windows, n_timepoints, n_inputs)``,
+        NaN = missing; ``y (n_windows,)``, positions in ``project.workspace.layout.phases``;
+        ``episode (n_windows,)``, positions in ``episode_ids (n_episodes,)``, which are sorted
+        texts.
 
     Raises:
         StageError: there is no such recipe; or the dataset is missing, or was made from other
@@ -225,7 +232,7 @@ def predict(
     Args:
         checkpoint: what ``load_checkpoint`` returned.
         episode: see ``extract``.
-        anyway: go on if the episode is rejected or errored.
+        anyway: continue if the episode is rejected or errored.
 
     Returns:
         ``proba (n_windows, n_classes)``, the model's probabilities in class order; ``phase``,
@@ -234,7 +241,8 @@ def predict(
         without a likeness ``unlike`` is.
 
     Raises:
-        EpisodeError, AlignmentError, StoreError, OSError, TypeError: see ``extract``.
+        EpisodeError, AlignmentError, StoreError, OSError, MachineError, TypeError: see ``extract``.
+        NotFiniteError: the model gave a probability that is not a number.
         StageError, ChampionError: rule or likeness was changed after it was written.
     """
     _check_checkpoint(checkpoint)
@@ -259,7 +267,7 @@ def explain(
     Args:
         checkpoint: what ``load_checkpoint`` returned.
         episode: see ``extract``.
-        anyway: go on if the episode is rejected or errored.
+        anyway: continue if the episode is rejected or errored.
 
     Returns:
         ``window, start_s, phase, channel, contribution``: of every window each channel that the
@@ -267,7 +275,8 @@ def explain(
         it.
 
     Raises:
-        EpisodeError, AlignmentError, StoreError, OSError, TypeError: see ``extract``.
+        EpisodeError, AlignmentError, StoreError, OSError, MachineError, TypeError: see ``extract``.
+        NotFiniteError: see ``predict``.
     """
     _check_checkpoint(checkpoint)
     from stages.scoring import score_episode

@@ -14,7 +14,7 @@ DESCRIPTIONS = {
     "decisions": "Count the alarms of live machines and what operators answered.",
     "score": "Score a batch's episodes with the champion, or with a named checkpoint.",
     "challenge": "Try a challenger against the champion; promote it only on request.",
-    "bundle": "Put the champion into one folder that scores on a device.",
+    "bundle": "Put the champion into one folder for scoring on a device.",
 }
 
 

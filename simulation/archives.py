@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 _LEVEL = 1  # of zstd: smaller and faster than the higher ones on these lines
 _ARRIVES_AFTER_NS = 2 * NS_PER_S
 
-STAND_IN_BYTES = 131_072  # as large as an archive; on disk it takes none
-_STAND_IN_SHA256 = hashlib.sha256(bytes(STAND_IN_BYTES)).hexdigest()
+PLACEHOLDER_BYTES = 131_072  # as large as an archive; on disk it takes none
+_PLACEHOLDER_SHA256 = hashlib.sha256(bytes(PLACEHOLDER_BYTES)).hexdigest()
 
 
 def simulate(child: Child, parent: Parent, seed: int) -> tuple[bytes, list[dict[str, Any]]]:
@@ -37,10 +37,10 @@ def simulate(child: Child, parent: Parent, seed: int) -> tuple[bytes, list[dict[
     return packed, defect.index(_index_row(child, digest, len(packed), content.ended_at_ns))
 
 
-def stand_in(child: Child, parent: Parent, seed: int) -> dict[str, Any]:
-    """The row of ``index.jsonl`` of a file of ``STAND_IN_BYTES`` zeros in place of an archive."""
+def placeholder(child: Child, parent: Parent, seed: int) -> dict[str, Any]:
+    """The row of ``index.jsonl`` of ``PLACEHOLDER_BYTES`` zeros in place of an archive."""
     ended_at_ns = child.started_at_ns + cut_of(child, parent, seed).duration_ns
-    return _index_row(child, _STAND_IN_SHA256, STAND_IN_BYTES, ended_at_ns)
+    return _index_row(child, _PLACEHOLDER_SHA256, PLACEHOLDER_BYTES, ended_at_ns)
 
 
 def _index_row(child: Child, sha256: str, n_bytes: int, ended_at_ns: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from config.disk import one_at_a_time
 from config.paths import base_folder
 from episodes.format import ARCHIVE_SUFFIX
 from features.files import fingerprint, write_atomically
-from simulation.archives import STAND_IN_BYTES, simulate, stand_in
+from simulation.archives import PLACEHOLDER_BYTES, placeholder, simulate
 from simulation.defects import DEFECTS
 from simulation.parents import Parent, ParentId, SimulationError, find_parents, read_parent
 from simulation.plan import Child, Part, Plan
@@ -67,7 +67,7 @@ class Wanted:
     defects: float | None = None
     first_day: str | None = None
     longest_s: int | None = None
-    stand_ins: bool | None = None
+    placeholders: bool | None = None
 
 
 USUAL = Wanted(0, 0, hosts=12, seed=0, defects=0.02, first_day="2027-01-01")
@@ -102,7 +102,7 @@ def open_corpus(folder: Path, parents: Path, wanted: Wanted, *, append: bool) ->
         defects=last.defects,
         first_day=last.first_day,
         longest_s=last.longest_s,
-        stand_ins=last.stand_ins,
+        placeholders=last.placeholders,
     )
     same = _filled(wanted, as_before)
     is_last = _part(same, last.first) == last and same.seed == seed
@@ -116,7 +116,7 @@ def open_corpus(folder: Path, parents: Path, wanted: Wanted, *, append: bool) ->
         raise SimulationError(
             f"{folder}: has a simulated corpus; --append adds to it, or name an empty folder"
             if known["done"]
-            else f"{folder}: its last part is not finished; run it once more with: "
+            else f"{folder}: its last part is not finished; run it again with: "
             f"--episodes {last.episodes} --days {last.days} --hosts {last.hosts} "
             f"--defects {last.defects:g} --first-day {last.first_day}"
         )
@@ -140,7 +140,7 @@ def _part(wanted: Wanted, first: int) -> Part:
         first_day=wanted.first_day,
         defects=wanted.defects,
         longest_s=wanted.longest_s,
-        stand_ins=bool(wanted.stand_ins),
+        placeholders=bool(wanted.placeholders),
     )
 
 
@@ -275,11 +275,11 @@ def _write(children: Sequence[Child], folder: Path, seed: int) -> list[tuple[int
     for child in children:
         path = _path(child, folder)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")  # as an upload in progress
-        size = 0  # a stand-in takes no place
-        if child.stand_in:
-            rows = [stand_in(child, parent_of(child), seed)]
+        size = 0  # a placeholder takes no place
+        if child.placeholder:
+            rows = [placeholder(child, parent_of(child), seed)]
             unfinished.touch()
-            os.truncate(unfinished, STAND_IN_BYTES)
+            os.truncate(unfinished, PLACEHOLDER_BYTES)
         else:
             packed, rows = simulate(child, parent_of(child), seed)
             unfinished.write_bytes(packed)

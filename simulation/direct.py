@@ -51,7 +51,7 @@ class _Batch:
     """What a process needs to write the shards of one batch."""
 
     stored: tuple[StoredEpisode, ...]
-    children: Mapping[str, Child]  # those with a stand-in, by id
+    children: Mapping[str, Child]  # those with a placeholder, by id
     folder: Path
     seed: int
     policy: ValidationPolicy
@@ -86,7 +86,7 @@ def write_shards(
     for child in corpus.plan.children(corpus.part):
         key = batch_key(child.host_id, child.episode_id)
         keys[key] = None
-        if child.stand_in:
+        if child.placeholder:
             children[key][child.episode_id] = child
     stale = [status.key for status in project.statuses(stage, list(keys)) if not status.current]
     batches = [

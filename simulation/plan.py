@@ -42,7 +42,7 @@ class Part:
     first_day: str  # UTC
     defects: float  # share of the episodes
     longest_s: int | None = None  # crop every episode to this
-    stand_ins: bool = False  # sparse files in place of archives, but of defective episodes
+    placeholders: bool = False  # sparse files in place of archives, but of defective episodes
 
     def day_of(self, number: int) -> int:
         return (number - self.first) * self.days // self.episodes
@@ -75,7 +75,7 @@ class Child:
     coarse_netflow: bool  # the host writes its wall time in whole seconds
     defect: str | None  # a reason of ``episodes.validation``
     longest_s: int | None = None
-    stand_in: bool = False  # a file without content is written in place of the archive
+    placeholder: bool = False  # a file without content is written in place of the archive
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Plan:
             coarse_netflow=host % 3 == 1,
             defect=defect,
             longest_s=part.longest_s,
-            stand_in=part.stand_ins and defect is None,
+            placeholder=part.placeholders and defect is None,
         )
 
     def _started_at_ns(self, part: Part, number: int) -> int:

@@ -45,7 +45,7 @@ class AlarmRules(FolderStage):
         self.inputs = ("datasets", f"checkpoints/{variant.name}")
         description = (
             f"When {variant.model} ({variant.mode}) raises the alarm: temperature, filter over "
-            "time, threshold and hysteresis, chosen on validation within the alarm budget."
+            "time, threshold and clear ratio, chosen on validation within the alarm budget."
         )
         self.outputs = (
             Output(

@@ -223,7 +223,7 @@ class Chain:
         if manifest is None or manifest.version != version:  # it names the batches
             with self._link("shards", folder):
                 raise _NotCheckedError(
-                    "which they are, and which episodes, is not known without it"
+                    "without it, it is unknown which shards and episodes they are"
                 )
             return
         for batch, versions in manifest.facts["batches"].items():
@@ -248,7 +248,7 @@ class Chain:
             index = manifests[INDEX]
             if index is None or index.damage():
                 raise _NotCheckedError(
-                    "what was ingested is not known without the validation index"
+                    "without the validation index, it is unknown which archives were ingested"
                 )
             stored = {
                 each.episode_id: each

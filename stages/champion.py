@@ -532,8 +532,8 @@ def restore(project: Project) -> list[Path]:
         source = sources.get(checkpoint_id)
         if source is None:
             raise ChampionError(
-                f"{kept_path(folder, champion, recipe)}: cannot be made again: {champion.name} was "
-                f"retrained since. Restore the file, or roll back: phasewatch rollback"
+                f"{kept_path(folder, champion, recipe)}: cannot be made again: {champion.name} has "
+                "been retrained since. Restore the file, or roll back: phasewatch rollback"
             )
         project.require([(project.stages["datasets"], source)])
         if champion.training.get(recipe) not in (None, training_digest(_training(project, source))):

@@ -244,7 +244,7 @@ def fit(
     """Train a variant on a recipe's dataset.
 
     Args:
-        resumable: go on with a training that was killed, and save how far this one comes.
+        resumable: resume a training that was killed, and save how far this one comes.
 
     Raises:
         StageError: see ``open_windows``.

@@ -128,7 +128,8 @@ class Datasets(FolderStage):
         Check(
             "every_episode_ingested",
             name,
-            "No batch gained episodes since it was ingested; the dataset lacks them.",
+            "No batch has gained episodes since it was ingested. If one has, the dataset lacks the "
+            "new episodes.",
             every_episode_ingested,
         ),
     )

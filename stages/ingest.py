@@ -79,7 +79,7 @@ class Ingest(Stage):
         Output(
             INDEX,
             "One row per episode: verdict, every reason for it, coverage, gaps, seconds per "
-            "phase. Rejected and errored episodes stay in the index and go no further.",
+            "phase. Rejected and errored episodes stay in the validation index and go no further.",
             group="ingest",
             kinds=frozenset({"parquet"}),
             fresh=True,

@@ -137,7 +137,7 @@ class Predictions(FolderStage):
         if self.chosen.model:
             return Scorer(project, project.checkpoint(self._variant, self._recipe))
         if self.chosen != ScoreOptions():
-            raise StageError("mode and recipe choose a named model's checkpoint; name the model.")
+            raise StageError("mode and recipe need a model: set model as well.")
         return champion_scorer(
             project,
             "in the run configuration, ops: predictions: config: {model: gbt, recipe: host}",

@@ -1,8 +1,9 @@
 """What of an artifacts folder can go when it is larger than its budget, and how large it is.
 
-Only what nothing reads any more, in this order: what killed processes left, scores of a batch that
-later ones replaced, and copies of checkpoints that were never a champion's. All else stays, over
-the budget or not: a person decides about that.
+Only what nothing reads any more, in this order: what killed processes left, old scores of a batch
+(it keeps two tables: the champion's and the newest other one, or else the two newest), and copies
+of checkpoints that were never a champion's. All else stays, over the budget or not: a person
+decides about that.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def _measure(entry: os.DirEntry[str], unfinished: list[Discard]) -> int:
     except OSError:  # removed meanwhile
         return 0
     if entry.name.endswith(SUFFIX) and _is_abandoned(Path(entry.path)):
-        why = "a training was killed, and not begun again since"
+        why = "a training was killed and never resumed"
         unfinished.append(Discard(Path(entry.path), n_bytes, "unfinished", why))
     if entry.name.startswith(".tmp-") and (match := _UNFINISHED.match(entry.name)):
         path, process = Path(entry.path), int(match[1])
@@ -174,7 +175,7 @@ def _measure(entry: os.DirEntry[str], unfinished: list[Discard]) -> int:
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Whether it is the saved state of a training that nobody went on with for a day."""
+    """Whether it is the saved state of a training that was not resumed within a day."""
     return path.parent.name == FOLDER and time.time() - _changed(path) > DAY_S
 
 

@@ -46,7 +46,7 @@ _STRICT = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 Models: type[BaseModel] = create_model(
     "Models",
     __config__=_STRICT,
-    __doc__="Hyper-parameters, one section per model.",
+    __doc__="Hyperparameters, one section per model.",
     **{name: (spec.config, spec.config()) for name, spec in MODELS.items()},  # type: ignore[call-overload]
 )
 
@@ -140,7 +140,7 @@ class Workspace(BaseModel):
         return path if self.exclusions or path.exists() else None
 
     def model_config_of(self, variant: Variant) -> Any:
-        """Typed hyper-parameters of a variant's model."""
+        """Typed hyperparameters of a variant's model."""
         return getattr(self.models, variant.model)
 
     def listing(self) -> StoreListing:

@@ -355,11 +355,12 @@ def main() -> int:
 
 def _made(folder: Path) -> tuple[Any, Path]:
     """A project with a corpus, a checkpoint and a champion."""
-    from test_checkpoint import Variant, put
+    from tiny import put
 
     import features.code
     import models.replay
     from champion.history import Champion, keep, put_in_use
+    from models.registry import Variant
     from stages.ingest import keep_contracts
     from stages.project import Project
     from stages.workspace import Workspace

@@ -1,15 +1,19 @@
-"""Labs: a small synthetic store, an artifacts folder and a Dagster instance to run jobs on."""
+"""Labs: a small synthetic store, artifacts and a Dagster instance; and a running web server."""
 
 from __future__ import annotations
 
 import fcntl
+import http.client
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +48,7 @@ from stages.project import Project
 from stages.scoring import Scorer
 from stages.workspace import Workspace
 
+ROOT = Path(__file__).parent.parent
 RECIPE = "sample"
 HAD = [recipe for recipe in RECIPES if recipe != "session"]
 """The recipes that a store of one session gives, as every lab's is."""
@@ -264,3 +269,103 @@ def copy_of(template: Path, root: Path) -> Iterator[Lab]:
     shutil.copytree(template, root, dirs_exist_ok=True)
     with dagster_at(root / "home") as instance:
         yield Lab(StoreBuilder.reopen(root / "store"), root / "artifacts", instance, TINY)
+
+
+# --- a running web server
+
+LAUNCH = """mutation($p: ExecutionParams!) { launchRun(executionParams: $p) {
+    __typename ... on PythonError { message } ... on LaunchRunSuccess { run { runId } } } }"""
+
+
+class Ui:
+    """A running ``phasewatch ui``, on a store of nothing."""
+
+    def __init__(self, folder: Path, *options: str, token: str | None = None) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port: int = free.getsockname()[1]
+        self.folder, self.token = folder, token
+        (folder / "store" / "episodes").mkdir(parents=True)
+        (folder / "store" / "index.jsonl").touch()
+        words = [
+            *("--port", str(self.port), *options),
+            *("--store", str(folder / "store"), "--artifacts", str(folder / "artifacts")),
+        ]
+        environment = {k: v for k, v in os.environ.items() if k != "DAGSTER_HOME"}
+        environment |= {"PHASEWATCH_UI_TOKEN": token} if token else {}
+        self.log = folder / "log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pipelines.cli.app", "ui", *words],
+                cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    def ask(
+        self, method: str, path: str, body: str | None = None, **headers: str
+    ) -> tuple[int, str]:
+        """Status and text of an answer; the token is borne unless ``Authorization`` is given."""
+        named = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        if body is not None:
+            named |= {"Content-Type": "application/json"}
+            body = body if body.startswith(('{"', "[")) else json.dumps({"query": body})
+        named |= headers
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
+            connection.request(method, path, body, named)
+            answer = connection.getresponse()
+            return answer.status, "" if answer.status == 101 else answer.read().decode()
+
+    def graphql(self, query: str, **variables: Any) -> Any:
+        """The data of an answer; its status is 500 if an error is part of it."""
+        body = json.dumps({"query": query, "variables": variables})
+        _, text = self.ask("POST", "/graphql", body)
+        document = json.loads(text)
+        assert "errors" not in document, text
+        return document["data"]
+
+    def records(self) -> tuple[list[str], list[str], list[str]]:
+        """The ids of runs and of backfills, and the assets that were ever materialized."""
+        found = self.graphql(
+            "{ runsOrError { ... on Runs { results { runId } } } partitionBackfillsOrError "
+            "{ ... on PartitionBackfills { results { id } } } assetNodes { id "
+            "assetMaterializations(limit: 1) { timestamp } } }"
+        )
+        return (
+            [run["runId"] for run in found["runsOrError"]["results"]],
+            [one["id"] for one in found["partitionBackfillsOrError"]["results"]],
+            [node["id"] for node in found["assetNodes"] if node["assetMaterializations"]],
+        )
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text()
+            with suppress(OSError):
+                if self.ask("GET", "/server_info")[0] == 200:
+                    return
+            time.sleep(0.5)
+        raise AssertionError(self.log.read_text())
+
+
+@contextmanager
+def running(folder: Path, *options: str, token: str | None = None) -> Iterator[Ui]:
+    started = Ui(folder, *options, token=token)
+    try:
+        started.wait()
+        yield started
+    finally:
+        started.process.send_signal(signal.SIGTERM)
+        assert started.process.wait(90) == 0
+
+
+def job(name: str, config: Any = None, tags: dict[str, str] | None = None) -> dict[str, Any]:
+    """What the launchpad sends for a job."""
+    return {
+        "mode": "default",
+        "runConfigData": config or {},
+        "selector": {
+            "repositoryLocationName": "phasewatch", "repositoryName": "__repository__",
+            "jobName": name,
+        },
+        "executionMetadata": {
+            "tags": [{"key": key, "value": value} for key, value in (tags or {}).items()]
+        },
+    }  # fmt: skip

@@ -417,7 +417,7 @@ def test_a_better_challenger_replaces_it_and_a_rollback_restores_it(lab: Lab) ->
     assert document["champion"]["checkpoints"] == document["history"][0]["checkpoints"]
     nothing = phasewatch(lab, "rollback")
     assert nothing.exit_code == FAILED
-    assert "no champion was in use before" in nothing.output
+    assert "Cannot roll back" in nothing.output
 
 
 def test_the_first_is_judged_by_the_baselines(lab: Lab) -> None:
@@ -686,7 +686,7 @@ def test_scoring_uses_the_champion(lab: Lab) -> None:
     )
 
     half = {"ops": {"predictions": {"config": {"recipe": "host"}}}}
-    assert "name the model" in failure(lab.execute("score", batch, config=half))
+    assert "set model" in failure(lab.execute("score", batch, config=half))
     shutil.rmtree(lab.workspace.champion_folder)
     refused = lab.execute("score", batch)
     assert not refused.success

@@ -11,115 +11,44 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import lab
 import numpy as np
 import pytest
 from changes import CHANGES, Change
+from tiny import (
+    CNN,
+    COMMIT,
+    GBT,
+    N_CLASSES,
+    each_kind,
+    each_model,
+    each_variant,
+    files_of,
+    fitted,
+    forge,
+    header_of,
+    make_examples,
+    put,
+    save,
+    sidecar_of,
+)
 
 import models.checkpoint
 from features.contract import Contract, contract_of
 from features.registry import LAYOUT, Layout
-from models.base import Classifier, Examples, NotFittedError
+from models.base import NotFittedError
 from models.checkpoint import (
     CheckpointError,
     ContractMismatchError,
     artifact_id,
     check_contract,
-    checkpoint_path,
     load_checkpoint,
     read_header,
     save_checkpoint,
 )
-from models.registry import MODELS, VARIANTS, Variant, model_config
-from models.scaling import principal_axes
-
-TINY = lab.TINY["models"]
-N_CLASSES = len(LAYOUT.phases)
-COMMIT = "3fa1c2e" + "0" * 33
-GBT, CNN = Variant("gbt", "realistic"), Variant("cnn", "realistic")
-ONE_OF_EACH_KIND = tuple(
-    next(which for which in VARIANTS if which.spec.input_kind == kind)
-    for kind in ("summary", "tensor")
-)
-each_variant = pytest.mark.parametrize("which", VARIANTS, ids=lambda which: which.name)
-each_model = pytest.mark.parametrize(
-    "which", [Variant(model, "realistic") for model in MODELS], ids=lambda which: which.name
-)
-each_kind = pytest.mark.parametrize("which", ONE_OF_EACH_KIND, ids=lambda w: w.spec.input_kind)
-
-
-# --- tiny checkpoints
-
-
-def make_examples(which: Variant, seed: int = 0) -> Examples:
-    """Random windows with what a window can have: wide ranges and missing values."""
-    random = np.random.default_rng(seed)
-    n_inputs = int(LAYOUT.keep_mask(which.mode, which.spec.input_kind).sum())
-    n_bins = LAYOUT.window.n_bins
-    shape = (40, n_inputs) if which.spec.input_kind == "summary" else (40, n_bins, n_inputs)
-    X = random.lognormal(2.0, 3.0, shape).astype(np.float32)
-    X[random.random(shape) < 0.1] = np.nan
-    return Examples(X, np.arange(40) % N_CLASSES)
-
-
-@cache
-def fitted(which: Variant, seed: int = 0, **config: Any) -> Classifier:
-    settings = model_config(which.model, TINY[which.model] | config)
-    model = which.spec.build(settings, N_CLASSES, seed=seed, device="cpu")
-    return model.fit(make_examples(which))
-
-
-@cache
-def axes(which: Variant) -> np.ndarray:
-    return principal_axes(make_examples(which).X)
-
-
-def save(folder: Path, which: Variant, seed: int = 0, **config: Any) -> Path:
-    """Save a fitted tiny model; returns its header's path."""
-    save_checkpoint(
-        folder,
-        which,
-        fitted(which, seed, **config),
-        LAYOUT,
-        pca_proj=axes(which),
-        train_meta={"code_commit": COMMIT, "seed": seed, "val_macro_f1": None},
-    )
-    return checkpoint_path(folder, which)
-
-
-@cache
-def _files(which: Variant) -> dict[str, bytes]:
-    with TemporaryDirectory() as folder:
-        save(Path(folder), which)
-        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-
-
-def put(folder: Path, which: Variant) -> Path:
-    """Put down the files of a checkpoint saved before; returns its header's path."""
-    folder.mkdir(exist_ok=True)
-    for name, content in _files(which).items():
-        (folder / name).write_bytes(content)
-    return checkpoint_path(folder, which)
-
-
-def header_of(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_bytes())
-
-
-def sidecar_of(path: Path) -> Path:
-    return path.parent / header_of(path)["sidecar"]
-
-
-def forge(path: Path, **changes: Any) -> None:
-    """Change fields of a header and give it the ``artifact_id`` that fits."""
-    header = header_of(path) | changes
-    header["artifact_id"] = artifact_id(header)
-    path.write_text(json.dumps(header), encoding="utf-8")
+from models.registry import MODELS, VARIANTS, Variant
 
 
 def names_in(folder: Path) -> set[str]:
@@ -136,7 +65,7 @@ def refuses(path: Path, why: str, layout: Layout = LAYOUT) -> None:
 def unparsed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails the test if a sidecar's bytes are given to a parser."""
     for which in VARIANTS:
-        _files(which)  # saving parses them
+        files_of(which)  # saving parses them
     for spec in MODELS.values():
         kind = type(spec.build(spec.config(), N_CLASSES, device="cpu"))
         monkeypatch.setattr(kind, "restore", lambda *_: pytest.fail("the sidecar was parsed"))

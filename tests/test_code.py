@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from code_changes import CODE_CHANGES, ROOT, SAME, CodeChange
-from test_checkpoint import CNN, GBT, forge, header_of, put
+from tiny import CNN, GBT, forge, header_of, put
 
 import features.code
 import models.checkpoint

@@ -13,9 +13,8 @@ import numpy as np
 import polars as pl
 import pytest
 from builders import DAY_NS, NS_PER_S, PROFILES, START_NS, StoreBuilder
-from held_out import check_schema
+from held_out import FACTS, Page, check_schema, render_report, report
 from lab import RECIPE, Lab, failure, materialized, new_instance
-from test_report import FACTS, Page, render_report, report
 
 from champion.history import Champion, keep, put_in_use, read_champion
 from episodes.format import PHASES, SOURCES

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from builders import pack
 from faults.archives import CRAFTED, ID, LIMITS, good
-from test_checkpoint import N_CLASSES, fitted
+from tiny import N_CLASSES, fitted
 
 from episodes.format import ARCHIVE_SUFFIX
 from models.base import NotFiniteError

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from changes import CHANGES
-from test_checkpoint import (
+from tiny import (
     CNN,
     GBT,
     ONE_OF_EACH_KIND,

@@ -514,7 +514,7 @@ def test_classes_weigh_equally_in_total():
     assert weights[1] == weights[4] == 0
 
 
-# --- devices and hyper-parameters
+# --- devices and hyperparameters
 
 
 @pytest.mark.parametrize("name", ["knn", "knn_semi"])

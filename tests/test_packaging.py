@@ -37,6 +37,13 @@ def test_every_room_is_installed_and_typed() -> None:
     assert all((ROOT / name / "py.typed").exists() for name in ROOMS)
 
 
+def test_no_test_module_imports_another() -> None:
+    """What they share has a module of its own, so that each may be read and run alone."""
+    importing = re.compile(r"^\s*(?:from|import) test_\w+", re.M)
+    found = {path: importing.findall(path.read_text()) for path in (ROOT / "tests").rglob("*.py")}
+    assert {str(path): lines for path, lines in found.items() if lines} == {}
+
+
 LOCK = {
     canonicalize_name(line.partition("==")[0]): line.partition("==")[2].partition("#")[0].strip()
     for line in (ROOT / "constraints.txt").read_text().splitlines()

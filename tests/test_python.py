@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import re
 import shutil
 import subprocess
@@ -107,6 +108,31 @@ def test_errors_can_be_caught_by_name(trained: Lab) -> None:
         phasewatch.read_episode(trained.project, "01M7ZVV20HFQWZ385HM9KXP5BJ")
     errors = {name for name in phasewatch.__all__ if name.endswith("Error")}
     assert all(issubclass(getattr(phasewatch, name), Exception) for name in errors)
+    raised = set(re.findall(r"\w+Error\b", (ROOT / "phasewatch" / "__init__.py").read_text()))
+    assert raised - set(dir(builtins)) == errors
+
+
+def test_a_model_that_gives_no_numbers_and_a_machine_that_fails_have_errors(
+    trained: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, episode_id = trained.project, trained.store.added[0].episode_id
+    checkpoint = phasewatch.load_checkpoint(project, RECIPE, "knn")
+
+    def not_finite(X: Any) -> Any:
+        return np.full((len(X), len(project.workspace.layout.phases)), np.nan, dtype=np.float32)
+
+    monkeypatch.setattr(checkpoint.model, "_predict_proba", not_finite)
+    for call in (phasewatch.predict, phasewatch.explain):
+        with pytest.raises(phasewatch.NotFiniteError):
+            call(project, checkpoint, episode_id)
+
+    def fails(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr("episodes.validation._judge", fails)
+    monkeypatch.setattr("episodes.environment.PAUSES_S", (0,))
+    with pytest.raises(phasewatch.MachineError):
+        phasewatch.read_episode(project, episode_id)
 
 
 def test_what_a_notebook_shows_is_short(trained: Lab) -> None:
@@ -119,10 +145,12 @@ def test_what_a_notebook_shows_is_short(trained: Lab) -> None:
 def test_the_episode_of_each_window_has_an_id(trained: Lab) -> None:
     (dataset,) = trained.project.artifacts("datasets", RECIPE).values()
     table = read_dataset(dataset)
+    n_inputs = trained.project.workspace.layout.keep_mask("realistic", "summary").sum()
     for split in SPLITS:
         windows = phasewatch.open_windows(trained.project, RECIPE, "knn", split=split)
         assert windows.episode is not None
         assert windows.episode_ids is not None
+        assert windows.X.shape == (len(windows.y), n_inputs)
         ids = table.filter(pl.col("split") == split)["episode_id"].to_list()
         assert windows.episode_ids[windows.episode].tolist() == ids
         assert windows.episode_ids.tolist() == sorted(set(ids))

@@ -1,4 +1,4 @@
-"""A training that was killed goes on, and ends with the weights of one that nobody killed."""
+"""A training that was killed resumes, and ends with the weights of an uninterrupted one."""
 
 from __future__ import annotations
 

@@ -392,14 +392,14 @@ def test_a_signature_that_does_not_hold_is_never_let_pass(signs: Lab) -> None:
     header["train_meta"]["val_macro_f1"] = 0.99
     header["artifact_id"] = artifact_id(header)
     path.write_text(json.dumps(header))
-    with pytest.raises(CheckpointError, match="does not hold"):
+    with pytest.raises(CheckpointError, match="is invalid"):
         read_header(path)
     head_path = signs.artifacts / BUNDLE / "bundle.json"
     head = json.loads(head_path.read_text())
     head["recipe"] = "host"
     head["id"] = bundle_id(head)
     head_path.write_text(json.dumps(head))
-    with pytest.raises(BundleError, match="does not hold"):
+    with pytest.raises(BundleError, match="is invalid"):
         load_bundle(head_path.parent)
 
 

@@ -523,7 +523,7 @@ def made(folder: Path, recorded: Path, wanted: Wanted) -> tuple[Corpus, Workspac
 @pytest.fixture(scope="module")
 def direct(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, Workspace]:
     folder = tmp_path_factory.mktemp("direct")
-    corpus, workspace = made(folder, recorded, replace(SHORT, stand_ins=True))
+    corpus, workspace = made(folder, recorded, replace(SHORT, placeholders=True))
     write_shards(corpus, workspace, 1)
     return corpus, workspace
 
@@ -534,7 +534,7 @@ def test_shards_written_directly_are_those_that_ingest_makes_of_the_archives(
     one = Project(direct[1])
     other = Project(made(tmp_path, recorded, SHORT)[1])
     assert one.listing.batches.keys() == other.listing.batches.keys()
-    archive = {"sha256": "", "size_bytes": 0, "identity": ""}  # a stand-in has its own
+    archive = {"sha256": "", "size_bytes": 0, "identity": ""}  # a placeholder has its own
     for batch in other.listing.batches:
         ours, theirs = (p.make(p.stages["ingest"], batch).artifacts for p in (one, other))
         for output in ("tensor_shards", "feature_shards"):
@@ -559,12 +559,12 @@ def test_they_are_current_for_their_store(direct: tuple[Corpus, Workspace]) -> N
     assert usable == corpus.part.episodes - bad
 
 
-def test_a_stand_in_takes_no_place_and_is_no_episode(direct: tuple[Corpus, Workspace]) -> None:
+def test_a_placeholder_takes_no_place_and_is_no_episode(direct: tuple[Corpus, Workspace]) -> None:
     corpus, workspace = direct
     found = judged(workspace.store_path)
     for child in corpus.plan.children(corpus.part):
         path = workspace.store_path / "episodes" / child.host_id / f"{child.episode_id}.tar.zst"
-        if child.stand_in:
+        if child.placeholder:
             assert path.stat().st_blocks == 0
             assert found[child.episode_id][0].reasons == ("broken_archive",)
 
@@ -573,7 +573,7 @@ def test_a_stand_in_takes_no_place_and_is_no_episode(direct: tuple[Corpus, Works
 def test_shards_are_the_same_however_many_processes_write_them(
     direct: tuple[Corpus, Workspace], recorded: Path, tmp_path: Path
 ) -> None:
-    corpus, workspace = made(tmp_path, recorded, replace(SHORT, stand_ins=True))
+    corpus, workspace = made(tmp_path, recorded, replace(SHORT, placeholders=True))
     write_shards(corpus, workspace, 2, prepare=log_to_stderr)
     assert contents(workspace.artifacts_path) == contents(direct[1].artifacts_path)
 

@@ -21,7 +21,7 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 import pytest
-from test_ui import LAUNCH, ROOT, Ui, job, running
+from lab import LAUNCH, ROOT, Ui, job, running
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -67,7 +67,11 @@ class History(Document):
 def champion(
     restore: Annotated[
         bool,
-        typer.Option("--restore", help="Copy what is kept with it once more, if it was damaged."),
+        typer.Option(
+            "--restore",
+            help="If the champion's kept files are damaged, copy them again from the artifacts "
+            "folder.",
+        ),
     ] = False,
     config: options.Config = None,
     store: options.Store = None,
@@ -98,7 +102,7 @@ def champion(
             "remedy": status.remedy,
         },
         signed=(unsigned(pointer) or pointer.signed.line)
-        + ("" if pointer.sealed else ", from before histories had a seal"),
+        + ("" if pointer.sealed else ", written before seals existed"),
     )  # fmt: skip
 
 
@@ -143,10 +147,10 @@ class Promotion(Document):
         elif trial.signs:
             number = trial.promoted.number if trial.promoted else None
             yield (
-                f"{name} stays champion, as it was and without a trial. Its kept checkpoints and "
+                f"{name} stays champion, unchanged and without a trial. Its kept checkpoints and "
                 f"entry {number} of the history are signed now"
                 if number
-                else f"{name} is champion; promoting it again signs it as it is: "
+                else f"{name} is already the champion; promoting it again only signs it: "
                 f"phasewatch promote {trial.variant.model}"
             )
             yield from [trial.renewed.line] if trial.renewed else []
@@ -178,7 +182,8 @@ def promote(
         str,
         typer.Option(
             metavar="TEXT",
-            help="Promote it over the alarm budget, for this reason; kept in the history.",
+            help="Promote it although it exceeds the alarm budget, for this reason; kept in the "
+            "history.",
         ),
     ] = "",
     config: options.Config = None,

@@ -81,7 +81,7 @@ def bundle(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> BundleMade:
-    """Write a folder that scores on a device.
+    """Write a folder for scoring on a device.
 
     It is compared with its checkpoint on every test window first. docs/device.md says how to
     run it.

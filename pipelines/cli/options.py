@@ -38,7 +38,7 @@ Episode = Annotated[
     str, typer.Argument(metavar="EPISODE", help="An episode's id, or the path of a .tar.zst.")
 ]
 EPISODES = "Ids, paths of a .tar.zst, batches of the store, or folders of archives."
-"""Help of an argument that ``episodes.named_episodes`` resolves."""
+"""Help of an argument that ``pipelines.cli.episodes`` resolves."""
 Anyway = Annotated[
     bool, typer.Option("--anyway", help="Continue if the episode is rejected or errored.")
 ]

@@ -237,7 +237,7 @@ def predict(
     """Score episodes: their phases, and when the alarm stands.
 
     Scores with the champion, or with --checkpoint. If one of several episodes cannot be scored,
-    the others still are; the exit code is then the highest of all.
+    the others are still scored. The command exits with the highest exit code among the episodes.
     """
     from champion.history import kept_path
     from episodes.validation import HINT

@@ -43,7 +43,7 @@ TokenFile = Annotated[
 Once = Annotated[bool, typer.Option("--once", help="Publish once and end; the default.")]
 Every = Annotated[
     float | None,
-    typer.Option(metavar="SECONDS", min=1, help="Publish again every so many seconds."),
+    typer.Option(metavar="SECONDS", min=1, help="Publish again at this interval."),
 ]
 Checkpoint = Annotated[
     Path | None,
@@ -148,7 +148,8 @@ def replay(
         list[str] | None,
         typer.Argument(
             metavar="[EPISODE…]",
-            help="Ids, or paths of a .tar.zst; default: the test episodes of its recipe.",
+            help="Ids, or paths of a .tar.zst; default: the test episodes of the checkpoint's "
+            "recipe.",
         ),
     ] = None,
     checkpoint: Checkpoint = None,
@@ -185,7 +186,7 @@ def perf(
         typer.Option(
             metavar="NAME",
             help="Recipe of the checkpoints: host, sample, time or session; default: the one "
-            "whose checkpoint scores.",
+            "whose checkpoint is used for scoring.",
         ),
     ] = None,
 ) -> Events:
@@ -208,9 +209,16 @@ def profiles() -> Events:
 
 @_producer()
 def embedding(
-    checkpoint: Checkpoint = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Plot along the axes of this .ckpt.json; default: the champion.",
+        ),
+    ] = None,
     windows: Annotated[
-        int, typer.Option(metavar="N", min=1, help="At most so many windows, drawn at random.")
+        int,
+        typer.Option(metavar="N", min=1, help="Maximum number of windows, drawn at random."),
     ] = 1000,
 ) -> Events:
     """Publish test windows along two principal axes."""

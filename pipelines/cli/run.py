@@ -44,7 +44,7 @@ def run(
 ) -> RunDocument:
     """Ingest and retrain what is not current.
 
-    Prints the path of the report. With --batch: ingests these batches and stops.
+    Prints the path of the report page. With --batch: ingests these batches and stops.
     """
     workspace = workspace_of(config, store, artifacts, **({"force": True} if force else {}))
     from pipelines.cli.execution import run_all

@@ -43,24 +43,39 @@ def simulate(
     episodes: Annotated[int, typer.Option(metavar="N", min=1, help="How many to make.")],
     days: Annotated[int, typer.Option(metavar="N", min=1, help="UTC days that they cover.")],
     hosts: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Hosts that record them. Default: 12.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Hosts that record them. Default: 12; with --append, as in the corpus.",
+        ),
     ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=0, help="Another seed, another corpus. Default: 0, or the corpus's."
+            metavar="N",
+            min=0,
+            help="Each seed gives a different corpus. Default: 0; with --append, that of the "
+            "existing corpus.",
         ),
     ] = None,
     defects: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", min=0, help="Share of defective episodes. Default: 0.02."),
+        typer.Option(
+            metavar="SHARE",
+            min=0,
+            help="Share of defective episodes. Default: 0.02; with --append, as in the corpus.",
+        ),
     ] = None,
     first_day: Annotated[
-        str | None, typer.Option(metavar="DAY", help="Default: 2027-01-01, or the next one.")
+        str | None,
+        typer.Option(
+            metavar="DAY", help="Default: 2027-01-01, or, with --append, the day after the last."
+        ),
     ] = None,
     longest: Annotated[
         int | None,
-        typer.Option(metavar="SECONDS", min=20, help="Crop every episode to this length."),
+        typer.Option(metavar="SECONDS", min=20, help="Crop longer episodes to this length."),
     ] = None,
     shards: Annotated[
         Path | None,
@@ -100,7 +115,7 @@ def simulate(
     log_to_stderr()
     recorded = parents or base_folder() / "data" / "store"
     wanted = Wanted(
-        episodes, days, hosts, seed, defects, first_day, longest, stand_ins=shards is not None
+        episodes, days, hosts, seed, defects, first_day, longest, placeholders=shards is not None
     )
     windows = None
     try:

@@ -207,7 +207,7 @@ class LogVerified(Document):
 
     folder: str
     records: int
-    before: int  # lines from before lines were chained
+    before: int  # lines written before chaining existed
     last: str
     torn: str  # where a crash cut the last line off; the hub sets it aside when it starts
     signed: str
@@ -216,12 +216,12 @@ class LogVerified(Document):
     def text(self) -> Iterator[str | Table]:
         yield f"{self.folder}: {self.records} lines, the last {self.last[:12]}, {self.signed}"
         if self.before:
-            yield f"the first {self.before} are from before lines were chained"
+            yield f"the first {self.before} were written before chaining existed"
         if self.torn:
-            yield f"{self.torn}: was cut off by a crash before anybody was told that it is written"
+            yield f"{self.torn}: was cut off by a crash before it was acknowledged"
         yield from (f"{fault['where']}: {fault['problem']}" for fault in self.faults)
         if not self.faults:
-            yield "every line is as it was written, and none is missing"
+            yield "no line was changed, and none is missing"
 
     @property
     def exit_code(self) -> int:
@@ -299,9 +299,9 @@ def replay_log(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> LogReplayed:
-    """Compute the log's decisions again and compare every digit.
+    """Recompute the decisions of the log and compare every digit.
 
-    Exit code 1 if one comes out differently, or if a line of the log does not verify.
+    Exit code 1 if one differs, or if a line of the log does not verify.
     """
     from evaluation.decisions import read_chain
     from live.bundle import load_bundle

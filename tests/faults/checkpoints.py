@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from test_checkpoint import fitted, save
+from tiny import fitted, save
 
 from faults.apart import Limits, apart
 from faults.archives import altered
