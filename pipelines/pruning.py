@@ -1,7 +1,6 @@
 """Drops what is old: records of Dagster's, and artifacts above their budget."""
 
 import json
-import logging
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,8 +13,6 @@ from resources.records import PrunedRecords, prune_records, record_bytes
 from resources.workspace import WorkspaceResource
 from stages.retention import PRUNED_FILE, Discard, discard, over_budget, usage
 from stages.workspace import Workspace
-
-log = logging.getLogger("phasewatch")
 
 OLD_DAYS = 30
 MORNING = "30 6 * * *"

@@ -152,7 +152,7 @@ def to_judge(
     policy: ValidationPolicy,
     layout: Layout,
     *,
-    again: bool = False,
+    again: bool,
 ) -> list[StoredEpisode]:
     """The episodes that ``ingest_batch`` would judge, in its order."""
     last = _NOTHING if again else last_pass(episodes, folder, policy, layout)
