@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from datasets.splits import RECIPES
 from episodes.environment import collector_paused
 from pipelines.cli.console import CommandError, fail, log_to_stderr, not_installed, one_of
+from pipelines.home import dagster_instance
 from stages.ingest import check_corpus_code
 from stages.project import Project
 from stages.workers import training_ahead, trainings_at_a_time, worker_processes
@@ -121,7 +122,6 @@ def open_project(workspace: Workspace) -> Project:
 
 def sync_only(workspace: Workspace) -> Synced:
     """Register the store's batches with Dagster."""
-    from pipelines.home import dagster_instance
     from pipelines.partitions import sync_batches
 
     with collector_paused():
@@ -134,7 +134,6 @@ def _ingest(workspace: Workspace, batches: list[str]) -> list[Ran]:
     """Ingest batches, many in a run; then make what is made of their shards."""
     from assets.partitions import BATCHES_PER_RUN
     from pipelines.graph import build_defs
-    from pipelines.home import dagster_instance
     from pipelines.partitions import in_ranges, named, sync_batches
 
     with dagster_instance(workspace) as instance:
@@ -159,7 +158,6 @@ def _retrain(
 ) -> list[Ran]:
     """Retrain recipes; or, for the one empty name, make outputs of the whole store."""
     from pipelines.graph import build_defs
-    from pipelines.home import dagster_instance
     from pipelines.partitions import sync_batches
 
     slots = 1 if outputs else trainings_at_a_time(workspace)
@@ -207,7 +205,6 @@ _in_worker: dict[str, Any] = {}
 
 def _prepare(workspace: Workspace) -> None:
     from pipelines.graph import build_defs
-    from pipelines.home import dagster_instance
 
     log_to_stderr()
     instance = ExitStack().enter_context(dagster_instance(workspace))

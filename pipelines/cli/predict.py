@@ -243,9 +243,13 @@ def predict(
     from episodes.validation import HINT
     from stages.project import Project
 
-    workspace = workspace_of(config, store, artifacts, must_exist=checkpoint is None)
-    if require_signature:
-        workspace = workspace.model_copy(update={"require_signatures": True})
+    workspace = workspace_of(
+        config,
+        store,
+        artifacts,
+        must_exist=checkpoint is None,
+        require_signatures=require_signature,
+    )
     if out is not None:
         one_of("the suffix of --out", existing_folder_of(out).suffix, FORMATS)
     scorer = _load(Project(workspace), checkpoint)

@@ -46,7 +46,7 @@ def run(
 
     Prints the path of the report. With --batch: ingests these batches and stops.
     """
-    workspace = workspace_of(config, store, artifacts, **({"force": True} if force else {}))
+    workspace = workspace_of(config, store, artifacts, force=force)
     from pipelines.cli.execution import run_all
     from stages.project import Project
     from stages.retention import discard, usage

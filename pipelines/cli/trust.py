@@ -183,9 +183,9 @@ def verify(
     from stages.chain import Chain
     from stages.project import Project
 
-    workspace = workspace_of(config, store, artifacts, must_exist=True)
-    if require_signature:
-        workspace = workspace.model_copy(update={"require_signatures": True})
+    workspace = workspace_of(
+        config, store, artifacts, must_exist=True, require_signatures=require_signature
+    )
     chain = Chain(Project(workspace))
     if existing(target).is_dir():
         chain.bundle(target)
