@@ -34,11 +34,11 @@ from stages.datasets import dataset_shards
 from stages.evaluation import read_report
 from stages.manifest import Manifest, write_manifest
 from stages.scoring import Scorer, champion_scorer
-from stages.stage import Artifacts, Check, CheckResult, ManifestStage, Output, Progress, Stage
+from stages.stage import Artifacts, Check, CheckResult, ManifestStage, Output, Progress
 from stages.status import StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Mapping
 
     from numpy.typing import NDArray
 
@@ -88,6 +88,7 @@ class DeviceBundle(ManifestStage):
     partition = ""
     job = "bundle"
     automatic = False
+    needs_inputs = False  # the champion is kept by itself; what it was made from may be gone
     docs = "device.md"
 
     inputs = ("champion",)
@@ -126,10 +127,6 @@ class DeviceBundle(ManifestStage):
 
     def remedy(self, key: str) -> str:
         return "phasewatch bundle --out FOLDER"
-
-    def needs(self, project: Project, key: str) -> Iterator[tuple[Stage, str]]:
-        """The champion is kept by itself; its inputs may be gone."""
-        yield from ()
 
     def make(
         self, project: Project, key: str, outputs: Collection[str], progress: Progress
