@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvicorn
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -27,11 +29,6 @@ from hub.events import EVENT, TYPES, AnyEvent, Event, LiveDetection, schema
 from hub.guard import App, Guard, Message, Receive, Scope, Send
 from hub.state import State
 from live.silence import UNHEARD_S
-
-if TYPE_CHECKING:
-    import socket
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-
 
 MAX_BODY = 2 << 20
 MAX_CLIENTS = 500

@@ -12,16 +12,12 @@ import json
 import secrets
 import time
 from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hub.events import LiveDetection
+from hub.events import Event, LiveDetection
 from live.silence import UNHEARD_S, silence
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-
-    from hub.events import Event
 
 RING_EVENTS, RING_BYTES = 10_000, 16 << 20
 """Of what a client that comes back is given; at 50 events a second, three minutes."""

@@ -15,9 +15,10 @@ import shlex
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import dagster as dg
 
@@ -26,11 +27,7 @@ from features.files import fingerprint
 from pipelines.requests import WORK_TAG
 from resources.runs import FINISHED, why_failed
 from resources.workspace import WorkspaceResource
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from stages.workspace import Workspace
+from stages.workspace import Workspace
 
 log = logging.getLogger("phasewatch")
 

@@ -8,6 +8,7 @@ that follow. Nothing is repaired or made here, and nothing that was found before
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +29,14 @@ from champion.history import (
 )
 from config.signing import Signed, distrust, unsealed
 from datasets.splits import RECIPES
-from episodes.store import StoreError
+from episodes.store import StoredEpisode, StoreError
 from features.files import file_sha256
 from live.bundle import HEAD_FILE, TOLERANCE, Bundle, BundleError, load_bundle, unpacked_arrays
 from live.bundle import signed_by as bundle_signed_by
+from models.alarm import AlarmRule
 from models.checkpoint import (
     SUFFIX,
+    Checkpoint,
     CheckpointError,
     load_checkpoint,
     read_header,
@@ -41,19 +44,13 @@ from models.checkpoint import (
     signed_by,
 )
 from stages.alarm_rules import read_rule
-from stages.batch import INDEX, identity_of, read_index
+from stages.batch import INDEX, Entry, identity_of, read_index
 from stages.datasets import dataset_fingerprint
 from stages.manifest import Manifest, manifest_damage
 from stages.reference import REFERENCE_FIELDS
 from stages.status import StageError, shortened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from episodes.store import StoredEpisode
-    from models.alarm import AlarmRule
-    from models.checkpoint import Checkpoint
-    from stages.batch import Entry
     from stages.project import Project
 
 

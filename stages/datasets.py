@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -15,6 +17,7 @@ from datasets.splits import (
     RECIPES,
     SPLITS,
     DatasetError,
+    Obstacle,
     SplitPolicy,
     build_table,
     obstacle,
@@ -27,18 +30,14 @@ from evaluation.wording import sentence
 from features.files import fingerprint
 from features.loaders import read_windows
 from features.shards import read_table, write_table
+from models.base import Examples
+from models.registry import Variant
 from stages.batch import INDEX, TENSORS
+from stages.manifest import Draft, Manifest
 from stages.stage import Artifacts, Check, CheckResult, FolderStage, Output, Progress, Rows, Stage
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
-
-    from datasets.splits import Obstacle
-    from models.base import Examples
-    from models.registry import Variant
-    from stages.manifest import Draft, Manifest
     from stages.project import Project
 
 Versions = dict[str, dict[str, str]]  # batch -> output -> data version

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,6 @@ from pipelines.cli.console import EXTRAS, FAILED, OK, Bytes, Document, Table, wo
 from pipelines.home import SETTINGS, dagster_home
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import dagster as dg
 
     from stages.project import Project
