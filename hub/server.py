@@ -90,7 +90,7 @@ class Hub:
                     Route("/healthz", self.health),
                     Route("/{name:path}", page),
                 ],
-                exception_handlers={ClientDisconnect: _gone},
+                exception_handlers={ClientDisconnect: _gone, _TooLargeError: _too_large},
                 lifespan=self._lifespan,
             )
         )
@@ -119,8 +119,6 @@ class Hub:
     async def publish(self, request: Request) -> Response:
         """Take one event or a list; all of them, or none if one is wrong."""
         body = await _body(request)
-        if body is None:
-            return _too_large()
         several = body.lstrip(b" \t\r\n").startswith(b"[")
         try:
             events: Sequence[Event] = (
@@ -157,8 +155,6 @@ class Hub:
     async def answer(self, request: Request) -> Response:
         """An operator's answer to an alarm; it is on the disk when this says so."""
         body = await _body(request)
-        if body is None:
-            return _too_large()
         try:
             answer = Answer.model_validate_json(body, strict=True)
         except ValidationError as error:
@@ -235,17 +231,20 @@ class _Headers:
         await self.app(scope, receive, with_headers)
 
 
-async def _body(request: Request) -> bytes | None:
-    """What was sent; None if it is too large."""
+class _TooLargeError(Exception):
+    """More was sent than is taken."""
+
+
+async def _body(request: Request) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY:
-            return None
+            raise _TooLargeError
     return bytes(body)
 
 
-def _too_large() -> Response:
+async def _too_large(_: Request, __: Exception) -> Response:
     return _error(
         413, f"a body must be at most {MAX_BODY} bytes; send fewer events at a time", close=True
     )

@@ -52,30 +52,26 @@ def new_batches(
 ) -> dg.SensorResult:
     """Registers new batches and requests a run for each that is to be ingested or scored."""
     with collector_paused():
-        return _requests(context, workspace.core)
-
-
-def _requests(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult:
-    synced = sync_batches(context.instance, workspace)
-    for run in synced.ended:
-        context.log.warning(f"run {run[:8]} had no process any more, and is ended")
-    ingests = decide_ingest(context.instance, synced)
-    scorings = decide_scoring(context.instance, synced)
-    waiting = [*ingests.waiting, *scorings.waiting]
-    for reason in waiting:
-        context.log.warning(reason)
-    requests = [
-        request.with_replaced_attrs(job_name=request.tags[WORK_TAG])
-        for request in (*ingests.requests, *scorings.requests)
-    ]
-    if requests:
-        return dg.SensorResult(run_requests=requests)
-    champion = scoring_champion(synced.project)
-    return dg.SensorResult(
-        skip_reason=shortened(waiting)
-        or f"all {len(synced.listing.batches)} batches are current"
-        + (f", and scored with {champion.name}" if champion else "")
-    )
+        synced = sync_batches(context.instance, workspace.core)
+        for run in synced.ended:
+            context.log.warning(f"run {run[:8]} had no process any more, and is ended")
+        ingests = decide_ingest(context.instance, synced)
+        scorings = decide_scoring(context.instance, synced)
+        waiting = [*ingests.waiting, *scorings.waiting]
+        for reason in waiting:
+            context.log.warning(reason)
+        requests = [
+            request.with_replaced_attrs(job_name=request.tags[WORK_TAG])
+            for request in (*ingests.requests, *scorings.requests)
+        ]
+        if requests:
+            return dg.SensorResult(run_requests=requests)
+        champion = scoring_champion(synced.project)
+        return dg.SensorResult(
+            skip_reason=shortened(waiting)
+            or f"all {len(synced.listing.batches)} batches are current"
+            + (f", and scored with {champion.name}" if champion else "")
+        )
 
 
 @dg.schedule(

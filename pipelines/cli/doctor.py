@@ -224,7 +224,7 @@ def _dagster(findings: Diagnosis, workspace: Workspace) -> None:
 def _automation(findings: Diagnosis, section: dict[str, Any], instance: dg.DagsterInstance) -> None:
     import dagster as dg
 
-    from resources.runs import UNFINISHED, dead_runs
+    from resources.runs import PARTITION_TAG, UNFINISHED, dead_runs
 
     section["daemon"] = any(s.healthy for s in instance.get_daemon_statuses().values())
     section["on"] = sorted(
@@ -240,7 +240,7 @@ def _automation(findings: Diagnosis, section: dict[str, Any], instance: dg.Dagst
     dead = {each.run.run_id: each for each in dead_runs(instance)}
     section["runs_under_way"] = []
     for run in instance.get_runs(filters=dg.RunsFilter(statuses=UNFINISHED)):
-        name = f"{run.job_name} {run.tags.get('dagster/partition', '')}".strip()
+        name = f"{run.job_name} {run.tags.get(PARTITION_TAG, '')}".strip()
         section["runs_under_way"].append(
             {"run": run.run_id, "what": name, "status": run.status.value}
         )
