@@ -69,6 +69,11 @@ class Scored:
         """The classes that occur."""
         return np.unique(self.actual).tolist()
 
+    @property
+    def macro_f1(self) -> float:
+        """Over all of its windows."""
+        return float(macro_f1_of_confusion(self.confusion.sum(axis=0), self.roster))
+
     def per_episode(self, values: NDArray) -> NDArray[np.float64]:
         """Sums ``(n_episodes, ...)`` of values ``(n_windows, ...)``."""
         return np.add.reduceat(values, np.flatnonzero(np.diff(self.episode, prepend=-1)), axis=0)

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from champion.history import SERVED, read_champion
+from config.messages import shortened
 from datasets.windows import read_dataset
 from episodes.format import NS_PER_S
 from episodes.validation import EpisodeError, JudgedEpisode, Record, read_judged
@@ -39,7 +40,7 @@ from models.registry import VARIANTS
 from models.scaling import scale
 from stages.report_page import evaluated
 from stages.scoring import Scorer, score_episode, sound
-from stages.status import StageError, shortened
+from stages.status import StageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

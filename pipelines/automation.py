@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import dagster as dg
 
+from config.messages import shortened
 from episodes.environment import collector_paused
 from pipelines.notifications import tell_of_night
 from pipelines.partitions import sync_batches
@@ -25,7 +26,6 @@ from pipelines.requests import (
     under_way,
 )
 from resources.workspace import WorkspaceResource
-from stages.status import shortened
 from stages.workspace import Workspace
 
 NIGHT = os.environ.get("PHASEWATCH_NIGHT") or "*/5 2-5 * * *"

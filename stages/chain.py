@@ -27,6 +27,7 @@ from champion.history import (
     read_pointer,
     unsigned,
 )
+from config.messages import shortened
 from config.signing import Signed, distrust, unsealed
 from datasets.splits import RECIPES
 from episodes.store import StoredEpisode, StoreError
@@ -48,7 +49,7 @@ from stages.batch import INDEX, Entry, identity_of, read_index
 from stages.datasets import dataset_fingerprint
 from stages.manifest import Manifest, manifest_damage
 from stages.reference import REFERENCE_FIELDS
-from stages.status import StageError, shortened
+from stages.status import StageError
 
 if TYPE_CHECKING:
     from stages.project import Project

@@ -11,6 +11,7 @@ import polars as pl
 
 from champion.history import (
     REFERENCE_FILE,
+    REMEDY,
     SERVED,
     TRAINING_FILE,
     Champion,
@@ -50,6 +51,7 @@ from champion.rules import (
     grounds_against_first,
     known_to,
 )
+from config.messages import shortened
 from config.signing import signing_key
 from datasets.splits import RECIPES
 from datasets.windows import inputs, read_dataset
@@ -81,7 +83,7 @@ from stages.reference import (
     training_windows,
 )
 from stages.stage import Artifacts, Check, CheckResult, Markdown, Output, Progress, Stage
-from stages.status import Reason, StageError, shortened
+from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -91,8 +93,6 @@ if TYPE_CHECKING:
     from stages.manifest import Manifest
     from stages.project import Project
     from stages.workspace import Workspace
-
-RESTORE = "Make the copy again: phasewatch champion --restore"
 
 CANDIDATES = [variant for variant in VARIANTS if variant.mode == "realistic"]
 
@@ -282,8 +282,7 @@ class ChampionStage(Stage):
         except ContractMismatchError as error:
             return Reason("contract", {"outputs": [self.name], "differences": error.differences})
         except (CheckpointError, ChampionError) as error:
-            remedy = f"{RESTORE}, or roll back: phasewatch rollback"
-            return Reason("damaged", {"problem": str(error)}, remedy=remedy)
+            return Reason("damaged", {"problem": str(error)}, remedy=REMEDY)
         except (StageError, StoreError) as error:
             remedy = (
                 "Restore the file, or put these episodes back into the store and run: "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from champion.history import REFERENCE_FILE, Champion, kept_path, load_kept, read_training
+from config.messages import shortened
 from config.signing import sealed, unsealed
 from datasets.windows import inputs, read_channel_means
 from evaluation.documents import DriftReference
@@ -20,7 +21,7 @@ from features.shards import read_table
 from models.checkpoint import Checkpoint
 from stages.batch import FEATURES, INDEX
 from stages.datasets import batch_windows
-from stages.status import StageError, shortened
+from stages.status import StageError
 
 if TYPE_CHECKING:
     from stages.project import Project

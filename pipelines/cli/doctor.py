@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from config.messages import shortened
 from config.paths import CLONE
 from episodes.environment import collector_paused
 from pipelines.cli import options
@@ -330,7 +331,6 @@ def _distrusted(workspace: Workspace) -> tuple[str, str] | None:
 
 def _counted(statuses: list[Status]) -> dict[str, list[str]]:
     """Kind of stage -> ``16 of 48: made with other settings (gbt_realistic host, ...)``."""
-    from stages.status import shortened
 
     groups: dict[tuple[str, str], list[Status]] = {}
     totals: Counter[str] = Counter()
@@ -356,7 +356,6 @@ def _remedy(project: Project, stale: list[Status], under_way: list[str]) -> str:
     If signatures are missing, a key to sign with comes first.
     """
     from config.signing import signing_key
-    from stages.status import shortened
 
     unsigned = any(s.code == "signature" for s in stale) and signing_key() is None
     key = "phasewatch keys new NAME, then: " if unsigned else ""

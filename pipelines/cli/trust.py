@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from config.messages import shortened
 from pipelines.cli import options
 from pipelines.cli.console import (
     FAILED,
@@ -277,8 +278,6 @@ class LogReplayed(Document):
         if len(self.different) > _SHOWN:
             yield f"and {len(self.different) - _SHOWN} more different"
         if self.unverified:
-            from stages.status import shortened
-
             verify = "does not verify" if len(self.unverified) == 1 else "do not verify"
             where = shortened(self.unverified, ", ", _SHOWN)
             yield f"{plural(len(self.unverified), 'record')} {verify}: {where}"
