@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from datasets.splits import RECIPES
 from episodes.environment import collector_paused
-from pipelines.cli.console import CommandError, fail, log_to_stderr, not_installed, one_of
+from pipelines.cli.console import (
+    DAGSTERS_INTERRUPT,
+    CommandError,
+    fail,
+    log_to_stderr,
+    not_installed,
+    one_of,
+)
 from pipelines.home import dagster_instance
 from stages.ingest import check_corpus_code
 from stages.project import Project
@@ -229,8 +236,6 @@ def _execute(
     instance: dg.DagsterInstance,
     outputs: list[str] | None,
 ) -> Ran:
-    import dagster as dg
-
     from assets.factory import asset_key
     from pipelines.notifications import tell_of_run
     from pipelines.partitions import named, partition_tags
@@ -249,14 +254,13 @@ def _execute(
         )
     tell_of_run(instance, workspace, result.run_id)
     if not result.success:
+        ends = [event.job_failure_data.error for event in result.all_events if event.is_job_failure]
+        if any(error is not None and error.cls_name == DAGSTERS_INTERRUPT for error in ends):
+            raise KeyboardInterrupt
         failures = [
             f"{str(event.step_key).replace('__', '/')}: {_reason(event.step_failure_data)}"
             for event in result.get_step_failure_events()
         ]
-        if any(
-            failure.endswith(dg.DagsterExecutionInterruptedError.__name__) for failure in failures
-        ):
-            raise KeyboardInterrupt
         fail(
             f"{job} {key} failed (run {result.run_id[:8]})\n"
             + "\n".join(failures or ["see the run in the UI"])
