@@ -28,7 +28,7 @@ import polars as pl
 from datasets.splits import SplitPolicy, build_table
 from datasets.windows import examples
 from evaluation.alarm_choice import choose_rule, filtered, rule_scores
-from evaluation.scores import Scored, macro_f1_of_confusion, prediction_rows, scored
+from evaluation.scores import Scored, prediction_rows, scored
 from features.loaders import read_windows
 from features.registry import Layout
 from models.base import Inputs
@@ -124,16 +124,12 @@ def test(
     smooth = filtered(on, rule)
     scores = rule_scores(smooth, rule, layout.window)
     return Tested(
-        *(_f1(on), _f1(smooth), int(scores.clean.sum())),
+        *(on.macro_f1, smooth.macro_f1, int(scores.clean.sum())),
         int((scores.clean & scores.alarmed(rule.threshold)).sum()),
         int(scores.false_alarms(rule.threshold).sum()),
         int(scores.attacked().sum()),
         scores.found(rule.threshold),
     )
-
-
-def _f1(predictor: Scored) -> float:
-    return float(macro_f1_of_confusion(predictor.confusion.sum(axis=0), predictor.roster))
 
 
 def main() -> None:

@@ -52,6 +52,8 @@ FIRST = "0" * 64  # what the first entry follows on
 POINTER_FILE = "champion.json"
 TRAINING_FILE = "training.parquet"  # the episodes a kept checkpoint was trained and validated on
 REFERENCE_FILE = "reference.json"  # what drift compares batches with; only of the served recipe
+REMEDY = "Make the copy again: phasewatch champion --restore, or roll back: phasewatch rollback"
+"""For what is kept with a champion."""
 SERVED = "time"
 """The recipe whose checkpoint scores: only it has learned from every host, and from all samples of
 its time; what it has not seen is what came later, as in use."""
@@ -406,10 +408,7 @@ def load_rule(folder: Path, champion: Champion, recipe: str | None = None) -> Al
         if (rule.id, rule.checkpoint_id) != (rule_id, champion.checkpoints[recipe]):
             raise ValueError("it is not the alarm rule that was kept for this checkpoint")
     except (OSError, ValueError) as error:
-        raise ChampionError(
-            f"{path}: {error}. Make the copy again: phasewatch champion --restore, or roll back: "
-            "phasewatch rollback"
-        ) from error
+        raise ChampionError(f"{path}: {error}. {REMEDY}") from error
     return rule
 
 
@@ -434,10 +433,7 @@ def load_likeness(folder: Path, champion: Champion, layout: Layout) -> Likeness 
         if likeness.contract_hash != contract_of(layout, "summary").hash:
             raise ValueError("it is for another input layout")
     except (OSError, ValueError) as error:
-        raise ChampionError(
-            f"{path}: {error}. Make the copy again: phasewatch champion --restore, or roll back: "
-            "phasewatch rollback"
-        ) from error
+        raise ChampionError(f"{path}: {error}. {REMEDY}") from error
     return likeness
 
 
@@ -454,10 +450,8 @@ def read_training(folder: Path, champion: Champion, recipe: str | None = None) -
             raise OSError("it was changed after it was written")
         return table
     except (OSError, ValueError) as error:
-        raise ChampionError(
-            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}). Make the copy "
-            "again: phasewatch champion --restore, or roll back: phasewatch rollback"
-        ) from error
+        problem = getattr(error, "strerror", None) or error
+        raise ChampionError(f"{path}: cannot be read ({problem}). {REMEDY}") from error
 
 
 def training_digest(table: pl.DataFrame) -> str:

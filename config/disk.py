@@ -29,6 +29,15 @@ def sync(handle: int) -> None:
         os.fsync(handle)
 
 
+def sync_folder(folder: Path) -> None:
+    """Make the names of a folder's files durable: those of new, renamed and deleted ones."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        sync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Held by one process at a time per folder; the system releases it from a killed process.

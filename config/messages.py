@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,12 @@ def unknown(what: str, value: str, known: Iterable[str]) -> str:
     listed = ", ".join(names[:_SHOWN])
     more = f" or {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{what} must be one of {listed}{more}, got {value!r}{meant(value, names)}"
+
+
+def shortened(items: Sequence[str], separator: str = "; ", shown: int = 5) -> str:
+    """The first items, and how many more there are."""
+    more = len(items) - shown
+    return separator.join([*items[:shown], *([f"and {more} more"] if more > 0 else [])])
 
 
 def not_yaml(error: Exception) -> str:

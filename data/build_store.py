@@ -10,11 +10,9 @@ its index row.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import shutil
 import sys
-import tarfile
 from pathlib import Path
 
 import zstandard
@@ -22,26 +20,14 @@ import zstandard
 from episodes.archive import read_members, read_packed
 from episodes.format import META_FILE, SOURCES
 from episodes.store import StoredEpisode, list_store
+from simulation.archives import tarred
 
 TARGET = Path(__file__).resolve().parent / "store"
 CROP_S = 20
+COMPRESSOR = zstandard.ZstdCompressor(level=19)
 NOT_INDEXED = 7  # position of the recorded episode that loses its index row
 
 Members = dict[str, bytes]
-
-
-def pack(folder: str, members: Members, link: str | None = None) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(f"{folder}/{name}")
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-        if link:
-            info = tarfile.TarInfo(f"{folder}/{link}")
-            info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
-            tar.addfile(info)
-    return zstandard.ZstdCompressor(level=19).compress(buffer.getvalue())
 
 
 def crop(members: Members, episode_id: str, seconds: int) -> Members:
@@ -107,7 +93,7 @@ def main(corpus: Path) -> None:
         break_it=lambda members: members,
         *,
         seconds: int = CROP_S,
-        link: str | None = None,
+        link: bool = False,
         spoil=lambda packed: packed,
         spoil_unseen=lambda packed: packed,
         on_disk: bool = True,
@@ -116,7 +102,8 @@ def main(corpus: Path) -> None:
         planted += 1
         episode_id = f"{episode.episode_id[:10]}00000000DEFECT{planted:02d}"
         members = read_members(read_packed(episode.path), episode.episode_id)
-        packed = spoil(pack(episode_id, break_it(crop(members, episode_id, seconds)), link))
+        broken = break_it(crop(members, episode_id, seconds))
+        packed = spoil(COMPRESSOR.compress(tarred(episode_id, broken, link=link)))
         row = {
             "episode_id": episode_id,
             "host_id": episode.host_id,
@@ -137,7 +124,7 @@ def main(corpus: Path) -> None:
     a, b, c = (iter(sorted(v, key=lambda e: e.size_bytes or 0)) for v in by_host.values())
 
     plant(next(a), spoil_unseen=lambda packed: packed[:-1] + bytes([packed[-1] ^ 1]))
-    plant(next(a), link="stderr.log")
+    plant(next(a), link=True)
     plant(next(a), backwards)
     plant(next(b), spoil=lambda packed: packed[: len(packed) // 2])
     plant(next(b), lambda m: {**m, "events.jsonl": m["events.jsonl"][:-2] + b" }"})

@@ -109,6 +109,7 @@ def obstacle(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> Obstac
     return None
 
 
+# Long, because each side is drawn from what the one before has left.
 def assign_splits(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> pl.DataFrame:
     """Give every episode a side.
 

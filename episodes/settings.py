@@ -5,12 +5,11 @@ Settings are frozen pydantic dataclasses with constrained fields; nothing reads 
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from config.messages import fault_text
+from config.messages import fault_text, meant
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -48,9 +47,8 @@ def _line(fault: Any, declared: Any, path: list[str]) -> str:
             path = [*path, str(step)]
             continue
         if step not in known:
-            near = difflib.get_close_matches(step, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
-            return ".".join(path) + f"{': ' if path else ''}no setting {step!r}; {hint}"
+            hint = meant(step, known) or f"; choose from {', '.join(known)}"
+            return ".".join(path) + f"{': ' if path else ''}no setting {step!r}{hint}"
         path = [*path, step]
         declared = known[step].annotation
     if "error" in context and hasattr(declared, "__pydantic_fields__"):

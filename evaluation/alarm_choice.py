@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,15 +61,14 @@ def choose_rule(
     )
     scores = rule_scores(filtered(val, rule), rule, window)
     attacked = ~scores.clean & (scores.end_s > scores.onset_s[scores.episode])
-    best: tuple[float, float, float, FigureNote | None] | None = None
-    for ratio in CLEAR_RATIOS:
-        tried = replace(scores, clear_ratio=ratio)
-        threshold, note = choose_threshold(tried, policy)
-        found = float(tried.alarmed(threshold)[attacked].mean()) if attacked.any() else 0.0
-        if best is None or found > best[0]:
-            best = found, ratio, threshold, note
-    assert best is not None
-    _, ratio, threshold, note = best
+
+    def tried(ratio: float) -> tuple[float, float, float, FigureNote | None]:
+        clearing = replace(scores, clear_ratio=ratio)
+        threshold, note = choose_threshold(clearing, policy)
+        found = float(clearing.alarmed(threshold)[attacked].mean()) if attacked.any() else 0.0
+        return found, ratio, threshold, note
+
+    _, ratio, threshold, note = max(map(tried, CLEAR_RATIOS), key=itemgetter(0))  # the first best
     return replace(rule, threshold=threshold, clear_ratio=ratio), note
 
 

@@ -58,7 +58,10 @@ class EpisodeBootstrap:
     def weights(self) -> Iterator[NDArray[np.float64]]:
         """Weights ``(b, n_episodes)``, whole numbers, in pieces; the same at every call."""
         if self._kept is None and self.replicates * self.n_episodes <= _KEPT_CELLS:
-            self._kept = [_narrow(piece) for piece in self._drawn()]
+            self._kept = [  # in a byte each, if they fit
+                piece.astype(np.uint8) if piece.max(initial=0) < 256 else piece
+                for piece in self._drawn()
+            ]
         for piece in self._kept or self._drawn():
             yield piece.astype(np.float64)
 
@@ -86,11 +89,6 @@ class EpisodeBootstrap:
     def observed(self, statistic: Statistic) -> NDArray[np.float64]:
         """A statistic on the test set as it is: ``()`` or ``(m,)``."""
         return statistic(np.ones((1, self.n_episodes)))[0]
-
-
-def _narrow(weights: NDArray[np.int32]) -> NDArray[np.uint8] | NDArray[np.int32]:
-    """The same weights in a byte each, if they fit."""
-    return weights.astype(np.uint8) if weights.max(initial=0) < 256 else weights
 
 
 @jit

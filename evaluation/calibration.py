@@ -68,10 +68,10 @@ class Bins:
     of: NDArray[np.int64]  # (n_windows,) bin of each window
 
 
-def equal_mass_bins(confidence: NDArray[np.float64], n_bins: int = N_BINS) -> Bins:
-    """At most ``n_bins`` bins of as equal size as ties allow: equal confidences stay together."""
+def equal_mass_bins(confidence: NDArray[np.float64]) -> Bins:
+    """At most ``N_BINS`` bins of as equal size as ties allow: equal confidences stay together."""
     ordered = np.sort(confidence)
-    cuts = ordered[np.arange(1, n_bins) * len(ordered) // n_bins]
+    cuts = ordered[np.arange(1, N_BINS) * len(ordered) // N_BINS]
     above = np.searchsorted(np.unique(cuts), confidence, side="right")
     of = np.unique(above, return_inverse=True)[1]
     n = int(of.max()) + 1

@@ -31,7 +31,6 @@ from evaluation.scores import (
     SHORTCUTS,
     baseline_id,
     guesses,
-    macro_f1_of_confusion,
     macro_statistic,
     scored,
 )
@@ -117,10 +116,7 @@ def compare(
         ids[name, mode] = baseline_id(name)
         values[name, mode], replicates[name, mode] = guessed[name][0], drawn[name]
     on_val = {variant: scored(predictions, *variant, classes, "val") for variant in variants}
-    val = {
-        variant: float(macro_f1_of_confusion(predictor.confusion.sum(axis=0), predictor.roster))
-        for variant, predictor in on_val.items()
-    }
+    val = {variant: predictor.macro_f1 for variant, predictor in on_val.items()}
     subjects = {
         (model, mode): Subject(model=model, mode=mode, checkpoint_id=ids[model, mode], **identity)
         for model, mode in values

@@ -22,7 +22,9 @@ from episodes.format import CLEAN, INFECTED
 from episodes.jit import jit
 from evaluation.bootstrap import EpisodeBootstrap, Statistic
 from evaluation.documents import (
+    ANY,
     LEVEL,
+    NONE,
     AttackedEpisode,
     CleanTime,
     Detection,
@@ -44,7 +46,6 @@ MIN_VALIDATION_HOURS = 0.5  # clean; a threshold that rests on less is provision
 MAX_POINTS = 30  # of an operating curve
 LISTED = 1000  # attacked episodes of a report: it must not grow with the store
 NO_JOB = ""  # what a window has where no job is under way
-ANY, NONE = "any", "none"  # parts of clean time: with a job, and without
 
 
 @dataclass(frozen=True)

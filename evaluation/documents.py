@@ -242,6 +242,9 @@ class AttackedEpisode(Model):
     delay_s: Positive | None
 
 
+ANY, NONE = "any", "none"  # parts of clean time: with a job, and without
+
+
 class CleanTime(Model):
     """Alarms in clean time, or in the part of it that is named by the machine's jobs."""
 

@@ -49,7 +49,6 @@ from evaluation.scores import (
     baseline_id,
     beside_baselines,
     f1_statistic,
-    macro_f1_of_confusion,
     macro_statistic,
     scored,
 )
@@ -210,7 +209,7 @@ def _f1_figures(
         "val_macro_f1": figure(
             subject.on("val"),
             "macro_f1",
-            float(macro_f1_of_confusion(val.confusion.sum(axis=0), val.roster)),
+            val.macro_f1,
             note=FigureNote(code="no_validation_interval"),
         ),
         "per_class": _class_scores(test, classes, observed["whole"], replicates["whole"], subject),

@@ -11,7 +11,7 @@ from evaluation.alarm_choice import choose_rule, filtered, rule_scores
 from evaluation.detection import is_provisional
 from evaluation.documents import HostTurn, RotatedModel, Spread, TurnMetric
 from evaluation.figures import ReportPolicy
-from evaluation.scores import Scored, macro_f1_of_confusion, scored
+from evaluation.scores import scored
 from features.registry import WindowSpec
 
 _LESS_IS_BETTER = ("clean_time_alarmed",)
@@ -45,8 +45,8 @@ def host_turn(
         clean_hours=float(alarms.clean_hours.sum()),
         attacks=attacks,
         provisional=is_provisional(float(chosen_on.clean_hours.sum())),
-        macro_f1=_macro_f1(test),
-        filtered_macro_f1=_macro_f1(smooth),
+        macro_f1=test.macro_f1,
+        filtered_macro_f1=smooth.macro_f1,
         clean_time_alarmed=float(alarms.alarmed(rule.threshold)[alarms.clean].mean())
         if alarms.clean.any()
         else None,
@@ -78,7 +78,3 @@ def _spread(metric: TurnMetric, turns: Iterable[HostTurn], default_host: str) ->
         spread=abs(known[best] - known[worst]),
         default=known.get(default_host),
     )
-
-
-def _macro_f1(predictor: Scored) -> float:
-    return float(macro_f1_of_confusion(predictor.confusion.sum(axis=0), predictor.roster))

@@ -69,6 +69,11 @@ class Scored:
         """The classes that occur."""
         return np.unique(self.actual).tolist()
 
+    @property
+    def macro_f1(self) -> float:
+        """Over all of its windows."""
+        return float(macro_f1_of_confusion(self.confusion.sum(axis=0), self.roster))
+
     def per_episode(self, values: NDArray) -> NDArray[np.float64]:
         """Sums ``(n_episodes, ...)`` of values ``(n_windows, ...)``."""
         return np.add.reduceat(values, np.flatnonzero(np.diff(self.episode, prepend=-1)), axis=0)
@@ -258,16 +263,14 @@ def _summed(
 def guess_weights(name: str, dataset: Mapping[str, Any], classes: Sequence[str]) -> NDArray:
     """How often a guesser predicts each class: as often as training (``prior``), or equally often.
 
-    Raises:
-        ValueError: no guessing baseline has that name.
+    Args:
+        name: one of ``GUESSES``.
     """
     if name == "uniform":
         return np.full(len(classes), 1 / len(classes))
-    if name == "prior":
-        counts = dataset["splits"]["train"]["windows_by_phase"]
-        weights = np.array([counts.get(phase, 0) for phase in classes], dtype=np.float64)
-        return weights / weights.sum()
-    raise ValueError(f"baseline must be one of {', '.join(GUESSES)}, got {name!r}")
+    counts = dataset["splits"]["train"]["windows_by_phase"]
+    weights = np.array([counts.get(phase, 0) for phase in classes], dtype=np.float64)
+    return weights / weights.sum()
 
 
 def guess_macro_f1(

@@ -11,6 +11,8 @@ from typing import Any
 
 from datasets.splits import UNAVAILABLE
 from evaluation.documents import (
+    ANY,
+    NONE,
     CheckName,
     CleanTime,
     Comparisons,
@@ -182,22 +184,21 @@ DRIFT_FINDINGS: dict[CheckName, str] = {
 }
 
 
-def sentence(remark: Remark, sentences: dict[str, str] = SENTENCES) -> str:
-    """The sentence for a code and its numbers."""
+def sentence(remark: Remark, sentences: dict[str, str] = SENTENCES, /, **words: Any) -> str:
+    """The sentence for a code, its numbers, and more words that it has places for."""
     about = remark.about or ""
     return sentences[remark.code].format(
         label=baseline_label(about) if about in BASELINES else about,
         reason=MAY_HAVE_LEARNED.get(about),
         what=remark.what if isinstance(remark, Leak) else None,
+        **words,
         **remark.numbers,
     )
 
 
 def objection(ground: Objection) -> str:
     """The sentence for a ground against a promotion."""
-    about = ground.about or ""
-    words = {"label": baseline_label(about) if about in BASELINES else about} | dict(ground.names)
-    said = SENTENCES[ground.code].format(recipe=ground.recipe, **words, **ground.numbers)
+    said = sentence(ground, recipe=ground.recipe, **ground.names)
     return f"Recipe {ground.recipe}: {said}" if ground.recipe else said
 
 
@@ -528,16 +529,16 @@ def expectation(another: Mapping[str, EvalReport]) -> str:
         return "No recipe of this store holds out a day or a machine, so new ones were not tested."
     parts = []
     for what, report in another.items():
-        found, alarms = report.detection, report.detection
+        found = report.detection
         attacks = (
             f"it detects {found.detected_episodes} of {plural(found.attacked_episodes, 'attack')}"
         )
         if not found.attacked_episodes:
             attacks = "no attack was tested"
-        rate = alarms.false_alarms_per_hour.value
+        rate = found.false_alarms_per_hour.value
         false = (
             f"with {measure(rate)} false alarms per hour and "
-            f"{percent(alarms.clean_time_alarmed.value)} of clean time under alarm"
+            f"{percent(found.clean_time_alarmed.value)} of clean time under alarm"
             if is_finite(rate)
             else "and false alarms could not be counted"
         )
@@ -557,7 +558,7 @@ def alarmed(part: Detection | CleanTime) -> str:
 
 def job_label(job: str) -> str:
     """What a part of clean time is called."""
-    return {"any": "with a job", "none": "without a job"}.get(job, f"with {job}")
+    return {ANY: "with a job", NONE: "without a job"}.get(job, f"with {job}")
 
 
 def unlike(found: Unlike | None) -> list[str]:

@@ -14,6 +14,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from features.files import file_sha256
 from features.registry import InputKind, Layout
 
 PREPROCESSING_VERSION = 1
@@ -95,12 +96,13 @@ class Contract:
 
 def golden_digest() -> str:
     """sha256 of the committed golden vectors."""
-    return _file_digest(GOLDEN_FILE)
+    return file_digest(GOLDEN_FILE)
 
 
 @cache
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def file_digest(path: Path) -> str:
+    """sha256 of a committed file, computed once per process."""
+    return file_sha256(path)
 
 
 def contract_of(layout: Layout, input_kind: InputKind) -> Contract:

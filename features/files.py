@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from config.disk import sync, where_offered
+from config.disk import sync, sync_folder, where_offered
 
 
 def fingerprint(value: object) -> str:
@@ -92,8 +92,4 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:  # makes the rename durable
-        sync(handle)
-    finally:
-        os.close(handle)
+    sync_folder(path.parent)

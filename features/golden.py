@@ -340,7 +340,7 @@ _SHOWN = {
 """Quantity -> the rule that every episode shows, for a change that does so too."""
 
 
-def rule_differences(layout: Layout = LAYOUT) -> list[str]:
+def rule_differences(layout: Layout) -> list[str]:
     """How the rule episodes come out otherwise than committed; empty if they do not.
 
     One line per rule, with the place where the first quantity that differs differs most; what
@@ -469,7 +469,7 @@ class _Folder:
         return sorted(self._folder.glob(f"{kind}*"))
 
 
-def shard_differences(layout: Layout = LAYOUT) -> list[str]:
+def shard_differences(layout: Layout) -> list[str]:
     """How what is read from shards differs from what was written to them.
 
     Models are trained on shards, and batches are scored from them.
@@ -587,7 +587,7 @@ def _opened(
 # --- writing
 
 
-def _write_rules(layout: Layout = LAYOUT) -> str:
+def _write_rules() -> str:
     """Compute every rule episode and write what comes out; returns a line about it."""
     from features.rules import RULES
 
@@ -595,12 +595,12 @@ def _write_rules(layout: Layout = LAYOUT) -> str:
     about: dict[str, Any] = {}
     for name, rule in RULES.items():
         members = rule.files()
-        expected = computed(name, members, layout)
+        expected = computed(name, members, LAYOUT)
         about[name] = {"rule": rule.text, "members": list(members), "expected": list(expected)}
         for each, content in members.items():
             arrays[f"{name}/in/{each}"] = np.frombuffer(content, dtype=np.uint8)
         arrays |= {f"{name}/out/{each}": values for each, values in expected.items()}
-    content = packed({"rules": about, "contracts": _contracts(layout)}, arrays)
+    content = packed({"rules": about, "contracts": _contracts(LAYOUT)}, arrays)
     try:
         before = {name: each.digest for name, each in read_rules().episodes.items()}
     except (OSError, ValueError, KeyError):

@@ -14,7 +14,7 @@ import os
 import time
 from pathlib import Path
 
-from config.disk import sync
+from config.disk import sync, sync_folder
 from config.signing import SigningError, sealed
 from evaluation.decisions import (
     HEAD_FILE,
@@ -28,7 +28,7 @@ from evaluation.decisions import (
     log_files,
     read_both,
 )
-from hub.events import LiveDetection
+from hub.events import LiveDetection, now
 
 MAX_FILE_BYTES = 64 << 20
 """Of one file of a day; the next line begins another."""
@@ -97,7 +97,7 @@ class DecisionLog:
                 file.flush()
                 sync(file.fileno())
             os.truncate(path, whole)
-            found.append(TornRecord(at=_now(), file=aside.name, bytes=len(torn)))
+            found.append(TornRecord(at=now(), file=aside.name, bytes=len(torn)))
             log.warning(
                 "%s: the last line was cut off by a crash; its %d bytes are in %s",
                 path, len(torn), aside.name,
@@ -108,7 +108,7 @@ class DecisionLog:
         self._last, self._count = chain.last, chain.count
         if chain.head and any(fault.kind in ("head", "head_changed") for fault in chain.faults):
             head = chain.head.value
-            found.append(GapRecord(at=_now(), count=head["count"], last=head["hash"]))
+            found.append(GapRecord(at=now(), count=head["count"], last=head["hash"]))
         for record in found:
             self.content.add(record)
         if found:
@@ -124,7 +124,7 @@ class DecisionLog:
         same = event.alarm not in ("raised", "cleared") and event.silent == before
         if same and not self.windows:
             return False
-        self._take(DecisionRecord(at=_now(), event=event.model_dump(mode="json")))
+        self._take(DecisionRecord(at=now(), event=event.model_dump(mode="json")))
         return True
 
     def _take(self, record: AnyRecord) -> None:
@@ -140,7 +140,7 @@ class DecisionLog:
         Raises:
             LogError: it is not on the disk; it will be if the disk takes it later.
         """
-        record = AnswerRecord(at=_now(), alarm_id=alarm_id, host=host, verdict=verdict, note=note)
+        record = AnswerRecord(at=now(), alarm_id=alarm_id, host=host, verdict=verdict, note=note)
         self._take(record)
         await self.flush()
         if self.problem:
@@ -187,7 +187,7 @@ class DecisionLog:
             os.close(handle)
         self._last, self._count = last, self._count + len(lines)
         if new:
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         try:
             self._write_head()
         except (OSError, SigningError) as error:  # the lines are written, and must not be again
@@ -215,16 +215,3 @@ class DecisionLog:
             file.flush()
             sync(file.fileno())
         temporary.replace(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the name of a new file durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        sync(handle)
-    finally:
-        os.close(handle)
-
-
-def _now() -> float:
-    return round(time.time(), 3)

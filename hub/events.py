@@ -7,8 +7,9 @@ unknown type, an unknown field or a value out of range is refused, and the answe
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
@@ -190,13 +191,17 @@ class LiveDetection(Event):
     contract: Name | None = None  # hash of the contract of these inputs
 
 
-AnyEvent = Annotated[
-    PhaseEvent | AttackProfile | Prediction | ModelMetric | Embedding | ModelPerf | LiveDetection,
-    Field(discriminator="type"),
-]
+_Events = (
+    PhaseEvent | AttackProfile | Prediction | ModelMetric | Embedding | ModelPerf | LiveDetection
+)
+AnyEvent = Annotated[_Events, Field(discriminator="type")]
 EVENT: TypeAdapter[Event] = TypeAdapter(AnyEvent)
-TYPES = ("phase", "attack_profile", "prediction", "model_metric", "embedding", "model_perf",
-         "live_detection")  # fmt: skip
+TYPES: tuple[str, ...] = tuple(each.model_fields["type"].default for each in get_args(_Events))
+
+
+def now() -> float:
+    """Unix seconds to the millisecond, as events and the log of decisions state times."""
+    return round(time.time(), 3)
 
 
 def schema() -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from champion.history import SERVED, read_champion
+from config.messages import shortened
 from datasets.windows import read_dataset
 from episodes.format import NS_PER_S
 from episodes.validation import EpisodeError, JudgedEpisode, Record, read_judged
@@ -32,13 +33,14 @@ from hub.events import (
     ModelPerf,
     PhaseEvent,
     Prediction,
+    now,
 )
 from models.checkpoint import Checkpoint, CheckpointError, checkpoint_path, load_checkpoint
 from models.registry import VARIANTS
 from models.scaling import scale
 from stages.report_page import evaluated
 from stages.scoring import Scorer, score_episode, sound
-from stages.status import StageError, shortened
+from stages.status import StageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -140,10 +142,6 @@ def _recorded_at(record: Record) -> float | None:
     return None if ended is None else ended / NS_PER_S
 
 
-def _now() -> float:
-    return round(time.time(), 3)
-
-
 # --- metrics and phases
 
 
@@ -165,7 +163,7 @@ def metrics(project: Project) -> Iterator[ModelMetric]:
     for report in found.reports:
         made = project.existing(f"eval_reports/{report.model}_{report.mode}", report.recipe)
         about: dict[str, Any] = {
-            "at": _now(),
+            "at": now(),
             "origin": f"test side of recipe {report.recipe}, dataset {report.dataset_version[:12]}",
             "data_at": made.place("report").stat().st_mtime,
             "recipe": report.recipe,
@@ -210,7 +208,7 @@ def phases(project: Project) -> Iterator[PhaseEvent]:
         raise StageError(f"{project.workspace.store_path}: no episode is usable; see {command}")
     for scope, mix in mixes.items():
         yield PhaseEvent(
-            at=_now(),
+            at=now(),
             origin=f"labels of {episodes[scope]} usable episodes, store {project.workspace.store}",
             data_at=newest[scope] or None,
             scope=scope,
@@ -276,7 +274,7 @@ def _windows(
         if speed > 0:
             time.sleep(max(0.0, began + (start_s + length_s) / speed - time.monotonic()))
         yield Prediction(
-            at=_now(),
+            at=now(),
             origin=f"replay, {_about(scorer)}",
             data_at=_recorded_at(episode.record),
             episode_id=episode.episode_id,
@@ -325,7 +323,7 @@ def embedding(scorer: Scorer, n_windows: int = MAX_WINDOWS) -> Iterator[Embeddin
         predicted = checkpoint.model.predict_proba(X).argmax(axis=1)
         for i, window in enumerate(windows.tolist()):
             yield Embedding(
-                at=_now(),
+                at=now(),
                 origin=f"test windows, {_about(scorer)}{scaled_by}",
                 data_at=_recorded_at(episode.record),
                 episode_id=episode.episode_id,
@@ -416,16 +414,16 @@ def perf(project: Project, recipe: str | None = None) -> Iterator[ModelPerf]:
             log.warning("%s: not measured: %s", variant.name, str(error).partition("\n")[0])
             origin = f"recipe {recipe}; {variant.name} cannot be used here"
             yield ModelPerf(
-                at=_now(), origin=origin, device=NOT_MEASURED, latency_ms=None, **about
+                at=now(), origin=origin, device=NOT_MEASURED, latency_ms=None, **about
             )  # fmt: skip
             continue
         with checkpoint.model.one_thread():
             taken = measure(checkpoint.model.predict_proba, X)
         yield ModelPerf(
-            at=_now(),
+            at=now(),
             origin=f"{taken.windows} windows of the golden vectors, one at a time on one thread; "
             f"macro F1 on recipe {recipe}",
-            data_at=_now(),
+            data_at=now(),
             device=taken.processor,
             latency_ms=taken.median_ms,
             latency_p99_ms=taken.p99_ms,
@@ -488,7 +486,7 @@ def profiles(project: Project, n_episodes: int = MAX_EPISODES) -> Iterator[Attac
                 continue
             low, middle, high = quartiles(curves)
             yield AttackProfile(
-                at=_now(),
+                at=now(),
                 origin=f"usable episodes with an attack, store {project.workspace.store}",
                 data_at=newest[profile] or None,
                 name=profile,

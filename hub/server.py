@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvicorn
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -27,11 +29,6 @@ from hub.events import EVENT, TYPES, AnyEvent, Event, LiveDetection, schema
 from hub.guard import App, Guard, Message, Receive, Scope, Send
 from hub.state import State
 from live.silence import UNHEARD_S
-
-if TYPE_CHECKING:
-    import socket
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-
 
 MAX_BODY = 2 << 20
 MAX_CLIENTS = 500
@@ -93,7 +90,7 @@ class Hub:
                     Route("/healthz", self.health),
                     Route("/{name:path}", page),
                 ],
-                exception_handlers={ClientDisconnect: _gone},
+                exception_handlers={ClientDisconnect: _gone, _TooLargeError: _too_large},
                 lifespan=self._lifespan,
             )
         )
@@ -122,8 +119,6 @@ class Hub:
     async def publish(self, request: Request) -> Response:
         """Take one event or a list; all of them, or none if one is wrong."""
         body = await _body(request)
-        if body is None:
-            return _too_large()
         several = body.lstrip(b" \t\r\n").startswith(b"[")
         try:
             events: Sequence[Event] = (
@@ -160,8 +155,6 @@ class Hub:
     async def answer(self, request: Request) -> Response:
         """An operator's answer to an alarm; it is on the disk when this says so."""
         body = await _body(request)
-        if body is None:
-            return _too_large()
         try:
             answer = Answer.model_validate_json(body, strict=True)
         except ValidationError as error:
@@ -238,17 +231,20 @@ class _Headers:
         await self.app(scope, receive, with_headers)
 
 
-async def _body(request: Request) -> bytes | None:
-    """What was sent; None if it is too large."""
+class _TooLargeError(Exception):
+    """More was sent than is taken."""
+
+
+async def _body(request: Request) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY:
-            return None
+            raise _TooLargeError
     return bytes(body)
 
 
-def _too_large() -> Response:
+async def _too_large(_: Request, __: Exception) -> Response:
     return _error(
         413, f"a body must be at most {MAX_BODY} bytes; send fewer events at a time", close=True
     )

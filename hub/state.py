@@ -12,16 +12,12 @@ import json
 import secrets
 import time
 from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hub.events import LiveDetection
+from hub.events import Event, LiveDetection, now
 from live.silence import UNHEARD_S, silence
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-
-    from hub.events import Event
 
 RING_EVENTS, RING_BYTES = 10_000, 16 << 20
 """Of what a client that comes back is given; at 50 events a second, three minutes."""
@@ -141,15 +137,15 @@ class State:
 
     def publish_silence(self) -> list[LiveDetection]:
         """Publish an alarm, once, for every host that was not heard for too long."""
-        now, found = time.monotonic(), []
+        clock, found = time.monotonic(), []
         while self._heard:
             host, heard = next(iter(self._heard.items()))
-            if now - heard.at < self.silent_after_s:
+            if clock - heard.at < self.silent_after_s:
                 break
             del self._heard[host]  # what is said of it below is no sign of life
             if host not in heard.event.silent:  # the scorer has said it already
                 found.append(
-                    _silence(heard.event, now - heard.at, f"{self.boot}-{self.newest + 1}")
+                    _silence(heard.event, clock - heard.at, f"{self.boot}-{self.newest + 1}")
                 )
                 self._add(found[-1])
         return found
@@ -190,7 +186,7 @@ class State:
                 place, numbers = self.newest, list(self._by_number)
                 for chunk in self._kept_frames(numbers):
                     yield chunk
-            yield _message("live", boot=self.boot, at=round(time.time(), 3))
+            yield _message("live", boot=self.boot, at=now())
             while not self.closed:
                 if place + 1 < self.oldest:
                     # the latest of every subject is sent; the rest is lost to this client
@@ -262,7 +258,7 @@ def _silence(last: LiveDetection, quiet_s: float, name: str) -> LiveDetection:
     return last.model_copy(
         update=said
         | {
-            "at": round(time.time(), 3),
+            "at": now(),
             "origin": "hub",
             "window": last.window + 1,
             "coverage": {},

@@ -38,16 +38,7 @@ def recorded() -> Package:
     return json.loads(RECORD.read_text(encoding="utf-8"))
 
 
-def differing() -> list[str]:
-    """Names of kept files that are absent or have another sha256 than the recorded one."""
-    return [
-        name
-        for name, file in recorded()["files"].items()
-        if not (VENDOR / name).is_file() or _sha256((VENDOR / name).read_bytes()) != file["sha256"]
-    ]
-
-
-def fetch(*, record: bool = False) -> None:
+def fetch(*, record: bool) -> None:
     """Fetch the recorded version and write its files; with ``record``, their hashes too.
 
     Raises:

@@ -18,13 +18,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from config.signing import SIGNATURE, Signed, distrust, keys_folder, parse_json, signed
-from episodes.format import SOURCES
 from features.code import DEVICE_PATH, code_of
 from features.contract import Contract, contract_of, diff_contracts
 from features.files import fingerprint, read_regular
@@ -49,6 +48,11 @@ _FIELDS = {
     "dataset_version", "metrics", "data", "versions", "files",
 }  # fmt: skip
 
+_MAKE_AGAIN = (
+    "Make the bundle again with this version: phasewatch bundle --out FOLDER; "
+    "or install the phasewatch-device that it was made with"
+)
+
 
 class BundleError(Exception):
     """A bundle cannot be used; the message names the file and says what to do."""
@@ -61,29 +65,18 @@ class NotABundleError(BundleError):
 class BundleContractError(BundleError):
     """The input contract here is not the one that the bundle was made under."""
 
-    def __init__(self, place: str, differences: list[str]):
+    says: ClassVar[str] = "it was made for another input layout"
+
+    def __init__(self, place: str, differences: list[str], remedy: str = _MAKE_AGAIN):
         self.differences = differences
         lines = "\n".join(f"  - {line}" for line in differences)
-        super().__init__(
-            f"{place}: contract mismatch: it was made for another input layout\n{lines}\n"
-            "Make the bundle again with this version: phasewatch bundle --out FOLDER; "
-            "or install the phasewatch-device that it was made with"
-        )
+        super().__init__(f"{place}: contract mismatch: {self.says}\n{lines}\n{remedy}")
 
 
 class BundleCodeError(BundleContractError):
     """The code here does not compute the windows that the bundle was made from."""
 
-    def __init__(self, place: str, differences: list[str], changed: list[str]):
-        BundleError.__init__(
-            self,
-            f"{place}: contract mismatch: the code here computes other windows\n"
-            + "\n".join(f"  - {line}" for line in differences)
-            + f"\nChanged since: {', '.join(changed) or 'the golden vectors'}. Install the "
-            "phasewatch-device that the bundle was made with, or make it again: "
-            "phasewatch bundle --out FOLDER",
-        )
-        self.differences = differences
+    says = "the code here computes other windows"
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,11 +96,6 @@ class Bundle:
     @property
     def variant(self) -> str:
         return f"{self.head['model']}_{self.head['mode']}"
-
-    @cached_property
-    def sources(self) -> tuple[str, ...]:
-        """The sources whose channels the model sees."""
-        return tuple(name for name, source in SOURCES.items() if source.deployable)
 
     @cached_property
     def channel(self) -> NDArray[np.int64]:
@@ -151,8 +139,8 @@ class Bundle:
 
     def likeness_inputs(self, window: LiveWindow) -> NDArray[np.float32]:
         """The inputs ``(n_inputs,)`` that say whether a window is like training."""
-        every = summary_inputs(window.features[None], window.baseline[None])[0]
-        return every[self.layout.keep_mask(self.head["mode"], "summary")]
+        kept = self.layout.keep_mask(self.head["mode"], "summary")
+        return model_inputs(window, "summary", kept)[0]
 
     def proba(self, window: LiveWindow) -> NDArray[np.float32]:
         """Phase probabilities ``(n_phases,)``."""
@@ -298,7 +286,12 @@ def _check_contract(folder: Path, head: dict[str, Any], layout: Layout) -> None:
 def _check_code(folder: Path, head: dict[str, Any], layout: Layout) -> None:
     code, recorded = code_of(DEVICE_PATH), head["golden"].get("code")
     if lines := input_differences(recorded, layout, code, live_differences):
-        raise BundleCodeError(str(folder), lines, code.changes(recorded))
+        changed = ", ".join(code.changes(recorded)) or "the golden vectors"
+        remedy = (
+            f"Changed since: {changed}. Install the phasewatch-device that the bundle was made "
+            "with, or make it again: phasewatch bundle --out FOLDER"
+        )
+        raise BundleCodeError(str(folder), lines, remedy)
 
 
 def _read(folder: Path, name: str, about: dict[str, Any]) -> bytes:

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from config.messages import shortened
 from config.signing import SigningError, parse_json
 from episodes.format import META_FILE, SOURCES, is_host_id
 from features.files import write_atomically
@@ -320,7 +321,7 @@ def _check_filled(bundle: Bundle, source: RowSource) -> None:
     if len(missing) == len(seen):
         raise UsageError(f"this source fills none of the {len(seen)} channels of {bundle.variant}")
     if missing:
-        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
+        shown = shortened(missing, ", ", 3)
         log.warning("%d of %d channels are missing here: %s", len(missing), len(seen), shown)
 
 

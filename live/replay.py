@@ -6,22 +6,17 @@ other, and the windows must be those that batch code was held to.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 
 from episodes.format import LABELS_FILE, SOURCES
 from episodes.jsonl import is_int64, parse_objects
 from features import golden
+from features.golden import RuleEpisode
+from features.registry import Layout
 from live.stream import LiveWindows
 from live.timeline import timeline
 from models.replay import scaling_differences
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from features.golden import RuleEpisode
-    from features.registry import Layout
 
 LEFT_OUT = ("no-values", "bounds", "bounds-share", "whole")
 """Episodes of which only batch code can know all: bounds, a source without any value, the end."""

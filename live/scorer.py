@@ -14,6 +14,7 @@ import numpy as np
 
 from episodes.format import SOURCES
 from live.silence import QUIET_S, silence
+from live.sources import DEPLOYABLE
 from live.stream import LiveWindow, LiveWindows
 from models.alarm import Follower
 from models.base import check_finite
@@ -101,7 +102,7 @@ class LiveScorer:
             return
         self._told = now
         since = self.windows.newest_s or self._began_s
-        silent = [self._host, *self.bundle.sources]
+        silent = [self._host, *DEPLOYABLE]
         yield self._silence(
             silent, self.windows.number, since, since + now - self._heard,
             data_at=self.windows.newest_s,
@@ -111,14 +112,14 @@ class LiveScorer:
         bundle, phases = self.bundle, self.bundle.layout.phases
         if window.restarted and self.windows.past == 1:
             self._begin()  # the past was forgotten: filter and likeness begin anew
-        seen = [s for s in bundle.sources if window.coverage[s] > 0]
-        behind = set(self.windows.silent(bundle.sources)).difference(seen)
-        absent = {s for s in bundle.sources if SOURCES[s].expected_hz}.difference(seen)
+        seen = [s for s in DEPLOYABLE if window.coverage[s] > 0]
+        behind = set(self.windows.silent(DEPLOYABLE)).difference(seen)
+        absent = {s for s in DEPLOYABLE if SOURCES[s].expected_hz}.difference(seen)
         silent = sorted(behind | absent)
         if not seen:
             place = _place(window, bundle.layout.window.length_ms)
             return self._silence(
-                silent or list(bundle.sources), *place.values(), data_at=_made_at(window)
+                silent or list(DEPLOYABLE), *place.values(), data_at=_made_at(window)
             )
         proba = check_finite(
             bundle.proba(window)[None], f"{bundle.variant}, window {window.number}"
@@ -141,7 +142,7 @@ class LiveScorer:
             "alarm": state,
             "alarm_id": self._alarm_id or (self._silence_id if state == "cleared" else None),
             "unlike": None if p is None else bool(p <= ALPHA),
-            "coverage": {s: round(window.coverage[s], 4) for s in bundle.sources},
+            "coverage": {s: round(window.coverage[s], 4) for s in DEPLOYABLE},
             "silent": silent,
             "why": self._why(window),
             "restarted": window.restarted or None,
@@ -186,7 +187,7 @@ class LiveScorer:
             "at": time.time(),
             "data_at": data_at,
             "window": number,
-            "coverage": dict.fromkeys(self.bundle.sources, 0.0),
+            "coverage": dict.fromkeys(DEPLOYABLE, 0.0),
             "silent": silent,
         }  # fmt: skip
 

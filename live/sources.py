@@ -21,8 +21,8 @@ MAX_LINE = 65_536
 """Bytes of a line; a longer one is dropped and counted."""
 _READ = 1 << 20  # bytes read at a time
 _POLL_S = 0.1
-_TAGS = {source.tag: name for name, source in SOURCES.items() if source.deployable}
 DEPLOYABLE = tuple(name for name, source in SOURCES.items() if source.deployable)
+_TAGS = {SOURCES[name].tag: name for name in DEPLOYABLE}
 ALL = frozenset(channel.name for channel in CHANNELS if channel.deployable)
 
 

@@ -8,25 +8,21 @@ of order or from another time.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from episodes.format import NS_PER_S, SOURCES
 from episodes.jsonl import Rows, parse_rows
 from features.alignment import CoarseClock, Grid, align
+from features.registry import Layout
 from features.relative import RunningMedian
 from features.summary import summarise
 from features.windows import source_coverage
 from live.silence import QUIET_S
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-
-    from features.registry import Layout
 
 LEAP_S = 600
 """A row this far from the others is from another time. If the next rows agree with it, the machine

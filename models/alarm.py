@@ -69,6 +69,11 @@ class AlarmRule:
         if self.clear_ratio > 1:
             raise ValueError(f"alarm rule: clear_ratio must be at most 1, got {self.clear_ratio}")
 
+    @property
+    def clear_below(self) -> float:
+        """Below this score the alarm is cleared."""
+        return self.clear_ratio * self.threshold
+
     @cached_property
     def id(self) -> str:
         """sha256 of the rule."""
@@ -125,7 +130,7 @@ class AlarmRule:
         self, score: NDArray[np.float64], first: NDArray[np.bool_] | None = None
     ) -> NDArray[np.bool_]:
         """Windows ``(n_windows,)`` at which the alarm stands."""
-        return standing(score, self.threshold, self.clear_ratio * self.threshold, first)
+        return standing(score, self.threshold, self.clear_below, first)
 
 
 def infected(phases: Sequence[str]) -> NDArray[np.bool_]:
@@ -151,7 +156,7 @@ class Follower:
         score = float(self.rule.score(self.state[None])[0])
         if score >= self.rule.threshold:
             self.alarm = True
-        elif score < self.rule.clear_ratio * self.rule.threshold:
+        elif score < self.rule.clear_below:
             self.alarm = False
         return self.state, score, self.alarm
 

@@ -14,7 +14,7 @@ import re
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,26 +75,18 @@ class MissingLibraryError(CheckpointError):
 class ContractMismatchError(CheckpointError):
     """The live input contract is not the one a checkpoint was trained under."""
 
+    says: ClassVar[str] = "it was trained for another input layout"
+
     def __init__(self, place: str, differences: list[str], remedy: str):
         self.differences = differences
         lines = "\n".join(f"  - {line}" for line in differences)
-        super().__init__(
-            f"{place}: contract mismatch: it was trained for another input layout\n"
-            f"{lines}\n{remedy}"
-        )
+        super().__init__(f"{place}: contract mismatch: {self.says}\n{lines}\n{remedy}")
 
 
 class CodeChangedError(ContractMismatchError):
     """The code here does not compute the inputs that something was made from."""
 
-    def __init__(self, place: str, differences: list[str], remedy: str):
-        CheckpointError.__init__(
-            self,
-            f"{place}: contract mismatch: the code here computes other inputs\n"
-            + "\n".join(f"  - {line}" for line in differences)
-            + f"\n{remedy}",
-        )
-        self.differences = differences
+    says = "the code here computes other inputs"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Literal
 log = logging.getLogger("phasewatch")
 
 
-def pick_device(name: str, *, useful: bool = True) -> Literal["cpu", "cuda"]:
+def pick_device(name: str, *, useful: bool) -> Literal["cpu", "cuda"]:
     """``auto`` falls back to the CPU with a warning; an explicit ``cuda`` must be available.
 
     Args:

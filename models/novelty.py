@@ -239,7 +239,7 @@ def highest(scores: NDArray[np.float64], first: NDArray[np.bool_]) -> NDArray[np
 
 
 def highest_so_far(
-    scores: NDArray[np.float64], first: NDArray[np.bool_] | None = None
+    scores: NDArray[np.float64], first: NDArray[np.bool_] | None
 ) -> NDArray[np.float64]:
     """The highest score ``(n_windows,)`` of the episode up to each window."""
     out = np.empty(len(scores))
@@ -249,7 +249,7 @@ def highest_so_far(
 
 
 def recent_mean(
-    distances: NDArray[np.float64], first: NDArray[np.bool_] | None = None
+    distances: NDArray[np.float64], first: NDArray[np.bool_] | None
 ) -> NDArray[np.float64]:
     """Mean ``(n_windows,)`` over each window and the ``SMOOTHED - 1`` before it in its episode."""
     out = np.empty(len(distances))

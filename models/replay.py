@@ -18,13 +18,12 @@ from config.paths import cache_folder
 from episodes.jit import COMPILES
 from features import golden
 from features.code import PATH, Code, code_of, outdated
-from features.contract import GOLDEN_FILE, contract_hashes
-from features.files import file_sha256, fingerprint, write_atomically
+from features.contract import GOLDEN_FILE, contract_hashes, file_digest
+from features.files import fingerprint, write_atomically
 from models import scaling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -38,22 +37,17 @@ _TOLERANCE = 1e-5  # of a scaled value, about 1; of constants relative to their 
 
 
 @cache
-def _digest(path: Path) -> str:
-    return file_sha256(path)
-
-
-@cache
 def _episodes(digest: str) -> dict[str, str]:  # noqa: ARG001, of the file
     return {name: episode.digest for name, episode in golden.read_rules().episodes.items()}
 
 
 def recorded_code(code: Code) -> dict[str, Any]:
     """The code here and the golden vectors that it was held to, as a header keeps them."""
-    rules = _digest(golden.RULES_FILE)
+    rules = file_digest(golden.RULES_FILE)
     return code.as_header() | {
         "golden": {
             "rules": rules,
-            "scaling": _digest(SCALING_FILE),
+            "scaling": file_digest(SCALING_FILE),
             "episodes": _episodes(rules),
         }
     }
@@ -88,14 +82,14 @@ def _rewritten(recorded: object) -> list[str]:
     if not isinstance(held, dict):
         return []
     lines = []
-    if held.get("rules") != _digest(golden.RULES_FILE):
-        was, now = held.get("episodes"), _episodes(_digest(golden.RULES_FILE))
+    if held.get("rules") != file_digest(golden.RULES_FILE):
+        was, now = held.get("episodes"), _episodes(file_digest(golden.RULES_FILE))
         lines += [
             f"golden episode {name} is gone or was rewritten since"
             for name, digest in (was if isinstance(was, dict) else {}).items()
             if now.get(name) != digest
         ]
-    if held.get("scaling") != _digest(SCALING_FILE):
+    if held.get("scaling") != file_digest(SCALING_FILE):
         lines.append("the golden scalings were rewritten since")
     return lines
 
@@ -109,7 +103,7 @@ def once_passed(identity: object, replay: Callable[[], list[str]]) -> list[str]:
     Args:
         identity: of everything that decides the outcome, beside the golden vectors.
     """
-    vectors = [_digest(path) for path in (GOLDEN_FILE, golden.RULES_FILE, SCALING_FILE)]
+    vectors = [file_digest(path) for path in (GOLDEN_FILE, golden.RULES_FILE, SCALING_FILE)]
     compiled = COMPILES and os.environ.get("NUMBA_DISABLE_JIT", "0") == "0"
     key = fingerprint([identity, vectors, compiled])
     kept = cache_folder() / "golden" / key
@@ -204,6 +198,7 @@ _RULES = {
 _LIMIT, _BINS, _PIECES = 2.5, 10, 6
 
 
+# Long, because every step of scaling is listed here.
 def _steps(x: dict[str, NDArray[Any]]) -> dict[str, Callable[[], NDArray[Any]]]:
     """Each step on committed inputs: ``plain (n, n_inputs)``, ``some`` with values missing,
     ``tensor (n, n_timepoints, n_inputs)``, and constants that are not fitted here.

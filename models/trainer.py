@@ -22,7 +22,7 @@ from models.metrics import macro_f1
 from models.scaling import scale
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -358,7 +358,7 @@ def train_net(
         val_loss = score = None
         text = f"{resumed}, loss {train_loss:.3f}" if resumed else f"loss {train_loss:.3f}"
         if val is not None and val_batches is not None:
-            proba = _probabilities(net, val_batches)
+            proba = _probabilities(net, val_batches.in_order())
             score = macro_f1(val.y, proba.argmax(axis=1), n_classes)
             actual = proba[np.arange(len(val)), val.y].astype(np.float64)
             val_loss = float(-np.log(np.maximum(actual, 1e-12)).mean())
@@ -405,9 +405,9 @@ def _resume(standing: _Standing, bookmark: Bookmark | None) -> str:
 
 
 @torch.no_grad()
-def _probabilities(net: torch.nn.Module, batches: _Batches) -> NDArray[np.float32]:
+def _probabilities(net: torch.nn.Module, inputs: Iterable[torch.Tensor]) -> NDArray[np.float32]:
     net.eval()
-    out = [functional.softmax(net(inputs).float(), dim=1) for inputs in batches.in_order()]
+    out = [functional.softmax(net(each).float(), dim=1) for each in inputs]
     return torch.cat(out).cpu().numpy()
 
 
@@ -416,10 +416,5 @@ def predict_net(
 ) -> NDArray[np.float32]:
     """Probabilities ``(n_windows, n_classes)`` in float32, whatever precision training used."""
     net.to(device)
-    net.eval()
-    out = []
-    with torch.no_grad():
-        for block in blocks(X, _PREDICTED):
-            inputs = torch.from_numpy(scale(block, scaling)).to(device)
-            out.append(functional.softmax(net(inputs).float(), dim=1))
-    return torch.cat(out).cpu().numpy()
+    scaled = (torch.from_numpy(scale(block, scaling)) for block in blocks(X, _PREDICTED))
+    return _probabilities(net, (each.to(device) for each in scaled))

@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import dagster as dg
 
+from config.messages import shortened
 from episodes.environment import collector_paused
 from pipelines.notifications import tell_of_night
 from pipelines.partitions import sync_batches
@@ -25,7 +26,6 @@ from pipelines.requests import (
     under_way,
 )
 from resources.workspace import WorkspaceResource
-from stages.status import shortened
 from stages.workspace import Workspace
 
 NIGHT = os.environ.get("PHASEWATCH_NIGHT") or "*/5 2-5 * * *"
@@ -52,30 +52,26 @@ def new_batches(
 ) -> dg.SensorResult:
     """Registers new batches and requests a run for each that is to be ingested or scored."""
     with collector_paused():
-        return _requests(context, workspace.core)
-
-
-def _requests(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult:
-    synced = sync_batches(context.instance, workspace)
-    for run in synced.ended:
-        context.log.warning(f"run {run[:8]} had no process any more, and is ended")
-    ingests = decide_ingest(context.instance, synced)
-    scorings = decide_scoring(context.instance, synced)
-    waiting = [*ingests.waiting, *scorings.waiting]
-    for reason in waiting:
-        context.log.warning(reason)
-    requests = [
-        request.with_replaced_attrs(job_name=request.tags[WORK_TAG])
-        for request in (*ingests.requests, *scorings.requests)
-    ]
-    if requests:
-        return dg.SensorResult(run_requests=requests)
-    champion = scoring_champion(synced.project)
-    return dg.SensorResult(
-        skip_reason=shortened(waiting)
-        or f"all {len(synced.listing.batches)} batches are current"
-        + (f", and scored with {champion.name}" if champion else "")
-    )
+        synced = sync_batches(context.instance, workspace.core)
+        for run in synced.ended:
+            context.log.warning(f"run {run[:8]} had no process any more, and is ended")
+        ingests = decide_ingest(context.instance, synced)
+        scorings = decide_scoring(context.instance, synced)
+        waiting = [*ingests.waiting, *scorings.waiting]
+        for reason in waiting:
+            context.log.warning(reason)
+        requests = [
+            request.with_replaced_attrs(job_name=request.tags[WORK_TAG])
+            for request in (*ingests.requests, *scorings.requests)
+        ]
+        if requests:
+            return dg.SensorResult(run_requests=requests)
+        champion = scoring_champion(synced.project)
+        return dg.SensorResult(
+            skip_reason=shortened(waiting)
+            or f"all {len(synced.listing.batches)} batches are current"
+            + (f", and scored with {champion.name}" if champion else "")
+        )
 
 
 @dg.schedule(

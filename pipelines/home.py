@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from stages.workspace import Workspace
 
+OLD_DAYS = 30
+"""Records are deleted after so many days, unless another age is given."""
+
 SETTINGS = Path(config.__file__).with_name("dagster.yaml")
 
 

@@ -15,22 +15,19 @@ import shlex
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import dagster as dg
 
 from config.disk import sync
 from features.files import fingerprint
 from pipelines.requests import WORK_TAG
-from resources.runs import FINISHED, why_failed
+from resources.runs import FINISHED, PARTITION_TAG, WILL_RETRY_TAG, why_failed
 from resources.workspace import WorkspaceResource
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from stages.workspace import Workspace
+from stages.workspace import Workspace
 
 log = logging.getLogger("phasewatch")
 
@@ -40,7 +37,6 @@ TICK_S = 20
 """After so long a tick calls no further command: Dagster ends one after a minute."""
 
 _FAILED = (dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE)
-_PARTITION_TAG, _WILL_RETRY_TAG = "dagster/partition", "dagster/will_retry"
 _NOON = timedelta(hours=12)
 
 
@@ -131,7 +127,7 @@ def _of_run(
     about: dict[str, Any] = {
         "artifacts": str(workspace.artifacts_path),
         "job": run.tags.get(WORK_TAG, run.job_name),  # a night's runs are of the job of all assets
-        "partition": run.tags.get(_PARTITION_TAG, ""),
+        "partition": run.tags.get(PARTITION_TAG, ""),
         "run_id": run.run_id,
     }
     evaluations = dg.DagsterEventType.ASSET_CHECK_EVALUATION
@@ -150,7 +146,7 @@ def _of_run(
             **about,
         )
     # one that Dagster starts again by itself has not failed for good
-    if run.status is dg.DagsterRunStatus.FAILURE and run.tags.get(_WILL_RETRY_TAG) != "true":
+    if run.status is dg.DagsterRunStatus.FAILURE and run.tags.get(WILL_RETRY_TAG) != "true":
         reasons = _reasons(instance, run)
         interrupted = dg.DagsterExecutionInterruptedError.__name__
         if not all(reason.endswith(interrupted) for reason in reasons):  # a person did that

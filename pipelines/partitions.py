@@ -9,11 +9,10 @@ from sqlalchemy.exc import IntegrityError
 
 from assets.partitions import BATCHES
 from episodes.store import StoreListing
-from resources.runs import end_dead_runs
+from resources.runs import PARTITION_TAG, end_dead_runs
 from stages.project import Due, Project
 from stages.workspace import Workspace
 
-PARTITION_TAG = "dagster/partition"
 _RANGE_START_TAG = "dagster/asset_partition_range_start"
 _RANGE_END_TAG = "dagster/asset_partition_range_end"
 _NAME = str(BATCHES.name)

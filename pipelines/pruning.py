@@ -1,7 +1,6 @@
 """Drops what is old: records of Dagster's, and artifacts above their budget."""
 
 import json
-import logging
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,14 +9,12 @@ import dagster as dg
 
 from config.paths import DAGSTER_HOME
 from features.files import write_atomically
+from pipelines.home import OLD_DAYS
 from resources.records import PrunedRecords, prune_records, record_bytes
 from resources.workspace import WorkspaceResource
 from stages.retention import PRUNED_FILE, Discard, discard, over_budget, usage
 from stages.workspace import Workspace
 
-log = logging.getLogger("phasewatch")
-
-OLD_DAYS = 30
 MORNING = "30 6 * * *"
 """Cron expression (UTC) of the schedule: when a night's retrain is usually done."""
 

@@ -15,7 +15,7 @@ from champion.history import Champion
 from features.files import fingerprint
 from pipelines.partitions import Covered, Synced, in_ranges, named, partition_tags
 from resources.records import IDENTITY_TAG
-from resources.runs import UNFINISHED
+from resources.runs import UNFINISHED, WILL_RETRY_TAG
 from stages.batch import TENSORS
 from stages.project import Due, Project
 
@@ -26,7 +26,7 @@ MAX_FAILURES = 3
 """After so many failed runs on the same input in a row, only a person starts another."""
 
 WORK_TAG = "phasewatch/work"
-_WILL_RETRY_TAG, _RETRIED_TAG = "dagster/will_retry", "dagster/auto_retry_run_id"
+_RETRIED_TAG = "dagster/auto_retry_run_id"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def decide(instance: dg.DagsterInstance, project: Project, due: list[Due]) -> De
     for item in due:
         busy = next((run for run in touching[item.job] if covered.by(run, item.key)), None)
         if busy is not None:
-            decision.waiting.append(f"{_name([item])}: run {busy.run_id[:8]} is {_status(busy)}")
+            status = busy.status.value.lower().replace("_", " ")
+            decision.waiting.append(f"{_name([item])}: run {busy.run_id[:8]} is {status}")
         else:
             free.append([item])
     if len(free) > SINGLE_RUNS and all(item.key for (item,) in free):
@@ -78,7 +79,8 @@ def _decide(
     tags = partition_tags(keys)
     # newest first
     earlier = instance.get_runs(filters=dg.RunsFilter(tags={IDENTITY_TAG: identity} | tags))
-    if earlier and _awaits_retry(earlier[0]):
+    tags_of_last = earlier[0].tags if earlier else {}
+    if tags_of_last.get(WILL_RETRY_TAG) == "true" and _RETRIED_TAG not in tags_of_last:
         decision.waiting.append(f"{name}: run {earlier[0].run_id[:8]} is to be retried")
         return
     failures = 0
@@ -196,11 +198,3 @@ def _touches(run: dg.DagsterRun, job: str) -> bool:
     if not run.asset_selection:  # none, or an empty one where a job was executed whole
         return run.job_name == job
     return bool(run.asset_selection & set(asset_keys(job)))
-
-
-def _awaits_retry(run: dg.DagsterRun) -> bool:
-    return run.tags.get(_WILL_RETRY_TAG) == "true" and _RETRIED_TAG not in run.tags
-
-
-def _status(run: dg.DagsterRun) -> str:
-    return run.status.value.lower().replace("_", " ")

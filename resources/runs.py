@@ -47,6 +47,7 @@ ASKED_S = 0.1
 START_S = 300.0
 """A process that starts has its run bear its identity by then; Dagster gives it 180 s to start."""
 MAX_RUNTIME_S = 86_400.0
+PARTITION_TAG, WILL_RETRY_TAG = "dagster/partition", "dagster/will_retry"
 _MAX_RUNTIME_TAG = "dagster/max_runtime"
 
 
@@ -130,7 +131,7 @@ class DeadRun:
 
     @property
     def name(self) -> str:
-        partition = self.run.tags.get("dagster/partition", "")
+        partition = self.run.tags.get(PARTITION_TAG, "")
         return f"run {self.run.run_id[:8]} ({self.run.job_name} {partition}".strip() + ")"
 
 

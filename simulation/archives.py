@@ -73,7 +73,13 @@ def seal(content: Content) -> Members:
 
 
 def pack(folder: str, members: Members, *, link: bool = False) -> bytes:
-    """A ``.tar.zst`` of one folder, the same bytes every time.
+    """A ``.tar.zst`` of one folder, the same bytes every time; see ``tarred``."""
+    packed = tarred(folder, members, link=link)
+    return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(packed)
+
+
+def tarred(folder: str, members: Members, *, link: bool = False) -> bytes:
+    """A tar of one folder, the same bytes every time.
 
     Args:
         link: put a symlink into it, which no episode may have.
@@ -88,4 +94,4 @@ def pack(folder: str, members: Members, *, link: bool = False) -> bytes:
             info = tarfile.TarInfo(f"{folder}/stderr.log")
             info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
             tar.addfile(info)
-    return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(buffer.getvalue())
+    return buffer.getvalue()

@@ -295,6 +295,4 @@ def parent_of(child: Child) -> Parent:
     return _read_parent(child.parent)
 
 
-@cache  # of all parents: under a megabyte each
-def _read_parent(parent: ParentId) -> Parent:
-    return read_parent(parent)
+_read_parent = cache(read_parent)  # of all parents: under a megabyte each

@@ -104,7 +104,7 @@ class AlarmRules(FolderStage):
             "checkpoint_id": rule.checkpoint_id,
             "temperature": rule.temperature,
             "threshold": rule.threshold,
-            "clear_below": rule.clear_ratio * rule.threshold,
+            "clear_below": rule.clear_below,
             "val_clean_hours": artifact.facts["clean_hours"],
             "val_false_alarms": artifact.facts["false_alarms"],
             "transitions": Rows(
@@ -123,9 +123,7 @@ class AlarmRules(FolderStage):
 
     def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
         rule = read_rule(artifacts[self.name])
-        return (
-            f"threshold {rule.threshold:.3f}, cleared below {rule.clear_ratio * rule.threshold:.3f}"
-        )
+        return f"threshold {rule.threshold:.3f}, cleared below {rule.clear_below:.3f}"
 
 
 def training_phases(table: pl.DataFrame, phases: Sequence[str]) -> list[list[int]]:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from episodes.format import PHASES, SOURCES
-from episodes.validation import VERDICTS, Record, summary_line
+from episodes.store import StoredEpisode
+from episodes.validation import VERDICTS, Record, ValidationPolicy, summary_line
 from features.contract import contract_hashes
 from features.files import fingerprint
+from features.registry import Layout
 from features.shards import (
     EPISODES_PER_SHARD,
+    EpisodeRows,
     Place,
     ShardWriter,
     read_episodes,
@@ -23,22 +28,13 @@ from features.shards import (
     write_table,
 )
 from models.base import silent
-from stages.judging import judged
-from stages.manifest import draft, read_manifest
+from stages.judging import Judged, judged
+from stages.manifest import Draft, Manifest, draft, read_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from episodes.store import StoredEpisode
-    from episodes.validation import ValidationPolicy
-    from features.registry import Layout
-    from features.shards import EpisodeRows
-    from stages.judging import Judged
-    from stages.manifest import Draft, Manifest
     from stages.stage import Artifacts, Progress
 
-    Judge = Callable[[StoredEpisode, ValidationPolicy, Layout], Judged]
+Judge = Callable[[StoredEpisode, ValidationPolicy, Layout], Judged]
 
 VERSION = "4"
 INDEX, TENSORS, FEATURES = OUTPUTS = "validation_index", "tensor_shards", "feature_shards"
@@ -152,7 +148,7 @@ def to_judge(
     policy: ValidationPolicy,
     layout: Layout,
     *,
-    again: bool = False,
+    again: bool,
 ) -> list[StoredEpisode]:
     """The episodes that ``ingest_batch`` would judge, in its order."""
     last = _NOTHING if again else last_pass(episodes, folder, policy, layout)

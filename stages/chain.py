@@ -8,6 +8,7 @@ that follow. Nothing is repaired or made here, and nothing that was found before
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +27,17 @@ from champion.history import (
     read_pointer,
     unsigned,
 )
+from config.messages import shortened
 from config.signing import Signed, distrust, unsealed
 from datasets.splits import RECIPES
-from episodes.store import StoreError
-from features.files import file_sha256, fingerprint
+from episodes.store import StoredEpisode, StoreError
+from features.files import file_sha256
 from live.bundle import HEAD_FILE, TOLERANCE, Bundle, BundleError, load_bundle, unpacked_arrays
 from live.bundle import signed_by as bundle_signed_by
+from models.alarm import AlarmRule
 from models.checkpoint import (
     SUFFIX,
+    Checkpoint,
     CheckpointError,
     load_checkpoint,
     read_header,
@@ -41,19 +45,23 @@ from models.checkpoint import (
     signed_by,
 )
 from stages.alarm_rules import read_rule
-from stages.batch import INDEX, identity_of, read_index
-from stages.champion import REFERENCE_FIELDS
+from stages.batch import INDEX, Entry, identity_of, read_index
+from stages.datasets import dataset_fingerprint
 from stages.manifest import Manifest, manifest_damage
-from stages.status import StageError, shortened
+from stages.reference import REFERENCE_FIELDS
+from stages.status import StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from episodes.store import StoredEpisode
-    from models.alarm import AlarmRule
-    from models.checkpoint import Checkpoint
-    from stages.batch import Entry
     from stages.project import Project
+
+
+State = Literal[
+    "holds",
+    "broken",  # it is not what the next one was made from
+    "gone",
+    "not trusted",  # it is whole, but nobody who is trusted signed it
+    "not checked",  # what it would be compared with is broken or gone
+]
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class Link:
 
     name: Literal["episodes", "shards", "dataset", "checkpoint", "alarm rule", "champion", "bundle"]
     place: str
-    state: Literal["holds", "broken", "gone", "not trusted", "not checked"]
+    state: State
     note: str = ""  # what is wrong, or who signed it
 
     @property
@@ -74,16 +82,12 @@ class _BrokenError(Exception):
     """A link is not what the next one was made from."""
 
 
-class _GoneError(Exception):
-    """A link is no longer there."""
+class _NotHeldError(Exception):
+    """A link that is not broken, but does not hold either."""
 
-
-class _NotCheckedError(Exception):
-    """A link cannot be told to hold, because what it would be compared with is broken or gone."""
-
-
-class _NotTrustedError(Exception):
-    """A link is whole, but nobody who is trusted signed it."""
+    def __init__(self, state: State, note: str):
+        super().__init__(note)
+        self.state = state
 
 
 class Chain:
@@ -104,12 +108,8 @@ class Chain:
         notes: list[str] = []
         try:
             yield notes
-        except _GoneError as error:
-            self.links.append(Link(name, str(place), "gone", str(error)))
-        except _NotCheckedError as error:
-            self.links.append(Link(name, str(place), "not checked", str(error)))
-        except _NotTrustedError as error:
-            self.links.append(Link(name, str(place), "not trusted", str(error)))
+        except _NotHeldError as error:
+            self.links.append(Link(name, str(place), error.state, str(error)))
         except (
             _BrokenError, BundleError, CheckpointError, ChampionError, StageError, StoreError,
             OSError, ValueError, KeyError, TypeError,
@@ -121,7 +121,7 @@ class Chain:
 
     def _sign(self, found: Signed, notes: list[str]) -> None:
         if why := distrust(found, required=self._required):
-            raise _NotTrustedError(why)
+            raise _NotHeldError("not trusted", why)
         notes.append(found.line)
 
     def bundle(self, folder: Path) -> None:
@@ -170,7 +170,9 @@ class Chain:
                 self._sign(signed_by(checkpoint.header), notes)
         if not paths:
             with self._link("checkpoint", trained):
-                raise _GoneError(f"checkpoint {checkpoint_id[:12]} of recipe {recipe} is not here")
+                raise _NotHeldError(
+                    "gone", f"checkpoint {checkpoint_id[:12]} of recipe {recipe} is not here"
+                )
         self._rules(checkpoint_id, recipe, name, bundle.rule)
         self._dataset(recipe, head["dataset_version"])
         self._champion(checkpoint_id)
@@ -203,18 +205,18 @@ class Chain:
             if manifest is None or manifest.version != version:
                 if manifest is not None and (problem := manifest.damage()):
                     raise _BrokenError(problem)
-                raise _GoneError(f"the dataset that it was trained on ({version[:12]}) is not here")
+                raise _NotHeldError(
+                    "gone", f"the dataset that it was trained on ({version[:12]}) is not here"
+                )
             self._whole(manifest, notes)
             facts = manifest.facts
             _must(
-                fingerprint(
-                    {
-                        "stage": facts["version"],
-                        "recipe": recipe,
-                        "policy": facts["policy"],
-                        "batches": facts["batches"],
-                        "exclusions": facts["excluded_by_hand"],
-                    }
+                dataset_fingerprint(
+                    facts["version"],
+                    recipe,
+                    policy=facts["policy"],
+                    batches=facts["batches"],
+                    excluded_by_hand=facts["excluded_by_hand"],
                 ),
                 manifest.fingerprint,
                 "what it says that it was made from",
@@ -222,8 +224,8 @@ class Chain:
             self._sign(manifest.signed, notes)
         if manifest is None or manifest.version != version:  # it names the batches
             with self._link("shards", folder):
-                raise _NotCheckedError(
-                    "without it, it is unknown which shards and episodes they are"
+                raise _NotHeldError(
+                    "not checked", "without it, it is unknown which shards and episodes they are"
                 )
             return
         for batch, versions in manifest.facts["batches"].items():
@@ -238,17 +240,18 @@ class Chain:
                 if damage := manifest_damage(folder / name):
                     raise _BrokenError(damage)
                 if manifests[name] is None:
-                    raise _GoneError("it is not here")
+                    raise _NotHeldError("gone", "it is not here")
                 _must(manifests[name].version, version, "its data version")
                 self._whole(manifests[name], notes)
                 self._sign(manifests[name].signed, notes)
         with self._link("episodes", f"{project.workspace.store_path}, batch {batch}") as notes:
             if batch not in project.listing.batches:
-                raise _GoneError("the store has no such batch")
+                raise _NotHeldError("gone", "the store has no such batch")
             index = manifests[INDEX]
             if index is None or index.damage():
-                raise _NotCheckedError(
-                    "without the validation index, it is unknown which archives were ingested"
+                raise _NotHeldError(
+                    "not checked",
+                    "without the validation index, it is unknown which archives were ingested",
                 )
             stored = {
                 each.episode_id: each
@@ -267,7 +270,7 @@ class Chain:
                 changed = f"not what was ingested: {shortened(wrong, ', ', 3)}"
                 raise _BrokenError(f"{changed}; {missing}" if gone else changed)
             if gone:
-                raise _GoneError(missing)
+                raise _NotHeldError("gone", missing)
             notes.append(f"{len(used)} archives")
 
     def _champion(self, checkpoint_id: str) -> None:
@@ -284,7 +287,7 @@ class Chain:
                 check_evidence(folder, champion, self._project.workspace.layout)
                 self._reference(kept_path(folder, champion).with_name(REFERENCE_FILE))
             if self._required and (why := unsigned(pointer)):
-                raise _NotTrustedError(why)
+                raise _NotHeldError("not trusted", why)
             numbers = ", ".join(str(champion.number) for champion in entries)
             entry = "entry" if len(entries) == 1 else "entries"
             notes.append(f"in use as {entry} {numbers}" if entries else "never in use")
@@ -298,7 +301,7 @@ class Chain:
             except ValueError as error:
                 raise _BrokenError(f"{path}: {error}") from None
             if why := distrust(found.signed("reference"), required=self._required):
-                raise _NotTrustedError(f"{path}: {why}")
+                raise _NotHeldError("not trusted", f"{path}: {why}")
 
     def _whole(self, manifest: Manifest, notes: list[str]) -> None:
         if problem := manifest.damage():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import polars as pl
 
 from champion.history import (
     REFERENCE_FILE,
+    REMEDY,
     SERVED,
     TRAINING_FILE,
     Champion,
@@ -51,18 +51,17 @@ from champion.rules import (
     grounds_against_first,
     known_to,
 )
-from config.signing import sealed, signing_key, unsealed
+from config.messages import shortened
+from config.signing import signing_key
 from datasets.splits import RECIPES
-from datasets.windows import inputs, read_channel_means, read_dataset
+from datasets.windows import inputs, read_dataset
 from episodes.store import StoreError
 from evaluation.baselines import shortcut_predictions
-from evaluation.documents import DriftReference, Objection, Subject
-from evaluation.drift import draw_episodes, reference
-from evaluation.scores import phases_of, prediction_rows
+from evaluation.documents import Objection, Subject
+from evaluation.scores import prediction_rows
 from evaluation.wording import objection, unlike_notes
 from features.files import fingerprint, write_atomically
-from features.loaders import read_windows
-from features.shards import read_table, write_table
+from features.shards import write_table
 from models.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -75,10 +74,16 @@ from models.inspection import Entry, verify
 from models.registry import VARIANTS, Variant, find_variant
 from models.replay import differences
 from stages.alarm_rules import read_rule
-from stages.batch import FEATURES, INDEX, TENSORS
 from stages.datasets import dataset_shards
+from stages.reference import (
+    kept_reference,
+    new_reference,
+    reference_path,
+    reference_text,
+    training_windows,
+)
 from stages.stage import Artifacts, Check, CheckResult, Markdown, Output, Progress, Stage
-from stages.status import Reason, StageError, shortened
+from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -88,12 +93,6 @@ if TYPE_CHECKING:
     from stages.manifest import Manifest
     from stages.project import Project
     from stages.workspace import Workspace
-
-log = logging.getLogger("phasewatch")
-
-REFERENCE_FIELDS = {field.alias or name for name, field in DriftReference.model_fields.items()}
-
-RESTORE = "Make the copy again: phasewatch champion --restore"
 
 CANDIDATES = [variant for variant in VARIANTS if variant.mode == "realistic"]
 
@@ -214,6 +213,7 @@ class ChampionStage(Stage):
     job = "challenge"
     automatic = False
     reusable = False
+    needs_inputs = False  # the trial judges what there is and gives every reason against it
     options = ChampionOptions
     docs = "champion.md"
 
@@ -246,10 +246,6 @@ class ChampionStage(Stage):
     def with_options(self, options: Any, why: str) -> ChampionStage:
         return ChampionStage(options, why)
 
-    def needs(self, project: Project, key: str) -> Iterator[tuple[Stage, str]]:
-        """The trial judges what there is and gives every reason against it."""
-        yield from ()
-
     def read(self, project: Project, key: str) -> Artifacts:
         return {self.name: read_champion(project.workspace.champion_folder)}
 
@@ -281,13 +277,12 @@ class ChampionStage(Stage):
                 load_rule(folder, champion)
                 load_likeness(folder, champion, layout)
             read_training(folder, champion)
-            if _kept_reference(project, champion) is None:
-                _training_windows(project, champion)  # it can be made again
+            if kept_reference(project, champion) is None:
+                training_windows(project, champion)  # it can be made again
         except ContractMismatchError as error:
             return Reason("contract", {"outputs": [self.name], "differences": error.differences})
         except (CheckpointError, ChampionError) as error:
-            remedy = f"{RESTORE}, or roll back: phasewatch rollback"
-            return Reason("damaged", {"problem": str(error)}, remedy=remedy)
+            return Reason("damaged", {"problem": str(error)}, remedy=REMEDY)
         except (StageError, StoreError) as error:
             remedy = (
                 "Restore the file, or put these episodes back into the store and run: "
@@ -446,9 +441,9 @@ def promote(
         return trial
     workspace = project.workspace
     if trial.signs and trial.champion is not None:
-        if (kept_reference := _kept_reference(project, trial.champion)) is not None:
-            path = _reference_path(project, trial.champion)
-            write_atomically(path, _reference_text(kept_reference))  # signed
+        if (value := kept_reference(project, trial.champion)) is not None:
+            path = reference_path(project, trial.champion)
+            write_atomically(path, reference_text(value))  # signed
         promoted = sign_again(workspace.champion_folder, trial.champion, by=by, why=why)
         return replace(trial, promoted=promoted, renewed=renew_page(workspace))
     kept = {
@@ -695,8 +690,8 @@ def kept_files(
     files = {TRAINING_FILE: episodes.getvalue(), rule_file(rule.id): rule.text().encode()}
     if recipe == SERVED if serves is None else serves:
         checkpoint = project.checkpoint(variant, recipe)
-        value = _reference(project, checkpoint, table, dataset_shards(project, dataset))
-        files[REFERENCE_FILE] = _reference_text(value)
+        value = new_reference(project, checkpoint, table, dataset_shards(project, dataset))
+        files[REFERENCE_FILE] = reference_text(value)
         if manifest := _likeness(project, recipe, variant):
             content = manifest.path("likeness").read_bytes()
             files[likeness_file(manifest.facts["likeness_id"])] = content
@@ -708,90 +703,3 @@ def _training(project: Project, recipe: str) -> pl.DataFrame:
     table = read_dataset(project.existing("datasets", recipe), [*TRAINING_COLUMNS, "split"])
     training = table.filter(pl.col("split") != "test").select(TRAINING_COLUMNS)
     return training.unique().sort("episode_id")
-
-
-def drift_reference(project: Project, champion: Champion) -> DriftReference:
-    """What drift compares batches with: kept with the champion, made again if it was lost.
-
-    Raises:
-        ChampionError, StageError: it was lost, and so was what it is made from.
-    """
-    kept = _kept_reference(project, champion)
-    if kept is not None:
-        return kept
-    log.warning("%s: lost or damaged; it is made again", _reference_path(project, champion))
-    windows = _training_windows(project, champion)
-    workspace = project.workspace
-    checkpoint = load_kept(workspace.champion_folder, champion, workspace.layout)
-    shards = {batch: project.artifacts("ingest", batch) for batch in windows["batch"].unique()}
-    made = _reference(project, checkpoint, windows, shards)
-    write_atomically(_reference_path(project, champion), _reference_text(made))
-    return made
-
-
-def _reference_path(project: Project, champion: Champion) -> Path:
-    return kept_path(project.workspace.champion_folder, champion).with_name(REFERENCE_FILE)
-
-
-def _reference_text(value: DriftReference) -> bytes:
-    return sealed(value.model_dump(), "reference", indent=None)
-
-
-def _kept_reference(project: Project, champion: Champion) -> DriftReference | None:
-    try:
-        content = _reference_path(project, champion).read_bytes()
-        return DriftReference.model_validate(unsealed(content, REFERENCE_FIELDS).value)
-    except (OSError, ValueError):
-        return None
-
-
-def _training_windows(project: Project, champion: Champion) -> pl.DataFrame:
-    """The windows that a champion was trained and validated on, from the shards as they are.
-
-    Raises:
-        ChampionError: the list of its episodes is gone.
-        StageError: not all of these episodes are ingested.
-    """
-    training = read_training(project.workspace.champion_folder, champion)
-    ingest = project.stages["ingest"]
-    batches = [s.key for s in project.statuses(ingest, verify=True) if s.usable]
-    windows = pl.concat(
-        pl.DataFrame(
-            read_windows(project.artifacts("ingest", batch)[TENSORS].paths("windows"))
-        ).with_columns(batch=pl.lit(batch))
-        for batch in batches
-    ) if batches else pl.DataFrame(schema={"episode_id": pl.String})  # fmt: skip
-    lost = sorted(set(training["episode_id"]) - set(windows["episode_id"]))
-    if lost:
-        raise StageError(
-            f"{_reference_path(project, champion)}: lost, and cannot be made again: {len(lost)} of "
-            f"the {len(training)} episodes it is made from are not ingested "
-            f"({shortened(lost, ', ', 3)})"
-        )
-    return windows.join(training.select("episode_id", "split"), on="episode_id")
-
-
-def _reference(
-    project: Project, checkpoint: Checkpoint, table: pl.DataFrame, shards: Mapping[str, Any]
-) -> DriftReference:
-    layout, seed = project.workspace.layout, project.workspace.seed
-    variant = checkpoint.variant
-    shards = {batch: shards[batch] for batch in sorted(table["batch"].unique())}
-    visible = layout.channels_of(variant.mode)
-    channels = [name for name, kept in zip(layout.channel_names, visible, strict=True) if kept]
-    train, val = (
-        draw_episodes(table.filter(pl.col("split") == split), seed) for split in ("train", "val")
-    )
-    proba = checkpoint.model.predict_proba(inputs(val, shards, variant, layout))
-    verdicts = pl.concat(
-        pl.DataFrame(read_table(files[INDEX].path("index"), ["host_id", "verdict"]))
-        for files in shards.values()
-    )
-    features = pl.concat(
-        read_channel_means(files[FEATURES], channels, layout).filter(
-            pl.col("episode_id").is_in(train["episode_id"].implode())
-        )
-        for files in shards.values()
-    )
-    predicted = val.with_columns(predicted=pl.Series(phases_of(proba, layout.phases)))
-    return reference(features, predicted, verdicts, channels, seed)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -15,6 +17,7 @@ from datasets.splits import (
     RECIPES,
     SPLITS,
     DatasetError,
+    Obstacle,
     SplitPolicy,
     build_table,
     obstacle,
@@ -27,18 +30,14 @@ from evaluation.wording import sentence
 from features.files import fingerprint
 from features.loaders import read_windows
 from features.shards import read_table, write_table
+from models.base import Examples
+from models.registry import Variant
 from stages.batch import INDEX, TENSORS
+from stages.manifest import Draft, Manifest
 from stages.stage import Artifacts, Check, CheckResult, FolderStage, Output, Progress, Rows, Stage
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
-
-    from datasets.splits import Obstacle
-    from models.base import Examples
-    from models.registry import Variant
-    from stages.manifest import Draft, Manifest
     from stages.project import Project
 
 Versions = dict[str, dict[str, str]]  # batch -> output -> data version
@@ -135,14 +134,12 @@ class Datasets(FolderStage):
     )
 
     def fingerprint(self, project: Project, key: str) -> str:
-        return fingerprint(
-            {
-                "stage": self.version,
-                "recipe": key,
-                "policy": asdict(project.workspace.splits),
-                "batches": shard_versions(project),
-                "exclusions": excluded_by_hand(project),
-            }
+        return dataset_fingerprint(
+            self.version,
+            key,
+            policy=asdict(project.workspace.splits),
+            batches=shard_versions(project),
+            excluded_by_hand=excluded_by_hand(project),
         )
 
     def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
@@ -219,6 +216,21 @@ class Datasets(FolderStage):
         }
 
 
+def dataset_fingerprint(
+    version: str, recipe: str, *, policy: dict[str, Any], batches: Versions, excluded_by_hand: str
+) -> str:
+    """Identity of what a dataset is made from; its manifest states each part as a fact."""
+    return fingerprint(
+        {
+            "stage": version,
+            "recipe": recipe,
+            "policy": policy,
+            "batches": batches,
+            "exclusions": excluded_by_hand,
+        }
+    )
+
+
 def ingested_windows(project: Project) -> tuple[pl.DataFrame, dict[str, Artifacts]]:
     """The windows of all batches, with a column ``batch``, and the shards by batch.
 
@@ -228,13 +240,13 @@ def ingested_windows(project: Project) -> tuple[pl.DataFrame, dict[str, Artifact
     shards = {batch: project.artifacts("ingest", batch) for batch in project.listing.batches}
     if not shards:
         raise StageError(f"The store {project.workspace.store_path} has no batch.")
-    windows = pl.concat(
-        pl.DataFrame(read_windows(files[TENSORS].paths("windows"))).with_columns(
-            batch=pl.lit(batch)
-        )
-        for batch, files in shards.items()
-    )
-    return windows, shards
+    return pl.concat(batch_windows(batch, files) for batch, files in shards.items()), shards
+
+
+def batch_windows(batch: str, files: Artifacts) -> pl.DataFrame:
+    """The windows of a batch, with a column ``batch``, from its artifacts."""
+    windows = pl.DataFrame(read_windows(files[TENSORS].paths("windows")))
+    return windows.with_columns(batch=pl.lit(batch))
 
 
 def unavailable(project: Project) -> dict[str, Reason]:

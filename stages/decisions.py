@@ -6,26 +6,23 @@ It is only counted, and its decisions are made again from the rows in the store.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from episodes.format import episode_time_ms
 from episodes.validation import validate
-from evaluation.decisions import DecisionRecord, Tally, log_files, read_log, tally
+from evaluation.decisions import AnyRecord, DecisionRecord, Tally, log_files, read_log, tally
 from features.files import file_sha256, fingerprint
-from live.scorer import LiveScorer
+from live.scorer import Event, LiveScorer
 from live.sources import Replay
+from stages.manifest import Draft, Manifest
 from stages.stage import Artifacts, FolderStage, Output, Progress, Rows
 from stages.status import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from episodes.store import StoredEpisode
-    from evaluation.decisions import AnyRecord
     from live.bundle import Bundle
-    from live.scorer import Event
-    from stages.manifest import Draft, Manifest
     from stages.project import Project
     from stages.workspace import Workspace
 

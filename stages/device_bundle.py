@@ -18,7 +18,7 @@ import polars as pl
 from champion.rules import CHALLENGER
 from config.signing import SIGNATURE, signature_of
 from datasets.windows import inputs, read_dataset
-from episodes.format import ARCHIVE_SUFFIX, NS_PER_S, SOURCES
+from episodes.format import ARCHIVE_SUFFIX, NS_PER_S
 from episodes.reading import read_episode
 from features.code import DEVICE_PATH, code_of
 from features.contract import GOLDEN_FILE as GOLDEN_VECTORS
@@ -27,6 +27,7 @@ from features.files import fingerprint, write_atomically
 from live import bundle as bundles
 from live.bundle import Bundle, load_bundle
 from live.runtime import TreeRuntime
+from live.sources import DEPLOYABLE
 from live.timeline import timeline
 from models.replay import recorded_code
 from stages.checkpoints import code_commit
@@ -34,11 +35,11 @@ from stages.datasets import dataset_shards
 from stages.evaluation import read_report
 from stages.manifest import Manifest, write_manifest
 from stages.scoring import Scorer, champion_scorer
-from stages.stage import Artifacts, Check, CheckResult, ManifestStage, Output, Progress, Stage
+from stages.stage import Artifacts, Check, CheckResult, ManifestStage, Output, Progress
 from stages.status import StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Mapping
 
     from numpy.typing import NDArray
 
@@ -88,6 +89,7 @@ class DeviceBundle(ManifestStage):
     partition = ""
     job = "bundle"
     automatic = False
+    needs_inputs = False  # the champion is kept by itself; what it was made from may be gone
     docs = "device.md"
 
     inputs = ("champion",)
@@ -126,10 +128,6 @@ class DeviceBundle(ManifestStage):
 
     def remedy(self, key: str) -> str:
         return "phasewatch bundle --out FOLDER"
-
-    def needs(self, project: Project, key: str) -> Iterator[tuple[Stage, str]]:
-        """The champion is kept by itself; its inputs may be gone."""
-        yield from ()
 
     def make(
         self, project: Project, key: str, outputs: Collection[str], progress: Progress
@@ -277,9 +275,8 @@ def golden_rows() -> bytes:
     path = GOLDEN_VECTORS.parent / f"{GOLDEN_EPISODE}{ARCHIVE_SUFFIX}"
     episode = read_episode(path, GOLDEN_EPISODE, {})
     origin = int(episode.labels.t_wall_ns.min())
-    deployable = [name for name, source in SOURCES.items() if source.deployable]
     until = origin + GOLDEN_SECONDS * NS_PER_S
-    rows = [(s, lines) for t, s, lines in timeline(episode.members, deployable) if t < until]
+    rows = [(s, lines) for t, s, lines in timeline(episode.members, DEPLOYABLE) if t < until]
     return bundles.packed_rows(rows, origin)
 
 
@@ -302,16 +299,15 @@ def _metrics(scorer: Scorer) -> list[dict[str, Any]]:
         made = project.artifact(stage.name, recipe)
         usable = made is not None and project.status(stage, recipe, verify=True).usable
         report = read_report(made) if made and usable else None
-        row: dict[str, Any] = {"recipe": recipe, "metric": "macro_f1"}
-        row["checkpoint_id"] = checkpoint_id
+        known = champion.evidence.get(recipe, {}).get(CHALLENGER) if champion else None
+        row: dict[str, Any] = {
+            "recipe": recipe, "metric": "macro_f1", "checkpoint_id": checkpoint_id, "value": known,
+            "low": None, "high": None, "level": None, "report": None,
+        }  # fmt: skip
         if made and report is not None and report.checkpoint_id == checkpoint_id:
             figure = report.macro_f1
             row |= {"value": figure.value, "low": figure.low, "high": figure.high,
                     "level": figure.level, "report": made.version}  # fmt: skip
-        else:
-            known = champion.evidence.get(recipe, {}).get(CHALLENGER) if champion else None
-            row |= {"value": known, "low": None, "high": None,
-                    "level": None, "report": None}  # fmt: skip
         metrics.append(row)
     return metrics
 

@@ -15,7 +15,7 @@ from evaluation.wording import DRIFT_CHECKS, findings, sentence
 from features.files import fingerprint
 from features.shards import read_table
 from stages.batch import FEATURES, INDEX
-from stages.champion import drift_reference
+from stages.reference import drift_reference
 from stages.stage import (
     Artifacts,
     Check,

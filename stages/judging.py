@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING
 
 from episodes.environment import MachineError, retried
-from episodes.validation import validate, where
+from episodes.reading import Episode
+from episodes.store import StoredEpisode
+from episodes.validation import Record, ValidationPolicy, validate, where
 from features.alignment import AlignmentError
 from features.extraction import extract
-from features.shards import episode_rows
+from features.registry import Layout
+from features.shards import EpisodeRows, episode_rows
 from stages.workers import KILLED, cores, worker_processes
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from concurrent.futures import Future, ProcessPoolExecutor
-
-    from episodes.reading import Episode
-    from episodes.store import StoredEpisode
-    from episodes.validation import Record, ValidationPolicy
-    from features.registry import Layout
-    from features.shards import EpisodeRows
-
-    Judged = tuple[Record, EpisodeRows | None]
+Judged = tuple[Record, EpisodeRows | None]
 
 WORTHWHILE = 100
 """With fewer episodes, workers take longer to start than they save."""

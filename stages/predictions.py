@@ -14,10 +14,9 @@ from datasets.windows import inputs, inputs_of_kind
 from episodes.format import SOURCES
 from features.contract import contract_hashes
 from features.files import fingerprint
-from features.loaders import read_windows
 from features.shards import write_table
 from models.registry import find_variant
-from stages.batch import TENSORS
+from stages.datasets import batch_windows
 from stages.likeness import begins
 from stages.scoring import (
     Scorer,
@@ -206,9 +205,7 @@ class Predictions(FolderStage):
         checkpoint, rule, likeness = scorer.checkpoint, scorer.required_rule(), scorer.likeness
         training = scorer.training
         assert training is not None, "its dataset was checked: it is an input of what scores"
-        windows = pl.DataFrame(read_windows(shards[TENSORS].paths("windows"))).with_columns(
-            batch=pl.lit(key)
-        )
+        windows = batch_windows(key, shards)
         X = inputs(windows, {key: shards}, checkpoint.variant, layout)
         proba = checkpoint.model.predict_proba(X)
         first = begins(windows)

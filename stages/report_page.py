@@ -95,6 +95,7 @@ class ReportPage(ManifestStage):
     version = "9"
     partition = ""
     job = "retrain"
+    needs_inputs = False  # what is not current is left out and named
     docs = "evaluation.md"
 
     inputs = (
@@ -114,10 +115,6 @@ class ReportPage(ManifestStage):
             fresh=True,
         ),
     )
-
-    def needs(self, project: Project, key: str) -> Any:
-        """Nothing in particular: what is not current is left out and named."""
-        return iter(())
 
     def folder(self, workspace: Workspace, key: str) -> Path:
         return workspace.report_page.parent

@@ -90,11 +90,6 @@ def over_budget(workspace: Workspace, used: Usage) -> list[Discard]:
     return going
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left in an artifacts folder."""
-    discard(usage(folder).unfinished)
-
-
 def discard(items: list[Discard]) -> int:
     """Remove them; returns the bytes. A killed removal leaves no artifact that looks whole."""
     for item in items:

@@ -94,6 +94,8 @@ class Stage(ABC):
     """Whether growth of the store makes it due, without a person asking for it."""
     reusable: ClassVar[bool] = True
     """Whether a current artifact is kept instead of made again."""
+    needs_inputs: ClassVar[bool] = True
+    """Whether its inputs must be usable; otherwise it is made of what there is."""
     recorded: ClassVar[bool] = False
     """Whether Dagster uses it only as it recorded it."""
     pool: ClassVar[str | None] = None
@@ -151,8 +153,8 @@ class Stage(ABC):
         return False
 
     def needs(self, project: Project, key: str) -> Iterator[tuple[Stage, str]]:
-        """The stages and keys that ``make`` builds on."""
-        for name in self.inputs:
+        """The stages and keys that ``make`` builds on, and that must be usable."""
+        for name in self.inputs if self.needs_inputs else ():
             stage = project.stages[name]
             same = stage.partition in (self.partition, "")
             keys = [key if stage.partition else ""] if same else project.keys(stage)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from config.messages import addressed
+from config.messages import addressed, shortened
 from datasets.splits import UNAVAILABLE
 
 State = Literal["current", "stale", "missing", "damaged", "unavailable"]
@@ -38,8 +38,6 @@ REASONS: dict[str, tuple[State, bool, str]] = {
     **{code: ("unavailable", False, f"unavailable: {why}") for code, why in UNAVAILABLE.items()},
 }
 """Every reason an artifact may have; the sentence is made here and nowhere else."""
-
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -125,12 +123,6 @@ class Status:
 
 def _listed(value: Any) -> str:
     return shortened(value, ", ") if isinstance(value, list) else str(value)
-
-
-def shortened(items: list[str], separator: str = "; ", shown: int = _SHOWN) -> str:
-    """The first items, and how many more there are."""
-    more = len(items) - shown
-    return separator.join([*items[:shown], *([f"and {more} more"] if more > 0 else [])])
 
 
 class StageError(Exception):

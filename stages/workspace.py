@@ -175,7 +175,7 @@ class Workspace(BaseModel):
         return self.artifacts_path / "decisions"
 
 
-def read_workspace(config: Path | None, overrides: Mapping[str, Any] | None = None) -> Workspace:
+def read_workspace(config: Path | None, overrides: Mapping[str, Any]) -> Workspace:
     """The workspace that a run configuration describes; ``overrides`` win over the file.
 
     Raises:
@@ -197,9 +197,9 @@ def read_workspace(config: Path | None, overrides: Mapping[str, Any] | None = No
                 f"{config}: section resources: workspace: config is missing; "
                 "see config/default.yaml"
             ) from None
-    given = dict(overrides or {})
+    given = {**overrides, "config": config}
     return checked_workspace(
-        values | given, str(config or "settings"), address=address_of(given | {"config": config})
+        {**values, **overrides}, str(config or "settings"), address=address_of(given)
     )
 
 

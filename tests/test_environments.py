@@ -11,7 +11,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import dagster as dg
 import pytest
+import typer
 from builders import StoreBuilder
 
 from config import paths
@@ -19,7 +21,14 @@ from config.disk import one_at_a_time
 from config.paths import DAGSTER_HOME, cache_folder, unusable_home
 from episodes.store import find_archive
 from features.files import write_atomically
-from pipelines.cli.console import CommandError, write
+from pipelines.cli.console import (
+    INTERRUPTED,
+    CommandError,
+    user_name,
+    with_json,
+    workspace_of,
+    write,
+)
 from pipelines.home import dagster_instance
 from stages.workspace import SettingsError, Workspace, read_workspace
 
@@ -84,6 +93,22 @@ def test_any_other_home_can_be_used(tmp_path: Path, name: str) -> None:
 def test_a_path_that_is_no_text_is_refused(setting: str) -> None:
     with pytest.raises(SettingsError, match=f"{setting} must be .* Unicode text"):
         read_workspace(None, {setting: "/tmp/a\udce4b"})
+
+
+def test_an_option_that_is_not_given_leaves_the_configuration(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    settings = f"{{artifacts: {tmp_path}, require_signatures: true}}"
+    config.write_text(f"resources: {{workspace: {{config: {settings}}}}}")
+    assert workspace_of(config, require_signatures=False).require_signatures
+    assert workspace_of(None, None, tmp_path, force=True).force
+
+
+def test_a_user_without_a_name_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    assert user_name() == "unknown"
 
 
 def test_a_home_is_made_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +221,18 @@ def test_an_interrupt_in_a_callback_that_cannot_raise_is_not_lost() -> None:
         cwd=ROOT, capture_output=True, text=True, timeout=50, check=False,
     )  # fmt: skip
     assert (done.returncode, "Traceback" in done.stderr) == (130, False), done.stderr
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, dg.DagsterExecutionInterruptedError])
+def test_an_interrupt_ends_a_command_in_one_line(
+    interrupt: type[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        raise interrupt
+
+    with pytest.raises(typer.Exit) as ended:
+        with_json(command)()
+    assert (ended.value.exit_code, capsys.readouterr().err) == (INTERRUPTED, "interrupted\n")
 
 
 FAILING = """

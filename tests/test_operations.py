@@ -473,6 +473,34 @@ def test_a_killed_command_leaves_no_process_and_its_run_is_ended(small: Lab) -> 
     assert not list(small.artifacts.rglob("manifest.json"))
 
 
+BETWEEN_STEPS = """
+import os, signal
+import dagster._core.execution.resources_init as resources
+real = resources.single_resource_event_generator
+def interrupted(*args, **named):
+    os.kill(os.getpid(), signal.SIGINT)
+    yield from real(*args, **named)
+resources.single_resource_event_generator = interrupted
+from pipelines.cli.app import app
+app(["run", "--ingest-only"])
+"""
+
+
+def test_an_interrupt_outside_a_step_ends_the_run_in_one_line(small: Lab) -> None:
+    environment = os.environ | {
+        "DAGSTER_HOME": str(small.instance.root_directory),
+        "PHASEWATCH_STORE": str(small.store.root),
+        "PHASEWATCH_ARTIFACTS": str(small.artifacts),
+        "PYTHONPATH": str(ROOT),
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", BETWEEN_STEPS],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, "failed" in ended.stderr) == (INTERRUPTED, False), ended.stderr
+    assert ended.stderr.splitlines()[-1] == "interrupted"
+
+
 def test_an_interrupted_run_says_so_and_is_not_left_under_way(small: Lab) -> None:
     home = Path(small.instance.root_directory)
     environment = os.environ | {

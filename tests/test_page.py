@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -83,20 +84,14 @@ def test_every_file_that_is_named_is_served() -> None:
 
 
 def test_vendored_files_are_the_recorded_ones() -> None:
-    assert vendor.differing() == []
-    kept = {path.name for path in vendor.VENDOR.iterdir()} - {vendor.RECORD.name}
-    assert kept == set(vendor.recorded()["files"])
+    kept = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in vendor.VENDOR.iterdir()
+        if path != vendor.RECORD
+    }
+    assert kept == {name: file["sha256"] for name, file in vendor.recorded()["files"].items()}
     assert "MIT" in (vendor.VENDOR / "uPlot.LICENSE.txt").read_text()
     assert vendor.recorded()["licence"] == "MIT"
-
-
-def test_a_changed_vendored_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copied = shutil.copytree(vendor.VENDOR, tmp_path / "vendor")
-    monkeypatch.setattr(vendor, "VENDOR", copied)
-    with (copied / "uPlot.js").open("a") as file:
-        file.write("\n")
-    (copied / "uPlot.css").unlink()
-    assert vendor.differing() == ["uPlot.js", "uPlot.css"]
 
 
 def test_every_type_of_event_has_a_scene_and_can_be_looked_for() -> None:

@@ -29,7 +29,7 @@ from pipelines.pruning import prune, prune_job
 from resources.records import _SMALL_PAGE, _THINNED_BYTES, prune_records
 from resources.runs import FINISHED
 from resources.workspace import resource_of
-from stages.retention import DAY_S, PRUNED_FILE, discard, last_pruned, over_budget, sweep, usage
+from stages.retention import DAY_S, PRUNED_FILE, discard, last_pruned, over_budget, usage
 from stages.workspace import Workspace
 
 SOON = timedelta(minutes=1)
@@ -273,7 +273,7 @@ def test_what_a_killed_process_left_is_told_from_what_is_being_written(
     alive = put(tmp_path / "a" / f".tmp-{os.getpid()}-x", 10, 0)
     before = put(tmp_path / "b" / f".tmp-{os.getpid()}-x", 10, 3)  # the number was given again
     other = put(tmp_path / "b" / ".tmp-named-otherwise", 10, 3)
-    sweep(tmp_path)
+    discard(usage(tmp_path).unfinished)
     there = [folder.exists() for folder in (dead, alive, before, other)]
     assert there == [False, True, False, True]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,8 +17,10 @@ from pipelines.cli.console import (
     Table,
     note,
     one_of,
+    user_name,
     workspace_of,
 )
+from pipelines.home import dagster_home, dagster_instance
 
 if TYPE_CHECKING:
     from champion.history import Champion
@@ -195,7 +196,6 @@ def promote(
     docs/champion.md explains the rules. Exit code 1 if they do not allow it.
     """
     from models.registry import MODELS, VARIANTS, find_variant
-    from pipelines.home import dagster_home
     from stages import champion as core
     from stages.project import Project
 
@@ -210,7 +210,8 @@ def promote(
     else:
         dagster_home(project.workspace)  # refused before anything is changed
         note(f"judging {challenger.name}; if it is promoted, the report page is made again")
-        trial = core.promote(project, challenger, by=_user(), why=why, accept_alarms=accept_alarms)
+        by = user_name()
+        trial = core.promote(project, challenger, by=by, why=why, accept_alarms=accept_alarms)
         if trial.promoted:
             _tell_dagster(project.workspace, trial.promoted)
     return Promotion(trial, list(_notes(project, trial)))
@@ -245,12 +246,11 @@ def rollback(
     Exit code 4 if it was trained for another input layout.
     """
     from champion.history import roll_back
-    from pipelines.home import dagster_home
     from stages.champion import renew_page
 
     workspace = workspace_of(config, store, artifacts, must_exist=True)
     dagster_home(workspace)  # refused before anything is changed
-    champion = roll_back(workspace.champion_folder, workspace.layout, by=_user(), why=why)
+    champion = roll_back(workspace.champion_folder, workspace.layout, by=user_name(), why=why)
     _tell_dagster(workspace, champion)
     return Rollback(champion, renew_page(workspace))
 
@@ -261,14 +261,6 @@ def _said(grounds: list[Objection]) -> list[dict[str, Any]]:
     return [ground.model_dump() | {"sentence": objection(ground)} for ground in grounds]
 
 
-def _user() -> str:
-    """The person at the terminal, as far as the system knows."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return "unknown"
-
-
 def _tell_dagster(workspace: Workspace, champion: Champion) -> None:
     try:
         import dagster as dg
@@ -276,7 +268,6 @@ def _tell_dagster(workspace: Workspace, champion: Champion) -> None:
         return
 
     from assets.metadata import as_metadata
-    from pipelines.home import dagster_instance
     from stages.champion import champion_facts
 
     with dagster_instance(workspace) as instance:

@@ -6,6 +6,7 @@ as JSON; an error is printed on stderr and, with ``--json``, as ``error`` of the
 
 from __future__ import annotations
 
+import getpass
 import inspect
 import io
 import json
@@ -24,6 +25,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand
 
 from config.messages import address_of, addressed, unknown
+from features.files import write_atomically
 from pipelines.cli.progress import log_to_stderr, track
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ __all__ = ["log_to_stderr", "track"]
 OK, FAILED, USAGE, REJECTED, MISMATCH = range(5)
 INTERRUPTED = 130
 DAGSTERS_INTERRUPT = "DagsterExecutionInterruptedError"
-"""What Dagster makes of Ctrl-C. By name, as below."""
+"""What Dagster makes of Ctrl-C: no ``Exception``. By name, as below."""
 
 EXIT_CODES = {
     "SettingsError": USAGE,
@@ -54,8 +56,10 @@ EXIT_CODES = {
     "NotFiniteError": FAILED,
     "KeyNameError": USAGE,
     "SigningError": FAILED,
+    "KeyboardInterrupt": INTERRUPTED,
+    DAGSTERS_INTERRUPT: INTERRUPTED,
 }
-"""Exit code of the errors that any command may meet; their messages are shown as they are.
+"""Exit code of what may end any command; messages of errors are shown as they are.
 
 By name, because importing the classes would load libraries that ``--help`` does not need.
 """
@@ -135,7 +139,7 @@ def fail(message: str, code: int = FAILED, **document: Any) -> NoReturn:
     raise CommandError(message, code, document)
 
 
-def exit_code_of(error: Exception) -> int | None:
+def exit_code_of(error: BaseException) -> int | None:
     """Exit code of an error that any command may meet; None: it is another one."""
     kinds = (kind.__name__ for kind in type(error).__mro__)
     return next((EXIT_CODES[kind] for kind in kinds if kind in EXIT_CODES), None)
@@ -152,17 +156,12 @@ def with_json(function: Callable[..., Document | None]) -> Callable[..., None]:
         except CommandError as error:
             show_error(str(error), error.document, as_json=as_json, address=address)
             raise typer.Exit(error.code) from None
-        except KeyboardInterrupt:
-            show_error("interrupted", {}, as_json=as_json)
-            raise typer.Exit(INTERRUPTED) from None
-        except Exception as error:
-            if type(error).__name__ == DAGSTERS_INTERRUPT:
-                show_error("interrupted", {}, as_json=as_json)
-                raise typer.Exit(INTERRUPTED) from None
+        except BaseException as error:
             code = exit_code_of(error)
             if code is None:
                 raise
-            show_error(str(error), {}, as_json=as_json, address=address)
+            message = "interrupted" if code == INTERRUPTED else str(error)
+            show_error(message, {}, as_json=as_json, address=address)
             raise typer.Exit(code) from None
         if document is not None:  # None: a subcommand follows
             try:
@@ -295,13 +294,13 @@ def workspace_of(
 
     Args:
         must_exist: the artifacts folder must be there, because something in it is read.
-        settings: win over the configuration, as the paths do.
+        settings: win over the configuration, as the paths do; one that is false does not.
     """
     from stages.workspace import check_artifacts, read_workspace
 
     paths = {"store": store, "artifacts": artifacts}
     given = {name: str(path.absolute()) for name, path in paths.items() if path is not None}
-    workspace = read_workspace(config, given | settings)
+    workspace = read_workspace(config, given | {n: v for n, v in settings.items() if v})
     check_artifacts(workspace)
     if must_exist and not workspace.artifacts_path.is_dir():
         fail(
@@ -348,8 +347,6 @@ def existing_folder_of(out: Path) -> Path:
 
 def write(out: Path, content: bytes) -> None:
     """Write a file whole or not at all, or say why not; a pipe or device is written to."""
-    from features.files import write_atomically
-
     try:
         if out.exists() and not out.is_file():  # a file in its place would be another thing
             out.write_bytes(content)
@@ -357,6 +354,14 @@ def write(out: Path, content: bytes) -> None:
             write_atomically(out.resolve(), content)
     except OSError as error:
         fail(f"{out}: not written ({error.strerror})", USAGE)
+
+
+def user_name() -> str:
+    """The person at the terminal, as far as the system knows."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"
 
 
 def one_of(name: str, value: str, known: Iterable[str]) -> str:

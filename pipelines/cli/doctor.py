@@ -6,13 +6,14 @@ import os
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from config.messages import shortened
 from config.paths import CLONE
 from episodes.environment import collector_paused
 from pipelines.cli import options
@@ -20,8 +21,6 @@ from pipelines.cli.console import EXTRAS, FAILED, OK, Bytes, Document, Table, wo
 from pipelines.home import SETTINGS, dagster_home
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import dagster as dg
 
     from stages.project import Project
@@ -226,7 +225,7 @@ def _dagster(findings: Diagnosis, workspace: Workspace) -> None:
 def _automation(findings: Diagnosis, section: dict[str, Any], instance: dg.DagsterInstance) -> None:
     import dagster as dg
 
-    from resources.runs import UNFINISHED, dead_runs
+    from resources.runs import PARTITION_TAG, UNFINISHED, dead_runs
 
     section["daemon"] = any(s.healthy for s in instance.get_daemon_statuses().values())
     section["on"] = sorted(
@@ -242,7 +241,7 @@ def _automation(findings: Diagnosis, section: dict[str, Any], instance: dg.Dagst
     dead = {each.run.run_id: each for each in dead_runs(instance)}
     section["runs_under_way"] = []
     for run in instance.get_runs(filters=dg.RunsFilter(statuses=UNFINISHED)):
-        name = f"{run.job_name} {run.tags.get('dagster/partition', '')}".strip()
+        name = f"{run.job_name} {run.tags.get(PARTITION_TAG, '')}".strip()
         section["runs_under_way"].append(
             {"run": run.run_id, "what": name, "status": run.status.value}
         )
@@ -332,7 +331,6 @@ def _distrusted(workspace: Workspace) -> tuple[str, str] | None:
 
 def _counted(statuses: list[Status]) -> dict[str, list[str]]:
     """Kind of stage -> ``16 of 48: made with other settings (gbt_realistic host, ...)``."""
-    from stages.status import shortened
 
     groups: dict[tuple[str, str], list[Status]] = {}
     totals: Counter[str] = Counter()
@@ -358,7 +356,6 @@ def _remedy(project: Project, stale: list[Status], under_way: list[str]) -> str:
     If signatures are missing, a key to sign with comes first.
     """
     from config.signing import signing_key
-    from stages.status import shortened
 
     unsigned = any(s.code == "signature" for s in stale) and signing_key() is None
     key = "phasewatch keys new NAME, then: " if unsigned else ""

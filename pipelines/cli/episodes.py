@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from config.disk import one_at_a_time
+from config.messages import not_yaml
+from episodes.environment import MachineError
+from features.files import write_atomically
 from pipelines.cli import options
 from pipelines.cli.console import (
     EXIT_CODES,
@@ -23,6 +27,7 @@ from pipelines.cli.console import (
     note,
     one_of,
     track,
+    user_name,
     workspace_of,
     write,
 )
@@ -189,7 +194,6 @@ def stored_episode(workspace: Workspace, episode: str) -> StoredEpisode:
 def _judge(
     episodes: list[StoredEpisode], policy: ValidationPolicy, unread: list[str]
 ) -> Iterator[Record]:
-    from episodes.environment import MachineError
     from episodes.validation import validate as judge
     from features.registry import LAYOUT
 
@@ -204,7 +208,6 @@ def _read_policy(path: Path) -> ValidationPolicy:
     import yaml
     from pydantic import TypeAdapter, ValidationError
 
-    from config.messages import not_yaml
     from episodes.settings import settings_errors
     from episodes.validation import ValidationPolicy
 
@@ -351,11 +354,7 @@ def exclude(
     folder, or where the setting exclusions says. To take it back, delete the entry there. Nothing
     is rebuilt before the next run.
     """
-    from getpass import getuser
-
-    from config.disk import one_at_a_time
     from datasets.exclusions import ExclusionError, appended, parse_exclusions
-    from features.files import write_atomically
 
     workspace = workspace_of(config, store, artifacts)
     path = workspace.exclusions_file
@@ -369,7 +368,7 @@ def exclude(
     record = _record_within(workspace, stored, from_s)
     known = {each.episode_id for each in workspace.listing().episodes}
     values = {"episode": stored.episode_id, "from_s": from_s, "to_s": to_s, "reason": reason}
-    entry = {n: v for n, v in (values | {"who": who or getuser()}).items() if v is not None}
+    entry = {n: v for n, v in (values | {"who": who or user_name()}).items() if v is not None}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with one_at_a_time(path.parent):
@@ -390,7 +389,6 @@ def _record_within(
     workspace: Workspace, stored: StoredEpisode, from_s: float | None
 ) -> Record | None:
     """What is known of an episode, which must be longer than ``from_s``; None: it is unreadable."""
-    from episodes.environment import MachineError
     from episodes.validation import validate as judge
 
     try:

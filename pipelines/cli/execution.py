@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from datasets.splits import RECIPES
 from episodes.environment import collector_paused
-from pipelines.cli.console import CommandError, fail, log_to_stderr, not_installed, one_of
+from pipelines.cli.console import (
+    DAGSTERS_INTERRUPT,
+    CommandError,
+    fail,
+    log_to_stderr,
+    not_installed,
+    one_of,
+)
+from pipelines.home import dagster_instance
 from stages.ingest import check_corpus_code
 from stages.project import Project
 from stages.workers import training_ahead, trainings_at_a_time, worker_processes
@@ -122,7 +130,6 @@ def open_project(workspace: Workspace) -> Project:
 
 def sync_only(workspace: Workspace) -> Synced:
     """Register the store's batches with Dagster."""
-    from pipelines.home import dagster_instance
     from pipelines.partitions import sync_batches
 
     with collector_paused():
@@ -135,7 +142,6 @@ def _ingest(workspace: Workspace, batches: list[str]) -> list[Ran]:
     """Ingest batches, many in a run; then make what is made of their shards."""
     from assets.partitions import BATCHES_PER_RUN
     from pipelines.graph import build_defs
-    from pipelines.home import dagster_instance
     from pipelines.partitions import in_ranges, named, sync_batches
 
     with dagster_instance(workspace) as instance:
@@ -160,7 +166,6 @@ def _retrain(
 ) -> list[Ran]:
     """Retrain recipes; or, for the one empty name, make outputs of the whole store."""
     from pipelines.graph import build_defs
-    from pipelines.home import dagster_instance
     from pipelines.partitions import sync_batches
 
     slots = 1 if outputs else trainings_at_a_time(workspace)
@@ -208,7 +213,6 @@ _in_worker: dict[str, Any] = {}
 
 def _prepare(workspace: Workspace) -> None:
     from pipelines.graph import build_defs
-    from pipelines.home import dagster_instance
 
     log_to_stderr()
     instance = ExitStack().enter_context(dagster_instance(workspace))
@@ -233,8 +237,6 @@ def _execute(
     instance: dg.DagsterInstance,
     outputs: list[str] | None,
 ) -> Ran:
-    import dagster as dg
-
     from assets.factory import asset_key
     from pipelines.notifications import tell_of_run
     from pipelines.partitions import named, partition_tags
@@ -253,14 +255,13 @@ def _execute(
         )
     tell_of_run(instance, workspace, result.run_id)
     if not result.success:
+        ends = [event.job_failure_data.error for event in result.all_events if event.is_job_failure]
+        if any(error is not None and error.cls_name == DAGSTERS_INTERRUPT for error in ends):
+            raise KeyboardInterrupt
         failures = [
             f"{str(event.step_key).replace('__', '/')}: {_reason(event.step_failure_data)}"
             for event in result.get_step_failure_events()
         ]
-        if any(
-            failure.endswith(dg.DagsterExecutionInterruptedError.__name__) for failure in failures
-        ):
-            raise KeyboardInterrupt
         fail(
             f"{job} {key} failed (run {result.run_id[:8]})\n"
             + "\n".join(failures or ["see the run in the UI"])

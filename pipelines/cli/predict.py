@@ -243,15 +243,19 @@ def predict(
     from episodes.validation import HINT
     from stages.project import Project
 
-    workspace = workspace_of(config, store, artifacts, must_exist=checkpoint is None)
-    if require_signature:
-        workspace = workspace.model_copy(update={"require_signatures": True})
+    workspace = workspace_of(
+        config,
+        store,
+        artifacts,
+        must_exist=checkpoint is None,
+        require_signatures=require_signature,
+    )
     if out is not None:
         one_of("the suffix of --out", existing_folder_of(out).suffix, FORMATS)
     scorer = _load(Project(workspace), checkpoint)
     champion = scorer.champion
     path = kept_path(workspace.champion_folder, champion) if champion else checkpoint
-    said, known = _as_json(scorer, path), _learned_from(scorer)
+    known = _learned_from(scorer)
     chosen, problems = named_episodes(workspace, episodes)
     scored: list[Scored] = []
     for stored in track(chosen, "scoring"):
@@ -280,7 +284,13 @@ def predict(
     if out is not None and scored:
         write(out, _content(_table(scorer, scored), out.suffix))
     return Predictions(
-        scorer=said,
+        scorer={
+            "model": scorer.name,
+            "checkpoint": str(path),
+            "checkpoint_id": scorer.checkpoint.artifact_id,
+            "alarm_rule_id": scorer.rule.id if scorer.rule else None,
+            "likeness_id": scorer.likeness.id if scorer.likeness else None,
+        },
         episodes=scored,
         problems=problems,
         contributions=scorer.checkpoint.model.explained if why else "",
@@ -316,16 +326,6 @@ def _learned_from(scorer: Scorer) -> set[str] | None:
         if scorer.champion is not None and scorer.training is not None:
             return set(scorer.training["episode_id"])
     return None
-
-
-def _as_json(scorer: Scorer, path: Path | None) -> dict[str, Any]:
-    return {
-        "model": scorer.name,
-        "checkpoint": str(path),
-        "checkpoint_id": scorer.checkpoint.artifact_id,
-        "alarm_rule_id": scorer.rule.id if scorer.rule else None,
-        "likeness_id": scorer.likeness.id if scorer.likeness else None,
-    }
 
 
 # --- the file

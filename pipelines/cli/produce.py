@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from hub.client import PORT
+from hub.client import BATCH, PORT, Publisher
 from pipelines.cli import options, serving
 from pipelines.cli.console import (
     USAGE,
@@ -122,7 +122,6 @@ def _publish(
     batch: int | None,
 ) -> int:
     """Publish once, or until Ctrl-C; what fails after the first time is said and tried anew."""
-    from hub.client import BATCH, Publisher
     from stages.project import Project
 
     log_to_stderr()

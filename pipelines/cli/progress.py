@@ -8,11 +8,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO
 
 from config.progress import Meter, counted, duration
 
-Item = TypeVar("Item")
 QUIET_S = 30.0
 """A file gets progress at most so often, and after so long without a line it is told again."""
 
@@ -87,14 +86,10 @@ class ProgressHandler(logging.Handler):
         self._any_at = self._clock()
         before = "\r\x1b[K" if self._open else ""
         if self._rewrites and not stays:
-            line = line[: self._width()]
+            line = line[: shutil.get_terminal_size().columns - 1]  # a wrapped one stays
         self.stream.write(f"{before}{line}" + ("\n" if stays else ""))
         self.stream.flush()
         self._open = not stays
-
-    def _width(self) -> int:
-        """Characters that fit in a line: a wrapped one could not be rewritten."""
-        return shutil.get_terminal_size().columns - 1
 
 
 def _task_of(line: str) -> str:
@@ -116,9 +111,9 @@ def _beat(handler: ProgressHandler) -> None:
         handler.beat()
 
 
-def track(items: Sequence[Any], what: str, stream: TextIO | None = None) -> Iterator[Any]:
+def track(items: Sequence[Any], what: str) -> Iterator[Any]:
     """The items, counted on stderr; in a file nothing is said of what does not take long."""
-    handler = ProgressHandler(stream or sys.stderr, only_if_long=True)
+    handler = ProgressHandler(sys.stderr, only_if_long=True)
 
     def say(line: str, *, last: bool) -> None:
         handler.handle(

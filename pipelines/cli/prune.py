@@ -10,6 +10,7 @@ import typer
 
 from pipelines.cli import options
 from pipelines.cli.console import USAGE, Bytes, Document, Table, fail, workspace_of
+from pipelines.home import OLD_DAYS, dagster_instance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +65,7 @@ def prune(
     older_than: Annotated[
         str,
         typer.Option("--older-than", metavar="DAYS", help="Delete records older than this."),
-    ] = "30d",
+    ] = f"{OLD_DAYS}d",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be deleted; change nothing.")
     ] = False,
@@ -77,10 +78,11 @@ def prune(
     days = re.fullmatch(r"([1-9]\d{0,3})d", older_than)
     if days is None:
         fail(
-            f"--older-than must be a number of days from 1d, such as 30d, got {older_than!r}", USAGE
+            f"--older-than must be a number of days from 1d, such as {OLD_DAYS}d, got "
+            f"{older_than!r}",
+            USAGE,
         )
     workspace = workspace_of(config, store, artifacts, must_exist=True)
-    from pipelines.home import dagster_instance
     from pipelines.pruning import prune as prune_all
 
     with dagster_instance(workspace) as instance:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from config.messages import shortened
 from pipelines.cli import options
 from pipelines.cli.console import (
     Document,
@@ -47,7 +48,6 @@ class Leaderboard(Document):
     page: Path | None
 
     def as_json(self) -> dict[str, Any]:
-        from stages.status import shortened
 
         return {
             "reports": [each.model_dump() for each in self.found.reports],
@@ -62,7 +62,6 @@ class Leaderboard(Document):
 
     def text(self) -> Iterator[str | Table]:
         from datasets.splits import RECIPES
-        from stages.status import shortened
 
         for recipe in RECIPES:
             reports = [report for report in self.found.reports if report.recipe == recipe]
@@ -124,8 +123,7 @@ def _left_out(statuses: list[Status]) -> Iterator[str]:
         name = status.stage.rpartition("/")[2]
         by_reason.setdefault(status.message, []).append(f"{name} ({status.key})")
     for why, names in by_reason.items():
-        more = len(names) - _SHOWN
-        yield f"{why}: {', '.join(names[:_SHOWN])}" + (f" and {more} more" if more > 0 else "")
+        yield f"{why}: {shortened(names, ', ', _SHOWN)}"
 
 
 def _explain_nothing(

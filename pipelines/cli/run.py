@@ -46,16 +46,16 @@ def run(
 
     Prints the path of the report page. With --batch: ingests these batches and stops.
     """
-    workspace = workspace_of(config, store, artifacts, **({"force": True} if force else {}))
+    workspace = workspace_of(config, store, artifacts, force=force)
     from pipelines.cli.execution import run_all
     from stages.project import Project
-    from stages.retention import sweep
+    from stages.retention import discard, usage
 
     log_to_stderr()
     ingest_only = ingest_only or bool(batch)
     ran = run_all(workspace, recipe or None, batches=batch or None, ingest_only=ingest_only)
     if ran:
-        sweep(workspace.artifacts_path)
+        discard(usage(workspace.artifacts_path).unfinished)  # what killed processes left
     else:
         note("nothing to do: everything asked for is current")
     document = RunDocument(

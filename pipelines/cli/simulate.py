@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from config.paths import base_folder
 from config.progress import Meter
 from pipelines.cli.console import USAGE, Document, fail, log_to_stderr, workspace_of
 
@@ -104,7 +105,6 @@ def simulate(
     import time
     from datetime import date
 
-    from config.paths import base_folder
     from simulation.corpus import Wanted, open_corpus, write_corpus
     from simulation.direct import write_shards
 

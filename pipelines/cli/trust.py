@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from config.messages import shortened
 from pipelines.cli import options
 from pipelines.cli.console import (
     FAILED,
@@ -183,9 +184,9 @@ def verify(
     from stages.chain import Chain
     from stages.project import Project
 
-    workspace = workspace_of(config, store, artifacts, must_exist=True)
-    if require_signature:
-        workspace = workspace.model_copy(update={"require_signatures": True})
+    workspace = workspace_of(
+        config, store, artifacts, must_exist=True, require_signatures=require_signature
+    )
     chain = Chain(Project(workspace))
     if existing(target).is_dir():
         chain.bundle(target)
@@ -277,8 +278,6 @@ class LogReplayed(Document):
         if len(self.different) > _SHOWN:
             yield f"and {len(self.different) - _SHOWN} more different"
         if self.unverified:
-            from stages.status import shortened
-
             verify = "does not verify" if len(self.unverified) == 1 else "do not verify"
             where = shortened(self.unverified, ", ", _SHOWN)
             yield f"{plural(len(self.unverified), 'record')} {verify}: {where}"

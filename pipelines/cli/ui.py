@@ -18,6 +18,7 @@ import yaml
 from config.paths import base_folder
 from pipelines.cli import options, serving
 from pipelines.cli.console import USAGE, Document, fail, note, workspace_of
+from pipelines.home import dagster_home
 
 TOKEN = "PHASEWATCH_UI_TOKEN"
 HOSTS = "PHASEWATCH_UI_HOSTS"  # where the web server's process finds the names
@@ -55,7 +56,6 @@ def ui(
         port = listener.getsockname()[1]
     from hub.guard import Guard
     from pipelines.cli.execution import sync_only
-    from pipelines.home import dagster_home
 
     try:
         Guard(_nothing, token=token)

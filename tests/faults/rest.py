@@ -39,7 +39,6 @@ from models.checkpoint import CheckpointError
 from models.registry import find_variant
 from stages.alarm_rules import rule_of
 from stages.batch import INDEX, TENSORS, read_index
-from stages.champion import drift_reference
 from stages.datasets import open_windows
 from stages.device_bundle import check_parity
 from stages.evaluation import read_report
@@ -47,6 +46,7 @@ from stages.ingest import check_corpus_code, contract_drift
 from stages.likeness import likeness_of, likeness_of_test
 from stages.manifest import draft
 from stages.project import Project
+from stages.reference import drift_reference
 from stages.report_page import HISTORY_FILE, _history
 from stages.scoring import champion_scorer
 from stages.status import StageError
