@@ -228,7 +228,7 @@ def test_another_dataset_than_it_was_trained_on_holds_out_nothing_known(retraine
     assert made.success, failure(made)
     project = retrained.project
     scorer = scorer_of(project, path)
-    with pytest.raises(StageError, match="is not known"):
+    with pytest.raises(StageError, match="has changed since"):
         list(producers.replay(scorer))
     (chosen, *_) = project.listing.episodes
     assert {e.recipe for e in producers.replay(scorer, [chosen])} == {None}
