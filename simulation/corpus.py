@@ -93,8 +93,8 @@ def open_corpus(folder: Path, parents: Path, wanted: Wanted, *, append: bool) ->
         raise SimulationError(
             f"{folder}: was made from other episodes than {parents} has now; name an empty folder"
         )
-    parts = tuple(Part(**part) for part in known["parts"])
-    last, seed = parts[-1], int(known["seed"])
+    parts, seed = known["parts"], known["seed"]
+    last = parts[-1]
     as_before = replace(
         USUAL,
         seed=seed,
@@ -156,14 +156,22 @@ def _read(folder: Path, parents: Path) -> dict[str, Any] | None:
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
     try:
-        known = json.loads((folder / FILE).read_bytes())
+        known = dict(json.loads((folder / FILE).read_bytes()))
+        known["parts"] = tuple(Part(**part) for part in known["parts"])
+        known["seed"] = int(known["seed"])
         assert known["format"] == _FORMAT
-    except (OSError, ValueError, KeyError, TypeError, AssertionError):
+        assert known["parts"]
+        assert {"parents", "done"} < known.keys()
+    except OSError:
         raise SimulationError(
             f"{folder}: must be empty or a simulated store (with {FILE}), got neither; "
             "name another folder"
         ) from None
-    return dict(known)
+    except (ValueError, KeyError, TypeError, AssertionError):
+        raise SimulationError(
+            f"{folder / FILE}: was changed, or written by another version; name an empty folder"
+        ) from None
+    return known
 
 
 def _identity(parents: Sequence[ParentId]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,27 @@ def test_a_corpus_grows_from_any_copy_of_the_parents(
     listed.path.unlink()
     with pytest.raises(SimulationError, match="other episodes"):
         open_corpus(store, tmp_path / "copy", Wanted(2 * len(DEFECTS), 5), append=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about: about["parts"][0].pop("episodes"),
+        lambda about: about["parts"][0].update(stand_ins=False),  # of an older version
+        lambda about: about["parts"].clear(),
+        lambda about: about.update(parts=7, seed="x"),
+        lambda about: about.pop("done"),
+        lambda about: about.update(format=0),
+    ],
+)
+def test_a_changed_description_is_refused_by_its_name(
+    change: Callable[[dict[str, Any]], Any], store: Path, recorded: Path, tmp_path: Path
+) -> None:
+    about = json.loads((store / "simulation.json").read_text())
+    change(about)
+    (tmp_path / "simulation.json").write_text(json.dumps(about))
+    with pytest.raises(SimulationError, match=r"simulation\.json: was changed"):
+        open_corpus(tmp_path, recorded, Wanted(7, 5), append=True)
 
 
 def test_another_seed_gives_another_corpus(recorded: Path, tmp_path: Path) -> None:
