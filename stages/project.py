@@ -195,12 +195,13 @@ class Project:
         if not self.available(stage, key):
             return Status(stage.name, key, self.unavailable[key], stage.remedy(key))
         identity = self._identity(stage, key) if remembered else None
-        if identity and self._remembered.holds(key, identity, verified=verify):
+        name = f"{stage.name}/{key}"
+        if identity and self._remembered.holds(name, identity, verified=verify):
             reason = None
         else:
             reason = self._reason(stage, key, verify, outputs)
             if identity and reason is None:
-                self._remembered.add(key, identity, verified=verify)
+                self._remembered.add(name, identity, verified=verify)
         address = self.workspace.address
         status = Status(stage.name, key, reason or Reason("current"), stage.remedy(key), address)
         if remembered:

@@ -1,7 +1,7 @@
 """Which batches were found current, kept between processes while nothing on disk changes.
 
-A store of a year has ten thousand batches with thirty thousand manifests, and shards that take
-minutes to hash. Only the answer is kept: whoever reads a file still compares its hash.
+Ten thousand batches have thirty thousand manifests to read, and gigabytes of shards to hash. Only
+the answer is kept: whoever reads a file still compares its hash.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Remembered:
-    """Identities of what was current, by key.
+    """Identities of what was current, by ``<stage>/<batch>``.
 
     Args:
         path: where they are kept. What cannot be read there is forgotten.
@@ -46,10 +46,10 @@ class Remembered:
             self._known[key] = identity, verified
             self._changed = True
 
-    def keep(self, keys: Collection[str]) -> None:
-        """Write down those of these keys; where that fails, they are looked at again next time."""
+    def keep(self, batches: Collection[str]) -> None:
+        """Write down those of these batches; where that fails, the next process looks again."""
         if self._changed:
-            known = {key: each for key, each in self._known.items() if key in keys}
+            known = {k: each for k, each in self._known.items() if k.rpartition("/")[2] in batches}
             with suppress(OSError):
                 write_atomically(self._path, json.dumps(known).encode())
             self._changed = False
