@@ -282,13 +282,15 @@ def _members(plain: IO[bytes]) -> Iterator[_Member]:
             if size > MAX_HEADER_BYTES or kind in said or n_extended > 4 * MAX_MEMBERS:
                 raise ArchiveError(
                     "unsafe_archive",
-                    "a member may have one extended header of a kind, of at most "
+                    "a member may have at most one extended header of each kind, each of at most "
                     f"{MAX_HEADER_BYTES:,} bytes",
                 )
             said[kind] = _exactly(plain, size)
             _skip(plain, -size % _BLOCK)
             if kind == _PAX_GLOBAL and _facts(said.pop(kind)):
-                raise ArchiveError("unsafe_archive", "a header gives all members one name or size")
+                raise ArchiveError(
+                    "unsafe_archive", "a global header must not set a name or size for all members"
+                )
             continue
         facts = _facts(said.get(_PAX, b""))
         names = [*facts.get(b"path", []), *([said[_LONG_NAME]] if _LONG_NAME in said else [])]

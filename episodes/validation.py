@@ -555,7 +555,8 @@ def _check_sources(
     ):
         findings.add(
             "no_trusted_clock",
-            "proc, qmp and guest count as absent, at least one for rows outside the bounds",
+            "proc, qmp and guest all count as absent, at least one of them because its rows lie "
+            "outside the bounds",
         )
 
 

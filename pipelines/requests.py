@@ -63,7 +63,9 @@ def decide(instance: dg.DagsterInstance, project: Project, due: list[Due]) -> De
         first, *rest = in_ranges(instance, by_key, BATCHES_PER_RUN)
         later = sum(map(len, rest))
         if later:
-            decision.waiting.append(f"{later} more batches: after {first[-1]}")
+            decision.waiting.append(
+                f"{later} more batches: they wait for the run that ends with {first[-1]}"
+            )
         free = [[by_key[key] for key in first]]
     for items in free:
         _decide(instance, project, items, decision)

@@ -219,7 +219,7 @@ class Chain:
                     excluded_by_hand=facts["excluded_by_hand"],
                 ),
                 manifest.fingerprint,
-                "what it says that it was made from",
+                "the fingerprint of the inputs that it lists",
             )
             self._sign(manifest.signed, notes)
         if manifest is None or manifest.version != version:  # it names the batches
@@ -312,7 +312,7 @@ class Chain:
 
 def _must(found: object, stated: object, what: str) -> None:
     if found != stated:
-        raise _BrokenError(f"{what} is {str(found)[:12]}, stated is {str(stated)[:12]}")
+        raise _BrokenError(f"{what} is {str(found)[:12]}, but {str(stated)[:12]} is stated")
 
 
 def _is_of(path: Path, checkpoint_id: str) -> bool:

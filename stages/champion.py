@@ -40,6 +40,7 @@ from champion.rules import (
     ALARM_RECIPES,
     CHALLENGER,
     CHAMPION,
+    GROUP_MARGIN,
     MIN_EPISODES,
     TRAINING_COLUMNS,
     Judgement,
@@ -232,9 +233,9 @@ class ChampionStage(Stage):
         Check(
             "challenger_may_replace_it",
             name,
-            "The challenger is not worse on any recipe, is better on at least one, loses no "
-            "profile or host, stays within the alarm budget, and verifies. A failure is "
-            "informational: the champion stays.",
+            "The challenger is not worse on any recipe, is better on at least one, loses more than "
+            f"{GROUP_MARGIN} of macro F1 on no profile or host, stays within the alarm budget, and "
+            "verifies. A failure is informational: the champion stays.",
             _may_replace_it,
         ),
     )

@@ -150,7 +150,10 @@ class Ingest(Stage):
     ) -> Reason | None:
         workspace = project.workspace
         if key not in project.listing.batches:
-            remedy = "Name a batch of this store (phasewatch sync --json lists them), or its store."
+            remedy = (
+                "Name a batch of this store (phasewatch sync --json lists them), or, with --store, "
+                "the store that has this batch."
+            )
             return Reason("not_in_store", {"store": str(workspace.store_path)}, remedy=remedy)
         missing = [name for name, manifest in artifacts.items() if manifest is None]
         folder = self.folder(project, key)

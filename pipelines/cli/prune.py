@@ -72,8 +72,8 @@ def prune(
 ) -> PruneDocument:
     """Delete old records, and artifacts above their budget.
 
-    The last materialization and the last checks of every asset and partition stay. Models that
-    were ever champion and current artifacts are never deleted.
+    The last materialization and the last checks of every asset and partition stay. Current
+    artifacts, and models that were ever champion, are never deleted.
     """
     days = re.fullmatch(r"([1-9]\d{0,3})d", older_than)
     if days is None:
