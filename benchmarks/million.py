@@ -58,7 +58,11 @@ def main() -> int:
                 return 1
             result = json.loads(done.stdout.splitlines()[-1])
             times = "  ".join(f"{name} {w:.0f} ({c:.0f})" for name, w, c in result["seconds"])
-            print(f"  {model}: seconds, wall (processor): {times}; {result['text']}", flush=True)
+            print(
+                f"  {model}: seconds, wall (processor): {times}; {result['gb']:.2f} GB; "
+                f"{result['text']}",
+                flush=True,
+            )
             results[model] = result
     write_lines(results)
     return int(any(result["gb"] > LIMIT_GB for result in results.values()))
