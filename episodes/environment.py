@@ -29,7 +29,12 @@ def settled(state: os.stat_result) -> bool:
 
     A change within the same tick of the file system's clock leaves the same times behind.
     """
-    return time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > _CLOCK_TICK_NS
+    return settled_since(max(state.st_mtime_ns, state.st_ctime_ns))
+
+
+def settled_since(changed_ns: int) -> bool:
+    """``settled``, for the latest of many times."""
+    return time.time_ns() - changed_ns > _CLOCK_TICK_NS
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.special import gammaincinv
 
 from episodes.format import CLEAN, INFECTED
 from episodes.jit import jit
@@ -426,8 +425,11 @@ def rate_bounds(n_false: int, hours: float, replicates: NDArray[np.float64]) -> 
 
     Resampling what never happened gives nothing, and what happened once or twice hardly more.
     """
+    # here, because every command imports this module. Half a quantile of chi-squared is one of
+    # gamma; importing scipy.stats takes a second
+    from scipy.special import gammaincinv
+
     tail = (1 - LEVEL) / 2
-    # half a quantile of chi-squared is one of gamma; importing scipy.stats takes a second
     exact = (
         float(gammaincinv(n_false, tail) / hours) if n_false else 0.0,
         float(gammaincinv(n_false + 1, 1 - tail) / hours),

@@ -123,14 +123,13 @@ class Ingest(Stage):
     def folder(self, project: Project, batch: str) -> Path:
         return project.workspace.batch_folder(batch)
 
-    def folders(self, project: Project, key: str) -> list[Path]:
+    def folders(self, project: Project, key: str) -> list[str]:
         folder = self.folder(project, key)
-        return [folder / output.name for output in self.outputs]
+        return [f"{folder}/{output.name}" for output in self.outputs]
 
     def read(self, project: Project, key: str) -> Artifacts:
-        names = (output.name for output in self.outputs)
-        folders = self.folders(project, key)
-        return {n: read_manifest(f, _command(key)) for n, f in zip(names, folders, strict=True)}
+        folder = self.folder(project, key)
+        return {o.name: read_manifest(folder / o.name, _command(key)) for o in self.outputs}
 
     def episodes(self, project: Project, batch: str) -> tuple[StoredEpisode, ...]:
         """The batch's episodes as the store lists them.

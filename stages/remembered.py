@@ -12,7 +12,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from episodes.environment import settled
+from episodes.environment import settled_since
 from features.files import write_atomically
 
 if TYPE_CHECKING:
@@ -55,20 +55,20 @@ class Remembered:
             self._changed = False
 
 
-def identity_of(made_from: str, folders: Iterable[Path]) -> str | None:
+def identity_of(made_from: str, folders: Iterable[str]) -> str | None:
     """Identity of what an artifact is made from and of the files in its folders.
 
     None where a change could leave the same behind: it was written within the last two seconds.
     """
-    seen = []
+    seen, latest = [], 0
     with suppress(OSError):
         for folder in folders:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    state = entry.stat()
-                    if not settled(state):
-                        return None
-                    times = state.st_mtime_ns, state.st_ctime_ns
-                    seen.append((entry.name, state.st_dev, state.st_ino, state.st_size, *times))
-        return hashlib.sha256(f"{made_from} {sorted(seen)}".encode()).hexdigest()
+                    s = entry.stat()
+                    times = s.st_mtime_ns, s.st_ctime_ns
+                    latest = max(latest, *times)
+                    seen.append((entry.name, s.st_dev, s.st_ino, s.st_size, *times))
+        if settled_since(latest):
+            return hashlib.sha256(f"{made_from} {sorted(seen)}".encode()).hexdigest()
     return None

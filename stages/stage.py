@@ -141,7 +141,7 @@ class Stage(ABC):
         """Within, work on what these keys need may be ahead of ``make``, in other processes."""
         return nullcontext()
 
-    def folders(self, project: Project, key: str) -> Sequence[Path]:
+    def folders(self, project: Project, key: str) -> Sequence[str]:
         """Where all is from which ``reason`` tells, besides the fingerprint, that it is current.
 
         None for a stage of which that is not remembered.
