@@ -113,9 +113,6 @@ def _options(
 
 def main() -> None:
     """Entry point: whatever happens ends in one message and an exit code."""
-    gc.set_threshold(
-        100_000
-    )  # imports and listings make objects that stay: seldom look for garbage
     open_streams()
     _speak_utf8()
     # a connection that Ctrl-C interrupts while it closes is logged with a traceback
