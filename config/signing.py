@@ -43,10 +43,6 @@ class KeyNameError(SigningError):
     """A key cannot have this name."""
 
 
-class SignatureError(Exception):
-    """A document has no signature that holds here; the message says which, and what to do."""
-
-
 @dataclass(frozen=True)
 class Signed:
     """What a document's signature says here."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from champion.history import ChampionError
 from config.messages import unknown
-from config.signing import distrust, signing_key, trusted_keys
+from config.signing import SigningError, distrust, signing_key, trusted_keys
 from datasets.splits import RECIPES
 from episodes.environment import MachineError, collector_paused
 from features.files import fingerprint
@@ -235,14 +235,18 @@ class Project:
         """Identity of all that tells whether a batch is current; None if it is not remembered."""
         if self.workspace.require_signatures or key not in self.listing.batches:
             return None
-        if not (folders := stage.folders(self, key)):
+        folders = stage.folders(self, key)
+        if not folders or self._trusted is None:
             return None
         return identity_of(f"{stage.fingerprint(self, key)} {self._trusted}", folders)
 
     @cached_property
-    def _trusted(self) -> str:
-        """The keys whose signatures are checked."""
-        return " ".join(sorted(trusted_keys()))
+    def _trusted(self) -> str | None:
+        """The keys whose signatures are checked; None: one cannot be read."""
+        try:
+            return " ".join(sorted(trusted_keys()))
+        except SigningError:  # told where something is signed
+            return None
 
     def _unsigned(self, artifacts: Iterable[Any]) -> Reason | None:
         """Why artifacts may not be used where signatures are required."""

@@ -32,7 +32,9 @@ class Remembered:
         self._changed = False
         try:
             value = json.loads(path.read_bytes())
-            self._known = {str(key): (str(name), bool(sure)) for key, (name, sure) in value.items()}
+            self._known = {
+                str(key): (str(identity), bool(sure)) for key, (identity, sure) in value.items()
+            }
         except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             self._known = {}
 

@@ -142,9 +142,9 @@ class Stage(ABC):
         return nullcontext()
 
     def folders(self, project: Project, key: str) -> Sequence[str]:
-        """Where all is from which ``reason`` tells, besides the fingerprint, that it is current.
+        """The folders whose files, with the fingerprint, decide whether the artifact is current.
 
-        None for a stage of which that is not remembered.
+        If there are any, ``Project`` remembers the answer between processes.
         """
         return ()
 

@@ -139,3 +139,13 @@ def test_a_folder_that_takes_no_file_is_no_fault(ingested: Lab, work: Counter[st
     cache(ingested).parent.write_text("a file")
     assert due(ingested) == {}
     assert work
+
+
+def test_a_key_that_cannot_be_read_matters_only_to_what_is_signed(
+    ingested: Lab, work: Counter[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PHASEWATCH_KEYS", str(tmp_path))
+    (tmp_path / "someone.pub").write_text("no key")
+    assert due(ingested) == {}
+    assert work["file_sha256"] > 0
+    assert not cache(ingested).exists()
