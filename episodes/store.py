@@ -18,6 +18,8 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
+from pydantic_core import from_json
+
 from config.messages import meant
 from episodes.environment import collector_paused, retried, settled
 from episodes.format import (
@@ -509,16 +511,14 @@ _TYPES = (
     ("received_at_wall", str),
     ("schema_version", int),
 )
-_DECODER = json.JSONDecoder()
 
 
 def _json(line: bytes) -> object:
-    """``json.loads``, which spends half of its time on encodings and blanks."""
-    if line.startswith(b"{") and line.isascii() and b"\0" not in line:
-        value, end = _DECODER.raw_decode(line.decode())
-        if end == len(line):
-            return value
-    return json.loads(line)
+    """As ``json.loads``, which takes twice as long."""
+    try:
+        return from_json(line, cache_strings="keys")
+    except ValueError:  # also for half a character, which gets an error of its own
+        return json.loads(line)
 
 
 def _index_row(line: bytes) -> IndexRow | None:
