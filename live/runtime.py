@@ -21,6 +21,7 @@ from models.scaling import check_scaling, scale, typical
 from models.trees import Trees, softmax
 
 _LEAST = 1e-6  # probability that log-odds are taken of at least
+_AT_ONCE = 4  # occluded inputs: more at a time would only hold more memory
 
 
 class Runtime(ABC):
@@ -80,7 +81,8 @@ class _Occluded(Runtime):
         plain = typical(self.scaling)
         for row, each in enumerate(known, start=1):
             rows[row][..., channel == each] = plain[channel == each]
-        attack = self.proba(rows).astype(np.float64)[:, infected].sum(axis=1)
+        some = [self.proba(rows[i : i + _AT_ONCE]) for i in range(0, len(rows), _AT_ONCE)]
+        attack = np.concatenate(some).astype(np.float64)[:, infected].sum(axis=1)
         attack = np.clip(attack, _LEAST, 1 - _LEAST)
         odds = np.log(attack) - np.log1p(-attack)
         out = np.zeros(int(channel.max()) + 1)
