@@ -1,9 +1,9 @@
 """How well models survive another day and another machine.
 
     phasewatch run --ingest-only
-    python -m benchmarks.days [--absolute none|all] [MODEL ...]
+    python -m benchmarks.days [--mode MODE] [--question NAME] [--absolute WHICH] [MODEL ...]
 
-For each realistic model, without and with the filter over time:
+For each model of a mode, without and with the filter over time:
 
 - ``first session``: across hosts within the first session, each host held out once. Models and
   settings are chosen on this line; the other two are only looked at.
@@ -12,8 +12,9 @@ For each realistic model, without and with the filter over time:
   host, each in turn. Macro F1 is the mean over hosts; alarms are counted over all of them.
 
 A fifth of the samples of the training side is validation: for early stopping and the alarm rule.
-``--absolute`` gives the values themselves of no channel or of all, beside the relative ones; by
-default the registry decides.
+``--absolute`` gives the values themselves of no channel, of the registered ones and the host's
+(``proc``, ``qmp``), or of all, beside the relative ones; by default the registry decides.
+``--question 'first session'`` looks at nothing else.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from datasets.windows import examples
 from evaluation.alarm_choice import choose_rule, filtered, rule_scores
 from evaluation.scores import Scored, prediction_rows, scored
 from features.loaders import read_windows
-from features.registry import Layout
+from features.registry import MODES, Channel, Layout
 from models.base import Inputs
 from models.registry import MODELS, Variant
 from stages.alarm_rules import training_phases
@@ -39,6 +40,8 @@ from stages.project import Project
 from stages.workspace import workspace_from_environment
 
 HELD_OUT = "held-out"
+QUESTIONS = ("first session", "next session", "new machine")
+ABSOLUTE = ("none", "host", "all")
 
 
 @dataclass(frozen=True)
@@ -85,15 +88,12 @@ def trials(windows: pl.DataFrame, policy: SplitPolicy) -> dict[str, list[pl.Data
     pair, late = windows.filter(both), (session == last).filter(both)
     every = pl.Series([True] * len(of_first))
     only = replace(policy, test_sessions=[last])
-    return {
-        "first session": [
-            without(host, of_first, every) for host in sorted(of_first["host_id"].unique())
-        ],
-        "next session": [build_table(pair, "session", only)[0]],
-        "new machine": [
-            without(host, pair, late) for host in sorted(pair.filter(late)["host_id"].unique())
-        ],
-    }
+    tables = (
+        [without(host, of_first, every) for host in sorted(of_first["host_id"].unique())],
+        [build_table(pair, "session", only)[0]],
+        [without(host, pair, late) for host in sorted(pair.filter(late)["host_id"].unique())],
+    )
+    return dict(zip(QUESTIONS, tables, strict=True))
 
 
 def test(
@@ -132,18 +132,25 @@ def test(
     )
 
 
+def given(channel: Channel, absolute: str) -> bool:
+    """Whether models get a channel's own value, too."""
+    if absolute == "host":
+        return channel.absolute or not channel.deployable
+    return absolute == "all"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train on one session, test on the next.")
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: all")
-    parser.add_argument("--absolute", choices=("none", "all"), help="default: as registered")
+    parser.add_argument("--mode", choices=MODES, default="realistic")
+    parser.add_argument("--question", choices=QUESTIONS, help="default: all")
+    parser.add_argument("--absolute", choices=ABSOLUTE, help="default: as registered")
     asked = parser.parse_args()
     project = Project(workspace_from_environment())
     layout = project.workspace.layout
     if asked.absolute:
-        chosen = asked.absolute == "all"
-        layout = replace(
-            layout, channels=tuple(replace(c, absolute=chosen) for c in layout.channels)
-        )
+        channels = tuple(replace(c, absolute=given(c, asked.absolute)) for c in layout.channels)
+        layout = replace(layout, channels=channels)
     windows, shards = all_windows(project)
     stride_s = layout.window.stride_ms / 1000
     print(
@@ -151,8 +158,10 @@ def main() -> None:
         f"{'clean alarmed':>15}{'false/h':>9}{'attacks found':>15}"
     )
     for name, tables in trials(windows, project.workspace.splits).items():
+        if asked.question not in (None, name):
+            continue
         for model in asked.models or MODELS:
-            variant = Variant(model, "realistic")
+            variant = Variant(model, asked.mode)
             found = [test(project, variant, table, shards, layout) for table in tables]
             clean = sum(t.clean_windows for t in found)
             alarmed = sum(t.clean_alarmed for t in found) / max(1, clean)

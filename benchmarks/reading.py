@@ -216,8 +216,8 @@ def read_rates(out: Recording, n_windows: int, n_shards: int) -> None:
                     paired({"": batches(loader.__getitem__, n, size, n_read)}, ROUNDS)[""]
                 )
                 out.limit(
-                    f"{what} from {n_shards} shards, {mode}", n_read / each, limit, "/CPU s",
-                    "the floor", "more",
+                    f"{what} from {n_shards} shards, {mode}", n_read / each, limit,
+                    f"{what.split()[0]}/CPU s", "the floor", "more",
                 )  # fmt: skip
 
 

@@ -81,9 +81,8 @@ STATS = ("mean", "std", "p95", "slope", "zero_frac")
 """Every statistic that ``summary`` can compute, in the order of its columns."""
 
 
-_MACHINE = ("guest",)
-"""Sources whose values depend on the machine's shape and on its kernel."""
 _TRAFFIC = ("net_rx_bytes", "net_tx_bytes", "tcp_active_opens")
+"""Of the guest: as ``netflow``, they hardly depend on the machine's shape, its host and kernel."""
 
 
 def _channels(source: str, kinds: dict[str, tuple[str, Kind]]) -> tuple[Channel, ...]:
@@ -95,7 +94,7 @@ def _channels(source: str, kinds: dict[str, tuple[str, Kind]]) -> tuple[Channel,
             unit,
             kind,
             SOURCES[source].deployable,
-            absolute=source not in _MACHINE or name in _TRAFFIC,
+            absolute=source == "netflow" or name in _TRAFFIC,
         )
         for name, (unit, kind) in kinds.items()
     )
