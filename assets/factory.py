@@ -36,9 +36,9 @@ from models.checkpoint import CheckpointError
 from resources.guards import check_instance, check_recorded, refuse
 from resources.recording import kept_open
 from resources.workspace import WorkspaceResource, config_section
-from stages.project import Made, Project
+from stages.project import MakeResult, Project
 from stages.registry import STAGES
-from stages.stage import Check, Output, Stage
+from stages.stage import Check, Stage, StageOutput
 from stages.status import StageError
 from stages.workspace import Workspace
 
@@ -227,7 +227,9 @@ def _selected(context: dg.AssetExecutionContext, stage: Stage) -> set[str]:
     return {o.name for o in stage.outputs if asset_key(o.name) in context.selected_asset_keys}
 
 
-def _own_checks(context: dg.AssetExecutionContext, stage: Stage, output: Output) -> list[Check]:
+def _own_checks(
+    context: dg.AssetExecutionContext, stage: Stage, output: StageOutput
+) -> list[Check]:
     chosen = {(k.asset_key, k.name) for k in context.selected_asset_check_keys}
     return [
         check
@@ -238,7 +240,9 @@ def _own_checks(context: dg.AssetExecutionContext, stage: Stage, output: Output)
     ]
 
 
-def _metadata(project: Project, stage: Stage, output: Output, made: Made) -> dict[str, Any]:
+def _metadata(
+    project: Project, stage: Stage, output: StageOutput, made: MakeResult
+) -> dict[str, Any]:
     artifact, layout = made.artifacts[output.name], project.workspace.layout
     columns = {} if output.input_kind else table_schema(artifact, layout)
     return (
@@ -279,7 +283,7 @@ def _source_of(stage: type[Stage]) -> dg.LocalFileCodeReference:
     return dg.LocalFileCodeReference(file_path=inspect.getfile(stage), line_number=line)
 
 
-def _spec(stage: Stage, output: Output) -> dg.AssetSpec:
+def _spec(stage: Stage, output: StageOutput) -> dg.AssetSpec:
     deps: list[Any] = [asset_key(name) for name in output.after]
     if not output.after:
         for name in stage.inputs:

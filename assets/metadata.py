@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from features.contract import contract_hashes
 from features.registry import InputKind, Layout
 from features.shards import WINDOW_FIELDS
-from stages.stage import Markdown, Rows
+from stages.stage import FactTable, Markdown
 
 
 def as_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def as_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _value(name: str, fact: Any) -> Any:
     if isinstance(fact, Markdown):
         return dg.MetadataValue.md(fact.text)
-    if isinstance(fact, Rows):
+    if isinstance(fact, FactTable):
         return dg.MetadataValue.table([dg.TableRecord(row) for row in fact.rows])
     if isinstance(fact, Path):
         return dg.MetadataValue.path(str(fact))

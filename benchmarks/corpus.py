@@ -27,7 +27,7 @@ from features.shards import ShardWriter, episode_rows
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from episodes.validation import Record
+    from episodes.validation import EpisodeRecord
 
 STORE = Path(__file__).resolve().parent.parent / "data" / "store"
 _PROPORTIONAL = np.tile(np.array(STATS) != "zero_frac", len(LAYOUT.channels))
@@ -52,7 +52,7 @@ class Folder:
         return sorted(path for path in self.root.iterdir() if kind in path.name)
 
 
-def parents() -> list[tuple[Record, Extracted]]:
+def parents() -> list[tuple[EpisodeRecord, Extracted]]:
     """The usable embedded episodes."""
     found = []
     for stored in list_store(STORE).episodes:
@@ -62,7 +62,7 @@ def parents() -> list[tuple[Record, Extracted]]:
     return found
 
 
-def children(seed: int) -> Iterator[tuple[Record, Extracted]]:
+def children(seed: int) -> Iterator[tuple[EpisodeRecord, Extracted]]:
     """Episodes without end, each made from the next of the embedded ones."""
     known = parents()
     random = np.random.default_rng(seed)

@@ -29,7 +29,7 @@ import polars as pl
 from datasets.splits import SplitPolicy, build_table
 from datasets.windows import examples
 from evaluation.alarm_choice import choose_rule, filtered, rule_scores
-from evaluation.scores import Scored, prediction_rows, scored
+from evaluation.scores import SplitPredictions, prediction_rows, scored
 from features.loaders import read_windows
 from features.registry import MODES, Channel, Layout
 from models.base import Inputs
@@ -111,7 +111,7 @@ def test(
         device=workspace.device,
     ).fit(train, val)
 
-    def predicted(split: str, X: Inputs) -> Scored:
+    def predicted(split: str, X: Inputs) -> SplitPredictions:
         rows = prediction_rows(
             table.filter(pl.col("split") == split),
             *(variant.model, variant.mode, "", model.predict_proba(X), layout.phases),

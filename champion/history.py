@@ -64,7 +64,7 @@ class ChampionError(Exception):
 
 
 @dataclass(frozen=True)
-class Champion:
+class ChampionEntry:
     """One entry of the history: a model that was put in use, and why."""
 
     number: int
@@ -89,7 +89,7 @@ class Champion:
 
 
 @dataclass(frozen=True)
-class Sealed:
+class SealedEntry:
     """An entry as it is in the pointer file: chained to the one before, and signed if it can be."""
 
     entry: Mapping[str, Any]
@@ -98,8 +98,8 @@ class Sealed:
     signature: Any
 
     @cached_property
-    def champion(self) -> Champion:
-        return Champion(**self.entry)
+    def champion(self) -> ChampionEntry:
+        return ChampionEntry(**self.entry)
 
     @property
     def signed(self) -> Signed:
@@ -110,12 +110,12 @@ class Sealed:
 class Pointer:
     """The pointer file: all entries, the one in use last, and what it says of itself."""
 
-    entries: list[Sealed]
+    entries: list[SealedEntry]
     signed: Signed
     sealed: bool  # False: it was written before seals, or there is none
 
 
-def read_history(folder: Path) -> list[Champion]:
+def read_history(folder: Path) -> list[ChampionEntry]:
     """All entries, the one in use last; empty where there was never a champion.
 
     Raises:
@@ -135,7 +135,7 @@ def read_pointer(folder: Path) -> Pointer:
         document = unsealed(path.read_bytes(), {"schema", "history"})
         schema, rows = document.value["schema"], document.value["history"]
         if schema == BEFORE_SEALS and document.digest is None:
-            rows = [asdict(Champion(**row)) for row in rows]
+            rows = [asdict(ChampionEntry(**row)) for row in rows]
             return Pointer(list(_chained(rows, [], sign=False)), Signed("unsigned"), False)
         if schema != SCHEMA or document.digest is None:
             raise ValueError(f"its schema is {schema}, this phasewatch reads {SCHEMA}")
@@ -157,7 +157,7 @@ def read_pointer(folder: Path) -> Pointer:
     return pointer
 
 
-def _followed(rows: list[dict[str, Any]]) -> Iterator[Sealed]:
+def _followed(rows: list[dict[str, Any]]) -> Iterator[SealedEntry]:
     """The entries of a pointer file, each of which must follow on the one before."""
     before = FIRST
     for number, row in enumerate(rows, start=1):
@@ -166,7 +166,7 @@ def _followed(rows: list[dict[str, Any]]) -> Iterator[Sealed]:
         signature = entry.pop(SIGNATURE, None)
         if follows != before or digest != _digest(entry, follows):
             raise ValueError(f"entry {number} was changed, or one before it is gone")
-        found = Sealed(entry, follows, digest, signature)
+        found = SealedEntry(entry, follows, digest, signature)
         if found.champion.number != number:
             raise ValueError(f"entry {number} says that it is number {found.champion.number}")
         yield found
@@ -177,7 +177,7 @@ def _digest(entry: Mapping[str, Any], follows: str) -> str:
     return fingerprint({"follows": follows, "entry": entry})
 
 
-def read_champion(folder: Path, *, require_signature: bool = False) -> Champion | None:
+def read_champion(folder: Path, *, require_signature: bool = False) -> ChampionEntry | None:
     """The champion, None where there is none yet.
 
     Args:
@@ -224,7 +224,7 @@ def not_signed(folder: Path, pointer: Pointer) -> str | None:
     return None
 
 
-def signing_remedy(champion: Champion) -> str:
+def signing_remedy(champion: ChampionEntry) -> str:
     """What to do about a champion that no trusted key has signed."""
     again = f"phasewatch promote {champion.model}"
     if signing_key() is not None:
@@ -240,7 +240,7 @@ def kept_folder(folder: Path, checkpoint_id: str) -> Path:
     return folder / "checkpoints" / checkpoint_id
 
 
-def kept_path(folder: Path, champion: Champion, recipe: str | None = None) -> Path:
+def kept_path(folder: Path, champion: ChampionEntry, recipe: str | None = None) -> Path:
     """The copy's header; without a recipe that of the checkpoint that scores."""
     return (
         kept_folder(folder, champion.checkpoints[recipe or champion.served])
@@ -269,7 +269,9 @@ def keep(folder: Path, path: Path, files: Mapping[str, bytes]) -> str:
     return header["artifact_id"]
 
 
-def put_in_use(folder: Path, champion: Champion, *, judged_against: Champion | None) -> Champion:
+def put_in_use(
+    folder: Path, champion: ChampionEntry, *, judged_against: ChampionEntry | None
+) -> ChampionEntry:
     """Put a model in use: append it to the history in one rename; returns it as numbered.
 
     Raises:
@@ -289,7 +291,7 @@ def put_in_use(folder: Path, champion: Champion, *, judged_against: Champion | N
         ))  # fmt: skip
 
 
-def check_evidence(folder: Path, champion: Champion, layout: Layout) -> None:
+def check_evidence(folder: Path, champion: ChampionEntry, layout: Layout) -> None:
     """Read the training lists, alarm rules and likeness that are kept with a champion.
 
     Raises:
@@ -302,7 +304,7 @@ def check_evidence(folder: Path, champion: Champion, layout: Layout) -> None:
     load_likeness(folder, champion, layout)
 
 
-def sign_again(folder: Path, champion: Champion, *, by: str, why: str) -> Champion:
+def sign_again(folder: Path, champion: ChampionEntry, *, by: str, why: str) -> ChampionEntry:
     """Sign the champion as it is: the kept headers, and a new entry with the same checkpoints.
 
     A rollback from the new entry restores what one from the old entry would.
@@ -324,7 +326,7 @@ def sign_again(folder: Path, champion: Champion, *, by: str, why: str) -> Champi
         return _append(folder, pointer, entry)
 
 
-def roll_back(folder: Path, layout: Layout, *, by: str, why: str) -> Champion:
+def roll_back(folder: Path, layout: Layout, *, by: str, why: str) -> ChampionEntry:
     """Put the previous champion in use again, if each of its checkpoints still loads.
 
     Raises:
@@ -350,7 +352,7 @@ def roll_back(folder: Path, layout: Layout, *, by: str, why: str) -> Champion:
 
 
 def load_kept(
-    folder: Path, champion: Champion, layout: Layout, recipe: str | None = None
+    folder: Path, champion: ChampionEntry, layout: Layout, recipe: str | None = None
 ) -> Checkpoint:
     """A champion's checkpoint from its copy; without a recipe the one that scores.
 
@@ -363,7 +365,7 @@ def load_kept(
     return checkpoint
 
 
-def check_kept(folder: Path, champion: Champion) -> None:
+def check_kept(folder: Path, champion: ChampionEntry) -> None:
     """Read every copy of a champion's checkpoints and compare it with what the history says.
 
     Raises:
@@ -386,7 +388,7 @@ def rule_file(rule_id: str) -> str:
     return f"alarm_rule.{rule_id[:12]}.json"
 
 
-def load_rule(folder: Path, champion: Champion, recipe: str | None = None) -> AlarmRule:
+def load_rule(folder: Path, champion: ChampionEntry, recipe: str | None = None) -> AlarmRule:
     """The alarm rule of a champion's checkpoint, by default of the one that scores.
 
     Raises:
@@ -417,7 +419,7 @@ def likeness_file(likeness_id: str) -> str:
     return f"likeness.{likeness_id[:12]}.safetensors"
 
 
-def load_likeness(folder: Path, champion: Champion, layout: Layout) -> Likeness | None:
+def load_likeness(folder: Path, champion: ChampionEntry, layout: Layout) -> Likeness | None:
     """How like its training windows must be; None if the champion was promoted without.
 
     Raises:
@@ -437,7 +439,7 @@ def load_likeness(folder: Path, champion: Champion, layout: Layout) -> Likeness 
     return likeness
 
 
-def read_training(folder: Path, champion: Champion, recipe: str | None = None) -> pl.DataFrame:
+def read_training(folder: Path, champion: ChampionEntry, recipe: str | None = None) -> pl.DataFrame:
     """Episodes that a champion's checkpoint was trained or validated on (``TRAINING_COLUMNS``).
 
     Raises:
@@ -463,7 +465,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _append(folder: Path, pointer: Pointer, champion: Champion) -> Champion:
+def _append(folder: Path, pointer: Pointer, champion: ChampionEntry) -> ChampionEntry:
     numbered = replace(champion, number=len(pointer.entries) + 1)
     entries = [*pointer.entries, *_chained([asdict(numbered)], pointer.entries)]
     history = [
@@ -479,13 +481,13 @@ def _append(folder: Path, pointer: Pointer, champion: Champion) -> Champion:
 
 
 def _chained(
-    rows: Iterable[Mapping[str, Any]], after: Sequence[Sealed], *, sign: bool = True
-) -> Iterator[Sealed]:
+    rows: Iterable[Mapping[str, Any]], after: Sequence[SealedEntry], *, sign: bool = True
+) -> Iterator[SealedEntry]:
     """Entries that follow on others; those of a file written before seals are not signed."""
     before = after[-1].digest if after else FIRST
     for entry in rows:
         digest = _digest(entry, before)
-        yield Sealed(entry, before, digest, signature_of("entry", digest) if sign else None)
+        yield SealedEntry(entry, before, digest, signature_of("entry", digest) if sign else None)
         before = digest
 
 

@@ -106,7 +106,7 @@ _PER_KEY: dict[str, Sequence[str]] = {
 
 
 @dataclass(frozen=True)
-class Record:
+class EpisodeRecord:
     """One row of the validation index."""
 
     episode_id: str
@@ -141,7 +141,7 @@ class Record:
     seconds: dict[str, float]  # by phase
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Record:
+    def from_row(cls, row: Mapping[str, Any]) -> EpisodeRecord:
         """The record of which ``as_row`` gave this row."""
         values: dict[str, Any] = {}
         for each in fields(cls):
@@ -164,7 +164,7 @@ class Record:
         head = " ".join(filter(None, (self.episode_id, self.host_id, self.verdict)))
         return head + (f": {'; '.join(reasons)}" if reasons else "")
 
-    def with_reason(self, code: str, detail: str) -> Record:
+    def with_reason(self, code: str, detail: str) -> EpisodeRecord:
         """The same record with one more reason, and the verdict that follows."""
         reasons = (*self.reasons, code)
         return replace(
@@ -207,7 +207,7 @@ def validate(
     stored: StoredEpisode,
     policy: ValidationPolicy,
     fields: Mapping[str, Sequence[FieldPath]],
-) -> tuple[Record, Episode | None]:
+) -> tuple[EpisodeRecord, Episode | None]:
     """Judge one episode; a faulty episode never raises.
 
     Args:
@@ -228,7 +228,7 @@ def _judge(
     stored: StoredEpisode,
     policy: ValidationPolicy,
     fields: Mapping[str, Sequence[FieldPath]],
-) -> tuple[Record, Episode | None]:
+) -> tuple[EpisodeRecord, Episode | None]:
     findings = _Findings()
     episode: Episode | None = None
     sha256: str | None = None
@@ -259,7 +259,7 @@ def judge_content(
     stored: StoredEpisode,
     policy: ValidationPolicy,
     fields: Mapping[str, Sequence[FieldPath]],
-) -> Record:
+) -> EpisodeRecord:
     """Judge an episode in memory as ``validate`` would judge an archive with the indexed hash.
 
     Args:
@@ -293,7 +293,7 @@ HINT = "\nRejected and errored episodes are not used without --anyway (Python: a
 class EpisodeError(Exception):
     """An episode is not used, because of its verdict; the message has the reasons."""
 
-    def __init__(self, record: Record, hint: str = ""):
+    def __init__(self, record: EpisodeRecord, hint: str = ""):
         super().__init__(record.line + hint)
         self.record = record
 
@@ -302,7 +302,7 @@ class EpisodeError(Exception):
 class JudgedEpisode(Episode):
     """An episode with its verdict."""
 
-    record: Record
+    record: EpisodeRecord
 
     def __repr__(self) -> str:
         return f"<episode {self.record.line}>"  # not its megabytes
@@ -322,7 +322,7 @@ def read_judged(
     return JudgedEpisode(**vars(episode), record=record)
 
 
-def check_usable(record: Record, *, anyway: bool) -> None:
+def check_usable(record: EpisodeRecord, *, anyway: bool) -> None:
     """Refuse a rejected or errored episode.
 
     Raises:
@@ -605,13 +605,13 @@ def _check_offsets(episode: Episode, policy: ValidationPolicy, findings: _Findin
 
 def _record(
     stored: StoredEpisode, sha256: str | None, episode: Episode | None, findings: _Findings
-) -> Record:
+) -> EpisodeRecord:
     meta = episode.meta if episode else {}
     duration = _duration_s(meta)
     sources = episode.sources if episode else {}
     usage = episode.usage if episode else {}
     row = stored.index_rows[0] if stored.index_rows else None
-    return Record(
+    return EpisodeRecord(
         episode_id=stored.episode_id,
         host_id=stored.host_id if stored.in_store else _typed(meta, "host_id", str) or "",
         batch=stored.batch,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from evaluation.detection import AlarmScores, alarm_scores, choose_threshold
 from evaluation.documents import FigureNote
 from evaluation.figures import ReportPolicy
-from evaluation.scores import Scored
+from evaluation.scores import SplitPredictions
 from features.registry import WindowSpec
 from models.alarm import AlarmRule, count_transitions, forward, likelihoods
 
@@ -20,12 +20,12 @@ TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 CLEAR_RATIOS = (1.0, 0.5, 0.25)  # of the threshold; in case of doubt the first
 
 
-def filtered(predictor: Scored, rule: AlarmRule) -> Scored:
+def filtered(predictor: SplitPredictions, rule: AlarmRule) -> SplitPredictions:
     """A predictor as the rule's filter makes it."""
     return replace(predictor, proba=rule.filter(predictor.proba, predictor.first))
 
 
-def rule_scores(predictor: Scored, rule: AlarmRule, window: WindowSpec) -> AlarmScores:
+def rule_scores(predictor: SplitPredictions, rule: AlarmRule, window: WindowSpec) -> AlarmScores:
     """Alarm scores of a filtered predictor, with the rule's clear ratio."""
     length_s, stride_s = window.length_ms / 1000, window.stride_ms / 1000
     scores = alarm_scores(predictor, rule.phases, length_s, stride_s)
@@ -33,7 +33,7 @@ def rule_scores(predictor: Scored, rule: AlarmRule, window: WindowSpec) -> Alarm
 
 
 def choose_rule(
-    val: Scored,
+    val: SplitPredictions,
     training: Iterable[Sequence[int]],
     classes: Sequence[str],
     policy: ReportPolicy,
@@ -73,7 +73,7 @@ def choose_rule(
 
 
 def _temperature(
-    val: Scored, initial: NDArray[np.float64], transitions: NDArray[np.float64]
+    val: SplitPredictions, initial: NDArray[np.float64], transitions: NDArray[np.float64]
 ) -> float:
     if not len(val.actual):
         return 1.0

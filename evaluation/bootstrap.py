@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from evaluation.figures import ReportPolicy
-    from evaluation.scores import Scored
+    from evaluation.scores import SplitPredictions
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """From weights ``(b, n_episodes)`` to values ``(b,)`` or ``(b, m)``; NaN where undefined."""
@@ -117,7 +117,7 @@ def _count(
 
 
 def resampling(
-    recipe: str, test: Scored, policy: ReportPolicy
+    recipe: str, test: SplitPredictions, policy: ReportPolicy
 ) -> tuple[EpisodeBootstrap, Bootstrap]:
     """The bootstrap of a recipe's test set, and what a document records about it.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from evaluation.bootstrap import EpisodeBootstrap, Statistic
 from evaluation.documents import Calibrated, Calibration, FigureNote, ReliabilityBin, Subject
 from evaluation.figures import figure
-from evaluation.scores import Scored
+from evaluation.scores import SplitPredictions
 
 N_BINS = 15
 LEAST = 1e-7
@@ -108,7 +108,7 @@ def mean_statistic(sums: NDArray[np.float64]) -> Statistic:
 
 
 def calibration(
-    test: Scored, val: Scored, bootstrap: EpisodeBootstrap, subject: Subject
+    test: SplitPredictions, val: SplitPredictions, bootstrap: EpisodeBootstrap, subject: Subject
 ) -> Calibration:
     """ECE, Brier score and log loss with intervals, as trained and at the fitted temperature.
 
@@ -127,7 +127,7 @@ def calibration(
 
 
 def _calibrated(
-    test: Scored,
+    test: SplitPredictions,
     proba: NDArray[np.float64],
     suffix: str,
     bootstrap: EpisodeBootstrap,

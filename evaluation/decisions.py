@@ -32,7 +32,7 @@ _NAME = re.compile(r"(\d{4}-\d\d-\d\d)(?:\.(\d{4}))?\.jsonl")
 Text = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class Record(BaseModel):
+class LogRecord(BaseModel):
     """What every line says. Lines written before chaining have no ``prev`` and ``hash``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,7 +44,7 @@ class Record(BaseModel):
     hash: str | None = None
 
 
-class DecisionRecord(Record):
+class DecisionRecord(LogRecord):
     """An alarm was raised or cleared, or a source or host went silent or came back."""
 
     kind: Literal["decision"] = "decision"
@@ -62,13 +62,13 @@ class Answer(BaseModel):
     note: Annotated[str, Field(max_length=2000)] = ""
 
 
-class AnswerRecord(Answer, Record):
+class AnswerRecord(Answer, LogRecord):
     """An operator says whether an alarm was right. A later answer replaces an earlier one."""
 
     kind: Literal["answer"] = "answer"
 
 
-class TornRecord(Record):
+class TornRecord(LogRecord):
     """A line was cut off by a crash; what was left of it is kept in a file beside the log."""
 
     kind: Literal["torn"] = "torn"
@@ -76,7 +76,7 @@ class TornRecord(Record):
     bytes: int
 
 
-class GapRecord(Record):
+class GapRecord(LogRecord):
     """When the hub started, the log ended before the line that its head names."""
 
     kind: Literal["gap"] = "gap"
@@ -227,7 +227,7 @@ _FAULTS = {
 
 
 @dataclass
-class Chain:
+class LogChain:
     """The log as a chain of lines."""
 
     faults: list[Fault] = field(default_factory=list)
@@ -244,13 +244,15 @@ class Chain:
         return self.head.signed("log") if self.head else Signed("unsigned")
 
 
-def read_chain(folder: Path, take: Callable[[str, AnyRecord], object] = lambda *_: None) -> Chain:
+def read_chain(
+    folder: Path, take: Callable[[str, AnyRecord], object] = lambda *_: None
+) -> LogChain:
     """Follow the log from line to line; returns every place where it is not as it was written.
 
     Args:
         take: is given every line that is as it was written, and where it is.
     """
-    chain, old, hashes = Chain(), hashlib.sha256(), set[str]()
+    chain, old, hashes = LogChain(), hashlib.sha256(), set[str]()
     breaks: list[_Break] = []
     unknown = False  # whether the line before cannot be read, and what follows on it is not known
     changed: set[str] = set()  # hashes of changed lines: stated and computed
@@ -327,7 +329,7 @@ def _misplaced(breaks: list[_Break], known: Collection[str]) -> Iterator[Fault]:
             yield Fault(each.where, "moved")
 
 
-def _check_head(folder: Path, chain: Chain, known: Collection[str]) -> None:
+def _check_head(folder: Path, chain: LogChain, known: Collection[str]) -> None:
     """The line that the head names must be there; a crash may have left lines after it."""
     try:
         head = unsealed((folder / HEAD_FILE).read_bytes(), HEAD_FIELDS)
@@ -360,7 +362,7 @@ def read_log(folder: Path) -> Log:
     return read_both(folder)[0]
 
 
-def read_both(folder: Path) -> tuple[Log, Chain]:
+def read_both(folder: Path) -> tuple[Log, LogChain]:
     """What the log says, and the chain of its lines."""
     log = Log()
 

@@ -35,7 +35,7 @@ from evaluation.documents import (
     Subject,
 )
 from evaluation.figures import ReportPolicy, figure, finite_or_none, interval
-from evaluation.scores import Scored
+from evaluation.scores import SplitPredictions
 from models.alarm import LEAST, infected, standing
 
 _DEFAULT_THRESHOLD = 0.5  # without clean time on validation
@@ -111,7 +111,7 @@ def alarm_score(proba: NDArray[np.float64], classes: Sequence[str]) -> NDArray[n
 
 
 def alarm_scores(
-    predictor: Scored, classes: Sequence[str], length_s: float, stride_s: float
+    predictor: SplitPredictions, classes: Sequence[str], length_s: float, stride_s: float
 ) -> AlarmScores:
     """A predictor's alarm scores; windows are ``length_s`` long, one every ``stride_s``."""
     windows = predictor.windows

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.documents import ChannelTrace, Importance, PhaseImportance, SureError
-from evaluation.scores import Scored
+from evaluation.scores import SplitPredictions
 
 Method = Literal["exact", "occlusion"]
 WINDOWS: dict[Method, int] = {"exact": 200, "occlusion": 50}
@@ -32,7 +32,7 @@ class Explanation:
     errors: list[SureError] = field(default_factory=list)
 
 
-def spread(test: Scored, limit: int) -> NDArray[np.int64]:
+def spread(test: SplitPredictions, limit: int) -> NDArray[np.int64]:
     """Rows of at most ``limit`` windows: of each predicted phase equally many, evenly spread."""
     predicted = np.unique(test.predicted)
     each = max(1, limit // max(1, len(predicted)))

@@ -45,7 +45,7 @@ from evaluation.figures import ReportPolicy, coverage_note, figure, restricted
 from evaluation.scores import (
     BASELINES,
     RATES,
-    Scored,
+    SplitPredictions,
     baseline_id,
     beside_baselines,
     f1_statistic,
@@ -153,8 +153,8 @@ def evaluate(
 
 # Long, because it puts one document together, field by field.
 def _f1_figures(
-    test: Scored,
-    val: Scored,
+    test: SplitPredictions,
+    val: SplitPredictions,
     classes: Sequence[str],
     bootstrap: EpisodeBootstrap,
     subject: Subject,
@@ -219,7 +219,7 @@ def _f1_figures(
 
 
 def _class_scores(
-    test: Scored,
+    test: SplitPredictions,
     classes: Sequence[str],
     observed: NDArray[np.float64],
     replicates: NDArray[np.float64],
@@ -260,8 +260,8 @@ def _class_scores(
 
 
 def _filtered(
-    test: Scored,
-    smooth: Scored,
+    test: SplitPredictions,
+    smooth: SplitPredictions,
     rule: AlarmRule,
     classes: Sequence[str],
     bootstrap: EpisodeBootstrap,
@@ -290,7 +290,7 @@ def _filtered(
 
 
 def _baselines(
-    test: Scored,
+    test: SplitPredictions,
     predictions: pl.DataFrame,
     classes: Sequence[str],
     dataset: dict[str, Any],
@@ -326,7 +326,9 @@ def _baselines(
     ]
 
 
-def _timeline(test: Scored, classes: Sequence[str], threshold: float, length_s: float) -> Timeline:
+def _timeline(
+    test: SplitPredictions, classes: Sequence[str], threshold: float, length_s: float
+) -> Timeline:
     """One episode, window by window: the same for every model of a recipe.
 
     Of the test episodes the one with the most phases, then with the most windows, then first by id.

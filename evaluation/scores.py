@@ -35,7 +35,7 @@ def baseline_id(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Scored:
+class SplitPredictions:
     """One predictor's predictions on one split, ordered by episode and window."""
 
     name: str
@@ -116,7 +116,7 @@ def prediction_rows(
 
 def scored(
     predictions: pl.DataFrame, name: str, mode: str, classes: Sequence[str], split: str = "test"
-) -> Scored:
+) -> SplitPredictions:
     """Pick one predictor and split from a table of held-out predictions.
 
     Raises:
@@ -132,7 +132,9 @@ def scored(
     proba = rows.select(f"p_{phase}" for phase in classes).to_numpy().astype(np.float64)
     episode = rows["episode_id"].rank("dense").to_numpy().astype(np.int64) - 1
     episodes = rows.select(EPISODE_COLUMNS).unique("episode_id").sort("episode_id")
-    return Scored(name, mode, rows["checkpoint_id"][0], actual, proba, episode, rows, episodes)
+    return SplitPredictions(
+        name, mode, rows["checkpoint_id"][0], actual, proba, episode, rows, episodes
+    )
 
 
 def misclassified(
@@ -309,7 +311,7 @@ def guess_statistic(per_episode: NDArray[np.int64], weights: NDArray, seed: int)
 
 
 def guesses(
-    test: Scored, dataset: Mapping[str, Any], classes: Sequence[str], seed: int
+    test: SplitPredictions, dataset: Mapping[str, Any], classes: Sequence[str], seed: int
 ) -> dict[str, tuple[float, Statistic]]:
     """Macro F1 of each of ``GUESSES`` on the windows of a predictor, and its statistic.
 
@@ -328,7 +330,7 @@ Drawn = tuple[float, NDArray[np.float64]]
 
 
 def beside_baselines(
-    own: Scored,
+    own: SplitPredictions,
     predictions: pl.DataFrame,
     dataset: Mapping[str, Any],
     classes: Sequence[str],

@@ -14,7 +14,7 @@ from evaluation.bootstrap import EpisodeBootstrap
 from evaluation.detection import detected_bounds, ratio_statistic
 from evaluation.documents import FigureNote, Subject, Unlike
 from evaluation.figures import figure
-from evaluation.scores import Scored
+from evaluation.scores import SplitPredictions
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class EpisodeLikeness:
 
 
 def unlike(
-    found: EpisodeLikeness, test: Scored, bootstrap: EpisodeBootstrap, subject: Subject
+    found: EpisodeLikeness, test: SplitPredictions, bootstrap: EpisodeBootstrap, subject: Subject
 ) -> Unlike:
     """Which test episodes are called unlike training, and what share, with its interval."""
     ids = test.episodes["episode_id"].to_list()

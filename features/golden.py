@@ -452,7 +452,7 @@ _STATED = {
 """What a record says of an episode, for its windows."""
 
 
-class _Folder:
+class _ShardFolder:
     """Where shards are written, and read from."""
 
     def __init__(self, folder: Path):
@@ -502,7 +502,7 @@ def _shard_differences(layout: Layout) -> list[str]:
             lines.append(f"shards: {what}: what is read differs from what was written")
 
     with tempfile.TemporaryDirectory() as folder:
-        tensors, features = (_Folder(Path(folder) / name) for name in ("tensors", "features"))
+        tensors, features = (_ShardFolder(Path(folder) / name) for name in ("tensors", "features"))
         writer = ShardWriter(layout, tensors, features, first=3)
         places = []
         for i, rows in enumerate(written):
@@ -561,8 +561,8 @@ def _shard_differences(layout: Layout) -> list[str]:
 def _opened(
     kind: InputKind,
     mode: Mode,
-    tensors: _Folder,
-    features: _Folder,
+    tensors: _ShardFolder,
+    features: _ShardFolder,
     table: Any,
     order: NDArray[np.int64],
     layout: Layout,

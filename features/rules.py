@@ -23,7 +23,7 @@ from episodes.format import (
 from features.contract import GOLDEN_FILE
 
 Row = dict[str, Any]
-Edit = Callable[["Cut"], None]
+Edit = Callable[["EditableEpisode"], None]
 
 FINE, COARSE = "01M7ZXJ52WC7TZYFN3421Y5WJ7", "01M7ZVNCNV5MT2GQHFWCZKMY7M"
 """Recorded golden episodes: with every source, and with a netflow clock of whole seconds."""
@@ -33,7 +33,7 @@ POLLED = ("proc", "qmp", "guest")
 
 
 @dataclass
-class Cut:
+class EditableEpisode:
     """A piece of a recorded episode that is being edited; times are counted from its origin."""
 
     origin: int  # Unix ns of its first label
@@ -90,7 +90,7 @@ def _line(row: Row | bytes) -> bytes:
     )
 
 
-def cut(recorded: str, begin: float, seconds: float, lead: float = 0.0) -> Cut:
+def cut(recorded: str, begin: float, seconds: float, lead: float = 0.0) -> EditableEpisode:
     """Seconds of a recorded episode, with ``lead`` seconds of rows before its first label."""
     packed = (GOLDEN_FILE.parent / f"{recorded}{ARCHIVE_SUFFIX}").read_bytes()
     members = read_members(packed, recorded)
@@ -109,7 +109,7 @@ def cut(recorded: str, begin: float, seconds: float, lead: float = 0.0) -> Cut:
     in_force = [row for row in labels if row["t_wall_ns"] <= origin][-1]
     since = origin - round(lead * NS_PER_S)
     meta = json.loads(members[META_FILE])
-    return Cut(
+    return EditableEpisode(
         origin,
         {key: meta[key] for key in ("episode_id", "host_id", "schema_version")}
         | {"started_at_wall_ns": since, "ended_at_wall_ns": until},
@@ -159,7 +159,7 @@ def rule(
 
 
 @rule("plain", "rows as they are recorded", FINE, 43.0, 20.3, 0.0)
-def _(_: Cut) -> None:
+def _(_: EditableEpisode) -> None:
     """As it is: three windows, three phases."""
 
 
@@ -167,7 +167,7 @@ def _(_: Cut) -> None:
 
 
 @rule("level-age", "a level is carried while it is at most 1.0 s old at the bin's end")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     for source, second, off in (("proc", 2.0, 0), ("qmp", 5.0, -1), ("guest", 3.0, 0)):
         it.drop(source, second - 0.04, second + 3.04)
         it.move(it.nearest(source, second - 0.1), round(second * NS_PER_S) + off)
@@ -175,7 +175,7 @@ def _(it: Cut) -> None:
 
 
 @rule("level-last", "a level is the last row in the bin")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     for source, key in (("proc", "rss_bytes"), ("qmp", "balloon_free_bytes"),
                         ("guest", "mem_available_bytes")):  # fmt: skip
         more = list(it.of(source))
@@ -190,7 +190,7 @@ def _(it: Cut) -> None:
 
 
 @rule("ties", "of rows with equal times, the last in the file counts; buckets are summed")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     for source in SOURCES:
         rows = list(it.of(source, 1.0, 10.0))
         for i, row in enumerate(rows[::3]):
@@ -204,21 +204,21 @@ def _(it: Cut) -> None:
 
 
 @rule("disorder", "rows are sorted by t_wall_ns first")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     for source in SOURCES:
         rows = it.rows[source]
         rows[:] = [row for i in range(0, len(rows), 7) for row in reversed(rows[i : i + 7])]
 
 
 @rule("disorder-late", "rows are sorted by time, even where the first is the earliest")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     for source in SOURCES:
         rows = it.rows[source]
         rows[1:] = [row for i in range(1, len(rows), 5) for row in reversed(rows[i : i + 5])]
 
 
 @rule("counter-reset", "a decrease of a counter is missing, never negative or a spike")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     resets = {
         "proc": ("minor_faults", "vcpu_run_ns", "io_rchar_bytes"),
         "qmp": ("rd_bytes", "wr_operations"),
@@ -237,7 +237,7 @@ def _(it: Cut) -> None:
 
 
 @rule("counter-gap", "a stretch of a counter over 1.0 s is missing, and every bin it overlaps")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     for source, second, span in (("proc", 3.0, NS_PER_S), ("qmp", 3.0, NS_PER_S + 1),
                                  ("guest", 4.0, NS_PER_S)):  # fmt: skip
         first, last = it.nearest(source, second), it.nearest(source, second + 1.0)
@@ -253,7 +253,7 @@ def _(it: Cut) -> None:
 
 
 @rule("counter-between", "a counter is interpolated linearly in time between its rows")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     for n, source in enumerate(POLLED):
         rows = list(it.of(source))
         kept = [row for i, row in enumerate(rows) if i % (4 + n) == 0]
@@ -263,7 +263,7 @@ def _(it: Cut) -> None:
 
 
 @rule("counter-edges", "a bin that is not wholly inside a counter's rows is missing")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     for source, begin, end in (("proc", 1.5, 11.0), ("qmp", 0.7, 9.0), ("guest", 2.0, 10.5)):
         it.drop(source, -1.0, begin)
         it.drop(source, end, 99.0)
@@ -276,7 +276,7 @@ def _(it: Cut) -> None:
 
 
 @rule("counter-two", "two values of a counter give a rate between them, one gives none")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     kept = {"net_rx_bytes": (3.0, 3.8), "forks": (6.0,), "interrupts": (2.0, 2.4)}
     for name, seconds in kept.items():
         rows = [it.nearest("guest", second) for second in seconds]
@@ -286,7 +286,7 @@ def _(it: Cut) -> None:
 
 
 @rule("depth", "a line nested more than 64 deep is malformed; brackets in strings count")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     for source, second, depth in (("proc", 3.0, 63), ("guest", 3.0, 64), ("qmp", 2.0, 65)):
         for i, row in enumerate(list(it.of(source, second, second + 0.6))):
             nested = "[" * (depth - 1) + "]" * (depth - 1)
@@ -296,7 +296,7 @@ def _(it: Cut) -> None:
 
 
 @rule("counter-exact", "a counter that did not move gives exactly 0, whatever its value")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     for i, row in enumerate(it.of("guest")):
         row["net_tx_bytes"] = 2**61 + 1024 * (i // 40)
         row["disk_read_sectors"] = 2**53 + 1 + i // 50 * 4
@@ -306,14 +306,14 @@ def _(it: Cut) -> None:
 
 @rule("lead-in", "rows before the first label still serve carrying and interpolation",
       FINE, 44.0, 12.4, 1.6)  # fmt: skip
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     it.drop("proc", -0.6, 0.35)
     it.drop("qmp", -0.95, 0.0)
     it.drop("guest", -0.2, 0.15)
 
 
 @rule("bucket-sum", "a bucket is the sum of the rows whose instant falls in its bin")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     more: list[Row] = []
     for i, row in enumerate(it.of("netflow")):
         it.move(row, (i * 3 % 124) * BIN_NS)  # on the edge of a bin
@@ -326,12 +326,12 @@ def _(it: Cut) -> None:
 
 
 @rule("bucket-none", "a bucket without rows is 0")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     it.drop("netflow", 1.0, 11.0)
 
 
 @rule("bucket-spoiled", "a bucket with a row that has no value is missing")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     names = ("packets_out", "bytes_in", "syn_out", "new_flows")
     odd: tuple[Any, ...] = (None, "7", True, float("nan"), float("inf"), {"n": 1}, [2])
     for i, row in enumerate(list(it.of("netflow", 1.0, 10.0))):
@@ -342,7 +342,7 @@ def _(it: Cut) -> None:
 
 
 @rule("unusable", "nulls, text, booleans and non-finite numbers are missing: the row is skipped")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     odd: tuple[Any, ...] = (None, "12", False, True, float("nan"), float("-inf"), {"a": 1}, [1], "")
     for source in POLLED:
         names = [n for n in next(it.of(source)) if n[:2] != "t_" and n not in _ENVELOPE]
@@ -360,7 +360,7 @@ _ENVELOPE = ("source", "available_in_deployment", "seq")
 
 
 @rule("too-large", "a value too large for a float32 is missing")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     for row in it.of("proc", 3.0, 5.0):
         row["rss_bytes"] = 1e300
     for row in it.of("netflow", 3.0, 5.0):
@@ -371,30 +371,30 @@ def _(it: Cut) -> None:
 
 
 @rule("no-guest", "a source without a file is missing")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     del it.rows["guest"]
 
 
 @rule("no-netflow", "netflow without rows is missing, not 0")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     it.rows["netflow"] = []
     it.rows["qmp"] = []
 
 
 @rule("netflow-alone", "netflow sets the grid's end only where it is the sole source")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     for source in POLLED:
         it.rows[source] = []
 
 
 @rule("netflow-later", "a polled source sets the grid's end")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     for source in POLLED:
         it.drop(source, 11.0 + (source == "guest"), 99.0)
 
 
 @rule("no-values", "a source without any usable value counts as absent")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     for source in ("qmp", "netflow"):
         for row in it.of(source):
             row.update({n: str(v) for n, v in row.items() if n[:2] != "t_" and n not in _ENVELOPE})
@@ -403,7 +403,7 @@ def _(it: Cut) -> None:
 
 
 @rule("bounds", "rows over 2 s outside the episode's start and end are not used")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     it.meta["ended_at_wall_ns"] = it.origin + 10 * NS_PER_S
     it.drop("proc", 12.0, 99.0)
     it.drop("qmp", 11.9, 99.0)
@@ -420,7 +420,7 @@ def _(it: Cut) -> None:
 
 @rule("bounds-share", "with over 1 % of its rows outside the bounds, a source counts as absent",
       FINE, 44.0, 20.4, 0.0)  # fmt: skip
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     it.rows["proc"] = it.rows["proc"][:200]
     it.rows["qmp"] = it.rows["qmp"][:199]
     it.rows["guest"] = it.rows["guest"][:200]
@@ -433,26 +433,26 @@ def _(it: Cut) -> None:
 
 
 @rule("no-bounds", "an episode that states no start and end has no bounds")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     del it.meta["started_at_wall_ns"]
     for row in list(it.of("netflow"))[:2]:
         it.shift(row, -50 * NS_PER_S)
 
 
 @rule("day-away", "telemetry over a day from the first label cannot be aligned")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     del it.meta["ended_at_wall_ns"]
     it.move(max(it.of("proc"), key=it.at), 86_400 * NS_PER_S + 1)
 
 
 @rule("day-before", "telemetry over a day before the first label cannot be aligned")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     del it.meta["ended_at_wall_ns"]
     it.move(min(it.of("proc"), key=it.at), -86_400 * NS_PER_S - 1)
 
 
 @rule("no-label", "an episode without a label has no origin")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     it.labels = []
 
 
@@ -461,25 +461,25 @@ def _(it: Cut) -> None:
 
 @rule("coarse", "netflow times in whole seconds are recovered from t_mono_ns", COARSE, 41.0, 12.4,
       0.0)  # fmt: skip
-def _(_: Cut) -> None:
+def _(_: EditableEpisode) -> None:
     """As recorded on a host whose collector writes whole seconds."""
 
 
 @rule("coarse-alone", "the last recovered instant of netflow ends the grid", COARSE, 41.0, 12.4,
       0.0)  # fmt: skip
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     it.rows["proc"], it.rows["qmp"] = [], []
 
 
 @rule("coarse-fine", "netflow times are recovered only where every one is a whole second",
       COARSE, 41.0, 12.4, 0.0)  # fmt: skip
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     it.nearest("netflow", 9.0)["t_wall_ns"] += 1
 
 
 @rule("coarse-runs", "only a run of at least 10 rows is recovered, with its own offset",
       COARSE, 38.0, 15.4, 0.0)  # fmt: skip
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     """A restart by 1 s or more ends a run; of one of 9 rows and one of 10, the first is kept."""
     rows = list(it.of("netflow"))
     for row in rows[10:19]:
@@ -494,7 +494,7 @@ def _(it: Cut) -> None:
 
 @rule("coarse-odd", "a row whose t_mono_ns does not fit keeps the second that it states",
       COARSE, 40.0, 13.4, 0.0)  # fmt: skip
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     rows = list(it.of("netflow"))
     rows[4]["t_mono_ns"] = -1
     rows[9]["t_mono_ns"] = None
@@ -508,7 +508,7 @@ def _(it: Cut) -> None:
 
 
 @rule("repeated", "lines that are equal byte for byte count once")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     for source in SOURCES:
         rows = it.rows[source]
         it.rows[source] = [
@@ -521,7 +521,7 @@ def _(it: Cut) -> None:
 
 
 @rule("malformed", "a line that is no JSON object or has no integer t_wall_ns is left out")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     bad: list[bytes] = [
         b"\n", b"  \t\r\n", b"{\n", b"[1,2]\n", b"null\n", b"{}\n", b'"text"\n', b"{]}\n",
         b'{"t_wall_ns":1.5}\n', b'{"t_wall_ns":true}\n', b'{"t_wall_ns":"%d"}\n' % it.origin,
@@ -547,7 +547,7 @@ def _(it: Cut) -> None:
 
 
 @rule("json", "a row is what the standard library reads in its line")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     """Every spelling of JSON that a scanner may read otherwise."""
     spellings = (
         "{v}", "{v}.0", "{v}e0", "{v}E+2", "{v}00e-2", "{v}.125", "-{v}", "-{v}.5e1", "-0", "-0.0",
@@ -592,7 +592,7 @@ def _(it: Cut) -> None:
 
 
 @rule("many-keys", "a key of a row counts wherever it stands, whatever stands around it")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     for i, row in enumerate(list(it.of("guest"))):
         items = list(row.items())
         keep = items[:4] if i % 2 else items[2:4] + items[:2]
@@ -607,7 +607,7 @@ def _(it: Cut) -> None:
 
 
 @rule("fewest-bins", "a statistic of fewer than 10 bins is missing")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     for i, row in enumerate(it.of("guest", 0.0)):
         second = it.at(row)
         if not 3.0 <= second < 3.95:
@@ -626,7 +626,7 @@ def _(it: Cut) -> None:
 
 @rule("labels", "a window has the phase of the latest label at or before its centre",
       FINE, 44.0, 20.4, 0.0)  # fmt: skip
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     """On the centre, just after it, twice at one time, repeated, out of order, malformed."""
     phases = (
         (5_000_000_000, "armed"), (10_000_000_001, "infecting"), (12_000_000_000, "dormant"),
@@ -640,7 +640,7 @@ def _(it: Cut) -> None:
 
 
 @rule("onset", "an attack begins with its earliest infecting or infected_running label")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     first = {**it.first_label, "phase": "armed"}
     at = ((0, "armed"), (9_000_000_007, "infecting"), (3_000_000_001, "infected_running"),
           (3_000_000_001, "dormant"), (6_000_000_003, "infected_running"))  # fmt: skip
@@ -648,7 +648,7 @@ def _(it: Cut) -> None:
 
 
 @rule("jobs", "a window's job is the one that overlaps it longest", FINE, 44.0, 30.4, 0.0)
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     marks = (
         (6.0, "end", "sync"), (3.5, "start", "backup"), (14.0, "end", "backup"),
         (9.0, "start", "update"), (21.0, "end", "update"), (9.0, "start", "build"),
@@ -668,26 +668,26 @@ def _(it: Cut) -> None:
 
 
 @rule("short", "only whole windows count", FINE, 44.0, 10.3, 0.0)
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     for source in POLLED:
         it.drop(source, 9.9, 99.0)
         it.move(max(it.of(source), key=it.at), 10 * NS_PER_S - 1 - 50_000_000 * (source != "qmp"))
 
 
 @rule("whole", "a grid that ends on a bin's edge has that bin", FINE, 44.0, 15.3, 0.0)
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     for source in POLLED:
         it.drop(source, 14.9, 99.0)
         it.move(max(it.of(source), key=it.at), 15 * NS_PER_S - 50_000_000 * (source != "qmp"))
 
 
 @rule("before-label", "an episode that ends before its first label has no bins")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     it.labels = [{**it.first_label, "t_wall_ns": it.origin + 13 * NS_PER_S}]
 
 
 @rule("steady", "std, slope and the share of zeros over values that are alike")
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     for i, row in enumerate(it.of("guest")):
         row["load_1m"] = 0.0 if i % 3 else -2.5
         row["procs_blocked"] = 3
@@ -698,7 +698,7 @@ def _(it: Cut) -> None:
 
 @rule("horizon", "a baseline is the median over the last 12 windows, this one included",
       FINE, 12.0, 86.0, 0.0)  # fmt: skip
-def _(it: Cut) -> None:
+def _(it: EditableEpisode) -> None:
     for source in POLLED:
         it.rows[source] = it.rows[source][::8]
     for row in it.of("guest", 20.0, 52.0):  # a value that comes and goes: fewer to take from

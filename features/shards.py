@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from episodes.validation import Record
+    from episodes.validation import EpisodeRecord
     from features.extraction import Extracted
     from features.registry import Layout
 
@@ -115,7 +115,7 @@ class Place:
     windows: int
 
 
-def episode_rows(record: Record, extracted: Extracted) -> EpisodeRows:
+def episode_rows(record: EpisodeRecord, extracted: Extracted) -> EpisodeRows:
     """The rows of one usable episode."""
     windows = extracted.windows
     n = len(windows)

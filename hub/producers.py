@@ -18,7 +18,7 @@ from champion.history import SERVED, read_champion
 from config.messages import shortened
 from datasets.windows import read_dataset
 from episodes.format import NS_PER_S
-from episodes.validation import EpisodeError, JudgedEpisode, Record, read_judged
+from episodes.validation import EpisodeError, EpisodeRecord, JudgedEpisode, read_judged
 from evaluation.latency import measure
 from features.alignment import AlignmentError, Grid, align, make_grid
 from features.extraction import Extracted, extract
@@ -137,7 +137,7 @@ def _about(scorer: Scorer) -> str:
     return f"recipe {scorer.recipe}, checkpoint {scorer.checkpoint.artifact_id[:12]}"
 
 
-def _recorded_at(record: Record) -> float | None:
+def _recorded_at(record: EpisodeRecord) -> float | None:
     ended = record.ended_at_wall_ns
     return None if ended is None else ended / NS_PER_S
 

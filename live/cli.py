@@ -39,7 +39,7 @@ from live.bundle import (
     unpacked_arrays,
 )
 from live.machine import ThisMachine
-from live.outputs import Command, Hub, Lines, Metrics, Output
+from live.outputs import CommandOutput, EventOutput, HubOutput, LinesOutput, MetricsOutput
 from live.scorer import Event, LiveScorer
 from live.sources import DEPLOYABLE, Follow, Replay, RowSource, Stdin
 from live.stream import LiveWindows
@@ -59,7 +59,7 @@ class UsageError(Exception):
 
 
 @dataclass(frozen=True)
-class Recording:
+class RecordedEpisode:
     """Files of one recorded episode."""
 
     name: str
@@ -70,7 +70,7 @@ class Recording:
 def main(
     arguments: Sequence[str] | None = None,
     *,
-    resolve: Callable[[str], Iterator[Recording]] | None = None,
+    resolve: Callable[[str], Iterator[RecordedEpisode]] | None = None,
     prog: str = "phasewatch-device",
     complete: Callable[[str], str] = str,
 ) -> int:
@@ -196,7 +196,7 @@ def run_live(options: argparse.Namespace, resolve: Any) -> int:
     finally:
         for output in outputs:
             output.close()
-    lost = sum(output.lost for output in outputs if isinstance(output, Hub))
+    lost = sum(output.lost for output in outputs if isinstance(output, HubOutput))
     return stop.code or (FAILED if lost else OK)
 
 
@@ -221,20 +221,20 @@ class _Stop:
         return INTERRUPTED if self.interrupted else OK
 
 
-def _outputs(options: argparse.Namespace) -> list[Output]:
-    outputs: list[Output] = [] if options.quiet else [Lines()]
+def _outputs(options: argparse.Namespace) -> list[EventOutput]:
+    outputs: list[EventOutput] = [] if options.quiet else [LinesOutput()]
     if options.to:
         if urlsplit(options.to).scheme not in ("http", "https"):
             raise UsageError(f"--to must be a URL such as http://127.0.0.1:8447, got {options.to}")
-        outputs.append(Hub(options.to, _token(options.token_file)))
+        outputs.append(HubOutput(options.to, _token(options.token_file)))
     if options.on_alarm:
         words = shlex.split(options.on_alarm)
         if not words or shutil.which(words[0]) is None:
             raise UsageError(f"--on-alarm: no such program: {options.on_alarm}")
-        outputs.append(Command(words))
+        outputs.append(CommandOutput(words))
     if options.metrics is not None:
         try:
-            outputs.append(Metrics(options.metrics))
+            outputs.append(MetricsOutput(options.metrics))
         except (OSError, OverflowError) as error:
             raise UsageError(f"--metrics: port {options.metrics} cannot be used: {error}") from None
     return outputs
@@ -251,9 +251,9 @@ def _token(path: Path | None) -> str | None:
 
 def _replay(
     bundle: Bundle,
-    recording: Recording,
+    recording: RecordedEpisode,
     options: argparse.Namespace,
-    outputs: list[Output],
+    outputs: list[EventOutput],
     stop: _Stop,
 ) -> None:
     source = Replay(recording.members, 1.0 if options.speed is None else options.speed)
@@ -272,7 +272,7 @@ def _score(
     bundle: Bundle,
     host: str,
     options: argparse.Namespace,
-    outputs: list[Output],
+    outputs: list[EventOutput],
     stop: _Stop,
 ) -> None:
     source, origin = _source(options)
@@ -328,11 +328,11 @@ def _check_filled(bundle: Bundle, source: RowSource) -> None:
 def _loop(
     scorer: LiveScorer,
     source: RowSource,
-    outputs: list[Output],
+    outputs: list[EventOutput],
     stop: _Stop,
     state: Path | None,
 ) -> None:
-    metrics = next((output for output in outputs if isinstance(output, Metrics)), None)
+    metrics = next((output for output in outputs if isinstance(output, MetricsOutput)), None)
     noted = dict(scorer.windows.counts)
 
     def send(events: Iterator[Event]) -> bool:
@@ -369,7 +369,7 @@ def _loop(
 
 
 def _note_counts(
-    scorer: LiveScorer, metrics: Metrics | None, noted: dict[Any, int]
+    scorer: LiveScorer, metrics: MetricsOutput | None, noted: dict[Any, int]
 ) -> dict[Any, int]:
     """Say what became of rows that do not count, since it was last said."""
     counts = dict(scorer.windows.counts)
@@ -395,7 +395,7 @@ def _read_state(path: Path) -> dict[str, NDArray[Any]] | None:
 # --- recordings
 
 
-def recordings(name: str) -> Iterator[Recording]:
+def recordings(name: str) -> Iterator[RecordedEpisode]:
     """The episode in a folder of telemetry files, or those in its folders.
 
     Raises:
@@ -409,7 +409,7 @@ def recordings(name: str) -> Iterator[Recording]:
         )
     for each in found:
         members = {path.name: path.read_bytes() for path in each.iterdir() if path.is_file()}
-        yield Recording(each.resolve().name, _host_of(members), members)
+        yield RecordedEpisode(each.resolve().name, _host_of(members), members)
 
 
 def _episode_folders(folder: Path) -> list[Path]:

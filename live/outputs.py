@@ -26,7 +26,7 @@ _RETRY_S = (0.5, 1, 2, 5, 10)
 _COMMAND_S = 30
 
 
-class Output(Protocol):
+class EventOutput(Protocol):
     """Takes events; never makes the scorer wait."""
 
     def send(self, event: Event) -> None: ...
@@ -34,7 +34,7 @@ class Output(Protocol):
     def close(self) -> None: ...
 
 
-class Lines:
+class LinesOutput:
     """One JSON line per event on standard output; on a terminal, a short line for people."""
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ def refusal(url: str, error: urllib.error.HTTPError, token: str | None) -> str:
         return f"{url} refuses events: {error.code} {error.reason}"
 
 
-class Hub:
+class HubOutput:
     """Publishes events to a hub, in order; while it is away they wait, the oldest give way.
 
     Args:
@@ -172,7 +172,7 @@ class Hub:
         return True
 
 
-class Command:
+class CommandOutput:
     """Runs a command when an alarm is raised or cleared, or a machine goes silent.
 
     The event is JSON on its standard input; ``PHASEWATCH_ALARM`` is raised, cleared or silent. One
@@ -229,7 +229,7 @@ class Command:
             self._waiting.popleft()
 
 
-class Metrics:
+class MetricsOutput:
     """The state of the scorer as Prometheus text at ``/metrics``, on the loopback address.
 
     Raises:

@@ -26,7 +26,7 @@ from models.replay import differences
 
 
 @dataclass(frozen=True)
-class Entry:
+class InventoryEntry:
     """One checkpoint of an inventory."""
 
     path: Path
@@ -67,7 +67,7 @@ def find_checkpoints(path: Path) -> list[Path]:
     return sorted(path.rglob(f"*{SUFFIX}")) if path.is_dir() else [path]
 
 
-def inspect(path: Path, layout: Layout) -> Entry:
+def inspect(path: Path, layout: Layout) -> InventoryEntry:
     """Whether a checkpoint would load, by its header, its sidecar's hash and its contract."""
     header = None
     try:
@@ -75,13 +75,13 @@ def inspect(path: Path, layout: Layout) -> Entry:
         read_sidecar(path, header)
         check_contract(header, layout, str(path))
     except ContractMismatchError as error:
-        return Entry(path, header, differences=error.differences)
+        return InventoryEntry(path, header, differences=error.differences)
     except CheckpointError as error:
-        return Entry(path, header, broken=str(error))
-    return Entry(path, header)
+        return InventoryEntry(path, header, broken=str(error))
+    return InventoryEntry(path, header)
 
 
-def verify(path: Path, layout: Layout, replayed: list[str] | None = None) -> Entry:
+def verify(path: Path, layout: Layout, replayed: list[str] | None = None) -> InventoryEntry:
     """Load a checkpoint and replay the golden episodes; one line per difference.
 
     The episodes are extracted again and compared with the committed vectors; the committed vectors
@@ -105,4 +105,4 @@ def verify(path: Path, layout: Layout, replayed: list[str] | None = None) -> Ent
     except CheckpointError as error:
         return replace(entry, broken=str(error))
     first = differences(layout) if replayed is None else list(replayed)
-    return Entry(path, checkpoint.header, differences=first + lines)
+    return InventoryEntry(path, checkpoint.header, differences=first + lines)

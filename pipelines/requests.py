@@ -11,7 +11,7 @@ import dagster as dg
 
 from assets.factory import asset_key, asset_keys
 from assets.partitions import BATCHES_PER_RUN
-from champion.history import Champion
+from champion.history import ChampionEntry
 from features.files import fingerprint
 from pipelines.partitions import Covered, Synced, in_ranges, named, partition_tags
 from resources.records import IDENTITY_TAG
@@ -170,7 +170,7 @@ def decide_scoring(instance: dg.DagsterInstance, synced: Synced) -> Decision:
     return decide(instance, project, due)
 
 
-def scoring_champion(project: Project) -> Champion | None:
+def scoring_champion(project: Project) -> ChampionEntry | None:
     """The champion, if it loads and has an alarm rule: without one it cannot score a batch."""
     champion = project.champion
     return champion if champion and champion.served in champion.alarm_rules else None

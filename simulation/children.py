@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from simulation.parents import Parent, Recording
+    from simulation.parents import Parent, SourceRecording
     from simulation.plan import Child
 
 TICK_NS = 100_000_000
@@ -45,7 +45,7 @@ _POSITION = {(c.source, c.path[-1]): i for i, c in enumerate(LAYOUT.channels)}
 
 
 @dataclass(frozen=True)
-class Cut:
+class Crop:
     """What of a parent a child shows, and how much slower."""
 
     start_ns: int  # since the parent's start
@@ -105,12 +105,12 @@ def make_content(child: Child, parent: Parent, seed: int) -> Content:
     return content
 
 
-def cut_of(child: Child, parent: Parent, seed: int) -> Cut:
+def cut_of(child: Child, parent: Parent, seed: int) -> Crop:
     """What of its parent a child shows."""
     return _draw_cut(child, parent, np.random.default_rng([seed, child.number]))
 
 
-def _draw_cut(child: Child, parent: Parent, random: np.random.Generator) -> Cut:
+def _draw_cut(child: Child, parent: Parent, random: np.random.Generator) -> Crop:
     """A crop that keeps the attack, if there is one and time for it, and what justifies it."""
     infected = [t for t, row in parent.labels if row["phase"] in INFECTED]
     fired = [t for t, row in parent.events if row["event"] in JUSTIFYING_EVENT.values()]
@@ -124,13 +124,13 @@ def _draw_cut(child: Child, parent: Parent, random: np.random.Generator) -> Cut:
     longest_s = _TOO_SHORT_S if child.defect == "too_short" else child.longest_s
     if longest_s is not None:
         end = min(end, start + int(longest_s * NS_PER_S / stretch))
-    return Cut(start, end, stretch)
+    return Crop(start, end, stretch)
 
 
 def _polled(
     name: str,
-    recording: Recording,
-    cut: Cut,
+    recording: SourceRecording,
+    cut: Crop,
     factors: NDArray[np.float64],
     started_at_ns: int,
 ) -> Sheet:
@@ -170,8 +170,8 @@ def _ticks(t_ns: NDArray[np.int64], duration_ns: int) -> NDArray[np.int64]:
 
 
 def _netflow(
-    recording: Recording,
-    cut: Cut,
+    recording: SourceRecording,
+    cut: Crop,
     factors: NDArray[np.float64],
     child: Child,
     booted_ns: int,
@@ -200,7 +200,7 @@ def _netflow(
     return make_sheet(recording.template, columns, len(rows))
 
 
-def _labels(content: Content, parent: Parent, cut: Cut) -> list[dict[str, Any]]:
+def _labels(content: Content, parent: Parent, cut: Crop) -> list[dict[str, Any]]:
     """The labels within the cut, and first the phase that it begins in."""
     inside = [(t, row) for t, row in parent.labels if t < cut.end_ns]
     n_before = sum(t <= cut.start_ns for t, _ in inside)
@@ -210,7 +210,7 @@ def _labels(content: Content, parent: Parent, cut: Cut) -> list[dict[str, Any]]:
     ]
 
 
-def _events(content: Content, parent: Parent, cut: Cut) -> list[dict[str, Any]]:
+def _events(content: Content, parent: Parent, cut: Crop) -> list[dict[str, Any]]:
     """The events within the cut; the episode's start and end are the child's."""
     at = {"episode_start": _FIRST_MOMENT_NS, "episode_end": cut.duration_ns}
     events = []
@@ -228,7 +228,7 @@ def _events(content: Content, parent: Parent, cut: Cut) -> list[dict[str, Any]]:
     return sorted(events, key=lambda event: event["t_wall_ns"])
 
 
-def _meta(child: Child, parent: Parent, cut: Cut, seed: int) -> dict[str, Any]:
+def _meta(child: Child, parent: Parent, cut: Crop, seed: int) -> dict[str, Any]:
     meta = copy.deepcopy(parent.meta)
     ended_at_ns = child.started_at_ns + cut.duration_ns
     meta |= {

@@ -48,7 +48,7 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class Made:
+class CorpusWritten:
     """What was written."""
 
     episodes: int  # now
@@ -184,7 +184,7 @@ def write_corpus(
     processes: int | None,
     progress: Progress = lambda *_: None,
     prepare: Callable[[], None] = lambda: None,
-) -> Made:
+) -> CorpusWritten:
     """Write the last part, but for what of it is there. The bytes are the same however many
     processes write them.
 
@@ -199,7 +199,7 @@ def write_corpus(
 
 def _write_missing(
     corpus: Corpus, processes: int | None, progress: Progress, prepare: Callable[[], None]
-) -> Made:
+) -> CorpusWritten:
     folder, plan = corpus.folder, corpus.plan
     for left in folder.glob(f"episodes/*/.*{ARCHIVE_SUFFIX}.*"):
         left.unlink()  # of a call that was killed
@@ -221,7 +221,7 @@ def _write_missing(
             done += len(written)
             progress(done, len(missing))
     _describe(corpus, done=True)
-    return Made(len(missing), len(children) - len(missing), n_bytes)
+    return CorpusWritten(len(missing), len(children) - len(missing), n_bytes)
 
 
 def _describe(corpus: Corpus, *, done: bool) -> None:

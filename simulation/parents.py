@@ -38,7 +38,7 @@ class ParentId:
 
 
 @dataclass(frozen=True)
-class Recording:
+class SourceRecording:
     """One source of a parent, by time."""
 
     template: dict[str, Any]  # the first row as written: its fields and their order
@@ -55,7 +55,7 @@ class Parent:
     duration_ns: int
     labels: tuple[tuple[int, dict[str, Any]], ...]
     events: tuple[tuple[int, dict[str, Any]], ...]
-    sources: dict[str, Recording]
+    sources: dict[str, SourceRecording]
 
 
 def find_parents(store: Path) -> tuple[ParentId, ...]:
@@ -112,13 +112,13 @@ def _moments(episode: Episode, file: str, started: int) -> tuple[tuple[int, dict
     )
 
 
-def _recording(episode: Episode, name: str, started: int) -> Recording:
+def _recording(episode: Episode, name: str, started: int) -> SourceRecording:
     rows = episode.sources[name]
     times = instants(name, rows)
     order = np.argsort(times, kind="stable")
     first = episode.members[SOURCES[name].file].split(b"\n", 1)[0]
     fields: Sequence[str] = [path[-1] for path in LAYOUT.fields[name]]
-    return Recording(
+    return SourceRecording(
         template=json.loads(first),
         t_ns=times[order] - started,
         values={field: rows.values[order, i] for i, field in enumerate(fields)},

@@ -19,7 +19,7 @@ from evaluation.scores import prediction_rows, scored
 from features.files import fingerprint
 from models.alarm import AlarmRule
 from stages.datasets import dataset_shards
-from stages.stage import Artifacts, FolderStage, Output, Progress, Rows
+from stages.stage import Artifacts, FactTable, FolderStage, Progress, StageOutput
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from stages.project import Project
 
 
-class AlarmRules(FolderStage):
+class AlarmRulesStage(FolderStage):
     """Chooses the alarm rule of one variant's checkpoint."""
 
     version = "1"
@@ -48,7 +48,7 @@ class AlarmRules(FolderStage):
             "time, threshold and clear ratio, chosen on validation within the alarm budget."
         )
         self.outputs = (
-            Output(
+            StageOutput(
                 self.name, description, "evaluate", frozenset({"json"}), variant.spec.input_kind
             ),
         )
@@ -107,7 +107,7 @@ class AlarmRules(FolderStage):
             "clear_below": rule.clear_below,
             "val_clean_hours": artifact.facts["clean_hours"],
             "val_false_alarms": artifact.facts["false_alarms"],
-            "transitions": Rows(
+            "transitions": FactTable(
                 [
                     {
                         "from": before,

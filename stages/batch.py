@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from episodes.format import PHASES, SOURCES
 from episodes.store import StoredEpisode
-from episodes.validation import VERDICTS, Record, ValidationPolicy, summary_line
+from episodes.validation import VERDICTS, EpisodeRecord, ValidationPolicy, summary_line
 from features.contract import contract_hashes
 from features.files import fingerprint
 from features.registry import Layout
@@ -69,10 +69,10 @@ def differ(artifacts: Collection[Manifest]) -> bool:
 
 
 @dataclass(frozen=True)
-class Entry:
+class IngestedEpisode:
     """An episode of a batch: its verdict, and where it is in the shards if it is usable."""
 
-    record: Record
+    record: EpisodeRecord
     identity: str  # fingerprint of ``StoredEpisode.identity``: what the verdict was given to
     place: Place | None = None
 
@@ -81,7 +81,7 @@ class Entry:
 class LastPass:
     """What the last pass over a batch left that still holds."""
 
-    entries: Mapping[str, Entry]  # of the episodes that are as they were, by id
+    entries: Mapping[str, IngestedEpisode]  # of the episodes that are as they were, by id
     kept: tuple[dict[str, Any], ...]  # shards that stay as they are
     merged: tuple[dict[str, Any], ...]  # shards whose episodes go into a new one
     artifacts: Artifacts
@@ -201,9 +201,9 @@ def ingest_batch(
             else:
                 progress(done, len(episodes), key)
                 record, rows = (judge or judged)(stored, policy, layout)
-                entry = Entry(record, identity_of(stored))
+                entry = IngestedEpisode(record, identity_of(stored))
             place = writer.add(rows) if rows else None
-            entries[key] = Entry(entry.record, entry.identity, place)
+            entries[key] = IngestedEpisode(entry.record, entry.identity, place)
         writer.close()
         listed = [entries[stored.episode_id] for stored in episodes]
         progress(len(episodes), len(episodes), summary_line([e.record.verdict for e in listed]))
@@ -215,7 +215,7 @@ def ingest_batch(
 def _commit(
     drafts: Mapping[str, Draft],
     episodes: Sequence[StoredEpisode],
-    entries: Sequence[Entry],
+    entries: Sequence[IngestedEpisode],
     shards: Sequence[dict[str, Any]],
     policy: ValidationPolicy,
     layout: Layout,
@@ -264,7 +264,7 @@ def shard_facts(shards: Sequence[dict[str, Any]], layout: Layout) -> dict[str, A
     }
 
 
-def index_facts(records: Sequence[Record]) -> dict[str, Any]:
+def index_facts(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
     """What a validation index says in numbers."""
     verdicts = Counter(record.verdict for record in records)
     reasons = Counter(reason for record in records for reason in record.reasons)
@@ -308,7 +308,7 @@ _PREFIXES = {
 _PLACE = {name: pa.int64() for name in Place.__dataclass_fields__}
 
 
-def index_table(entries: Sequence[Entry]) -> pa.Table:
+def index_table(entries: Sequence[IngestedEpisode]) -> pa.Table:
     """The validation index: one row per episode, with the same types whatever the rows hold.
 
     The last columns say where a usable episode is in the shards, and what its verdict was given to.
@@ -329,13 +329,15 @@ def _type_of(name: str) -> pa.DataType:
     return _TYPES.get(name) or next(by_prefix, pa.string())
 
 
-def read_index(index: Manifest) -> dict[str, Entry]:
+def read_index(index: Manifest) -> dict[str, IngestedEpisode]:
     """A validation index as it was written, by episode."""
     entries = {}
     for row in read_table(index.path("index")).to_pylist():
         place = {name: row.pop(name) for name in _PLACE}
         identity = row.pop("identity")
-        entries[row["episode_id"]] = Entry(
-            Record.from_row(row), identity, None if place["shard"] is None else Place(**place)
+        entries[row["episode_id"]] = IngestedEpisode(
+            EpisodeRecord.from_row(row),
+            identity,
+            None if place["shard"] is None else Place(**place),
         )
     return entries

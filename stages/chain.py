@@ -45,7 +45,7 @@ from models.checkpoint import (
     signed_by,
 )
 from stages.alarm_rules import read_rule
-from stages.batch import INDEX, Entry, identity_of, read_index
+from stages.batch import INDEX, IngestedEpisode, identity_of, read_index
 from stages.datasets import dataset_fingerprint
 from stages.manifest import Manifest, manifest_damage
 from stages.reference import REFERENCE_FIELDS
@@ -90,7 +90,7 @@ class _NotHeldError(Exception):
         self.state = state
 
 
-class Chain:
+class ChainVerifier:
     """Looks at the chain of a bundle or a checkpoint; ``links`` is what was found, nearest first.
 
     Args:
@@ -332,7 +332,7 @@ def _same_outputs(checkpoint: Checkpoint, folder: Path, bundle: Bundle) -> None:
         raise _BrokenError(f"the bundle gives other probabilities (by {off:.2g})")
 
 
-def _same(stored: StoredEpisode, entry: Entry) -> bool:
+def _same(stored: StoredEpisode, entry: IngestedEpisode) -> bool:
     """Whether an archive has the bytes that were ingested, and the index still says so."""
     return (
         stored.size_bytes is not None

@@ -14,7 +14,7 @@ from champion.history import (
     REMEDY,
     SERVED,
     TRAINING_FILE,
-    Champion,
+    ChampionEntry,
     ChampionError,
     check_evidence,
     check_kept,
@@ -71,7 +71,7 @@ from models.checkpoint import (
     checkpoint_path,
     read_header,
 )
-from models.inspection import Entry, verify
+from models.inspection import InventoryEntry, verify
 from models.registry import VARIANTS, Variant, find_variant
 from models.replay import differences
 from stages.alarm_rules import read_rule
@@ -83,7 +83,7 @@ from stages.reference import (
     reference_text,
     training_windows,
 )
-from stages.stage import Artifacts, Check, CheckResult, Markdown, Output, Progress, Stage
+from stages.stage import Artifacts, Check, CheckResult, Markdown, Progress, Stage, StageOutput
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
@@ -131,9 +131,9 @@ class Trial:
 
     variant: Variant
     checkpoints: dict[str, str]  # recipe -> checkpoint id
-    champion: Champion | None  # before the trial
+    champion: ChampionEntry | None  # before the trial
     judgement: Judgement
-    promoted: Champion | None = None
+    promoted: ChampionEntry | None = None
     renewed: Renewed | None = None  # None: nothing was promoted
     signs: bool = False  # it is the champion, and promoting it again only signs it
 
@@ -144,7 +144,7 @@ class Trial:
     # as an artifact: the history's last entry
 
     @property
-    def now(self) -> Champion | None:
+    def now(self) -> ChampionEntry | None:
         return self.promoted or self.champion
 
     @property
@@ -221,7 +221,7 @@ class ChampionStage(Stage):
     inputs = tuple(f"alarm_rules/{variant.name}" for variant in CANDIDATES)
 
     outputs = (
-        Output(
+        StageOutput(
             name,
             "The realistic model in use. A challenger is tried, and promoted only on request.",
             group="score",
@@ -330,7 +330,7 @@ class ChampionStage(Stage):
         return f"{said}. {trial.renewed.line}" if trial.renewed else said
 
 
-def champion_facts(champion: Champion | None) -> dict[str, Any]:
+def champion_facts(champion: ChampionEntry | None) -> dict[str, Any]:
     """What Dagster shows of the champion."""
     if champion is None:
         return {"champion": "none"}
@@ -469,7 +469,7 @@ def promote(
     accepted = {
         "why": accept_alarms, "grounds": [ground.model_dump() for ground in judgement.accepted]
     }  # fmt: skip
-    champion = Champion(
+    champion = ChampionEntry(
         number=0, action="promoted", model=challenger.model, mode=challenger.mode, served=SERVED,
         checkpoints=kept, since=now(), by=by, why=why, evidence=judgement.recipes,
         previous=None, alarm_rules=alarm_rules,
@@ -480,7 +480,7 @@ def promote(
     return replace(trial, promoted=promoted, renewed=renew_page(workspace))
 
 
-def _signs(project: Project, challenger: Variant, champion: Champion) -> bool:
+def _signs(project: Project, challenger: Variant, champion: ChampionEntry) -> bool:
     """Whether a model is the champion and only a signature is missing that can be made here."""
     folder = project.workspace.champion_folder
     return (
@@ -490,7 +490,9 @@ def _signs(project: Project, challenger: Variant, champion: Champion) -> bool:
     )
 
 
-def _against_signing(project: Project, champion: Champion, replayed: list[str]) -> list[Objection]:
+def _against_signing(
+    project: Project, champion: ChampionEntry, replayed: list[str]
+) -> list[Objection]:
     """What is wrong with what is kept of the champion; whoever signs it stands for all of it.
 
     Raises:
@@ -583,7 +585,7 @@ def best_on_validation(project: Project) -> Variant | None:
     return max(trained, key=lambda variant: trained[variant]) if trained else None
 
 
-def _unverified(recipe: str, entry: Entry) -> Iterator[Objection]:
+def _unverified(recipe: str, entry: InventoryEntry) -> Iterator[Objection]:
     if problem := entry.broken or entry.unverified:
         yield Objection(code="unverified", recipe=recipe, names={"problem": problem})
     elif entry.differences:
@@ -591,7 +593,7 @@ def _unverified(recipe: str, entry: Entry) -> Iterator[Objection]:
         yield Objection(code="does_not_verify", recipe=recipe, about=str(entry.path), names=names)
 
 
-def _fits(project: Project, champion: Champion) -> bool:
+def _fits(project: Project, champion: ChampionEntry) -> bool:
     """Whether the champion is for the input layout in force; otherwise anyone may follow it."""
     workspace = project.workspace
     try:
@@ -606,7 +608,7 @@ def _evidence(
     project: Project,
     recipe: str,
     challenger: Variant,
-    champion: Champion | None,
+    champion: ChampionEntry | None,
     dataset: Manifest,
     rule: AlarmRule,
 ) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from models.registry import Variant
 from models.replay import other_layout
 from models.scaling import principal_axes
 from stages.datasets import open_windows
-from stages.stage import Artifacts, Check, CheckResult, Output, Progress, Stage
+from stages.stage import Artifacts, Check, CheckResult, Progress, Stage, StageOutput
 from stages.status import Reason
 from stages.workers import trained_ahead
 
@@ -93,7 +93,7 @@ class CheckpointFile:
         return self.meta["train_meta"]["val_macro_f1"]
 
 
-class Checkpoints(Stage):
+class CheckpointsStage(Stage):
     """Trains one variant."""
 
     version = "1"
@@ -114,7 +114,7 @@ class Checkpoints(Stage):
             "of its input; loading it for another layout fails."
         )
         kinds = frozenset({_KINDS.get(spec.library, spec.library)})
-        self.outputs = (Output(self.name, description, "train", kinds, spec.input_kind),)
+        self.outputs = (StageOutput(self.name, description, "train", kinds, spec.input_kind),)
         self.checks = (
             Check(
                 "contract_current",

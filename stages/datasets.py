@@ -34,7 +34,16 @@ from models.base import Examples
 from models.registry import Variant
 from stages.batch import INDEX, TENSORS
 from stages.manifest import Draft, Manifest
-from stages.stage import Artifacts, Check, CheckResult, FolderStage, Output, Progress, Rows, Stage
+from stages.stage import (
+    Artifacts,
+    Check,
+    CheckResult,
+    FactTable,
+    FolderStage,
+    Progress,
+    Stage,
+    StageOutput,
+)
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
@@ -88,7 +97,7 @@ def no_leak_found(project: Project, key: str, dataset: Manifest) -> CheckResult:
     return CheckResult(not leaks, "warn", " ".join(said) or None, {"leaks": said})
 
 
-class Datasets(FolderStage):
+class DatasetsStage(FolderStage):
     """Windows of all batches with their split: a table over the shards, never a copy of data."""
 
     name = "datasets"
@@ -100,7 +109,7 @@ class Datasets(FolderStage):
     inputs = ("ingest",)
 
     outputs = (
-        Output(
+        StageOutput(
             name,
             "Windows of all batches with their split: a table over the shards, never a copy "
             "of data.",
@@ -201,7 +210,7 @@ class Datasets(FolderStage):
             "excluded_episodes": facts["excluded"],
             "excluded_windows": facts["excluded_windows"],
             "windows_excluded_by_hand": facts["windows_excluded_by_hand"],
-            "exclusions": Rows(
+            "exclusions": FactTable(
                 [
                     {name: "" if value is None else value for name, value in entry.items()}
                     for entry in facts["exclusions"]
@@ -322,8 +331,8 @@ def open_windows(project: Project, recipe: str, variant: Variant, split: str) ->
     """
     if split not in SPLITS:
         raise ValueError(unknown("split", split, SPLITS))
-    project.require([(project.stages[Datasets.name], recipe)])
-    dataset = project.existing(Datasets.name, recipe)
+    project.require([(project.stages[DatasetsStage.name], recipe)])
+    dataset = project.existing(DatasetsStage.name, recipe)
     shards = dataset_shards(project, dataset)
     table = read_dataset(dataset, EXAMPLE_COLUMNS)
     return examples(table, shards, split, variant, project.workspace.layout)

@@ -17,7 +17,7 @@ from features.files import file_sha256, fingerprint
 from live.scorer import Event, LiveScorer
 from live.sources import Replay
 from stages.manifest import Draft, Manifest
-from stages.stage import Artifacts, FolderStage, Output, Progress, Rows
+from stages.stage import Artifacts, FactTable, FolderStage, Progress, StageOutput
 from stages.status import Reason
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stages.workspace import Workspace
 
 
-class Decisions(FolderStage):
+class DecisionsStage(FolderStage):
     """Counts the log of decisions, which the hub writes and nothing else changes.
 
     No other stage trains or tests on it.
@@ -41,7 +41,7 @@ class Decisions(FolderStage):
     docs = "hub.md"
 
     outputs = (
-        Output(
+        StageOutput(
             name,
             "Alarms that scorers raised on machines, and how many of those that operators answered "
             "were true. Never used for training or test.",
@@ -77,7 +77,7 @@ class Decisions(FolderStage):
             **counted.model_dump(exclude={"by_model", "unreadable"}),
             "unreadable": len(counted.unreadable),
             "precision": counted.precision,
-            "by_model": Rows(
+            "by_model": FactTable(
                 [{**row.model_dump(), "precision": row.precision} for row in counted.by_model]
             ),
         }
@@ -122,7 +122,7 @@ class LogReplay:
 
     def __init__(self, project: Project, bundle: Bundle):
         self.found = Replayed()
-        self._recordings = _Recordings(project, bundle)
+        self._recordings = _RescoredEpisodes(project, bundle)
 
     def take(self, where: str, record: AnyRecord) -> None:
         """Make a line of the log again, if it is a decision."""
@@ -142,7 +142,7 @@ class LogReplay:
             self.found.identical += 1
 
 
-class _Recordings:
+class _RescoredEpisodes:
     """The windows of recordings as a bundle scores them, each recording once."""
 
     def __init__(self, project: Project, bundle: Bundle):

@@ -35,7 +35,7 @@ from stages.datasets import dataset_shards
 from stages.evaluation import read_report
 from stages.manifest import Manifest, write_manifest
 from stages.scoring import Scorer, champion_scorer
-from stages.stage import Artifacts, Check, CheckResult, ManifestStage, Output, Progress
+from stages.stage import Artifacts, Check, CheckResult, ManifestStage, Progress, StageOutput
 from stages.status import StageError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _bundle_equals_checkpoint(project: Project, key: str, artifact: Manifest) ->
     )
 
 
-class DeviceBundle(ManifestStage):
+class DeviceBundleStage(ManifestStage):
     """The champion as one folder for a device."""
 
     name = "device_bundle"
@@ -95,7 +95,7 @@ class DeviceBundle(ManifestStage):
     inputs = ("champion",)
 
     outputs = (
-        Output(
+        StageOutput(
             name,
             "The champion as one folder that a device scores with, without a training library.",
             group="serve",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from champion.history import Champion, ChampionError, load_kept, read_training
+from champion.history import ChampionEntry, ChampionError, load_kept, read_training
 from datasets.windows import inputs, read_channel_means
 from evaluation.documents import BatchDrift, DriftRow, document_text
 from evaluation.drift import THRESHOLDS, compare_batch, figures
@@ -20,11 +20,11 @@ from stages.stage import (
     Artifacts,
     Check,
     CheckResult,
+    FactTable,
     FolderStage,
     Markdown,
-    Output,
     Progress,
-    Rows,
+    StageOutput,
 )
 from stages.status import Reason
 
@@ -71,14 +71,14 @@ def _check(name: str) -> Callable[[Project, str, Manifest | None], CheckResult]:
             {
                 **numbers,
                 "changed": sum(row.severity not in (None, "ok") for row in check.rows),
-                **({"table": Rows(table)} if table else {}),
+                **({"table": FactTable(table)} if table else {}),
             },
         )
 
     return run
 
 
-class Drift(FolderStage):
+class DriftStage(FolderStage):
     """How a batch differs from the champion's training data by more than chance.
 
     It reports and stops nothing. Without a champion there is nothing to compare with.
@@ -93,7 +93,7 @@ class Drift(FolderStage):
     inputs = ("ingest",)
 
     outputs = (
-        Output(
+        StageOutput(
             name,
             "Where a batch differs from the champion's training data more than chance explains. It "
             "only reports and never stops a run; without a champion nothing is compared.",
@@ -110,7 +110,7 @@ class Drift(FolderStage):
     @staticmethod
     def documents(project: Project) -> list[BatchDrift]:
         """The drift of every batch that was compared with the champion in use."""
-        stage = project.stages[Drift.name]
+        stage = project.stages[DriftStage.name]
         return [
             read_drift(artifact)
             for batch in project.listing.batches
@@ -201,7 +201,7 @@ class Drift(FolderStage):
         return read_drift(manifest).severity if manifest else _not_compared(project)
 
 
-def batch_drift(project: Project, batch: str, champion: Champion) -> BatchDrift:
+def batch_drift(project: Project, batch: str, champion: ChampionEntry) -> BatchDrift:
     """A batch compared with the champion's training data.
 
     Raises:
@@ -229,7 +229,7 @@ def batch_drift(project: Project, batch: str, champion: Champion) -> BatchDrift:
         index["verdict"].to_pylist(),
         reference,
         {
-            "fingerprint": project.stages[Drift.name].fingerprint(project, batch),
+            "fingerprint": project.stages[DriftStage.name].fingerprint(project, batch),
             "champion": {
                 "model": champion.model,
                 "mode": champion.mode,

@@ -24,7 +24,7 @@ from stages.datasets import dataset_shards
 from stages.explanations import explain
 from stages.held_out_predictions import changed_checkpoints, read_predictions
 from stages.likeness import likeness_of_test
-from stages.stage import Artifacts, Check, CheckResult, FolderStage, Markdown, Output, Progress
+from stages.stage import Artifacts, Check, CheckResult, FolderStage, Markdown, Progress, StageOutput
 from stages.status import Reason
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _false_alarms_within_budget(project: Project, key: str, artifact: Manifest) 
     return CheckResult(within, "warn", facts=facts)
 
 
-class EvalReports(FolderStage):
+class EvalReportsStage(FolderStage):
     """Evaluates one variant."""
 
     version = "9"
@@ -72,7 +72,7 @@ class EvalReports(FolderStage):
             "interval over episodes, per class, profile and host, next to the baselines."
         )
         kinds, input_kind = frozenset({"json"}), variant.spec.input_kind
-        self.outputs = (Output(self.name, description, "evaluate", kinds, input_kind),)
+        self.outputs = (StageOutput(self.name, description, "evaluate", kinds, input_kind),)
         self.checks = (
             Check(
                 "false_alarms_within_budget",
@@ -215,7 +215,7 @@ class EvalReports(FolderStage):
         return f"macro F1 {figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
 
 
-class Comparisons(FolderStage):
+class ComparisonsStage(FolderStage):
     """Which model is better than which, paired on the same resampled test episodes."""
 
     name = "comparisons"
@@ -227,7 +227,7 @@ class Comparisons(FolderStage):
     inputs = ("held_out_predictions",)
 
     outputs = (
-        Output(
+        StageOutput(
             name,
             "Which model is better than which, paired on the same resampled test episodes.",
             group="evaluate",

@@ -15,7 +15,7 @@ from features.registry import MODES
 from features.shards import read_table, write_parts
 from models.registry import VARIANTS
 from stages.datasets import dataset_shards
-from stages.stage import FolderStage, Output, Progress
+from stages.stage import FolderStage, Progress, StageOutput
 from stages.status import Reason
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from stages.project import Project
 
 
-class HeldOutPredictions(FolderStage):
+class HeldOutPredictionsStage(FolderStage):
     """Every checkpoint's probabilities for the windows of val and test, and the baselines'."""
 
     name = "held_out_predictions"
@@ -40,7 +40,7 @@ class HeldOutPredictions(FolderStage):
     inputs = ("datasets", *(f"checkpoints/{variant.name}" for variant in VARIANTS))
 
     outputs = (
-        Output(
+        StageOutput(
             name,
             "Probabilities of every checkpoint and baseline for the windows of val and test.",
             group="evaluate",

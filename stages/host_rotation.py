@@ -19,7 +19,7 @@ from models.registry import VARIANTS, Variant, find_variant
 from stages.alarm_rules import training_phases
 from stages.checkpoints import fit_on
 from stages.datasets import ingested_windows, shard_versions
-from stages.stage import Artifacts, FolderStage, Output, Progress, Rows, Stage
+from stages.stage import Artifacts, FactTable, FolderStage, Progress, Stage, StageOutput
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class HostRotationStage(FolderStage):
     inputs = ("ingest", *(f"checkpoints/{variant.name}" for variant in NETS))
 
     outputs = (
-        Output(
+        StageOutput(
             name,
             "Recipe host with every host held out once, for gbt and the net best on validation: "
             "mean, worst and spread beside the one default host.",
@@ -101,7 +101,7 @@ class HostRotationStage(FolderStage):
             },
             "default_host": document.default_host,
             "not_held_out": document.not_held_out,
-            "turns": Rows(
+            "turns": FactTable(
                 [
                     {"model": model.model, **turn.model_dump()}
                     for model in document.models

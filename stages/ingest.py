@@ -26,7 +26,7 @@ from stages.batch import (
 )
 from stages.judging import judging_ahead
 from stages.manifest import Manifest, manifest_damage, read_manifest
-from stages.stage import Artifacts, Check, CheckResult, Output, Stage
+from stages.stage import Artifacts, Check, CheckResult, Stage, StageOutput
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def no_channel_all_missing(
     )
 
 
-class Ingest(Stage):
+class IngestStage(Stage):
     """Validates a batch's episodes and writes its shards, each episode read once."""
 
     name = "ingest"
@@ -76,7 +76,7 @@ class Ingest(Stage):
     docs = "data-format.md"
 
     outputs = (
-        Output(
+        StageOutput(
             INDEX,
             "One row per episode: verdict, every reason for it, coverage, gaps, seconds per "
             "phase. Rejected and errored episodes stay in the validation index and go no further.",
@@ -84,7 +84,7 @@ class Ingest(Stage):
             kinds=frozenset({"parquet"}),
             fresh=True,
         ),
-        Output(
+        StageOutput(
             TENSORS,
             "The 10 Hz series of every usable episode, stored once and memory-mapped; windows "
             "are views.",
@@ -93,7 +93,7 @@ class Ingest(Stage):
             input_kind="tensor",
             after=(INDEX,),
         ),
-        Output(
+        StageOutput(
             FEATURES,
             "Five statistics of every channel for every window: a row of float32 each, "
             "memory-mapped, and the table of the windows.",

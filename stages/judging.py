@@ -13,14 +13,14 @@ from functools import partial
 from episodes.environment import MachineError, retried
 from episodes.reading import Episode
 from episodes.store import StoredEpisode
-from episodes.validation import Record, ValidationPolicy, validate, where
+from episodes.validation import EpisodeRecord, ValidationPolicy, validate, where
 from features.alignment import AlignmentError
 from features.extraction import extract
 from features.registry import Layout
 from features.shards import EpisodeRows, episode_rows
 from stages.workers import KILLED, cores, worker_processes
 
-Judged = tuple[Record, EpisodeRows | None]
+Judged = tuple[EpisodeRecord, EpisodeRows | None]
 
 WORTHWHILE = 100
 """With fewer episodes, workers take longer to start than they save."""
@@ -52,7 +52,7 @@ def _judge(stored: StoredEpisode, policy: ValidationPolicy, layout: Layout) -> J
 
 
 def with_rows(
-    record: Record, episode: Episode | None, stored: StoredEpisode, layout: Layout
+    record: EpisodeRecord, episode: Episode | None, stored: StoredEpisode, layout: Layout
 ) -> Judged:
     """A record and, if it says usable, the episode's rows; without any, it has one more reason.
 

@@ -15,7 +15,7 @@ from features.files import fingerprint
 from features.shards import read_table, write_table
 from models.novelty import ALPHA, Likeness, calibrated, fit_space, highest, p_values
 from stages.datasets import dataset_shards
-from stages.stage import Artifacts, FolderStage, Output, Progress
+from stages.stage import Artifacts, FolderStage, Progress, StageOutput
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class LikenessStage(FolderStage):
             f"episode like these is called unlike training with probability {ALPHA:g} at most."
         )
         kinds = frozenset({"parquet"})
-        self.outputs = (Output(self.name, description, "evaluate", kinds, "summary"),)
+        self.outputs = (StageOutput(self.name, description, "evaluate", kinds, "summary"),)
 
     def fingerprint(self, project: Project, key: str) -> str:
         workspace = project.workspace

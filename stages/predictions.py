@@ -26,7 +26,7 @@ from stages.scoring import (
     unlike_columns,
     unlike_training,
 )
-from stages.stage import Artifacts, Check, CheckResult, FolderStage, Output, Progress, Stage
+from stages.stage import Artifacts, Check, CheckResult, FolderStage, Progress, Stage, StageOutput
 from stages.status import Reason, StageError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _scored_under_the_live_contract(project: Project, key: str, artifact: Manife
     )
 
 
-class Predictions(FolderStage):
+class PredictionsStage(FolderStage):
     """Phase probabilities of every window of a batch; episodes seen in training are marked."""
 
     name = "predictions"
@@ -76,7 +76,7 @@ class Predictions(FolderStage):
     inputs = ("ingest", "champion")
 
     outputs = (
-        Output(
+        StageOutput(
             name,
             "Phase probabilities of every window of a batch; episodes seen in training are "
             "marked. Fails with the contract diff if the checkpoint is for another layout.",
@@ -103,8 +103,8 @@ class Predictions(FolderStage):
     def __init__(self, chosen: ScoreOptions | None = None):
         self.chosen = chosen or ScoreOptions()
 
-    def with_options(self, options: Any, why: str) -> Predictions:
-        return Predictions(options)
+    def with_options(self, options: Any, why: str) -> PredictionsStage:
+        return PredictionsStage(options)
 
     def needs(self, project: Project, key: str) -> Iterator[tuple[Stage, str]]:
         yield project.stages["ingest"], key

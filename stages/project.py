@@ -33,7 +33,7 @@ from stages.status import REASONS, Reason, StageError, Status
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    from champion.history import Champion
+    from champion.history import ChampionEntry
     from episodes.store import StoreListing
     from models.registry import Variant
     from stages.manifest import Manifest
@@ -46,7 +46,7 @@ REFUSALS = (StageError, MachineError, CheckpointError, NotFiniteError, ChampionE
 
 
 @dataclass(frozen=True)
-class Made:
+class MakeResult:
     """What ``Project.make`` made, or found as it would have made it."""
 
     artifacts: Artifacts
@@ -92,7 +92,7 @@ class Project:
         return settings_fingerprint(self.workspace.validation, self.workspace.layout)
 
     @cached_property
-    def champion(self) -> Champion | None:
+    def champion(self) -> ChampionEntry | None:
         """The champion in use; None if there is none that loads for the layout in force."""
         if self.champion_fault:
             return None
@@ -297,7 +297,7 @@ class Project:
         *,
         outputs: Collection[str] | None = None,
         progress: Progress = silent,
-    ) -> Made:
+    ) -> MakeResult:
         """Make a stage's artifact, or find it current and reuse it.
 
         Args:
@@ -337,7 +337,7 @@ class Project:
                 )
             artifacts = stage.make(self, key, wanted, progress)
             self._forget(stage, key)
-        return Made(artifacts, reused, round(time.monotonic() - began, 3))
+        return MakeResult(artifacts, reused, round(time.monotonic() - began, 3))
 
     def make_each(
         self,
@@ -346,7 +346,7 @@ class Project:
         *,
         outputs: Collection[str] | None = None,
         progress: Progress = silent,
-    ) -> Iterator[tuple[str, Made | Exception]]:
+    ) -> Iterator[tuple[str, MakeResult | Exception]]:
         """``make`` for many keys, each as it is done; work for the next ones may be ahead.
 
         Yields:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from champion.history import REFERENCE_FILE, Champion, kept_path, load_kept, read_training
+from champion.history import REFERENCE_FILE, ChampionEntry, kept_path, load_kept, read_training
 from config.messages import shortened
 from config.signing import sealed, unsealed
 from datasets.windows import inputs, read_channel_means
@@ -31,7 +31,7 @@ log = logging.getLogger("phasewatch")
 REFERENCE_FIELDS = {field.alias or name for name, field in DriftReference.model_fields.items()}
 
 
-def drift_reference(project: Project, champion: Champion) -> DriftReference:
+def drift_reference(project: Project, champion: ChampionEntry) -> DriftReference:
     """What drift compares batches with: kept with the champion, made again if it was lost.
 
     Raises:
@@ -50,7 +50,7 @@ def drift_reference(project: Project, champion: Champion) -> DriftReference:
     return made
 
 
-def reference_path(project: Project, champion: Champion) -> Path:
+def reference_path(project: Project, champion: ChampionEntry) -> Path:
     return kept_path(project.workspace.champion_folder, champion).with_name(REFERENCE_FILE)
 
 
@@ -58,7 +58,7 @@ def reference_text(value: DriftReference) -> bytes:
     return sealed(value.model_dump(), "reference", indent=None)
 
 
-def kept_reference(project: Project, champion: Champion) -> DriftReference | None:
+def kept_reference(project: Project, champion: ChampionEntry) -> DriftReference | None:
     try:
         content = reference_path(project, champion).read_bytes()
         return DriftReference.model_validate(unsealed(content, REFERENCE_FIELDS).value)
@@ -66,7 +66,7 @@ def kept_reference(project: Project, champion: Champion) -> DriftReference | Non
         return None
 
 
-def training_windows(project: Project, champion: Champion) -> pl.DataFrame:
+def training_windows(project: Project, champion: ChampionEntry) -> pl.DataFrame:
     """The windows that a champion was trained and validated on, from the shards as they are.
 
     Raises:

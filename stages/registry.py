@@ -7,39 +7,39 @@ from __future__ import annotations
 
 from features.registry import MODES
 from models.registry import VARIANTS
-from stages.alarm_rules import AlarmRules
+from stages.alarm_rules import AlarmRulesStage
 from stages.champion import ChampionStage
-from stages.checkpoints import Checkpoints
-from stages.datasets import Datasets
-from stages.decisions import Decisions
-from stages.device_bundle import DeviceBundle
-from stages.drift import Drift
-from stages.evaluation import Comparisons, EvalReports
-from stages.held_out_predictions import HeldOutPredictions
+from stages.checkpoints import CheckpointsStage
+from stages.datasets import DatasetsStage
+from stages.decisions import DecisionsStage
+from stages.device_bundle import DeviceBundleStage
+from stages.drift import DriftStage
+from stages.evaluation import ComparisonsStage, EvalReportsStage
+from stages.held_out_predictions import HeldOutPredictionsStage
 from stages.host_rotation import HostRotationStage
-from stages.ingest import Ingest
+from stages.ingest import IngestStage
 from stages.likeness import LikenessStage
-from stages.predictions import Predictions
-from stages.report_page import ReportPage
+from stages.predictions import PredictionsStage
+from stages.report_page import ReportPageStage
 from stages.stage import Stage
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Ingest(),
-        Drift(),
-        Datasets(),
-        *map(Checkpoints, VARIANTS),
+        IngestStage(),
+        DriftStage(),
+        DatasetsStage(),
+        *map(CheckpointsStage, VARIANTS),
         *map(LikenessStage, MODES),
-        HeldOutPredictions(),
-        *map(AlarmRules, VARIANTS),
-        *map(EvalReports, VARIANTS),
-        Comparisons(),
+        HeldOutPredictionsStage(),
+        *map(AlarmRulesStage, VARIANTS),
+        *map(EvalReportsStage, VARIANTS),
+        ComparisonsStage(),
         HostRotationStage(),
-        Decisions(),
-        ReportPage(),
+        DecisionsStage(),
+        ReportPageStage(),
         ChampionStage(),
-        Predictions(),
-        DeviceBundle(),
+        PredictionsStage(),
+        DeviceBundleStage(),
     )
 }

@@ -21,11 +21,11 @@ from models.registry import VARIANTS
 from stages.batch import INDEX
 from stages.checkpoints import code_commit
 from stages.decisions import read_tally
-from stages.drift import Drift
+from stages.drift import DriftStage
 from stages.evaluation import read_comparisons, read_report
 from stages.host_rotation import read_rotation
 from stages.manifest import Manifest, write_manifest
-from stages.stage import Artifacts, ManifestStage, Output, Progress
+from stages.stage import Artifacts, ManifestStage, Progress, StageOutput
 from stages.status import Reason, StageError, Status
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def comparable(status: Status) -> bool:
     return status.usable and status.code not in ("batches_added", "other_store")
 
 
-class ReportPage(ManifestStage):
+class ReportPageStage(ManifestStage):
     """One page on every checkpoint and recipe evaluated so far, to be read by people."""
 
     name = "report"
@@ -107,7 +107,7 @@ class ReportPage(ManifestStage):
     )
 
     outputs = (
-        Output(
+        StageOutput(
             name,
             "One page about every checkpoint and recipe evaluated so far, for people to read.",
             group="evaluate",
@@ -124,7 +124,7 @@ class ReportPage(ManifestStage):
         return {self.name: manifest if manifest and "page" in manifest.files else None}
 
     def fingerprint(self, project: Project, key: str) -> str:
-        return self._fingerprint(project, evaluated(project), Drift.documents(project))
+        return self._fingerprint(project, evaluated(project), DriftStage.documents(project))
 
     def _fingerprint(self, project: Project, found: Evaluated, drift: list[BatchDrift]) -> str:
         return fingerprint(
@@ -159,7 +159,7 @@ class ReportPage(ManifestStage):
         workspace, found = project.workspace, evaluated(project)
         if not found.reports:
             raise StageError("No evaluation report is current. Run: phasewatch run")
-        drift = Drift.documents(project)
+        drift = DriftStage.documents(project)
         verdicts = _verdicts(project)
         history = _history(workspace.report_page.with_name(HISTORY_FILE), found.reports)
         csv = tables(found.reports, found.comparisons) | {"history": pl.DataFrame(history)}

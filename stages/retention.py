@@ -52,7 +52,7 @@ class Discard:
 
 
 @dataclass(frozen=True)
-class Usage:
+class DiskUsage:
     """Bytes of an artifacts folder."""
 
     by_kind: dict[str, int]  # name in the folder -> bytes
@@ -63,15 +63,15 @@ class Usage:
         return sum(self.by_kind.values())
 
 
-def usage(folder: Path) -> Usage:
+def usage(folder: Path) -> DiskUsage:
     """How large everything in an artifacts folder is, in one walk."""
     by_kind, unfinished = dict[str, int](), list[Discard]()
     for entry in sorted(_entries(folder), key=lambda entry: entry.name):
         by_kind[entry.name] = _measure(entry, unfinished)
-    return Usage(by_kind, unfinished)
+    return DiskUsage(by_kind, unfinished)
 
 
-def over_budget(workspace: Workspace, used: Usage) -> list[Discard]:
+def over_budget(workspace: Workspace, used: DiskUsage) -> list[Discard]:
     """What goes now: what killed processes left, and as much more as the budget asks for.
 
     Raises:

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from champion.history import (
-    Champion,
+    ChampionEntry,
     ChampionError,
     kept_path,
     load_kept,
@@ -55,7 +55,7 @@ class Scorer:
 
     project: Project
     checkpoint: Checkpoint
-    champion: Champion | None = None  # whose checkpoint it is; None: it was named
+    champion: ChampionEntry | None = None  # whose checkpoint it is; None: it was named
     tell: Callable[[str], None] | None = None  # takes why a part is left out; None: that is raised
 
     @property
@@ -219,7 +219,7 @@ class OverTime:
 
 
 @dataclass(frozen=True)
-class Unlike:
+class LikenessScores:
     """How far consecutive windows are from training."""
 
     likeness: Likeness
@@ -241,7 +241,7 @@ class Scores:
     labelled: Sequence[str]  # (n_windows,)
     proba: NDArray[np.float32]  # (n_windows, n_phases), as the model gives them
     over_time: OverTime | None  # None: the checkpoint has no alarm rule
-    unlike_training: Unlike | None  # None: there is no likeness
+    unlike_training: LikenessScores | None  # None: there is no likeness
     channels: tuple[str, ...]  # those that the model's mode may see
     why: NDArray[np.float64] | None  # (n_windows, n_channels), for the phase; None: not asked for
 
@@ -335,7 +335,7 @@ def scored_columns(
     return columns
 
 
-def unlike_columns(found: Unlike | None, n_windows: int) -> list[pl.Series]:
+def unlike_columns(found: LikenessScores | None, n_windows: int) -> list[pl.Series]:
     """``unlike_score, unlike_p, unlike``; null where there is no likeness."""
     if found is None:
         kinds = {"unlike_score": pl.Float64, "unlike_p": pl.Float64, "unlike": pl.Boolean}
@@ -349,7 +349,7 @@ def unlike_columns(found: Unlike | None, n_windows: int) -> list[pl.Series]:
 
 def unlike_training(
     likeness: Likeness, X: Inputs, first: NDArray[np.bool_] | None = None
-) -> Unlike:
+) -> LikenessScores:
     """How far consecutive windows are from training.
 
     Args:
@@ -357,7 +357,7 @@ def unlike_training(
         first: ``(n_windows,)``, where an episode begins; by default the first window alone.
     """
     scores = likeness.scores(X, first)
-    return Unlike(likeness, scores, likeness.p_values(scores, first))
+    return LikenessScores(likeness, scores, likeness.p_values(scores, first))
 
 
 def carried_over(

@@ -30,7 +30,7 @@ Artifacts = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Output:
+class StageOutput:
     """One artifact of a stage: an asset in Dagster."""
 
     name: str  # the asset key; ``/`` separates its parts
@@ -72,7 +72,7 @@ class Markdown:
 
 
 @dataclass(frozen=True)
-class Rows:
+class FactTable:
     """A fact to be shown as a table."""
 
     rows: list[dict[str, Any]]
@@ -103,7 +103,7 @@ class Stage(ABC):
     """Dataclass of what may be chosen per run; ``with_options`` takes it."""
     docs: ClassVar[str]
     """The page of ``docs/`` that explains it."""
-    outputs: tuple[Output, ...]
+    outputs: tuple[StageOutput, ...]
     inputs: tuple[str, ...] = ()
     """Names of the stages it builds on."""
     checks: tuple[Check, ...] = ()
@@ -177,7 +177,7 @@ class Stage(ABC):
         }[self.partition]
 
     def facts(self, project: Project, output: str, artifact: Any) -> Mapping[str, Any]:
-        """What is worth knowing of an artifact: plain values, ``Markdown`` and ``Rows``."""
+        """What is worth knowing of an artifact: plain values, ``Markdown`` and ``FactTable``."""
         return {}
 
     def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:

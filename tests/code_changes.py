@@ -359,7 +359,7 @@ def _made(folder: Path) -> tuple[Any, Path]:
 
     import features.code
     import models.replay
-    from champion.history import Champion, keep, put_in_use
+    from champion.history import ChampionEntry, keep, put_in_use
     from models.registry import Variant
     from stages.ingest import keep_contracts
     from stages.project import Project
@@ -372,7 +372,7 @@ def _made(folder: Path) -> tuple[Any, Path]:
     knn = Variant("knn", "realistic")  # another library would not outlive a fork
     checkpoint = put(folder / "checkpoints", knn)
     kept = keep(workspace.champion_folder, checkpoint, {})
-    champion = Champion(
+    champion = ChampionEntry(
         number=0, action="promoted", model=knn.model, mode=knn.mode, served="time",
         checkpoints={"time": kept}, since="", by="", why="", evidence={}, previous=None,
     )  # fmt: skip

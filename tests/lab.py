@@ -28,7 +28,7 @@ from champion import history
 from champion.history import (
     SERVED,
     TRAINING_FILE,
-    Champion,
+    ChampionEntry,
     keep,
     kept_folder,
     now,
@@ -182,7 +182,7 @@ def build_lab(root: Path, instance: dg.DagsterInstance) -> Lab:
     return Lab(store, root / "artifacts", instance, TINY)
 
 
-def put_in_use(lab: Lab, model: str, folder: Path | None = None) -> Champion:
+def put_in_use(lab: Lab, model: str, folder: Path | None = None) -> ChampionEntry:
     """Make a model champion without a trial: its checkpoint of the one recipe serves all."""
     folder = folder or lab.workspace.champion_folder
     chosen = find_variant(model, "realistic")
@@ -193,7 +193,7 @@ def put_in_use(lab: Lab, model: str, folder: Path | None = None) -> Champion:
     rule = read_rule(lab.project.existing(f"alarm_rules/{chosen.name}", RECIPE))
     before = read_champion(folder)
     training = training_digest(pl.read_parquet(kept_folder(folder, kept[SERVED]) / TRAINING_FILE))
-    champion = Champion(
+    champion = ChampionEntry(
         number=0, action="promoted", model=model, mode="realistic", served=SERVED,
         checkpoints=kept, since=now(), by="test", why="", evidence={}, previous=None,
         alarm_rules=dict.fromkeys(HAD, rule.id), training=dict.fromkeys(HAD, training),

@@ -18,14 +18,14 @@ from evaluation.calibration import (
     scale,
 )
 from evaluation.documents import Subject
-from evaluation.scores import SHORTCUTS, Scored, scored
+from evaluation.scores import SHORTCUTS, SplitPredictions, scored
 
 SUBJECT = Subject(
     model="gbt", mode="realistic", checkpoint_id="c", recipe="host", dataset_version="d"
 )
 
 
-def soft(seed: int = 0, sharpness: float = 1.0, split: str = "test") -> Scored:
+def soft(seed: int = 0, sharpness: float = 1.0, split: str = "test") -> SplitPredictions:
     """A predictor whose probabilities are right about themselves at sharpness 1."""
     random = np.random.default_rng(seed)
     true = random.dirichlet(np.full(K, 0.7), len(WINDOWS))
@@ -38,7 +38,7 @@ def soft(seed: int = 0, sharpness: float = 1.0, split: str = "test") -> Scored:
     return scored(table.with_columns(columns), "gbt", "realistic", CLASSES, split)
 
 
-def plain(own: Scored, replicates: int = 200) -> EpisodeBootstrap:
+def plain(own: SplitPredictions, replicates: int = 200) -> EpisodeBootstrap:
     return EpisodeBootstrap(np.zeros(len(own.episodes), dtype=np.int64), replicates, 0)
 
 

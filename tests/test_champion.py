@@ -23,7 +23,7 @@ import features.registry
 from assets.factory import asset_key
 from champion.history import (
     TRAINING_FILE,
-    Champion,
+    ChampionEntry,
     ChampionError,
     keep,
     kept_folder,
@@ -51,7 +51,7 @@ from evaluation.figures import ReportPolicy
 from evaluation.wording import objection
 from features.registry import LAYOUT
 from models.checkpoint import CheckpointError, ContractMismatchError, checkpoint_path
-from models.inspection import Entry
+from models.inspection import InventoryEntry
 from models.registry import Variant, find_variant
 from pipelines.cli.app import FAILED, MISMATCH, OK, USAGE, app
 from pipelines.graph import build_defs
@@ -313,7 +313,7 @@ def base(trained_lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield lab
 
 
-def kept(lab: Lab, which: Variant) -> Champion:
+def kept(lab: Lab, which: Variant) -> ChampionEntry:
     """A model as it is put in use, without a judgement."""
     ids = {
         recipe: keep(
@@ -463,9 +463,9 @@ def test_two_rollbacks_go_two_steps_back(tmp_path: Path, monkeypatch: pytest.Mon
     assert forward.number == 6
 
 
-def reign_of(model: str) -> Champion:
+def reign_of(model: str) -> ChampionEntry:
     ids = dict.fromkeys(HAD, "0" * 64)
-    return Champion(0, "promoted", model, "realistic", "time", ids, "", "", "", {}, None)
+    return ChampionEntry(0, "promoted", model, "realistic", "time", ids, "", "", "", {}, None)
 
 
 def test_a_dry_run_changes_nothing(lab: Lab) -> None:
@@ -505,7 +505,9 @@ def test_a_challenger_that_cannot_be_verified_here_is_refused(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missing = {"unverified": "needs xgboost, which is not installed"}
-    monkeypatch.setattr("stages.champion.verify", lambda path, *_: Entry(path, {}, **missing))
+    monkeypatch.setattr(
+        "stages.champion.verify", lambda path, *_: InventoryEntry(path, {}, **missing)
+    )
     trial = judge(lab.project, KNN)
     assert not trial.judgement.granted
     assert [objection(g) for g in trial.judgement.grounds] == [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from lab import Lab, failure, materialized
 
-from evaluation.decisions import AnswerRecord, DecisionRecord, Record, read_log, tally
+from evaluation.decisions import AnswerRecord, DecisionRecord, LogRecord, read_log, tally
 from stages.registry import STAGES
 
 
@@ -22,7 +22,7 @@ def answer(name: str, verdict: bool) -> AnswerRecord:
     return AnswerRecord(at=0.0, alarm_id=name, host="pi", verdict=verdict)
 
 
-RECORDS: list[Record] = [
+RECORDS: list[LogRecord] = [
     *(decision(name) for name in ("a", "b", "c", "d", "a")),
     decision("e", "cnn"),
     decision("r", source="replay"),

@@ -16,7 +16,7 @@ from builders import DAY_NS, NS_PER_S, PROFILES, START_NS, StoreBuilder
 from held_out import FACTS, Page, check_schema, render_report, report
 from lab import RECIPE, Lab, failure, materialized, new_instance
 
-from champion.history import Champion, keep, put_in_use, read_champion
+from champion.history import ChampionEntry, keep, put_in_use, read_champion
 from episodes.format import PHASES, SOURCES
 from evaluation.documents import (
     BatchDrift,
@@ -45,7 +45,7 @@ from models.checkpoint import checkpoint_path
 from models.registry import find_variant
 from pipelines.partitions import sync_batches
 from stages.champion import kept_files
-from stages.drift import Drift, read_drift
+from stages.drift import DriftStage, read_drift
 
 CHANNELS = ("guest.forks", "guest.load_1m", "netflow.syn_out")
 IDENTITY = {
@@ -393,8 +393,8 @@ def test_a_new_batch_is_compared_as_it_is_ingested(
         folder = lab.workspace.champion_folder
         path = checkpoint_path(trained.workspace.checkpoint_folder(RECIPE), which)
         kept = keep(folder, path, kept_files(trained.project, RECIPE, which))
-        reign = Champion(0, "promoted", "gbt", "realistic", RECIPE, {RECIPE: kept}, "", "", "", {},
-                      None)  # fmt: skip
+        reign = ChampionEntry(0, "promoted", "gbt", "realistic", RECIPE, {RECIPE: kept}, "", "", "",
+                              {}, None)  # fmt: skip
         put_in_use(folder, reign, judged_against=None)
         result = lab.execute("ingest", batch, only=[dg.AssetKey("drift")])
         assert result.success, failure(result)
@@ -414,7 +414,7 @@ def test_a_new_batch_is_compared_as_it_is_ingested(
         document = read_drift(lab.project.artifact("drift", batch))
         assert document.champion.checkpoint_id == kept
         assert [(note.code, note.about) for note in document.notes] == [("unknown_host", "lab-d")]
-        assert Drift.documents(lab.project) == [document]
+        assert DriftStage.documents(lab.project) == [document]
         assert lab.project.champion == read_champion(folder)
 
 

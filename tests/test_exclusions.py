@@ -28,7 +28,7 @@ from episodes.environment import MachineError
 from pipelines.cli.app import OK, USAGE, app
 from stages.evaluation import read_report
 from stages.registry import STAGES
-from stages.stage import Rows
+from stages.stage import FactTable
 from stages.status import StageError
 
 FILE = Path("exclusions.yaml")
@@ -201,7 +201,7 @@ def test_exactly_what_is_meant_takes_no_part(retrained: Lab) -> None:
     assert [entry["windows"] for entry in dataset.facts["exclusions"]] == [len(gone) - 2, 2]
     assert dataset.facts["excluded"][BY_HAND] == 1
     facts = STAGES["datasets"].facts(retrained.project, "datasets", dataset)
-    assert isinstance(facts["exclusions"], Rows)
+    assert isinstance(facts["exclusions"], FactTable)
     assert retrained.project.status(STAGES["datasets"], RECIPE).current
 
 

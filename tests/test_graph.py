@@ -267,7 +267,7 @@ def test_each_guard_refuses_drift_by_itself(trained: Lab, monkeypatch: pytest.Mo
     assert "tensor_shards, feature_shards: contract mismatch" in by_shards
     assert "checkpoints/" not in by_shards
 
-    monkeypatch.setattr(stages.ingest.Ingest, "reason", lambda *_, **__: None)
+    monkeypatch.setattr(stages.ingest.IngestStage, "reason", lambda *_, **__: None)
     by_loader = failure(score(trained))
     assert difference in by_loader
     assert "Inputs are missing or stale" not in by_loader

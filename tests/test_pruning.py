@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from assets.factory import asset_key, asset_keys
 from champion import history
-from champion.history import Champion, now
+from champion.history import ChampionEntry, now
 from pipelines.automation import new_batches
 from pipelines.cli.app import OK, USAGE, app
 from pipelines.graph import build_defs
@@ -208,7 +208,7 @@ def test_what_a_killed_pruning_left_goes_the_next_time(small: Lab) -> None:
 
 
 def champion(folder: Path, number: int, checkpoint: str) -> None:
-    entry = Champion(
+    entry = ChampionEntry(
         number=number, action="promoted", model=("gbt", "cnn")[number % 2], mode="realistic",
         served="time", checkpoints={"time": checkpoint}, since=now(), by="test", why="",
         evidence={}, previous=None,

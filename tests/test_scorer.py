@@ -31,7 +31,7 @@ from live import outputs
 from live import scorer as scoring
 from live.bundle import Bundle, load_bundle
 from live.cli import FAILED, NO_HOST, OK, USAGE, main, recordings
-from live.outputs import Command, Hub, Metrics
+from live.outputs import CommandOutput, HubOutput, MetricsOutput
 from live.scorer import LiveScorer
 from live.sources import DEPLOYABLE, Replay
 from live.stream import LiveWindow
@@ -442,7 +442,7 @@ def test_a_command_runs_when_an_alarm_changes(tmp_path: Path) -> None:
     script = tmp_path / "note.sh"
     script.write_text(f'#!/bin/sh\nread line\necho "$PHASEWATCH_ALARM" >> {out}\n')
     script.chmod(0o755)
-    command = Command([str(script)])
+    command = CommandOutput([str(script)])
     event = {"phase": "clean", "alarm": "none", "silent": []}
     for change in ({}, {"alarm": "raised"}, {"alarm": "standing"}, {"alarm": "cleared"},
                    {"silent": ["guest"]}, {"silent": ["guest"]},
@@ -465,7 +465,7 @@ def test_a_command_that_fails_is_told_and_the_scorer_goes_on(
     words: list[str], told: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outputs, "_COMMAND_S", 1)
-    failing = Command(words)
+    failing = CommandOutput(words)
     failing.send({"phase": "clean", "alarm": "raised", "silent": []})
     failing.close()
     assert [record.message for record in caplog.records] == [told]
@@ -485,7 +485,7 @@ def test_a_refusal_is_said_once_with_what_to_do(
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Refuses)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    hub = Hub(f"http://127.0.0.1:{server.server_port}", sent)
+    hub = HubOutput(f"http://127.0.0.1:{server.server_port}", sent)
     for n in range(1, 4):
         hub.send({})
         while hub.refused < n:
@@ -501,7 +501,7 @@ def test_a_refusal_is_said_once_with_what_to_do(
 
 
 def test_metrics_can_be_scraped(bundled: Bundled, members: dict[str, bytes]) -> None:
-    metrics = Metrics(0)
+    metrics = MetricsOutput(0)
     events = scored(load_bundle(bundled("knn")), members)
     for event in events:
         metrics.send(event)

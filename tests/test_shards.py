@@ -59,7 +59,7 @@ from stages.batch import (
     FEATURES,
     OUTPUTS,
     TENSORS,
-    Entry,
+    IngestedEpisode,
     batch_fingerprint,
     index_table,
     ingest_batch,
@@ -308,7 +308,7 @@ def test_a_stage_alone_gives_what_it_gives_among_all(stage: str, batch: Batch, t
 
 
 def test_the_index_has_the_same_columns_and_types_whatever_the_episodes(batch: Batch):
-    entries = [Entry(validate(e, POLICY, LAYOUT.fields)[0], "") for e in batch.episodes]
+    entries = [IngestedEpisode(validate(e, POLICY, LAYOUT.fields)[0], "") for e in batch.episodes]
     whole = index_table(entries)
     assert len(whole) == 7
     for entry in entries:

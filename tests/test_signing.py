@@ -46,7 +46,7 @@ from live.scorer import LiveScorer
 from live.sources import Replay
 from models.checkpoint import CheckpointError, artifact_id, checkpoint_path, read_header
 from pipelines.cli.app import FAILED, OK, USAGE, app
-from stages.chain import Chain
+from stages.chain import ChainVerifier
 from stages.champion import promote
 from stages.manifest import read_manifest, write_manifest
 from stages.project import Project
@@ -408,7 +408,7 @@ def test_a_signature_that_does_not_hold_is_never_let_pass(signs: Lab) -> None:
 
 def links(lab: Lab, project: Project | None = None) -> dict[str, set[str]]:
     """State by link, of the bundle."""
-    chain = Chain(project or lab.project)
+    chain = ChainVerifier(project or lab.project)
     chain.bundle(lab.artifacts / BUNDLE)
     states: dict[str, set[str]] = {}
     for link in chain.links:

@@ -32,11 +32,11 @@ from pipelines.cli.app import FAILED, app
 from pipelines.graph import build_defs
 from resources.workspace import resource_of
 from stages.checkpoints import code_commit
-from stages.drift import Drift
+from stages.drift import DriftStage
 from stages.manifest import draft, read_manifest, write_manifest
-from stages.project import Made, Project
+from stages.project import MakeResult, Project
 from stages.registry import STAGES
-from stages.stage import FolderStage, Output
+from stages.stage import FolderStage, StageOutput
 from stages.status import REASONS, Reason, StageError, Status
 
 ROOT = Path(__file__).parent.parent
@@ -74,7 +74,7 @@ def in_use(lab: Lab, monkeypatch: pytest.MonkeyPatch, *models: str) -> None:
         put_in_use(lab, model)
 
 
-def make(lab: Lab, stage: str, key: str, **chosen: Any) -> Made:
+def make(lab: Lab, stage: str, key: str, **chosen: Any) -> MakeResult:
     return lab.project.make(STAGES[stage], key, **chosen)
 
 
@@ -380,9 +380,9 @@ def test_drift_is_hashed_and_follows_its_thresholds(
     path.write_bytes(path.read_bytes().replace(b"ok", b"OK", 1))
     status = retrained.project.status(STAGES["drift"], BATCH, verify=True)
     assert (status.code, status.remedy) == ("damaged", "Run: phasewatch run --ingest-only")
-    assert Drift.documents(retrained.project) == []
+    assert DriftStage.documents(retrained.project) == []
     assert not make(retrained, "drift", BATCH).reused
-    assert len(Drift.documents(retrained.project)) == 1
+    assert len(DriftStage.documents(retrained.project)) == 1
 
 
 def reference_path(lab: Lab) -> Path:
@@ -554,7 +554,7 @@ class Heartbeat(FolderStage):
     job = "ingest"
     docs = "operations.md"
     inputs = ("ingest",)
-    outputs = (Output(name, "A dummy.", "ingest", frozenset({"json"})),)
+    outputs = (StageOutput(name, "A dummy.", "ingest", frozenset({"json"})),)
 
     def folder(self, workspace: Any, key: str) -> Path:
         return workspace.artifacts_path / self.name / key

@@ -25,7 +25,7 @@ from models.novelty import ALPHA
 from models.registry import find_variant
 from stages.host_rotation import NETS, best_net, read_rotation
 from stages.likeness import read_likeness
-from stages.predictions import Predictions, ScoreOptions
+from stages.predictions import PredictionsStage, ScoreOptions
 from stages.registry import STAGES
 from stages.status import StageError
 
@@ -99,7 +99,7 @@ def test_predictions_say_it_window_by_window(
     retrained: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = retrained.project
-    stage = Predictions(ScoreOptions("gbt", "realistic", RECIPE))
+    stage = PredictionsStage(ScoreOptions("gbt", "realistic", RECIPE))
     manifest = project.make(stage, next(iter(project.listing.batches))).artifacts["predictions"]
     table = pl.read_parquet(manifest.path("predictions"))
     assert table["unlike_score"].min() >= 0

@@ -54,7 +54,7 @@ from episodes.jsonl import parse_rows
 from episodes.store import StoreError, list_store
 from episodes.validation import (
     REASONS,
-    Record,
+    EpisodeRecord,
     ValidationPolicy,
     summary_line,
     validate,
@@ -80,7 +80,9 @@ def good() -> Members:
     return made()
 
 
-def judge(store: StoreBuilder, added: Added, policy: ValidationPolicy | None = None) -> Record:
+def judge(
+    store: StoreBuilder, added: Added, policy: ValidationPolicy | None = None
+) -> EpisodeRecord:
     listing = list_store(store.root)
     stored = next(
         e
@@ -90,13 +92,13 @@ def judge(store: StoreBuilder, added: Added, policy: ValidationPolicy | None = N
     return validate(stored, policy or ValidationPolicy(), LAYOUT.fields)[0]
 
 
-def judge_planted(store: StoreBuilder, plant: Plant) -> Record:
+def judge_planted(store: StoreBuilder, plant: Plant) -> EpisodeRecord:
     return judge(store, plant(store, pytest.MonkeyPatch()))
 
 
 def judge_members(
     store: StoreBuilder, members: Members, policy: ValidationPolicy | None = None, **add: Any
-) -> Record:
+) -> EpisodeRecord:
     return judge(store, store.add(members=members, episode_id=ID, **add), policy)
 
 

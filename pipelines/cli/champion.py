@@ -23,7 +23,7 @@ from pipelines.cli.console import (
 from pipelines.home import dagster_home, dagster_instance
 
 if TYPE_CHECKING:
-    from champion.history import Champion
+    from champion.history import ChampionEntry
     from evaluation.documents import Objection
     from stages.champion import Renewed, Trial
     from stages.project import Project
@@ -33,7 +33,7 @@ _STALE_NOW = "Drift is stale now. Run: phasewatch run"
 
 
 @dataclass(frozen=True)
-class History(Document):
+class ChampionHistory(Document):
     """The champion, and the history of champions."""
 
     champion: dict[str, Any] | None
@@ -77,7 +77,7 @@ def champion(
     config: options.Config = None,
     store: options.Store = None,
     artifacts: options.Artifacts = None,
-) -> History:
+) -> ChampionHistory:
     """Show the model in use, its evidence and the history."""
     from champion.history import kept_path, read_pointer, unsigned
     from stages import champion as core
@@ -93,8 +93,8 @@ def champion(
     history = [entry.champion for entry in pointer.entries]
     status = project.status(project.stages["champion"], "", verify=True)
     if not history:
-        return History(None, [], None, pointer.signed.line)
-    return History(
+        return ChampionHistory(None, [], None, pointer.signed.line)
+    return ChampionHistory(
         champion=asdict(history[-1]) | {"path": str(kept_path(folder, history[-1]))},
         history=[asdict(champion) for champion in history],
         problem=None if status.current else {
@@ -221,7 +221,7 @@ def promote(
 class Rollback(Document):
     """The champion after a rollback."""
 
-    champion: Champion
+    champion: ChampionEntry
     renewed: Renewed
 
     def as_json(self) -> dict[str, Any]:
@@ -261,7 +261,7 @@ def _said(grounds: list[Objection]) -> list[dict[str, Any]]:
     return [ground.model_dump() | {"sentence": objection(ground)} for ground in grounds]
 
 
-def _tell_dagster(workspace: Workspace, champion: Champion) -> None:
+def _tell_dagster(workspace: Workspace, champion: ChampionEntry) -> None:
     try:
         import dagster as dg
     except ModuleNotFoundError:  # the base install: there is no Dagster to tell

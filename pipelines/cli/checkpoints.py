@@ -28,7 +28,7 @@ from pipelines.cli.console import (
 if TYPE_CHECKING:
     from features.contract import Contract
     from features.registry import InputKind
-    from models.inspection import Entry
+    from models.inspection import InventoryEntry
 
 contract_app = typer.Typer()
 
@@ -156,7 +156,7 @@ class Inventory(Document):
     """What checkpoints are, and whether they would load."""
 
     verified: bool
-    entries: list[Entry]
+    entries: list[InventoryEntry]
     problems: list[str]  # with the histories that say which of them is in use
 
     def as_json(self) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class Inventory(Document):
         if not whole:
             yield f"{len(self.entries)} checkpoints; name one, or give --json, to see its hashes"
 
-    def _row(self, entry: Entry) -> tuple[str, ...]:
+    def _row(self, entry: InventoryEntry) -> tuple[str, ...]:
         row = entry.as_row()
         score, size, commit = row["val_macro_f1"], row["bytes"], row["code_commit"]
         return (
@@ -262,7 +262,7 @@ def _histories(paths: list[Path]) -> Iterator[str]:
             yield from [f"{folder / POINTER_FILE}: {why}"] if why else []
 
 
-def _look(paths: list[Path], *, verify: bool) -> Iterator[Entry]:
+def _look(paths: list[Path], *, verify: bool) -> Iterator[InventoryEntry]:
     from features import registry
     from models import inspection
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from live.bundle import Bundle
-    from live.cli import Recording
+    from live.cli import RecordedEpisode
     from stages.device_bundle import Parity
 
 
@@ -123,7 +123,7 @@ def live(context: typer.Context) -> None:
     """Score a machine while it runs, or a recorded one."""
     from live.cli import main
 
-    recordings = _Recordings()
+    recordings = _ReplayedEpisodes()
     words = ["live", *context.args]
     given = _given()
     if "config" in given and workspace_of(given["config"], None, None).require_signatures:
@@ -149,14 +149,14 @@ def _complete(message: str) -> str:
     return addressed(message, address_of(_given()))
 
 
-class _Recordings:
+class _ReplayedEpisodes:
     """The recordings of an id, an archive, a batch or a folder; rejected ones are left out."""
 
     code = OK  # REJECTED if an episode was named that is not replayed
 
-    def __call__(self, name: str) -> Iterator[Recording]:
+    def __call__(self, name: str) -> Iterator[RecordedEpisode]:
         from episodes.validation import validate
-        from live.cli import NO_HOST, Recording, UsageError, recordings
+        from live.cli import NO_HOST, RecordedEpisode, UsageError, recordings
         from pipelines.cli.episodes import episodes_of
 
         if Path(name).is_dir():
@@ -173,7 +173,7 @@ class _Recordings:
             record, episode = validate(stored, workspace.validation, workspace.layout.fields)
             if episode is not None and record.usable:
                 host = record.host_id or NO_HOST
-                yield Recording(stored.episode_id, host, dict(episode.members))
+                yield RecordedEpisode(stored.episode_id, host, dict(episode.members))
                 continue
             left_out[record.verdict] += 1
             if len(chosen) == 1:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from episodes.store import StoredEpisode
-    from episodes.validation import JudgedEpisode, Record, ValidationPolicy
+    from episodes.validation import EpisodeRecord, JudgedEpisode, ValidationPolicy
     from features.extraction import Extracted
     from stages.workspace import Workspace
 
@@ -48,7 +48,7 @@ class Verdicts(Document):
     store: str
     differences: list[str]
     summary: str
-    records: list[Record]
+    records: list[EpisodeRecord]
     changes: list[dict[str, Any]] | None
     named: bool  # episodes were asked for
     unread: list[str]  # why the others got no verdict: no fault of theirs
@@ -193,7 +193,7 @@ def stored_episode(workspace: Workspace, episode: str) -> StoredEpisode:
 
 def _judge(
     episodes: list[StoredEpisode], policy: ValidationPolicy, unread: list[str]
-) -> Iterator[Record]:
+) -> Iterator[EpisodeRecord]:
     from episodes.validation import validate as judge
     from features.registry import LAYOUT
 
@@ -223,7 +223,7 @@ def _read_policy(path: Path) -> ValidationPolicy:
         fail(f"{path} {not_yaml(error)}", USAGE)
 
 
-def verdict_of(record: Record) -> dict[str, Any]:
+def verdict_of(record: EpisodeRecord) -> dict[str, Any]:
     """How an episode was judged, as every JSON document has it."""
     return {
         "episode": record.episode_id,
@@ -387,7 +387,7 @@ def exclude(
 
 def _record_within(
     workspace: Workspace, stored: StoredEpisode, from_s: float | None
-) -> Record | None:
+) -> EpisodeRecord | None:
     """What is known of an episode, which must be longer than ``from_s``; None: it is unreadable."""
     from episodes.validation import validate as judge
 

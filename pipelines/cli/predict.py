@@ -39,7 +39,7 @@ FORMATS = (".parquet", ".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
-class Scored:
+class EpisodeScores:
     """One episode's verdict and scores."""
 
     episode_id: str
@@ -109,7 +109,7 @@ class Predictions(Document):
     """What a checkpoint says of episodes. Of one that was named, JSON has no list."""
 
     scorer: dict[str, Any]
-    episodes: list[Scored]
+    episodes: list[EpisodeScores]
     problems: list[CommandError]
     contributions: Literal["exact", "occlusion", ""]  # how they were found; empty: not asked for
     out: str | None
@@ -165,7 +165,7 @@ def _window_table(scores: Scores) -> Table:
     return Table(tuple(columns), list(zip(*columns.values(), strict=True)))
 
 
-def _summary_table(episodes: list[Scored]) -> Table:
+def _summary_table(episodes: list[EpisodeScores]) -> Table:
     columns: dict[str, list[str]] = {
         "episode": [scored.episode_id for scored in episodes],
         "host": [scored.host_id for scored in episodes],
@@ -257,12 +257,12 @@ def predict(
     path = kept_path(workspace.champion_folder, champion) if champion else checkpoint
     known = _learned_from(scorer)
     chosen, problems = named_episodes(workspace, episodes)
-    scored: list[Scored] = []
+    scored: list[EpisodeScores] = []
     for stored in track(chosen, "scoring"):
         try:
             read, extracted = extracted_episode(workspace, stored, anyway=anyway)
             scored.append(
-                Scored(
+                EpisodeScores(
                     episode_id=read.episode_id,
                     host_id=read.record.host_id,
                     verdict=verdict_of(read.record),
@@ -298,7 +298,7 @@ def predict(
     )
 
 
-def _seen(scored: list[Scored]) -> str:
+def _seen(scored: list[EpisodeScores]) -> str:
     seen = [each.episode_id for each in scored if each.seen_in_training]
     if len(scored) == 1:
         return "warning: this episode was in the training set"
@@ -331,7 +331,7 @@ def _learned_from(scorer: Scorer) -> set[str] | None:
 # --- the file
 
 
-def _table(scorer: Scorer, scored: list[Scored]) -> pl.DataFrame:
+def _table(scorer: Scorer, scored: list[EpisodeScores]) -> pl.DataFrame:
     """Every window of every episode, with the columns of the asset ``predictions``."""
     import polars as pl
 

@@ -181,13 +181,13 @@ def verify(
     code 1 if a link is broken, gone or not trusted.
     """
     from models.checkpoint import SUFFIX
-    from stages.chain import Chain
+    from stages.chain import ChainVerifier
     from stages.project import Project
 
     workspace = workspace_of(
         config, store, artifacts, must_exist=True, require_signatures=require_signature
     )
-    chain = Chain(Project(workspace))
+    chain = ChainVerifier(Project(workspace))
     if existing(target).is_dir():
         chain.bundle(target)
     elif target.name.endswith(SUFFIX):

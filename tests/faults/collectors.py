@@ -37,7 +37,7 @@ from episodes.environment import MachineError
 from episodes.format import EVENTS_FILE, LABELS_FILE, SOURCES
 from episodes.reading import Episode
 from episodes.store import list_store
-from episodes.validation import Record, ValidationPolicy, validate
+from episodes.validation import EpisodeRecord, ValidationPolicy, validate
 from faults.apart import Limits, apart
 from faults.table import Bench, Outcome, Verdict, fault
 from features.alignment import instants
@@ -56,7 +56,7 @@ def good(*, coarse: bool = False) -> Members:
     return make_members("lab-a", ID, duration_s=30.0, coarse_netflow=coarse)
 
 
-def judged(bench: Bench, members: Members) -> tuple[Record, Episode]:
+def judged(bench: Bench, members: Members) -> tuple[EpisodeRecord, Episode]:
     store = StoreBuilder(bench.folder / f"store-{len(list(bench.folder.iterdir()))}")
     store.add(members=members, episode_id=ID)
     (stored,) = list_store(store.root).episodes
@@ -69,7 +69,7 @@ def columns(episode: Episode, name: str) -> np.ndarray:
     return extract(episode, LAYOUT).series[:, LAYOUT.columns(name)]
 
 
-def verdict_of(problems: list[str], record: Record) -> Outcome:
+def verdict_of(problems: list[str], record: EpisodeRecord) -> Outcome:
     if problems:
         return Outcome("wrong", f"{'; '.join(problems)}: {record.line[:400]}")
     return Outcome("harmless" if record.verdict == "accepted" else "noticed", record.line[:200])
