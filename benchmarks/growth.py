@@ -4,7 +4,7 @@
 
 A simulated store is ingested; then episodes are added to it, and only to an empty one. Both are
 ingested by the command that people use, in processes of their own. Beside that: what hashing and
-unpacking alone cost, and what judging and extracting cost, in this process. Processor seconds.
+unpacking alone cost, and what validating and extracting cost, in this process. Processor seconds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from episodes.archive import ArchiveError, read_members, read_packed
 from episodes.store import list_store
 from episodes.validation import ValidationPolicy
 from features.registry import LAYOUT
-from stages.judging import judged
+from stages.validating import validate_and_extract
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -117,7 +117,7 @@ def measure(scratch: Path, options: argparse.Namespace) -> None:
         )  # fmt: skip
     episodes = list_store(store).episodes
     with recording("growth") as out:
-        floor, judge = _floors(episodes, out)
+        floor, validation = _floors(episodes, out)
         start = _start(scratch)
         out.alone("start of the command", start, "CPU s")
         grown, artifacts = scratch / "grown", scratch / "grown-artifacts"
@@ -132,7 +132,7 @@ def measure(scratch: Path, options: argparse.Namespace) -> None:
         each = _point(out, len(episodes), one, start)
         size = len(episodes)
         out.limit("ingest beside hash and unpack", each / floor, 4, "times", size=size)
-        out.limit("overhead beside judging", each / judge - 1, 0.25, "share", size=size)
+        out.limit("overhead beside judging", each / validation - 1, 0.25, "share", size=size)
         out.limit("two cores beside one", one.wall_s / two.wall_s, 1.7, "times", "the floor",
                   better="more", size=size)  # fmt: skip
         _added(scratch, store, options, out, size)
@@ -147,18 +147,20 @@ def _point(out: Recording, n: int, cost: Cost, start: float) -> float:
 
 
 def _floors(episodes: Sequence[StoredEpisode], out: Recording) -> tuple[float, float]:
-    """Seconds that hashing and unpacking take, and judging and extracting, an episode."""
+    """Seconds that hashing and unpacking take, and validating and extracting, an episode."""
     sample = [e for e in episodes if e.size_bytes][:: max(1, len(episodes) // SAMPLE)][:SAMPLE]
     policy = ValidationPolicy()
-    judged(sample[0], policy, LAYOUT)  # kernels are loaded outside the measurement
-    floors, judgings = [], []
+    validate_and_extract(sample[0], policy, LAYOUT)  # kernels are loaded outside the measurement
+    floors, validations = [], []
     for _ in range(3):
         floors.append(cpu_of(lambda: list(map(_floor, sample))) / len(sample))
-        judgings.append(cpu_of(lambda: [judged(e, policy, LAYOUT) for e in sample]) / len(sample))
-    floor, judge = statistics.median(floors), statistics.median(judgings)
+        validations.append(
+            cpu_of(lambda: [validate_and_extract(e, policy, LAYOUT) for e in sample]) / len(sample)
+        )
+    floor, validation = statistics.median(floors), statistics.median(validations)
     out.alone("hash and unpack", 1000 * floor, "CPU ms an episode")
-    out.alone("judge and extract", 1000 * judge, "CPU ms an episode")
-    return floor, judge
+    out.alone("judge and extract", 1000 * validation, "CPU ms an episode")
+    return floor, validation
 
 
 def _start(scratch: Path) -> float:

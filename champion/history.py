@@ -2,7 +2,7 @@
 
 A champion is a model in realistic mode with its checkpoints of all recipes: they are the evidence,
 and the one of recipe ``SERVED`` scores. One pointer file holds the history, the last entry is in
-use. Whether a model may become champion is judged in ``stages.champion``.
+use. Whether a model may become champion is decided in ``stages.champion``.
 """
 
 from __future__ import annotations
@@ -270,24 +270,24 @@ def keep(folder: Path, path: Path, files: Mapping[str, bytes]) -> str:
 
 
 def put_in_use(
-    folder: Path, champion: ChampionEntry, *, judged_against: ChampionEntry | None
+    folder: Path, champion: ChampionEntry, *, replaces: ChampionEntry | None
 ) -> ChampionEntry:
     """Put a model in use: append it to the history in one rename; returns it as numbered.
 
     Raises:
-        ChampionError: the champion is no longer the one it was judged against.
+        ChampionError: the champion is no longer the one that it was to replace.
     """
     with _one_at_a_time(folder):
         pointer = read_pointer(folder)
         history = [entry.champion for entry in pointer.entries]
-        if (history[-1] if history else None) != judged_against:
+        if (history[-1] if history else None) != replaces:
             raise ChampionError(
                 f"{folder / POINTER_FILE}: another model was promoted meanwhile "
                 f"({history[-1].name if history else 'none is left'}); try again: "
                 f"phasewatch promote {champion.model}"
             )
         return _append(folder, pointer, replace(
-            champion, previous=judged_against.number if judged_against else None
+            champion, previous=replaces.number if replaces else None
         ))  # fmt: skip
 
 

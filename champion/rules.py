@@ -1,7 +1,7 @@
 """Promotion: may a challenger replace the champion? Every ground against it, with figures.
 
 Both are scored on the same test episodes, those that the champion was trained on left out. What is
-judged here are predictions; where checkpoints lie and who is champion is not known here, but in
+compared here are predictions; where checkpoints lie and who is champion is not known here, but in
 ``stages.champion``, which asks for the grounds in order. Grounds
 are codes with numbers; ``evaluation.wording`` makes the sentences.
 """
@@ -44,7 +44,7 @@ TRAINING_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Judgement:
+class TrialOutcome:
     """Whether the challenger may be promoted: it may where no ground against it stands."""
 
     grounds: list[Objection]
@@ -57,13 +57,13 @@ class Judgement:
         return [g for g in self.grounds if self.accept_alarms and g.code in ALARM_GROUNDS]
 
     @property
-    def standing(self) -> list[Objection]:
+    def blocking(self) -> list[Objection]:
         """The grounds that hold a promotion up."""
         return [ground for ground in self.grounds if ground not in self.accepted]
 
     @property
     def granted(self) -> bool:
-        return not self.standing
+        return not self.blocking
 
 
 def known_to(

@@ -1,7 +1,7 @@
 """Safe reading of an episode's ``.tar.zst``: stream it, keep allow-listed members, count bytes.
 
 Nothing is extracted to disk. What the members mean is not decided here. The limits are such that
-any archive is judged within 512 MB and 10 s, whatever is in it; docs/data-format.md lists them.
+any archive is validated within 512 MB and 10 s, whatever is in it; docs/data-format.md lists them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Names and constants of the episode format: phases, sources, files, identifiers.
 
-Only facts of the format live here; reading is in ``reading``, judging in ``validation``.
+Only facts of the format live here; reading is in ``reading``, verdicts in ``validation``.
 """
 
 from __future__ import annotations

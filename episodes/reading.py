@@ -1,6 +1,6 @@
 """One episode in memory: its meta, labels, events, benign jobs and telemetry columns.
 
-Rows that cannot be right are left out, by the rules of ``trust``. Nothing is judged; problems are
+Rows that cannot be right are left out, by the rules of ``trust``. No verdict is given; problems are
 kept as text for ``validation``.
 """
 

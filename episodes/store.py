@@ -1,6 +1,6 @@
 """The receiver's store: its index, its folders, and where the two differ.
 
-The store belongs to the receiver and is only read. ``validation`` judges episodes.
+The store belongs to the receiver and is only read. ``validation`` gives the verdicts.
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ def validate(
     policy: ValidationPolicy,
     fields: Mapping[str, Sequence[FieldPath]],
 ) -> tuple[EpisodeRecord, Episode | None]:
-    """Judge one episode; a faulty episode never raises.
+    """Validate one episode; a faulty episode never raises.
 
     Args:
         fields: the values to parse (see ``read_episode``), so extraction need not read again.
@@ -221,10 +221,10 @@ def validate(
     """
     if stored.unreadable:
         raise unread(stored.path, stored.unreadable)
-    return retried(lambda: _judge(stored, policy, fields), stored.path)
+    return retried(lambda: _validate(stored, policy, fields), stored.path)
 
 
-def _judge(
+def _validate(
     stored: StoredEpisode,
     policy: ValidationPolicy,
     fields: Mapping[str, Sequence[FieldPath]],
@@ -254,13 +254,13 @@ def _judge(
     return _record(stored, sha256, episode, findings), episode
 
 
-def judge_content(
+def validate_content(
     episode: Episode,
     stored: StoredEpisode,
     policy: ValidationPolicy,
     fields: Mapping[str, Sequence[FieldPath]],
 ) -> EpisodeRecord:
-    """Judge an episode in memory as ``validate`` would judge an archive with the indexed hash.
+    """Validate an episode in memory as ``validate`` would an archive with the indexed hash.
 
     Args:
         stored: with at least one row of the index.
@@ -299,7 +299,7 @@ class EpisodeError(Exception):
 
 
 @dataclass(frozen=True)
-class JudgedEpisode(Episode):
+class ValidatedEpisode(Episode):
     """An episode with its verdict."""
 
     record: EpisodeRecord
@@ -308,10 +308,10 @@ class JudgedEpisode(Episode):
         return f"<episode {self.record.line}>"  # not its megabytes
 
 
-def read_judged(
+def read_validated(
     stored: StoredEpisode, policy: ValidationPolicy, fields: Mapping[str, Sequence[FieldPath]]
-) -> JudgedEpisode:
-    """Read and judge one episode, usable or not.
+) -> ValidatedEpisode:
+    """Read and validate one episode, usable or not.
 
     Raises:
         EpisodeError: it cannot be read.
@@ -319,7 +319,7 @@ def read_judged(
     record, episode = validate(stored, policy, fields)
     if episode is None:
         raise EpisodeError(record)
-    return JudgedEpisode(**vars(episode), record=record)
+    return ValidatedEpisode(**vars(episode), record=record)
 
 
 def check_usable(record: EpisodeRecord, *, anyway: bool) -> None:

@@ -18,7 +18,7 @@ from champion.history import SERVED, read_champion
 from config.messages import shortened
 from datasets.windows import read_dataset
 from episodes.format import NS_PER_S
-from episodes.validation import EpisodeError, EpisodeRecord, JudgedEpisode, read_judged
+from episodes.validation import EpisodeError, EpisodeRecord, ValidatedEpisode, read_validated
 from evaluation.latency import measure
 from features.alignment import AlignmentError, Grid, align, make_grid
 from features.extraction import Extracted, extract
@@ -89,14 +89,14 @@ def held_out_windows(scorer: Scorer) -> pl.DataFrame:
     return table
 
 
-def _read(project: Project, stored: StoredEpisode) -> JudgedEpisode:
+def _read(project: Project, stored: StoredEpisode) -> ValidatedEpisode:
     """An episode that may be used.
 
     Raises:
         EpisodeError: it may not.
     """
     workspace = project.workspace
-    episode = read_judged(stored, workspace.validation, workspace.layout.fields)
+    episode = read_validated(stored, workspace.validation, workspace.layout.fields)
     if not episode.record.usable:
         raise EpisodeError(episode.record)
     return episode
@@ -104,7 +104,7 @@ def _read(project: Project, stored: StoredEpisode) -> JudgedEpisode:
 
 def _extracted(
     project: Project, episode_ids: Iterable[str]
-) -> Iterator[tuple[JudgedEpisode, Extracted]]:
+) -> Iterator[tuple[ValidatedEpisode, Extracted]]:
     """Recordings with their windows, one at a time; what cannot be used is left out and said."""
     listed = {stored.episode_id: stored for stored in project.listing.episodes}
     for episode_id in episode_ids:
@@ -118,7 +118,7 @@ def _extracted(
             log.warning("%s: left out: %s", episode_id, str(error).partition("\n")[0])
 
 
-def _sweep(project: Project, seed: int | None = None) -> Iterator[tuple[JudgedEpisode, Grid]]:
+def _sweep(project: Project, seed: int | None = None) -> Iterator[tuple[ValidatedEpisode, Grid]]:
     """Every usable recording of the store, one at a time; with a seed in an order that is drawn."""
     chosen = list(project.listing.episodes)
     if seed is not None:
@@ -255,7 +255,7 @@ def replay(
 
 def _windows(
     scorer: Scorer,
-    episode: JudgedEpisode,
+    episode: ValidatedEpisode,
     extracted: Extracted,
     held_out: dict[str, set[int]],
     speed: float,

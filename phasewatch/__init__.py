@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from champion.history import ChampionError
     from episodes.environment import MachineError
     from episodes.store import StoreError
-    from episodes.validation import EpisodeError, JudgedEpisode
+    from episodes.validation import EpisodeError, ValidatedEpisode
     from evaluation.documents import EvalReport
     from features.alignment import AlignmentError
     from features.extraction import Extracted
@@ -113,7 +113,7 @@ def open_project(
     return Project(workspace)
 
 
-def read_episode(project: Project, episode: str | Path) -> JudgedEpisode:
+def read_episode(project: Project, episode: str | Path) -> ValidatedEpisode:
     """One episode, usable or not: labels, events, the rows of every source, and its verdict.
 
     Args:
@@ -132,7 +132,7 @@ def read_episode(project: Project, episode: str | Path) -> JudgedEpisode:
     """
     from episodes.format import ARCHIVE_SUFFIX
     from episodes.store import find_archive
-    from episodes.validation import read_judged
+    from episodes.validation import read_validated
 
     _check_type("episode", episode, (str, Path), "an id or the path of a .tar.zst")
     if str(episode).endswith(ARCHIVE_SUFFIX):
@@ -140,11 +140,11 @@ def read_episode(project: Project, episode: str | Path) -> JudgedEpisode:
     else:
         stored = project.listing.find(str(episode))
     workspace = project.workspace
-    return read_judged(stored, workspace.validation, workspace.layout.fields)
+    return read_validated(stored, workspace.validation, workspace.layout.fields)
 
 
 def extract(
-    project: Project, episode: JudgedEpisode | str | Path, *, anyway: bool = False
+    project: Project, episode: ValidatedEpisode | str | Path, *, anyway: bool = False
 ) -> Extracted:
     """The 10 Hz series, windows and features of an episode.
 
@@ -160,10 +160,10 @@ def extract(
         AlignmentError: the episode has no usable clock.
         StoreError, OSError, MachineError, TypeError: see ``read_episode``.
     """
-    from episodes.validation import JudgedEpisode, check_usable
+    from episodes.validation import ValidatedEpisode, check_usable
     from features import extraction
 
-    if not isinstance(episode, JudgedEpisode):
+    if not isinstance(episode, ValidatedEpisode):
         episode = read_episode(project, episode)
     check_usable(episode.record, anyway=anyway)
     return extraction.extract(episode, project.workspace.layout)
@@ -223,7 +223,7 @@ def load_checkpoint(
 def predict(
     project: Project,
     checkpoint: Checkpoint,
-    episode: JudgedEpisode | str | Path,
+    episode: ValidatedEpisode | str | Path,
     *,
     anyway: bool = False,
 ) -> Scores:
@@ -254,7 +254,7 @@ def predict(
 def explain(
     project: Project,
     checkpoint: Checkpoint,
-    episode: JudgedEpisode | str | Path,
+    episode: ValidatedEpisode | str | Path,
     *,
     anyway: bool = False,
 ) -> pl.DataFrame:

@@ -21,13 +21,13 @@ import numpy as np
 from episodes.format import EVENTS_FILE, LABELS_FILE, META_FILE, batch_key
 from episodes.jsonl import Rows
 from episodes.reading import Episode, assemble
-from episodes.validation import judge_content
+from episodes.validation import validate_content
 from simulation.children import as_lines, make_content
 from simulation.corpus import Progress, parent_of
 from stages.batch import ingest_batch
 from stages.ingest import check_corpus_code, keep_contracts
-from stages.judging import judged, with_rows
 from stages.project import Project
+from stages.validating import extract_if_usable, validate_and_extract
 from stages.workers import cores, worker_processes
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from simulation.parents import Parent
     from simulation.plan import Child
     from simulation.sheets import Sheet
-    from stages.judging import Judged
+    from stages.validating import Validated
     from stages.workspace import Workspace
 
 _PER_PROCESS = 4  # batches
@@ -120,20 +120,24 @@ def _write_all(batches: Sequence[_Batch], count: int, prepare: Callable[[], None
 
 def _write(batch: _Batch) -> int:
     made = ingest_batch(
-        batch.stored, batch.folder, batch.policy, batch.layout, judge=partial(_judge, batch)
+        batch.stored,
+        batch.folder,
+        batch.policy,
+        batch.layout,
+        validate=partial(_validate_child, batch),
     )
     return int(made["feature_shards"].facts["windows"])
 
 
-def _judge(
+def _validate_child(
     batch: _Batch, stored: StoredEpisode, policy: ValidationPolicy, layout: Layout
-) -> Judged:
+) -> Validated:
     child = batch.children.get(stored.episode_id)
     if child is None:
-        return judged(stored, policy, layout)
+        return validate_and_extract(stored, policy, layout)
     episode = episode_of(child, parent_of(child), batch.seed, layout)
-    record = judge_content(episode, stored, policy, layout.fields)
-    return with_rows(record, episode, stored, layout)
+    record = validate_content(episode, stored, policy, layout.fields)
+    return extract_if_usable(record, episode, stored, layout)
 
 
 def episode_of(child: Child, parent: Parent, seed: int, layout: Layout) -> Episode:

@@ -1,4 +1,4 @@
-"""One pass over a batch: its episodes judged and extracted, or taken over from the last pass."""
+"""One pass over a batch: its episodes validated and extracted, or taken over from the last pass."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from features.shards import (
     write_table,
 )
 from models.base import silent
-from stages.judging import Judged, judged
 from stages.manifest import Draft, Manifest, draft, read_manifest
+from stages.validating import Validated, validate_and_extract
 
 if TYPE_CHECKING:
     from stages.stage import Artifacts, Progress
 
-Judge = Callable[[StoredEpisode, ValidationPolicy, Layout], Judged]
+ValidateAndExtract = Callable[[StoredEpisode, ValidationPolicy, Layout], Validated]
 
 VERSION = "4"
 INDEX, TENSORS, FEATURES = OUTPUTS = "validation_index", "tensor_shards", "feature_shards"
@@ -142,7 +142,7 @@ def last_pass(
     return LastPass(entries, tuple(kept), tuple(merged), artifacts)
 
 
-def to_judge(
+def to_validate(
     episodes: Sequence[StoredEpisode],
     folder: Path,
     policy: ValidationPolicy,
@@ -150,7 +150,7 @@ def to_judge(
     *,
     again: bool,
 ) -> list[StoredEpisode]:
-    """The episodes that ``ingest_batch`` would judge, in its order."""
+    """The episodes that ``ingest_batch`` would validate, in its order."""
     last = _NOTHING if again else last_pass(episodes, folder, policy, layout)
     return [episode for episode in episodes if episode.episode_id not in last.entries]
 
@@ -163,7 +163,7 @@ def ingest_batch(
     *,
     outputs: Collection[str] = OUTPUTS,
     again: bool = False,
-    judge: Judge | None = None,
+    validate: ValidateAndExtract | None = None,
     progress: Progress = silent,
 ) -> Artifacts:
     """Validate a batch and write its index and shards, or only some, to ``folder/<output>``.
@@ -171,8 +171,8 @@ def ingest_batch(
     Shards hold the accepted and the degraded episodes; the index holds all of them.
 
     Args:
-        again: judge every episode, also those that are as they were.
-        judge: reads and judges an episode; ``judged``, unless another is given.
+        again: validate every episode, also those that are as they were.
+        validate: validates and extracts an episode; default: ``validate_and_extract``.
 
     Raises:
         MachineError: an episode could not be read or extracted, for no fault of its own.
@@ -200,7 +200,7 @@ def ingest_batch(
                 continue
             else:
                 progress(done, len(episodes), key)
-                record, rows = (judge or judged)(stored, policy, layout)
+                record, rows = (validate or validate_and_extract)(stored, policy, layout)
                 entry = IngestedEpisode(record, identity_of(stored))
             place = writer.add(rows) if rows else None
             entries[key] = IngestedEpisode(entry.record, entry.identity, place)

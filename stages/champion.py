@@ -43,7 +43,7 @@ from champion.rules import (
     GROUP_MARGIN,
     MIN_EPISODES,
     TRAINING_COLUMNS,
-    Judgement,
+    TrialOutcome,
     against_baselines,
     against_champion,
     alarm_evidence,
@@ -108,7 +108,7 @@ class ChampionOptions:
 
 
 @dataclass(frozen=True)
-class Renewed:
+class RenewedPage:
     """The page after the champion changed, or why it could not be made."""
 
     page: Manifest | None
@@ -127,14 +127,14 @@ class Renewed:
 
 @dataclass(frozen=True)
 class Trial:
-    """A challenger that was judged, and the champion it was judged against."""
+    """A challenger that was tried, and the champion it was tried against."""
 
     variant: Variant
     checkpoints: dict[str, str]  # recipe -> checkpoint id
     champion: ChampionEntry | None  # before the trial
-    judgement: Judgement
+    outcome: TrialOutcome
     promoted: ChampionEntry | None = None
-    renewed: Renewed | None = None  # None: nothing was promoted
+    renewed: RenewedPage | None = None  # None: nothing was promoted
     signs: bool = False  # it is the champion, and promoting it again only signs it
 
     @property
@@ -159,15 +159,15 @@ def trial_verdict(trial: Trial) -> str:
         return f"{name} is the champion, {'now' if trial.promoted else 'not yet'} signed"
     if trial.promoted:
         return f"{name} is promoted"
-    if trial.judgement.granted:
+    if trial.outcome.granted:
         return f"{name} may be promoted: phasewatch promote {trial.variant.model}"
-    return f"{name} may not be promoted: {len(trial.judgement.standing)} reasons"
+    return f"{name} may not be promoted: {len(trial.outcome.blocking)} reasons"
 
 
-def trial_figures(judgement: Judgement) -> dict[str, float]:
+def trial_figures(outcome: TrialOutcome) -> dict[str, float]:
     """The numbers of a trial that are worth a plot."""
     figures = {}
-    for recipe, evidence in judgement.recipes.items():
+    for recipe, evidence in outcome.recipes.items():
         for name in (CHALLENGER, CHAMPION):
             if name in evidence:
                 figures[f"macro_f1_{name}_{recipe}"] = evidence[name]
@@ -183,13 +183,13 @@ def trial_figures(judgement: Judgement) -> dict[str, float]:
 
 
 def _may_replace_it(project: Project, key: str, trial: Trial) -> CheckResult:
-    judgement = trial.judgement
+    outcome = trial.outcome
     reasons, accepted = (
         "\n".join(f"- {objection(ground)}" for ground in grounds)
-        for grounds in (judgement.standing, judgement.accepted)
+        for grounds in (outcome.blocking, outcome.accepted)
     )
     return CheckResult(
-        judgement.granted or trial.is_champion,
+        outcome.granted or trial.is_champion,
         "warn",
         trial_verdict(trial),
         {
@@ -197,10 +197,10 @@ def _may_replace_it(project: Project, key: str, trial: Trial) -> CheckResult:
             "reasons": Markdown(reasons or "none"),
             "accepted": Markdown(accepted or "none"),
             "unlike_training": Markdown(
-                "\n".join(f"- {text}" for text in unlike_notes(judgement.recipes)) or "none"
+                "\n".join(f"- {text}" for text in unlike_notes(outcome.recipes)) or "none"
             ),
-            "evidence": judgement.recipes,
-            **trial_figures(judgement),
+            "evidence": outcome.recipes,
+            **trial_figures(outcome),
         },
     )
 
@@ -214,7 +214,7 @@ class ChampionStage(Stage):
     job = "challenge"
     automatic = False
     reusable = False
-    needs_inputs = False  # the trial judges what there is and gives every reason against it
+    needs_inputs = False  # the trial takes what there is and gives every reason against it
     options = ChampionOptions
     docs = "champion.md"
 
@@ -317,7 +317,7 @@ class ChampionStage(Stage):
             )
         accept = self.chosen.accept_alarms
         if not self.chosen.promote:
-            return {self.name: judge(project, challenger, accept_alarms=accept)}
+            return {self.name: run_trial(project, challenger, accept_alarms=accept)}
         trial = promote(project, challenger, by="dagster", why=self.why, accept_alarms=accept)
         return {self.name: trial}
 
@@ -357,12 +357,12 @@ def champion_facts(champion: ChampionEntry | None) -> dict[str, Any]:
 
 
 # Long, because the grounds for refusal are tried in order, each with its own reason.
-def judge(project: Project, challenger: Variant, *, accept_alarms: str = "") -> Trial:
+def run_trial(project: Project, challenger: Variant, *, accept_alarms: str = "") -> Trial:
     """Try a variant's checkpoints of all recipes against the champion, on the current test data.
 
     Without a champion that loads for the layout in force, the baselines are the bar. A recipe that
     the store cannot give is skipped. Nothing is written. A champion that no trusted key has signed
-    is not judged against itself where there is a key: what is kept of it has to verify.
+    is not tried against itself where there is a key: what is kept of it has to verify.
 
     Args:
         accept_alarms: why alarms over the budget are accepted; empty: they are not.
@@ -375,15 +375,15 @@ def judge(project: Project, challenger: Variant, *, accept_alarms: str = "") -> 
     champion = read_champion(workspace.champion_folder)
 
     def refused(*grounds: Objection, checkpoints: dict[str, str] | None = None) -> Trial:
-        return Trial(challenger, checkpoints or {}, champion, Judgement(list(grounds)))
+        return Trial(challenger, checkpoints or {}, champion, TrialOutcome(list(grounds)))
 
     if challenger.mode != "realistic":
         return refused(Objection(code="oracle", about=challenger.name))
     replayed = differences(workspace.layout)
     if champion is not None and _signs(project, challenger, champion):
         grounds = _against_signing(project, champion, replayed)
-        judgement = Judgement(grounds, champion.evidence)
-        return Trial(challenger, champion.checkpoints, champion, judgement, signs=True)
+        outcome = TrialOutcome(grounds, champion.evidence)
+        return Trial(challenger, champion.checkpoints, champion, outcome, signs=True)
     entries = {
         recipe: verify(
             checkpoint_path(workspace.checkpoint_folder(recipe), challenger),
@@ -426,19 +426,19 @@ def judge(project: Project, challenger: Variant, *, accept_alarms: str = "") -> 
             grounds_against_champion(recipes)
         )  # fmt: skip
         grounds += grounds_against_alarms(recipes, workspace.report)
-    return Trial(challenger, ids, champion, Judgement(grounds, recipes, accept_alarms))
+    return Trial(challenger, ids, champion, TrialOutcome(grounds, recipes, accept_alarms))
 
 
 def promote(
     project: Project, challenger: Variant, *, by: str, why: str, accept_alarms: str = ""
 ) -> Trial:
-    """Judge a variant and put it in use if nothing speaks against it; the page then shows it.
+    """Try a variant and put it in use if nothing speaks against it; the page then shows it.
 
     Raises:
-        ChampionError, CheckpointError, StageError: see ``judge``, ``keep``, ``put_in_use``.
+        ChampionError, CheckpointError, StageError: see ``run_trial``, ``keep``, ``put_in_use``.
     """
-    trial = judge(project, challenger, accept_alarms=accept_alarms)
-    if not trial.judgement.granted:
+    trial = run_trial(project, challenger, accept_alarms=accept_alarms)
+    if not trial.outcome.granted:
         return trial
     workspace = project.workspace
     if trial.signs and trial.champion is not None:
@@ -465,18 +465,18 @@ def promote(
         recipe: read_rule(project.existing(f"alarm_rules/{challenger.name}", recipe)).id
         for recipe in kept
     }
-    judgement, likeness = trial.judgement, _likeness(project, SERVED, challenger)
+    outcome, likeness = trial.outcome, _likeness(project, SERVED, challenger)
     accepted = {
-        "why": accept_alarms, "grounds": [ground.model_dump() for ground in judgement.accepted]
+        "why": accept_alarms, "grounds": [ground.model_dump() for ground in outcome.accepted]
     }  # fmt: skip
     champion = ChampionEntry(
         number=0, action="promoted", model=challenger.model, mode=challenger.mode, served=SERVED,
-        checkpoints=kept, since=now(), by=by, why=why, evidence=judgement.recipes,
+        checkpoints=kept, since=now(), by=by, why=why, evidence=outcome.recipes,
         previous=None, alarm_rules=alarm_rules,
         likeness=likeness.facts["likeness_id"] if likeness else "",
-        accepted=accepted if judgement.accepted else None, training=training,
+        accepted=accepted if outcome.accepted else None, training=training,
     )  # fmt: skip
-    promoted = put_in_use(workspace.champion_folder, champion, judged_against=trial.champion)
+    promoted = put_in_use(workspace.champion_folder, champion, replaces=trial.champion)
     return replace(trial, promoted=promoted, renewed=renew_page(workspace))
 
 
@@ -553,7 +553,7 @@ def restore(project: Project) -> list[Path]:
     return sorted(kept_folder(folder, each) for each in set(champion.checkpoints.values()))
 
 
-def renew_page(workspace: Workspace) -> Renewed:
+def renew_page(workspace: Workspace) -> RenewedPage:
     """Make the report page again, which shows the champion. Failing is no reason to stop."""
     from stages.project import Project  # here: it imports the stages
 
@@ -561,10 +561,10 @@ def renew_page(workspace: Workspace) -> Renewed:
         project = Project(workspace)  # that of the caller may have looked at the former champion
         made = project.make(project.stages["report"], "")
     except (StageError, StoreError, ChampionError, CheckpointError) as error:
-        return Renewed(None, str(error))
+        return RenewedPage(None, str(error))
     except ModuleNotFoundError as error:  # the base install makes no pages
-        return Renewed(None, f"{error.name} is not installed: pip install 'phasewatch[train]'")
-    return Renewed(made.artifacts["report"])
+        return RenewedPage(None, f"{error.name} is not installed: pip install 'phasewatch[train]'")
+    return RenewedPage(made.artifacts["report"])
 
 
 def validation_mean(project: Project, variant: Variant) -> float | None:

@@ -22,12 +22,12 @@ from stages.batch import (
     differ,
     fingerprint_under,
     ingest_batch,
-    to_judge,
+    to_validate,
 )
-from stages.judging import judging_ahead
 from stages.manifest import Manifest, manifest_damage, read_manifest
 from stages.stage import Artifacts, Check, CheckResult, Stage, StageOutput
 from stages.status import Reason, StageError
+from stages.validating import validating_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -200,7 +200,7 @@ class IngestStage(Stage):
         new = [
             episode
             for key in keys
-            for episode in to_judge(
+            for episode in to_validate(
                 self.episodes(project, key),
                 self.folder(project, key),
                 policy,
@@ -208,7 +208,7 @@ class IngestStage(Stage):
                 again=workspace.force,
             )
         ]
-        return judging_ahead(new, policy, layout)
+        return validating_ahead(new, policy, layout)
 
     def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:
         facts = artifact.facts

@@ -376,7 +376,7 @@ def _made(folder: Path) -> tuple[Any, Path]:
         number=0, action="promoted", model=knn.model, mode=knn.mode, served="time",
         checkpoints={"time": kept}, since="", by="", why="", evidence={}, previous=None,
     )  # fmt: skip
-    put_in_use(workspace.champion_folder, champion, judged_against=None)
+    put_in_use(workspace.champion_folder, champion, replaces=None)
     project = Project(workspace)
     assert project.stages
     _warm(workspace.layout)

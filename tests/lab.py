@@ -198,7 +198,7 @@ def put_in_use(lab: Lab, model: str, folder: Path | None = None) -> ChampionEntr
         checkpoints=kept, since=now(), by="test", why="", evidence={}, previous=None,
         alarm_rules=dict.fromkeys(HAD, rule.id), training=dict.fromkeys(HAD, training),
     )  # fmt: skip
-    return history.put_in_use(folder, champion, judged_against=before)
+    return history.put_in_use(folder, champion, replaces=before)
 
 
 def checkpoint_of(lab: Lab, model: str, mode: str = "realistic") -> Checkpoint:

@@ -36,7 +36,7 @@ from champion.history import (
     roll_back,
 )
 from champion.rules import (
-    Judgement,
+    TrialOutcome,
     against_baselines,
     against_champion,
     alarm_evidence,
@@ -56,7 +56,7 @@ from models.registry import Variant, find_variant
 from pipelines.cli.app import FAILED, MISMATCH, OK, USAGE, app
 from pipelines.graph import build_defs
 from stages.alarm_rules import read_rule
-from stages.champion import judge, kept_files
+from stages.champion import kept_files, run_trial
 from stages.manifest import draft, read_manifest
 
 GBT, KNN = find_variant("gbt", "realistic"), find_variant("knn", "realistic")
@@ -235,12 +235,12 @@ def test_alarms_that_were_never_measured_are_not_within_the_budget() -> None:
 def test_only_alarms_can_be_accepted() -> None:
     over = grounds_against_alarms({"host": alarms(LOUD)}, POLICY)
     worse = Objection(code="nowhere_better", numbers={"low": 0.0})
-    assert not Judgement(over).granted
-    accepted = Judgement(over, accept_alarms="a small corpus")
+    assert not TrialOutcome(over).granted
+    accepted = TrialOutcome(over, accept_alarms="a small corpus")
     assert accepted.granted
     assert accepted.accepted == over
-    assert Judgement([worse, *over], accept_alarms="a small corpus").standing == [worse]
-    assert Judgement([], accept_alarms="not needed").accepted == []
+    assert TrialOutcome([worse, *over], accept_alarms="a small corpus").blocking == [worse]
+    assert TrialOutcome([], accept_alarms="not needed").accepted == []
 
 
 # --- test episodes that the champion was trained on
@@ -305,7 +305,7 @@ def base(trained_lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             for recipe in HAD:
                 result = lab.execute("retrain", recipe, only=only)
                 assert result.success, failure(result)
-            put_in_use(lab.workspace.champion_folder, kept(lab, GBT), judged_against=None)
+            put_in_use(lab.workspace.champion_folder, kept(lab, GBT), replaces=None)
 
     template = once(tmp_path_factory, "champion-lab", make)
     with copy_of(template, tmp_path_factory.mktemp("champion")) as lab:
@@ -314,7 +314,7 @@ def base(trained_lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def kept(lab: Lab, which: Variant) -> ChampionEntry:
-    """A model as it is put in use, without a judgement."""
+    """A model as it is put in use, without a outcome."""
     ids = {
         recipe: keep(
             lab.workspace.champion_folder,
@@ -455,10 +455,10 @@ def test_two_rollbacks_go_two_steps_back(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(champion.history, "load_kept", lambda *_: None)
     last = None
     for model in ("gbt", "mlp", "cnn"):
-        last = put_in_use(tmp_path, reign_of(model), judged_against=last)
+        last = put_in_use(tmp_path, reign_of(model), replaces=last)
     back = [roll_back(tmp_path, LAYOUT, by="", why="").model for _ in range(2)]
     assert back == ["mlp", "gbt"]
-    forward = put_in_use(tmp_path, reign_of("knn"), judged_against=read_champion(tmp_path))
+    forward = put_in_use(tmp_path, reign_of("knn"), replaces=read_champion(tmp_path))
     assert roll_back(tmp_path, LAYOUT, by="", why="").model == "gbt"
     assert forward.number == 6
 
@@ -488,7 +488,7 @@ def test_a_challenger_that_does_not_verify_is_refused(lab: Lab) -> None:
     sidecar = next(folder.glob("knn_realistic.*.safetensors"))
     sidecar.write_bytes(sidecar.read_bytes()[:-1] + b"?")
     checkpoint_path(lab.workspace.checkpoint_folder("time"), KNN).unlink()
-    found = judge(lab.project, KNN).judgement.grounds
+    found = run_trial(lab.project, KNN).outcome.grounds
     assert said(found) == [("unverified", "host", None), ("unverified", "time", None)]
     assert "not the sidecar that was trained" in objection(found[0])
     assert "no such checkpoint" in objection(found[1])
@@ -496,7 +496,7 @@ def test_a_challenger_that_does_not_verify_is_refused(lab: Lab) -> None:
 
 def test_golden_vectors_are_replayed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stages.champion.differences", lambda _: ["E: guest.forks.mean differs"])
-    found = judge(lab.project, KNN).judgement.grounds
+    found = run_trial(lab.project, KNN).outcome.grounds
     assert [(g.code, g.recipe) for g in found] == [("does_not_verify", r) for r in HAD]
     assert all("does not verify: E: guest.forks.mean differs" in objection(g) for g in found)
 
@@ -508,9 +508,9 @@ def test_a_challenger_that_cannot_be_verified_here_is_refused(
     monkeypatch.setattr(
         "stages.champion.verify", lambda path, *_: InventoryEntry(path, {}, **missing)
     )
-    trial = judge(lab.project, KNN)
-    assert not trial.judgement.granted
-    assert [objection(g) for g in trial.judgement.grounds] == [
+    trial = run_trial(lab.project, KNN)
+    assert not trial.outcome.granted
+    assert [objection(g) for g in trial.outcome.grounds] == [
         f"Recipe {r}: {missing['unverified']}" for r in HAD
     ]
 
@@ -521,7 +521,7 @@ def test_a_challenger_of_another_dataset_is_refused(lab: Lab) -> None:
     with draft(dataset.folder) as staged:
         shutil.copy(dataset.path("windows"), staged.new_file("windows", ".parquet"))
         staged.commit("grown since", dataset.facts, dataset.stage_version)
-    assert said(judge(lab.project, KNN).judgement.grounds) == [
+    assert said(run_trial(lab.project, KNN).outcome.grounds) == [
         ("other_dataset", "sample", KNN.name)
     ]
 
@@ -539,23 +539,23 @@ def test_episodes_that_the_champion_was_trained_on_are_left_out(lab: Lab) -> Non
     known = read_training(workspace.champion_folder, reign, "time")
     row = windows.select(known.columns).unique().filter(pl.col("episode_id") == test[0])
     pl.concat([known, row.with_columns(ended_at_wall_ns=pl.lit(0, pl.Int64))]).write_parquet(path)
-    found = judge(lab.project, KNN).judgement.recipes["time"]
+    found = run_trial(lab.project, KNN).outcome.recipes["time"]
     assert (found["left_out"], found["episodes"]) == (1, len(test) - 1)
 
     pl.concat([known, row.with_columns(ended_at_wall_ns=pl.lit(2**62, pl.Int64))]).write_parquet(
         path
     )
-    judgement = judge(lab.project, KNN).judgement
-    assert not judgement.granted
-    assert said(judgement.grounds)[0] == ("too_few_left", "time", None)
-    assert judgement.grounds[0].numbers["episodes"] == 0
+    outcome = run_trial(lab.project, KNN).outcome
+    assert not outcome.granted
+    assert said(outcome.grounds)[0] == ("too_few_left", "time", None)
+    assert outcome.grounds[0].numbers["episodes"] == 0
 
 
 def test_a_champion_of_another_layout_cannot_come_back(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     champion = read_champion(lab.workspace.champion_folder)
-    put_in_use(lab.workspace.champion_folder, kept(lab, KNN), judged_against=champion)
+    put_in_use(lab.workspace.champion_folder, kept(lab, KNN), replaces=champion)
     channels = list(LAYOUT.channels)
     channels[31] = replace(channels[31], unit="kB/s")
     monkeypatch.setattr(features.registry, "LAYOUT", replace(LAYOUT, channels=tuple(channels)))
@@ -573,7 +573,7 @@ def test_a_champion_of_another_layout_is_in_nobodys_way(
         raise ContractMismatchError("gbt", ["guest.net_rx_bytes: unit was B/s"], "Retrain")
 
     monkeypatch.setattr("stages.champion.load_kept", refuse)
-    recipes = judge(lab.project, KNN).judgement.recipes
+    recipes = run_trial(lab.project, KNN).outcome.recipes
     assert [recipe for recipe, found in recipes.items() if "baselines" in found] == HAD
 
 
@@ -583,9 +583,9 @@ def test_a_damaged_copy_is_no_way_out(lab: Lab) -> None:
     reign = read_champion(folder)
     assert reign is not None
     next(kept_folder(folder, reign.checkpoints["host"]).glob("*.ubj")).unlink()
-    (ground,) = judge(lab.project, KNN).judgement.grounds
+    (ground,) = run_trial(lab.project, KNN).outcome.grounds
     assert ground.code == "champion_unloadable"
-    put_in_use(folder, kept(lab, KNN), judged_against=reign)
+    put_in_use(folder, kept(lab, KNN), replaces=reign)
     with pytest.raises(CheckpointError, match="is missing; copy both files"):
         roll_back(folder, LAYOUT, by="", why="")
 
@@ -596,7 +596,7 @@ def test_a_damaged_copy_is_no_way_out(lab: Lab) -> None:
 def test_a_kill_while_the_pointer_is_written_leaves_it_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = put_in_use(tmp_path, reign_of("gbt"), judged_against=None)
+    first = put_in_use(tmp_path, reign_of("gbt"), replaces=None)
     text = (tmp_path / "champion.json").read_bytes()
 
     def killed(*_: object) -> None:
@@ -605,15 +605,15 @@ def test_a_kill_while_the_pointer_is_written_leaves_it_as_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            put_in_use(tmp_path, reign_of("mlp"), judged_against=first)
+            put_in_use(tmp_path, reign_of("mlp"), replaces=first)
     assert (tmp_path / "champion.json").read_bytes() == text
-    assert put_in_use(tmp_path, reign_of("mlp"), judged_against=first).number == 2
+    assert put_in_use(tmp_path, reign_of("mlp"), replaces=first).number == 2
 
 
 def test_a_champion_crowned_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
-    first = put_in_use(tmp_path, reign_of("gbt"), judged_against=None)
+    first = put_in_use(tmp_path, reign_of("gbt"), replaces=None)
     with pytest.raises(ChampionError, match="another model was promoted meanwhile"):
-        put_in_use(tmp_path, reign_of("mlp"), judged_against=None)
+        put_in_use(tmp_path, reign_of("mlp"), replaces=None)
     assert read_history(tmp_path) == [first]
 
 

@@ -395,7 +395,7 @@ def test_a_new_batch_is_compared_as_it_is_ingested(
         kept = keep(folder, path, kept_files(trained.project, RECIPE, which))
         reign = ChampionEntry(0, "promoted", "gbt", "realistic", RECIPE, {RECIPE: kept}, "", "", "",
                               {}, None)  # fmt: skip
-        put_in_use(folder, reign, judged_against=None)
+        put_in_use(folder, reign, replaces=None)
         result = lab.execute("ingest", batch, only=[dg.AssetKey("drift")])
         assert result.success, failure(result)
         said = materialized(result)["drift"]

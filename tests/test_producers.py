@@ -26,7 +26,7 @@ from lab import RECIPE, Lab, failure, put_in_use
 from typer.testing import CliRunner
 
 from datasets.windows import read_dataset
-from episodes.validation import JudgedEpisode
+from episodes.validation import ValidatedEpisode
 from evaluation.latency import processor
 from features.loaders import read_windows
 from hub import producers
@@ -241,7 +241,7 @@ def test_one_recording_at_a_time_is_in_memory(trained: Lab) -> None:
         alive = set()
         for event in events:
             if getattr(event, "window", 0) == 0:
-                alive.add(sum(type(each) is JudgedEpisode for each in gc.get_objects()))
+                alive.add(sum(type(each) is ValidatedEpisode for each in gc.get_objects()))
         assert alive == {1}
 
 

@@ -214,7 +214,7 @@ def champion(folder: Path, number: int, checkpoint: str) -> None:
         evidence={}, previous=None,
     )  # fmt: skip
     last = history.read_champion(folder)
-    history.put_in_use(folder, entry, judged_against=last)
+    history.put_in_use(folder, entry, replaces=last)
 
 
 def put(folder: Path, n_bytes: int, days: float) -> Path:

@@ -129,7 +129,7 @@ def test_a_model_that_gives_no_numbers_and_a_machine_that_fails_have_errors(
     def fails(*_: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr("episodes.validation._judge", fails)
+    monkeypatch.setattr("episodes.validation._validate", fails)
     monkeypatch.setattr("episodes.environment.PAUSES_S", (0,))
     with pytest.raises(phasewatch.MachineError):
         phasewatch.read_episode(project, episode_id)

@@ -12,7 +12,7 @@ from lab import QUIET, TINY, Lab, failure, new_instance, put_in_use
 
 import pipelines.requests
 import stages.batch
-import stages.judging
+import stages.validating
 from assets.factory import asset_key
 from assets.partitions import BATCHES
 from episodes.environment import MachineError
@@ -22,7 +22,7 @@ from pipelines.graph import build_defs
 from pipelines.partitions import Covered, in_ranges, named, partition_tags, sync_batches
 from resources.guards import last_metadata
 from resources.workspace import resource_of
-from stages.judging import judging_ahead
+from stages.validating import validating_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -218,9 +218,11 @@ def test_bytes_do_not_depend_on_the_number_of_processes(
     keys = list(project.listing.batches)
     for key, made_ in project.make_each(stage, keys):
         assert not isinstance(made_, Exception), key
-    monkeypatch.setattr(stages.judging, "WORTHWHILE", 1)
-    monkeypatch.setattr(stages.judging, "cores", lambda: 2)
-    monkeypatch.setattr(stages.judging, "_judge", None)  # this process does nothing itself
+    monkeypatch.setattr(stages.validating, "WORTHWHILE", 1)
+    monkeypatch.setattr(stages.validating, "cores", lambda: 2)
+    monkeypatch.setattr(
+        stages.validating, "_validate_and_extract", None
+    )  # this process does nothing itself
     elsewhere = Lab(lab.store, tmp_path / "elsewhere", lab.instance, TINY)
     for key, made_ in elsewhere.project.make_each(stage, keys):
         assert not isinstance(made_, Exception), key
@@ -230,36 +232,36 @@ def test_bytes_do_not_depend_on_the_number_of_processes(
 def test_what_is_left_out_or_not_announced_is_no_matter(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages.judging, "WORTHWHILE", 1)
-    monkeypatch.setattr(stages.judging, "cores", lambda: 2)
+    monkeypatch.setattr(stages.validating, "WORTHWHILE", 1)
+    monkeypatch.setattr(stages.validating, "cores", lambda: 2)
     episodes, workspace = lab.workspace.listing().episodes, lab.workspace
     given = (workspace.validation, workspace.layout)
-    with judging_ahead(episodes[1:7], *given):
-        for i in (2, 0, 5, 1, 7):  # the first was not announced; to go back is to judge anew
-            record, _ = stages.judging.judged(episodes[i], *given)
+    with validating_ahead(episodes[1:7], *given):
+        for i in (2, 0, 5, 1, 7):  # the first was not announced; to go back is to validate anew
+            record, _ = stages.validating.validate_and_extract(episodes[i], *given)
             assert record.episode_id == episodes[i].episode_id
 
 
 def test_a_killed_worker_decides_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages.judging, "WORTHWHILE", 1)
-    monkeypatch.setattr(stages.judging, "cores", lambda: 2)
-    monkeypatch.setattr(stages.judging, "_AHEAD_BYTES", 0)  # most are not yet asked for
+    monkeypatch.setattr(stages.validating, "WORTHWHILE", 1)
+    monkeypatch.setattr(stages.validating, "cores", lambda: 2)
+    monkeypatch.setattr(stages.validating, "_AHEAD_BYTES", 0)  # most are not yet asked for
     episodes, workspace = lab.workspace.listing().episodes, lab.workspace
     given = (workspace.validation, workspace.layout)
-    with judging_ahead(episodes, *given):
-        stages.judging.judged(episodes[0], *given)
+    with validating_ahead(episodes, *given):
+        stages.validating.validate_and_extract(episodes[0], *given)
         for child in multiprocessing.active_children():
             child.kill()
             child.join()
         with pytest.raises(MachineError, match="killed"):
-            [stages.judging.judged(episode, *given) for episode in episodes[1:]]
+            [stages.validating.validate_and_extract(episode, *given) for episode in episodes[1:]]
 
 
 def test_a_fault_of_the_machine_in_a_worker_is_one_here(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages.judging, "WORTHWHILE", 1)
-    monkeypatch.setattr(stages.judging, "cores", lambda: 2)
+    monkeypatch.setattr(stages.validating, "WORTHWHILE", 1)
+    monkeypatch.setattr(stages.validating, "cores", lambda: 2)
     stage, project = lab.project.stages["ingest"], lab.project
     keys = list(project.listing.batches)
     project.listing.batches[keys[1]][0].path.unlink()

@@ -33,8 +33,8 @@ import episodes.environment
 import features.loaders
 import features.shards
 import stages.batch
-import stages.judging
 import stages.manifest
+import stages.validating
 from datasets.windows import examples, inputs
 from episodes.environment import MachineError
 from episodes.format import PHASES
@@ -561,7 +561,7 @@ def test_a_kill_while_ingesting_leaves_the_old_state(
             raise KeyboardInterrupt
         return validate(stored, *rest)
 
-    monkeypatch.setattr(stages.judging, "validate", killed)
+    monkeypatch.setattr(stages.validating, "validate", killed)
     with pytest.raises(KeyboardInterrupt):
         ingest(batch.episodes, tmp_path)
     identity = batch_fingerprint(batch.episodes[:1], POLICY, LAYOUT)
@@ -580,7 +580,7 @@ def test_what_the_machine_did_fails_the_batch_and_leaves_the_old_state(
         raise MachineError("planted") if step == "validate" else OSError(28, "No space left")
 
     monkeypatch.setattr(episodes.environment, "PAUSES_S", (0,))
-    where = stages.batch if step == "write_table" else stages.judging
+    where = stages.batch if step == "write_table" else stages.validating
     monkeypatch.setattr(where, step, full)
     with pytest.raises((MachineError, OSError)):
         ingest(batch.episodes, tmp_path)
@@ -755,16 +755,16 @@ def same_as_at_once(manifests: dict[str, Manifest], episodes: Any, folder: Path)
         assert {path.name for path in manifest.folder.iterdir()} == names
 
 
-def judged_ids(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ids of the episodes that are judged from now on."""
+def validated_ids(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the episodes that are validated from now on."""
     ids: list[str] = []
-    real = stages.batch.judged
+    real = stages.batch.validate_and_extract
 
     def spy(stored: StoredEpisode, *given: Any) -> Any:
         ids.append(stored.episode_id)
         return real(stored, *given)
 
-    monkeypatch.setattr(stages.batch, "judged", spy)
+    monkeypatch.setattr(stages.batch, "validate_and_extract", spy)
     return ids
 
 
@@ -772,8 +772,8 @@ def judged_ids(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_batch_that_grew_is_what_it_would_be_at_once(
     batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ):
-    """Episodes come, go and change in any order; each is judged once as it is."""
-    judged = judged_ids(monkeypatch)
+    """Episodes come, go and change in any order; each is validated once as it is."""
+    validated = validated_ids(monkeypatch)
     chance = random.Random(seed)
     here: dict[str, StoredEpisode] = {}
     before: dict[str, StoredEpisode] = {}
@@ -789,11 +789,11 @@ def test_a_batch_that_grew_is_what_it_would_be_at_once(
         if not here:
             continue
         episodes = [here[key] for key in sorted(here)]
-        judged.clear()
+        validated.clear()
         manifests = ingest(episodes, tmp_path / "grown")
         expected = [e.episode_id for e in episodes if before.get(e.episode_id) != e]
-        assert judged == expected
-        seen |= set(judged)
+        assert validated == expected
+        seen |= set(validated)
         before = dict(here)
         same_as_at_once(manifests, episodes, tmp_path / f"once-{number}")
     assert len(seen) > 4
@@ -820,9 +820,9 @@ def test_an_episode_in_a_damaged_shard_is_judged_again(
     content_ = bytearray(path.read_bytes())
     content_[-1] ^= 1
     path.write_bytes(content_)
-    judged = judged_ids(monkeypatch)
+    validated = validated_ids(monkeypatch)
     manifests = ingest(batch.episodes, tmp_path)
-    assert judged == [episode.episode_id for episode in batch.episodes]
+    assert validated == [episode.episode_id for episode in batch.episodes]
     same_as_at_once(manifests, batch.episodes, tmp_path / "once")
 
 

@@ -212,7 +212,7 @@ def test_a_kept_checkpoint_that_is_not_signed_is_signed_too(lab: Lab) -> None:
     champion = read_champion(folder)
     assert champion is not None
     new_key("lab")
-    put_in_use(folder, champion, judged_against=champion)
+    put_in_use(folder, champion, replaces=champion)
     with pytest.raises(CheckpointError, match=rf"phasewatch promote {champion.model}"):
         champion_scorer(required(lab))
     status = required(lab).status(required(lab).stages["champion"], "")
@@ -292,7 +292,7 @@ def test_an_insider_with_right_hashes_is_told_by_the_signature(lab: Lab) -> None
     champion = read_champion(folder)
     assert champion is not None
     new_key("lab")
-    put_in_use(folder, champion, judged_against=champion)
+    put_in_use(folder, champion, replaces=champion)
     assert read_pointer(folder).signed.by == "lab"
     resealed(lab, swap)
     with pytest.raises(ChampionError):

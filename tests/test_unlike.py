@@ -141,7 +141,7 @@ def test_a_champion_keeps_its_likeness(retrained: Lab, monkeypatch: pytest.Monke
     loaded = retrained.project.checkpoint(find_variant("gbt", "realistic"), RECIPE)
     shutil.rmtree(retrained.workspace.artifacts_path / "likeness" / RECIPE)
     assert stages.likeness.likeness_of(retrained.project, loaded) is None
-    history.put_in_use(folder, champion, judged_against=without)
+    history.put_in_use(folder, champion, replaces=without)
     again = stages.likeness.likeness_of(retrained.project, loaded)
     assert again is not None
     assert again.id == found.id

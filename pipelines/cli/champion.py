@@ -25,7 +25,7 @@ from pipelines.home import dagster_home, dagster_instance
 if TYPE_CHECKING:
     from champion.history import ChampionEntry
     from evaluation.documents import Objection
-    from stages.champion import Renewed, Trial
+    from stages.champion import RenewedPage, Trial
     from stages.project import Project
     from stages.workspace import Workspace
 
@@ -115,17 +115,17 @@ class Promotion(Document):
     notes: list[str]
 
     def as_json(self) -> dict[str, Any]:
-        trial, judgement, renewed = self.trial, self.trial.judgement, self.trial.renewed
+        trial, outcome, renewed = self.trial, self.trial.outcome, self.trial.renewed
         return {
             "challenger": trial.variant.name,
             "checkpoints": trial.checkpoints,
             "against": trial.champion.name if trial.champion else None,
-            "granted": judgement.granted,
+            "granted": outcome.granted,
             "promoted": trial.promoted is not None,
-            "reasons": _said(judgement.standing),  # a code, its numbers, and the sentence
-            "accepted": _said(judgement.accepted),
+            "reasons": _said(outcome.blocking),  # a code, its numbers, and the sentence
+            "accepted": _said(outcome.accepted),
             "notes": self.notes,
-            "recipes": judgement.recipes,
+            "recipes": outcome.recipes,
             "page": renewed.path if renewed else None,  # made again, or see the problem
             "page_problem": renewed.problem if renewed else "",
         }
@@ -134,15 +134,15 @@ class Promotion(Document):
         from champion.rules import ALARM_GROUNDS
         from evaluation.wording import objection
 
-        trial, judgement = self.trial, self.trial.judgement
+        trial, outcome = self.trial, self.trial.outcome
         name = trial.variant.name
-        if judgement.recipes:
-            yield from _evidence(judgement.recipes)
+        if outcome.recipes:
+            yield from _evidence(outcome.recipes)
             yield ""
-        if not judgement.granted:
+        if not outcome.granted:
             yield f"{name} is not promoted:"
-            yield from (f"  - {objection(ground)}" for ground in judgement.standing)
-            if {ground.code for ground in judgement.standing} <= ALARM_GROUNDS:
+            yield from (f"  - {objection(ground)}" for ground in outcome.blocking)
+            if {ground.code for ground in outcome.blocking} <= ALARM_GROUNDS:
                 model = trial.variant.model
                 yield f"To accept its alarms: phasewatch promote {model} --accept-alarms WHY"
         elif trial.signs:
@@ -162,15 +162,15 @@ class Promotion(Document):
             yield f"{name} is champion{before}"
             yield from [trial.renewed.line] if trial.renewed else []
             yield _STALE_NOW
-        if judgement.granted:
-            yield from (f"accepted: {objection(ground)}" for ground in judgement.accepted)
+        if outcome.granted:
+            yield from (f"accepted: {objection(ground)}" for ground in outcome.accepted)
         yield from (f"note: {note}" for note in self.notes)
 
     @property
     def exit_code(self) -> int:
-        judgement = self.trial.judgement
-        unlike = any(ground.code == "does_not_verify" for ground in judgement.standing)
-        return OK if judgement.granted else MISMATCH if unlike else FAILED
+        outcome = self.trial.outcome
+        unlike = any(ground.code == "does_not_verify" for ground in outcome.blocking)
+        return OK if outcome.granted else MISMATCH if unlike else FAILED
 
 
 def promote(
@@ -206,7 +206,7 @@ def promote(
     challenger = by_name.get(model) or find_variant(model, "realistic")
     project = Project(workspace_of(config, store, artifacts, must_exist=True))
     if dry_run:
-        trial = core.judge(project, challenger, accept_alarms=accept_alarms)
+        trial = core.run_trial(project, challenger, accept_alarms=accept_alarms)
     else:
         dagster_home(project.workspace)  # refused before anything is changed
         note(f"judging {challenger.name}; if it is promoted, the report page is made again")
@@ -222,7 +222,7 @@ class Rollback(Document):
     """The champion after a rollback."""
 
     champion: ChampionEntry
-    renewed: Renewed
+    renewed: RenewedPage
 
     def as_json(self) -> dict[str, Any]:
         page = {"page": self.renewed.path, "page_problem": self.renewed.problem}
@@ -281,7 +281,7 @@ def _notes(project: Project, trial: Trial) -> Iterator[str]:
     from evaluation.wording import unlike_notes
     from stages.champion import best_on_validation, validation_mean
 
-    yield from unlike_notes(trial.judgement.recipes)
+    yield from unlike_notes(trial.outcome.recipes)
     challenger = trial.variant
     stage = project.stages[f"checkpoints/{challenger.name}"]
     statuses = {recipe: project.status(stage, recipe) for recipe in trial.checkpoints}

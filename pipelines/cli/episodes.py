@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from episodes.store import StoredEpisode
-    from episodes.validation import EpisodeRecord, JudgedEpisode, ValidationPolicy
+    from episodes.validation import EpisodeRecord, ValidatedEpisode, ValidationPolicy
     from features.extraction import Extracted
     from stages.workspace import Workspace
 
@@ -120,8 +120,8 @@ def validate(
     for problem in problems:
         note(str(problem))
     unread: list[str] = []
-    records = list(_judge(chosen, workspace.validation, unread))
-    others = list(_judge(chosen, other, unread)) if other else None
+    records = list(_validated(chosen, workspace.validation, unread))
+    others = list(_validated(chosen, other, unread)) if other else None
     other_of = {(record.host_id, record.episode_id): record for record in others or ()}
     changes = None if others is None else [
         {
@@ -191,15 +191,15 @@ def stored_episode(workspace: Workspace, episode: str) -> StoredEpisode:
         fail(f"{episode}: {error.strerror}", USAGE, episode=episode)
 
 
-def _judge(
+def _validated(
     episodes: list[StoredEpisode], policy: ValidationPolicy, unread: list[str]
 ) -> Iterator[EpisodeRecord]:
-    from episodes.validation import validate as judge
+    from episodes.validation import validate as validate_episode
     from features.registry import LAYOUT
 
     for stored in track(episodes, "validating"):
         try:
-            yield judge(stored, policy, LAYOUT.fields)[0]
+            yield validate_episode(stored, policy, LAYOUT.fields)[0]
         except MachineError as error:  # the others have verdicts
             unread.append(str(error))
 
@@ -224,7 +224,7 @@ def _read_policy(path: Path) -> ValidationPolicy:
 
 
 def verdict_of(record: EpisodeRecord) -> dict[str, Any]:
-    """How an episode was judged, as every JSON document has it."""
+    """The verdict on an episode, as every JSON document has it."""
     return {
         "episode": record.episode_id,
         "verdict": record.verdict,
@@ -235,17 +235,17 @@ def verdict_of(record: EpisodeRecord) -> dict[str, Any]:
 
 def extracted_episode(
     workspace: Workspace, stored: StoredEpisode, *, anyway: bool
-) -> tuple[JudgedEpisode, Extracted]:
-    """Judge and extract an episode; its verdict goes to stderr.
+) -> tuple[ValidatedEpisode, Extracted]:
+    """Validate and extract an episode; its verdict goes to stderr.
 
     Fails with REJECTED if it cannot be read, or is not usable and ``anyway`` was not given.
     """
-    from episodes.validation import EpisodeError, check_usable, read_judged
+    from episodes.validation import EpisodeError, check_usable, read_validated
     from features.alignment import AlignmentError
     from features.extraction import extract as extract_episode
 
     try:
-        read = read_judged(stored, workspace.validation, workspace.layout.fields)
+        read = read_validated(stored, workspace.validation, workspace.layout.fields)
         check_usable(read.record, anyway=anyway)
     except EpisodeError as error:
         fail(str(error), REJECTED, **verdict_of(error.record))
@@ -389,10 +389,10 @@ def _record_within(
     workspace: Workspace, stored: StoredEpisode, from_s: float | None
 ) -> EpisodeRecord | None:
     """What is known of an episode, which must be longer than ``from_s``; None: it is unreadable."""
-    from episodes.validation import validate as judge
+    from episodes.validation import validate as validate_episode
 
     try:
-        record, _ = judge(stored, workspace.validation, workspace.layout.fields)
+        record, _ = validate_episode(stored, workspace.validation, workspace.layout.fields)
     except MachineError as error:  # what cannot be read may be excluded all the same
         note(str(error))
         return None

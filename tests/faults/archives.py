@@ -43,7 +43,7 @@ from episodes.validation import ValidationPolicy
 from faults.apart import Limits, apart
 from faults.table import Bench, Outcome, fault
 from features.registry import LAYOUT
-from stages.judging import judged
+from stages.validating import validate_and_extract
 
 ID = ulid(START_NS // 1_000_000)
 FILES = [source.file for source in SOURCES.values()]
@@ -517,7 +517,7 @@ def judge(path: Path, content: bytes | None) -> list[str]:
     size = path.lstat().st_size
     index = IndexRow(ID, "lab-a", digest, size, "2026-11-02T08:00:00Z", 1)
     stored = StoredEpisode("lab-a", ID, str(path), size, (index,))
-    record, _ = judged(stored, ValidationPolicy(), LAYOUT)
+    record, _ = validate_and_extract(stored, ValidationPolicy(), LAYOUT)
     return [record.verdict, *record.reasons, *record.details]
 
 

@@ -1,4 +1,4 @@
-"""Episodes judged and extracted, by this process or by workers that are some episodes ahead."""
+"""Episodes validated and extracted, by this process or by workers that are some episodes ahead."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from features.registry import Layout
 from features.shards import EpisodeRows, episode_rows
 from stages.workers import KILLED, cores, worker_processes
 
-Judged = tuple[EpisodeRecord, EpisodeRows | None]
+Validated = tuple[EpisodeRecord, EpisodeRows | None]
 
 WORTHWHILE = 100
 """With fewer episodes, workers take longer to start than they save."""
 
 _AHEAD_BYTES = 8 * 2**20
 """Of archives that workers may be ahead: they go on while a batch is written and recorded."""
-_ahead: ContextVar[_Ahead | None] = ContextVar("ahead", default=None)
+_ahead: ContextVar[_ValidationAhead | None] = ContextVar("ahead", default=None)
 
 
-def judged(stored: StoredEpisode, policy: ValidationPolicy, layout: Layout) -> Judged:
+def validate_and_extract(
+    stored: StoredEpisode, policy: ValidationPolicy, layout: Layout
+) -> Validated:
     """The verdict on an episode and, if it is usable, its rows.
 
     Raises:
@@ -39,7 +41,7 @@ def judged(stored: StoredEpisode, policy: ValidationPolicy, layout: Layout) -> J
     ahead = _ahead.get()
     try:
         future = ahead.take(stored) if ahead else None
-        return future.result() if future else _judge(stored, policy, layout)
+        return future.result() if future else _validate_and_extract(stored, policy, layout)
     except BrokenProcessPool as error:
         raise MachineError(
             f"{stored.path}: {KILLED}. This is not a fault of the episode, so nothing was decided "
@@ -47,17 +49,19 @@ def judged(stored: StoredEpisode, policy: ValidationPolicy, layout: Layout) -> J
         ) from error
 
 
-def _judge(stored: StoredEpisode, policy: ValidationPolicy, layout: Layout) -> Judged:
-    return with_rows(*validate(stored, policy, layout.fields), stored, layout)
+def _validate_and_extract(
+    stored: StoredEpisode, policy: ValidationPolicy, layout: Layout
+) -> Validated:
+    return extract_if_usable(*validate(stored, policy, layout.fields), stored, layout)
 
 
-def with_rows(
+def extract_if_usable(
     record: EpisodeRecord, episode: Episode | None, stored: StoredEpisode, layout: Layout
-) -> Judged:
+) -> Validated:
     """A record and, if it says usable, the episode's rows; without any, it has one more reason.
 
     Raises:
-        MachineError: see ``judged``.
+        MachineError: see ``validate_and_extract``.
     """
     if not record.usable or episode is None:
         return record, None
@@ -73,10 +77,10 @@ def with_rows(
 
 
 @contextmanager
-def judging_ahead(
+def validating_ahead(
     episodes: Iterable[StoredEpisode], policy: ValidationPolicy, layout: Layout
 ) -> Iterator[None]:
-    """Within, ``judged`` takes what workers have done by then.
+    """Within, ``validate_and_extract`` takes what workers have done by then.
 
     Results do not depend on it, nor on the number of workers.
 
@@ -88,22 +92,22 @@ def judging_ahead(
         yield
         return
     with worker_processes(cores(), _prepare, policy, layout) as pool:
-        token = _ahead.set(_Ahead(pool, waiting))
+        token = _ahead.set(_ValidationAhead(pool, waiting))
         try:
             yield
         finally:
             _ahead.reset(token)
 
 
-class _Ahead:
+class _ValidationAhead:
     """Submits a bounded amount of episodes, so that memory does not grow with the corpus."""
 
     def __init__(self, pool: ProcessPoolExecutor, waiting: deque[StoredEpisode]):
         self._pool, self._waiting = pool, waiting
-        self._submitted: deque[tuple[StoredEpisode, Future[Judged]]] = deque()
+        self._submitted: deque[tuple[StoredEpisode, Future[Validated]]] = deque()
         self._expected = {stored.path for stored in waiting}
 
-    def take(self, stored: StoredEpisode) -> Future[Judged] | None:
+    def take(self, stored: StoredEpisode) -> Future[Validated] | None:
         """The result to wait for; None if the episode was not announced."""
         while stored.path in self._expected:
             self._submit()
@@ -122,7 +126,7 @@ class _Ahead:
             or sum(stored.size_bytes or 0 for stored, _ in self._submitted) < _AHEAD_BYTES
         ):
             stored = self._waiting.popleft()
-            self._submitted.append((stored, self._pool.submit(_judge_in_worker, stored)))
+            self._submitted.append((stored, self._pool.submit(_validate_in_worker, stored)))
 
 
 _of_worker: list[tuple[ValidationPolicy, Layout]] = []
@@ -132,5 +136,5 @@ def _prepare(policy: ValidationPolicy, layout: Layout) -> None:
     _of_worker[:] = [(policy, layout)]
 
 
-def _judge_in_worker(stored: StoredEpisode) -> Judged:
-    return _judge(stored, *_of_worker[0])
+def _validate_in_worker(stored: StoredEpisode) -> Validated:
+    return _validate_and_extract(stored, *_of_worker[0])
