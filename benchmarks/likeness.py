@@ -19,9 +19,9 @@ import polars as pl
 
 from datasets.splits import validation_side
 from features.registry import LAYOUT
-from models.novelty import ALPHA
+from models.likeness import ALPHA
 from stages.datasets import ingested_windows
-from stages.likeness import fitted
+from stages.likeness import fit_likeness
 from stages.project import Project
 from stages.workspace import Workspace, workspace_from_environment
 
@@ -62,7 +62,7 @@ def groups(windows: pl.DataFrame) -> Iterator[tuple[str, str, set[str]]]:
 
 def covered(table: pl.DataFrame, shards: dict[str, Any], seed: int) -> tuple[float, int, int]:
     """Coverage, test episodes and calibration episodes."""
-    likeness, test = fitted(table, shards, "realistic", LAYOUT, seed)
+    likeness, test = fit_likeness(table, shards, "realistic", LAYOUT, seed)
     return float((test["p"] > ALPHA).mean()), len(test), len(likeness.calibration)  # type: ignore[arg-type]
 
 

@@ -36,7 +36,7 @@ from models.alarm import AlarmRule
 from models.checkpoint import Checkpoint
 from stages.alarm_rules import rule_of
 from stages.project import Project
-from stages.scoring import carried_over
+from stages.scoring import apply_rule
 from stages.workspace import workspace_from_environment
 
 RECIPE = "host"
@@ -95,12 +95,12 @@ def found(
     starts = window_starts(len(recording.series), layout.window)
     features = summarise(recording.series, starts, layout)
     proba = checkpoint.predict_episode(recording.series, features, layout)
-    over_time = carried_over(rule, proba)
+    rule_scores = apply_rule(rule, proba)
     called = [
         np.isin(np.array(layout.phases)[each.argmax(axis=1)], INFECTED)
-        for each in (proba, over_time.proba)
+        for each in (proba, rule_scores.proba)
     ]
-    return np.stack([*called, over_time.alarm], axis=1)
+    return np.stack([*called, rule_scores.alarm], axis=1)
 
 
 def shares(hits: list[np.ndarray]) -> str:

@@ -45,7 +45,7 @@ from models.checkpoint import (
     sign_header,
     signed_by,
 )
-from models.novelty import Likeness
+from models.likeness import Likeness
 
 SCHEMA, BEFORE_SEALS = "phasewatch.champion/2", "phasewatch.champion/1"
 FIRST = "0" * 64  # what the first entry follows on

@@ -42,6 +42,7 @@ from evaluation.documents import (
 )
 from evaluation.explanations import Explanation
 from evaluation.figures import ReportPolicy, coverage_note, figure, restricted
+from evaluation.likeness import EpisodeLikeness, likeness_figures
 from evaluation.scores import (
     BASELINES,
     RATES,
@@ -52,7 +53,6 @@ from evaluation.scores import (
     macro_statistic,
     scored,
 )
-from evaluation.unlike import EpisodeLikeness, unlike
 from features.registry import WindowSpec
 from models.alarm import AlarmRule
 
@@ -142,7 +142,7 @@ def evaluate(
             ),
             {"filter": "off"},
         ),
-        unlike=unlike(likeness, test, bootstrap, subject) if likeness else None,
+        unlike=likeness_figures(likeness, test, bootstrap, subject) if likeness else None,
         learning_curve=LearningCurve(rows=training["history"], best_step=training["best_step"]),
         timeline=_timeline(smooth_test, classes, rule.threshold, length_s),
         importance=explanation.importance if explanation else None,

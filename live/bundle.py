@@ -33,7 +33,7 @@ from live.replay import live_differences
 from live.runtime import Runtime, build_runtime, try_net
 from live.stream import LiveWindow, LiveWindows
 from models.alarm import AlarmRule, infected
-from models.novelty import Likeness
+from models.likeness import Likeness
 from models.replay import input_differences
 
 FORMAT = "phasewatch-bundle/1"

@@ -18,7 +18,7 @@ from live.sources import DEPLOYABLE
 from live.stream import LiveWindow, LiveWindows
 from models.alarm import Follower
 from models.base import check_finite
-from models.novelty import ALPHA, Resemblance
+from models.likeness import ALPHA, RunningLikeness
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +79,7 @@ class LiveScorer:
 
     def _begin(self) -> None:
         self._follower = Follower(self.bundle.rule)
-        self._resemblance = Resemblance(self.bundle.likeness) if self.bundle.likeness else None
+        self._likeness = RunningLikeness(self.bundle.likeness) if self.bundle.likeness else None
 
     def push(self, source: str, lines: bytes) -> Iterator[Event]:
         """Take lines of one source; yields an event per window that they finish."""
@@ -125,7 +125,7 @@ class LiveScorer:
             bundle.proba(window)[None], f"{bundle.variant}, window {window.number}"
         )[0]
         filtered, score, alarm = self._follower.push(proba)
-        p = self._resemblance.push(bundle.likeness_inputs(window)) if self._resemblance else None
+        p = self._likeness.push(bundle.likeness_inputs(window)) if self._likeness else None
         state = self._alarm_state(alarm, window.number)
         if state == "none" and self._silence_id:
             state = "cleared"
@@ -201,8 +201,8 @@ class LiveScorer:
         if self._follower.state is not None:
             state["filter"] = self._follower.state
             state["stands"] = np.array(self._follower.alarm)
-        if self._resemblance is not None:
-            state["unlike"] = np.array([self._resemblance.highest, *self._resemblance.recent])
+        if self._likeness is not None:
+            state["unlike"] = np.array([self._likeness.highest, *self._likeness.recent])
         return state
 
     def resume(self, state: dict[str, NDArray[Any]]) -> bool:
@@ -215,8 +215,8 @@ class LiveScorer:
         if "filter" in state:
             self._follower.state = state["filter"]
             self._follower.alarm = bool(state["stands"])
-        if self._resemblance is not None and "unlike" in state:
-            self._resemblance.highest, *self._resemblance.recent = state["unlike"].tolist()
+        if self._likeness is not None and "unlike" in state:
+            self._likeness.highest, *self._likeness.recent = state["unlike"].tolist()
         return True
 
 

@@ -9,11 +9,18 @@ import polars as pl
 from champion.history import load_likeness, read_history
 from datasets.splits import RECIPES
 from datasets.windows import inputs_of_kind, read_dataset
-from evaluation.unlike import EpisodeLikeness
+from evaluation.likeness import EpisodeLikeness
 from features.contract import contract_of
 from features.files import fingerprint
 from features.shards import read_table, write_table
-from models.novelty import ALPHA, Likeness, calibrated, fit_space, highest, p_values
+from models.likeness import (
+    ALPHA,
+    Likeness,
+    calibrate,
+    fit_training_space,
+    highest_per_episode,
+    p_values,
+)
 from stages.datasets import dataset_shards
 from stages.stage import Artifacts, FolderStage, Progress, StageOutput
 from stages.status import Reason, StageError
@@ -75,7 +82,7 @@ class LikenessStage(FolderStage):
         workspace, dataset = project.workspace, project.existing("datasets", key)
         layout = workspace.layout
         shards, table = dataset_shards(project, dataset), read_dataset(dataset)
-        likeness, test = fitted(table, shards, self.mode, layout, workspace.seed)
+        likeness, test = fit_likeness(table, shards, self.mode, layout, workspace.seed)
         staged.new_file("likeness", ".safetensors").write_bytes(likeness.to_bytes())
         write_table(test.to_arrow(), staged.new_file("episodes", ".parquet"))
         return {
@@ -101,7 +108,7 @@ class LikenessStage(FolderStage):
         return f"{facts['test_episodes_unlike']} of {facts['test_episodes']} test episodes unlike"
 
 
-def fitted(
+def fit_likeness(
     table: pl.DataFrame,
     shards: Mapping[str, Any],
     mode: Mode,
@@ -121,17 +128,17 @@ def fitted(
         split: inputs_of_kind(side, shards, "summary", mode, layout)
         for split, side in sides.items()
     }
-    first = {split: begins(side) for split, side in sides.items()}
-    space = fit_space(X["train"], seed)
+    first = {split: episode_starts(side) for split, side in sides.items()}
+    space = fit_training_space(X["train"], seed)
     contract = contract_of(layout, "summary").hash
-    likeness = calibrated(space, X["val"], first["val"], mode, contract)
-    score = highest(likeness.scores(X["test"], first["test"]), first["test"])
+    likeness = calibrate(space, X["val"], first["val"], mode, contract)
+    score = highest_per_episode(likeness.scores(X["test"], first["test"]), first["test"])
     test = sides["test"].filter(pl.Series(first["test"])).select(_EPISODE)
     p = p_values(score, likeness.calibration)
     return likeness, test.with_columns(score=pl.Series(score), p=pl.Series(p))
 
 
-def begins(windows: pl.DataFrame) -> NDArray[np.bool_]:
+def episode_starts(windows: pl.DataFrame) -> NDArray[np.bool_]:
     """Where an episode begins ``(n_windows,)``."""
     before = windows["episode_id"].shift(1)
     return (windows["episode_id"] != before).fill_null(True).to_numpy()

@@ -17,14 +17,14 @@ from features.files import fingerprint
 from features.shards import write_table
 from models.registry import find_variant
 from stages.datasets import batch_windows
-from stages.likeness import begins
+from stages.likeness import episode_starts
 from stages.scoring import (
     Scorer,
-    carried_over,
+    apply_likeness,
+    apply_rule,
     champion_scorer,
     scored_columns,
     unlike_columns,
-    unlike_training,
 )
 from stages.stage import Artifacts, Check, CheckResult, FolderStage, Progress, Stage, StageOutput
 from stages.status import Reason, StageError
@@ -208,18 +208,18 @@ class PredictionsStage(FolderStage):
         windows = batch_windows(key, shards)
         X = inputs(windows, {key: shards}, checkpoint.variant, layout)
         proba = checkpoint.model.predict_proba(X)
-        first = begins(windows)
-        over_time, unlike = carried_over(rule, proba, first), None
+        first = episode_starts(windows)
+        rule_scores, unlike = apply_rule(rule, proba, first), None
         if likeness:
             seen = inputs_of_kind(windows, {key: shards}, "summary", likeness.mode, layout)
-            unlike = unlike_training(likeness, seen, first)
+            unlike = apply_likeness(likeness, seen, first)
         table = windows.select(
             "episode_id",
             "host_id",
             "window",
             "start_s",
             pl.col("label").alias("labelled"),
-            *scored_columns(layout.phases, proba, over_time),
+            *scored_columns(layout.phases, proba, rule_scores),
             *unlike_columns(unlike, len(windows)),
             pl.col("episode_id").is_in(training["episode_id"].implode()).alias("seen_in_training"),
             pl.lit(checkpoint.artifact_id).alias("checkpoint_id"),

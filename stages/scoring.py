@@ -28,7 +28,7 @@ from evaluation.detection import alarm_score
 from evaluation.scores import phases_of
 from features.relative import episode_inputs
 from models.checkpoint import Checkpoint, CheckpointError, load_checkpoint, signed_by
-from models.novelty import ALPHA, Likeness
+from models.likeness import ALPHA, Likeness
 from stages.alarm_rules import rule_of
 from stages.likeness import likeness_of
 from stages.status import StageError
@@ -209,7 +209,7 @@ def sound(project: Project, stage: str, key: str) -> Manifest:
 
 
 @dataclass(frozen=True)
-class OverTime:
+class RuleScores:
     """What an alarm rule makes of consecutive windows."""
 
     rule: AlarmRule
@@ -240,8 +240,8 @@ class Scores:
     start_s: NDArray[np.float64]  # (n_windows,)
     labelled: Sequence[str]  # (n_windows,)
     proba: NDArray[np.float32]  # (n_windows, n_phases), as the model gives them
-    over_time: OverTime | None  # None: the checkpoint has no alarm rule
-    unlike_training: LikenessScores | None  # None: there is no likeness
+    rule_scores: RuleScores | None  # None: the checkpoint has no alarm rule
+    likeness_scores: LikenessScores | None  # None: there is no likeness
     channels: tuple[str, ...]  # those that the model's mode may see
     why: NDArray[np.float64] | None  # (n_windows, n_channels), for the phase; None: not asked for
 
@@ -256,17 +256,17 @@ class Scores:
     @property
     def filtered(self) -> list[str] | None:
         """The likeliest phase given all windows so far."""
-        return None if self.over_time is None else phases_of(self.over_time.proba, self.phases)
+        return None if self.rule_scores is None else phases_of(self.rule_scores.proba, self.phases)
 
     @property
     def alarm(self) -> NDArray[np.bool_] | None:
         """Whether the alarm stands at each window."""
-        return None if self.over_time is None else self.over_time.alarm
+        return None if self.rule_scores is None else self.rule_scores.alarm
 
     @property
     def unlike(self) -> NDArray[np.bool_] | None:
         """Whether the episode is unlike training, given all windows so far."""
-        return None if self.unlike_training is None else self.unlike_training.unlike
+        return None if self.likeness_scores is None else self.likeness_scores.unlike
 
     @property
     def alarm_score(self) -> NDArray[np.float64]:
@@ -313,24 +313,24 @@ class Scores:
             schema_overrides={"labelled": pl.String},
         )
         return table.with_columns(
-            *scored_columns(self.phases, self.proba, self.over_time),
-            *unlike_columns(self.unlike_training, len(self)),
+            *scored_columns(self.phases, self.proba, self.rule_scores),
+            *unlike_columns(self.likeness_scores, len(self)),
         )
 
 
 def scored_columns(
-    phases: tuple[str, ...], proba: NDArray, over_time: OverTime | None
+    phases: tuple[str, ...], proba: NDArray, rule_scores: RuleScores | None
 ) -> list[pl.Series]:
     """``predicted, p_<phase>…``, and with a rule ``filtered, f_<phase>…, alarm``."""
     columns = [
         pl.Series("predicted", phases_of(proba, phases), pl.String),
         *(pl.Series(f"p_{phase}", proba[:, i]) for i, phase in enumerate(phases)),
     ]
-    if over_time is not None:
+    if rule_scores is not None:
         columns += [
-            pl.Series("filtered", phases_of(over_time.proba, phases), pl.String),
-            *(pl.Series(f"f_{phase}", over_time.proba[:, i]) for i, phase in enumerate(phases)),
-            pl.Series("alarm", over_time.alarm),
+            pl.Series("filtered", phases_of(rule_scores.proba, phases), pl.String),
+            *(pl.Series(f"f_{phase}", rule_scores.proba[:, i]) for i, phase in enumerate(phases)),
+            pl.Series("alarm", rule_scores.alarm),
         ]
     return columns
 
@@ -347,7 +347,7 @@ def unlike_columns(found: LikenessScores | None, n_windows: int) -> list[pl.Seri
     ]
 
 
-def unlike_training(
+def apply_likeness(
     likeness: Likeness, X: Inputs, first: NDArray[np.bool_] | None = None
 ) -> LikenessScores:
     """How far consecutive windows are from training.
@@ -360,9 +360,9 @@ def unlike_training(
     return LikenessScores(likeness, scores, likeness.p_values(scores, first))
 
 
-def carried_over(
+def apply_rule(
     rule: AlarmRule, proba: NDArray, first: NDArray[np.bool_] | None = None
-) -> OverTime:
+) -> RuleScores:
     """A rule on the posteriors of consecutive windows.
 
     Args:
@@ -370,7 +370,7 @@ def carried_over(
     """
     filtered = rule.filter(proba, first)
     score = rule.score(filtered)
-    return OverTime(rule, filtered, score, rule.alarms(score, first))
+    return RuleScores(rule, filtered, score, rule.alarms(score, first))
 
 
 def score_episode(
@@ -393,15 +393,15 @@ def score_episode(
     found = None
     if likeness is not None:
         seen = layout.keep_mask(likeness.mode, "summary")
-        found = unlike_training(likeness, episode_inputs("summary", *inputs)[:, seen])
+        found = apply_likeness(likeness, episode_inputs("summary", *inputs)[:, seen])
     seen_by_it = layout.channels_of(checkpoint.variant.mode)
     return Scores(
         phases=layout.phases,
         start_s=extracted.windows.start_s,
         labelled=[str(label) for label in extracted.windows.label],
         proba=proba,
-        over_time=None if rule is None else carried_over(rule, proba),
-        unlike_training=found,
+        rule_scores=None if rule is None else apply_rule(rule, proba),
+        likeness_scores=found,
         channels=tuple(compress(layout.channel_names, seen_by_it)),
         why=checkpoint.explain(X, layout)[:, seen_by_it] if explain else None,
     )

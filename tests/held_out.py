@@ -28,9 +28,9 @@ from evaluation.documents import (
     document_text,
 )
 from evaluation.figures import ReportPolicy
+from evaluation.likeness import EpisodeLikeness
 from evaluation.report import evaluate
 from evaluation.scores import SHORTCUTS, baseline_id, scored
-from evaluation.unlike import EpisodeLikeness
 from features.registry import LAYOUT, MODES
 from models.alarm import AlarmRule
 

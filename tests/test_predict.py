@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 import phasewatch
 from models.checkpoint import checkpoint_path
-from models.novelty import ALPHA
+from models.likeness import ALPHA
 from models.registry import find_variant
 from pipelines.cli.app import OK, REJECTED, USAGE, app
 from stages.alarm_rules import read_rule

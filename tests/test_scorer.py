@@ -35,7 +35,7 @@ from live.outputs import CommandOutput, HubOutput, MetricsOutput
 from live.scorer import LiveScorer
 from live.sources import DEPLOYABLE, Replay
 from live.stream import LiveWindow
-from models.novelty import ALPHA
+from models.likeness import ALPHA
 from pipelines.cli.app import REJECTED, app
 from stages.scoring import Scorer
 
@@ -73,7 +73,7 @@ def test_events_say_what_the_checkpoint_says_of_the_episode(
     scorer = Scorer(trained.project, checkpoint_of(trained, model))
     scores = scorer.scores(extracted)
     assert [e["window"] for e in events] == list(range(len(scores)))
-    assert scores.over_time is not None
+    assert scores.rule_scores is not None
     assert scorer.likeness is not None
     rows = np.concatenate([extracted.features, extracted.baseline], axis=1)
     assert len(rows) == len(events)
@@ -85,9 +85,9 @@ def test_events_say_what_the_checkpoint_says_of_the_episode(
             for key in ("probabilities", "filtered_probabilities")
         )
         assert proba == pytest.approx(scores.proba[i].tolist(), **close)
-        assert filtered == pytest.approx(scores.over_time.proba[i].tolist(), **close)
-        assert event["score"] == pytest.approx(float(scores.over_time.score[i]), **close)
-        assert (event["alarm"] in ("raised", "standing")) == bool(scores.over_time.alarm[i])
+        assert filtered == pytest.approx(scores.rule_scores.proba[i].tolist(), **close)
+        assert event["score"] == pytest.approx(float(scores.rule_scores.score[i]), **close)
+        assert (event["alarm"] in ("raised", "standing")) == bool(scores.rule_scores.alarm[i])
         assert event["source"] == "replay"
         assert event["data_at"] == pytest.approx(event["end"], abs=0.2)  # of the recording
         assert event["data_at"] < event["end"]

@@ -17,11 +17,11 @@ import stages.likeness
 from champion import history
 from champion.history import ChampionError, likeness_file, load_likeness
 from evaluation.documents import HostTurn
+from evaluation.likeness import EpisodeLikeness
 from evaluation.rotation import host_turn, rotated
-from evaluation.unlike import EpisodeLikeness
 from evaluation.wording import unlike_notes
 from features.registry import LAYOUT
-from models.novelty import ALPHA
+from models.likeness import ALPHA
 from models.registry import find_variant
 from stages.host_rotation import NETS, best_net, read_rotation
 from stages.likeness import read_likeness
@@ -122,7 +122,7 @@ def test_predictions_say_it_window_by_window(
         # the last bits of a matrix product depend on how many rows it has
         np.testing.assert_allclose(one["unlike_score"], same["unlike_score"], rtol=1e-9)
     retrained.settings = retrained.settings | {"force": True}
-    monkeypatch.setattr("models.novelty.LIMIT", 2.0)
+    monkeypatch.setattr("models.likeness.LIMIT", 2.0)
     retrained.project.make(STAGES["likeness/realistic"], RECIPE)
     assert retrained.project.status(stage, next(iter(project.listing.batches))).code == "inputs"
 

@@ -74,7 +74,7 @@ def _windows(scores: Scores) -> Iterator[dict[str, Any]]:
     def by_phase(row: Any) -> dict[str, float]:
         return {p: round(float(v), 6) for p, v in zip(scores.phases, row, strict=True)}
 
-    over_time, filtered, unlike = scores.over_time, scores.filtered, scores.unlike_training
+    rule_scores, filtered, unlike = scores.rule_scores, scores.filtered, scores.likeness_scores
     for i, phase in enumerate(scores.phase):
         window = {
             "start_s": float(scores.start_s[i]),
@@ -83,12 +83,12 @@ def _windows(scores: Scores) -> Iterator[dict[str, Any]]:
             "labelled": scores.labelled[i],
             "alarm_score": round(float(scores.alarm_score[i]), 6),
         }
-        if over_time is not None and filtered is not None:
+        if rule_scores is not None and filtered is not None:
             window |= {
                 "filtered": filtered[i],
-                "filtered_probabilities": by_phase(over_time.proba[i]),
-                "filtered_alarm_score": round(float(over_time.score[i]), 6),
-                "alarm": bool(over_time.alarm[i]),
+                "filtered_probabilities": by_phase(rule_scores.proba[i]),
+                "filtered_alarm_score": round(float(rule_scores.score[i]), 6),
+                "alarm": bool(rule_scores.alarm[i]),
             }
         if unlike is not None:
             window |= {
@@ -155,10 +155,10 @@ def _window_table(scores: Scores) -> Table:
         "labelled": scores.labelled,
         "alarm score": [f"{score:.4f}" for score in scores.alarm_score],
     }
-    if scores.over_time is not None:
+    if scores.rule_scores is not None:
         columns |= {
             "filtered phase": scores.filtered or [],
-            "alarm": [_yes(alarm) for alarm in scores.over_time.alarm],
+            "alarm": [_yes(alarm) for alarm in scores.rule_scores.alarm],
         }
     if scores.unlike is not None:
         columns["unlike training"] = [_yes(unlike) for unlike in scores.unlike]
@@ -171,10 +171,10 @@ def _summary_table(episodes: list[EpisodeScores]) -> Table:
         "host": [scored.host_id for scored in episodes],
         "windows": [str(len(scored.scores)) for scored in episodes],
     }
-    if any(scored.scores.over_time for scored in episodes):
+    if any(scored.scores.rule_scores for scored in episodes):
         first = [scored.scores.first_alarm_s for scored in episodes]
         columns["first alarm"] = ["none" if at is None else f"{at:.1f} s" for at in first]
-    if any(scored.scores.unlike_training for scored in episodes):
+    if any(scored.scores.likeness_scores for scored in episodes):
         columns["unlike training"] = [_yes(scored.summary["unlike"]) for scored in episodes]
     columns["phases"] = [
         ", ".join(f"{phase} {n}" for phase, n in scored.summary["phases"].items())

@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from models.novelty import (
+from models.likeness import (
     ALPHA,
     MAX_POINTS,
     SMOOTHED,
     Likeness,
-    calibrated,
-    fit_space,
-    highest,
+    calibrate,
+    fit_training_space,
+    highest_per_episode,
     highest_so_far,
     p_values,
     recent_mean,
@@ -34,8 +34,8 @@ def episodes(n: int, seed: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndar
 
 def likeness(n_train: int = 40, n_calibration: int = 19, seed: int = 0) -> Likeness:
     train, _ = episodes(n_train, seed)
-    return calibrated(
-        fit_space(train, seed), *episodes(n_calibration, seed + 1), "realistic", "c" * 64
+    return calibrate(
+        fit_training_space(train, seed), *episodes(n_calibration, seed + 1), "realistic", "c" * 64
     )
 
 
@@ -77,7 +77,7 @@ def test_the_p_value_only_falls_and_ends_at_that_of_the_episode() -> None:
     scores = found.scores(X, first)
     p = found.p_values(scores, first)
     assert (np.diff(p.reshape(5, LENGTH), axis=1) <= 0).all()
-    whole = p_values(highest(scores, first), found.calibration)
+    whole = p_values(highest_per_episode(scores, first), found.calibration)
     assert p.reshape(5, LENGTH)[:, -1].tolist() == whole.tolist()
 
 
@@ -98,7 +98,7 @@ def test_episodes_know_nothing_of_each_other() -> None:
     assert SMOOTHED == 3
     assert recent_mean(values, first).tolist() == [9.0, 6.0, 5.0, 1.0, 1.5]
     assert highest_so_far(values, first).tolist() == [9.0, 9.0, 9.0, 1.0, 2.0]
-    assert highest(values, first).tolist() == [9.0, 2.0]
+    assert highest_per_episode(values, first).tolist() == [9.0, 2.0]
 
 
 def test_a_window_without_values_says_nothing() -> None:
@@ -113,10 +113,10 @@ def test_a_window_without_values_says_nothing() -> None:
 
 def test_memory_is_bounded_and_training_windows_are_at_distance_near_0() -> None:
     X, _ = episodes(400, 1)
-    space = fit_space(X, 0)
+    space = fit_training_space(X, 0)
     assert space.points.shape == (MAX_POINTS, N_INPUTS)
     lone = replace(space, points=np.repeat(space.points[:1], 9, axis=0))
-    assert fit_space(X, 0).points.tolist() == space.points.tolist()
+    assert fit_training_space(X, 0).points.tolist() == space.points.tolist()
     assert space.distances(X).mean() < lone.distances(X).mean()
 
 
@@ -139,6 +139,6 @@ def test_a_calibration_is_refused_for_other_scores(
     constant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = likeness().to_bytes()
-    monkeypatch.setattr(f"models.novelty.{constant}", 4)
+    monkeypatch.setattr(f"models.likeness.{constant}", 4)
     with pytest.raises(ValueError, match="made with"):
         Likeness.from_bytes(content)

@@ -1,6 +1,6 @@
-"""How many test episodes are unlike training, beside the promise on episodes that are like it.
+"""Likeness figures: the share of test episodes unlike training, beside what was promised.
 
-The p values are those of ``models.novelty``; here they become figures.
+The p values are those of ``models.likeness``; here they become figures.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class EpisodeLikeness:
     p: Mapping[str, float]  # episode -> its p value
 
 
-def unlike(
+def likeness_figures(
     found: EpisodeLikeness, test: SplitPredictions, bootstrap: EpisodeBootstrap, subject: Subject
 ) -> Unlike:
     """Which test episodes are called unlike training, and what share, with its interval."""

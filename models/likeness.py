@@ -48,7 +48,7 @@ _HEAD = "likeness"
 
 
 @dataclass(frozen=True, eq=False)
-class Space:
+class TrainingSpace:
     """Training windows along their principal axes, and the distance to them."""
 
     scaling: dict[str, Any]
@@ -77,14 +77,14 @@ class Space:
         return np.concatenate(found)
 
 
-def fit_space(X: Inputs, seed: int) -> Space:
+def fit_training_space(X: Inputs, seed: int) -> TrainingSpace:
     """The space of training windows; of more than ``MAX_POINTS``, as many are drawn."""
     scaling = fit_scaling(X, limit=LIMIT)
     scaled = (scale(block, scaling).astype(np.float64) for block in blocks(X, _BLOCK))
     axes = leading_axes(scaled, N_AXES).astype(np.float32)
     drawn = np.random.default_rng([seed, len(X)]).permutation(len(X))[:MAX_POINTS]
     kept = np.sort(drawn)
-    return Space(scaling, axes, scale(np.asarray(X[kept]), scaling) @ axes)
+    return TrainingSpace(scaling, axes, scale(np.asarray(X[kept]), scaling) @ axes)
 
 
 def p_values(scores: NDArray[np.float64], calibration: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -100,7 +100,7 @@ class Likeness:
 
     mode: Mode
     contract_hash: str  # of the summary inputs
-    space: Space
+    space: TrainingSpace
     calibration: NDArray[np.float64]  # (n_episodes,), ascending
 
     @cached_property
@@ -170,7 +170,10 @@ class Likeness:
                 if values.dtype.kind != "f" or not np.all(np.isfinite(values)):
                     raise ValueError("arrays must be finite")
             return cls(
-                head["mode"], head["contract_hash"], Space(scaling, axes, points), calibration
+                head["mode"],
+                head["contract_hash"],
+                TrainingSpace(scaling, axes, points),
+                calibration,
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a likeness: {error}") from error
@@ -204,7 +207,7 @@ def _constants() -> dict[str, int]:
     return {"neighbours": NEIGHBOURS, "smoothed": SMOOTHED}
 
 
-class Resemblance:
+class RunningLikeness:
     """A likeness on one machine while its windows arrive, equal to ``Likeness.p_values``."""
 
     def __init__(self, likeness: Likeness):
@@ -220,8 +223,8 @@ class Resemblance:
         return float(p_values(np.array([self.highest]), self.likeness.calibration)[0])
 
 
-def calibrated(
-    space: Space, X: Inputs, first: NDArray[np.bool_], mode: Mode, contract_hash: str
+def calibrate(
+    space: TrainingSpace, X: Inputs, first: NDArray[np.bool_], mode: Mode, contract_hash: str
 ) -> Likeness:
     """A likeness whose promise rests on the episodes of ``X``, none of which the space knows.
 
@@ -230,10 +233,12 @@ def calibrated(
         first: ``(n_windows,)``, where an episode begins.
     """
     scores = recent_mean(space.distances(X), first)
-    return Likeness(mode, contract_hash, space, np.sort(highest(scores, first)))
+    return Likeness(mode, contract_hash, space, np.sort(highest_per_episode(scores, first)))
 
 
-def highest(scores: NDArray[np.float64], first: NDArray[np.bool_]) -> NDArray[np.float64]:
+def highest_per_episode(
+    scores: NDArray[np.float64], first: NDArray[np.bool_]
+) -> NDArray[np.float64]:
     """The highest score of each episode ``(n_episodes,)``, in their order."""
     return np.maximum.reduceat(scores, np.flatnonzero(first))
 
