@@ -13,11 +13,11 @@ import dagster as dg
 
 from config.messages import shortened
 from episodes.environment import collector_paused
-from pipelines.notifications import tell_of_night
+from pipelines.notifications import notify_of_night
 from pipelines.partitions import sync_batches
 from pipelines.requests import (
     WORK_TAG,
-    Decision,
+    RunDecision,
     decide,
     decide_ingest,
     decide_scoring,
@@ -95,16 +95,16 @@ def nightly(
         decision = _next_step(context, workspace.core)
     except Exception as error:  # the tick fails, and with it this step of the night
         reason = f"{type(error).__name__}: {error}"
-        tell_of_night(workspace.core, context.scheduled_execution_time, [reason])
+        notify_of_night(workspace.core, context.scheduled_execution_time, [reason])
         raise
     if decision.requests:
         return decision.requests
     if decision.given_up:
-        tell_of_night(workspace.core, context.scheduled_execution_time, decision.given_up)
+        notify_of_night(workspace.core, context.scheduled_execution_time, decision.given_up)
     return dg.SkipReason(shortened(decision.waiting))
 
 
-def _next_step(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> Decision:
+def _next_step(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> RunDecision:
     """What a tick of a night requests, or why it requests nothing."""
     instance = context.instance
     synced = sync_batches(instance, workspace)
@@ -115,11 +115,11 @@ def _next_step(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> D
         return ingests
     running = under_way(instance, "ingest")
     if running:
-        return Decision(waiting=[f"{len(running)} batches are being ingested"])
+        return RunDecision(waiting=[f"{len(running)} batches are being ingested"])
     due = synced.project.due("retrain") if synced.ingested else []
     due = [item for item in due if item.key] or due  # the page comes last
     if not due:
-        return Decision(
+        return RunDecision(
             waiting=[
                 f"nothing changed: all {len(synced.listing.batches)} batches are ingested, and "
                 "every recipe is trained on them"

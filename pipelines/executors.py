@@ -76,7 +76,7 @@ def _on_ray(context: dg.InitExecutorContext, config: Mapping[str, Any]) -> dg.Ex
         )
     ray = dict(config["ray"])
     ray["env_vars"] = [*_paths(os.environ), *(ray.get("env_vars") or ())]
-    return _Noted(_create(ray_executor, context, {**config, "ray": ray}))
+    return _ProcessNotingExecutor(_create(ray_executor, context, {**config, "ray": ray}))
 
 
 def _paths(environ: Mapping[str, str]) -> Iterator[str]:
@@ -89,7 +89,7 @@ def _paths(environ: Mapping[str, str]) -> Iterator[str]:
         yield f"{name}={Path(value).absolute() if value else ''}"
 
 
-class _Noted(dg.Executor):
+class _ProcessNotingExecutor(dg.Executor):
     """Another executor, and a note of the process that waits for its steps.
 
     Where steps run in this process, the first of them leaves that note.

@@ -41,7 +41,7 @@ _NOON = timedelta(hours=12)
 
 
 @dataclass(frozen=True)
-class News:
+class Notification:
     """What went wrong, as the command gets it on its standard input."""
 
     id: str  # the same if it is told again
@@ -56,7 +56,7 @@ class News:
     at: float = field(default_factory=lambda: round(time.time(), 3))  # Unix seconds, of the call
 
 
-def tell(workspace: Workspace, news: News) -> bool:
+def notify(workspace: Workspace, notification: Notification) -> bool:
     """Call the command, if there is one and it was not told yet; returns whether it was called.
 
     Whatever becomes of the command is logged and nothing more.
@@ -64,31 +64,33 @@ def tell(workspace: Workspace, news: News) -> bool:
     if not workspace.notify:
         return False
     try:
-        if not _claimed(workspace, news):
+        if not _claimed(workspace, notification):
             return False
     except OSError as error:
-        log.error("notify: %s: not called, because it cannot be recorded: %s", news.id, error)
+        log.error(
+            "notify: %s: not called, because it cannot be recorded: %s", notification.id, error
+        )
         return False
-    _call(shlex.split(workspace.notify), news)
+    _call(shlex.split(workspace.notify), notification)
     return True
 
 
-def _claimed(workspace: Workspace, news: News) -> bool:
+def _claimed(workspace: Workspace, notification: Notification) -> bool:
     """Note what is told; False if it was noted before, by whatever process."""
     workspace.artifacts_path.mkdir(parents=True, exist_ok=True)
     with (workspace.artifacts_path / NOTIFIED_FILE).open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
-        told = f'{{"id": {json.dumps(news.id)},'.encode()
+        told = f'{{"id": {json.dumps(notification.id)},'.encode()
         if any(line.startswith(told) for line in file):
             return False
-        file.write(json.dumps(asdict(news)).encode() + b"\n")
+        file.write(json.dumps(asdict(notification)).encode() + b"\n")
         file.flush()
         sync(file.fileno())
         return True
 
 
-def _call(command: list[str], news: News) -> None:
+def _call(command: list[str], notification: Notification) -> None:
     try:
         process = subprocess.Popen(
             command,
@@ -100,7 +102,7 @@ def _call(command: list[str], news: News) -> None:
         log.error("notify: %s: %s", command[0], error)
         return
     try:
-        process.communicate(json.dumps(asdict(news)).encode() + b"\n", timeout=COMMAND_S)
+        process.communicate(json.dumps(asdict(notification)).encode() + b"\n", timeout=COMMAND_S)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -113,17 +115,17 @@ def _call(command: list[str], news: News) -> None:
 # --- what went wrong
 
 
-def tell_of_run(instance: dg.DagsterInstance, workspace: Workspace, run_id: str) -> None:
+def notify_of_run(instance: dg.DagsterInstance, workspace: Workspace, run_id: str) -> None:
     """Tell of a run that has ended: of its checks that failed, and of the run if it failed."""
     run = instance.get_run_by_id(run_id)
     if workspace.notify and run is not None:
-        for news in _of_run(instance, workspace, run):
-            tell(workspace, news)
+        for notification in _of_run(instance, workspace, run):
+            notify(workspace, notification)
 
 
 def _of_run(
     instance: dg.DagsterInstance, workspace: Workspace, run: dg.DagsterRun
-) -> Iterator[News]:
+) -> Iterator[Notification]:
     about: dict[str, Any] = {
         "artifacts": str(workspace.artifacts_path),
         "job": run.tags.get(WORK_TAG, run.job_name),  # a night's runs are of the job of all assets
@@ -137,7 +139,7 @@ def _of_run(
         if found.passed or found.severity is not dg.AssetCheckSeverity.ERROR:
             continue  # of a check that warns the UI tells
         asset = found.asset_key.to_user_string()
-        yield News(
+        yield Notification(
             id=f"check {run.run_id} {asset} {found.check_name}",
             kind="check_failed",
             reasons=[found.description or "failed"],
@@ -150,7 +152,7 @@ def _of_run(
         reasons = _reasons(instance, run)
         interrupted = dg.DagsterExecutionInterruptedError.__name__
         if not all(reason.endswith(interrupted) for reason in reasons):  # a person did that
-            yield News(id=f"run {run.run_id}", kind="run_failed", reasons=reasons, **about)
+            yield Notification(id=f"run {run.run_id}", kind="run_failed", reasons=reasons, **about)
 
 
 def _reasons(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[str]:
@@ -164,16 +166,16 @@ def _reasons(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[str]:
     return steps or [event.message or "failed" for event in events if event]
 
 
-def tell_of_night(workspace: Workspace, tick: datetime, reasons: list[str]) -> None:
+def notify_of_night(workspace: Workspace, tick: datetime, reasons: list[str]) -> None:
     """Tell that a night does nothing, though there is something to do: once for the same reasons.
 
     Args:
         tick: of the night, which is that of the day on whose noon or after it began.
     """
     night = (tick - _NOON).date().isoformat()
-    tell(
+    notify(
         workspace,
-        News(
+        Notification(
             id=f"night {night} {fingerprint(sorted(reasons))[:16]}",
             kind="night_skipped",
             reasons=reasons,
@@ -212,7 +214,7 @@ def build_notifications(workspace: Workspace) -> dg.SensorDefinition:
         for record in ended:
             if time.monotonic() - began > TICK_S:
                 break
-            tell_of_run(context.instance, workspace.core, record.dagster_run.run_id)
+            notify_of_run(context.instance, workspace.core, record.dagster_run.run_id)
             since, done = record.update_timestamp, done + 1
         context.update_cursor(since.astimezone(UTC).isoformat())
         return dg.SkipReason(f"{done} of {len(ended)} runs that ended were checked")

@@ -20,7 +20,7 @@ _KEYS_AT_A_TIME = 10_000  # Dagster puts all into one IN, and SQLite takes 32,76
 
 
 @dataclass(frozen=True)
-class Synced:
+class SyncResult:
     """What a look at the store showed."""
 
     project: Project
@@ -46,7 +46,7 @@ class Synced:
         return any(s.usable for s in self.project.statuses(self.project.stages["ingest"]))
 
 
-def in_ranges(
+def partition_ranges(
     instance: dg.DagsterInstance, batches: Iterable[str], most: int, *, exact: bool = False
 ) -> list[list[str]]:
     """Batches in the order of their partitions, so many in a range at most.
@@ -72,12 +72,12 @@ def partition_tags(keys: Sequence[str]) -> dict[str, str]:
     return {_RANGE_START_TAG: keys[0], _RANGE_END_TAG: keys[-1]} if keys else {}
 
 
-def named(keys: Sequence[str]) -> str:
+def partition_label(keys: Sequence[str]) -> str:
     """A partition, or a range of them as Dagster writes it."""
     return keys[0] if len(keys) == 1 else f"{keys[0]}...{keys[-1]}" if keys else ""
 
 
-class Covered:
+class RunCoverage:
     """Which batches a run makes, by its tags."""
 
     def __init__(self, instance: dg.DagsterInstance):
@@ -87,7 +87,7 @@ class Covered:
     def _order(self) -> dict[str, int]:
         return {key: i for i, key in enumerate(self._instance.get_dynamic_partitions(_NAME))}
 
-    def by(self, run: dg.DagsterRun, key: str) -> bool:
+    def includes(self, run: dg.DagsterRun, key: str) -> bool:
         """Whether a run is of a partition; the empty key is that of runs without one."""
         first, last = run.tags.get(_RANGE_START_TAG), run.tags.get(_RANGE_END_TAG)
         if first is None or last is None:
@@ -97,7 +97,7 @@ class Covered:
         return self._order[first] <= self._order[key] <= self._order[last]
 
 
-def sync_batches(instance: dg.DagsterInstance, workspace: Workspace) -> Synced:
+def sync_batches(instance: dg.DagsterInstance, workspace: Workspace) -> SyncResult:
     """Register every batch of the store as a partition. Nothing is ever unregistered.
 
     Runs whose process was killed are ended on the way: they would count as under way.
@@ -108,7 +108,7 @@ def sync_batches(instance: dg.DagsterInstance, workspace: Workspace) -> Synced:
     new = [batch for batch in project.listing.batches if batch not in known]
     for i in range(0, len(new), _KEYS_AT_A_TIME):
         _register(instance, new[i : i + _KEYS_AT_A_TIME])
-    return Synced(project, new, ended)
+    return SyncResult(project, new, ended)
 
 
 def _register(instance: dg.DagsterInstance, batches: list[str]) -> None:

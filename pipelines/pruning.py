@@ -20,7 +20,7 @@ MORNING = "30 6 * * *"
 
 
 @dataclass(frozen=True)
-class Pruned:
+class PruneResult:
     """What went, or would go."""
 
     at: str  # UTC, RFC 3339
@@ -55,7 +55,7 @@ def prune(
     older_than_days: int = OLD_DAYS,
     *,
     dry_run: bool = False,
-) -> Pruned:
+) -> PruneResult:
     """Drop old records and, above the budget, artifacts that nothing reads any more.
 
     Args:
@@ -73,7 +73,7 @@ def prune(
         used.by_kind[DAGSTER_HOME] -= records.n_bytes
     going = over_budget(workspace, used)
     freed = sum(item.n_bytes for item in going) if dry_run else discard(going)
-    pruned = Pruned(
+    pruned = PruneResult(
         at=now.isoformat(timespec="seconds"),
         older_than_days=older_than_days,
         records=records,

@@ -13,7 +13,13 @@ from assets.factory import asset_key, asset_keys
 from assets.partitions import BATCHES_PER_RUN
 from champion.history import ChampionEntry
 from features.files import fingerprint
-from pipelines.partitions import Covered, Synced, in_ranges, named, partition_tags
+from pipelines.partitions import (
+    RunCoverage,
+    SyncResult,
+    partition_label,
+    partition_ranges,
+    partition_tags,
+)
 from resources.records import IDENTITY_TAG
 from resources.runs import UNFINISHED, WILL_RETRY_TAG
 from stages.batch import TENSORS
@@ -30,7 +36,7 @@ _RETRIED_TAG = "dagster/auto_retry_run_id"
 
 
 @dataclass(frozen=True)
-class Decision:
+class RunDecision:
     """Which runs to request, and why the others wait."""
 
     requests: list[dg.RunRequest] = field(default_factory=list)
@@ -38,21 +44,21 @@ class Decision:
     given_up: list[str] = field(default_factory=list)  # of these, what waits for a person
 
 
-def decide(instance: dg.DagsterInstance, project: Project, due: list[Due]) -> Decision:
+def decide(instance: dg.DagsterInstance, project: Project, due: list[Due]) -> RunDecision:
     """Requests for what is due, not under way and has not failed too often.
 
     A run key is partition, identity and the number of runs there were for that identity: asking
     twice gives one run, and asking again after a failure, or after an artifact was lost, another.
     """
     unfinished = instance.get_runs(filters=dg.RunsFilter(statuses=UNFINISHED))
-    covered, decision = Covered(instance), Decision()
+    coverage, decision = RunCoverage(instance), RunDecision()
     touching = {
         job: [run for run in unfinished if _touches(run, job)]
         for job in dict.fromkeys(item.job for item in due)
     }
     free: list[list[Due]] = []
     for item in due:
-        busy = next((run for run in touching[item.job] if covered.by(run, item.key)), None)
+        busy = next((run for run in touching[item.job] if coverage.includes(run, item.key)), None)
         if busy is not None:
             status = busy.status.value.lower().replace("_", " ")
             decision.waiting.append(f"{_name([item])}: run {busy.run_id[:8]} is {status}")
@@ -60,7 +66,7 @@ def decide(instance: dg.DagsterInstance, project: Project, due: list[Due]) -> De
             free.append([item])
     if len(free) > SINGLE_RUNS and all(item.key for (item,) in free):
         by_key = {item.key: item for (item,) in free}
-        first, *rest = in_ranges(instance, by_key, BATCHES_PER_RUN)
+        first, *rest = partition_ranges(instance, by_key, BATCHES_PER_RUN)
         later = sum(map(len, rest))
         if later:
             decision.waiting.append(
@@ -73,7 +79,7 @@ def decide(instance: dg.DagsterInstance, project: Project, due: list[Due]) -> De
 
 
 def _decide(
-    instance: dg.DagsterInstance, project: Project, items: list[Due], decision: Decision
+    instance: dg.DagsterInstance, project: Project, items: list[Due], decision: RunDecision
 ) -> None:
     """Request one run for these, or say why not."""
     job, keys, name = items[0].job, [item.key for item in items if item.key], _name(items)
@@ -110,7 +116,7 @@ def _decide(
 
 def _name(items: list[Due]) -> str:
     keys = [item.key for item in items]
-    return f"{items[0].job} {named(keys)}".strip()
+    return f"{items[0].job} {partition_label(keys)}".strip()
 
 
 def _wanted(project: Project, items: list[Due]) -> list[dg.AssetKey]:
@@ -129,8 +135,8 @@ def _wanted(project: Project, items: list[Due]) -> list[dg.AssetKey]:
 
 
 def decide_ingest(
-    instance: dg.DagsterInstance, synced: Synced, due: list[Due] | None = None
-) -> Decision:
+    instance: dg.DagsterInstance, synced: SyncResult, due: list[Due] | None = None
+) -> RunDecision:
     """``decide`` for batches, by default all that are due.
 
     While a recipe is being retrained, a changed batch waits: the training reads its shards. A new
@@ -143,19 +149,19 @@ def decide_ingest(
         due = [item for item in due if item not in used]
         waiting = [f"ingest {d.key}: run {run.run_id[:8]} trains on its shards" for d in used]
     decision = decide(instance, synced.project, due)
-    return Decision(decision.requests, decision.waiting + waiting, decision.given_up)
+    return RunDecision(decision.requests, decision.waiting + waiting, decision.given_up)
 
 
-def decide_scoring(instance: dg.DagsterInstance, synced: Synced) -> Decision:
+def decide_scoring(instance: dg.DagsterInstance, synced: SyncResult) -> RunDecision:
     """``decide`` for batches that the champion has not scored, or that changed since.
 
     Only for those that are ingested and have a window: nothing can come of other runs.
     """
     project = synced.project
     if project.champion_fault:
-        return Decision(waiting=[f"nothing is scored: {project.champion_fault}"])
+        return RunDecision(waiting=[f"nothing is scored: {project.champion_fault}"])
     if scoring_champion(project) is None:
-        return Decision()
+        return RunDecision()
     stage, unready = project.stages["predictions"], set(synced.stale)
     ready = [
         batch
@@ -181,12 +187,12 @@ def ingested_since(instance: dg.DagsterInstance, due: list[Due], since: datetime
     done = instance.get_runs(
         filters=dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS], updated_after=since)
     )
-    ingests, covered = [run for run in done if _touches(run, "ingest")], Covered(instance)
+    ingests, coverage = [run for run in done if _touches(run, "ingest")], RunCoverage(instance)
     return [
         item
         for item in due
         if all(status.usable for status in item.statuses)
-        and any(covered.by(run, item.key) for run in ingests)
+        and any(coverage.includes(run, item.key) for run in ingests)
     ]
 
 

@@ -59,7 +59,7 @@ MOMENTS = {
     "begun": lambda: setattr(resources.workspace, "writing_for", die),
     "canceling": lambda: setattr(resources.workspace, "writing_for", canceled),
     "working": lambda: setattr(stages.ingest, "ingest_batch", die),
-    "ended": lambda: setattr(pipelines.notifications, "tell_of_run", die),
+    "ended": lambda: setattr(pipelines.notifications, "notify_of_run", die),
 }
 for moment in sys.argv[1:]:
     pid = os.fork()

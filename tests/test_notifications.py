@@ -25,7 +25,7 @@ from pipelines import notifications
 from pipelines.automation import nightly
 from pipelines.cli.app import FAILED, app
 from pipelines.graph import build_defs
-from pipelines.notifications import NOTIFIED_FILE, News, tell, tell_of_run
+from pipelines.notifications import NOTIFIED_FILE, Notification, notify, notify_of_run
 from pipelines.partitions import sync_batches
 from pipelines.requests import MAX_FAILURES
 from resources.workspace import resource_of
@@ -156,7 +156,7 @@ def test_a_check_that_fails_is_told_and_one_that_warns_is_not(lab: Lab, told: To
     result = dg.materialize([thing, *checks], instance=lab.instance)
     assert result.success
     for _ in range(2):
-        tell_of_run(lab.instance, lab.workspace, result.run_id)
+        notify_of_run(lab.instance, lab.workspace, result.run_id)
     (news,) = told.news
     assert (news["kind"], news["asset"], news["check"]) == ("check_failed", "thing", "bad")
     assert news["reasons"] == ["it is bad"]
@@ -222,14 +222,14 @@ def test_a_night_that_cannot_look_is_told_and_fails(lab: Lab, told: Told) -> Non
 # --- the command
 
 
-def news_of(lab: Lab, name: str = "run 1") -> News:
-    return News(id=name, kind="run_failed", reasons=["-"], artifacts=str(lab.artifacts))
+def news_of(lab: Lab, name: str = "run 1") -> Notification:
+    return Notification(id=name, kind="run_failed", reasons=["-"], artifacts=str(lab.artifacts))
 
 
 def test_whoever_tells_at_the_same_time_one_of_them_does(lab: Lab, told: Told) -> None:
     with ThreadPoolExecutor(8) as pool:
         names = [f"run {n % 2}" for n in range(16)]
-        called = list(pool.map(lambda name: tell(lab.workspace, news_of(lab, name)), names))
+        called = list(pool.map(lambda name: notify(lab.workspace, news_of(lab, name)), names))
         assert (sum(called), len(told.news)) == (2, 2)
         noted = lab.artifacts / NOTIFIED_FILE
         lines = noted.read_text().splitlines()
@@ -237,7 +237,7 @@ def test_whoever_tells_at_the_same_time_one_of_them_does(lab: Lab, told: Told) -
 
         with noted.open("a") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
-            waiting = pool.submit(tell, lab.workspace, news_of(lab, "run 2"))
+            waiting = pool.submit(notify, lab.workspace, news_of(lab, "run 2"))
             with pytest.raises(TimeoutError):
                 waiting.result(0.3)
             held.write('{"id": "run 2", "kind": "told by another process"}\n')
@@ -267,7 +267,7 @@ def test_a_command_that_does_not_end_is_ended_with_all_it_started(
     monkeypatch.setattr(notifications, "COMMAND_S", 2)
     pid = tmp_path / "pid"
     lab.settings = lab.settings | {"notify": f"sh -c 'sleep 60 & echo $! > {pid}; wait'"}
-    assert tell(lab.workspace, news_of(lab))
+    assert notify(lab.workspace, news_of(lab))
     assert ["killed after" in message for message in warned(caplog)] == [True]
     started, deadline = int(pid.read_text()), time.monotonic() + 20
     while state_of(started) not in ("gone", "Z"):  # a killed process has to be scheduled once more
@@ -287,7 +287,7 @@ def test_without_a_command_nothing_is_noted(lab: Lab) -> None:
     lab.settings = TINY
     began = build_defs(workspace=lab.workspace).get_sensor_def("notifications")
     assert began.default_status is dg.DefaultSensorStatus.STOPPED
-    assert not tell(lab.workspace, news_of(lab))
+    assert not notify(lab.workspace, news_of(lab))
     assert not (lab.artifacts / NOTIFIED_FILE).exists()
 
 

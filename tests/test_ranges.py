@@ -19,7 +19,13 @@ from episodes.environment import MachineError
 from pipelines.automation import new_batches
 from pipelines.cli.execution import run_all
 from pipelines.graph import build_defs
-from pipelines.partitions import Covered, in_ranges, named, partition_tags, sync_batches
+from pipelines.partitions import (
+    RunCoverage,
+    partition_label,
+    partition_ranges,
+    partition_tags,
+    sync_batches,
+)
 from resources.guards import last_metadata
 from resources.workspace import resource_of
 from stages.validating import validating_ahead
@@ -145,7 +151,7 @@ def test_a_command_takes_all_batches_in_one_run(lab: Lab, monkeypatch: pytest.Mo
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     (ran,) = run_all(lab.workspace, None, ingest_only=True)
     batches = list(lab.project.listing.batches)
-    assert (ran.job, ran.partition) == ("ingest", named(batches))
+    assert (ran.job, ran.partition) == ("ingest", partition_label(batches))
     assert (ran.made, ran.reused) == (list(OUTPUTS), [])
     assert run_all(lab.workspace, None, ingest_only=True) == []
 
@@ -192,16 +198,16 @@ def test_which_batches_a_run_covers(lab: Lab) -> None:
         name: lab.instance.create_run_for_job(definition, tags=partition_tags(chosen))
         for name, chosen in {"one": keys[2:3], "range": keys[1:3], "none": []}.items()
     }
-    covered = Covered(lab.instance)
-    found = {n: [k for k in [*keys, "", "x"] if covered.by(r, k)] for n, r in runs.items()}
+    coverage = RunCoverage(lab.instance)
+    found = {n: [k for k in [*keys, "", "x"] if coverage.includes(r, k)] for n, r in runs.items()}
     assert found == {"one": [keys[2]], "range": keys[1:3], "none": [""]}
 
 
 def test_ranges_follow_the_partitions_and_are_exact_on_request(lab: Lab) -> None:
     a, b, c, d = sync_batches(lab.instance, lab.workspace).stale
-    assert in_ranges(lab.instance, [d, a, b], 10) == [[a, b, d]]
-    assert in_ranges(lab.instance, [d, a, b], 10, exact=True) == [[a, b], [d]]
-    assert in_ranges(lab.instance, [d, c, a, b], 2) == [[a, b], [c, d]]
+    assert partition_ranges(lab.instance, [d, a, b], 10) == [[a, b, d]]
+    assert partition_ranges(lab.instance, [d, a, b], 10, exact=True) == [[a, b], [d]]
+    assert partition_ranges(lab.instance, [d, c, a, b], 2) == [[a, b], [c, d]]
 
 
 # --- several processes

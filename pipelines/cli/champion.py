@@ -33,7 +33,7 @@ _STALE_NOW = "Drift is stale now. Run: phasewatch run"
 
 
 @dataclass(frozen=True)
-class ChampionHistory(Document):
+class ChampionDocument(Document):
     """The champion, and the history of champions."""
 
     champion: dict[str, Any] | None
@@ -77,7 +77,7 @@ def champion(
     config: options.Config = None,
     store: options.Store = None,
     artifacts: options.Artifacts = None,
-) -> ChampionHistory:
+) -> ChampionDocument:
     """Show the model in use, its evidence and the history."""
     from champion.history import kept_path, read_pointer, unsigned
     from stages import champion as core
@@ -93,8 +93,8 @@ def champion(
     history = [entry.champion for entry in pointer.entries]
     status = project.status(project.stages["champion"], "", verify=True)
     if not history:
-        return ChampionHistory(None, [], None, pointer.signed.line)
-    return ChampionHistory(
+        return ChampionDocument(None, [], None, pointer.signed.line)
+    return ChampionDocument(
         champion=asdict(history[-1]) | {"path": str(kept_path(folder, history[-1]))},
         history=[asdict(champion) for champion in history],
         problem=None if status.current else {
@@ -108,7 +108,7 @@ def champion(
 
 
 @dataclass(frozen=True)
-class Promotion(Document):
+class PromoteDocument(Document):
     """The outcome of a trial."""
 
     trial: Trial
@@ -190,7 +190,7 @@ def promote(
     config: options.Config = None,
     store: options.Store = None,
     artifacts: options.Artifacts = None,
-) -> Promotion:
+) -> PromoteDocument:
     """Put a trained model in use if the rules allow it.
 
     docs/champion.md explains the rules. Exit code 1 if they do not allow it.
@@ -214,11 +214,11 @@ def promote(
         trial = core.promote(project, challenger, by=by, why=why, accept_alarms=accept_alarms)
         if trial.promoted:
             _tell_dagster(project.workspace, trial.promoted)
-    return Promotion(trial, list(_notes(project, trial)))
+    return PromoteDocument(trial, list(_notes(project, trial)))
 
 
 @dataclass(frozen=True)
-class Rollback(Document):
+class RollbackDocument(Document):
     """The champion after a rollback."""
 
     champion: ChampionEntry
@@ -240,7 +240,7 @@ def rollback(
     config: options.Config = None,
     store: options.Store = None,
     artifacts: options.Artifacts = None,
-) -> Rollback:
+) -> RollbackDocument:
     """Put the previous champion in use again.
 
     Exit code 4 if it was trained for another input layout.
@@ -252,7 +252,7 @@ def rollback(
     dagster_home(workspace)  # refused before anything is changed
     champion = roll_back(workspace.champion_folder, workspace.layout, by=user_name(), why=why)
     _tell_dagster(workspace, champion)
-    return Rollback(champion, renew_page(workspace))
+    return RollbackDocument(champion, renew_page(workspace))
 
 
 def _said(grounds: list[Objection]) -> list[dict[str, Any]]:

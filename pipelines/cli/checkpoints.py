@@ -34,7 +34,7 @@ contract_app = typer.Typer()
 
 
 @dataclass(frozen=True)
-class Contracts(Document):
+class ContractDocument(Document):
     """The contract of each kind of input."""
 
     live: dict[InputKind, Contract]
@@ -83,7 +83,7 @@ def contract(
         str | None,
         typer.Option(metavar="KIND", help="summary or tensor inputs only; default: both."),
     ] = None,
-) -> Contracts | None:
+) -> ContractDocument | None:
     """Show the current input contract: what a model's input means."""
     if context.invoked_subcommand is not None:
         return None
@@ -93,7 +93,7 @@ def contract(
     kinds: tuple[registry.InputKind, ...] = ("summary", "tensor")
     if kind is not None:
         one_of("kind", kind, kinds)
-    return Contracts(
+    return ContractDocument(
         {each: contract_of(registry.LAYOUT, each) for each in kinds if kind in (None, each)}
     )
 
@@ -107,7 +107,7 @@ def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
 
 
 @dataclass(frozen=True)
-class ContractDiff(Document):
+class ContractDiffDocument(Document):
     """Every difference between a checkpoint's contract and the current one."""
 
     checkpoint: str
@@ -130,7 +130,7 @@ def diff(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="FILE", help="A .ckpt.json; its sidecar is not read.")
     ],
-) -> ContractDiff:
+) -> ContractDiffDocument:
     """Compare a checkpoint's contract with the current one.
 
     Exit code 4 if they differ.
@@ -140,7 +140,7 @@ def diff(
 
     header = read_header(existing_checkpoint(checkpoint))
     differences = contract_differences(header, registry.LAYOUT, str(checkpoint))
-    return ContractDiff(
+    return ContractDiffDocument(
         checkpoint=str(checkpoint),
         contract_hash=header["contract_hash"],
         differences=differences,
@@ -152,7 +152,7 @@ _HASHES = ("dataset_version", "contract_hash", "schema_hash", "checkpoint_id")
 
 
 @dataclass(frozen=True)
-class Inventory(Document):
+class InspectDocument(Document):
     """What checkpoints are, and whether they would load."""
 
     verified: bool
@@ -225,7 +225,7 @@ def inspect(
             help="Also load each and replay the golden vectors. Exit code 4 if one differs.",
         ),
     ] = False,
-) -> Inventory:
+) -> InspectDocument:
     """List checkpoints, and whether each would load today.
 
     Headers, contracts and the hashes of sidecars are checked; no model is loaded unless --verify
@@ -241,7 +241,7 @@ def inspect(
     if not checkpoints:
         fail(f"{', '.join(map(str, paths))}: no {SUFFIX} in it; train: phasewatch run", USAGE)
     entries = list(_look(list(dict.fromkeys(checkpoints)), verify=verify))
-    return Inventory(verify, entries, list(_histories(paths)) if verify else [])
+    return InspectDocument(verify, entries, list(_histories(paths)) if verify else [])
 
 
 def _histories(paths: list[Path]) -> Iterator[str]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class BundleMade(Document):
+class BundleDocument(Document):
     """A bundle that was written and verified."""
 
     bundle: Bundle
@@ -80,7 +80,7 @@ def bundle(
     config: options.Config = None,
     store: options.Store = None,
     artifacts: options.Artifacts = None,
-) -> BundleMade:
+) -> BundleDocument:
     """Write a folder for scoring on a device.
 
     It is compared with its checkpoint on every test window first. docs/device.md says how to
@@ -116,7 +116,7 @@ def bundle(
         )
     core.write_bundle(out, files)
     n_bytes = sum(map(len, files.values()))
-    return BundleMade(load_bundle(out, workspace.layout), out, n_bytes, parity)
+    return BundleDocument(load_bundle(out, workspace.layout), out, n_bytes, parity)
 
 
 def live(context: typer.Context) -> None:

@@ -52,7 +52,7 @@ _LABELS = {
 
 
 @dataclass(frozen=True)
-class Diagnosis(Document):
+class DoctorDocument(Document):
     """Problems, each with its remedy, and then everything that was looked at."""
 
     problems: list[dict[str, Any]] = field(default_factory=list)
@@ -101,12 +101,12 @@ def doctor(
     config: options.Config = None,
     store: options.Store = None,
     artifacts: options.Artifacts = None,
-) -> Diagnosis:
+) -> DoctorDocument:
     """Show what is installed and what is not current.
 
     Problems come first, each with its remedy. Exit code 1 if there is one.
     """
-    findings = Diagnosis()
+    findings = DoctorDocument()
     missing = _installed(findings)
     if "base" not in missing:
         workspace = workspace_of(config, store, artifacts)
@@ -119,7 +119,7 @@ def doctor(
     return findings
 
 
-def _installed(findings: Diagnosis) -> list[str]:
+def _installed(findings: DoctorDocument) -> list[str]:
     missing = []
     for extra, packages in EXTRAS.items():
         versions = {name: _version(name) for name in packages}
@@ -142,7 +142,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _disk(findings: Diagnosis, workspace: Workspace) -> None:
+def _disk(findings: DoctorDocument, workspace: Workspace) -> None:
     from stages.retention import last_pruned, usage
 
     folder = workspace.artifacts_path
@@ -170,7 +170,7 @@ def _disk(findings: Diagnosis, workspace: Workspace) -> None:
         findings.problem(f"{existing}: not writable", "set `artifacts` to a writable folder")
 
 
-def _gpu(findings: Diagnosis, device: str, *, torch: bool) -> None:
+def _gpu(findings: DoctorDocument, device: str, *, torch: bool) -> None:
     gpus: list[str] = []
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
@@ -191,7 +191,7 @@ def _gpu(findings: Diagnosis, device: str, *, torch: bool) -> None:
         findings.problem("device is cuda, but no GPU is usable", "set `device: auto`")
 
 
-def _dagster(findings: Diagnosis, workspace: Workspace) -> None:
+def _dagster(findings: DoctorDocument, workspace: Workspace) -> None:
     from stages.workspace import SettingsError
 
     try:
@@ -222,7 +222,9 @@ def _dagster(findings: Diagnosis, workspace: Workspace) -> None:
         _automation(findings, section, instance)
 
 
-def _automation(findings: Diagnosis, section: dict[str, Any], instance: dg.DagsterInstance) -> None:
+def _automation(
+    findings: DoctorDocument, section: dict[str, Any], instance: dg.DagsterInstance
+) -> None:
     import dagster as dg
 
     from resources.runs import PARTITION_TAG, UNFINISHED, dead_runs
@@ -252,7 +254,7 @@ def _automation(findings: Diagnosis, section: dict[str, Any], instance: dg.Dagst
         findings.problem(f"{each.name} counts as under way, but {each.why}", "phasewatch sync")
 
 
-def _stages(findings: Diagnosis, workspace: Workspace) -> None:
+def _stages(findings: DoctorDocument, workspace: Workspace) -> None:
     """Every stage that is not current, in counts."""
     from champion.history import ChampionError
     from datasets.exclusions import ExclusionError, read_exclusions

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Verdicts(Document):
+class ValidateDocument(Document):
     """The verdicts on a store's episodes, or what another policy would change."""
 
     store: str
@@ -102,7 +102,7 @@ def validate(
     ] = None,
     config: options.Config = None,
     store: options.Store = None,
-) -> Verdicts:
+) -> ValidateDocument:
     """Validate episodes: all of a store, or those named.
 
     Nothing is written.
@@ -134,7 +134,7 @@ def validate(
         if (after := other_of.get((before.host_id, before.episode_id)))
         and before.verdict != after.verdict
     ]  # fmt: skip
-    return Verdicts(
+    return ValidateDocument(
         store=str(workspace.store_path),
         differences=list(listing.differences) if listing else [],
         summary=summary_line([record.verdict for record in others or records]),
@@ -257,7 +257,7 @@ def extracted_episode(
 
 
 @dataclass(frozen=True)
-class ExtractedFile(Document):
+class ExtractDocument(Document):
     """Where an episode's series, windows and features were written."""
 
     verdict: dict[str, Any]  # the JSON begins with what is in it
@@ -280,7 +280,7 @@ def extract(
     anyway: options.Anyway = False,
     config: options.Config = None,
     store: options.Store = None,
-) -> ExtractedFile:
+) -> ExtractDocument:
     """Write the series, windows and features of one episode to a file.
 
     docs/data-format.md describes the file.
@@ -309,7 +309,7 @@ def extract(
         feature_names=np.array(workspace.layout.feature_names),
     )
     write(out, content.getvalue())
-    return ExtractedFile(
+    return ExtractDocument(
         verdict=verdict_of(read.record),
         path=str(out),
         windows=len(windows),
@@ -319,7 +319,7 @@ def extract(
 
 
 @dataclass(frozen=True)
-class ExcludedEntry(Document):
+class ExcludeDocument(Document):
     """An entry as it was added to the file of exclusions."""
 
     path: str
@@ -347,7 +347,7 @@ def exclude(
     config: options.Config = None,
     store: options.Store = None,
     artifacts: options.Artifacts = None,
-) -> ExcludedEntry:
+) -> ExcludeDocument:
     """Keep an episode, or a span of it, out of every dataset.
 
     Windows that overlap the span are excluded. Adds an entry to exclusions.yaml in the artifacts
@@ -382,7 +382,7 @@ def exclude(
         fail(f"{path}: not written ({error.strerror})", USAGE)
     if record and not record.usable:
         note(f"{record.line}\nThe datasets do not have this episode: it is {record.verdict}.")
-    return ExcludedEntry(path=str(path), entry=entry, entries=entries)
+    return ExcludeDocument(path=str(path), entry=entry, entries=entries)
 
 
 def _record_within(

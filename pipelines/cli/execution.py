@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     import dagster as dg
 
-    from pipelines.partitions import Synced
+    from pipelines.partitions import SyncResult
     from stages.workspace import Workspace
 
 log = logging.getLogger("phasewatch")
@@ -44,7 +44,7 @@ _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 @dataclass(frozen=True)
-class Ran:
+class CompletedRun:
     """A run that ended well."""
 
     job: str  # ingest or retrain
@@ -62,7 +62,7 @@ def run_all(
     *,
     batches: list[str] | None = None,
     ingest_only: bool = False,
-) -> list[Ran]:
+) -> list[CompletedRun]:
     """Sync, ingest the stale batches, retrain the stale recipes (of these, None: all).
 
     After a run that fails none is started.
@@ -128,7 +128,7 @@ def open_project(workspace: Workspace) -> Project:
     return project
 
 
-def sync_only(workspace: Workspace) -> Synced:
+def sync_only(workspace: Workspace) -> SyncResult:
     """Register the store's batches with Dagster."""
     from pipelines.partitions import sync_batches
 
@@ -138,11 +138,11 @@ def sync_only(workspace: Workspace) -> Synced:
             return sync_batches(instance, workspace)
 
 
-def _ingest(workspace: Workspace, batches: list[str]) -> list[Ran]:
+def _ingest(workspace: Workspace, batches: list[str]) -> list[CompletedRun]:
     """Ingest batches, many in a run; then make what is made of their shards."""
     from assets.partitions import BATCHES_PER_RUN
     from pipelines.graph import build_defs
-    from pipelines.partitions import in_ranges, named, sync_batches
+    from pipelines.partitions import partition_label, partition_ranges, sync_batches
 
     with dagster_instance(workspace) as instance:
         project = sync_batches(instance, workspace).project
@@ -152,18 +152,18 @@ def _ingest(workspace: Workspace, batches: list[str]) -> list[Ran]:
         if len(batches) == 1:  # Dagster makes one of the other in one run
             steps = [(batches, [name for made in outputs for name in made])]
         else:
-            ranges = in_ranges(instance, batches, BATCHES_PER_RUN, exact=workspace.force)
+            ranges = partition_ranges(instance, batches, BATCHES_PER_RUN, exact=workspace.force)
             steps = [(keys, made) for made in outputs for keys in ranges]
         ran = []
         for i, (keys, made) in enumerate(steps, start=1):
-            log.info("ingest %s (%d of %d)", named(keys), i, len(steps))
+            log.info("ingest %s (%d of %d)", partition_label(keys), i, len(steps))
             ran.append(_execute(workspace, definitions, "ingest", keys, instance, made))
         return ran
 
 
 def _retrain(
     workspace: Workspace, recipes: list[str], outputs: list[str] | None = None
-) -> list[Ran]:
+) -> list[CompletedRun]:
     """Retrain recipes; or, for the one empty name, make outputs of the whole store."""
     from pipelines.graph import build_defs
     from pipelines.partitions import sync_batches
@@ -191,9 +191,9 @@ def _places(instance: dg.DagsterInstance) -> int:
     return limits.get("training", instance.global_op_concurrency_default_limit or 1)
 
 
-def _side_by_side(workspace: Workspace, recipes: list[str], runs: int) -> list[Ran]:
+def _side_by_side(workspace: Workspace, recipes: list[str], runs: int) -> list[CompletedRun]:
     """After a run that fails none is started; those under way end."""
-    waiting, running, ran = list(recipes), set[Any](), list[Ran]()
+    waiting, running, ran = list(recipes), set[Any](), list[CompletedRun]()
     with worker_processes(runs, _prepare, workspace) as pool:
         while waiting or running:
             while waiting and len(running) < runs:
@@ -221,7 +221,7 @@ def _prepare(workspace: Workspace) -> None:
     )
 
 
-def _retrain_in_worker(recipe: str) -> Ran | str:
+def _retrain_in_worker(recipe: str) -> CompletedRun | str:
     """The run, or why it failed."""
     try:
         return _execute(**_in_worker, job="retrain", keys=[recipe], outputs=None)
@@ -236,13 +236,13 @@ def _execute(
     keys: list[str],
     instance: dg.DagsterInstance,
     outputs: list[str] | None,
-) -> Ran:
+) -> CompletedRun:
     from assets.factory import asset_key
-    from pipelines.notifications import tell_of_run
-    from pipelines.partitions import named, partition_tags
+    from pipelines.notifications import notify_of_run
+    from pipelines.partitions import partition_label, partition_tags
     from resources.runs import process_tag
 
-    key, run_id = named(keys), str(uuid.uuid4())
+    key, run_id = partition_label(keys), str(uuid.uuid4())
 
     with _output_shown_until_the_end():
         result = definitions.resolve_job_def(job).execute_in_process(
@@ -253,7 +253,7 @@ def _execute(
             asset_selection=[asset_key(output) for output in outputs] if outputs else None,
             raise_on_error=False,
         )
-    tell_of_run(instance, workspace, result.run_id)
+    notify_of_run(instance, workspace, result.run_id)
     if not result.success:
         ends = [event.job_failure_data.error for event in result.all_events if event.is_job_failure]
         if any(error is not None and error.cls_name == DAGSTERS_INTERRUPT for error in ends):
@@ -270,7 +270,7 @@ def _execute(
     for event in result.get_asset_materialization_events():
         reused = event.materialization.metadata.get("reused")
         made[bool(reused and reused.value)][event.materialization.asset_key.to_user_string()] = None
-    return Ran(job, key, result.run_id, list(made[False]), list(made[True]))
+    return CompletedRun(job, key, result.run_id, list(made[False]), list(made[True]))
 
 
 @contextmanager

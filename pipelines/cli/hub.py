@@ -28,7 +28,7 @@ TOKEN = "PHASEWATCH_HUB_TOKEN"
 
 
 @dataclass(frozen=True)
-class Served(Document):
+class HubDocument(Document):
     """What a hub carried until it was stopped."""
 
     url: str
@@ -53,7 +53,7 @@ def hub(
     log_windows: Annotated[
         bool, typer.Option("--log-windows", help="Log every window, not only what changes.")
     ] = False,
-) -> Served:
+) -> HubDocument:
     """Carry live events from scorers and producers to the live page.
 
     Serves until Ctrl-C or SIGTERM. The token may be in PHASEWATCH_HUB_TOKEN instead of a file.
@@ -81,7 +81,7 @@ def hub(
     # uvicorn raises the signal that ended it once more, for whoever was there before it
     signal.signal(signal.SIGTERM, lambda *_: None)
     running.run(sockets=[listener])
-    return Served(url=url, events=carrier.state.newest)
+    return HubDocument(url=url, events=carrier.state.newest)
 
 
 def _artifacts(config: Path | None, artifacts: Path | None) -> Path:

@@ -105,7 +105,7 @@ def _windows(scores: Scores) -> Iterator[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Predictions(Document):
+class PredictDocument(Document):
     """What a checkpoint says of episodes. Of one that was named, JSON has no list."""
 
     scorer: dict[str, Any]
@@ -233,7 +233,7 @@ def predict(
     config: options.Config = None,
     store: options.Store = None,
     artifacts: options.Artifacts = None,
-) -> Predictions:
+) -> PredictDocument:
     """Score episodes: their phases, and when the alarm stands.
 
     Scores with the champion, or with --checkpoint. If one of several episodes cannot be scored,
@@ -283,7 +283,7 @@ def predict(
         note(_seen(scored))
     if out is not None and scored:
         write(out, _content(_table(scorer, scored), out.suffix))
-    return Predictions(
+    return PredictDocument(
         scorer={
             "model": scorer.name,
             "checkpoint": str(path),

@@ -57,7 +57,7 @@ produce_app = typer.Typer(no_args_is_help=True, help="Publish figures and record
 
 
 @dataclass(frozen=True)
-class Produced(Document):
+class ProduceDocument(Document):
     """What a producer published."""
 
     producer: str
@@ -84,7 +84,7 @@ def _producer(*, reads_artifacts: bool = True) -> Callable[[Callable[..., Events
             store: options.Store = None,
             artifacts: options.Artifacts = None,
             **own: Any,
-        ) -> Produced:
+        ) -> ProduceDocument:
             if once and every is not None:
                 fail("--once and --every exclude each other; give one of them", USAGE)
             _check_address(to)
@@ -93,7 +93,7 @@ def _producer(*, reads_artifacts: bool = True) -> Callable[[Callable[..., Events
             events = function(**own)
             batch = 1 if own.get("speed") else None  # at a pace they go out one by one
             published = _publish(workspace, events, to, token, every, batch)
-            return Produced(function.__name__, to, published)
+            return ProduceDocument(function.__name__, to, published)
 
         *shared, _ = inspect.signature(run, eval_str=True).parameters.values()
         wraps(function)(run)

@@ -15,7 +15,7 @@ from pipelines.home import OLD_DAYS, dagster_instance
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipelines.pruning import Pruned
+    from pipelines.pruning import PruneResult
 
 _SHOWN = 20  # artifacts
 
@@ -24,7 +24,7 @@ _SHOWN = 20  # artifacts
 class PruneDocument(Document):
     """What went, or would go."""
 
-    pruned: Pruned
+    pruned: PruneResult
     dry_run: bool
 
     def as_json(self) -> dict[str, Any]:

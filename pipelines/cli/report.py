@@ -39,7 +39,7 @@ _LEGEND = (
 
 
 @dataclass(frozen=True)
-class Leaderboard(Document):
+class ReportDocument(Document):
     """Reports and comparisons that are current, and what is not."""
 
     found: Evaluated
@@ -88,7 +88,7 @@ def report(
     mode: Annotated[
         str | None, typer.Option(metavar="NAME", help="realistic or oracle; default: both.")
     ] = None,
-) -> Leaderboard:
+) -> ReportDocument:
     """Print the leaderboard of each recipe, and the path of the page."""
     from datasets.splits import RECIPES
     from features.registry import MODES
@@ -108,7 +108,7 @@ def report(
         _explain_nothing(workspace, found.left_out, recipe)
     shown = {each.recipe for each in found.reports}
     datasets = project.statuses(project.stages["datasets"], recipe)
-    return Leaderboard(
+    return ReportDocument(
         found,
         unavailable=[status for status in datasets if not status.available],
         stale=[due for due in project.due("retrain") if due.key in shown],

@@ -71,7 +71,7 @@ def run(
 
 
 @dataclass(frozen=True)
-class Batches(Document):
+class SyncDocument(Document):
     """The store's batches as Dagster knows them now."""
 
     store: str
@@ -90,7 +90,7 @@ def sync(
     config: options.Config = None,
     store: options.Store = None,
     artifacts: options.Artifacts = None,
-) -> Batches:
+) -> SyncDocument:
     """Register the store's batches with Dagster.
 
     `make ui` does this first.
@@ -99,7 +99,7 @@ def sync(
     from pipelines.cli.execution import sync_only
 
     synced = sync_only(workspace)
-    return Batches(
+    return SyncDocument(
         store=str(workspace.store_path),
         batches=list(synced.listing.batches),
         new=synced.new,

@@ -16,7 +16,7 @@ from pipelines.cli.console import USAGE, Document, fail, log_to_stderr, workspac
 
 
 @dataclass(frozen=True)
-class Simulated(Document):
+class SimulateDocument(Document):
     """What was written to a simulated store."""
 
     store: str
@@ -96,7 +96,7 @@ def simulate(
         int | None,
         typer.Option(metavar="N", min=1, help="Default: one per core, fewer for few episodes."),
     ] = None,
-) -> Simulated:
+) -> SimulateDocument:
     """Make a store of simulated episodes.
 
     They are made from recorded ones: cropped, stretched, rescaled, on other hosts and days. Each is
@@ -128,7 +128,7 @@ def simulate(
             windows = write_shards(corpus, workspace, processes, progress, log_to_stderr)
     except OSError as error:
         fail(f"{error.filename or store}: not written ({error.strerror})")
-    return Simulated(
+    return SimulateDocument(
         store=str(store),
         episodes=made.episodes,
         kept=made.kept,

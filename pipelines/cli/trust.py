@@ -43,7 +43,7 @@ keys_app = typer.Typer(
 
 
 @dataclass(frozen=True)
-class Keys(Document):
+class KeysDocument(Document):
     """The keys of this machine."""
 
     folder: Path
@@ -65,11 +65,11 @@ class Keys(Document):
         )
 
 
-def _keys() -> Keys:
+def _keys() -> KeysDocument:
     from config.signing import keys_folder, signing_key, trusted_keys
 
     key = signing_key()
-    return Keys(keys_folder(), key.name if key else None, list(trusted_keys().values()))
+    return KeysDocument(keys_folder(), key.name if key else None, list(trusted_keys().values()))
 
 
 def _apart(workspace: Workspace) -> None:
@@ -90,7 +90,7 @@ def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is, such as lab-a.")],
     config: options.Config = None,
     artifacts: options.Artifacts = None,
-) -> Keys:
+) -> KeysDocument:
     """Make the key that signs what is made on this machine, and trust it."""
     from config.signing import new_key
 
@@ -108,7 +108,7 @@ def trust(
     ] = "",
     config: options.Config = None,
     artifacts: options.Artifacts = None,
-) -> Keys:
+) -> KeysDocument:
     """Trust another machine's key: accept what it signed."""
     from config import signing
 
@@ -119,7 +119,7 @@ def trust(
 
 @keys_app.command("list", cls=Command)
 @with_json
-def list_keys() -> Keys:
+def list_keys() -> KeysDocument:
     """List the keys that are trusted, and the one that signs."""
     return _keys()
 
@@ -128,7 +128,7 @@ def list_keys() -> Keys:
 
 
 @dataclass(frozen=True)
-class Verified(Document):
+class VerifyDocument(Document):
     """Every link of a chain, the nearest first."""
 
     links: list[Link]
@@ -174,7 +174,7 @@ def verify(
     config: options.Config = None,
     store: options.Store = None,
     artifacts: options.Artifacts = None,
-) -> Verified:
+) -> VerifyDocument:
     """Verify a bundle or a checkpoint, and all that it was made from.
 
     Episodes, shards, dataset, checkpoint, alarm rule, bundle: every hash and every signature. Exit
@@ -194,7 +194,7 @@ def verify(
         chain.checkpoint(target)
     else:
         fail(f"{target}: must be the folder of a bundle or a {SUFFIX}", USAGE)
-    return Verified(chain.links)
+    return VerifyDocument(chain.links)
 
 
 # --- the log of decisions
@@ -203,7 +203,7 @@ log_app = typer.Typer(help="The hub's log of decisions.", no_args_is_help=True)
 
 
 @dataclass(frozen=True)
-class LogVerified(Document):
+class VerifyLogDocument(Document):
     """What is in the log, and where it is not as it was written."""
 
     folder: str
@@ -235,7 +235,7 @@ def verify_log(
     config: options.Config = None,
     artifacts: options.Artifacts = None,
     require_signature: options.RequireSignature = False,
-) -> LogVerified:
+) -> VerifyLogDocument:
     """Find lines that were changed, dropped, moved or repeated.
 
     Exit code 1 if there is one.
@@ -249,14 +249,14 @@ def verify_log(
     needed = require_signature or workspace.require_signatures
     if chain.count and (why := distrust(chain.signed, required=needed)):
         faults.append({"where": "head.json", "kind": "signature", "problem": why})
-    return LogVerified(
+    return VerifyLogDocument(
         str(workspace.decisions_folder), chain.before + chain.count, chain.before, chain.last,
         chain.torn, chain.signed.line, faults,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class LogReplayed(Document):
+class ReplayLogDocument(Document):
     """Decisions that were made again from the rows in the store."""
 
     bundle: str
@@ -297,7 +297,7 @@ def replay_log(
     config: options.Config = None,
     store: options.Store = None,
     artifacts: options.Artifacts = None,
-) -> LogReplayed:
+) -> ReplayLogDocument:
     """Recompute the decisions of the log and compare every digit.
 
     Exit code 1 if one differs, or if a line of the log does not verify.
@@ -314,6 +314,6 @@ def replay_log(
     replay = LogReplay(Project(workspace), made)
     chain = read_chain(workspace.decisions_folder, replay.take)
     found = replay.found
-    return LogReplayed(
+    return ReplayLogDocument(
         made.id, found.identical, found.different, dict(found.left_out), chain.refused
     )

@@ -26,7 +26,7 @@ LOCATION = "phasewatch"
 
 
 @dataclass(frozen=True)
-class Shown(Document):
+class UiDocument(Document):
     """Where Dagster was until it was stopped."""
 
     url: str
@@ -44,7 +44,7 @@ def ui(
     allow_host: serving.AllowHost = None,
     token_file: serving.TokenFile = None,
     read_only: serving.ReadOnly = False,
-) -> Shown:
+) -> UiDocument:
     """Serve Dagster and its daemon behind a guard.
 
     Registers the store's batches first, and serves until Ctrl-C or SIGTERM, with what `dg dev`
@@ -76,7 +76,7 @@ def ui(
         daemon=True,
     ).start()
     _develop(host, port, read_only=read_only)
-    return Shown(url=url)
+    return UiDocument(url=url)
 
 
 def _say_when_ready(host: str, port: int, url: str) -> None:
