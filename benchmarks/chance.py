@@ -24,7 +24,7 @@ from evaluation.scores import guess_draws, macro_f1_of_confusion, prediction_row
 from features.registry import LAYOUT
 from models.base import Examples
 from models.registry import MODELS, Variant
-from stages.checkpoints import fit_on
+from stages.checkpoints import fit_windows
 from stages.datasets import ingested_windows
 from stages.project import Project
 from stages.workspace import Workspace, workspace_from_environment
@@ -71,7 +71,7 @@ def from_telemetry(workspace: Workspace, table: pl.DataFrame, shards: Any, model
     variant = Variant(model, "oracle")
     train, val = (examples(table, shards, side, variant, LAYOUT) for side in ("train", "val"))
     held_out = inputs(table.filter(pl.col("split") != "train"), shards, variant, LAYOUT)
-    return score(table, fit_on(workspace, variant, train, val), held_out)
+    return score(table, fit_windows(workspace, variant, train, val), held_out)
 
 
 def from_ids(workspace: Workspace, table: pl.DataFrame, model: str) -> float:
@@ -89,7 +89,7 @@ def from_ids(workspace: Workspace, table: pl.DataFrame, model: str) -> float:
         Examples(X[split == side], y[split == side], episode=episode[split == side])
         for side in ("train", "val")
     )
-    fitted = fit_on(workspace, Variant(model, "oracle"), train, val)
+    fitted = fit_windows(workspace, Variant(model, "oracle"), train, val)
     return score(table, fitted, X[split != "train"])
 
 

@@ -30,7 +30,7 @@ from evaluation.figures import ReportPolicy, interval
 from evaluation.scores import f1_statistic, macro_f1_of_confusion, prediction_rows, scored
 from features.registry import LAYOUT
 from models.registry import find_variant
-from stages.checkpoints import fit_on
+from stages.checkpoints import fit_windows
 from stages.datasets import ingested_windows
 from stages.project import Project
 from stages.workspace import workspace_from_environment
@@ -126,7 +126,7 @@ def measured() -> NDArray[np.int64]:
     for host in sorted(windows["host_id"].unique()):
         table, _ = build_table(windows, "host", replace(workspace.splits, test_host=host))
         train, val = (examples(table, shards, side, variant, layout) for side in ("train", "val"))
-        model = fit_on(workspace, variant, train, val)
+        model = fit_windows(workspace, variant, train, val)
         test = table.filter(pl.col("split") == "test")
         proba = model.predict_proba(inputs(test, shards, variant, layout))
         rows = prediction_rows(test, "gbt", "realistic", host, proba, layout.phases)

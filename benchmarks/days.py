@@ -128,7 +128,7 @@ def test(
         int((scores.clean & scores.alarmed(rule.threshold)).sum()),
         int(scores.false_alarms(rule.threshold).sum()),
         int(scores.attacked().sum()),
-        scores.found(rule.threshold),
+        scores.detected(rule.threshold),
     )
 
 

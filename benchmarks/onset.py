@@ -34,7 +34,7 @@ from features.summary import summarise
 from features.windows import window_starts
 from models.alarm import AlarmRule
 from models.checkpoint import Checkpoint
-from stages.alarm_rules import rule_of
+from stages.alarm_rules import alarm_rule_of
 from stages.project import Project
 from stages.scoring import apply_rule
 from stages.workspace import workspace_from_environment
@@ -122,7 +122,7 @@ def main() -> None:
     print(f"{'':6}{'':10}{'':14}{'windows':>8}" + "".join(f"{name:>10}" for name in FOUND))
     for model in models:
         checkpoint = phasewatch.load_checkpoint(project, RECIPE, model)
-        rule = rule_of(project, checkpoint)
+        rule = alarm_rule_of(project, checkpoint)
         assert rule is not None
         for kind, attacks in kinds.items():
             hits = [found(one, checkpoint, rule, layout) for one in attacks]

@@ -100,7 +100,7 @@ class AlarmScores:
         np.minimum.at(first, self.episode[alarmed], self.end_s[alarmed])
         return first
 
-    def found(self, threshold: float) -> int:
+    def detected(self, threshold: float) -> int:
         """How many attacked episodes are alarmed at or after their onset."""
         return int((self.attacked() & np.isfinite(self.first_alarm_s(threshold))).sum())
 
@@ -154,8 +154,8 @@ def choose_threshold(val: AlarmScores, policy: ReportPolicy) -> tuple[float, Fig
         above = float(np.nextafter(candidates[0], np.inf))
         return above, FigureNote(code="over_budget_everywhere")
     lowest = within[-1]
-    found = val.found(lowest)
-    highest = next(t for t in within if found <= val.found(t)) if found else lowest
+    found = val.detected(lowest)
+    highest = next(t for t in within if found <= val.detected(t)) if found else lowest
     strict = FigureNote(code="budget_allows_none", numbers={"hours": hours, "per_hour": 1 / hours})
     return _half_way(lowest, highest), strict if 1 / hours > per_hour else None
 

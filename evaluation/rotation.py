@@ -50,7 +50,7 @@ def host_turn(
         clean_time_alarmed=float(alarms.alarmed(rule.threshold)[alarms.clean].mean())
         if alarms.clean.any()
         else None,
-        detected_share=alarms.found(rule.threshold) / attacks if attacks else None,
+        detected_share=alarms.detected(rule.threshold) / attacks if attacks else None,
     )
 
 

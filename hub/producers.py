@@ -38,8 +38,8 @@ from hub.events import (
 from models.checkpoint import Checkpoint, CheckpointError, checkpoint_path, load_checkpoint
 from models.registry import VARIANTS
 from models.scaling import scale
-from stages.report_page import evaluated
-from stages.scoring import Scorer, score_episode, sound
+from stages.report_page import comparable_documents
+from stages.scoring import Scorer, intact_artifact, score_episode
 from stages.status import StageError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def held_out_windows(scorer: Scorer) -> pl.DataFrame:
         StageError: the dataset is missing or damaged, or nothing in it is known to be held out.
     """
     remedy = f"Run: phasewatch run --recipe {scorer.recipe}"
-    dataset = sound(scorer.project, "datasets", scorer.recipe)
+    dataset = intact_artifact(scorer.project, "datasets", scorer.recipe)
     if scorer.training is None:
         raise StageError(
             f"recipe {scorer.recipe}'s dataset has changed since {scorer.name} was trained, so it "
@@ -151,7 +151,7 @@ def metrics(project: Project) -> Iterator[ModelMetric]:
     Raises:
         StageError: no report is current; StoreError: there is no store.
     """
-    found = evaluated(project)
+    found = comparable_documents(project)
     if not found.reports:
         counted = Counter(status.message for status in found.left_out)
         why = shortened([f"{n} {message}" for message, n in counted.items()]) or "none is made"
@@ -397,7 +397,7 @@ def perf(project: Project, recipe: str | None = None) -> Iterator[ModelPerf]:
         raise StageError(
             f"{folder}: no realistic checkpoint. Run: phasewatch run --recipe {recipe}"
         )
-    reports = {(r.model, r.mode): r for r in evaluated(project, [recipe]).reports}
+    reports = {(r.model, r.mode): r for r in comparable_documents(project, [recipe]).reports}
     for variant in here:
         path = checkpoint_path(folder, variant)
         report = reports.get((variant.model, variant.mode))

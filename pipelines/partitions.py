@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from assets.partitions import BATCHES
 from episodes.store import StoreListing
 from resources.runs import PARTITION_TAG, end_dead_runs
-from stages.project import Due, Project
+from stages.project import DueWork, Project
 from stages.workspace import Workspace
 
 _RANGE_START_TAG = "dagster/asset_partition_range_start"
@@ -28,7 +28,7 @@ class SyncResult:
     ended: list[str]  # runs that counted as under way and had no process
 
     @cached_property
-    def due(self) -> list[Due]:
+    def due(self) -> list[DueWork]:
         """The batches to ingest."""
         return self.project.due("ingest")
 

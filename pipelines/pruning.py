@@ -12,7 +12,7 @@ from features.files import write_atomically
 from pipelines.home import OLD_DAYS
 from resources.records import PrunedRecords, prune_records, record_bytes
 from resources.workspace import WorkspaceResource
-from stages.retention import PRUNED_FILE, Discard, discard, over_budget, usage
+from stages.retention import PRUNED_FILE, Discard, delete_items, disk_usage, items_to_discard
 from stages.workspace import Workspace
 
 MORNING = "30 6 * * *"
@@ -68,11 +68,11 @@ def prune(
     assert older_than_days >= 1, older_than_days  # of a run under way nothing may go
     now = datetime.now(UTC)
     records = prune_records(instance, now - timedelta(days=older_than_days), dry_run=dry_run)
-    used = usage(workspace.artifacts_path)
+    used = disk_usage(workspace.artifacts_path)
     if dry_run and DAGSTER_HOME in used.by_kind:
         used.by_kind[DAGSTER_HOME] -= records.n_bytes
-    going = over_budget(workspace, used)
-    freed = sum(item.n_bytes for item in going) if dry_run else discard(going)
+    going = items_to_discard(workspace, used)
+    freed = sum(item.n_bytes for item in going) if dry_run else delete_items(going)
     pruned = PruneResult(
         at=now.isoformat(timespec="seconds"),
         older_than_days=older_than_days,

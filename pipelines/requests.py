@@ -23,7 +23,7 @@ from pipelines.partitions import (
 from resources.records import IDENTITY_TAG
 from resources.runs import UNFINISHED, WILL_RETRY_TAG
 from stages.batch import TENSORS
-from stages.project import Due, Project
+from stages.project import DueWork, Project
 
 SINGLE_RUNS = 8
 """More batches than that are ingested or scored by one run; the others wait for it to end."""
@@ -44,7 +44,7 @@ class RunDecision:
     given_up: list[str] = field(default_factory=list)  # of these, what waits for a person
 
 
-def decide(instance: dg.DagsterInstance, project: Project, due: list[Due]) -> RunDecision:
+def decide(instance: dg.DagsterInstance, project: Project, due: list[DueWork]) -> RunDecision:
     """Requests for what is due, not under way and has not failed too often.
 
     A run key is partition, identity and the number of runs there were for that identity: asking
@@ -56,7 +56,7 @@ def decide(instance: dg.DagsterInstance, project: Project, due: list[Due]) -> Ru
         job: [run for run in unfinished if _touches(run, job)]
         for job in dict.fromkeys(item.job for item in due)
     }
-    free: list[list[Due]] = []
+    free: list[list[DueWork]] = []
     for item in due:
         busy = next((run for run in touching[item.job] if coverage.includes(run, item.key)), None)
         if busy is not None:
@@ -79,7 +79,7 @@ def decide(instance: dg.DagsterInstance, project: Project, due: list[Due]) -> Ru
 
 
 def _decide(
-    instance: dg.DagsterInstance, project: Project, items: list[Due], decision: RunDecision
+    instance: dg.DagsterInstance, project: Project, items: list[DueWork], decision: RunDecision
 ) -> None:
     """Request one run for these, or say why not."""
     job, keys, name = items[0].job, [item.key for item in items if item.key], _name(items)
@@ -114,12 +114,12 @@ def _decide(
     )
 
 
-def _name(items: list[Due]) -> str:
+def _name(items: list[DueWork]) -> str:
     keys = [item.key for item in items]
     return f"{items[0].job} {partition_label(keys)}".strip()
 
 
-def _wanted(project: Project, items: list[Due]) -> list[dg.AssetKey]:
+def _wanted(project: Project, items: list[DueWork]) -> list[dg.AssetKey]:
     """The assets to make: of what exists once for the whole store, those that are not current.
 
     Of many batches only what needs nothing else of them: the rest is due after that run.
@@ -135,7 +135,7 @@ def _wanted(project: Project, items: list[Due]) -> list[dg.AssetKey]:
 
 
 def decide_ingest(
-    instance: dg.DagsterInstance, synced: SyncResult, due: list[Due] | None = None
+    instance: dg.DagsterInstance, synced: SyncResult, due: list[DueWork] | None = None
 ) -> RunDecision:
     """``decide`` for batches, by default all that are due.
 
@@ -169,7 +169,7 @@ def decide_scoring(instance: dg.DagsterInstance, synced: SyncResult) -> RunDecis
         if batch not in unready and project.artifacts("ingest", batch)[TENSORS].facts["windows"]
     ]
     due = [
-        Due(stage.job, status.key, [status], project.identity(stage.job, status.key))
+        DueWork(stage.job, status.key, [status], project.identity(stage.job, status.key))
         for status in project.statuses(stage, ready)
         if status.due
     ]
@@ -182,7 +182,9 @@ def scoring_champion(project: Project) -> ChampionEntry | None:
     return champion if champion and champion.served in champion.alarm_rules else None
 
 
-def ingested_since(instance: dg.DagsterInstance, due: list[Due], since: datetime) -> list[Due]:
+def ingested_since(
+    instance: dg.DagsterInstance, due: list[DueWork], since: datetime
+) -> list[DueWork]:
     """The batches that were ingested after a moment and have only gained episodes since."""
     done = instance.get_runs(
         filters=dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS], updated_after=since)

@@ -19,7 +19,7 @@ from dagster_webserver.cli import dagster_webserver
 from hub.guard import Guard
 from pipelines.cli.ui import HOSTS, TOKEN
 from pipelines.executors import execution_from_environment
-from stages.workspace import OF_THE_MACHINE, Workspace, workspace_from_environment
+from stages.workspace import MACHINE_SETTINGS, Workspace, workspace_from_environment
 
 
 def guard_all() -> None:
@@ -112,7 +112,7 @@ def _foreign_resources(section: Any, workspace: Workspace) -> Iterator[str]:
             yield from (
                 f"{where}.{setting}"
                 for setting, value in _items(config)
-                if setting in OF_THE_MACHINE and value != getattr(workspace, setting)
+                if setting in MACHINE_SETTINGS and value != getattr(workspace, setting)
             )
 
 

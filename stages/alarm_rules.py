@@ -63,7 +63,7 @@ class AlarmRulesStage(FolderStage):
             }
         )
 
-    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+    def stale_reason(self, project: Project, key: str, manifest: Manifest) -> Reason:
         checkpoint = project.artifact(f"checkpoints/{self.variant.name}", key)
         dataset = project.artifact("datasets", key)
         made_from = [manifest.facts[name] for name in ("checkpoint_id", "dataset_version")]
@@ -98,7 +98,7 @@ class AlarmRulesStage(FolderStage):
         }
 
     def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:
-        rule = read_rule(artifact)
+        rule = read_alarm_rule(artifact)
         return {
             "alarm_rule_id": rule.id,
             "checkpoint_id": rule.checkpoint_id,
@@ -122,7 +122,7 @@ class AlarmRulesStage(FolderStage):
         }
 
     def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
-        rule = read_rule(artifacts[self.name])
+        rule = read_alarm_rule(artifacts[self.name])
         return f"threshold {rule.threshold:.3f}, cleared below {rule.clear_below:.3f}"
 
 
@@ -134,7 +134,7 @@ def training_phases(table: pl.DataFrame, phases: Sequence[str]) -> list[list[int
     return [[code[label] for label in labels] for labels in grouped["label"].to_list()]
 
 
-def read_rule(manifest: Manifest) -> AlarmRule:
+def read_alarm_rule(manifest: Manifest) -> AlarmRule:
     """A rule as written.
 
     Raises:
@@ -143,7 +143,7 @@ def read_rule(manifest: Manifest) -> AlarmRule:
     return AlarmRule.from_text(manifest.path("rule").read_bytes())
 
 
-def rule_of(project: Project, checkpoint: Checkpoint) -> AlarmRule | None:
+def alarm_rule_of(project: Project, checkpoint: Checkpoint) -> AlarmRule | None:
     """The rule that was chosen for a checkpoint, or kept with it; None if there is none.
 
     It is bound to the checkpoint's id, so it does not matter where the checkpoint was read from.
@@ -159,7 +159,7 @@ def rule_of(project: Project, checkpoint: Checkpoint) -> AlarmRule | None:
             continue
         if problem := project.refusal(manifest):
             raise StageError(f"{problem}. Run: {project.stages[name].remedy(recipe)}")
-        return read_rule(manifest)
+        return read_alarm_rule(manifest)
     folder = project.workspace.champion_folder
     for champion in reversed(read_history(folder)):
         for recipe, checkpoint_id in champion.checkpoints.items():

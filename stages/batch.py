@@ -62,7 +62,7 @@ def fingerprint_under(settings: str, episodes: Sequence[StoredEpisode]) -> str:
     )
 
 
-def differ(artifacts: Collection[Manifest]) -> bool:
+def outputs_differ(artifacts: Collection[Manifest]) -> bool:
     """Whether outputs of a batch are of different passes: one would not point into another."""
     passes = [(artifact.fingerprint, artifact.facts["shards"]) for artifact in artifacts]
     return any(each != passes[0] for each in passes)
@@ -120,7 +120,7 @@ def last_pass(
     artifacts: Artifacts = {name: read_manifest(folder / name) for name in OUTPUTS}
     settings = settings_fingerprint(policy, layout)
     found = [m for m in artifacts.values() if m and m.facts.get("settings") == settings]
-    if len(found) < len(OUTPUTS) or differ(found):
+    if len(found) < len(OUTPUTS) or outputs_differ(found):
         return _NOTHING
     if any(manifest.damage() for manifest in found):  # it must not be copied under a new hash
         return _NOTHING
@@ -128,7 +128,7 @@ def last_pass(
     entries = {
         episode.episode_id: entry
         for episode in episodes
-        if (entry := before.get(episode.episode_id)) and entry.identity == identity_of(episode)
+        if (entry := before.get(episode.episode_id)) and entry.identity == episode_identity(episode)
     }
     lost = {e.place.shard for key, e in before.items() if key not in entries and e.place}
     kept = [s for s in artifacts[TENSORS].facts["shards"] if s["number"] not in lost]
@@ -201,7 +201,7 @@ def ingest_batch(
             else:
                 progress(done, len(episodes), key)
                 record, rows = (validate or validate_and_extract)(stored, policy, layout)
-                entry = IngestedEpisode(record, identity_of(stored))
+                entry = IngestedEpisode(record, episode_identity(stored))
             place = writer.add(rows) if rows else None
             entries[key] = IngestedEpisode(entry.record, entry.identity, place)
         writer.close()
@@ -234,7 +234,7 @@ def _commit(
     }
 
 
-def identity_of(stored: StoredEpisode) -> str:
+def episode_identity(stored: StoredEpisode) -> str:
     return fingerprint(stored.identity)[:32]
 
 

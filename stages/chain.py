@@ -44,11 +44,11 @@ from models.checkpoint import (
     read_sidecar,
     signed_by,
 )
-from stages.alarm_rules import read_rule
-from stages.batch import INDEX, IngestedEpisode, identity_of, read_index
+from stages.alarm_rules import read_alarm_rule
+from stages.batch import INDEX, IngestedEpisode, episode_identity, read_index
 from stages.datasets import dataset_fingerprint
+from stages.drift_reference import REFERENCE_FIELDS
 from stages.manifest import Manifest, manifest_damage
-from stages.reference import REFERENCE_FIELDS
 from stages.status import StageError
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class ChainVerifier:
         elif manifest and manifest.facts.get("checkpoint_id") == checkpoint_id:
             with self._link("alarm rule", folder) as notes:
                 self._whole(manifest, notes)
-                found = read_rule(manifest)
+                found = read_alarm_rule(manifest)
                 _must(found.id, manifest.facts["alarm_rule_id"], "the rule")
                 _must(found.checkpoint_id, checkpoint_id, "its checkpoint")
                 if rule is not None:
@@ -336,6 +336,6 @@ def _same(stored: StoredEpisode, entry: IngestedEpisode) -> bool:
     """Whether an archive has the bytes that were ingested, and the index still says so."""
     return (
         stored.size_bytes is not None
-        and identity_of(stored) == entry.identity
+        and episode_identity(stored) == entry.identity
         and file_sha256(stored.path) == entry.record.sha256
     )

@@ -74,11 +74,11 @@ from models.checkpoint import (
 from models.inspection import InventoryEntry, verify
 from models.registry import VARIANTS, Variant, find_variant
 from models.replay import differences
-from stages.alarm_rules import read_rule
+from stages.alarm_rules import read_alarm_rule
 from stages.datasets import dataset_shards
-from stages.reference import (
-    kept_reference,
+from stages.drift_reference import (
     new_reference,
+    read_reference_copy,
     reference_path,
     reference_text,
     training_windows,
@@ -135,7 +135,7 @@ class Trial:
     outcome: TrialOutcome
     promoted: ChampionEntry | None = None
     renewed: RenewedPage | None = None  # None: nothing was promoted
-    signs: bool = False  # it is the champion, and promoting it again only signs it
+    only_signs: bool = False  # it is the champion, and promoting it again only signs it
 
     @property
     def is_champion(self) -> bool:
@@ -144,18 +144,18 @@ class Trial:
     # as an artifact: the history's last entry
 
     @property
-    def now(self) -> ChampionEntry | None:
+    def in_use(self) -> ChampionEntry | None:
         return self.promoted or self.champion
 
     @property
     def version(self) -> str:
-        return self.now.checkpoints[self.now.served] if self.now else "none"
+        return self.in_use.checkpoints[self.in_use.served] if self.in_use else "none"
 
 
 def trial_verdict(trial: Trial) -> str:
     """The outcome of a trial in one phrase."""
     name = trial.variant.name
-    if trial.signs:
+    if trial.only_signs:
         return f"{name} is the champion, {'now' if trial.promoted else 'not yet'} signed"
     if trial.promoted:
         return f"{name} is promoted"
@@ -278,7 +278,7 @@ class ChampionStage(Stage):
                 load_rule(folder, champion)
                 load_likeness(folder, champion, layout)
             read_training(folder, champion)
-            if kept_reference(project, champion) is None:
+            if read_reference_copy(project, champion) is None:
                 training_windows(project, champion)  # it can be made again
         except ContractMismatchError as error:
             return Reason("contract", {"outputs": [self.name], "differences": error.differences})
@@ -322,11 +322,11 @@ class ChampionStage(Stage):
         return {self.name: trial}
 
     def facts(self, project: Project, output: str, artifact: Trial) -> Mapping[str, Any]:
-        return champion_facts(artifact.now)
+        return champion_facts(artifact.in_use)
 
     def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
         trial = artifacts[self.name]
-        said = f"{trial.now.name if trial.now else 'none'}: {trial_verdict(trial)}"
+        said = f"{trial.in_use.name if trial.in_use else 'none'}: {trial_verdict(trial)}"
         return f"{said}. {trial.renewed.line}" if trial.renewed else said
 
 
@@ -383,7 +383,7 @@ def run_trial(project: Project, challenger: Variant, *, accept_alarms: str = "")
     if champion is not None and _signs(project, challenger, champion):
         grounds = _against_signing(project, champion, replayed)
         outcome = TrialOutcome(grounds, champion.evidence)
-        return Trial(challenger, champion.checkpoints, champion, outcome, signs=True)
+        return Trial(challenger, champion.checkpoints, champion, outcome, only_signs=True)
     entries = {
         recipe: verify(
             checkpoint_path(workspace.checkpoint_folder(recipe), challenger),
@@ -419,7 +419,7 @@ def run_trial(project: Project, challenger: Variant, *, accept_alarms: str = "")
             grounds.append(Objection(code="other_dataset", recipe=recipe, about=challenger.name))
             continue
         project.require([(rules_stage, recipe)])
-        rule = read_rule(project.existing(rules_stage.name, recipe))
+        rule = read_alarm_rule(project.existing(rules_stage.name, recipe))
         recipes[recipe] = _evidence(project, recipe, challenger, bar, dataset, rule)
     if not grounds:
         grounds = grounds_against_first(recipes) if bar is None else (
@@ -441,8 +441,8 @@ def promote(
     if not trial.outcome.granted:
         return trial
     workspace = project.workspace
-    if trial.signs and trial.champion is not None:
-        if (value := kept_reference(project, trial.champion)) is not None:
+    if trial.only_signs and trial.champion is not None:
+        if (value := read_reference_copy(project, trial.champion)) is not None:
             path = reference_path(project, trial.champion)
             write_atomically(path, reference_text(value))  # signed
         promoted = sign_again(workspace.champion_folder, trial.champion, by=by, why=why)
@@ -451,7 +451,7 @@ def promote(
         recipe: keep(
             workspace.champion_folder,
             checkpoint_path(workspace.checkpoint_folder(recipe), challenger),
-            kept_files(project, recipe, challenger),
+            files_to_copy(project, recipe, challenger),
         )
         for recipe in trial.checkpoints
     }
@@ -462,7 +462,7 @@ def promote(
         )
     training = {recipe: training_digest(_training(project, recipe)) for recipe in kept}
     alarm_rules = {
-        recipe: read_rule(project.existing(f"alarm_rules/{challenger.name}", recipe)).id
+        recipe: read_alarm_rule(project.existing(f"alarm_rules/{challenger.name}", recipe)).id
         for recipe in kept
     }
     outcome, likeness = trial.outcome, _likeness(project, SERVED, challenger)
@@ -542,7 +542,7 @@ def restore(project: Project) -> list[Path]:
             )
     for checkpoint_id in set(champion.checkpoints.values()):
         source = sources[checkpoint_id]
-        files = kept_files(
+        files = files_to_copy(
             project, source, variant, serves=checkpoint_id == champion.checkpoints[champion.served]
         )
         keep(folder, checkpoint_path(workspace.checkpoint_folder(source), variant), files)
@@ -677,7 +677,7 @@ def _unlike(project: Project, recipe: str, variant: Variant) -> dict[str, Any] |
     return {name: manifest.facts[name] for name in names}
 
 
-def kept_files(
+def files_to_copy(
     project: Project, recipe: str, variant: Variant, *, serves: bool | None = None
 ) -> dict[str, bytes]:
     """Files kept with a checkpoint: the next dataset forgets what this one was trained on.
@@ -689,7 +689,7 @@ def kept_files(
     table = read_dataset(dataset).filter(pl.col("split") != "test")
     episodes = io.BytesIO()
     write_table(_training(project, recipe).to_arrow(), episodes)
-    rule = read_rule(project.existing(f"alarm_rules/{variant.name}", recipe))
+    rule = read_alarm_rule(project.existing(f"alarm_rules/{variant.name}", recipe))
     files = {TRAINING_FILE: episodes.getvalue(), rule_file(rule.id): rule.text().encode()}
     if recipe == SERVED if serves is None else serves:
         checkpoint = project.checkpoint(variant, recipe)

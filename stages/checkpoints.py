@@ -226,7 +226,7 @@ class CheckpointsStage(Stage):
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedModel:
     """A trained model, and the two axes along which its training set varies most."""
 
     model: Classifier
@@ -240,7 +240,7 @@ def fit(
     progress: Progress = silent,
     *,
     resumable: bool = False,
-) -> Fitted:
+) -> FittedModel:
     """Train a variant on a recipe's dataset.
 
     Args:
@@ -254,18 +254,18 @@ def fit(
         bookmark.remove()
     lazy = (open_windows(project, recipe, variant, split) for split in ("train", "val"))
     training, val = (replace(examples, X=read_once(examples.X)) for examples in lazy)
-    model = fit_on(project.workspace, variant, training, val, progress, bookmark)
+    model = fit_windows(project.workspace, variant, training, val, progress, bookmark)
     inputs = (project.existing("datasets", recipe).version, variant.spec.input_kind, variant.mode)
     if inputs not in _axes:
         _axes[inputs] = principal_axes(training.X)
-    return Fitted(model, _axes[inputs])
+    return FittedModel(model, _axes[inputs])
 
 
 _axes: dict[tuple[str, str, str], NDArray[np.float64]] = {}
 """Axes by dataset, input kind and mode: the same for several models."""
 
 
-def fit_on(
+def fit_windows(
     workspace: Workspace,
     variant: Variant,
     training: Examples,

@@ -148,17 +148,17 @@ class DatasetsStage(FolderStage):
             key,
             policy=asdict(project.workspace.splits),
             batches=shard_versions(project),
-            excluded_by_hand=excluded_by_hand(project),
+            excluded_by_hand=exclusions_fingerprint(project),
         )
 
-    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+    def stale_reason(self, project: Project, key: str, manifest: Manifest) -> Reason:
         if manifest.facts.get("version") != self.version:
             return Reason("format")
         before, now = manifest.facts["batches"], shard_versions(project)
         changed = sorted(batch for batch in before if now.get(batch) != before[batch])
         if changed:
             return Reason("inputs", {"inputs": changed})
-        if manifest.facts["excluded_by_hand"] != excluded_by_hand(project):
+        if manifest.facts["excluded_by_hand"] != exclusions_fingerprint(project):
             return Reason("exclusions")
         added = sorted(now.keys() - before.keys())
         return Reason("batches_added", {"batches": added}) if added else Reason("settings")
@@ -190,7 +190,7 @@ class DatasetsStage(FolderStage):
             )
         except (DatasetError, ExclusionError) as error:
             raise StageError(str(error)) from error
-        facts["excluded_by_hand"] = excluded_by_hand(project)
+        facts["excluded_by_hand"] = exclusions_fingerprint(project)
         facts["version"] = self.version
         facts["batches"] = shard_versions(project)
         facts["validation_index_digest"] = fingerprint(
@@ -258,7 +258,7 @@ def batch_windows(batch: str, files: Artifacts) -> pl.DataFrame:
     return windows.with_columns(batch=pl.lit(batch))
 
 
-def unavailable(project: Project) -> dict[str, Reason]:
+def unavailable_recipes(project: Project) -> dict[str, Reason]:
     """The recipes that what is ingested cannot give, and why; none before anything is.
 
     More episodes never take a recipe away, so no more are read than show that all can be had: of a
@@ -298,7 +298,7 @@ def _described(indices: Iterable[Path]) -> Iterator[pl.DataFrame]:
                 yield pl.DataFrame(read_table(path, columns))
 
 
-def excluded_by_hand(project: Project) -> str:
+def exclusions_fingerprint(project: Project) -> str:
     """Fingerprint of what a person excludes; a file with faults has one too, and is refused when
     the dataset is made.
     """

@@ -56,7 +56,7 @@ class DecisionsStage(FolderStage):
             {"stage": self.version, "log": {path.name: file_sha256(path) for path in files}}
         )
 
-    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+    def stale_reason(self, project: Project, key: str, manifest: Manifest) -> Reason:
         return Reason("log")
 
     def remedy(self, key: str) -> str:
@@ -105,7 +105,7 @@ SINCE = ("input_digest", "contract")
 
 
 @dataclass
-class Replayed:
+class ReplayResult:
     """Decisions of a log that were made again."""
 
     identical: int = 0
@@ -121,25 +121,25 @@ class LogReplay:
     """
 
     def __init__(self, project: Project, bundle: Bundle):
-        self.found = Replayed()
+        self.result = ReplayResult()
         self._recordings = _RescoredEpisodes(project, bundle)
 
     def take(self, where: str, record: AnyRecord) -> None:
         """Make a line of the log again, if it is a decision."""
         if not isinstance(record, DecisionRecord):
-            self.found.left_out["not a decision"] += 1
+            self.result.left_out["not a decision"] += 1
             return
         event = record.event
         again = self._recordings.event(event)
         if isinstance(again, str):
-            self.found.left_out[again] += 1
+            self.result.left_out[again] += 1
             return
         off = [name for name in COMPARED if event[name] != again.get(name)]
         off += [n for n in SINCE if event.get(n) is not None and event[n] != again.get(n)]
         if off:
-            self.found.different.append(f"{where}: {', '.join(off)}")
+            self.result.different.append(f"{where}: {', '.join(off)}")
         else:
-            self.found.identical += 1
+            self.result.identical += 1
 
 
 class _RescoredEpisodes:

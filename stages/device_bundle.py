@@ -182,7 +182,7 @@ def write_bundle(folder: Path, files: Mapping[str, bytes]) -> None:
                 stray.unlink()
 
 
-def in_memory(files: Mapping[str, bytes], layout: Layout) -> Bundle:
+def bundle_in_memory(files: Mapping[str, bytes], layout: Layout) -> Bundle:
     """A bundle as it would load, before it is written."""
     head = json.loads(files[bundles.HEAD_FILE])
     return bundles.assembled(Path(bundles.HEAD_FILE), head, files, layout)
@@ -329,7 +329,7 @@ def _versions() -> dict[str, str]:
 # --- the check
 
 
-def parity(bundle: Bundle, model: Classifier, X: Inputs) -> Parity:
+def measure_parity(bundle: Bundle, model: Classifier, X: Inputs) -> Parity:
     """How far a bundle is from the model that it was made from, on some windows."""
     runtime = bundle.runtime
     booster = getattr(model, "booster_", None)
@@ -363,5 +363,5 @@ def check_parity(project: Project, bundle: Bundle, checkpoint: Checkpoint) -> di
         test = read_dataset(dataset).filter(pl.col("split") == "test")
         shards = dataset_shards(project, dataset)
         X = inputs(test, shards, checkpoint.variant, project.workspace.layout)
-        found[recipe] = parity(bundle, checkpoint.model, X)
+        found[recipe] = measure_parity(bundle, checkpoint.model, X)
     return found

@@ -15,7 +15,7 @@ from evaluation.wording import DRIFT_CHECKS, findings, sentence
 from features.files import fingerprint
 from features.shards import read_table
 from stages.batch import FEATURES, INDEX
-from stages.reference import drift_reference
+from stages.drift_reference import drift_reference
 from stages.stage import (
     Artifacts,
     Check,
@@ -152,7 +152,7 @@ class DriftStage(FolderStage):
             return Reason("no_champion")
         return super().reason(project, key, artifacts, verify=verify)
 
-    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+    def stale_reason(self, project: Project, key: str, manifest: Manifest) -> Reason:
         now = self._made_from(project, key)
         if manifest.facts["champion"] != now["champion"]:
             return Reason("checkpoint")

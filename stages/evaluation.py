@@ -19,7 +19,7 @@ from evaluation.report import evaluate
 from evaluation.wording import alarms, by_job, sentence, unlike
 from features.files import fingerprint
 from models.registry import VARIANTS, Variant
-from stages.alarm_rules import read_rule, threshold_note
+from stages.alarm_rules import read_alarm_rule, threshold_note
 from stages.datasets import dataset_shards
 from stages.explanations import explain
 from stages.held_out_predictions import changed_checkpoints, read_predictions
@@ -97,7 +97,7 @@ class EvalReportsStage(FolderStage):
             }
         )
 
-    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+    def stale_reason(self, project: Project, key: str, manifest: Manifest) -> Reason:
         """The other models' predictions may have changed; that does not matter to this report."""
         try:
             report = read_report(manifest)
@@ -143,7 +143,7 @@ class EvalReportsStage(FolderStage):
             workspace.report,
             workspace.layout.window,
             header["train_meta"],
-            read_rule(chosen),
+            read_alarm_rule(chosen),
             threshold_note(chosen),
             likeness_of_test(project.existing(f"likeness/{self.variant.mode}", key)),
             explain(project, key, self.variant, predictions, errors=key == SERVED),
@@ -247,7 +247,7 @@ class ComparisonsStage(FolderStage):
             }
         )
 
-    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+    def stale_reason(self, project: Project, key: str, manifest: Manifest) -> Reason:
         try:
             document = read_comparisons(manifest)
         except ValueError:

@@ -58,7 +58,7 @@ class HeldOutPredictionsStage(FolderStage):
             }
         )
 
-    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+    def stale_reason(self, project: Project, key: str, manifest: Manifest) -> Reason:
         changed = changed_checkpoints(project, key, manifest.facts["checkpoints"])
         dataset = project.artifact("datasets", key)
         if dataset is None or manifest.facts["dataset_version"] != dataset.version:

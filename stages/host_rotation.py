@@ -17,7 +17,7 @@ from features.contract import contract_hashes
 from features.files import fingerprint
 from models.registry import VARIANTS, Variant, find_variant
 from stages.alarm_rules import training_phases
-from stages.checkpoints import fit_on
+from stages.checkpoints import fit_windows
 from stages.datasets import ingested_windows, shard_versions
 from stages.stage import Artifacts, FactTable, FolderStage, Progress, Stage, StageOutput
 from stages.status import Reason, StageError
@@ -75,7 +75,7 @@ class HostRotationStage(FolderStage):
             }
         )
 
-    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+    def stale_reason(self, project: Project, key: str, manifest: Manifest) -> Reason:
         if manifest.facts["batches"] != shard_versions(project):
             return Reason("inputs", {"inputs": ["ingest"]})
         return Reason("settings")
@@ -164,7 +164,7 @@ def rotate_hosts(
             training, val = (
                 examples(table, shards, side, variant, layout) for side in ("train", "val")
             )
-            model = fit_on(workspace, variant, training, val)
+            model = fit_windows(workspace, variant, training, val)
             proba = model.predict_proba(inputs(held_out, shards, variant, layout))
             predictions = prediction_rows(
                 held_out, variant.model, variant.mode, f"without {host}", proba, layout.phases

@@ -19,9 +19,9 @@ from stages.batch import (
     INDEX,
     TENSORS,
     VERSION,
-    differ,
     fingerprint_under,
     ingest_batch,
+    outputs_differ,
     to_validate,
 )
 from stages.manifest import Manifest, manifest_damage, read_manifest
@@ -170,7 +170,7 @@ class IngestStage(Stage):
         for manifest in artifacts.values():
             if damage := manifest.damage(verify=verify):
                 return Reason("damaged", {"problem": damage}, remedy=_remake(key))
-        if differ(artifacts.values()):
+        if outputs_differ(artifacts.values()):
             return Reason("outputs_differ")
         if next(iter(artifacts.values())).fingerprint == self.fingerprint(project, key):
             return None
@@ -193,7 +193,7 @@ class IngestStage(Stage):
         keep_contracts(workspace.contracts_folder, workspace.layout)
         return made
 
-    def ahead(self, project: Project, keys: Sequence[str]) -> AbstractContextManager[None]:
+    def working_ahead(self, project: Project, keys: Sequence[str]) -> AbstractContextManager[None]:
         workspace = project.workspace
         check_corpus_code(workspace)
         policy, layout = workspace.validation, workspace.layout

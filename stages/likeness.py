@@ -70,7 +70,7 @@ class LikenessStage(FolderStage):
             }
         )
 
-    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+    def stale_reason(self, project: Project, key: str, manifest: Manifest) -> Reason:
         dataset = project.artifact("datasets", key)
         if dataset is None or manifest.facts["dataset_version"] != dataset.version:
             return Reason("inputs", {"inputs": ["datasets"]})

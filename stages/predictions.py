@@ -184,10 +184,10 @@ class PredictionsStage(FolderStage):
         likeness_id = scorer.likeness.id if scorer.likeness else None
         return scorer.checkpoint.artifact_id, scorer.required_rule().id, likeness_id
 
-    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+    def stale_reason(self, project: Project, key: str, manifest: Manifest) -> Reason:
         if "alarm_rule_id" not in manifest.facts:  # written by an earlier version
             return Reason("format")
-        return super().why(project, key, manifest)
+        return super().stale_reason(project, key, manifest)
 
     def remedy(self, key: str) -> str:
         tags = f'{{"dagster/partition": "{key}"}}'

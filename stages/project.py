@@ -25,10 +25,10 @@ from models.checkpoint import (
 )
 from stages import registry
 from stages.batch import settings_fingerprint
-from stages.datasets import unavailable
+from stages.datasets import unavailable_recipes
 from stages.manifest import DamagedError
-from stages.remembered import Remembered, identity_of
 from stages.status import REASONS, Reason, StageError, Status
+from stages.status_cache import StatusCache, files_identity
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -55,7 +55,7 @@ class MakeResult:
 
 
 @dataclass(frozen=True)
-class Due:
+class DueWork:
     """A batch or recipe (or, without a key, the page) that a job would change."""
 
     job: str
@@ -111,7 +111,7 @@ class Project:
     @cached_property
     def unavailable(self) -> dict[str, Reason]:
         """The recipes that the store does not support, and why: they are never due."""
-        return unavailable(self)
+        return unavailable_recipes(self)
 
     def available(self, stage: Stage, key: str) -> bool:
         """Whether the store has what a stage's artifact for a key would be made from."""
@@ -189,22 +189,22 @@ class Project:
         """
         if stage.partition == "recipe":
             _check_recipe(key)
-        remembered = self.stages.get(stage.name) is stage and outputs is None
-        if remembered and (stage.name, key, verify) in self._statuses:
+        cacheable = self.stages.get(stage.name) is stage and outputs is None
+        if cacheable and (stage.name, key, verify) in self._statuses:
             return self._statuses[stage.name, key, verify]
         if not self.available(stage, key):
             return Status(stage.name, key, self.unavailable[key], stage.remedy(key))
-        identity = self._identity(stage, key) if remembered else None
+        identity = self._identity(stage, key) if cacheable else None
         name = f"{stage.name}/{key}"
-        if identity and self._remembered.holds(name, identity, verified=verify):
+        if identity and self._status_cache.holds(name, identity, verified=verify):
             reason = None
         else:
             reason = self._reason(stage, key, verify, outputs)
             if identity and reason is None:
-                self._remembered.add(name, identity, verified=verify)
+                self._status_cache.add(name, identity, verified=verify)
         address = self.workspace.address
         status = Status(stage.name, key, reason or Reason("current"), stage.remedy(key), address)
-        if remembered:
+        if cacheable:
             self._statuses[stage.name, key, verify] = status
         return status
 
@@ -228,8 +228,8 @@ class Project:
         return reason
 
     @cached_property
-    def _remembered(self) -> Remembered:
-        return Remembered(self.workspace.artifacts_path / "cache" / "current_batches.json")
+    def _status_cache(self) -> StatusCache:
+        return StatusCache(self.workspace.artifacts_path / "cache" / "current_batches.json")
 
     def _identity(self, stage: Stage, key: str) -> str | None:
         """Identity of all that tells whether a batch is current; None if it is not remembered."""
@@ -238,7 +238,7 @@ class Project:
         folders = stage.folders(self, key)
         if not folders or self._trusted is None:
             return None
-        return identity_of(f"{stage.fingerprint(self, key)} {self._trusted}", folders)
+        return files_identity(f"{stage.fingerprint(self, key)} {self._trusted}", folders)
 
     @cached_property
     def _trusted(self) -> str | None:
@@ -352,7 +352,7 @@ class Project:
         Yields:
             The key and what was made, or why it was not: a fault of one key keeps no other.
         """
-        with stage.ahead(self, keys):
+        with stage.working_ahead(self, keys):
             for key in keys:
                 try:
                     made = self.make(stage, key, outputs=outputs, progress=progress)
@@ -361,7 +361,7 @@ class Project:
                 else:
                     yield key, made
 
-    def due(self, job: str, *, verify: bool = False) -> list[Due]:
+    def due(self, job: str, *, verify: bool = False) -> list[DueWork]:
         """What a job would change, by key, in the order of the store and of the recipes.
 
         Raises:
@@ -372,10 +372,10 @@ class Project:
             raise ValueError(unknown("job", job, jobs))
         with collector_paused():
             due = self._due(job, verify)
-        self._remembered.keep(self.listing.batches.keys())
+        self._status_cache.save(self.listing.batches.keys())
         return due
 
-    def _due(self, job: str, verify: bool) -> list[Due]:
+    def _due(self, job: str, verify: bool) -> list[DueWork]:
         stages = [s for s in self.stages.values() if s.job == job and s.automatic]
         by_key: dict[str, list[Status]] = {}
         for stage in stages:
@@ -384,7 +384,7 @@ class Project:
                 if status.due:
                     entry.append(status)
         return [
-            Due(job, key, statuses, self.identity(job, key))
+            DueWork(job, key, statuses, self.identity(job, key))
             for key, statuses in by_key.items()
             if statuses
         ]

@@ -46,7 +46,7 @@ log = logging.getLogger("phasewatch")
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class ComparableDocuments:
     """Documents that can be compared with each other, and why the others are left out."""
 
     reports: list[EvalReport] = field(default_factory=list)
@@ -55,9 +55,11 @@ class Evaluated:
     versions: list[str] = field(default_factory=list)  # data versions of the documents
 
 
-def evaluated(project: Project, recipes: Collection[str] = tuple(RECIPES)) -> Evaluated:
+def comparable_documents(
+    project: Project, recipes: Collection[str] = tuple(RECIPES)
+) -> ComparableDocuments:
     """The documents of some recipes that speak of the checkpoints, data and layout in force."""
-    found = Evaluated()
+    found = ComparableDocuments()
     stages = project.stages
     ingested = project.statuses(stages["ingest"])
     foreign = next((status for status in ingested if status.code == "other_store"), None)
@@ -71,7 +73,7 @@ def evaluated(project: Project, recipes: Collection[str] = tuple(RECIPES)) -> Ev
             *(project.status(stages[s], recipe) for s in ("datasets", *upstream)),
             project.status(stages[name], recipe, verify=True),
         ]
-        obstacle = next((s for s in chain if not comparable(s)), None)
+        obstacle = next((s for s in chain if not is_comparable(s)), None)
         if obstacle:
             found.left_out.append(replace(obstacle, stage=name, key=recipe))
             continue
@@ -83,7 +85,7 @@ def evaluated(project: Project, recipes: Collection[str] = tuple(RECIPES)) -> Ev
     return found
 
 
-def comparable(status: Status) -> bool:
+def is_comparable(status: Status) -> bool:
     """Whether what was made speaks of the data and the layout in force."""
     return status.usable and status.code not in ("batches_added", "other_store")
 
@@ -124,9 +126,13 @@ class ReportPageStage(ManifestStage):
         return {self.name: manifest if manifest and "page" in manifest.files else None}
 
     def fingerprint(self, project: Project, key: str) -> str:
-        return self._fingerprint(project, evaluated(project), DriftStage.documents(project))
+        return self._fingerprint(
+            project, comparable_documents(project), DriftStage.documents(project)
+        )
 
-    def _fingerprint(self, project: Project, found: Evaluated, drift: list[BatchDrift]) -> str:
+    def _fingerprint(
+        self, project: Project, found: ComparableDocuments, drift: list[BatchDrift]
+    ) -> str:
         return fingerprint(
             {
                 "stage": self.version,
@@ -144,7 +150,7 @@ class ReportPageStage(ManifestStage):
             }
         )
 
-    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+    def stale_reason(self, project: Project, key: str, manifest: Manifest) -> Reason:
         return Reason("contents")
 
     def make(
@@ -156,7 +162,7 @@ class ReportPageStage(ManifestStage):
     ) -> Artifacts:
         from evaluation.page import render_report  # needs Jinja, which a base install lacks
 
-        workspace, found = project.workspace, evaluated(project)
+        workspace, found = project.workspace, comparable_documents(project)
         if not found.reports:
             raise StageError("No evaluation report is current. Run: phasewatch run")
         drift = DriftStage.documents(project)

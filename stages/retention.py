@@ -63,7 +63,7 @@ class DiskUsage:
         return sum(self.by_kind.values())
 
 
-def usage(folder: Path) -> DiskUsage:
+def disk_usage(folder: Path) -> DiskUsage:
     """How large everything in an artifacts folder is, in one walk."""
     by_kind, unfinished = dict[str, int](), list[Discard]()
     for entry in sorted(_entries(folder), key=lambda entry: entry.name):
@@ -71,7 +71,7 @@ def usage(folder: Path) -> DiskUsage:
     return DiskUsage(by_kind, unfinished)
 
 
-def over_budget(workspace: Workspace, used: DiskUsage) -> list[Discard]:
+def items_to_discard(workspace: Workspace, used: DiskUsage) -> list[Discard]:
     """What goes now: what killed processes left, and as much more as the budget asks for.
 
     Raises:
@@ -90,7 +90,7 @@ def over_budget(workspace: Workspace, used: DiskUsage) -> list[Discard]:
     return going
 
 
-def discard(items: list[Discard]) -> int:
+def delete_items(items: list[Discard]) -> int:
     """Remove them; returns the bytes. A killed removal leaves no artifact that looks whole."""
     for item in items:
         if item.path.is_dir():

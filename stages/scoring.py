@@ -29,7 +29,7 @@ from evaluation.scores import phases_of
 from features.relative import episode_inputs
 from models.checkpoint import Checkpoint, CheckpointError, load_checkpoint, signed_by
 from models.likeness import ALPHA, Likeness
-from stages.alarm_rules import rule_of
+from stages.alarm_rules import alarm_rule_of
 from stages.likeness import likeness_of
 from stages.status import StageError
 
@@ -74,10 +74,11 @@ class Scorer:
         """Its alarm rule; None if no rule is bound to it.
 
         Raises:
-            StageError, ChampionError: it is gone or was changed; see ``rule_of``, ``load_rule``.
+            StageError, ChampionError: it is gone or was changed; see ``alarm_rule_of`` and
+                ``load_rule``.
         """
         if self.champion is None:
-            return rule_of(self.project, self.checkpoint)
+            return alarm_rule_of(self.project, self.checkpoint)
         try:
             return load_rule(self.project.workspace.champion_folder, self.champion)
         except ChampionError as error:
@@ -126,7 +127,7 @@ class Scorer:
         dataset = self.project.artifact("datasets", self.recipe) if self.recipe in RECIPES else None
         if dataset is None or dataset.version != trained_on:
             return None
-        table = read_dataset(sound(self.project, "datasets", self.recipe))
+        table = read_dataset(intact_artifact(self.project, "datasets", self.recipe))
         return table.filter(pl.col("split") != "test").select("episode_id", "split").unique()
 
     def scores(self, extracted: Extracted, *, explain: bool = False) -> Scores:
@@ -196,7 +197,7 @@ def _check_signed(
         raise CheckpointError(f"{path}: {why}, and signatures are required. {remedy}")
 
 
-def sound(project: Project, stage: str, key: str) -> Manifest:
+def intact_artifact(project: Project, stage: str, key: str) -> Manifest:
     """An artifact whose files are whole, current or not.
 
     Raises:

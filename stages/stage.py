@@ -137,7 +137,7 @@ class Stage(ABC):
     ) -> Artifacts:
         """Make some or all of the outputs. ``Project.make`` has checked the inputs."""
 
-    def ahead(self, project: Project, keys: Sequence[str]) -> AbstractContextManager[None]:
+    def working_ahead(self, project: Project, keys: Sequence[str]) -> AbstractContextManager[None]:
         """Within, work on what these keys need may be ahead of ``make``, in other processes."""
         return nullcontext()
 
@@ -193,7 +193,7 @@ class ManifestStage(Stage):
         kind, _, part = self.name.partition("/")
         return workspace.artifacts_path / kind / key / part
 
-    def why(self, project: Project, key: str, manifest: Manifest) -> Reason:
+    def stale_reason(self, project: Project, key: str, manifest: Manifest) -> Reason:
         """Why a fingerprint differs."""
         return Reason("inputs", {"inputs": list(self.inputs)})
 
@@ -214,7 +214,7 @@ class ManifestStage(Stage):
                 return None
         except (StageError, ChampionError, CheckpointError):
             pass  # an input is missing or does not load
-        return self.why(project, key, manifest)
+        return self.stale_reason(project, key, manifest)
 
     def _absent(self, project: Project, key: str) -> Reason:
         """It was never made, or its manifest cannot be read."""

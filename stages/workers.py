@@ -24,7 +24,7 @@ from models.registry import VARIANTS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from stages.checkpoints import Fitted
+    from stages.checkpoints import FittedModel
     from stages.project import Project
     from stages.workspace import Workspace
 
@@ -32,7 +32,7 @@ log = logging.getLogger("phasewatch")
 _NVIDIA = Path("/proc/driver/nvidia")  # asked instead of torch, which takes seconds to load
 KILLED = "a worker process was killed, perhaps because memory ran out"
 _LOOKED_AT_S = 1.0
-_ahead: ContextVar[Ahead | None] = ContextVar("ahead", default=None)
+_ahead: ContextVar[TrainingAhead | None] = ContextVar("ahead", default=None)
 
 
 def cores() -> int:
@@ -117,14 +117,14 @@ def _end_with_parent() -> None:
     os._exit(1)  # nobody waits for what this process does
 
 
-class Ahead:
+class TrainingAhead:
     """Trains what a run is going to ask for, some variants at a time."""
 
     def __init__(self, pool: ProcessPoolExecutor, workspace: Workspace):
         self._pool, self._workspace = pool, workspace
-        self._trainings: dict[tuple[str, str, str], Future[Fitted]] = {}
+        self._trainings: dict[tuple[str, str, str], Future[FittedModel]] = {}
 
-    def fitted(self, project: Project, recipe: str, variant: str) -> Fitted:
+    def fitted(self, project: Project, recipe: str, variant: str) -> FittedModel:
         """The fitted model; at the first call every stale variant of the recipe is begun."""
         dataset = project.existing("datasets", recipe).version
         if (dataset, recipe, variant) not in self._trainings:
@@ -151,20 +151,20 @@ def training_ahead(workspace: Workspace, count: int, prepare: Callable[[], None]
         yield
         return
     with worker_processes(count, prepare) as pool:
-        token = _ahead.set(Ahead(pool, workspace))
+        token = _ahead.set(TrainingAhead(pool, workspace))
         try:
             yield
         finally:
             _ahead.reset(token)
 
 
-def trained_ahead(project: Project, recipe: str, variant: str) -> Fitted | None:
+def trained_ahead(project: Project, recipe: str, variant: str) -> FittedModel | None:
     """A model that was trained ahead, None where nothing is."""
     ahead = _ahead.get()
     return ahead.fitted(project, recipe, variant) if ahead else None
 
 
-def _fit(workspace: Workspace, recipe: str, name: str) -> Fitted:
+def _fit(workspace: Workspace, recipe: str, name: str) -> FittedModel:
     from stages.checkpoints import fit
     from stages.project import Project
 

@@ -33,7 +33,7 @@ from evaluation.figures import ReportPolicy
 from features import registry
 from models.registry import MODELS, Variant
 
-OF_THE_MACHINE = ("store", "artifacts", "exclusions", "notify", "require_signatures")
+MACHINE_SETTINGS = ("store", "artifacts", "exclusions", "notify", "require_signatures")
 """Settings that name a path or a command, or lower a guard: not for who may only ask for runs."""
 
 

@@ -41,8 +41,8 @@ from models.registry import MODELS, find_variant
 from pipelines.graph import build_defs
 from pipelines.partitions import sync_batches
 from resources.guards import last_metadata
-from stages.alarm_rules import read_rule
-from stages.champion import kept_files
+from stages.alarm_rules import read_alarm_rule
+from stages.champion import files_to_copy
 from stages.device_bundle import bundle_files, write_bundle
 from stages.project import Project
 from stages.scoring import Scorer
@@ -188,9 +188,9 @@ def put_in_use(lab: Lab, model: str, folder: Path | None = None) -> ChampionEntr
     chosen = find_variant(model, "realistic")
     path = checkpoint_path(lab.workspace.checkpoint_folder(RECIPE), chosen)
     with patch("stages.champion.SERVED", RECIPE):
-        files = kept_files(lab.project, RECIPE, chosen)
+        files = files_to_copy(lab.project, RECIPE, chosen)
     kept = dict.fromkeys(HAD, keep(folder, path, files))
-    rule = read_rule(lab.project.existing(f"alarm_rules/{chosen.name}", RECIPE))
+    rule = read_alarm_rule(lab.project.existing(f"alarm_rules/{chosen.name}", RECIPE))
     before = read_champion(folder)
     training = training_digest(pl.read_parquet(kept_folder(folder, kept[SERVED]) / TRAINING_FILE))
     champion = ChampionEntry(

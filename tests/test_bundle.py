@@ -30,7 +30,7 @@ from stages.device_bundle import (
     OracleError,
     bundle_files,
     check_parity,
-    parity,
+    measure_parity,
 )
 from stages.scoring import Scorer
 
@@ -126,7 +126,7 @@ def test_a_probability_that_is_not_a_number_is_no_parity(trained: Lab, bundled: 
     bundle = replace(load_bundle(bundled("knn")), runtime=Absent())  # type: ignore[arg-type]
     model = checkpoint_of(trained, "knn").model
     n = model.n_inputs_ or 0
-    assert not parity(bundle, model, np.zeros((3, n), dtype=np.float32)).holds
+    assert not measure_parity(bundle, model, np.zeros((3, n), dtype=np.float32)).holds
 
 
 # --- what does not load

@@ -55,8 +55,8 @@ from models.inspection import InventoryEntry
 from models.registry import Variant, find_variant
 from pipelines.cli.app import FAILED, MISMATCH, OK, USAGE, app
 from pipelines.graph import build_defs
-from stages.alarm_rules import read_rule
-from stages.champion import kept_files, run_trial
+from stages.alarm_rules import read_alarm_rule
+from stages.champion import files_to_copy, run_trial
 from stages.manifest import draft, read_manifest
 
 GBT, KNN = find_variant("gbt", "realistic"), find_variant("knn", "realistic")
@@ -319,12 +319,12 @@ def kept(lab: Lab, which: Variant) -> ChampionEntry:
         recipe: keep(
             lab.workspace.champion_folder,
             checkpoint_path(lab.workspace.checkpoint_folder(recipe), which),
-            kept_files(lab.project, recipe, which),
+            files_to_copy(lab.project, recipe, which),
         )
         for recipe in HAD
     }
     rules = {
-        recipe: read_rule(lab.project.existing(f"alarm_rules/{which.name}", recipe)).id
+        recipe: read_alarm_rule(lab.project.existing(f"alarm_rules/{which.name}", recipe)).id
         for recipe in HAD
     }
     return replace(reign_of(which.model), checkpoints=ids, alarm_rules=rules)

@@ -118,7 +118,7 @@ def test_the_threshold_leaves_room_on_both_sides():
     val = replace(val, onset_s=np.array([20.0, 20.0]))
     threshold, _ = choose_threshold(val, budget(0.0))
     assert threshold == pytest.approx(0.5)  # of 0.3 and 0.7
-    assert val.found(threshold) == 2
+    assert val.detected(threshold) == 2
 
 
 def test_an_alarm_stands_until_the_score_is_well_below():

@@ -44,7 +44,7 @@ from evaluation.wording import findings
 from models.checkpoint import checkpoint_path
 from models.registry import find_variant
 from pipelines.partitions import sync_batches
-from stages.champion import kept_files
+from stages.champion import files_to_copy
 from stages.drift import DriftStage, read_drift
 
 CHANNELS = ("guest.forks", "guest.load_1m", "netflow.syn_out")
@@ -392,7 +392,7 @@ def test_a_new_batch_is_compared_as_it_is_ingested(
         monkeypatch.setattr("stages.champion.SERVED", RECIPE)
         folder = lab.workspace.champion_folder
         path = checkpoint_path(trained.workspace.checkpoint_folder(RECIPE), which)
-        kept = keep(folder, path, kept_files(trained.project, RECIPE, which))
+        kept = keep(folder, path, files_to_copy(trained.project, RECIPE, which))
         reign = ChampionEntry(0, "promoted", "gbt", "realistic", RECIPE, {RECIPE: kept}, "", "", "",
                               {}, None)  # fmt: skip
         put_in_use(folder, reign, replaces=None)

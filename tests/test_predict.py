@@ -19,7 +19,7 @@ from models.checkpoint import checkpoint_path
 from models.likeness import ALPHA
 from models.registry import find_variant
 from pipelines.cli.app import OK, REJECTED, USAGE, app
-from stages.alarm_rules import read_rule
+from stages.alarm_rules import read_alarm_rule
 from stages.likeness import read_likeness
 
 
@@ -47,7 +47,7 @@ def document(result: Result) -> dict[str, Any]:
 
 
 def test_alarms_are_those_of_the_rule_bound_to_the_checkpoint(trained: Lab, predict: Any) -> None:
-    rule = read_rule(trained.project.existing("alarm_rules/gbt_realistic", RECIPE))
+    rule = read_alarm_rule(trained.project.existing("alarm_rules/gbt_realistic", RECIPE))
     said = document(predict(trained.store.added[0].episode_id, "--json"))
     assert said["alarm_rule_id"] == rule.id
     windows = said["windows"]

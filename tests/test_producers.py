@@ -41,7 +41,7 @@ from pipelines.cli.app import FAILED, OK, REJECTED, USAGE, app
 from stages.datasets import open_windows
 from stages.evaluation import read_report
 from stages.held_out_predictions import read_predictions
-from stages.report_page import evaluated
+from stages.report_page import comparable_documents
 from stages.scoring import champion_scorer, scorer_of
 from stages.status import StageError
 
@@ -131,7 +131,7 @@ def test_metrics_are_those_of_the_reports(trained: Lab) -> None:
         assert event.baseline
         alike = {
             baseline.macro_f1.value
-            for each in evaluated(project, [RECIPE]).reports
+            for each in comparable_documents(project, [RECIPE]).reports
             for baseline in each.baselines
             if baseline.name == model and mode in (None, each.mode)
         }

@@ -29,7 +29,14 @@ from pipelines.pruning import prune, prune_job
 from resources.records import _SMALL_PAGE, _THINNED_BYTES, prune_records
 from resources.runs import FINISHED
 from resources.workspace import resource_of
-from stages.retention import DAY_S, PRUNED_FILE, discard, last_pruned, over_budget, usage
+from stages.retention import (
+    DAY_S,
+    PRUNED_FILE,
+    delete_items,
+    disk_usage,
+    items_to_discard,
+    last_pruned,
+)
 from stages.workspace import Workspace
 
 SOON = timedelta(minutes=1)
@@ -245,11 +252,11 @@ def test_artifacts_go_in_order_until_the_budget_is_kept(tmp_path: Path) -> None:
     process.wait()
     left = put(root / "batches" / "a.2026-01-01" / f".tmp-{process.pid}-x", 1000, 3)
     young = put(root / "batches" / "a.2026-01-01" / f".tmp-{process.pid}-y", 1000, 0)
-    total = usage(root).n_bytes
+    total = disk_usage(root).n_bytes
 
     def going(budget: float) -> list[Path]:
         limited = workspace.model_copy(update={"artifacts_budget_gb": budget / 1e9})
-        return [item.path for item in over_budget(limited, usage(root))]
+        return [item.path for item in items_to_discard(limited, disk_usage(root))]
 
     assert going(0) == [left]
     assert going(total - 1000) == [left]
@@ -257,8 +264,8 @@ def test_artifacts_go_in_order_until_the_budget_is_kept(tmp_path: Path) -> None:
     assert going(total - 2001) == [left, oldest, older]
     assert going(1) == [left, oldest, older, copies["never"]]
     limited = workspace.model_copy(update={"artifacts_budget_gb": 1e-9})
-    assert discard(over_budget(limited, usage(root))) == 4000
-    assert usage(root).n_bytes == total - 4000
+    assert delete_items(items_to_discard(limited, disk_usage(root))) == 4000
+    assert disk_usage(root).n_bytes == total - 4000
     there = (scored, newest, alone, copies["was"], copies["is"], fresh, young)
     assert all((folder / "data").exists() for folder in there)
 
@@ -273,7 +280,7 @@ def test_what_a_killed_process_left_is_told_from_what_is_being_written(
     alive = put(tmp_path / "a" / f".tmp-{os.getpid()}-x", 10, 0)
     before = put(tmp_path / "b" / f".tmp-{os.getpid()}-x", 10, 3)  # the number was given again
     other = put(tmp_path / "b" / ".tmp-named-otherwise", 10, 3)
-    discard(usage(tmp_path).unfinished)
+    delete_items(disk_usage(tmp_path).unfinished)
     there = [folder.exists() for folder in (dead, alive, before, other)]
     assert there == [False, True, False, True]
 
@@ -285,7 +292,7 @@ def test_nothing_goes_by_age_where_the_history_cannot_be_read(tmp_path: Path) ->
     workspace.champion_folder.mkdir()
     (workspace.champion_folder / "champion.json").write_text("{}")
     with pytest.raises(history.ChampionError):
-        over_budget(workspace, usage(tmp_path))
+        items_to_discard(workspace, disk_usage(tmp_path))
 
 
 # --- by command and by night

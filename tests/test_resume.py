@@ -32,7 +32,7 @@ from models.bookmark import Bookmark
 from models.registry import find_variant
 from stages.checkpoints import training_bookmark
 from stages.project import Project
-from stages.retention import DAY_S, usage
+from stages.retention import DAY_S, disk_usage
 from stages.workspace import Workspace
 
 
@@ -266,5 +266,5 @@ def test_what_nobody_went_on_with_is_swept_a_day_later(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"1234")
         os.utime(path, (time.time() - age,) * 2)
-    (old,) = usage(tmp_path).unfinished
+    (old,) = disk_usage(tmp_path).unfinished
     assert (old.path.name, old.n_bytes, old.kind) == ("mlp.host.1.state", 4, "unfinished")

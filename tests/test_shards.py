@@ -829,10 +829,10 @@ def test_an_episode_in_a_damaged_shard_is_judged_again(
 def test_outputs_of_different_passes_are_not_used_together(batch: Batch, tmp_path: Path):
     ingest_batch(batch.episodes[:2], tmp_path, POLICY, LAYOUT)
     grown = ingest_batch(batch.episodes[:3], tmp_path, POLICY, LAYOUT)
-    assert not stages.batch.differ(list(grown.values()))
+    assert not stages.batch.outputs_differ(list(grown.values()))
     alone = ingest_batch(batch.episodes[:3], tmp_path, POLICY, LAYOUT, outputs=[TENSORS])
     assert alone[TENSORS].fingerprint == grown[FEATURES].fingerprint
-    assert stages.batch.differ([alone[TENSORS], grown[FEATURES]])
+    assert stages.batch.outputs_differ([alone[TENSORS], grown[FEATURES]])
 
 
 # --- loaders

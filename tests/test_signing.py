@@ -218,7 +218,7 @@ def test_a_kept_checkpoint_that_is_not_signed_is_signed_too(lab: Lab) -> None:
     status = required(lab).status(required(lab).stages["champion"], "")
     assert status.code == "signature"
     trial = promote(lab.project, GBT, by="me", why="")
-    assert (trial.signs, trial.promoted is not None) == (True, True)
+    assert (trial.only_signs, trial.promoted is not None) == (True, True)
     assert champion_scorer(required(lab)).rule is not None
 
 

@@ -145,7 +145,7 @@ class PromoteDocument(Document):
             if {ground.code for ground in outcome.blocking} <= ALARM_GROUNDS:
                 model = trial.variant.model
                 yield f"To accept its alarms: phasewatch promote {model} --accept-alarms WHY"
-        elif trial.signs:
+        elif trial.only_signs:
             number = trial.promoted.number if trial.promoted else None
             yield (
                 f"{name} stays champion, unchanged and without a trial. Its kept checkpoints and "

@@ -105,7 +105,7 @@ def bundle(
     except core.OracleError as error:
         fail(str(error), USAGE)
     note(f"comparing {scorer.name} with its bundle on every test window")
-    made = core.in_memory(files, workspace.layout)
+    made = core.bundle_in_memory(files, workspace.layout)
     parity = core.check_parity(project, made, scorer.checkpoint)
     wrong = [recipe for recipe, each in parity.items() if not each.holds]
     if wrong:

@@ -143,12 +143,12 @@ def _version(package: str) -> str | None:
 
 
 def _disk(findings: DoctorDocument, workspace: Workspace) -> None:
-    from stages.retention import last_pruned, usage
+    from stages.retention import disk_usage, last_pruned
 
     folder = workspace.artifacts_path
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    used = usage(folder)
+    used = disk_usage(folder)
     largest = sorted(used.by_kind.items(), key=lambda item: -item[1])
     findings.sections["artifacts"] = {
         "path": str(folder),

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from evaluation.documents import Comparisons, EvalReport, Figure
-    from stages.project import Due
-    from stages.report_page import Evaluated
+    from stages.project import DueWork
+    from stages.report_page import ComparableDocuments
     from stages.status import Status
     from stages.workspace import Workspace
 
@@ -42,17 +42,17 @@ _LEGEND = (
 class ReportDocument(Document):
     """Reports and comparisons that are current, and what is not."""
 
-    found: Evaluated
+    documents: ComparableDocuments
     unavailable: list[Status]
-    stale: list[Due]
+    stale: list[DueWork]
     page: Path | None
 
     def as_json(self) -> dict[str, Any]:
 
         return {
-            "reports": [each.model_dump() for each in self.found.reports],
-            "comparisons": [each.model_dump() for each in self.found.comparisons],
-            "left_out": [status.as_row() for status in self.found.left_out],
+            "reports": [each.model_dump() for each in self.documents.reports],
+            "comparisons": [each.model_dump() for each in self.documents.comparisons],
+            "left_out": [status.as_row() for status in self.documents.left_out],
             "unavailable": [s.as_row() | {"message": s.message} for s in self.unavailable],
             "stale": [
                 {"recipe": due.key, "why": shortened([status.line for status in due.statuses])}
@@ -64,14 +64,14 @@ class ReportDocument(Document):
         from datasets.splits import RECIPES
 
         for recipe in RECIPES:
-            reports = [report for report in self.found.reports if report.recipe == recipe]
+            reports = [report for report in self.documents.reports if report.recipe == recipe]
             if reports:
-                compared = (each for each in self.found.comparisons if each.recipe == recipe)
+                compared = (each for each in self.documents.comparisons if each.recipe == recipe)
                 yield from _recipe(recipe, reports, next(compared, None))
         for status in self.unavailable:
             yield f"recipe {status.key} {status.message}"
         yield f"{_LEGEND}\n"
-        for line in _left_out(self.found.left_out):
+        for line in _left_out(self.documents.left_out):
             yield f"left out: {line}"
         for due in self.stale:
             why = shortened([status.line for status in due.statuses])
@@ -99,10 +99,10 @@ def report(
         one_of("mode", mode, MODES)
     workspace = workspace_of(config, store, artifacts, must_exist=True)
     from stages.project import Project
-    from stages.report_page import evaluated
+    from stages.report_page import comparable_documents
 
     project = Project(workspace)
-    found = evaluated(project, recipe or list(RECIPES))
+    found = comparable_documents(project, recipe or list(RECIPES))
     found = replace(found, reports=[each for each in found.reports if mode in (None, each.mode)])
     if not found.reports:
         _explain_nothing(workspace, found.left_out, recipe)

@@ -49,13 +49,13 @@ def run(
     workspace = workspace_of(config, store, artifacts, force=force)
     from pipelines.cli.execution import run_all
     from stages.project import Project
-    from stages.retention import discard, usage
+    from stages.retention import delete_items, disk_usage
 
     log_to_stderr()
     ingest_only = ingest_only or bool(batch)
     ran = run_all(workspace, recipe or None, batches=batch or None, ingest_only=ingest_only)
     if ran:
-        discard(usage(workspace.artifacts_path).unfinished)  # what killed processes left
+        delete_items(disk_usage(workspace.artifacts_path).unfinished)  # what killed processes left
     else:
         note("nothing to do: everything asked for is current")
     document = RunDocument(

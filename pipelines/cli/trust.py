@@ -313,7 +313,7 @@ def replay_log(
     )
     replay = LogReplay(Project(workspace), made)
     chain = read_chain(workspace.decisions_folder, replay.take)
-    found = replay.found
+    found = replay.result
     return ReplayLogDocument(
         made.id, found.identical, found.different, dict(found.left_out), chain.refused
     )

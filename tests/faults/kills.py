@@ -34,7 +34,7 @@ from features.registry import LAYOUT
 from live.bundle import load_bundle
 from simulation.corpus import Wanted, open_corpus, write_corpus
 from stages.project import Project
-from stages.retention import discard, over_budget, usage
+from stages.retention import delete_items, disk_usage, items_to_discard
 
 SETTINGS = TINY | {"models": {name: settings_of(name, SMALL) for name in FEW}}
 GBT, CNN = "gbt_realistic", "cnn_realistic"
@@ -128,7 +128,7 @@ def _bundled(root: Path) -> Any:
 
 def _prune(root: Path) -> None:
     workspace = lab_at(root, artifacts_budget_gb=1e-9).workspace
-    discard(over_budget(workspace, usage(workspace.artifacts_path)))
+    delete_items(items_to_discard(workspace, disk_usage(workspace.artifacts_path)))
 
 
 def _recorded(folder: Path) -> None:

@@ -37,16 +37,16 @@ from hub.decisions import DecisionLog
 from live.bundle import Bundle, BundleError, load_bundle
 from models.checkpoint import CheckpointError
 from models.registry import find_variant
-from stages.alarm_rules import rule_of
+from stages.alarm_rules import alarm_rule_of
 from stages.batch import INDEX, TENSORS, read_index
 from stages.datasets import open_windows
 from stages.device_bundle import check_parity
+from stages.drift_reference import drift_reference
 from stages.evaluation import read_report
 from stages.ingest import check_corpus_code, contract_drift
 from stages.likeness import likeness_of, likeness_of_test
 from stages.manifest import draft
 from stages.project import Project
-from stages.reference import drift_reference
 from stages.report_page import HISTORY_FILE, _history
 from stages.scoring import champion_scorer
 from stages.status import StageError
@@ -122,7 +122,7 @@ def _checkpoint(project: Project) -> Any:
 
 def _bound(project: Project) -> Any:
     checkpoint = project.checkpoint(GBT, RECIPE)
-    rule, likeness = rule_of(project, checkpoint), likeness_of(project, checkpoint)
+    rule, likeness = alarm_rule_of(project, checkpoint), likeness_of(project, checkpoint)
     assert rule is not None
     assert likeness is not None
     test = likeness_of_test(project.existing("likeness/realistic", RECIPE))

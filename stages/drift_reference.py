@@ -37,7 +37,7 @@ def drift_reference(project: Project, champion: ChampionEntry) -> DriftReference
     Raises:
         ChampionError, StageError: it was lost, and so was what it is made from.
     """
-    kept = kept_reference(project, champion)
+    kept = read_reference_copy(project, champion)
     if kept is not None:
         return kept
     log.warning("%s: lost or damaged; it is made again", reference_path(project, champion))
@@ -58,7 +58,7 @@ def reference_text(value: DriftReference) -> bytes:
     return sealed(value.model_dump(), "reference", indent=None)
 
 
-def kept_reference(project: Project, champion: ChampionEntry) -> DriftReference | None:
+def read_reference_copy(project: Project, champion: ChampionEntry) -> DriftReference | None:
     try:
         content = reference_path(project, champion).read_bytes()
         return DriftReference.model_validate(unsealed(content, REFERENCE_FIELDS).value)

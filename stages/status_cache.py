@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Remembered:
+class StatusCache:
     """Identities of what was current, by ``<stage>/<batch>``.
 
     Args:
@@ -48,7 +48,7 @@ class Remembered:
             self._known[key] = identity, verified
             self._changed = True
 
-    def keep(self, batches: Collection[str]) -> None:
+    def save(self, batches: Collection[str]) -> None:
         """Write down those of these batches; where that fails, the next process looks again."""
         if self._changed:
             known = {k: each for k, each in self._known.items() if k.rpartition("/")[2] in batches}
@@ -57,7 +57,7 @@ class Remembered:
             self._changed = False
 
 
-def identity_of(made_from: str, folders: Iterable[str]) -> str | None:
+def files_identity(made_from: str, folders: Iterable[str]) -> str | None:
     """Identity of what an artifact is made from and of the files in its folders.
 
     None where a change could leave the same behind: it was written within the last two seconds.

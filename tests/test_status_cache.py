@@ -13,7 +13,7 @@ from lab import Lab
 
 import stages.ingest
 import stages.manifest
-import stages.remembered
+import stages.status_cache
 from config.signing import new_key
 from stages.registry import STAGES
 
@@ -32,7 +32,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         return call
 
-    monkeypatch.setattr(stages.remembered, "settled_since", lambda _: True)
+    monkeypatch.setattr(stages.status_cache, "settled_since", lambda _: True)
     monkeypatch.setattr(stages.manifest, "settled", lambda _: False)  # within one process
     for module, name in ((stages.manifest, "file_sha256"), (stages.ingest, "read_manifest")):
         monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
@@ -128,7 +128,7 @@ def test_an_unreadable_memory_is_forgotten(
 def test_what_was_just_written_is_not_remembered(
     ingested: Lab, work: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages.remembered, "settled_since", lambda _: False)
+    monkeypatch.setattr(stages.status_cache, "settled_since", lambda _: False)
     assert due(ingested) == {}
     assert not cache(ingested).exists()
     assert work["file_sha256"] > 0
