@@ -20,7 +20,7 @@ import polars as pl
 
 from datasets.splits import RECIPES, DatasetError, build_table
 from datasets.windows import examples, inputs
-from evaluation.scores import guess_draws, macro_f1_of_confusion, prediction_rows, scored
+from evaluation.scores import guess_draws, macro_f1_of_confusion, prediction_rows, split_predictions
 from features.registry import LAYOUT
 from models.base import Examples
 from models.registry import MODELS, Variant
@@ -56,7 +56,7 @@ def score(table: pl.DataFrame, model: Classifier, X: Inputs) -> float:
     """Macro F1 on test of what a model says of the held-out windows ``X``."""
     held_out = table.filter(pl.col("split") != "train")
     rows = prediction_rows(held_out, "m", "oracle", "-", model.predict_proba(X), LAYOUT.phases)
-    found = scored(rows, "m", "oracle", LAYOUT.phases)
+    found = split_predictions(rows, "m", "oracle", LAYOUT.phases)
     return float(macro_f1_of_confusion(found.confusion.sum(axis=0), found.roster))
 
 

@@ -27,7 +27,12 @@ from datasets.splits import build_table
 from datasets.windows import examples, inputs
 from evaluation.bootstrap import EpisodeBootstrap
 from evaluation.figures import ReportPolicy, interval
-from evaluation.scores import f1_statistic, macro_f1_of_confusion, prediction_rows, scored
+from evaluation.scores import (
+    f1_statistic,
+    macro_f1_of_confusion,
+    prediction_rows,
+    split_predictions,
+)
 from features.registry import LAYOUT
 from models.registry import find_variant
 from stages.checkpoints import fit_windows
@@ -130,7 +135,7 @@ def measured() -> NDArray[np.int64]:
         test = table.filter(pl.col("split") == "test")
         proba = model.predict_proba(inputs(test, shards, variant, layout))
         rows = prediction_rows(test, "gbt", "realistic", host, proba, layout.phases)
-        found.append(scored(rows, "gbt", "realistic", layout.phases).confusion)
+        found.append(split_predictions(rows, "gbt", "realistic", layout.phases).confusion)
     return np.concatenate(found)
 
 

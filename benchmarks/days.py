@@ -28,8 +28,8 @@ import polars as pl
 
 from datasets.splits import SplitPolicy, build_table
 from datasets.windows import examples
-from evaluation.alarm_choice import choose_rule, filtered, rule_scores
-from evaluation.scores import SplitPredictions, prediction_rows, scored
+from evaluation.alarm_choice import choose_rule, filtered_alarm_scores, filtered_predictions
+from evaluation.scores import SplitPredictions, prediction_rows, split_predictions
 from features.loaders import read_windows
 from features.registry import MODES, Channel, Layout
 from models.base import Inputs
@@ -116,13 +116,13 @@ def test(
             table.filter(pl.col("split") == split),
             *(variant.model, variant.mode, "", model.predict_proba(X), layout.phases),
         )
-        return scored(rows, variant.model, variant.mode, layout.phases, split)
+        return split_predictions(rows, variant.model, variant.mode, layout.phases, split)
 
     chosen_on, on = predicted("val", val.X), predicted("test", held_out.X)
     phases = training_phases(table, layout.phases)
     rule, _ = choose_rule(chosen_on, phases, layout.phases, workspace.report, layout.window)
-    smooth = filtered(on, rule)
-    scores = rule_scores(smooth, rule, layout.window)
+    smooth = filtered_predictions(on, rule)
+    scores = filtered_alarm_scores(smooth, rule, layout.window)
     return Tested(
         *(on.macro_f1, smooth.macro_f1, int(scores.clean.sum())),
         int((scores.clean & scores.alarmed(rule.threshold)).sum()),

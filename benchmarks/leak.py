@@ -33,7 +33,7 @@ from evaluation.baselines import shortcut_predictions
 from evaluation.documents import EvalReport
 from evaluation.figures import ReportPolicy
 from evaluation.report import evaluate
-from evaluation.scores import prediction_rows, scored
+from evaluation.scores import prediction_rows, split_predictions
 from features.registry import LAYOUT, WindowSpec
 from features.summary import summarise
 from features.windows import window_starts, window_views
@@ -164,7 +164,7 @@ def report_on(
         ],
         how="vertical_relaxed",
     )
-    val = scored(predictions, *who, classes, "val")
+    val = split_predictions(predictions, *who, classes, "val")
     rule, note = choose_rule(val, training_phases(table, classes), classes, POLICY, SPEC)
     assigned = table.with_columns(excluded=pl.lit(None, pl.String))
     facts = describe(table, assigned, recipe, SplitPolicy()) | {"exclusions": []}

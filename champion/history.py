@@ -1,7 +1,7 @@
 """History: which model is in use, which were before, and copies of them that no retrain touches.
 
 A champion is a model in realistic mode with its checkpoints of all recipes: they are the evidence,
-and the one of recipe ``SERVED`` scores. One pointer file holds the history, the last entry is in
+and the one of ``SERVED_RECIPE`` scores. One pointer file holds the history, the last entry is in
 use. Whether a model may become champion is decided in ``stages.champion``.
 """
 
@@ -54,7 +54,7 @@ TRAINING_FILE = "training.parquet"  # the episodes a kept checkpoint was trained
 REFERENCE_FILE = "reference.json"  # what drift compares batches with; only of the served recipe
 REMEDY = "Make the copy again: phasewatch champion --restore, or roll back: phasewatch rollback"
 """For what is kept with a champion."""
-SERVED = "time"
+SERVED_RECIPE = "time"
 """The recipe whose checkpoint scores: only it has learned from every host, and from all samples of
 its time; what it has not seen is what came later, as in use."""
 
@@ -107,7 +107,7 @@ class SealedEntry:
 
 
 @dataclass(frozen=True)
-class Pointer:
+class ChampionPointer:
     """The pointer file: all entries, the one in use last, and what it says of itself."""
 
     entries: list[SealedEntry]
@@ -124,7 +124,7 @@ def read_history(folder: Path) -> list[ChampionEntry]:
     return [entry.champion for entry in read_pointer(folder).entries]
 
 
-def read_pointer(folder: Path) -> Pointer:
+def read_pointer(folder: Path) -> ChampionPointer:
     """The pointer file, if nothing in it was changed after it was written.
 
     Raises:
@@ -136,12 +136,12 @@ def read_pointer(folder: Path) -> Pointer:
         schema, rows = document.value["schema"], document.value["history"]
         if schema == BEFORE_SEALS and document.digest is None:
             rows = [asdict(ChampionEntry(**row)) for row in rows]
-            return Pointer(list(_chained(rows, [], sign=False)), Signed("unsigned"), False)
+            return ChampionPointer(list(_chained(rows, [], sign=False)), Signed("unsigned"), False)
         if schema != SCHEMA or document.digest is None:
             raise ValueError(f"its schema is {schema}, this phasewatch reads {SCHEMA}")
-        pointer = Pointer(list(_followed(rows)), document.signed("champion"), sealed=True)
+        pointer = ChampionPointer(list(_followed(rows)), document.signed("champion"), sealed=True)
     except FileNotFoundError:
-        return Pointer([], Signed("unsigned"), sealed=False)
+        return ChampionPointer([], Signed("unsigned"), sealed=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ChampionError(
             f"{path}: not a champion's pointer: {error}. Restore the file, or move it away and "
@@ -187,7 +187,7 @@ def read_champion(folder: Path, *, require_signature: bool = False) -> ChampionE
         ChampionError: see ``read_history``.
     """
     pointer = read_pointer(folder)
-    if require_signature and (why := unsigned(pointer)):
+    if require_signature and (why := history_signature_problem(pointer)):
         raise ChampionError(
             f"{folder / POINTER_FILE}: {why}, and signatures are required. "
             f"{signing_remedy(pointer.entries[-1].champion)}"
@@ -195,7 +195,7 @@ def read_champion(folder: Path, *, require_signature: bool = False) -> ChampionE
     return pointer.entries[-1].champion if pointer.entries else None
 
 
-def unsigned(pointer: Pointer) -> str | None:
+def history_signature_problem(pointer: ChampionPointer) -> str | None:
     """Why nobody trusted stands for who is champion; None if someone does, or there is none.
 
     The last entry says for all: it is chained to those before.
@@ -206,15 +206,19 @@ def unsigned(pointer: Pointer) -> str | None:
     return None
 
 
-def not_signed(folder: Path, pointer: Pointer) -> str | None:
+def signature_problem(folder: Path, pointer: ChampionPointer) -> str | None:
     """Why nobody trusted stands for the champion or a kept checkpoint of it; starts with the file.
 
     None if someone does, if there is no champion, or if a copy is damaged, which is another matter.
     """
-    if why := unsigned(pointer):
+    if why := history_signature_problem(pointer):
         return f"{folder / POINTER_FILE}: {why}"
     champion = pointer.entries[-1].champion if pointer.entries else None
-    for path in [kept_path(folder, champion, r) for r in champion.checkpoints] if champion else []:
+    for path in (
+        [checkpoint_copy_path(folder, champion, r) for r in champion.checkpoints]
+        if champion
+        else []
+    ):
         try:
             found = signed_by(read_header(path))
         except CheckpointError:
@@ -235,20 +239,20 @@ def signing_remedy(champion: ChampionEntry) -> str:
     )
 
 
-def kept_folder(folder: Path, checkpoint_id: str) -> Path:
+def checkpoint_copy_folder(folder: Path, checkpoint_id: str) -> Path:
     """Where a checkpoint's copy lies: its id is a hash of all of it, so equal ones share a copy."""
     return folder / "checkpoints" / checkpoint_id
 
 
-def kept_path(folder: Path, champion: ChampionEntry, recipe: str | None = None) -> Path:
+def checkpoint_copy_path(folder: Path, champion: ChampionEntry, recipe: str | None = None) -> Path:
     """The copy's header; without a recipe that of the checkpoint that scores."""
     return (
-        kept_folder(folder, champion.checkpoints[recipe or champion.served])
+        checkpoint_copy_folder(folder, champion.checkpoints[recipe or champion.served])
         / f"{champion.name}{SUFFIX}"
     )
 
 
-def keep(folder: Path, path: Path, files: Mapping[str, bytes]) -> str:
+def copy_checkpoint(folder: Path, path: Path, files: Mapping[str, bytes]) -> str:
     """Copy a checkpoint where nothing overwrites it; returns its id.
 
     Args:
@@ -259,7 +263,7 @@ def keep(folder: Path, path: Path, files: Mapping[str, bytes]) -> str:
     """
     header = read_header(path)
     sidecar = read_sidecar(path, header)
-    kept = kept_folder(folder, header["artifact_id"])
+    kept = checkpoint_copy_folder(folder, header["artifact_id"])
     for name, content in files.items():
         write_atomically(kept / name, content)
     write_atomically(kept / header["sidecar"], sidecar)
@@ -300,7 +304,7 @@ def check_evidence(folder: Path, champion: ChampionEntry, layout: Layout) -> Non
     for recipe in champion.checkpoints:
         read_training(folder, champion, recipe)
         if champion.alarm_rules:
-            load_rule(folder, champion, recipe)
+            load_alarm_rule(folder, champion, recipe)
     load_likeness(folder, champion, layout)
 
 
@@ -321,7 +325,7 @@ def sign_again(folder: Path, champion: ChampionEntry, *, by: str, why: str) -> C
                 f"phasewatch promote {champion.model}"
             )
         for recipe in champion.checkpoints:
-            sign_header(kept_path(folder, champion, recipe))
+            sign_header(checkpoint_copy_path(folder, champion, recipe))
         entry = replace(champion, action="promoted", since=now(), by=by, why=why or "signed")
         return _append(folder, pointer, entry)
 
@@ -345,13 +349,13 @@ def roll_back(folder: Path, layout: Layout, *, by: str, why: str) -> ChampionEnt
                 f"Cannot roll back: there was no champion before {history[-1].name}."
             )
         for recipe in former.checkpoints:
-            load_kept(folder, former, layout, recipe)
+            load_checkpoint_copy(folder, former, layout, recipe)
         return _append(
             folder, pointer, replace(former, action="rolled back", since=now(), by=by, why=why)
         )
 
 
-def load_kept(
+def load_checkpoint_copy(
     folder: Path, champion: ChampionEntry, layout: Layout, recipe: str | None = None
 ) -> Checkpoint:
     """A champion's checkpoint from its copy; without a recipe the one that scores.
@@ -359,20 +363,20 @@ def load_kept(
     Raises:
         ContractMismatchError, CheckpointError: see ``load_checkpoint``.
     """
-    path = kept_path(folder, champion, recipe)
+    path = checkpoint_copy_path(folder, champion, recipe)
     checkpoint = load_checkpoint(path, layout)
     _check_id(path, checkpoint.artifact_id)
     return checkpoint
 
 
-def check_kept(folder: Path, champion: ChampionEntry) -> None:
+def check_checkpoint_copies(folder: Path, champion: ChampionEntry) -> None:
     """Read every copy of a champion's checkpoints and compare it with what the history says.
 
     Raises:
         CheckpointError: one is absent, damaged or another.
     """
     for recipe in champion.checkpoints:
-        path = kept_path(folder, champion, recipe)
+        path = checkpoint_copy_path(folder, champion, recipe)
         header = read_header(path)
         read_sidecar(path, header)
         _check_id(path, header["artifact_id"])
@@ -383,12 +387,12 @@ def _check_id(path: Path, checkpoint_id: str) -> None:
         raise CheckpointError(f"{path}: its id is {checkpoint_id}; restore the file")
 
 
-def rule_file(rule_id: str) -> str:
+def alarm_rule_file(rule_id: str) -> str:
     """Name of an alarm rule beside its checkpoint's copy; a checkpoint may have had several."""
     return f"alarm_rule.{rule_id[:12]}.json"
 
 
-def load_rule(folder: Path, champion: ChampionEntry, recipe: str | None = None) -> AlarmRule:
+def load_alarm_rule(folder: Path, champion: ChampionEntry, recipe: str | None = None) -> AlarmRule:
     """The alarm rule of a champion's checkpoint, by default of the one that scores.
 
     Raises:
@@ -401,7 +405,7 @@ def load_rule(folder: Path, champion: ChampionEntry, recipe: str | None = None) 
             f"{champion.name} was promoted before alarm rules existed; promote a model: "
             "phasewatch promote MODEL"
         )
-    path = kept_path(folder, champion, recipe).with_name(rule_file(rule_id))
+    path = checkpoint_copy_path(folder, champion, recipe).with_name(alarm_rule_file(rule_id))
     try:
         content = path.read_bytes()
         rule = AlarmRule.from_text(content)
@@ -427,7 +431,7 @@ def load_likeness(folder: Path, champion: ChampionEntry, layout: Layout) -> Like
     """
     if not champion.likeness:
         return None
-    path = kept_path(folder, champion).with_name(likeness_file(champion.likeness))
+    path = checkpoint_copy_path(folder, champion).with_name(likeness_file(champion.likeness))
     try:
         likeness = Likeness.from_bytes(path.read_bytes())
         if likeness.id != champion.likeness:
@@ -445,7 +449,7 @@ def read_training(folder: Path, champion: ChampionEntry, recipe: str | None = No
     Raises:
         ChampionError: the table kept with the checkpoint is gone, or was changed.
     """
-    path = kept_path(folder, champion, recipe).with_name(TRAINING_FILE)
+    path = checkpoint_copy_path(folder, champion, recipe).with_name(TRAINING_FILE)
     try:
         table = pl.DataFrame(read_table(path))
         if champion.training.get(recipe or champion.served) not in (None, training_digest(table)):
@@ -465,7 +469,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _append(folder: Path, pointer: Pointer, champion: ChampionEntry) -> ChampionEntry:
+def _append(folder: Path, pointer: ChampionPointer, champion: ChampionEntry) -> ChampionEntry:
     numbered = replace(champion, number=len(pointer.entries) + 1)
     entries = [*pointer.entries, *_chained([asdict(numbered)], pointer.entries)]
     history = [

@@ -16,12 +16,12 @@ import polars as pl
 
 from datasets.splits import SplitPolicy, held_out_by
 from evaluation import wording
-from evaluation.alarm_choice import filtered, rule_scores
+from evaluation.alarm_choice import filtered_alarm_scores, filtered_predictions
 from evaluation.bootstrap import resampling
 from evaluation.detection import clean_time, is_provisional
 from evaluation.documents import Figure, Objection, Subject
 from evaluation.figures import ReportPolicy, finite_or_none, interval
-from evaluation.scores import BASELINES, beside_baselines, macro_statistic, scored
+from evaluation.scores import BASELINES, macro_f1_with_baselines, macro_statistic, split_predictions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,7 +66,7 @@ class TrialOutcome:
         return not self.blocking
 
 
-def known_to(
+def not_held_out(
     recipe: str, training: pl.DataFrame, test: pl.DataFrame, policy: SplitPolicy
 ) -> pl.Series:
     """Which rows of ``test`` are no test for a model trained on the episodes of ``training``.
@@ -86,7 +86,7 @@ def known_to(
     return known | tested.is_in(trained.implode())
 
 
-def against_champion(
+def champion_evidence(
     recipe: str, predictions: pl.DataFrame, classes: Sequence[str], policy: ReportPolicy
 ) -> dict[str, Any]:
     """Evidence of one recipe: both macro F1, the paired difference, every profile and host.
@@ -95,7 +95,9 @@ def against_champion(
         predictions: of the models ``champion`` and ``challenger``, on the same test windows.
         classes: all classes, in class order.
     """
-    pair = [scored(predictions, who, "realistic", classes) for who in (CHALLENGER, CHAMPION)]
+    pair = [
+        split_predictions(predictions, who, "realistic", classes) for who in (CHALLENGER, CHAMPION)
+    ]
     own = pair[0]
     bootstrap, facts = resampling(recipe, own, policy)
     whole = macro_statistic([p.confusion for p in pair], own.roster)
@@ -131,7 +133,7 @@ def grounds_against_champion(recipes: Mapping[str, Mapping[str, Any]]) -> list[O
     """Why a challenger may not replace the champion; empty: it may.
 
     Args:
-        recipes: recipe -> ``against_champion``; a recipe with fewer than ``MIN_EPISODES`` may have
+        recipes: recipe -> ``champion_evidence``; a recipe with fewer than ``MIN_EPISODES`` may have
             ``episodes`` and ``left_out`` only, one that is ``skipped`` says nothing.
     """
     grounds = []
@@ -175,7 +177,7 @@ def grounds_against_champion(recipes: Mapping[str, Mapping[str, Any]]) -> list[O
     return grounds
 
 
-def against_baselines(
+def baseline_evidence(
     recipe: str,
     predictions: pl.DataFrame,
     classes: Sequence[str],
@@ -188,9 +190,9 @@ def against_baselines(
         predictions: of the model ``challenger`` and of each of ``SHORTCUTS``.
         dataset: the dataset's facts (see ``datasets.splits.describe``).
     """
-    own = scored(predictions, CHALLENGER, "realistic", classes)
+    own = split_predictions(predictions, CHALLENGER, "realistic", classes)
     bootstrap, facts = resampling(recipe, own, policy)
-    (mine, my_draws), found = beside_baselines(
+    (mine, my_draws), found = macro_f1_with_baselines(
         own, predictions, dataset, classes, policy.seed, bootstrap
     )
     return {
@@ -241,10 +243,14 @@ def alarm_evidence(
         predictions: of the model ``challenger``, on validation and test.
     """
     test, val = (
-        filtered(scored(predictions, CHALLENGER, "realistic", classes, split), rule)
+        filtered_predictions(
+            split_predictions(predictions, CHALLENGER, "realistic", classes, split), rule
+        )
         for split in ("test", "val")
     )
-    scores, chosen_on = (rule_scores(predictor, rule, window) for predictor in (test, val))
+    scores, chosen_on = (
+        filtered_alarm_scores(predictor, rule, window) for predictor in (test, val)
+    )
     bootstrap, _ = resampling(recipe, test, policy)
     whole = clean_time(scores, rule.threshold, bootstrap, subject)[0]
     val_hours = float(chosen_on.clean_hours.sum())

@@ -20,12 +20,14 @@ TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 CLEAR_RATIOS = (1.0, 0.5, 0.25)  # of the threshold; in case of doubt the first
 
 
-def filtered(predictor: SplitPredictions, rule: AlarmRule) -> SplitPredictions:
+def filtered_predictions(predictor: SplitPredictions, rule: AlarmRule) -> SplitPredictions:
     """A predictor as the rule's filter makes it."""
     return replace(predictor, proba=rule.filter(predictor.proba, predictor.first))
 
 
-def rule_scores(predictor: SplitPredictions, rule: AlarmRule, window: WindowSpec) -> AlarmScores:
+def filtered_alarm_scores(
+    predictor: SplitPredictions, rule: AlarmRule, window: WindowSpec
+) -> AlarmScores:
     """Alarm scores of a filtered predictor, with the rule's clear ratio."""
     length_s, stride_s = window.length_ms / 1000, window.stride_ms / 1000
     scores = alarm_scores(predictor, rule.phases, length_s, stride_s)
@@ -59,7 +61,7 @@ def choose_rule(
         threshold=1.0,
         clear_ratio=1.0,
     )
-    scores = rule_scores(filtered(val, rule), rule, window)
+    scores = filtered_alarm_scores(filtered_predictions(val, rule), rule, window)
     attacked = ~scores.clean & (scores.end_s > scores.onset_s[scores.episode])
 
     def tried(ratio: float) -> tuple[float, float, float, FigureNote | None]:

@@ -25,22 +25,22 @@ from evaluation.documents import (
 )
 from evaluation.figures import ReportPolicy, figure
 from evaluation.scores import (
-    ABLATED,
+    ABLATION_SEPARATOR,
     BASELINES,
     GUESSES,
     SHORTCUTS,
     baseline_id,
     guesses,
     macro_statistic,
-    scored,
+    split_predictions,
 )
 
 Variant = tuple[str, str]  # model, mode
 
 
-def whole(part: Variant) -> Variant:
+def unablated_model(part: Variant) -> Variant:
     """The model that an ablation is a part of."""
-    return part[0].split(ABLATED)[0], part[1]
+    return part[0].split(ABLATION_SEPARATOR)[0], part[1]
 
 
 def p_value(observed: float, replicates: NDArray[np.float64]) -> float:
@@ -89,18 +89,18 @@ def compare(
         identity: ``recipe`` and ``dataset_version``.
     """
     modes = list(dict.fromkeys(mode for _, mode in variants))
-    models = {variant: scored(predictions, *variant, classes) for variant in variants}
+    models = {variant: split_predictions(predictions, *variant, classes) for variant in variants}
     first = models[variants[0]]
     roster = first.roster
     bootstrap, facts = resampling(identity["recipe"], first, policy)
 
     ablated = {
-        (name, mode): scored(predictions, name, mode, classes)
+        (name, mode): split_predictions(predictions, name, mode, classes)
         for name, mode in predictions.select("model", "mode").unique().sort("*").iter_rows()
-        if ABLATED in name and whole((name, mode)) in models
+        if ABLATION_SEPARATOR in name and unablated_model((name, mode)) in models
     }
     shortcuts = {
-        (name, mode): scored(predictions, name, mode, classes)
+        (name, mode): split_predictions(predictions, name, mode, classes)
         for mode in modes
         for name in SHORTCUTS
     }
@@ -115,7 +115,9 @@ def compare(
     for name, mode in product(GUESSES, modes):
         ids[name, mode] = baseline_id(name)
         values[name, mode], replicates[name, mode] = guessed[name][0], drawn[name]
-    on_val = {variant: scored(predictions, *variant, classes, "val") for variant in variants}
+    on_val = {
+        variant: split_predictions(predictions, *variant, classes, "val") for variant in variants
+    }
     val = {variant: predictor.macro_f1 for variant, predictor in on_val.items()}
     subjects = {
         (model, mode): Subject(model=model, mode=mode, checkpoint_id=ids[model, mode], **identity)
@@ -161,7 +163,9 @@ def compare(
         ]
         parts = [variant for variant in ablated if variant[1] == mode]
         if parts:
-            families.append(family("ablations", mode, [(whole(part), part) for part in parts]))
+            families.append(
+                family("ablations", mode, [(unablated_model(part), part) for part in parts])
+            )
     both = [
         ((model, "oracle"), (model, "realistic"))
         for model in dict.fromkeys(model for model, _ in variants)

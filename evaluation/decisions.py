@@ -85,10 +85,12 @@ class GapRecord(LogRecord):
 
 
 AnyRecord = DecisionRecord | AnswerRecord | TornRecord | GapRecord
-RECORD: TypeAdapter[AnyRecord] = TypeAdapter(Annotated[AnyRecord, Field(discriminator="kind")])
+RECORD_ADAPTER: TypeAdapter[AnyRecord] = TypeAdapter(
+    Annotated[AnyRecord, Field(discriminator="kind")]
+)
 
 
-def chained(record: AnyRecord, prev: str) -> tuple[bytes, str]:
+def chain_record(record: AnyRecord, prev: str) -> tuple[bytes, str]:
     """A record as a line that follows on the line with hash ``prev``, and the line's own hash."""
     sealed = record.model_copy(update={"prev": prev, "hash": ""})
     line = sealed.model_dump_json(exclude_none=True).encode()
@@ -100,7 +102,7 @@ def _hash_of(line: bytes, stated: str) -> str:
     return hashlib.sha256(line.rstrip(b"\n").replace(stated.encode(), b"", 1)).hexdigest()
 
 
-class _Decided(BaseModel):
+class _CountedDecision(BaseModel):
     """Of a ``live_detection`` what is counted."""
 
     host: str
@@ -121,7 +123,7 @@ class Alarm:
 
 
 @dataclass
-class Log:
+class LogContents:
     """The log as read: its alarms by id, the last answer to each, and what could not be read."""
 
     alarms: dict[str, Alarm] = field(default_factory=dict)
@@ -140,13 +142,13 @@ class Log:
             self.gaps += 1
         else:
             self.decisions += 1
-            said = _Decided.model_validate(record.event)
+            said = _CountedDecision.model_validate(record.event)
             if said.alarm_id and said.alarm_id not in self.alarms:
                 alarm = Alarm(said.host, said.model, said.source, said.phase is None)
                 self.alarms[said.alarm_id] = alarm
 
 
-class Answered(BaseModel):
+class AnswerCounts(BaseModel):
     """Alarms of one model, live or replayed, and how many of the answered ones were true."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -175,7 +177,7 @@ class Tally(BaseModel):
     true: int
     torn: int
     unreadable: list[str]
-    by_model: list[Answered]
+    by_model: list[AnswerCounts]
 
     @property
     def precision(self) -> float | None:
@@ -193,7 +195,7 @@ def log_files(folder: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Fault:
+class LogFault:
     """A place where the log is not as it was written."""
 
     where: str  # file and line
@@ -230,7 +232,7 @@ _FAULTS = {
 class LogChain:
     """The log as a chain of lines."""
 
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[LogFault] = field(default_factory=list)
     before: int = 0  # lines from before lines were chained
     count: int = 0  # chained lines
     last: str = FIRST  # hash of the last
@@ -265,9 +267,9 @@ def read_chain(
                     chain.torn = where
                     break
                 try:
-                    record = RECORD.validate_json(line)
+                    record = RECORD_ADAPTER.validate_json(line)
                 except ValidationError:
-                    chain.faults.append(Fault(where, "unreadable"))
+                    chain.faults.append(LogFault(where, "unreadable"))
                     chain.refused.append(where)
                     chain.count, unknown = chain.count + bool(chain.count), True
                     continue
@@ -276,7 +278,7 @@ def read_chain(
                     old.update(line)
                     chain.last = old.hexdigest()
                 elif record.hash is None or _hash_of(line, record.hash) != record.hash:
-                    chain.faults.append(Fault(where, "changed"))
+                    chain.faults.append(LogFault(where, "changed"))
                     chain.refused.append(where)
                     chain.count += 1
                     if record.hash is not None:
@@ -284,7 +286,7 @@ def read_chain(
                         changed |= {chain.last, computed}
                     continue
                 elif record.hash in hashes:  # the next line follows on the one before
-                    chain.faults.append(Fault(where, "repeated"))
+                    chain.faults.append(LogFault(where, "repeated"))
                     chain.refused.append(where)
                     chain.count += 1
                     continue
@@ -297,7 +299,7 @@ def read_chain(
                     chain.last, chain.count = record.hash, chain.count + 1
                     hashes.add(record.hash)
                 if isinstance(record, GapRecord):
-                    chain.faults.append(Fault(where, "gap"))
+                    chain.faults.append(LogFault(where, "gap"))
                 take(where, record)
     chain.faults += _misplaced(breaks, hashes)
     _check_head(folder, chain, hashes | changed)
@@ -315,7 +317,7 @@ class _Break:
     followed: bool = False  # whether the next line follows on it
 
 
-def _misplaced(breaks: list[_Break], known: Collection[str]) -> Iterator[Fault]:
+def _misplaced(breaks: list[_Break], known: Collection[str]) -> Iterator[LogFault]:
     """Which lines were moved, and where lines are gone.
 
     A line that fits neither the line before it nor the one after it was moved. So its neighbours,
@@ -324,9 +326,9 @@ def _misplaced(breaks: list[_Break], known: Collection[str]) -> Iterator[Fault]:
     moved = {each.hash for each in breaks if each.prev in known and not each.followed}
     for each in breaks:
         if each.prev not in known:
-            yield Fault(each.where, "dropped")
+            yield LogFault(each.where, "dropped")
         elif each.hash in moved or not moved & {each.prev, each.before}:
-            yield Fault(each.where, "moved")
+            yield LogFault(each.where, "moved")
 
 
 def _check_head(folder: Path, chain: LogChain, known: Collection[str]) -> None:
@@ -341,30 +343,30 @@ def _check_head(folder: Path, chain: LogChain, known: Collection[str]) -> None:
             raise ValueError("has no seal")
     except FileNotFoundError:
         if chain.count:
-            chain.faults.append(Fault(HEAD_FILE, "head_missing"))
+            chain.faults.append(LogFault(HEAD_FILE, "head_missing"))
         return
     except (OSError, ValueError) as error:
-        chain.faults.append(Fault(HEAD_FILE, "head_changed", str(error)))
+        chain.faults.append(LogFault(HEAD_FILE, "head_changed", str(error)))
         return
     unreadable = any(fault.kind == "unreadable" for fault in chain.faults)
     if chain.signed.state == "wrong":
-        chain.faults.append(Fault(HEAD_FILE, "head_changed", chain.signed.line))
+        chain.faults.append(LogFault(HEAD_FILE, "head_changed", chain.signed.line))
     counts = f"counts {count} record{'' if count == 1 else 's'}, the log has {chain.count}"
     if count and last not in known and not (unreadable and chain.count >= count):
         newest = next(reversed(log_files(folder)), folder / HEAD_FILE)
-        chain.faults.append(Fault(newest.name, "head", f" {counts}"))
+        chain.faults.append(LogFault(newest.name, "head", f" {counts}"))
     elif chain.count < count:
-        chain.faults.append(Fault(HEAD_FILE, "head_count", counts))
+        chain.faults.append(LogFault(HEAD_FILE, "head_count", counts))
 
 
-def read_log(folder: Path) -> Log:
+def read_log(folder: Path) -> LogContents:
     """The whole log; a line that is not as it was written is named and left out."""
-    return read_both(folder)[0]
+    return read_log_and_chain(folder)[0]
 
 
-def read_both(folder: Path) -> tuple[Log, LogChain]:
+def read_log_and_chain(folder: Path) -> tuple[LogContents, LogChain]:
     """What the log says, and the chain of its lines."""
-    log = Log()
+    log = LogContents()
 
     def take(where: str, record: AnyRecord) -> None:
         try:
@@ -378,7 +380,7 @@ def read_both(folder: Path) -> tuple[Log, LogChain]:
     return log, chain
 
 
-def tally(log: Log) -> Tally:
+def tally(log: LogContents) -> Tally:
     """Alarms and answers, by model, by source and by kind of alarm."""
     rows = list(_by_model(log))
     return Tally(
@@ -392,7 +394,7 @@ def tally(log: Log) -> Tally:
     )
 
 
-def _by_model(log: Log) -> Iterator[Answered]:
+def _by_model(log: LogContents) -> Iterator[AnswerCounts]:
     groups = {
         name: (alarm.model, alarm.source, alarm.silence) for name, alarm in log.alarms.items()
     }
@@ -401,7 +403,7 @@ def _by_model(log: Log) -> Iterator[Answered]:
     true = Counter(groups[n] for n, answer in log.answers.items() if n in groups and answer.verdict)
     for group in sorted(alarms):
         model, source, silence = group
-        yield Answered(
+        yield AnswerCounts(
             model=model, source=source, silence=silence,
             alarms=alarms[group], answered=answered[group], true=true[group],
         )  # fmt: skip

@@ -181,7 +181,7 @@ def _candidates(val: AlarmScores, share: float) -> NDArray[np.float64]:
     return candidates[ranks.round().astype(int)]
 
 
-def median_statistic(delay_s: NDArray[np.float64], attacked: NDArray[np.bool_]) -> Statistic:
+def median_delay_statistic(delay_s: NDArray[np.float64], attacked: NDArray[np.bool_]) -> Statistic:
     """The shortest delay by which half of the attacked episodes are detected, ``(b,)``.
 
     Infinite where half never are; NaN where none was attacked.
@@ -255,7 +255,7 @@ def detection(
     detected = attacked & np.isfinite(alarm_s)
     statistics: dict[str, Statistic] = {
         "detected_share": ratio_statistic(detected.astype(np.float64), attacked.astype(np.float64)),
-        "median_delay_s": median_statistic(delay_s, attacked),
+        "median_delay_s": median_delay_statistic(delay_s, attacked),
     }
     replicates = bootstrap.replicates_of(statistics)
     resampled: dict[str, Figure] = {
@@ -490,7 +490,8 @@ def _points(test: AlarmScores, bootstrap: EpisodeBootstrap) -> list[OperatingPoi
         "alarmed": ratio_statistic(alarmed, of_all(clean)),
         "detected": ratio_statistic(detected.astype(float), of_all(attacked.astype(float))),
     } | {
-        i: median_statistic(alarm_s[:, i] - test.onset_s, attacked) for i in range(len(thresholds))
+        i: median_delay_statistic(alarm_s[:, i] - test.onset_s, attacked)
+        for i in range(len(thresholds))
     }
     drawn = bootstrap.replicates_of(statistics)
     observed = {name: bootstrap.observed(statistic) for name, statistic in statistics.items()}

@@ -102,7 +102,7 @@ def count_bins(values: NDArray, edges: NDArray, episode: NDArray, n_episodes: in
     return counts
 
 
-def beyond(null: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def chance_limits(null: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """``(expected, chance)``, ``(m,)`` each, of statistics ``(B, m)`` that grow with a change.
 
     ``chance`` lies above ``expected`` by what the largest of all ``m`` excesses stays below in
@@ -119,7 +119,7 @@ def severity_of(value: float, chance: float) -> Severity:
     return "fail" if value >= FAIL else "warn" if value >= WARN else "ok"
 
 
-def worst(severities: Iterable[str]) -> Severity:
+def worst_severity(severities: Iterable[str]) -> Severity:
     present = set(severities)
     return "fail" if "fail" in present else "warn" if "warn" in present else "ok"
 
@@ -156,7 +156,7 @@ def episode_sums(windows: pl.DataFrame, channels: Sequence[str], edges: NDArray)
     """
     episode = windows["episode_id"].rank("dense").to_numpy().astype(np.int64) - 1
     n = int(episode.max()) + 1 if len(episode) else 0
-    values = values_of(windows, channels)
+    values = channel_values(windows, channels)
     coverage = np.zeros((n, len(SOURCES)))
     missing = np.zeros((n, len(channels)), dtype=np.int64)
     np.add.at(coverage, episode, windows.select(f"coverage_{s}" for s in SOURCES).to_numpy())
@@ -166,12 +166,12 @@ def episode_sums(windows: pl.DataFrame, channels: Sequence[str], edges: NDArray)
     )
 
 
-def values_of(windows: pl.DataFrame, channels: Sequence[str]) -> NDArray[np.float64]:
+def channel_values(windows: pl.DataFrame, channels: Sequence[str]) -> NDArray[np.float64]:
     """What is compared of a channel: its mean in a window, ``(n_windows, n_channels)``."""
     return windows.select(f"{c}.mean" for c in channels).to_numpy().astype(np.float64)
 
 
-def reference(
+def build_reference(
     windows: pl.DataFrame,
     predicted: pl.DataFrame,
     verdicts: pl.DataFrame,
@@ -194,7 +194,7 @@ def reference(
     groups = {}
     for host in (EVERY_HOST, *windows["host_id"].unique().sort()):
         drawn = _drawn(_of(windows, host), seed)
-        values = values_of(drawn, channels)
+        values = channel_values(drawn, channels)
         edges = np.stack([bin_edges(column, 2 * len(QUANTILES)) for column in values.T])
         sums = episode_sums(drawn, channels, edges)
         on_val = _of(predicted, host)
@@ -270,7 +270,7 @@ def compare_batch(
         windows: all windows of the batch with their features (see ``episode_sums``),
             ``predicted`` and ``seen_in_training``.
         verdicts: of all its episodes, usable or not.
-        trained: see ``reference``.
+        trained: see ``build_reference``.
         identity: ``champion``, whose training data it is.
     """
     known = host in trained.groups
@@ -329,7 +329,7 @@ def compare_batch(
             windows=int(before.windows.sum()),
         ),
         thresholds=THRESHOLDS,
-        severity=worst(check.severity for check in checks),
+        severity=worst_severity(check.severity for check in checks),
         notes=notes,
         checks=sorted(checks, key=lambda check: CHECKS.index(check.name)),
     )
@@ -354,7 +354,7 @@ def _share_checks(
     )
     checks = []
     for check, names, part, sign in parts:
-        _, chance = beyond(sign * null[:, part])
+        _, chance = chance_limits(sign * null[:, part])
         rows = [
             DriftRow(
                 name=name,
@@ -387,7 +387,7 @@ def _channels_check(
     null = psi(was, drawn, bins)
     values = psi(before.counts.sum(axis=0), now.counts.sum(axis=0), bins)
     absent = now.counts.sum(axis=(0, 2)) == 0  # the check of missing values reports these
-    expected, chance = beyond(null)
+    expected, chance = chance_limits(null)
     rows = [
         DriftRow(
             name=channel,
@@ -404,14 +404,16 @@ def _channels_check(
 
 
 def _check(name: CheckName, rows: list[DriftRow]) -> DriftCheck:
-    return DriftCheck(name=name, severity=worst(row.severity or "ok" for row in rows), rows=rows)
+    return DriftCheck(
+        name=name, severity=worst_severity(row.severity or "ok" for row in rows), rows=rows
+    )
 
 
 def _mix_check(
     name: CheckName, categories: Sequence[str], sums: tuple[NDArray, NDArray], null: list[NDArray]
 ) -> DriftCheck:
     """One PSI of all categories: of counts ``(n,)`` and of replicates ``(B, n)``, on both sides."""
-    (expected,), (chance,) = beyond(psi(*null)[:, None])
+    (expected,), (chance,) = chance_limits(psi(*null)[:, None])
     value = float(psi(*sums))
     shares = (s / max(s.sum(), 1) for s in sums)
     return DriftCheck(
@@ -427,7 +429,7 @@ def _mix_check(
     )
 
 
-def figures(document: BatchDrift) -> dict[str, float]:
+def drift_figures(document: BatchDrift) -> dict[str, float]:
     """The numbers to follow over time, flat: name -> value."""
     checks = {check.name: check for check in document.checks}
     rows = {name: check.rows for name, check in checks.items()}

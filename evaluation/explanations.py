@@ -74,12 +74,12 @@ def importance(
     )
 
 
-def strongest(contributions: NDArray[np.float64]) -> NDArray[np.int64]:
+def strongest_channels(contributions: NDArray[np.float64]) -> NDArray[np.int64]:
     """Of each window the channels that argue most for its phase, ``(n_windows, TRACES)``."""
     return np.argsort(-contributions, axis=1, kind="stable")[:, :TRACES]
 
 
-def trace(series: NDArray[np.float32], per_second: int) -> list[float | None]:
+def channel_trace(series: NDArray[np.float32], per_second: int) -> list[float | None]:
     """Means of each second, to four digits; None where every value is missing."""
     n = -(-len(series) // per_second) * per_second
     padded = np.full(n, np.nan)

@@ -41,7 +41,7 @@ _PURE = 0.999
 _NAMES = {"episode_id": "episode", "sample_sha256": "sample"}
 
 
-def looked_at(table: pl.DataFrame) -> pl.DataFrame:
+def windows_to_check(table: pl.DataFrame) -> pl.DataFrame:
     """The windows of a dataset's table to look at: of all episodes, and the same of each."""
     import polars as pl
 
@@ -61,19 +61,19 @@ def find_leaks(
     """What the windows give away.
 
     Args:
-        table: rows of a dataset's table, see ``looked_at``.
+        table: rows of a dataset's table, see ``windows_to_check``.
         X: all summary inputs of these windows ``(n_windows, n_inputs)``, NaN = missing.
         channel: ``(n_inputs,)`` the channel that each input is made from, of ``channels``.
     """
     return [
-        *_told_phases(table, X, channel, channels),
-        *_told_names(table, X, channel, channels),
-        *_told_times(table, X, channel, channels),
-        *_twice(table, X),
+        *_phase_leaks(table, X, channel, channels),
+        *_name_leaks(table, X, channel, channels),
+        *_time_leaks(table, X, channel, channels),
+        *_duplicate_episodes(table, X),
     ]
 
 
-def _told_phases(
+def _phase_leaks(
     table: pl.DataFrame, X: NDArray[np.float32], channel: NDArray[np.int64], channels: Sequence[str]
 ) -> Iterator[Leak]:
     """Channels that alone tell a phase, on held-out windows without a change of phase."""
@@ -107,7 +107,7 @@ def _told_phases(
         yield from leaks
 
 
-def _told_names(
+def _name_leaks(
     table: pl.DataFrame, X: NDArray[np.float32], channel: NDArray[np.int64], channels: Sequence[str]
 ) -> Iterator[Leak]:
     """Channels of which a value belongs to one episode or sample, as an id would.
@@ -121,12 +121,12 @@ def _told_names(
             continue
         apart = np.random.default_rng(0).permutation(apart)  # equal values: no order means anything
         share = np.array([_same_name(X[apart, j], names[apart]) for j in range(X.shape[1])])
-        for name, best in _reaching(TELLS_NAME, share, channel, channels):
+        for name, best in _channels_at_limit(TELLS_NAME, share, channel, channels):
             numbers = {"share": best}
             yield Leak(code="channel_tells_name", about=name, what=kind, numbers=numbers)
 
 
-def _told_times(
+def _time_leaks(
     table: pl.DataFrame, X: NDArray[np.float32], channel: NDArray[np.int64], channels: Sequence[str]
 ) -> Iterator[Leak]:
     """Channels that follow a clock: the world's, or the episode's."""
@@ -139,12 +139,12 @@ def _told_times(
     order = np.random.default_rng(0).permutation(len(table))
     for what, clock in clocks.items():
         found = np.array([_follows(X[order, j], clock[order]) for j in range(X.shape[1])])
-        for name, best in _reaching(TELLS_TIME, found, channel, channels):
+        for name, best in _channels_at_limit(TELLS_TIME, found, channel, channels):
             numbers = {"correlation": best}
             yield Leak(code="channel_tells_time", about=name, what=what, numbers=numbers)
 
 
-def _reaching(
+def _channels_at_limit(
     limit: float, of_input: NDArray[Any], channel: NDArray[np.int64], channels: Sequence[str]
 ) -> Iterator[tuple[str, float]]:
     """Channels with an input that reaches the limit, and the most that one of theirs reaches."""
@@ -179,7 +179,7 @@ def _same_name(values: NDArray[np.float32], names: NDArray) -> float:
     return float((names[nearest] == names).mean())
 
 
-def _twice(table: pl.DataFrame, X: NDArray[np.float32]) -> Iterator[Leak]:
+def _duplicate_episodes(table: pl.DataFrame, X: NDArray[np.float32]) -> Iterator[Leak]:
     """Held-out episodes that are nearly on top of one of another side."""
     side, episode = table["split"].to_numpy(), table["episode_id"].to_numpy()
     inputs = scale(X, fit_scaling(X[side == "train"], limit=3.0))

@@ -14,8 +14,8 @@ from datasets.splits import RECIPES, SPLITS
 from evaluation import wording
 from evaluation.documents import BatchDrift, Comparison, Comparisons, EvalReport, Family, Importance
 from evaluation.drawing import learning_curve, operating, palette, reliability, sparks, timeline
-from evaluation.drift import CHECKS, FAIL, WARN, figures
-from evaluation.scores import ABLATED, BASELINES, SHORTCUTS
+from evaluation.drift import CHECKS, FAIL, WARN, drift_figures
+from evaluation.scores import ABLATION_SEPARATOR, BASELINES, SHORTCUTS
 from evaluation.templating import templates
 from evaluation.wording import baseline_label, join_words
 from features.registry import LAYOUT, MODES
@@ -189,7 +189,7 @@ def drift_lines(documents: Iterable[BatchDrift]) -> list[View]:
     """One line per batch, newest day first, with the most telling number of each check."""
     lines: list[View] = []
     for document in documents:
-        flat = figures(document)
+        flat = drift_figures(document)
         covered = [value for name, value in flat.items() if name.startswith("coverage_")]
         telling: dict[str, tuple[float | None, float | None]] = {
             "coverage": (min(covered, default=None), None),
@@ -272,10 +272,10 @@ def _recipe(
         if (model, mode, recipe) in by_key
     }
     reports = list(evaluated.values())
-    picked = {mode: wording.chosen(reports, mode, compared) for mode in modes}
+    picked = {mode: wording.best_on_validation(reports, mode, compared) for mode in modes}
     baselines = _baselines(reports, modes)
     best = picked[modes[0]]
-    ranked = wording.by_test(r for r in reports if r.mode == modes[0])
+    ranked = wording.ranked_by_test(r for r in reports if r.mode == modes[0])
     return {
         "name": recipe,
         "description": RECIPES.get(recipe, ""),
@@ -521,7 +521,7 @@ def _ablations(document: Comparisons, model: str, mode: str) -> list[View]:
     """Each part left out of a model, the macro F1 without it, and the difference."""
     ablations = []
     for entry in document.predictors:
-        name, _, without = entry.model.partition(ABLATED)
+        name, _, without = entry.model.partition(ABLATION_SEPARATOR)
         if entry.kind == "ablation" and (name, entry.mode) == (model, mode):
             pairs = [
                 row

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from evaluation.alarm_choice import filtered, rule_scores
+from evaluation.alarm_choice import filtered_alarm_scores, filtered_predictions
 from evaluation.bootstrap import EpisodeBootstrap, Statistic, resampling
 from evaluation.calibration import calibration
 from evaluation.detection import (
@@ -48,10 +48,10 @@ from evaluation.scores import (
     RATES,
     SplitPredictions,
     baseline_id,
-    beside_baselines,
     f1_statistic,
+    macro_f1_with_baselines,
     macro_statistic,
-    scored,
+    split_predictions,
 )
 from features.registry import WindowSpec
 from models.alarm import AlarmRule
@@ -89,8 +89,8 @@ def evaluate(
         likeness: how like training the test episodes are.
         explanation: what argues for the model's phases.
     """
-    test = scored(predictions, model, mode, classes)
-    val = scored(predictions, model, mode, classes, "val")
+    test = split_predictions(predictions, model, mode, classes)
+    val = split_predictions(predictions, model, mode, classes, "val")
     subject = Subject(
         model=model,
         mode=mode,
@@ -100,7 +100,7 @@ def evaluate(
     )
     bootstrap, bootstrap_facts = resampling(subject.recipe, test, policy)
     length_s, stride_s = window.length_ms / 1000, window.stride_ms / 1000
-    smooth_test, smooth_val = filtered(test, rule), filtered(val, rule)
+    smooth_test, smooth_val = filtered_predictions(test, rule), filtered_predictions(val, rule)
     raw_val = alarm_scores(val, classes, length_s, stride_s)
 
     def as_alarm(
@@ -109,8 +109,8 @@ def evaluate(
         return detection(test, val, chosen, smooth_test.episodes, policy, bootstrap, subject)
 
     alarms = as_alarm(
-        rule_scores(smooth_test, rule, window),
-        rule_scores(smooth_val, rule, window),
+        filtered_alarm_scores(smooth_test, rule, window),
+        filtered_alarm_scores(smooth_val, rule, window),
         (rule.threshold, threshold_note),
     )
     lacking = bootstrap_facts.replicates_lacking_a_class
@@ -299,7 +299,7 @@ def _baselines(
     subject: Subject,
 ) -> list[BaselineScore]:
     """Each baseline on the same windows, and how much better the model is."""
-    (model_value, model_drawn), scores = beside_baselines(
+    (model_value, model_drawn), scores = macro_f1_with_baselines(
         test, predictions, dataset, classes, policy.seed, bootstrap
     )
     others = {

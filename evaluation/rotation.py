@@ -7,11 +7,11 @@ from typing import get_args
 
 import polars as pl
 
-from evaluation.alarm_choice import choose_rule, filtered, rule_scores
+from evaluation.alarm_choice import choose_rule, filtered_alarm_scores, filtered_predictions
 from evaluation.detection import is_provisional
 from evaluation.documents import HostTurn, RotatedModel, Spread, TurnMetric
 from evaluation.figures import ReportPolicy
-from evaluation.scores import scored
+from evaluation.scores import split_predictions
 from features.registry import WindowSpec
 
 _LESS_IS_BETTER = ("clean_time_alarmed",)
@@ -33,10 +33,15 @@ def host_turn(
         predictions: of the model, on validation and on the host (``test``).
         training: per training episode the classes of its consecutive windows.
     """
-    val, test = (scored(predictions, model, mode, classes, split) for split in ("val", "test"))
+    val, test = (
+        split_predictions(predictions, model, mode, classes, split) for split in ("val", "test")
+    )
     rule, _ = choose_rule(val, training, classes, policy, window)
-    smooth = filtered(test, rule)
-    alarms, chosen_on = (rule_scores(each, rule, window) for each in (smooth, filtered(val, rule)))
+    smooth = filtered_predictions(test, rule)
+    alarms, chosen_on = (
+        filtered_alarm_scores(each, rule, window)
+        for each in (smooth, filtered_predictions(val, rule))
+    )
     attacks = int(alarms.attacked().sum())
     return HostTurn(
         host_id=host,
@@ -54,7 +59,9 @@ def host_turn(
     )
 
 
-def rotated(model: str, mode: str, turns: list[HostTurn], default_host: str) -> RotatedModel:
+def summarise_turns(
+    model: str, mode: str, turns: list[HostTurn], default_host: str
+) -> RotatedModel:
     """The turns of a model, and each metric over them."""
     metrics: tuple[TurnMetric, ...] = get_args(TurnMetric)
     spreads = [_spread(metric, turns, default_host) for metric in metrics]

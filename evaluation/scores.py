@@ -24,7 +24,7 @@ SHORTCUTS = ("position_only", "missingness_only")
 GUESSES = ("prior", "uniform")
 """Baselines that know nothing at all; they are drawn, not fitted."""
 BASELINES = SHORTCUTS + GUESSES
-ABLATED = ":"
+ABLATION_SEPARATOR = ":"
 """Separates a model's name from the part left out: ``knn:labels_alone``."""
 RATES = ("f1", "precision", "recall")
 
@@ -93,7 +93,7 @@ def prediction_rows(
     proba: NDArray,
     classes: Sequence[str],
 ) -> pl.DataFrame:
-    """Predictions as a table, one row per window: what ``scored`` reads.
+    """Predictions as a table, one row per window: what ``split_predictions`` reads.
 
     Args:
         windows: rows of a dataset's table.
@@ -114,7 +114,7 @@ def prediction_rows(
     )
 
 
-def scored(
+def split_predictions(
     predictions: pl.DataFrame, name: str, mode: str, classes: Sequence[str], split: str = "test"
 ) -> SplitPredictions:
     """Pick one predictor and split from a table of held-out predictions.
@@ -153,7 +153,7 @@ def misclassified(
     splits = sorted(predictions["split"].unique())
     if split not in splits:
         raise ValueError(unknown("split", split, splits))
-    rows = scored(predictions, model, mode, classes, split)
+    rows = split_predictions(predictions, model, mode, classes, split)
     return (
         rows.windows.select("episode_id", "host_id", "profile", "window", "start_s", "actual")
         .with_columns(
@@ -329,7 +329,7 @@ Drawn = tuple[float, NDArray[np.float64]]
 """Macro F1 on the test set, and in every replicate."""
 
 
-def beside_baselines(
+def macro_f1_with_baselines(
     own: SplitPredictions,
     predictions: pl.DataFrame,
     dataset: Mapping[str, Any],
@@ -343,7 +343,7 @@ def beside_baselines(
         predictions: of each of ``SHORTCUTS``, in the predictor's mode.
         dataset: the dataset's facts (see ``datasets.splits.describe``).
     """
-    shortcuts = [scored(predictions, name, own.mode, classes) for name in SHORTCUTS]
+    shortcuts = [split_predictions(predictions, name, own.mode, classes) for name in SHORTCUTS]
     fitted = macro_statistic([each.confusion for each in (own, *shortcuts)], own.roster)
     guessed = guesses(own, dataset, classes, seed)
     drawn = bootstrap.replicates_of({"fitted": fitted} | {n: s for n, (_, s) in guessed.items()})

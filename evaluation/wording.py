@@ -428,14 +428,14 @@ def warnings(reports: Sequence[EvalReport]) -> list[tuple[str, str]]:
             (
                 "all models"
                 if len(entries) == len(reports) > 1
-                else fold(report for report, _ in entries),
+                else list_variants(report for report, _ in entries),
                 sentence(remark, SHARED_SENTENCES if differ else SENTENCES),
             )
         )
     return lines
 
 
-def fold(reports: Iterable[EvalReport]) -> str:
+def list_variants(reports: Iterable[EvalReport]) -> str:
     """``cnn realistic and oracle, gru oracle``."""
     by_model: dict[str, list[str]] = {}
     for report in reports:
@@ -464,7 +464,7 @@ def below_shortcut(report: EvalReport) -> list[str]:
     ]
 
 
-def chosen(
+def best_on_validation(
     reports: Sequence[EvalReport], mode: str, comparisons: Comparisons | None
 ) -> EvalReport | None:
     """The report on the model that is best on validation, of one recipe and mode.
@@ -484,7 +484,7 @@ def chosen(
     )
 
 
-def by_test(reports: Iterable[EvalReport]) -> list[EvalReport]:
+def ranked_by_test(reports: Iterable[EvalReport]) -> list[EvalReport]:
     """From the highest macro F1 on test; those without one last."""
     return sorted(
         reports,

@@ -24,9 +24,9 @@ from evaluation.decisions import (
     DecisionRecord,
     GapRecord,
     TornRecord,
-    chained,
+    chain_record,
     log_files,
-    read_both,
+    read_log_and_chain,
 )
 from hub.events import LiveDetection, now
 
@@ -102,7 +102,7 @@ class DecisionLog:
                 "%s: the last line was cut off by a crash; its %d bytes are in %s",
                 path, len(torn), aside.name,
             )  # fmt: skip
-        self.content, chain = read_both(self.folder)
+        self.content, chain = read_log_and_chain(self.folder)
         for fault in chain.faults[:5]:
             log.warning("%s/%s", self.folder, fault.line)
         self._last, self._count = chain.last, chain.count
@@ -169,7 +169,7 @@ class DecisionLog:
         """Append lines to the newest file, all or none, and then say which is the last."""
         last, lines = self._last, list[bytes]()
         for record in records:
-            line, last = chained(record, last)
+            line, last = chain_record(record, last)
             lines.append(line)
         content, path = memoryview(b"".join(lines)), self._file()
         new = not path.exists()

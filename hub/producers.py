@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from champion.history import SERVED, read_champion
+from champion.history import SERVED_RECIPE, read_champion
 from config.messages import shortened
 from datasets.windows import read_dataset
 from episodes.format import NS_PER_S
@@ -390,7 +390,7 @@ def perf(project: Project, recipe: str | None = None) -> Iterator[ModelPerf]:
     workspace = project.workspace
     if recipe is None:
         champion = read_champion(workspace.champion_folder)
-        recipe = champion.served if champion else SERVED
+        recipe = champion.served if champion else SERVED_RECIPE
     folder = workspace.checkpoint_folder(recipe)
     here = [v for v in VARIANTS if v.mode == "realistic" and checkpoint_path(folder, v).exists()]
     if not here:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from champion.history import load_rule, read_history
+from champion.history import load_alarm_rule, read_history
 from datasets.splits import RECIPES
 from datasets.windows import inputs, read_dataset
-from evaluation.alarm_choice import choose_rule, filtered, rule_scores
+from evaluation.alarm_choice import choose_rule, filtered_alarm_scores, filtered_predictions
 from evaluation.documents import FigureNote
-from evaluation.scores import prediction_rows, scored
+from evaluation.scores import prediction_rows, split_predictions
 from features.files import fingerprint
 from models.alarm import AlarmRule
 from stages.datasets import dataset_shards
@@ -82,11 +82,11 @@ class AlarmRulesStage(FolderStage):
         rows = prediction_rows(
             windows, *who, checkpoint.artifact_id, checkpoint.model.predict_proba(X), layout.phases
         )
-        val = scored(rows, *who, layout.phases, "val")
+        val = split_predictions(rows, *who, layout.phases, "val")
         training = training_phases(table, layout.phases)
         rule, note = choose_rule(val, training, layout.phases, workspace.report, layout.window)
         staged.new_file("rule", ".json").write_text(rule.text(), encoding="utf-8")
-        scores = rule_scores(filtered(val, rule), rule, layout.window)
+        scores = filtered_alarm_scores(filtered_predictions(val, rule), rule, layout.window)
         return {
             "recipe": key,
             "checkpoint_id": rule.checkpoint_id,
@@ -164,7 +164,7 @@ def alarm_rule_of(project: Project, checkpoint: Checkpoint) -> AlarmRule | None:
     for champion in reversed(read_history(folder)):
         for recipe, checkpoint_id in champion.checkpoints.items():
             if checkpoint_id == checkpoint.artifact_id and recipe in champion.alarm_rules:
-                return load_rule(folder, champion, recipe)
+                return load_alarm_rule(folder, champion, recipe)
     return None
 
 

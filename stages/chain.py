@@ -20,12 +20,12 @@ from champion.history import (
     POINTER_FILE,
     REFERENCE_FILE,
     ChampionError,
+    check_checkpoint_copies,
     check_evidence,
-    check_kept,
-    kept_folder,
-    kept_path,
+    checkpoint_copy_folder,
+    checkpoint_copy_path,
+    history_signature_problem,
     read_pointer,
-    unsigned,
 )
 from config.messages import shortened
 from config.signing import Signed, distrust, unsealed
@@ -156,7 +156,7 @@ class ChainVerifier:
         """The chain of a bundle's checkpoint, wherever it is."""
         workspace, head = self._project.workspace, bundle.head
         checkpoint_id, recipe, name = head["checkpoint_id"], head["recipe"], bundle.variant
-        kept = kept_folder(workspace.champion_folder, checkpoint_id) / f"{name}{SUFFIX}"
+        kept = checkpoint_copy_folder(workspace.champion_folder, checkpoint_id) / f"{name}{SUFFIX}"
         trained = workspace.checkpoint_folder(recipe) / f"{name}{SUFFIX}"
         paths = [kept] if kept.exists() else []
         paths += [trained] if trained.exists() and _is_of(trained, checkpoint_id) else []
@@ -283,10 +283,10 @@ class ChainVerifier:
             every = [entry.champion for entry in pointer.entries]
             entries = [each for each in every if checkpoint_id in each.checkpoints.values()]
             for champion in entries:
-                check_kept(folder, champion)
+                check_checkpoint_copies(folder, champion)
                 check_evidence(folder, champion, self._project.workspace.layout)
-                self._reference(kept_path(folder, champion).with_name(REFERENCE_FILE))
-            if self._required and (why := unsigned(pointer)):
+                self._reference(checkpoint_copy_path(folder, champion).with_name(REFERENCE_FILE))
+            if self._required and (why := history_signature_problem(pointer)):
                 raise _NotHeldError("not trusted", why)
             numbers = ", ".join(str(champion.number) for champion in entries)
             entry = "entry" if len(entries) == 1 else "entries"

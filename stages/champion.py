@@ -12,27 +12,27 @@ import polars as pl
 from champion.history import (
     REFERENCE_FILE,
     REMEDY,
-    SERVED,
+    SERVED_RECIPE,
     TRAINING_FILE,
     ChampionEntry,
     ChampionError,
+    alarm_rule_file,
+    check_checkpoint_copies,
     check_evidence,
-    check_kept,
-    keep,
-    kept_folder,
-    kept_path,
+    checkpoint_copy_folder,
+    checkpoint_copy_path,
+    copy_checkpoint,
     likeness_file,
-    load_kept,
+    load_alarm_rule,
+    load_checkpoint_copy,
     load_likeness,
-    load_rule,
-    not_signed,
     now,
     put_in_use,
     read_champion,
     read_pointer,
     read_training,
-    rule_file,
     sign_again,
+    signature_problem,
     signing_remedy,
     training_digest,
 )
@@ -44,13 +44,13 @@ from champion.rules import (
     MIN_EPISODES,
     TRAINING_COLUMNS,
     TrialOutcome,
-    against_baselines,
-    against_champion,
     alarm_evidence,
+    baseline_evidence,
+    champion_evidence,
     grounds_against_alarms,
     grounds_against_champion,
     grounds_against_first,
-    known_to,
+    not_held_out,
 )
 from config.messages import shortened
 from config.signing import signing_key
@@ -266,16 +266,16 @@ class ChampionStage(Stage):
             return Reason("not_made", {"outputs": [self.name]})
         folder, layout = project.workspace.champion_folder, project.workspace.layout
         pointer = read_pointer(folder) if project.workspace.require_signatures else None
-        if pointer and (problem := not_signed(folder, pointer)):
+        if pointer and (problem := signature_problem(folder, pointer)):
             return Reason("signature", {"problem": problem}, remedy=signing_remedy(champion))
-        path = kept_path(folder, champion)
+        path = checkpoint_copy_path(folder, champion)
         try:
             header = read_header(path)
             if verify:
-                check_kept(folder, champion)
+                check_checkpoint_copies(folder, champion)
             check_contract(header, layout, str(path))
             if verify and champion.alarm_rules:
-                load_rule(folder, champion)
+                load_alarm_rule(folder, champion)
                 load_likeness(folder, champion, layout)
             read_training(folder, champion)
             if read_reference_copy(project, champion) is None:
@@ -435,7 +435,8 @@ def promote(
     """Try a variant and put it in use if nothing speaks against it; the page then shows it.
 
     Raises:
-        ChampionError, CheckpointError, StageError: see ``run_trial``, ``keep``, ``put_in_use``.
+        ChampionError, CheckpointError, StageError: see ``run_trial``, ``copy_checkpoint``,
+            ``put_in_use``.
     """
     trial = run_trial(project, challenger, accept_alarms=accept_alarms)
     if not trial.outcome.granted:
@@ -448,7 +449,7 @@ def promote(
         promoted = sign_again(workspace.champion_folder, trial.champion, by=by, why=why)
         return replace(trial, promoted=promoted, renewed=renew_page(workspace))
     kept = {
-        recipe: keep(
+        recipe: copy_checkpoint(
             workspace.champion_folder,
             checkpoint_path(workspace.checkpoint_folder(recipe), challenger),
             files_to_copy(project, recipe, challenger),
@@ -465,14 +466,14 @@ def promote(
         recipe: read_alarm_rule(project.existing(f"alarm_rules/{challenger.name}", recipe)).id
         for recipe in kept
     }
-    outcome, likeness = trial.outcome, _likeness(project, SERVED, challenger)
+    outcome, likeness = trial.outcome, _likeness(project, SERVED_RECIPE, challenger)
     accepted = {
         "why": accept_alarms, "grounds": [ground.model_dump() for ground in outcome.accepted]
     }  # fmt: skip
     champion = ChampionEntry(
-        number=0, action="promoted", model=challenger.model, mode=challenger.mode, served=SERVED,
-        checkpoints=kept, since=now(), by=by, why=why, evidence=outcome.recipes,
-        previous=None, alarm_rules=alarm_rules,
+        number=0, action="promoted", model=challenger.model, mode=challenger.mode,
+        served=SERVED_RECIPE, checkpoints=kept, since=now(), by=by, why=why,
+        evidence=outcome.recipes, previous=None, alarm_rules=alarm_rules,
         likeness=likeness.facts["likeness_id"] if likeness else "",
         accepted=accepted if outcome.accepted else None, training=training,
     )  # fmt: skip
@@ -486,7 +487,7 @@ def _signs(project: Project, challenger: Variant, champion: ChampionEntry) -> bo
     return (
         challenger.name == champion.name
         and signing_key() is not None
-        and not_signed(folder, read_pointer(folder)) is not None
+        and signature_problem(folder, read_pointer(folder)) is not None
     )
 
 
@@ -504,7 +505,7 @@ def _against_signing(
         ground
         for recipe in champion.checkpoints
         for ground in _unverified(
-            recipe, verify(kept_path(folder, champion, recipe), layout, replayed)
+            recipe, verify(checkpoint_copy_path(folder, champion, recipe), layout, replayed)
         )
     ]
 
@@ -527,16 +528,16 @@ def restore(project: Project) -> list[Path]:
         if (file := project.artifact(f"checkpoints/{variant.name}", recipe)) is not None
     }
     for recipe, checkpoint_id in champion.checkpoints.items():
-        source = sources.get(checkpoint_id)
+        source, copy = sources.get(checkpoint_id), checkpoint_copy_path(folder, champion, recipe)
         if source is None:
             raise ChampionError(
-                f"{kept_path(folder, champion, recipe)}: cannot be made again: {champion.name} has "
+                f"{copy}: cannot be made again: {champion.name} has "
                 "been retrained since. Restore the file, or roll back: phasewatch rollback"
             )
         project.require([(project.stages["datasets"], source)])
         if champion.training.get(recipe) not in (None, training_digest(_training(project, source))):
             raise ChampionError(
-                f"{kept_path(folder, champion, recipe).with_name(TRAINING_FILE)}: cannot be made "
+                f"{copy.with_name(TRAINING_FILE)}: cannot be made "
                 "again: the dataset has changed. Restore the file, or roll back: "
                 "phasewatch rollback"
             )
@@ -545,12 +546,16 @@ def restore(project: Project) -> list[Path]:
         files = files_to_copy(
             project, source, variant, serves=checkpoint_id == champion.checkpoints[champion.served]
         )
-        keep(folder, checkpoint_path(workspace.checkpoint_folder(source), variant), files)
-    check_kept(folder, champion)
+        copy_checkpoint(
+            folder, checkpoint_path(workspace.checkpoint_folder(source), variant), files
+        )
+    check_checkpoint_copies(folder, champion)
     if champion.alarm_rules:
-        load_rule(folder, champion)
+        load_alarm_rule(folder, champion)
         load_likeness(folder, champion, workspace.layout)
-    return sorted(kept_folder(folder, each) for each in set(champion.checkpoints.values()))
+    return sorted(
+        checkpoint_copy_folder(folder, each) for each in set(champion.checkpoints.values())
+    )
 
 
 def renew_page(workspace: Workspace) -> RenewedPage:
@@ -598,7 +603,7 @@ def _fits(project: Project, champion: ChampionEntry) -> bool:
     workspace = project.workspace
     try:
         for recipe in champion.checkpoints:
-            load_kept(workspace.champion_folder, champion, workspace.layout, recipe)
+            load_checkpoint_copy(workspace.champion_folder, champion, workspace.layout, recipe)
     except ContractMismatchError:
         return False
     return True
@@ -644,11 +649,11 @@ def _evidence(
         predictions = pl.concat(
             [scored(CHALLENGER, loaded, test), baselines.filter(pl.col("split") == "test")]
         )
-        return evidence | against_baselines(recipe, predictions, classes, dataset.facts, policy)
+        return evidence | baseline_evidence(recipe, predictions, classes, dataset.facts, policy)
     if recipe not in champion.checkpoints:
         return evidence | {"skipped": "not_in_champion", "found": []}
     training = read_training(workspace.champion_folder, champion, recipe)
-    known = known_to(recipe, training, test, workspace.splits)
+    known = not_held_out(recipe, training, test, workspace.splits)
     unseen = test.filter(~known)
     n_unseen = unseen["episode_id"].n_unique()
     evidence |= {
@@ -656,9 +661,9 @@ def _evidence(
     }  # fmt: skip
     if n_unseen < MIN_EPISODES:
         return evidence | {"episodes": n_unseen}
-    former = load_kept(workspace.champion_folder, champion, workspace.layout, recipe)
+    former = load_checkpoint_copy(workspace.champion_folder, champion, workspace.layout, recipe)
     both = [scored(CHALLENGER, loaded, unseen), scored(CHAMPION, former, unseen)]
-    return evidence | against_champion(recipe, pl.concat(both), classes, policy)
+    return evidence | champion_evidence(recipe, pl.concat(both), classes, policy)
 
 
 def _likeness(project: Project, recipe: str, variant: Variant) -> Manifest | None:
@@ -683,15 +688,15 @@ def files_to_copy(
     """Files kept with a checkpoint: the next dataset forgets what this one was trained on.
 
     Args:
-        serves: whether it is the one that scores; by default that of recipe ``SERVED``.
+        serves: whether it is the one that scores; by default that of ``SERVED_RECIPE``.
     """
     dataset = project.existing("datasets", recipe)
     table = read_dataset(dataset).filter(pl.col("split") != "test")
     episodes = io.BytesIO()
     write_table(_training(project, recipe).to_arrow(), episodes)
     rule = read_alarm_rule(project.existing(f"alarm_rules/{variant.name}", recipe))
-    files = {TRAINING_FILE: episodes.getvalue(), rule_file(rule.id): rule.text().encode()}
-    if recipe == SERVED if serves is None else serves:
+    files = {TRAINING_FILE: episodes.getvalue(), alarm_rule_file(rule.id): rule.text().encode()}
+    if recipe == SERVED_RECIPE if serves is None else serves:
         checkpoint = project.checkpoint(variant, recipe)
         value = new_reference(project, checkpoint, table, dataset_shards(project, dataset))
         files[REFERENCE_FILE] = reference_text(value)

@@ -86,10 +86,10 @@ def splits_disjoint(project: Project, key: str, dataset: Manifest) -> CheckResul
 
 def no_leak_found(project: Project, key: str, dataset: Manifest) -> CheckResult:
     """What the inputs give away, whatever the names on both sides are."""
-    from evaluation.leaks import find_leaks, looked_at
+    from evaluation.leaks import find_leaks, windows_to_check
 
     layout = project.workspace.layout
-    table = looked_at(read_dataset(dataset))
+    table = windows_to_check(read_dataset(dataset))
     windows = inputs_of_kind(table, dataset_shards(project, dataset), "summary", "oracle", layout)
     channel = layout.channel_of("oracle", "summary")
     leaks = find_leaks(table, windows[:], channel, layout.channel_names)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from champion.history import ChampionEntry, ChampionError, load_kept, read_training
+from champion.history import ChampionEntry, ChampionError, load_checkpoint_copy, read_training
 from datasets.windows import inputs, read_channel_means
 from evaluation.documents import BatchDrift, DriftRow, document_text
-from evaluation.drift import THRESHOLDS, compare_batch, figures
+from evaluation.drift import THRESHOLDS, compare_batch, drift_figures
 from evaluation.scores import phases_of
 from evaluation.wording import DRIFT_CHECKS, findings, sentence
 from features.files import fingerprint
@@ -193,7 +193,7 @@ class DriftStage(FolderStage):
             f"({document.champion.recipe})",
             "checkpoint_id": document.champion.checkpoint_id,
             "notes": Markdown("\n".join(f"- {sentence(n)}" for n in document.notes) or "none"),
-            **figures(document),
+            **drift_figures(document),
         }
 
     def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
@@ -210,7 +210,7 @@ def batch_drift(project: Project, batch: str, champion: ChampionEntry) -> BatchD
     workspace = project.workspace
     folder, layout = workspace.champion_folder, workspace.layout
     reference = drift_reference(project, champion)
-    checkpoint = load_kept(folder, champion, layout)
+    checkpoint = load_checkpoint_copy(folder, champion, layout)
     shards = project.artifacts("ingest", batch)
     windows = read_channel_means(shards[FEATURES], reference.channels, layout).with_columns(
         batch=pl.lit(batch)

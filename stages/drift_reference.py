@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from champion.history import REFERENCE_FILE, ChampionEntry, kept_path, load_kept, read_training
+from champion.history import (
+    REFERENCE_FILE,
+    ChampionEntry,
+    checkpoint_copy_path,
+    load_checkpoint_copy,
+    read_training,
+)
 from config.messages import shortened
 from config.signing import sealed, unsealed
 from datasets.windows import inputs, read_channel_means
 from evaluation.documents import DriftReference
-from evaluation.drift import draw_episodes, reference
+from evaluation.drift import build_reference, draw_episodes
 from evaluation.scores import phases_of
 from features.files import write_atomically
 from features.shards import read_table
@@ -43,7 +49,7 @@ def drift_reference(project: Project, champion: ChampionEntry) -> DriftReference
     log.warning("%s: lost or damaged; it is made again", reference_path(project, champion))
     windows = training_windows(project, champion)
     workspace = project.workspace
-    checkpoint = load_kept(workspace.champion_folder, champion, workspace.layout)
+    checkpoint = load_checkpoint_copy(workspace.champion_folder, champion, workspace.layout)
     shards = {batch: project.artifacts("ingest", batch) for batch in windows["batch"].unique()}
     made = new_reference(project, checkpoint, windows, shards)
     write_atomically(reference_path(project, champion), reference_text(made))
@@ -51,7 +57,9 @@ def drift_reference(project: Project, champion: ChampionEntry) -> DriftReference
 
 
 def reference_path(project: Project, champion: ChampionEntry) -> Path:
-    return kept_path(project.workspace.champion_folder, champion).with_name(REFERENCE_FILE)
+    return checkpoint_copy_path(project.workspace.champion_folder, champion).with_name(
+        REFERENCE_FILE
+    )
 
 
 def reference_text(value: DriftReference) -> bytes:
@@ -112,4 +120,4 @@ def new_reference(
         for files in shards.values()
     )
     predicted = val.with_columns(predicted=pl.Series(phases_of(proba, layout.phases)))
-    return reference(features, predicted, verdicts, channels, seed)
+    return build_reference(features, predicted, verdicts, channels, seed)

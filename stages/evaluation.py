@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from champion.history import SERVED
+from champion.history import SERVED_RECIPE
 from datasets.windows import inputs, read_dataset
 from evaluation import documents
 from evaluation.comparisons import compare
@@ -146,7 +146,7 @@ class EvalReportsStage(FolderStage):
             read_alarm_rule(chosen),
             threshold_note(chosen),
             likeness_of_test(project.existing(f"likeness/{self.variant.mode}", key)),
-            explain(project, key, self.variant, predictions, errors=key == SERVED),
+            explain(project, key, self.variant, predictions, errors=key == SERVED_RECIPE),
         )
         staged.new_file("report", ".json").write_text(document_text(report), encoding="utf-8")
         staged.new_file("card", ".md").write_text(model_card(header, report), encoding="utf-8")

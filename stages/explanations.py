@@ -14,13 +14,13 @@ from evaluation.explanations import (
     WINDOWS,
     Explanation,
     Method,
+    channel_trace,
     importance,
     spread,
-    strongest,
+    strongest_channels,
     sure_error,
-    trace,
 )
-from evaluation.scores import misclassified, scored
+from evaluation.scores import misclassified, split_predictions
 from stages.datasets import dataset_shards
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def explain(
     dataset = project.existing("datasets", recipe)
     shards = dataset_shards(project, dataset)
     table = read_dataset(dataset).filter(pl.col("split") == "test")
-    test = scored(predictions, variant.model, variant.mode, layout.phases)
+    test = split_predictions(predictions, variant.model, variant.mode, layout.phases)
 
     def contributions(windows: pl.DataFrame) -> tuple[pl.DataFrame, np.ndarray]:
         found = windows.select(_KEY).join(table, on=_KEY, how="left", maintain_order="left")
@@ -67,7 +67,7 @@ def explain(
     around = round(AROUND_S * per_second)
 
     def shown() -> Iterator[SureError]:
-        rows = zip(wrong.to_dicts(), found.to_dicts(), why, strongest(why), strict=True)
+        rows = zip(wrong.to_dicts(), found.to_dicts(), why, strongest_channels(why), strict=True)
         for row, window, argues, channels in rows:
             episode = table.filter(pl.col("episode_id") == row["episode_id"])["first_bin"]
             first, end = min(episode), max(episode) + layout.window.n_bins
@@ -83,7 +83,7 @@ def explain(
                     (
                         layout.channel_names[i],
                         float(argues[i]),
-                        trace(series[begins:ends, i], per_second),
+                        channel_trace(series[begins:ends, i], per_second),
                     )
                     for i in channels
                 ],

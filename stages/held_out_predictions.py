@@ -9,7 +9,7 @@ import polars as pl
 
 from datasets.windows import inputs, read_dataset, read_once
 from evaluation.baselines import shortcut_predictions
-from evaluation.scores import ABLATED, prediction_rows
+from evaluation.scores import ABLATION_SEPARATOR, prediction_rows
 from features.files import fingerprint
 from features.registry import MODES
 from features.shards import read_table, write_parts
@@ -130,7 +130,8 @@ def checkpoint_predictions(
     """A checkpoint's rows, and those of its ablations under names of their own."""
     name, mode = checkpoint.header["name"], checkpoint.header["mode"]
     predicted = {name: checkpoint.model.predict_proba(X)} | {
-        f"{name}{ABLATED}{part}": proba for part, proba in checkpoint.model.ablations(X).items()
+        f"{name}{ABLATION_SEPARATOR}{part}": proba
+        for part, proba in checkpoint.model.ablations(X).items()
     }
     return pl.concat(
         prediction_rows(windows, known_as, mode, checkpoint.artifact_id, proba, classes)

@@ -11,7 +11,7 @@ import polars as pl
 from datasets.splits import DatasetError, build_table
 from datasets.windows import examples, inputs
 from evaluation.documents import HostRotation, HostTurn, document_text
-from evaluation.rotation import host_turn, rotated
+from evaluation.rotation import host_turn, summarise_turns
 from evaluation.scores import prediction_rows
 from features.contract import contract_hashes
 from features.files import fingerprint
@@ -181,7 +181,7 @@ def rotate_hosts(
     default = workspace.splits.test_host
     return HostRotation(
         default_host=default,
-        models=[rotated(v.model, v.mode, found, default) for v, found in turns.items()],
+        models=[summarise_turns(v.model, v.mode, found, default) for v, found in turns.items()],
         not_held_out=not_held_out,
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from champion.history import SERVED, ChampionError, read_champion
+from champion.history import SERVED_RECIPE, ChampionError, read_champion
 from config.messages import unknown
 from datasets.splits import RECIPES
 from datasets.windows import inputs, inputs_of_kind
@@ -44,7 +44,7 @@ class ScoreOptions:
 
     model: str = ""  # a model of the registry; empty: the champion
     mode: str = "realistic"  # of a named model: realistic or oracle
-    recipe: str = SERVED  # of a named model: host, sample, time or session
+    recipe: str = SERVED_RECIPE  # of a named model: host, sample, time or session
 
 
 def _sources_covered(project: Project, key: str, artifact: Manifest) -> CheckResult:

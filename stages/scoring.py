@@ -13,10 +13,10 @@ import polars as pl
 from champion.history import (
     ChampionEntry,
     ChampionError,
-    kept_path,
-    load_kept,
+    checkpoint_copy_path,
+    load_alarm_rule,
+    load_checkpoint_copy,
     load_likeness,
-    load_rule,
     read_champion,
     read_training,
     signing_remedy,
@@ -75,12 +75,12 @@ class Scorer:
 
         Raises:
             StageError, ChampionError: it is gone or was changed; see ``alarm_rule_of`` and
-                ``load_rule``.
+                ``load_alarm_rule``.
         """
         if self.champion is None:
             return alarm_rule_of(self.project, self.checkpoint)
         try:
-            return load_rule(self.project.workspace.champion_folder, self.champion)
+            return load_alarm_rule(self.project.workspace.champion_folder, self.champion)
         except ChampionError as error:
             self._leave_out("alarms and filtered phases are left out", error)
             return None
@@ -168,8 +168,10 @@ def champion_scorer(
             f"{folder}: there is no champion to score with. Promote a trained model "
             f"(phasewatch promote MODEL), or name a checkpoint: {instead}"
         )
-    checkpoint = load_kept(folder, champion, project.workspace.layout)
-    _check_signed(project, checkpoint, kept_path(folder, champion), signing_remedy(champion))
+    checkpoint = load_checkpoint_copy(folder, champion, project.workspace.layout)
+    _check_signed(
+        project, checkpoint, checkpoint_copy_path(folder, champion), signing_remedy(champion)
+    )
     return Scorer(project, checkpoint, champion, tell)
 
 

@@ -359,7 +359,7 @@ def _made(folder: Path) -> tuple[Any, Path]:
 
     import features.code
     import models.replay
-    from champion.history import ChampionEntry, keep, put_in_use
+    from champion.history import ChampionEntry, copy_checkpoint, put_in_use
     from models.registry import Variant
     from stages.ingest import keep_contracts
     from stages.project import Project
@@ -371,7 +371,7 @@ def _made(folder: Path) -> tuple[Any, Path]:
     keep_contracts(workspace.contracts_folder, workspace.layout)
     knn = Variant("knn", "realistic")  # another library would not outlive a fork
     checkpoint = put(folder / "checkpoints", knn)
-    kept = keep(workspace.champion_folder, checkpoint, {})
+    kept = copy_checkpoint(workspace.champion_folder, checkpoint, {})
     champion = ChampionEntry(
         number=0, action="promoted", model=knn.model, mode=knn.mode, served="time",
         checkpoints={"time": kept}, since="", by="", why="", evidence={}, previous=None,

@@ -15,7 +15,7 @@ import polars as pl
 from jsonschema import Draft202012Validator
 
 import evaluation.page
-from evaluation.alarm_choice import filtered, rule_scores
+from evaluation.alarm_choice import filtered_alarm_scores, filtered_predictions
 from evaluation.comparisons import compare
 from evaluation.detection import choose_threshold
 from evaluation.documents import (
@@ -30,7 +30,7 @@ from evaluation.documents import (
 from evaluation.figures import ReportPolicy
 from evaluation.likeness import EpisodeLikeness
 from evaluation.report import evaluate
-from evaluation.scores import SHORTCUTS, baseline_id, scored
+from evaluation.scores import SHORTCUTS, baseline_id, split_predictions
 from features.registry import LAYOUT, MODES
 from models.alarm import AlarmRule
 
@@ -154,13 +154,13 @@ def plain_rule(
     table: pl.DataFrame, model: str, policy: ReportPolicy = POLICY, mode: str = "realistic"
 ) -> tuple[AlarmRule, FigureNote | None]:
     """A rule whose filter gives each window its own posterior, and the note on its threshold."""
-    val = scored(table, model, mode, CLASSES, "val")
+    val = split_predictions(table, model, mode, CLASSES, "val")
     rule = AlarmRule(
         checkpoint_id=val.checkpoint_id, phases=CLASSES, initial=(1 / K,) * K,
         transitions=((1 / K,) * K,) * K, temperature=1.0, threshold=0.5, clear_ratio=1.0,
     )  # fmt: skip
     threshold, note = choose_threshold(
-        rule_scores(filtered(val, rule), rule, LAYOUT.window), policy
+        filtered_alarm_scores(filtered_predictions(val, rule), rule, LAYOUT.window), policy
     )
     return replace(rule, threshold=threshold), note
 

@@ -21,7 +21,7 @@ DATA = Path(__file__).parent / "data"
 def make_artifacts(root: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, new_instance(root / "home") as instance:
         # drift's reference is kept of the one recipe that is trained
-        patch.setattr("stages.champion.SERVED", RECIPE)
+        patch.setattr("stages.champion.SERVED_RECIPE", RECIPE)
         lab = build_lab(root, instance)
         batch, *_ = lab.ingest()
         for job, key in (("retrain", RECIPE), ("score", batch), ("ingest", batch)):

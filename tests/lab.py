@@ -26,11 +26,11 @@ from builders import PROFILES, StoreBuilder
 
 from champion import history
 from champion.history import (
-    SERVED,
+    SERVED_RECIPE,
     TRAINING_FILE,
     ChampionEntry,
-    keep,
-    kept_folder,
+    checkpoint_copy_folder,
+    copy_checkpoint,
     now,
     read_champion,
     training_digest,
@@ -187,14 +187,16 @@ def put_in_use(lab: Lab, model: str, folder: Path | None = None) -> ChampionEntr
     folder = folder or lab.workspace.champion_folder
     chosen = find_variant(model, "realistic")
     path = checkpoint_path(lab.workspace.checkpoint_folder(RECIPE), chosen)
-    with patch("stages.champion.SERVED", RECIPE):
+    with patch("stages.champion.SERVED_RECIPE", RECIPE):
         files = files_to_copy(lab.project, RECIPE, chosen)
-    kept = dict.fromkeys(HAD, keep(folder, path, files))
+    kept = dict.fromkeys(HAD, copy_checkpoint(folder, path, files))
     rule = read_alarm_rule(lab.project.existing(f"alarm_rules/{chosen.name}", RECIPE))
     before = read_champion(folder)
-    training = training_digest(pl.read_parquet(kept_folder(folder, kept[SERVED]) / TRAINING_FILE))
+    training = training_digest(
+        pl.read_parquet(checkpoint_copy_folder(folder, kept[SERVED_RECIPE]) / TRAINING_FILE)
+    )
     champion = ChampionEntry(
-        number=0, action="promoted", model=model, mode="realistic", served=SERVED,
+        number=0, action="promoted", model=model, mode="realistic", served=SERVED_RECIPE,
         checkpoints=kept, since=now(), by="test", why="", evidence={}, previous=None,
         alarm_rules=dict.fromkeys(HAD, rule.id), training=dict.fromkeys(HAD, training),
     )  # fmt: skip

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from held_out import CLASSES, POLICY, WINDOWS, guess, predictions
 
-from evaluation.alarm_choice import choose_rule, filtered, rule_scores
-from evaluation.scores import SHORTCUTS, scored
+from evaluation.alarm_choice import choose_rule, filtered_alarm_scores, filtered_predictions
+from evaluation.scores import SHORTCUTS, split_predictions
 from features.registry import LAYOUT
 from models.alarm import AlarmRule, Follower, count_transitions, forward, likelihoods, standing
 
@@ -127,11 +127,11 @@ def test_following_window_by_window_is_filtering_the_sequence():
 def test_the_rule_is_chosen_on_validation_and_bound_to_the_checkpoint():
     told = {name: guess(WINDOWS, 0.9, i) for i, name in enumerate(("gbt", *SHORTCUTS))}
     table = predictions(WINDOWS, told)
-    val = scored(table, "gbt", "realistic", CLASSES, "val")
+    val = split_predictions(table, "gbt", "realistic", CLASSES, "val")
     training = [[0, 0, 1, 2, 3], [0, 0, 0, 0]]
     chosen, _ = choose_rule(val, training, CLASSES, POLICY, LAYOUT.window)
     assert chosen.checkpoint_id == "gbt-realistic"
-    scores = rule_scores(filtered(val, chosen), chosen, LAYOUT.window)
+    scores = filtered_alarm_scores(filtered_predictions(val, chosen), chosen, LAYOUT.window)
     assert scores.clear_ratio == chosen.clear_ratio
     hours = scores.clean_hours.sum()
     assert scores.false_alarms(chosen.threshold).sum() / hours <= POLICY.false_alarms_per_hour

@@ -18,7 +18,7 @@ from evaluation.calibration import (
     scale,
 )
 from evaluation.documents import Subject
-from evaluation.scores import SHORTCUTS, SplitPredictions, scored
+from evaluation.scores import SHORTCUTS, SplitPredictions, split_predictions
 
 SUBJECT = Subject(
     model="gbt", mode="realistic", checkpoint_id="c", recipe="host", dataset_version="d"
@@ -35,7 +35,7 @@ def soft(seed: int = 0, sharpness: float = 1.0, split: str = "test") -> SplitPre
     windows = [w | {"actual": a} for w, a in zip(WINDOWS, actual, strict=True)]
     table = predictions(windows, {"gbt": actual}).sort("mode", "split", "episode_id", "window")
     columns = [pl.Series(f"p_{c}", np.tile(told[:, i], 4)) for i, c in enumerate(CLASSES)]
-    return scored(table.with_columns(columns), "gbt", "realistic", CLASSES, split)
+    return split_predictions(table.with_columns(columns), "gbt", "realistic", CLASSES, split)
 
 
 def plain(own: SplitPredictions, replicates: int = 200) -> EpisodeBootstrap:

@@ -25,10 +25,10 @@ from champion.history import (
     TRAINING_FILE,
     ChampionEntry,
     ChampionError,
-    keep,
-    kept_folder,
-    kept_path,
-    load_kept,
+    checkpoint_copy_folder,
+    checkpoint_copy_path,
+    copy_checkpoint,
+    load_checkpoint_copy,
     put_in_use,
     read_champion,
     read_history,
@@ -37,13 +37,13 @@ from champion.history import (
 )
 from champion.rules import (
     TrialOutcome,
-    against_baselines,
-    against_champion,
     alarm_evidence,
+    baseline_evidence,
+    champion_evidence,
     grounds_against_alarms,
     grounds_against_champion,
     grounds_against_first,
-    known_to,
+    not_held_out,
 )
 from datasets.splits import RECIPES, SplitPolicy
 from evaluation.documents import Objection, Subject
@@ -67,7 +67,7 @@ GBT, KNN = find_variant("gbt", "realistic"), find_variant("knn", "realistic")
 
 def evidence(challenger: list[str], champion: list[str], windows: list[dict] = WINDOWS) -> dict:
     table = predictions(windows, {"challenger": challenger, "champion": champion})
-    return against_champion("host", table, CLASSES, POLICY)
+    return champion_evidence("host", table, CLASSES, POLICY)
 
 
 def grounds(**recipes: dict[str, Any]) -> list[Objection]:
@@ -182,10 +182,10 @@ def test_a_skipped_recipe_says_nothing() -> None:
 
 def test_the_first_must_beat_every_baseline() -> None:
     by_model = {"challenger": TRUTH, "position_only": POOR, "missingness_only": POOR}
-    good = against_baselines("host", predictions(WINDOWS, by_model), CLASSES, dataset(), POLICY)
+    good = baseline_evidence("host", predictions(WINDOWS, by_model), CLASSES, dataset(), POLICY)
     assert grounds_against_first({"host": good}) == []
     by_model["position_only"] = TRUTH
-    tied = against_baselines("host", predictions(WINDOWS, by_model), CLASSES, dataset(), POLICY)
+    tied = baseline_evidence("host", predictions(WINDOWS, by_model), CLASSES, dataset(), POLICY)
     found = grounds_against_first({"host": good, "time": tied})
     assert said(found) == [("baseline_not_beaten", "time", "position_only")]
 
@@ -265,7 +265,9 @@ def test_what_the_champion_knows_is_no_test() -> None:
         sample_sha256=["s8", "s9", "s1", "s9"],
         started_at_wall_ns=[900, 900, 900, 149],
     )
-    known = {recipe: known_to(recipe, training, test, SplitPolicy()).to_list() for recipe in HAD}
+    known = {
+        recipe: not_held_out(recipe, training, test, SplitPolicy()).to_list() for recipe in HAD
+    }
     assert known == {
         "host": [True, True, False, False],
         "sample": [True, False, True, False],
@@ -278,7 +280,7 @@ def test_the_sessions_that_the_champion_knows_are_no_test() -> None:
         ulid(t // 1_000_000) for t in (START_NS, START_NS + 1, START_NS + DAY_NS)
     )
     training, test = table(episode_id=[one]), table(episode_id=[one, same, next_day])
-    assert known_to("session", training, test, SplitPolicy()).to_list() == [True, True, False]
+    assert not_held_out("session", training, test, SplitPolicy()).to_list() == [True, True, False]
 
 
 # --- real checkpoints
@@ -316,7 +318,7 @@ def base(trained_lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def kept(lab: Lab, which: Variant) -> ChampionEntry:
     """A model as it is put in use, without a outcome."""
     ids = {
-        recipe: keep(
+        recipe: copy_checkpoint(
             lab.workspace.champion_folder,
             checkpoint_path(lab.workspace.checkpoint_folder(recipe), which),
             files_to_copy(lab.project, recipe, which),
@@ -358,7 +360,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def proba(lab: Lab) -> np.ndarray:
     reign = read_champion(lab.workspace.champion_folder)
     assert reign is not None
-    checkpoint = load_kept(lab.workspace.champion_folder, reign, LAYOUT)
+    checkpoint = load_checkpoint_copy(lab.workspace.champion_folder, reign, LAYOUT)
     rows = np.random.default_rng(0).normal(1, 50, (20, checkpoint.model.n_inputs_ or 0))
     return checkpoint.model.predict_proba(rows.astype(np.float32))
 
@@ -394,7 +396,7 @@ def test_a_better_challenger_replaces_it_and_a_rollback_restores_it(lab: Lab) ->
     assert f"accepted: {ACCEPT[1]}" in phasewatch(lab, "champion").stdout
     for recipe in HAD:
         trained = checkpoint_path(lab.workspace.checkpoint_folder(recipe), KNN)
-        assert kept_path(folder, reign, recipe).read_bytes() == trained.read_bytes()
+        assert checkpoint_copy_path(folder, reign, recipe).read_bytes() == trained.read_bytes()
 
     again = phasewatch(lab, "promote", "knn")
     assert again.exit_code == FAILED
@@ -452,7 +454,7 @@ def test_what_is_no_reason_but_good_to_know_is_noted(lab: Lab, tmp_path: Path) -
 
 
 def test_two_rollbacks_go_two_steps_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(champion.history, "load_kept", lambda *_: None)
+    monkeypatch.setattr(champion.history, "load_checkpoint_copy", lambda *_: None)
     last = None
     for model in ("gbt", "mlp", "cnn"):
         last = put_in_use(tmp_path, reign_of(model), replaces=last)
@@ -531,7 +533,7 @@ def test_episodes_that_the_champion_was_trained_on_are_left_out(lab: Lab) -> Non
     workspace = lab.workspace
     reign = read_champion(workspace.champion_folder)
     assert reign is not None
-    path = kept_path(workspace.champion_folder, reign, "time").with_name(TRAINING_FILE)
+    path = checkpoint_copy_path(workspace.champion_folder, reign, "time").with_name(TRAINING_FILE)
     windows = pl.read_parquet(
         next((workspace.artifacts_path / "datasets" / "time").glob("*.parquet"))
     )
@@ -572,7 +574,7 @@ def test_a_champion_of_another_layout_is_in_nobodys_way(
     def refuse(*_: object) -> None:
         raise ContractMismatchError("gbt", ["guest.net_rx_bytes: unit was B/s"], "Retrain")
 
-    monkeypatch.setattr("stages.champion.load_kept", refuse)
+    monkeypatch.setattr("stages.champion.load_checkpoint_copy", refuse)
     recipes = run_trial(lab.project, KNN).outcome.recipes
     assert [recipe for recipe, found in recipes.items() if "baselines" in found] == HAD
 
@@ -582,7 +584,7 @@ def test_a_damaged_copy_is_no_way_out(lab: Lab) -> None:
     folder = lab.workspace.champion_folder
     reign = read_champion(folder)
     assert reign is not None
-    next(kept_folder(folder, reign.checkpoints["host"]).glob("*.ubj")).unlink()
+    next(checkpoint_copy_folder(folder, reign.checkpoints["host"]).glob("*.ubj")).unlink()
     (ground,) = run_trial(lab.project, KNN).outcome.grounds
     assert ground.code == "champion_unloadable"
     put_in_use(folder, kept(lab, KNN), replaces=reign)

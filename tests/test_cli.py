@@ -18,7 +18,7 @@ import pytest
 from lab import RECIPE, TINY, Lab, put_in_use
 from typer.testing import CliRunner
 
-from champion.history import kept_path, read_champion
+from champion.history import checkpoint_copy_path, read_champion
 from datasets.windows import read_dataset
 from episodes.reading import read_episode
 from episodes.store import list_store
@@ -356,7 +356,7 @@ def test_a_champion_that_would_not_load_is_reported(
         assert retrain in remedies()
     kept = read_champion(scoring.workspace.champion_folder)
     assert kept is not None
-    header = kept_path(scoring.workspace.champion_folder, kept)
+    header = checkpoint_copy_path(scoring.workspace.champion_folder, kept)
     sidecar = header.with_name(json.loads(header.read_text())["sidecar"])
     sidecar.write_bytes(sidecar.read_bytes()[:-1] + b"?")
     assert str(sidecar) in problem()["problem"]

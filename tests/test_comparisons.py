@@ -26,7 +26,7 @@ from sklearn.metrics import f1_score
 from evaluation.bootstrap import resampling
 from evaluation.comparisons import compare, holm, p_value
 from evaluation.figures import ReportPolicy
-from evaluation.scores import BASELINES, GUESSES, SHORTCUTS, scored
+from evaluation.scores import BASELINES, GUESSES, SHORTCUTS, split_predictions
 
 MODELS = ("gbt", "cnn", "knn")
 VARIANTS = [(model, mode) for model in MODELS for mode in ("realistic", "oracle")]
@@ -109,7 +109,7 @@ def test_the_reference_is_chosen_on_validation_and_compared_on_test(document: di
 
 
 def test_a_difference_is_paired_and_its_p_counted_by_hand(document: dict[str, Any]):
-    one, other = (scored(TABLE, m, "realistic", CLASSES) for m in ("gbt", "knn"))
+    one, other = (split_predictions(TABLE, m, "realistic", CLASSES) for m in ("gbt", "knn"))
     bootstrap, _ = resampling("host", one, POLICY)
     differences = []
     for weights in np.concatenate(list(bootstrap.weights())).astype(int):

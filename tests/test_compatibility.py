@@ -18,7 +18,7 @@ from builders import StoreBuilder
 from lab import RECIPE, TINY, Lab, dagster_at, failure, materialized
 
 import phasewatch
-from champion.history import load_kept, read_champion
+from champion.history import load_checkpoint_copy, read_champion
 from features.registry import LAYOUT
 from models.checkpoint import ContractMismatchError
 from models.registry import VARIANTS
@@ -80,7 +80,7 @@ def test_every_checkpoint_is_refused_with_the_whole_difference(old: Lab) -> None
     champion = read_champion(project.workspace.champion_folder)
     assert champion is not None
     with pytest.raises(ContractMismatchError):
-        load_kept(project.workspace.champion_folder, champion, project.workspace.layout)
+        load_checkpoint_copy(project.workspace.champion_folder, champion, project.workspace.layout)
 
 
 def test_a_run_makes_it_again_once(old: Lab) -> None:

@@ -18,7 +18,7 @@ from evaluation.detection import (
     AlarmScores,
     choose_threshold,
     clean_time,
-    median_statistic,
+    median_delay_statistic,
     operating_curve,
 )
 from evaluation.documents import CleanTime, FigureNote, OperatingCurve, Subject
@@ -334,7 +334,7 @@ def test_the_median_is_that_of_an_explicit_loop():
     delays = np.array([3.0, np.inf, 7.0, 1.0, 2.0, np.nan])
     attacked = ~np.isnan(delays)
     bootstrap = EpisodeBootstrap(np.zeros(6, dtype=np.int64), 300, 0)
-    found = bootstrap.replicates_of({"": median_statistic(delays, attacked)})[""]
+    found = bootstrap.replicates_of({"": median_delay_statistic(delays, attacked)})[""]
     for value, weights in zip(found, np.concatenate(list(bootstrap.weights())), strict=True):
         drawn = np.sort(np.repeat(delays[attacked], weights[attacked].astype(int)))
         expected = drawn[(len(drawn) - 1) // 2] if len(drawn) else np.nan

@@ -16,7 +16,7 @@ from builders import DAY_NS, NS_PER_S, PROFILES, START_NS, StoreBuilder
 from held_out import FACTS, Page, check_schema, render_report, report
 from lab import RECIPE, Lab, failure, materialized, new_instance
 
-from champion.history import ChampionEntry, keep, put_in_use, read_champion
+from champion.history import ChampionEntry, copy_checkpoint, put_in_use, read_champion
 from episodes.format import PHASES, SOURCES
 from evaluation.documents import (
     BatchDrift,
@@ -29,14 +29,14 @@ from evaluation.drift import (
     FAIL,
     MAX_EPISODES,
     WARN,
-    beyond,
     bin_edges,
+    build_reference,
+    chance_limits,
     compare_batch,
     count_bins,
     draw_episodes,
-    figures,
+    drift_figures,
     psi,
-    reference,
     severity_of,
 )
 from evaluation.page import MAX_BATCHES, drift_lines
@@ -92,7 +92,7 @@ def verdicts(host: str = "lab-a", **counts: int) -> pl.DataFrame:
 def learned(rows: pl.DataFrame | None = None) -> DriftReference:
     rows = windows(60) if rows is None else rows
     judged = [verdicts(host, accepted=54, rejected=6) for host in rows["host_id"].unique()]
-    value = reference(rows, rows, pl.concat(judged), CHANNELS, 0)
+    value = build_reference(rows, rows, pl.concat(judged), CHANNELS, 0)
     check_schema(value.model_dump(mode="json"))
     return DriftReference.model_validate_json(document_text(value))
 
@@ -178,7 +178,7 @@ def test_chance_knows_that_windows_of_an_episode_are_alike() -> None:
 
 def test_chance_holds_for_all_channels_at_once() -> None:
     null = np.random.default_rng(0).exponential(size=(4000, 40))
-    expected, chance = beyond(null)
+    expected, chance = chance_limits(null)
     other = np.random.default_rng(1).exponential(size=(4000, 40))
     assert (other > chance).any(axis=1).mean() == pytest.approx(0.05, abs=0.02)
     assert expected == pytest.approx(1, abs=0.1)
@@ -267,7 +267,7 @@ def test_rejected_episodes_are_noticed() -> None:
     assert check.chance is not None
     assert check.value > check.chance
     assert [row.batch for row in check.rows] == [0.5, 0, 0.5, 0]
-    assert figures(document)["usable_share"] == 0.5
+    assert drift_figures(document)["usable_share"] == 0.5
 
 
 def test_another_mix_of_phases_is_noticed() -> None:
@@ -283,7 +283,7 @@ def test_a_batch_without_a_usable_window_fails() -> None:
     assert document.severity == "fail"
     assert (document.episodes, check_of(document, "channels").rows) == (0, [])
     assert findings(check_of(document, "channels")) == ["The batch has no usable window."]
-    assert figures(document)["windows"] == 0
+    assert drift_figures(document)["windows"] == 0
 
 
 def test_too_little_training_judges_nothing() -> None:
@@ -320,7 +320,7 @@ def test_the_page_has_a_line_a_batch_newest_day_first() -> None:
     assert [check["name"] for check in section[0]["checks"]] == list(CHECKS)
     channels = section[0]["checks"][1]
     assert channels["severity"] == "fail"
-    assert channels["value"] == figures(bad)["psi_largest"] > FAIL
+    assert channels["value"] == drift_figures(bad)["psi_largest"] > FAIL
     texts = findings(check_of(bad, "channels"))
     assert len(texts) == 3
 
@@ -389,10 +389,10 @@ def test_a_new_batch_is_compared_as_it_is_ingested(
         assert all(check.passed for check in checks.values())
         assert not (lab.workspace.artifacts_path / "drift" / batch).exists()
 
-        monkeypatch.setattr("stages.champion.SERVED", RECIPE)
+        monkeypatch.setattr("stages.champion.SERVED_RECIPE", RECIPE)
         folder = lab.workspace.champion_folder
         path = checkpoint_path(trained.workspace.checkpoint_folder(RECIPE), which)
-        kept = keep(folder, path, files_to_copy(trained.project, RECIPE, which))
+        kept = copy_checkpoint(folder, path, files_to_copy(trained.project, RECIPE, which))
         reign = ChampionEntry(0, "promoted", "gbt", "realistic", RECIPE, {RECIPE: kept}, "", "", "",
                               {}, None)  # fmt: skip
         put_in_use(folder, reign, replaces=None)

@@ -12,8 +12,8 @@ import phasewatch
 from datasets.windows import read_dataset
 from evaluation.documents import ChannelTrace, SureError
 from evaluation.drawing import sparks
-from evaluation.explanations import ERRORS, TRACES, WINDOWS, importance, spread, trace
-from evaluation.scores import scored
+from evaluation.explanations import ERRORS, TRACES, WINDOWS, channel_trace, importance, spread
+from evaluation.scores import split_predictions
 from features.registry import LAYOUT
 from models.registry import find_variant
 from stages.evaluation import read_report
@@ -36,7 +36,7 @@ def test_importance_is_the_mean_absolute_contribution_by_phase() -> None:
 
 def test_the_sample_is_bounded_and_has_every_phase_predicted(trained: Lab) -> None:
     predictions = read_predictions(trained.project.existing("held_out_predictions", RECIPE))
-    test = scored(predictions, "gbt", "realistic", LAYOUT.phases)
+    test = split_predictions(predictions, "gbt", "realistic", LAYOUT.phases)
     rows = spread(test, 10)
     assert len(rows) <= 10
     assert np.unique(test.predicted[rows]).tolist() == np.unique(test.predicted).tolist()
@@ -48,7 +48,7 @@ def test_the_sample_is_bounded_and_has_every_phase_predicted(trained: Lab) -> No
 
 def test_a_trace_has_a_mean_for_every_second() -> None:
     series = np.array([1.0, 3.0, np.nan, 5.0, np.nan, np.nan, 7.0], dtype=np.float32)
-    assert trace(series, 2) == [2.0, 5.0, None, 7.0]
+    assert channel_trace(series, 2) == [2.0, 5.0, None, 7.0]
 
 
 @pytest.mark.parametrize(("model", "method"), [("gbt", "exact"), ("cnn", "occlusion")])
@@ -83,7 +83,7 @@ def test_the_surest_errors_have_their_signals(trained: Lab, model: str, method: 
         for channel in error.channels:
             column = extracted.series[:, LAYOUT.channel_names.index(channel.name)]
             assert len(channel.values) == n
-            expected = trace(column[first : first + 10 * n], 10)
+            expected = channel_trace(column[first : first + 10 * n], 10)
             assert channel.values == pytest.approx(expected, rel=1e-3, nan_ok=True)
     assert explain(project, RECIPE, variant, predictions, errors=False).errors == []
 
@@ -92,7 +92,7 @@ def test_reports_and_the_page_show_them(retrained: Lab, monkeypatch: pytest.Monk
     report = read_report(retrained.project.existing("eval_reports/gbt_realistic", RECIPE))
     assert report.importance is not None
     assert report.errors == []  # not the served recipe
-    monkeypatch.setattr("stages.evaluation.SERVED", RECIPE)
+    monkeypatch.setattr("stages.evaluation.SERVED_RECIPE", RECIPE)
     retrained.settings = retrained.settings | {"report": {"replicates": 150}}
     stages = retrained.project.stages
     for name in ("alarm_rules/gbt_realistic", "eval_reports/gbt_realistic"):

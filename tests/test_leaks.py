@@ -29,7 +29,7 @@ from datasets.windows import inputs_of_kind, read_dataset
 from episodes.format import PHASES
 from evaluation import leaks
 from evaluation.documents import Leak
-from evaluation.leaks import find_leaks, looked_at
+from evaluation.leaks import find_leaks, windows_to_check
 from evaluation.wording import sentence
 from features.registry import LAYOUT, STATS
 from stages.datasets import dataset_shards, no_leak_found
@@ -53,7 +53,7 @@ class Recorded:
     @classmethod
     def of(cls, project: Project) -> Recorded:
         dataset = project.existing("datasets", RECIPE)
-        table = looked_at(read_dataset(dataset))
+        table = windows_to_check(read_dataset(dataset))
         X = inputs_of_kind(table, dataset_shards(project, dataset), "summary", "oracle", LAYOUT)
         return cls(project, table, X[:])
 

@@ -46,7 +46,7 @@ from evaluation.scores import (
     guess_weights,
     macro_f1_of_confusion,
     macro_statistic,
-    scored,
+    split_predictions,
 )
 from models.metrics import macro_f1
 
@@ -63,7 +63,7 @@ def confusions(episode: NDArray, actual: NDArray, predicted: NDArray, k: int) ->
 
 def test_a_predictor_is_picked_from_the_table_whatever_its_order():
     table = predictions(WINDOWS, {"gbt": GOOD, "cnn": BAD})
-    own = scored(table, "gbt", "realistic", CLASSES)
+    own = split_predictions(table, "gbt", "realistic", CLASSES)
     assert [CLASSES[i] for i in own.actual] == [w["actual"] for w in WINDOWS]
     assert [CLASSES[i] for i in own.predicted] == GOOD
     assert own.checkpoint_id == "gbt-realistic"
@@ -80,7 +80,7 @@ def test_a_predictor_is_picked_from_the_table_whatever_its_order():
 
 def test_a_predictor_that_is_not_there_is_named():
     with pytest.raises(KeyError, match="no test predictions of knn_oracle"):
-        scored(predictions(WINDOWS, {"gbt": GOOD}), "knn", "oracle", CLASSES)
+        split_predictions(predictions(WINDOWS, {"gbt": GOOD}), "knn", "oracle", CLASSES)
 
 
 # --- the bootstrap
@@ -196,7 +196,7 @@ def test_a_class_of_no_episode_is_not_lacking_if_it_is_not_on_the_roster():
 
 
 def test_the_interval_follows_from_the_seed():
-    own = scored(predictions(WINDOWS, {"gbt": GOOD}), "gbt", "realistic", CLASSES)
+    own = split_predictions(predictions(WINDOWS, {"gbt": GOOD}), "gbt", "realistic", CLASSES)
     found = [
         interval(macro_replicates(plain(12, ReportPolicy(500, seed)), own.confusion, range(K)))
         for seed in (0, 0, 1)

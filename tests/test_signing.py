@@ -22,7 +22,7 @@ from champion.history import (
     POINTER_FILE,
     REFERENCE_FILE,
     ChampionError,
-    kept_path,
+    checkpoint_copy_path,
     put_in_use,
     read_champion,
     read_pointer,
@@ -33,7 +33,7 @@ from episodes.reading import read_episode
 from evaluation.decisions import (
     AnswerRecord,
     DecisionRecord,
-    chained,
+    chain_record,
     log_files,
     read_chain,
 )
@@ -182,7 +182,7 @@ def test_an_unsigned_champion_is_promoted_again_to_sign_it(
     with pytest.raises(ChampionError, match=rf"phasewatch promote {before.model}"):
         champion_scorer(required(lab))
     # what is kept with it has to be whole
-    path = kept_path(folder, before)
+    path = checkpoint_copy_path(folder, before)
     for kept in (path.with_name("training.parquet"), path.parent / read_header(path)["sidecar"]):
         content = kept.read_bytes()
         spoiled(kept)
@@ -474,7 +474,7 @@ def test_an_unsigned_link_is_named_where_signatures_are_required(lab: Lab) -> No
 def test_every_file_that_is_kept_with_the_champion_is_a_link(lab: Lab) -> None:
     champion = read_champion(lab.workspace.champion_folder)
     assert champion is not None
-    kept = sorted(kept_path(lab.workspace.champion_folder, champion).parent.iterdir())
+    kept = sorted(checkpoint_copy_path(lab.workspace.champion_folder, champion).parent.iterdir())
     used = [path for path in kept if not path.name.startswith("likeness")]  # promoted without
     assert {REFERENCE_FILE, "training.parquet"} < {path.name for path in used}
     for path in used:
@@ -564,7 +564,7 @@ def test_a_stage_makes_what_was_damaged_again(lab: Lab, pattern: str) -> None:
 def test_the_champions_copies_are_made_again(lab: Lab) -> None:
     champion = read_champion(lab.workspace.champion_folder)
     assert champion is not None
-    folder = kept_path(lab.workspace.champion_folder, champion).parent
+    folder = checkpoint_copy_path(lab.workspace.champion_folder, champion).parent
     for path in sorted(folder.iterdir()):
         content = path.read_bytes()
         spoiled(path)
@@ -676,7 +676,7 @@ CHANGES: dict[str, tuple[Callable[[list[bytes]], Any], list[str]]] = {
     "another line": (lambda lines: lines.insert(5, b"{}\n"), ["6 unreadable"]),
     "an older form": (lambda lines: lines.insert(5, OLD), ["6 changed"]),
     "chained anew": (lambda lines: lines.__setitem__(
-        5, chained(AnswerRecord(at=0, alarm_id="a", host="b", verdict=False),
+        5, chain_record(AnswerRecord(at=0, alarm_id="a", host="b", verdict=False),
                    json.loads(lines[4])["hash"])[0]), ["7 dropped"]),
 }  # fmt: skip
 OLD = AnswerRecord(at=0.0, alarm_id="a1", host="pi", verdict=False).model_dump_json(
@@ -723,7 +723,7 @@ def test_a_line_that_a_crash_cut_off_is_no_fault_unless_it_was_acknowledged(
     written(tmp_path)
     path, head = tmp_path / one_day, (tmp_path / "head.json").read_bytes()
     whole = path.read_bytes()
-    more, _ = chained(AnswerRecord(at=0, alarm_id="a", host="b", verdict=True), "0" * 64)
+    more, _ = chain_record(AnswerRecord(at=0, alarm_id="a", host="b", verdict=True), "0" * 64)
     for kept in (1, len(more) // 2, len(more) - 1):
         path.write_bytes(whole + more[:kept])
         assert (faults(tmp_path), read_chain(tmp_path).torn) == ([], f"{one_day}:17")

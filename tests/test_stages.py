@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import features.registry
 import stages.batch
-from champion.history import REFERENCE_FILE, TRAINING_FILE, kept_path, read_champion
+from champion.history import REFERENCE_FILE, TRAINING_FILE, checkpoint_copy_path, read_champion
 from config.signing import new_key
 from datasets.splits import RECIPES
 from evaluation.decisions import AnswerRecord
@@ -68,7 +68,7 @@ BATCH = "lab-a.2026-11-02"
 
 def in_use(lab: Lab, monkeypatch: pytest.MonkeyPatch, *models: str) -> None:
     """Put models in use, one after the other, as if the one trained recipe were served."""
-    monkeypatch.setattr("stages.champion.SERVED", RECIPE)
+    monkeypatch.setattr("stages.champion.SERVED_RECIPE", RECIPE)
     monkeypatch.setattr("lab.SERVED", RECIPE)
     for model in models:
         put_in_use(lab, model)
@@ -388,7 +388,7 @@ def test_drift_is_hashed_and_follows_its_thresholds(
 def reference_path(lab: Lab) -> Path:
     champion = read_champion(lab.workspace.champion_folder)
     assert champion is not None
-    return kept_path(lab.workspace.champion_folder, champion).with_name(REFERENCE_FILE)
+    return checkpoint_copy_path(lab.workspace.champion_folder, champion).with_name(REFERENCE_FILE)
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("{")])
@@ -434,7 +434,7 @@ def test_a_lost_list_of_training_episodes_stops_no_ingest(
 
 
 def test_drift_and_page_follow_the_champion(retrained: Lab, monkeypatch: Any) -> None:
-    monkeypatch.setattr("stages.champion.SERVED", RECIPE)
+    monkeypatch.setattr("stages.champion.SERVED_RECIPE", RECIPE)
     monkeypatch.setattr("lab.SERVED", RECIPE)
     assert codes(retrained.project, "report") == {"": "current"}
     put_in_use(retrained, "gbt")
@@ -472,7 +472,7 @@ def test_a_run_says_that_the_champion_cannot_be_read(
 def test_a_rollback_makes_the_page_again_and_nothing_else(
     retrained: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.champion.SERVED", RECIPE)
+    monkeypatch.setattr("stages.champion.SERVED_RECIPE", RECIPE)
     monkeypatch.setattr("lab.SERVED", RECIPE)
     put_in_use(retrained, "gbt")
     put_in_use(retrained, "knn")

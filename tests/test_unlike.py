@@ -18,7 +18,7 @@ from champion import history
 from champion.history import ChampionError, likeness_file, load_likeness
 from evaluation.documents import HostTurn
 from evaluation.likeness import EpisodeLikeness
-from evaluation.rotation import host_turn, rotated
+from evaluation.rotation import host_turn, summarise_turns
 from evaluation.wording import unlike_notes
 from features.registry import LAYOUT
 from models.likeness import ALPHA
@@ -128,7 +128,7 @@ def test_predictions_say_it_window_by_window(
 
 
 def test_a_champion_keeps_its_likeness(retrained: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.champion.SERVED", RECIPE)
+    monkeypatch.setattr("stages.champion.SERVED_RECIPE", RECIPE)
     monkeypatch.setattr("lab.SERVED", RECIPE)
     folder = retrained.workspace.champion_folder
     without = put_in_use(retrained, "gbt")
@@ -166,13 +166,13 @@ def turn_of(host: str, value: float, alarmed: float | None = 0.0) -> HostTurn:
 
 def test_spreads_name_the_worst_host() -> None:
     turns = [turn_of("a", 0.5, None), turn_of("b", 0.8, 0.02), turn_of("c", 0.65, 0.01)]
-    model = rotated("gbt", "realistic", turns, "c")
+    model = summarise_turns("gbt", "realistic", turns, "c")
     f1, _, alarmed, found = model.spreads
     assert (f1.mean, f1.worst, f1.worst_host) == (pytest.approx(0.65), 0.5, "a")
     assert (f1.spread, f1.default) == (pytest.approx(0.3), 0.65)
     assert (alarmed.mean, alarmed.worst_host, alarmed.default) == (0.015, "b", 0.01)
     assert (found.metric, found.spread) == ("detected_share", 0.0)
-    without = rotated("gbt", "realistic", [turn_of("a", 0.5, None)], "c").spreads[2]
+    without = summarise_turns("gbt", "realistic", [turn_of("a", 0.5, None)], "c").spreads[2]
     assert (without.mean, without.worst_host, without.default) == (None, None, None)
 
 

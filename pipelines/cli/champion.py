@@ -79,7 +79,7 @@ def champion(
     artifacts: options.Artifacts = None,
 ) -> ChampionDocument:
     """Show the model in use, its evidence and the history."""
-    from champion.history import kept_path, read_pointer, unsigned
+    from champion.history import checkpoint_copy_path, history_signature_problem, read_pointer
     from stages import champion as core
     from stages.project import Project
 
@@ -95,14 +95,14 @@ def champion(
     if not history:
         return ChampionDocument(None, [], None, pointer.signed.line)
     return ChampionDocument(
-        champion=asdict(history[-1]) | {"path": str(kept_path(folder, history[-1]))},
+        champion=asdict(history[-1]) | {"path": str(checkpoint_copy_path(folder, history[-1]))},
         history=[asdict(champion) for champion in history],
         problem=None if status.current else {
             "problem": status.message,
             "differences": status.differences,
             "remedy": status.remedy,
         },
-        signed=(unsigned(pointer) or pointer.signed.line)
+        signed=(history_signature_problem(pointer) or pointer.signed.line)
         + ("" if pointer.sealed else ", written before seals existed"),
     )  # fmt: skip
 

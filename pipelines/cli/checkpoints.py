@@ -246,7 +246,12 @@ def inspect(
 
 def _histories(paths: list[Path]) -> Iterator[str]:
     """What is wrong with the champion's history of the artifacts folders that paths lie in."""
-    from champion.history import POINTER_FILE, ChampionError, read_pointer, unsigned
+    from champion.history import (
+        POINTER_FILE,
+        ChampionError,
+        history_signature_problem,
+        read_pointer,
+    )
     from config.signing import trusted_keys
 
     around = {each for path in paths for each in (path.resolve(), *path.resolve().parents)}
@@ -255,7 +260,7 @@ def _histories(paths: list[Path]) -> Iterator[str]:
             continue
         try:
             pointer = read_pointer(folder)
-            why = unsigned(pointer) if trusted_keys() else None
+            why = history_signature_problem(pointer) if trusted_keys() else None
         except ChampionError as error:
             yield str(error)
         else:

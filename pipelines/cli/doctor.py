@@ -321,13 +321,13 @@ def _distrusted(workspace: Workspace) -> tuple[str, str] | None:
 
     None where no key is, where one does, or where the stage says it.
     """
-    from champion.history import not_signed, read_pointer, signing_remedy
+    from champion.history import read_pointer, signature_problem, signing_remedy
     from config.signing import trusted_keys
 
     pointer = read_pointer(workspace.champion_folder)
     if workspace.require_signatures or not trusted_keys():
         return None
-    why = not_signed(workspace.champion_folder, pointer)
+    why = signature_problem(workspace.champion_folder, pointer)
     return (why, signing_remedy(pointer.entries[-1].champion)) if why else None
 
 

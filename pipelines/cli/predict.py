@@ -239,7 +239,7 @@ def predict(
     Scores with the champion, or with --checkpoint. If one of several episodes cannot be scored,
     the others are still scored. The command exits with the highest exit code among the episodes.
     """
-    from champion.history import kept_path
+    from champion.history import checkpoint_copy_path
     from episodes.validation import HINT
     from stages.project import Project
 
@@ -254,7 +254,7 @@ def predict(
         one_of("the suffix of --out", existing_folder_of(out).suffix, FORMATS)
     scorer = _load(Project(workspace), checkpoint)
     champion = scorer.champion
-    path = kept_path(workspace.champion_folder, champion) if champion else checkpoint
+    path = checkpoint_copy_path(workspace.champion_folder, champion) if champion else checkpoint
     known = _learned_from(scorer)
     chosen, problems = named_episodes(workspace, episodes)
     scored: list[EpisodeScores] = []

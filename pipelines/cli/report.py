@@ -150,9 +150,9 @@ def _recipe(
     first = reports[0]
     yield f"recipe {recipe}: {RECIPES[recipe]}"
     yield wording.conditional_on(first.bootstrap.conditional_on)
-    picked = [wording.chosen(reports, mode, compared) for mode in MODES]
+    picked = [wording.best_on_validation(reports, mode, compared) for mode in MODES]
     rows: list[tuple[str, ...]] = []
-    for each in wording.by_test(reports):
+    for each in wording.ranked_by_test(reports):
         alarms = each.detection
         rows.append(
             (
