@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from live.machine import ThisMachine
+from live.machine import MachineSource
 
 JIFFIES = os.sysconf("SC_CLK_TCK")
 
@@ -49,7 +49,7 @@ def theirs() -> dict[str, float]:
 
 
 def measured(seconds: float) -> None:
-    machine = ThisMachine()
+    machine = MachineSource()
     before = theirs()
     began = time.monotonic()
     rows = []

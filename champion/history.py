@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from config.disk import one_at_a_time
+from config.disk import folder_lock
 from config.signing import (
     SEAL,
     SIGNATURE,
@@ -281,7 +281,7 @@ def put_in_use(
     Raises:
         ChampionError: the champion is no longer the one that it was to replace.
     """
-    with _one_at_a_time(folder):
+    with _history_lock(folder):
         pointer = read_pointer(folder)
         history = [entry.champion for entry in pointer.entries]
         if (history[-1] if history else None) != replaces:
@@ -317,7 +317,7 @@ def sign_again(folder: Path, champion: ChampionEntry, *, by: str, why: str) -> C
         ChampionError: another model was promoted meanwhile.
         CheckpointError: a copy is absent or damaged.
     """
-    with _one_at_a_time(folder):
+    with _history_lock(folder):
         pointer = read_pointer(folder)
         if not pointer.entries or pointer.entries[-1].champion != champion:
             raise ChampionError(
@@ -338,7 +338,7 @@ def roll_back(folder: Path, layout: Layout, *, by: str, why: str) -> ChampionEnt
         ContractMismatchError: the previous one was trained for another input layout.
         CheckpointError: a copy is absent or damaged.
     """
-    with _one_at_a_time(folder):
+    with _history_lock(folder):
         pointer = read_pointer(folder)
         history = [entry.champion for entry in pointer.entries]
         if not history:
@@ -496,8 +496,8 @@ def _chained(
 
 
 @contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
+def _history_lock(folder: Path) -> Iterator[None]:
     """Held while the pointer is read and replaced; the system releases it from a killed process."""
     folder.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time(folder):
+    with folder_lock(folder):
         yield

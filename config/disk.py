@@ -14,7 +14,7 @@ _NOT_OFFERED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, err
 
 
 @contextmanager
-def where_offered() -> Iterator[None]:
+def ignore_unsupported() -> Iterator[None]:
     """Do without an operation on files that not every file system offers: fsync, chmod."""
     try:
         yield
@@ -25,7 +25,7 @@ def where_offered() -> Iterator[None]:
 
 def sync(handle: int) -> None:
     """Have what was written to an open file or folder on the disk, where that is offered."""
-    with where_offered():
+    with ignore_unsupported():
         os.fsync(handle)
 
 
@@ -39,7 +39,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[None]:
     """Held by one process at a time per folder; the system releases it from a killed process.
 
     Where the file system has no locks, it is held by none. It cannot be taken twice in a process.

@@ -82,7 +82,7 @@ def addressed(text: str, address: Mapping[str, str]) -> str:
     return _COMMAND.sub(complete, text)
 
 
-def meant(value: str, known: Iterable[str], n: int = 1, alike: float = 0.6) -> str:
+def suggestion(value: str, known: Iterable[str], n: int = 1, alike: float = 0.6) -> str:
     """Of known names the ``n`` nearest to one that is unknown, as a question; empty: none is near.
 
     Args:
@@ -100,7 +100,7 @@ def unknown(what: str, value: str, known: Iterable[str]) -> str:
     names = list(known)
     listed = ", ".join(names[:_SHOWN])
     more = f" or {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{what} must be one of {listed}{more}, got {value!r}{meant(value, names)}"
+    return f"{what} must be one of {listed}{more}, got {value!r}{suggestion(value, names)}"
 
 
 def shortened(items: Sequence[str], separator: str = "; ", shown: int = 5) -> str:
@@ -109,7 +109,7 @@ def shortened(items: Sequence[str], separator: str = "; ", shown: int = 5) -> st
     return separator.join([*items[:shown], *([f"and {more} more"] if more > 0 else [])])
 
 
-def not_yaml(error: Exception) -> str:
+def yaml_problem(error: Exception) -> str:
     """What is wrong with the text of a file, such as ``is not YAML (line 3, column 1)``."""
     if isinstance(error, UnicodeDecodeError):
         return f"is not UTF-8 text (byte {error.start + 1})"

@@ -15,7 +15,7 @@ import polars as pl
 import yaml
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
-from config.messages import not_yaml, unknown
+from config.messages import unknown, yaml_problem
 from episodes.settings import NotNegative, settings_errors
 
 BY_HAND = "excluded by hand"
@@ -87,7 +87,7 @@ def parse_exclusions(
     try:
         entries = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ExclusionError(f"{path} {not_yaml(error)}") from error
+        raise ExclusionError(f"{path} {yaml_problem(error)}") from error
     if entries is None:
         return []
     if not isinstance(entries, list):
@@ -120,7 +120,7 @@ def read_exclusions(path: Path | None, known: Collection[str] | None = None) -> 
     except OSError as error:
         raise ExclusionError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise ExclusionError(f"{path} {not_yaml(error)}") from error
+        raise ExclusionError(f"{path} {yaml_problem(error)}") from error
     return parse_exclusions(text, path, known)
 
 

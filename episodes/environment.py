@@ -57,7 +57,7 @@ class MachineError(Exception):
     """Work failed for a reason outside its input; the message says on what, why and what to do."""
 
 
-def retried(work: Callable[[], Result], what: object) -> Result:
+def retry(work: Callable[[], Result], what: object) -> Result:
     """The result of ``work``, tried again while the environment makes it fail.
 
     Args:
@@ -75,10 +75,10 @@ def retried(work: Callable[[], Result], what: object) -> Result:
         return work()
     except (OSError, MemoryError) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise unread(what, f"{why}, in {len(PAUSES_S) + 1} tries") from error
+        raise unreadable_error(what, f"{why}, in {len(PAUSES_S) + 1} tries") from error
 
 
-def unread(what: object, why: str) -> MachineError:
+def unreadable_error(what: object, why: str) -> MachineError:
     """The error that says that something could not be read."""
     return MachineError(
         f"{what}: {why}. This is not a fault of the episode, so nothing was decided or "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from config.messages import fault_text, meant
+from config.messages import fault_text, suggestion
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -47,7 +47,7 @@ def _line(fault: Any, declared: Any, path: list[str]) -> str:
             path = [*path, str(step)]
             continue
         if step not in known:
-            hint = meant(step, known) or f"; choose from {', '.join(known)}"
+            hint = suggestion(step, known) or f"; choose from {', '.join(known)}"
             return ".".join(path) + f"{': ' if path else ''}no setting {step!r}{hint}"
         path = [*path, step]
         declared = known[step].annotation

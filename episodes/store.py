@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic_core import from_json
 
-from config.messages import meant
-from episodes.environment import collector_paused, retried, settled
+from config.messages import suggestion
+from episodes.environment import collector_paused, retry, settled
 from episodes.format import (
     ARCHIVE_SUFFIX,
     MAX_NAME,
@@ -164,7 +164,9 @@ class StoreListing:
 
 
 def _meant(name: str, known: Iterable[str]) -> str:
-    return meant(name, known, n=3, alike=0.8)  # ids are alike by chance: they begin with the time
+    return suggestion(
+        name, known, n=3, alike=0.8
+    )  # ids are alike by chance: they begin with the time
 
 
 def find_archive(path: Path) -> StoredEpisode:
@@ -203,7 +205,7 @@ def list_store(root: Path) -> StoreListing:
     """
     root = Path(root)
     with _LOCK, collector_paused():
-        return retried(partial(_look, root), root)
+        return retry(partial(_look, root), root)
 
 
 def check_store(root: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pydantic.dataclasses
 
 from episodes.archive import ArchiveError, read_packed
-from episodes.environment import retried, unread
+from episodes.environment import retry, unreadable_error
 from episodes.format import (
     EVENTS_FILE,
     FAILED,
@@ -220,8 +220,8 @@ def validate(
         MachineError: the archive could not be read, or there was no memory.
     """
     if stored.unreadable:
-        raise unread(stored.path, stored.unreadable)
-    return retried(lambda: _validate(stored, policy, fields), stored.path)
+        raise unreadable_error(stored.path, stored.unreadable)
+    return retry(lambda: _validate(stored, policy, fields), stored.path)
 
 
 def _validate(

@@ -36,7 +36,7 @@ from evaluation.documents import (
 )
 from evaluation.figures import ReportPolicy, figure, finite_or_none, interval
 from evaluation.scores import SplitPredictions
-from models.alarm import LEAST, infected, standing
+from models.alarm import LEAST, apply_hysteresis, attack_phase_mask
 
 _DEFAULT_THRESHOLD = 0.5  # without clean time on validation
 _MOST_TRIED = 1000  # thresholds
@@ -73,7 +73,7 @@ class AlarmScores:
 
     def alarmed(self, threshold: float) -> NDArray[np.bool_]:
         """The windows ``(n_windows,)`` at which the alarm stands."""
-        return standing(self.score, threshold, self.clear_ratio * threshold, self.first)
+        return apply_hysteresis(self.score, threshold, self.clear_ratio * threshold, self.first)
 
     def false_alarms(self, threshold: float) -> NDArray[np.bool_]:
         """The windows ``(n_windows,)`` at which a false alarm begins.
@@ -107,7 +107,7 @@ class AlarmScores:
 
 def alarm_score(proba: NDArray[np.float64], classes: Sequence[str]) -> NDArray[np.float64]:
     """The alarm score ``(n_windows,)`` of probabilities ``(n_windows, n_classes)``."""
-    return proba[:, infected(classes)].sum(axis=1)
+    return proba[:, attack_phase_mask(classes)].sum(axis=1)
 
 
 def alarm_scores(

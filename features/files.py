@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from config.disk import sync, sync_folder, where_offered
+from config.disk import ignore_unsupported, sync, sync_folder
 
 
 def fingerprint(value: object) -> str:
@@ -86,7 +86,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             sync(file.fileno())
-        with where_offered():
+        with ignore_unsupported():
             Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except BaseException:

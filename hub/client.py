@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from live.outputs import post, refusal
+from live.outputs import post_events, refusal_message
 
 if TYPE_CHECKING:  # pydantic, which a command that only shows its help must not wait for
     from hub.events import Event
@@ -57,9 +57,11 @@ class Publisher:
     def _send(self, events: list[Event]) -> int:
         body = f"[{','.join(event.model_dump_json() for event in events)}]".encode()
         try:
-            return int(json.loads(post(self.url, body, self._token, timeout_s=10))["delivered"])
+            return int(
+                json.loads(post_events(self.url, body, self._token, timeout_s=10))["delivered"]
+            )
         except urllib.error.HTTPError as error:
-            raise PublishError(refusal(self.url, error, self._token)) from None
+            raise PublishError(refusal_message(self.url, error, self._token)) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             why = getattr(error, "reason", error)
             port = urlsplit(self.url).port

@@ -28,7 +28,7 @@ STANDS_OUT = float(np.log(1.5))
 
 
 @dataclass(frozen=True)
-class Attack:
+class AttackCurve:
     """The first attack of a recording on the common axis, by resource."""
 
     curve: NDArray[np.float64]  # (CURVE_POINTS, n_resources), NaN: the recording lacks it
@@ -66,7 +66,7 @@ def attack_spans(bins: list[str]) -> list[tuple[int, int] | None] | None:
     ]
 
 
-def attack(series: NDArray[np.float64], spans: list[tuple[int, int] | None]) -> Attack:
+def attack_curve(series: NDArray[np.float64], spans: list[tuple[int, int] | None]) -> AttackCurve:
     """An attack on the common axis.
 
     Args:
@@ -82,7 +82,7 @@ def attack(series: NDArray[np.float64], spans: list[tuple[int, int] | None]) -> 
         np.full(series.shape[1], np.nan) if span is None else _mean(series[slice(*span)])
         for span in (spans[0], spans[3])
     )
-    return Attack(np.concatenate(parts), signed_log(running) - signed_log(before))
+    return AttackCurve(np.concatenate(parts), signed_log(running) - signed_log(before))
 
 
 def resampled(values: NDArray[np.float64], points: int) -> NDArray[np.float64]:
@@ -112,7 +112,7 @@ def quartiles(curves: NDArray[np.float64]) -> tuple[list[float | None], ...]:
     return out
 
 
-def shape(growth: NDArray[np.float64]) -> str:
+def attack_shape(growth: NDArray[np.float64]) -> str:
     """The resource whose use grows most during the attacks of a profile.
 
     ``mixed`` if it does not stand out from the next, ``quiet`` if none grows.

@@ -35,8 +35,8 @@ class Event(BaseModel):
     """What all events say: what they are, when they were made, and what from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    kept: ClassVar[int] = 1  # events of one subject that a new client is given
-    about: ClassVar[tuple[str, ...]]  # fields that tell subjects of this type apart
+    kept_per_subject: ClassVar[int] = 1  # events of one subject that a new client is given
+    subject_fields: ClassVar[tuple[str, ...]]  # fields that tell subjects of this type apart
 
     v: Literal[1] = VERSION
     type: str
@@ -49,13 +49,13 @@ class Event(BaseModel):
     @property
     def subject(self) -> tuple[Any, ...]:
         """An event replaces the one before it of the same subject."""
-        return (self.type, *(getattr(self, name) for name in self.about))
+        return (self.type, *(getattr(self, name) for name in self.subject_fields))
 
 
 class PhaseEvent(Event):
     """The phase of a host, or how many windows of a corpus are in each phase."""
 
-    about: ClassVar = ("scope",)
+    subject_fields: ClassVar = ("scope",)
     type: Literal["phase"] = "phase"
     scope: Name  # a host, or what the mix is of: "corpus", "lab-a", …
     phase: Phase | None = None
@@ -71,7 +71,7 @@ class PhaseEvent(Event):
 class AttackProfile(Event):
     """How one signal runs through the attacks of a profile, on an axis aligned by phase."""
 
-    about: ClassVar = ("name", "channel")
+    subject_fields: ClassVar = ("name", "channel")
     type: Literal["attack_profile"] = "attack_profile"
     name: Name
     shape: Name  # what the attack uses most, such as "cpu" or "network"
@@ -86,7 +86,7 @@ class AttackProfile(Event):
 class Prediction(Event):
     """A window of a recorded episode: what was predicted, and what it was."""
 
-    about: ClassVar = ("episode_id", "window")
+    subject_fields: ClassVar = ("episode_id", "window")
     type: Literal["prediction"] = "prediction"
     episode_id: Name
     window: Count
@@ -103,7 +103,7 @@ class Prediction(Event):
 class ModelMetric(Event):
     """A figure of a model on the test side of a recipe, with its interval."""
 
-    about: ClassVar = ("model", "mode", "recipe")
+    subject_fields: ClassVar = ("model", "mode", "recipe")
     type: Literal["model_metric"] = "model_metric"
     model: Name
     mode: Mode | None = None  # None: a baseline, which sees no telemetry
@@ -119,7 +119,7 @@ class ModelMetric(Event):
 class Embedding(Event):
     """A window along the principal axes of a checkpoint's training inputs."""
 
-    about: ClassVar = ("episode_id", "window")
+    subject_fields: ClassVar = ("episode_id", "window")
     type: Literal["embedding"] = "embedding"
     episode_id: Name
     window: Count
@@ -135,7 +135,7 @@ class Embedding(Event):
 class ModelPerf(Event):
     """What a model costs per window on a named device, beside how good it is."""
 
-    about: ClassVar = ("model", "mode", "device")
+    subject_fields: ClassVar = ("model", "mode", "device")
     type: Literal["model_perf"] = "model_perf"
     model: Name
     mode: Mode
@@ -159,9 +159,9 @@ class Argument(BaseModel):
 class LiveDetection(Event):
     """What a scorer says of one window of a machine, or that the machine went silent."""
 
-    about: ClassVar = ("host",)
+    subject_fields: ClassVar = ("host",)
     type: Literal["live_detection"] = "live_detection"
-    kept: ClassVar[int] = LIVE_WINDOWS
+    kept_per_subject: ClassVar[int] = LIVE_WINDOWS
 
     host: Name
     model: Name  # such as gbt_realistic

@@ -25,7 +25,7 @@ from features.extraction import Extracted, extract
 from features.golden import REWRITE, read_golden
 from features.relative import signed_log
 from features.windows import bin_phases, label_windows
-from hub.curves import RESOURCES, Attack, attack, attack_spans, quartiles, shape
+from hub.curves import RESOURCES, AttackCurve, attack_curve, attack_shape, attack_spans, quartiles
 from hub.events import (
     AttackProfile,
     Embedding,
@@ -461,7 +461,7 @@ def profiles(project: Project, n_episodes: int = MAX_EPISODES) -> Iterator[Attac
     """
     layout = project.workspace.layout
     columns = [layout.channel_names.index(channel) for channel in RESOURCES.values()]
-    found: dict[str, list[Attack]] = defaultdict(list)
+    found: dict[str, list[AttackCurve]] = defaultdict(list)
     newest: dict[str, float] = {}
     for episode, grid in _sweep(project, project.workspace.seed):
         profile = episode.record.profile
@@ -471,14 +471,14 @@ def profiles(project: Project, n_episodes: int = MAX_EPISODES) -> Iterator[Attac
         if spans is None:
             continue
         series = align(episode.sources, grid, layout)[:, columns].astype(np.float64)
-        found[profile].append(attack(series, spans))
+        found[profile].append(attack_curve(series, spans))
         newest[profile] = max(newest.get(profile, 0.0), _recorded_at(episode.record) or 0.0)
     attacked = {profile: attacks for profile, attacks in sorted(found.items()) if attacks}
     if not attacked:
         raise StageError(f"{project.workspace.store_path}: no usable episode has an attack")
     units = {channel.name: channel.unit for channel in layout.channels}
     for profile, attacks in attacked.items():
-        form = shape(np.stack([one.growth for one in attacks]))
+        form = attack_shape(np.stack([one.growth for one in attacks]))
         for i, channel in enumerate(RESOURCES.values()):
             curves = np.stack([one.curve[:, i] for one in attacks])
             with_values = ~np.isnan(curves).all(axis=1)

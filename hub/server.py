@@ -27,8 +27,8 @@ from evaluation.decisions import Answer, tally
 from hub.decisions import DecisionLog, LogError
 from hub.events import EVENT, TYPES, AnyEvent, Event, LiveDetection, schema
 from hub.guard import App, Guard, Message, Receive, Scope, Send
-from hub.state import State
-from live.silence import UNHEARD_S
+from hub.state import HubState
+from live.silence import SCORER_SILENT_S
 
 MAX_BODY = 2 << 20
 MAX_CLIENTS = 500
@@ -75,9 +75,9 @@ class Hub:
     """
 
     def __init__(
-        self, decisions: Path, *, silent_after_s: float = UNHEARD_S, windows: bool = False
+        self, decisions: Path, *, silent_after_s: float = SCORER_SILENT_S, windows: bool = False
     ):
-        self.state = State(silent_after_s)
+        self.state = HubState(silent_after_s)
         self.log = DecisionLog(decisions, windows=windows)
         self.app = _Headers(
             Starlette(
@@ -300,7 +300,7 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def server(
+def build_server(
     hub: Hub,
     *,
     hosts: Iterable[str] = (),

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hub.events import Event, LiveDetection, now
-from live.silence import UNHEARD_S, silence
+from live.silence import SCORER_SILENT_S, silence_fields
 
 RING_EVENTS, RING_BYTES = 10_000, 16 << 20
 """Of what a client that comes back is given; at 50 events a second, three minutes."""
@@ -77,21 +77,21 @@ class _Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class LastContact:
     """When a host was last heard, on the monotonic clock, and what it said."""
 
     at: float
     event: LiveDetection
 
 
-class State:
+class HubState:
     """Events in order, numbered from 1 within one life of the hub.
 
     An id is ``<boot>-<number>``: after a restart, the numbers that a client knows mean nothing, and
     it is told so.
     """
 
-    def __init__(self, silent_after_s: float = UNHEARD_S) -> None:
+    def __init__(self, silent_after_s: float = SCORER_SILENT_S) -> None:
         self.boot = secrets.token_hex(4)
         self.newest = 0
         self.clients = 0
@@ -101,7 +101,7 @@ class State:
         self._ring_bytes = 0
         self._kept: dict[str, _Kept] = {}
         self._by_number: OrderedDict[int, Frame] = OrderedDict()  # all that is kept, in order
-        self._heard: OrderedDict[str, Heard] = OrderedDict()
+        self._heard: OrderedDict[str, LastContact] = OrderedDict()
         self._known: OrderedDict[tuple[str | float, ...], None] = OrderedDict()
         self._news = asyncio.Event()
 
@@ -130,7 +130,7 @@ class State:
         if isinstance(event, LiveDetection) and event.source == "live":
             # a replay that ends is over, so only what is live is watched
             self._heard.pop(event.host, None)
-            self._heard[event.host] = Heard(time.monotonic(), event)
+            self._heard[event.host] = LastContact(time.monotonic(), event)
             if len(self._heard) > WATCHED_HOSTS:
                 self._heard.popitem(last=False)
         return self._add(event)
@@ -160,7 +160,9 @@ class State:
         while len(self._ring) > RING_EVENTS or self._ring_bytes > RING_BYTES:
             self._ring_bytes -= len(self._ring.popleft().text)
         self._by_number[frame.number] = frame
-        for forgotten in self._kept.setdefault(event.type, _Kept()).add(frame, event.kept):
+        for forgotten in self._kept.setdefault(event.type, _Kept()).add(
+            frame, event.kept_per_subject
+        ):
             del self._by_number[forgotten.number]
         self._news.set()
         self._news = asyncio.Event()
@@ -254,7 +256,7 @@ def _message(event: str, **data: Any) -> bytes:
 def _silence(last: LiveDetection, quiet_s: float, name: str) -> LiveDetection:
     """What the hub says of a host that stopped: an alarm, or that the one that stood goes on."""
     standing = last.alarm_id if last.alarm in ("raised", "standing") else None
-    said = silence(last.end, round(last.end + quiet_s, 3), standing, f"silent-{name}")
+    said = silence_fields(last.end, round(last.end + quiet_s, 3), standing, f"silent-{name}")
     return last.model_copy(
         update=said
         | {

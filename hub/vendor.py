@@ -33,7 +33,7 @@ class Package(TypedDict):
     files: dict[str, File]
 
 
-def recorded() -> Package:
+def read_record() -> Package:
     """The package, its version, and the sha256 of each file that is kept of it."""
     return json.loads(RECORD.read_text(encoding="utf-8"))
 
@@ -44,7 +44,7 @@ def fetch(*, record: bool) -> None:
     Raises:
         ValueError: the package or a file is not the recorded one; nothing was written.
     """
-    known = recorded()
+    known = read_record()
     contents = _unpacked(known)
     for name, content in contents.items():
         found = _sha256(content)

@@ -32,7 +32,7 @@ from features.relative import summary_inputs, tensor_inputs
 from live.replay import live_differences
 from live.runtime import Runtime, build_runtime, try_net
 from live.stream import LiveWindow, LiveWindows
-from models.alarm import AlarmRule, infected
+from models.alarm import AlarmRule, attack_phase_mask
 from models.likeness import Likeness
 from models.replay import input_differences
 
@@ -127,7 +127,7 @@ class Bundle:
 
     @cached_property
     def infected(self) -> NDArray[np.bool_]:
-        return infected(self.layout.phases)
+        return attack_phase_mask(self.layout.phases)
 
     @cached_property
     def _kept(self) -> NDArray[np.bool_]:
@@ -183,9 +183,9 @@ def load_bundle(
         _check_code(folder, head, layout)
         files = {name: _read(folder, name, about) for name, about in head["files"].items()}
         _try_once(head, files, layout)
-        bundle = assembled(folder, head, files, layout)
+        bundle = assemble_bundle(folder, head, files, layout)
         golden = head["golden"]
-        expected = unpacked_arrays(files[golden["expected"]])
+        expected = unpack_arrays(files[golden["expected"]])
         problem = golden_problem(bundle, files[golden["rows"]], expected)
     if problem:
         raise BundleError(
@@ -321,12 +321,12 @@ def _content(path: Path, limit: int) -> bytes:
         raise BundleError(f"{path}: {error}") from None
 
 
-def assembled(
+def assemble_bundle(
     folder: Path, head: dict[str, Any], files: Mapping[str, bytes], layout: Layout
 ) -> Bundle:
     with _refusing(folder):
         kind, model = head["runtime"]["kind"], files[head["runtime"]["file"]]
-        content = model if kind == "onnx" else unpacked_arrays(model)
+        content = model if kind == "onnx" else unpack_arrays(model)
         kept = np.array(head["kept"], dtype=bool)
         expected = layout.keep_mask(head["mode"], head["input_kind"])
         if not np.array_equal(kept, expected):
@@ -334,7 +334,7 @@ def assembled(
         runtime = build_runtime(kind, content, head["scaling"], len(layout.phases), int(kept.sum()))
         likeness = None
         if head["likeness"] is not None:
-            arrays = unpacked_arrays(files[head["likeness"]["file"]])
+            arrays = unpack_arrays(files[head["likeness"]["file"]])
             likeness = Likeness.from_arrays(head["likeness"]["head"], arrays)
         rule = AlarmRule.from_json(head["rule"])
         if tuple(head["phases"]) != layout.phases or rule.phases != layout.phases:
@@ -342,8 +342,8 @@ def assembled(
         return Bundle(head, runtime, rule, likeness, layout)
 
 
-def unpacked_arrays(content: bytes) -> dict[str, NDArray[Any]]:
-    """What ``packed_arrays`` packed.
+def unpack_arrays(content: bytes) -> dict[str, NDArray[Any]]:
+    """What ``pack_arrays`` packed.
 
     Raises:
         ValueError: it is something else.
@@ -359,7 +359,7 @@ def unpacked_arrays(content: bytes) -> dict[str, NDArray[Any]]:
         raise ValueError(f"not an archive of arrays ({error})") from error
 
 
-def packed_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+def pack_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Named arrays as one file."""
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
@@ -369,7 +369,7 @@ def packed_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 # --- golden rows
 
 
-def packed_rows(timeline: Iterable[tuple[str, bytes]], origin_ns: int) -> bytes:
+def pack_rows(timeline: Iterable[tuple[str, bytes]], origin_ns: int) -> bytes:
     """Telemetry as one file: (source, lines) in order of time; the same bytes for the same rows."""
     rows = [[source, lines.decode()] for source, lines in timeline]
     return gzip.compress(json.dumps({"origin_ns": origin_ns, "rows": rows}).encode(), mtime=0)

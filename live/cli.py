@@ -34,14 +34,14 @@ from live.bundle import (
     BundleError,
     NotABundleError,
     load_bundle,
-    packed_arrays,
+    pack_arrays,
     signed_by,
-    unpacked_arrays,
+    unpack_arrays,
 )
-from live.machine import ThisMachine
+from live.machine import MachineSource
 from live.outputs import CommandOutput, EventOutput, HubOutput, LinesOutput, MetricsOutput
 from live.scorer import Event, LiveScorer
-from live.sources import DEPLOYABLE, Follow, Replay, RowSource, Stdin
+from live.sources import DEPLOYABLE, FolderSource, ReplaySource, RowSource, StdinSource
 from live.stream import LiveWindows
 from models.base import NotFiniteError
 
@@ -256,7 +256,7 @@ def _replay(
     outputs: list[EventOutput],
     stop: _Stop,
 ) -> None:
-    source = Replay(recording.members, 1.0 if options.speed is None else options.speed)
+    source = ReplaySource(recording.members, 1.0 if options.speed is None else options.speed)
     scorer = LiveScorer(
         bundle,
         options.host or recording.host,
@@ -293,7 +293,7 @@ def _score(
 
 def _source(options: argparse.Namespace) -> tuple[RowSource, int | None]:
     if options.stdin:
-        return Stdin(), None
+        return StdinSource(), None
     if options.follow:
         if not options.follow.is_dir():
             raise UsageError(f"{options.follow}: must be an episode's folder; it does not exist")
@@ -305,9 +305,9 @@ def _source(options: argparse.Namespace) -> tuple[RowSource, int | None]:
             )
         if not folders:
             log.info("waiting for %s in %s", " or ".join(_FILES), options.follow)
-        follow = Follow(options.follow)
+        follow = FolderSource(options.follow)
         return follow, follow.origin_ns()
-    machine = ThisMachine()
+    machine = MachineSource()
     if machine.problem:
         log.warning(machine.problem)
     return machine, None
@@ -317,7 +317,7 @@ def _check_filled(bundle: Bundle, source: RowSource) -> None:
     """Refuse a source that fills nothing the model sees; say what is missing."""
     names = bundle.layout.channel_names
     seen = [names[i] for i in np.unique(bundle.channel)]
-    missing = [name for name in seen if name not in source.fills]
+    missing = [name for name in seen if name not in source.channels]
     if len(missing) == len(seen):
         raise UsageError(f"this source fills none of the {len(seen)} channels of {bundle.variant}")
     if missing:
@@ -356,15 +356,15 @@ def _loop(
             if made:
                 noted = _note_counts(scorer, metrics, noted)
                 if state:
-                    write_atomically(state, packed_arrays(scorer.state()))
+                    write_atomically(state, pack_arrays(scorer.state()))
         if not stop.wanted:
             send(scorer.close())
         elif state:
-            write_atomically(state, packed_arrays(scorer.state()))
+            write_atomically(state, pack_arrays(scorer.state()))
     finally:
         source.close()
         _note_counts(scorer, metrics, noted)
-        if isinstance(source, Stdin) and source.left_out:
+        if isinstance(source, StdinSource) and source.left_out:
             log.warning("%d lines were not rows of %s", source.left_out, " or ".join(DEPLOYABLE))
 
 
@@ -384,7 +384,7 @@ def _note_counts(
 
 def _read_state(path: Path) -> dict[str, NDArray[Any]] | None:
     try:
-        return unpacked_arrays(path.read_bytes())
+        return unpack_arrays(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:
@@ -468,7 +468,7 @@ def run_enrol(options: argparse.Namespace, _: Any) -> int:
         raise UsageError(f"--minutes must be at least {window.stride_ms / 60_000:.2f}")
     if not options.out.absolute().parent.is_dir():
         raise UsageError(f"{options.out}: folder {options.out.absolute().parent} does not exist")
-    machine, windows, stop = ThisMachine(), LiveWindows(bundle.layout), _Stop()
+    machine, windows, stop = MachineSource(), LiveWindows(bundle.layout), _Stop()
     if machine.problem:
         log.warning(machine.problem)
     rows: list[NDArray[np.float32]] = []
@@ -484,7 +484,7 @@ def run_enrol(options: argparse.Namespace, _: Any) -> int:
         log.error("stopped before the first window; nothing is written")
         return stop.code or FAILED
     kept = {"features": np.stack(rows), "contract": np.array(bundle.contract_hash)}
-    write_atomically(options.out, packed_arrays(kept))
+    write_atomically(options.out, pack_arrays(kept))
     log.info("%s: %d windows", options.out, len(rows))
     return OK
 

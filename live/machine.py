@@ -270,7 +270,7 @@ def row(
     return json.dumps(envelope | fields, separators=(",", ":")).encode()
 
 
-class ThisMachine:
+class MachineSource:
     """Rows of this machine, one ``PERIOD_S`` after the other."""
 
     def __init__(self) -> None:
@@ -287,7 +287,7 @@ class ThisMachine:
         self.missed = 0  # periods without a row, because this process was not scheduled
 
     @property
-    def fills(self) -> frozenset[str]:
+    def channels(self) -> frozenset[str]:
         """Names of the channels that have values here."""
         names = {"guest": set(self._kernel.fields()), "netflow": set()}
         if self._packets:

@@ -41,7 +41,7 @@ class LinesOutput:
         self._short = sys.stdout.isatty()
 
     def send(self, event: Event) -> None:
-        text = short(event) if self._short else json.dumps(event, separators=(",", ":"))
+        text = short_line(event) if self._short else json.dumps(event, separators=(",", ":"))
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
@@ -49,7 +49,7 @@ class LinesOutput:
         """Standard output stays open."""
 
 
-def short(event: Event) -> str:
+def short_line(event: Event) -> str:
     """An event in one line of a terminal."""
     at = time.strftime("%H:%M:%S", time.localtime(event["end"]))
     if event["phase"] is None:
@@ -60,7 +60,7 @@ def short(event: Event) -> str:
     return f"{at}  {event['filtered']:<17}{event['confidence']:>6.1%}{unlike}{alarm}"
 
 
-def post(url: str, events: bytes, token: str | None, timeout_s: float) -> bytes:
+def post_events(url: str, events: bytes, token: str | None, timeout_s: float) -> bytes:
     """Send a JSON list of events to a hub; returns its answer.
 
     Args:
@@ -78,7 +78,7 @@ def post(url: str, events: bytes, token: str | None, timeout_s: float) -> bytes:
         return answer.read()
 
 
-def refusal(url: str, error: urllib.error.HTTPError, token: str | None) -> str:
+def refusal_message(url: str, error: urllib.error.HTTPError, token: str | None) -> str:
     """Why a hub takes no events, and what to do: what it says, or the code where it says nothing.
 
     Args:
@@ -156,12 +156,12 @@ class HubOutput:
     def _published(self, batch: list[Event]) -> bool:
         """Whether the hub has answered: it took the events, or refused them for good."""
         try:
-            post(self._url, json.dumps(batch).encode(), self._token, timeout_s=5)
+            post_events(self._url, json.dumps(batch).encode(), self._token, timeout_s=5)
         except urllib.error.HTTPError as error:
             if error.code in (429, 500, 502, 503, 504):
                 return False
             self.refused += len(batch)
-            why = refusal(self._url, error, self._token)
+            why = refusal_message(self._url, error, self._token)
             if why != self._said:
                 log.error("%s", why)
             self._said = why

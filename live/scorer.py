@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from episodes.format import SOURCES
-from live.silence import QUIET_S, silence
+from live.silence import QUIET_S, silence_fields
 from live.sources import DEPLOYABLE
 from live.stream import LiveWindow, LiveWindows
-from models.alarm import Follower
+from models.alarm import RunningAlarmRule
 from models.base import check_finite
 from models.likeness import ALPHA, RunningLikeness
 
@@ -78,7 +78,7 @@ class LiveScorer:
         self._begin()
 
     def _begin(self) -> None:
-        self._follower = Follower(self.bundle.rule)
+        self._follower = RunningAlarmRule(self.bundle.rule)
         self._likeness = RunningLikeness(self.bundle.likeness) if self.bundle.likeness else None
 
     def push(self, source: str, lines: bytes) -> Iterator[Event]:
@@ -177,7 +177,7 @@ class LiveScorer:
         self, silent: list[str], number: int, start: float, end: float, *, data_at: float | None
     ) -> Event:
         """An event that says that nothing is known of the machine; an alarm that stands, stands."""
-        said = silence(
+        said = silence_fields(
             start, end, self._alarm_id or self._silence_id,
             f"silent-{self._host}-{self._session}-{number}",
         )  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Protocol
 from episodes.format import LABELS_FILE, SOURCES
 from episodes.jsonl import is_int64, parse_objects
 from features.registry import CHANNELS
-from live.timeline import line_time, timed, timeline, together
+from live.timeline import group_rows, line_time, timed_lines, timeline
 
 MAX_LINE = 65_536
 """Bytes of a line; a longer one is dropped and counted."""
@@ -23,14 +23,14 @@ _READ = 1 << 20  # bytes read at a time
 _POLL_S = 0.1
 DEPLOYABLE = tuple(name for name, source in SOURCES.items() if source.deployable)
 _TAGS = {SOURCES[name].tag: name for name in DEPLOYABLE}
-ALL = frozenset(channel.name for channel in CHANNELS if channel.deployable)
+ALL_CHANNELS = frozenset(channel.name for channel in CHANNELS if channel.deployable)
 
 
 class RowSource(Protocol):
     """Rows of one machine as they become known."""
 
     @property
-    def fills(self) -> frozenset[str]:
+    def channels(self) -> frozenset[str]:
         """Names of the channels that it can give."""
 
     def read(self) -> list[tuple[str, bytes]] | None:
@@ -60,10 +60,10 @@ class _Lines:
         return [line for line in kept if line.strip()]
 
 
-class Stdin:
+class StdinSource:
     """JSON lines on standard input; each says its source."""
 
-    fills = ALL
+    channels = ALL_CHANNELS
 
     def __init__(self, handle: int = 0):
         self._handle = handle
@@ -80,7 +80,7 @@ class Stdin:
             return None
         known = list(_known(lines))
         self.left_out += len(lines) - len(known)
-        return [(source, rows) for _, source, rows in together(known)]
+        return [(source, rows) for _, source, rows in group_rows(known)]
 
     def close(self) -> None:
         """Standard input stays open."""
@@ -99,10 +99,10 @@ def _known(lines: list[bytes]) -> Iterator[tuple[int, str, bytes]]:
             yield t, source, line
 
 
-class Follow:
+class FolderSource:
     """An episode's folder while it is written; its files may come later, or begin anew."""
 
-    fills = ALL
+    channels = ALL_CHANNELS
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -123,7 +123,7 @@ class Follow:
         # rows later than what is read of a file that has more would overtake it
         until = min((tail.until for tail in tails if tail.has_more), default=None)
         rows = merge(*(tail.rows(until) for tail in tails), key=lambda row: row[0])
-        found = [(source, lines) for _, source, lines in together(rows)]
+        found = [(source, lines) for _, source, lines in group_rows(rows)]
         if not found:
             time.sleep(_POLL_S)
         return found
@@ -170,7 +170,7 @@ class _Tail:
         content = os.pread(self._handle, _READ, self._at)
         self._at += len(content)
         self.has_more = len(content) == _READ
-        self._waiting = list(timed(self._lines.take(content), self._source))
+        self._waiting = list(timed_lines(self._lines.take(content), self._source))
 
     def rows(self, until: int | None) -> list[tuple[int, str, bytes]]:
         """Take the rows up to a time; None: all."""
@@ -187,7 +187,7 @@ class _Tail:
 
 
 @dataclass
-class Replay:
+class ReplaySource:
     """A recorded episode, at the speed that it was recorded times ``speed``.
 
     Args:
@@ -197,7 +197,7 @@ class Replay:
 
     members: Mapping[str, bytes]
     speed: float = 1.0
-    fills: frozenset[str] = ALL
+    channels: frozenset[str] = ALL_CHANNELS
 
     def __post_init__(self) -> None:
         self._rows = timeline(self.members, DEPLOYABLE)

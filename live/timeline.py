@@ -19,7 +19,7 @@ def line_time(line: bytes, before: int) -> int:
     return int(found[1]) if found else before
 
 
-def timed(lines: Iterable[bytes], source: str) -> Iterator[tuple[int, str, bytes]]:
+def timed_lines(lines: Iterable[bytes], source: str) -> Iterator[tuple[int, str, bytes]]:
     """Lines of one source with times that keep the file's order and ignore a single wrong one."""
     latest = before = 0
     for line in lines:
@@ -40,12 +40,14 @@ def timeline(
         members: content by file name.
         sources: names of the sources that are wanted.
     """
-    streams = [timed(members.get(SOURCES[name].file, b"").split(b"\n"), name) for name in sources]
+    streams = [
+        timed_lines(members.get(SOURCES[name].file, b"").split(b"\n"), name) for name in sources
+    ]
     merged = heapq.merge(*streams, key=lambda row: row[0])
-    return together(row for row in merged if row[2])
+    return group_rows(row for row in merged if row[2])
 
 
-def together(rows: Iterable[tuple[int, str, bytes]]) -> Iterator[tuple[int, str, bytes]]:
+def group_rows(rows: Iterable[tuple[int, str, bytes]]) -> Iterator[tuple[int, str, bytes]]:
     """(Unix ns, source, line) in order; lines of one source in sequence are one if close."""
     lines: list[bytes] = []
     since, current = 0, ""

@@ -124,21 +124,21 @@ class AlarmRule:
 
     def score(self, filtered: NDArray[np.float64]) -> NDArray[np.float64]:
         """Probability ``(n_windows,)`` that the machine is being or has been taken over."""
-        return filtered[:, infected(self.phases)].sum(axis=1)
+        return filtered[:, attack_phase_mask(self.phases)].sum(axis=1)
 
     def alarms(
         self, score: NDArray[np.float64], first: NDArray[np.bool_] | None = None
     ) -> NDArray[np.bool_]:
         """Windows ``(n_windows,)`` at which the alarm stands."""
-        return standing(score, self.threshold, self.clear_below, first)
+        return apply_hysteresis(score, self.threshold, self.clear_below, first)
 
 
-def infected(phases: Sequence[str]) -> NDArray[np.bool_]:
+def attack_phase_mask(phases: Sequence[str]) -> NDArray[np.bool_]:
     """Which classes are an attack, ``(n_phases,)``."""
     return np.array([phase in INFECTED for phase in phases])
 
 
-class Follower:
+class RunningAlarmRule:
     """A rule on the posteriors of one machine while its windows arrive, equal to the last bit."""
 
     def __init__(self, rule: AlarmRule):
@@ -151,7 +151,9 @@ class Follower:
     def push(self, proba: NDArray) -> tuple[NDArray[np.float64], float, bool]:
         """Take the next window's ``(n_phases,)``; returns what is filtered, score and alarm."""
         likelihood = likelihoods(proba[None], self.rule.temperature)
-        prior = self._initial if self.state is None else step(self.state[None], self._transitions)
+        prior = (
+            self._initial if self.state is None else next_prior(self.state[None], self._transitions)
+        )
         self.state = forward(likelihood, prior.ravel(), self._transitions)[0]
         score = float(self.rule.score(self.state[None])[0])
         if score >= self.rule.threshold:
@@ -189,14 +191,14 @@ def forward(
     while len(at):
         state = prior * likelihood[at]
         out[at] = state / state.sum(axis=1, keepdims=True)
-        prior = step(out[at], transitions)
+        prior = next_prior(out[at], transitions)
         at = at + 1
         alive = at < ends
         at, ends, prior = at[alive], ends[alive], prior[alive]
     return out
 
 
-def step(state: NDArray[np.float64], transitions: NDArray[np.float64]) -> NDArray[np.float64]:
+def next_prior(state: NDArray[np.float64], transitions: NDArray[np.float64]) -> NDArray[np.float64]:
     """The next windows' prior ``(n, n_phases)`` after filtered states ``(n, n_phases)``."""
     # not a matrix product: its last bits would depend on how many episodes there are
     return (state[:, :, None] * transitions).sum(axis=1)
@@ -223,7 +225,7 @@ def count_transitions(
     return initial / initial.sum(), (1 - _LEAK) * shares + _LEAK / n_phases
 
 
-def standing(
+def apply_hysteresis(
     score: NDArray[np.float64],
     threshold: float,
     clear_below: float,

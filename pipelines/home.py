@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 import config
-from config.disk import one_at_a_time
+from config.disk import folder_lock
 from config.paths import DAGSTER_HOME, unusable_home
 from features.files import write_atomically
 
@@ -58,7 +58,7 @@ def dagster_instance(workspace: Workspace) -> Iterator[dg.DagsterInstance]:
     before = os.environ.get("DAGSTER_HOME")
     os.environ["DAGSTER_HOME"] = str(home)
     try:
-        with one_at_a_time(home):
+        with folder_lock(home):
             _make_ready(home)
             instance = dg.DagsterInstance.get()
         with instance:

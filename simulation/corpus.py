@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from config.disk import one_at_a_time
+from config.disk import folder_lock
 from config.paths import base_folder
 from episodes.format import ARCHIVE_SUFFIX
 from features.files import fingerprint, write_atomically
@@ -57,7 +57,7 @@ class CorpusWritten:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CorpusRequest:
     """What a person asks for; what is None is as in the corpus, or as usual."""
 
     episodes: int
@@ -70,10 +70,10 @@ class Wanted:
     placeholders: bool | None = None
 
 
-USUAL = Wanted(0, 0, hosts=12, seed=0, defects=0.02, first_day="2027-01-01")
+DEFAULTS = CorpusRequest(0, 0, hosts=12, seed=0, defects=0.02, first_day="2027-01-01")
 
 
-def open_corpus(folder: Path, parents: Path, wanted: Wanted, *, append: bool) -> Corpus:
+def open_corpus(folder: Path, parents: Path, wanted: CorpusRequest, *, append: bool) -> Corpus:
     """The corpus that a folder is to hold, with the part that is asked for; nothing is written.
 
     Args:
@@ -86,7 +86,7 @@ def open_corpus(folder: Path, parents: Path, wanted: Wanted, *, append: bool) ->
     ids = find_parents(parents)
     known = _read(folder, parents)
     if known is None:
-        given = _filled(wanted, USUAL)
+        given = _filled(wanted, DEFAULTS)
         part = _part(given, first=0)
         return Corpus(folder, Plan(given.seed or 0, ids, (part,), tuple(DEFECTS)), done=False)
     if known["parents"] != _identity(ids):
@@ -96,7 +96,7 @@ def open_corpus(folder: Path, parents: Path, wanted: Wanted, *, append: bool) ->
     parts, seed = known["parts"], known["seed"]
     last = parts[-1]
     as_before = replace(
-        USUAL,
+        DEFAULTS,
         seed=seed,
         hosts=last.hosts,
         defects=last.defects,
@@ -123,12 +123,12 @@ def open_corpus(folder: Path, parents: Path, wanted: Wanted, *, append: bool) ->
     return Corpus(folder, Plan(seed, ids, parts, tuple(DEFECTS)), done=known["done"])
 
 
-def _filled(wanted: Wanted, usual: Wanted) -> Wanted:
+def _filled(wanted: CorpusRequest, usual: CorpusRequest) -> CorpusRequest:
     given = {name: value for name, value in asdict(wanted).items() if value is not None}
     return replace(usual, **given)
 
 
-def _part(wanted: Wanted, first: int) -> Part:
+def _part(wanted: CorpusRequest, first: int) -> Part:
     assert wanted.hosts is not None
     assert wanted.defects is not None
     assert wanted.first_day is not None
@@ -193,7 +193,7 @@ def write_corpus(
         prepare: called in each process, once.
     """
     corpus.folder.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time(corpus.folder):  # another call finds what this one wrote
+    with folder_lock(corpus.folder):  # another call finds what this one wrote
         return _write_missing(corpus, processes, progress, prepare)
 
 

@@ -32,7 +32,7 @@ from config.signing import Signed, distrust, unsealed
 from datasets.splits import RECIPES
 from episodes.store import StoredEpisode, StoreError
 from features.files import file_sha256
-from live.bundle import HEAD_FILE, TOLERANCE, Bundle, BundleError, load_bundle, unpacked_arrays
+from live.bundle import HEAD_FILE, TOLERANCE, Bundle, BundleError, load_bundle, unpack_arrays
 from live.bundle import signed_by as bundle_signed_by
 from models.alarm import AlarmRule
 from models.checkpoint import (
@@ -325,7 +325,7 @@ def _is_of(path: Path, checkpoint_id: str) -> bool:
 
 def _same_outputs(checkpoint: Checkpoint, folder: Path, bundle: Bundle) -> None:
     """That a bundle answers its golden windows as the checkpoint does."""
-    expected = unpacked_arrays((folder / bundle.head["golden"]["expected"]).read_bytes())
+    expected = unpack_arrays((folder / bundle.head["golden"]["expected"]).read_bytes())
     X = expected["inputs"]
     off = float(np.abs(checkpoint.model.predict_proba(X) - bundle.runtime.proba(X)).max())
     if not off <= TOLERANCE:

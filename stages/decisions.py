@@ -15,7 +15,7 @@ from episodes.validation import validate
 from evaluation.decisions import AnyRecord, DecisionRecord, Tally, log_files, read_log, tally
 from features.files import file_sha256, fingerprint
 from live.scorer import Event, LiveScorer
-from live.sources import Replay
+from live.sources import ReplaySource
 from stages.manifest import Draft, Manifest
 from stages.stage import Artifacts, FactTable, FolderStage, Progress, StageOutput
 from stages.status import Reason
@@ -185,7 +185,7 @@ class _RescoredEpisodes:
         record, episode = validate(stored, workspace.validation, workspace.layout.fields)
         if episode is None or not record.usable:
             return "its recording is not usable"
-        source = Replay(episode.members, 0.0)
+        source = ReplaySource(episode.members, 0.0)
         scorer = LiveScorer(
             self._bundle, stored.host_id, "again", origin_ns=source.origin_ns(),
             replay_of=stored.episode_id,

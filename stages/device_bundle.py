@@ -185,7 +185,7 @@ def write_bundle(folder: Path, files: Mapping[str, bytes]) -> None:
 def bundle_in_memory(files: Mapping[str, bytes], layout: Layout) -> Bundle:
     """A bundle as it would load, before it is written."""
     head = json.loads(files[bundles.HEAD_FILE])
-    return bundles.assembled(Path(bundles.HEAD_FILE), head, files, layout)
+    return bundles.assemble_bundle(Path(bundles.HEAD_FILE), head, files, layout)
 
 
 class OracleError(StageError):
@@ -219,17 +219,17 @@ def bundle_files(scorer: Scorer) -> dict[str, bytes]:
     if isinstance(model.content, bytes):
         graph, suffix = model.content, ".onnx"
     else:
-        graph, suffix = bundles.packed_arrays(model.content), ".npz"
+        graph, suffix = bundles.pack_arrays(model.content), ".npz"
     rows = golden_rows()
     inputs = _golden_inputs(rows, checkpoint, layout)
     expected = {"inputs": inputs, "proba": checkpoint.model.predict_proba(inputs)}
     parts = {
         "model": (graph, suffix),
         "golden": (rows, ".jsonl.gz"),
-        "expected": (bundles.packed_arrays(expected), ".npz"),
+        "expected": (bundles.pack_arrays(expected), ".npz"),
     }
     if likeness:
-        parts["likeness"] = (bundles.packed_arrays(likeness.arrays()), ".npz")
+        parts["likeness"] = (bundles.pack_arrays(likeness.arrays()), ".npz")
     digests = {part: hashlib.sha256(content).hexdigest() for part, (content, _) in parts.items()}
     names = {part: f"{part}.{digests[part][:12]}{end}" for part, (_, end) in parts.items()}
     files = {names[part]: content for part, (content, _) in parts.items()}
@@ -277,7 +277,7 @@ def golden_rows() -> bytes:
     origin = int(episode.labels.t_wall_ns.min())
     until = origin + GOLDEN_SECONDS * NS_PER_S
     rows = [(s, lines) for t, s, lines in timeline(episode.members, DEPLOYABLE) if t < until]
-    return bundles.packed_rows(rows, origin)
+    return bundles.pack_rows(rows, origin)
 
 
 def _golden_inputs(rows: bytes, checkpoint: Checkpoint, layout: Layout) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config.disk import one_at_a_time, sync
+from config.disk import folder_lock, sync
 from config.signing import Signed, distrust, sealed, signed, unsealed
 from episodes.environment import settled
 from features.files import (
@@ -217,7 +217,7 @@ class Draft:
         Raises:
             OSError: also where another process replaced a file meanwhile that was to be kept.
         """
-        with one_at_a_time(self._folder):
+        with folder_lock(self._folder):
             return self._commit(fingerprint, facts, stage_version)
 
     def _commit(self, fingerprint: str, facts: dict[str, Any], stage_version: str) -> Manifest:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 
-from episodes.environment import MachineError, retried
+from episodes.environment import MachineError, retry
 from episodes.reading import Episode
 from episodes.store import StoredEpisode
 from episodes.validation import EpisodeRecord, ValidationPolicy, validate, where
@@ -66,7 +66,7 @@ def extract_if_usable(
     if not record.usable or episode is None:
         return record, None
     try:
-        extracted = retried(partial(extract, episode, layout), stored.path)
+        extracted = retry(partial(extract, episode, layout), stored.path)
     except AlignmentError as error:
         return record.with_reason("schema", str(error)), None
     except MachineError:

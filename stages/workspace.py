@@ -22,7 +22,7 @@ from pydantic import (
     field_validator,
 )
 
-from config.messages import address_of, addressed, not_yaml
+from config.messages import address_of, addressed, yaml_problem
 from config.paths import base_folder
 from datasets.splits import SplitPolicy
 from episodes.format import is_text
@@ -188,7 +188,7 @@ def read_workspace(config: Path | None, overrides: Mapping[str, Any]) -> Workspa
         except OSError as error:
             raise SettingsError(f"{config}: {error.strerror}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{config} {not_yaml(error)}") from error
+            raise SettingsError(f"{config} {yaml_problem(error)}") from error
         try:
             if document.keys() != {"execution"}:  # config/ray.yaml: where to run, no settings
                 values = dict(document["resources"]["workspace"]["config"] or {})

@@ -9,7 +9,14 @@ from held_out import CLASSES, POLICY, WINDOWS, guess, predictions
 from evaluation.alarm_choice import choose_rule, filtered_alarm_scores, filtered_predictions
 from evaluation.scores import SHORTCUTS, split_predictions
 from features.registry import LAYOUT
-from models.alarm import AlarmRule, Follower, count_transitions, forward, likelihoods, standing
+from models.alarm import (
+    AlarmRule,
+    RunningAlarmRule,
+    apply_hysteresis,
+    count_transitions,
+    forward,
+    likelihoods,
+)
 
 K = len(CLASSES)
 
@@ -87,7 +94,7 @@ def test_transitions_are_counted_and_none_is_impossible():
 def test_no_window_gives_no_phase():
     assert rule().filter(np.empty((0, K))).shape == (0, K)
     assert forward(np.empty((0, 2)), np.ones(2) / 2, np.eye(2)).shape == (0, 2)
-    assert standing(np.empty(0), 0.5, 0.5).shape == (0,)
+    assert apply_hysteresis(np.empty(0), 0.5, 0.5).shape == (0,)
 
 
 def test_the_score_is_of_the_phases_under_attack():
@@ -117,7 +124,7 @@ def test_following_window_by_window_is_filtering_the_sequence():
     told = proba(60, seed=3)
     filtered = rule().filter(told)
     score = rule().score(filtered)
-    follower = Follower(rule())
+    follower = RunningAlarmRule(rule())
     followed = [follower.push(row) for row in told]
     np.testing.assert_array_equal(np.stack([state for state, _, _ in followed]), filtered)
     assert [each for _, each, _ in followed] == score.tolist()

@@ -17,7 +17,7 @@ import typer
 from builders import StoreBuilder
 
 from config import paths
-from config.disk import one_at_a_time
+from config.disk import folder_lock
 from config.paths import DAGSTER_HOME, cache_folder, unusable_home
 from episodes.store import find_archive
 from features.files import write_atomically
@@ -176,9 +176,9 @@ def test_what_is_written_goes_through_links_and_leaves_devices_alone(tmp_path: P
 def test_a_folder_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     """Also by those who write: nothing else may be in it."""
     out, back = os.pipe()
-    with one_at_a_time(tmp_path):
+    with folder_lock(tmp_path):
         if not (child := os.fork()):
-            with one_at_a_time(tmp_path):
+            with folder_lock(tmp_path):
                 os.write(back, b"second")
             os._exit(0)
         os.set_blocking(out, False)

@@ -27,8 +27,8 @@ from hub.decisions import DecisionLog, LogError
 from hub.events import LiveDetection
 from hub.guard import Guard
 from hub.server import Hub
-from hub.state import State
-from live.silence import QUIET_S, UNHEARD_S, WORD_S
+from hub.state import HubState
+from live.silence import EVENT_INTERVAL_S, QUIET_S, SCORER_SILENT_S
 
 TOKEN = "correct-horse-battery"
 ROOT = Path(__file__).parent.parent
@@ -145,7 +145,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     running: list[Running] = []
 
     def begin(**options: Any) -> Running:
-        running.append(Running(server.server(Hub(tmp_path / "decisions"), **options)))
+        running.append(Running(server.build_server(Hub(tmp_path / "decisions"), **options)))
         return running[-1]
 
     yield begin
@@ -280,7 +280,7 @@ def test_a_restart_is_a_gap_and_not_a_pretence(start: Callable[..., Running]) ->
     "last", ["", "x", "-", "x-1", "{boot}-", "{boot}-x", "{boot}-99", "{boot}--1"]
 )
 def test_an_id_that_is_none_is_no_place(last: str) -> None:
-    kept = State()
+    kept = HubState()
     kept.publish(events.EVENT.validate_python(phase()))
     assert kept._place(last.format(boot=kept.boot)) is None
     assert kept._place(f"{kept.boot}-1") == 1
@@ -308,7 +308,7 @@ def test_a_slow_client_is_told_of_its_gap_and_slows_nobody(
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "KEPT_EVENTS", 6)
-    kept = State()
+    kept = HubState()
 
     def publish(document: dict[str, Any]) -> None:
         kept.publish(events.EVENT.validate_python(document))
@@ -332,7 +332,7 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_memory_of_a_ring_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "RING_BYTES", 2000)
-    kept = State()
+    kept = HubState()
     for n in range(100):
         kept.publish(events.EVENT.validate_python(phase(f"lab-{n}")))
     assert sum(len(frame.text) for frame in kept._ring) == kept._ring_bytes <= 2000
@@ -385,12 +385,12 @@ def test_only_the_page_is_served(hub: Running, path: str) -> None:
 # --- silence
 
 
-def live(kept: State, **changes: Any) -> None:
+def live(kept: HubState, **changes: Any) -> None:
     kept.publish(events.EVENT.validate_python(detection(**changes)))
 
 
 def test_a_host_that_stops_is_an_alarm_once() -> None:
-    kept = State(silent_after_s=0)
+    kept = HubState(silent_after_s=0)
     live(kept, data_at=14.9)
     (said,) = kept.publish_silence()
     assert said.data_at == 14.9  # nothing newer is known
@@ -406,14 +406,14 @@ def test_a_host_that_stops_is_an_alarm_once() -> None:
 
 
 def test_an_alarm_that_stands_goes_on_in_silence() -> None:
-    kept = State(silent_after_s=0)
+    kept = HubState(silent_after_s=0)
     live(kept, alarm="standing", alarm_id="a1")
     (said,) = kept.publish_silence()
     assert (said.alarm, said.alarm_id) == ("standing", "a1")
 
 
 def test_a_replay_that_ends_is_over() -> None:
-    kept = State(silent_after_s=0)
+    kept = HubState(silent_after_s=0)
     live(kept, source="replay", replay_of="E")
     live(kept, host="told", silent=["told"], phase=None)  # the scorer said it
     assert kept.publish_silence() == []
@@ -421,18 +421,18 @@ def test_a_replay_that_ends_is_over() -> None:
 
 def test_a_hub_waits_for_three_words_of_a_scorer() -> None:
     stride_s = LAYOUT.window.stride_ms / 1000
-    assert stride_s == WORD_S
-    assert State().silent_after_s == UNHEARD_S > QUIET_S + 2 * stride_s
+    assert stride_s == EVENT_INTERVAL_S
+    assert HubState().silent_after_s == SCORER_SILENT_S > QUIET_S + 2 * stride_s
 
 
 def test_a_host_that_is_heard_is_not_silent() -> None:
-    kept = State(silent_after_s=60)
+    kept = HubState(silent_after_s=60)
     live(kept)
     assert kept.publish_silence() == []
 
 
 def test_a_running_hub_notices(tmp_path: Path) -> None:
-    hub = Running(server.server(Hub(tmp_path / "decisions", silent_after_s=0.1)))
+    hub = Running(server.build_server(Hub(tmp_path / "decisions", silent_after_s=0.1)))
     try:
         stream = Stream(hub.port)
         hub.publish(detection())

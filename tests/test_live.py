@@ -21,7 +21,7 @@ from episodes.reading import parse_episode
 from episodes.store import list_store
 from features.extraction import Extracted, extract
 from features.registry import LAYOUT
-from live.sources import DEPLOYABLE, Follow, Replay, RowSource, Stdin
+from live.sources import DEPLOYABLE, FolderSource, ReplaySource, RowSource, StdinSource
 from live.stream import LEAP_S, MAX_ROWS, LiveWindow, LiveWindows
 
 ROOT = Path(__file__).parent.parent
@@ -123,7 +123,7 @@ def test_every_source_gives_the_windows_of_batch(episode_id: str, tmp_path: Path
     stored = list_store(STORE).find(episode_id)
     episode = parse_episode(stored.path.read_bytes(), episode_id, LAYOUT.fields)
     batch, members = extract(episode, LAYOUT), dict(episode.members)
-    replay = Replay(members, 0)
+    replay = ReplaySource(members, 0)
     origin = replay.origin_ns()
     coarse = bool(np.all(episode.sources["netflow"].t_wall_ns % SECOND == 0))
     replayed = read(replay, origin)
@@ -132,14 +132,14 @@ def test_every_source_gives_the_windows_of_batch(episode_id: str, tmp_path: Path
 
     for name, content in members.items():
         (tmp_path / name).write_bytes(content)
-    follow = Follow(tmp_path)
+    follow = FolderSource(tmp_path)
     followed = read(follow, follow.origin_ns(), until_idle=True)
 
     ends = os.pipe()
     lines = b"\n".join(lines for _, _, lines in replay_rows(members)) + b"\n"
     writer = threading.Thread(target=write, args=(ends[1], lines))
     writer.start()
-    piped = read(Stdin(ends[0]), origin)
+    piped = read(StdinSource(ends[0]), origin)
     writer.join()
     os.close(ends[0])
     for others in (followed, piped):
@@ -165,7 +165,7 @@ def write(handle: int, content: bytes) -> None:
 
 def test_a_folder_is_followed_while_it_grows(tmp_path: Path) -> None:
     members = make_members("lab-a", duration_s=30)
-    follow = Follow(tmp_path)
+    follow = FolderSource(tmp_path)
     assert follow.read() == []  # nothing is there yet
     windows, made = LiveWindows(LAYOUT), []
     held: dict[str, bytes] = {}
@@ -176,7 +176,7 @@ def test_a_folder_is_followed_while_it_grows(tmp_path: Path) -> None:
             file.write(content[:-9])
         for name, found in follow.read():
             made += windows.push(name, found)
-    whole = read(Replay(members, 0), None)
+    whole = read(ReplaySource(members, 0), None)
     assert len(made) >= 3
     for window, expected in zip(made, whole, strict=False):
         np.testing.assert_array_equal(window.series, expected.series)
@@ -360,7 +360,7 @@ def test_a_line_without_end_is_dropped() -> None:
     row = guest_rows(1, START)[0]
     writer = threading.Thread(target=write, args=(ends[1], b"x" * 3_000_000 + b"\n" + row + b"\n"))
     writer.start()
-    source = Stdin(ends[0])
+    source = StdinSource(ends[0])
     got: list[tuple[str, bytes]] = []
     while (found := source.read()) is not None:
         got += found
@@ -404,11 +404,11 @@ import numpy as np
 from episodes.jit import COMPILES
 from features.registry import LAYOUT
 from live.cli import recordings
-from live.sources import Replay
+from live.sources import ReplaySource
 from live.stream import LiveWindows
 assert not COMPILES
 [recording] = recordings(sys.argv[1])
-replay = Replay(recording.members, 0)
+replay = ReplaySource(recording.members, 0)
 windows, made = LiveWindows(LAYOUT, replay.origin_ns()), []
 while (found := replay.read()) is not None:
     for name, lines in found:
@@ -431,7 +431,7 @@ def test_what_numba_compiles_also_runs_plain_bit_for_bit(tmp_path: Path) -> None
         text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    replay = Replay(dict(episode.members), 0)
+    replay = ReplaySource(dict(episode.members), 0)
     windows, made = LiveWindows(LAYOUT, replay.origin_ns()), []
     while (found := replay.read()) is not None:
         for name, lines in found:

@@ -17,9 +17,9 @@ from episodes.jsonl import parse_rows
 from features.registry import CHANNELS, LAYOUT
 from live.bundle import load_bundle
 from live.cli import OK, _read_baseline, main
-from live.machine import KernelReader, PacketReader, ThisMachine, parse_packet
+from live.machine import KernelReader, MachineSource, PacketReader, parse_packet
 from live.scorer import LiveScorer
-from live.sources import ALL
+from live.sources import ALL_CHANNELS
 
 PROC = {
     "stat": "cpu  10 2 30 400 5 0 7 0 0 0\ncpu0 1 1 1 1 1 1 1\nintr 1234 5 6 7\nctxt 99\n"
@@ -78,9 +78,9 @@ def test_a_file_of_another_form_takes_its_fields_along(proc: Path, gone: str) ->
 
 
 def test_what_is_read_here_is_a_row_of_the_guest_agent() -> None:
-    machine = ThisMachine()
+    machine = MachineSource()
     rows = [row for _ in range(4) for row in machine.read()]
-    fills = machine.fills
+    channels = machine.channels
     machine.close()
     guest = parse_rows(
         b"\n".join(line for name, line in rows if name == "guest"),
@@ -89,8 +89,8 @@ def test_what_is_read_here_is_a_row_of_the_guest_agent() -> None:
     assert len(guest) == 4
     assert guest.problems == ()
     assert np.all(np.diff(guest.t_wall_ns) > 50_000_000)
-    assert fills <= ALL
-    assert len([name for name in fills if name.startswith("guest.")]) >= 15
+    assert channels <= ALL_CHANNELS
+    assert len([name for name in channels if name.startswith("guest.")]) >= 15
     running = LAYOUT.fields["guest"].index(("procs_running",))
     assert np.all(guest.values[:, running] >= 1)
 
@@ -179,16 +179,16 @@ def test_without_the_right_scoring_goes_on_without_netflow(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(socket, "socket", refuse)
-    machine = ThisMachine()
+    machine = MachineSource()
     assert machine.problem
-    assert not any(name.startswith("netflow.") for name in machine.fills)
+    assert not any(name.startswith("netflow.") for name in machine.channels)
     assert [name for name, _ in machine.read()] == ["guest"]
     machine.close()
 
 
 def test_no_packet_is_no_traffic() -> None:
     """A source that is there and says nothing is not a source that is missing."""
-    machine = ThisMachine()
+    machine = MachineSource()
     if machine.problem:
         pytest.skip("no right to open a raw socket")
     first = dict(machine.read())

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from typer.testing import CliRunner
 
 import phasewatch
-from config.messages import addressed, fault_text, meant, unknown
+from config.messages import addressed, fault_text, suggestion, unknown
 from hub.events import EVENT
 from pipelines.cli.app import OK, app
 from stages.status import StageError
@@ -112,10 +112,10 @@ def test_a_wrong_value_is_told_in_our_words(kind: Any, value: Any, says: str) ->
 
 def test_few_names_are_meant() -> None:
     names = [f"01M88FJ255KYWFN5AR30GV19{i:02}" for i in range(30)]
-    assert meant(f"{names[3][:-1]}X", names, n=3).count(names[3][:-2]) == 3
-    assert meant(names[7][:12], names[7:8], alike=0.9) == f"; did you mean {names[7]}?"
-    assert meant("01M", names, alike=0.9) == ""  # too short to begin with it
-    assert meant("x", []) == ""
+    assert suggestion(f"{names[3][:-1]}X", names, n=3).count(names[3][:-2]) == 3
+    assert suggestion(names[7][:12], names[7:8], alike=0.9) == f"; did you mean {names[7]}?"
+    assert suggestion("01M", names, alike=0.9) == ""  # too short to begin with it
+    assert suggestion("x", []) == ""
 
 
 def test_a_printed_remedy_works_when_it_is_pasted(

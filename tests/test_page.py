@@ -19,7 +19,7 @@ from evaluation.wording import BASELINE_MEANS
 from hub import vendor
 from hub.events import CURVE_POINTS, LIVE_WINDOWS, TYPES, schema
 from hub.server import KINDS, PAGE
-from live.silence import UNHEARD_S
+from live.silence import SCORER_SILENT_S
 
 OWN = sorted(path for path in PAGE.iterdir() if path.is_file())
 MODULES = [path for path in OWN if path.suffix == ".js"]
@@ -89,9 +89,9 @@ def test_vendored_files_are_the_recorded_ones() -> None:
         for path in vendor.VENDOR.iterdir()
         if path != vendor.RECORD
     }
-    assert kept == {name: file["sha256"] for name, file in vendor.recorded()["files"].items()}
+    assert kept == {name: file["sha256"] for name, file in vendor.read_record()["files"].items()}
     assert "MIT" in (vendor.VENDOR / "uPlot.LICENSE.txt").read_text()
-    assert vendor.recorded()["licence"] == "MIT"
+    assert vendor.read_record()["licence"] == "MIT"
 
 
 def test_every_type_of_event_has_a_scene_and_can_be_looked_for() -> None:
@@ -157,7 +157,7 @@ def test_silence_is_hatched_in_a_legend_as_in_a_figure() -> None:
 
 
 def test_a_lane_is_stale_when_the_hub_would_call_its_host_silent() -> None:
-    assert f"STALE_S = {UNHEARD_S};" in (PAGE / "live.js").read_text()
+    assert f"STALE_S = {SCORER_SILENT_S};" in (PAGE / "live.js").read_text()
 
 
 def test_every_baseline_is_explained() -> None:

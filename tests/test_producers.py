@@ -31,9 +31,9 @@ from evaluation.latency import processor
 from features.loaders import read_windows
 from hub import producers
 from hub.client import Publisher, PublishError
-from hub.curves import AXIS, RESOURCES, attack_spans, quartiles, resampled, shape
+from hub.curves import AXIS, RESOURCES, attack_shape, attack_spans, quartiles, resampled
 from hub.events import CURVE_POINTS
-from hub.server import Hub, server
+from hub.server import Hub, build_server
 from models.checkpoint import CheckpointError, checkpoint_path
 from models.registry import VARIANTS, find_variant
 from models.scaling import fit_scaling, scale
@@ -58,7 +58,7 @@ class Served:
         self.listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = server(self.hub, **options)
+        self.server = build_server(self.hub, **options)
         self.thread = threading.Thread(
             target=self.server.run, kwargs={"sockets": [self.listener]}, daemon=True
         )
@@ -363,7 +363,7 @@ def test_what_an_episode_lacks_is_not_averaged_in() -> None:
     ],
 )
 def test_the_shape_is_the_resource_that_stands_out(growth: list[float], expected: str) -> None:
-    assert shape(np.array([growth, growth])) == expected
+    assert attack_shape(np.array([growth, growth])) == expected
 
 
 def test_profiles_of_a_store(lab: Lab) -> None:

@@ -33,7 +33,7 @@ from live.bundle import Bundle, load_bundle
 from live.cli import FAILED, NO_HOST, OK, USAGE, main, recordings
 from live.outputs import CommandOutput, HubOutput, MetricsOutput
 from live.scorer import LiveScorer
-from live.sources import DEPLOYABLE, Replay
+from live.sources import DEPLOYABLE, ReplaySource
 from live.stream import LiveWindow
 from models.likeness import ALPHA
 from pipelines.cli.app import REJECTED, app
@@ -52,12 +52,12 @@ def members() -> dict[str, bytes]:
 
 
 def scored(bundle: Bundle, members: dict[str, bytes], **options: Any) -> list[dict[str, Any]]:
-    replay = Replay(members, 0)
+    replay = ReplaySource(members, 0)
     made = LiveScorer(bundle, "lab-a", "s", origin_ns=replay.origin_ns(), **options)
     return [*rows_through(made, replay), *made.close()]
 
 
-def rows_through(made: LiveScorer, replay: Replay) -> Iterator[dict[str, Any]]:
+def rows_through(made: LiveScorer, replay: ReplaySource) -> Iterator[dict[str, Any]]:
     while (found := replay.read()) is not None:
         for name, lines in found:
             yield from made.push(name, lines)
@@ -100,7 +100,7 @@ def test_what_argues_for_an_alarm_adds_up_for_trees(
 ) -> None:
     """The additions to the margins are exact; the log-odds of an alarm are linear in them."""
     bundle = load_bundle(bundled("gbt"))
-    replay = Replay(members, 0)
+    replay = ReplaySource(members, 0)
     made = LiveScorer(bundle, "lab-a", "s", origin_ns=replay.origin_ns())
     windows = []
     while (found := replay.read()) is not None:
@@ -126,7 +126,7 @@ def test_what_argues_for_an_alarm_is_what_an_occluded_channel_takes_away(
     bundled: Bundled, members: dict[str, bytes], model: str
 ) -> None:
     bundle = load_bundle(bundled(model))
-    replay = Replay(members, 0)
+    replay = ReplaySource(members, 0)
     made = LiveScorer(bundle, "lab-a", "s", origin_ns=replay.origin_ns())
     windows: list[LiveWindow] = []
     while not windows:
@@ -192,7 +192,7 @@ def test_silence_is_told_at_once_and_every_stride(
     clock = [1000.0]
     monkeypatch.setattr(scoring.time, "monotonic", lambda: clock[0])
     bundle = load_bundle(bundled("knn"))
-    made, replay = LiveScorer(bundle, "lab-a", "s"), Replay(members, 0)
+    made, replay = LiveScorer(bundle, "lab-a", "s"), ReplaySource(members, 0)
     for name, lines in replay.read() or ():
         list(made.push(name, lines))
     assert not list(made.tick())
@@ -255,7 +255,7 @@ def test_a_restart_goes_on_as_if_there_had_been_none(bundled: Bundled, model: st
     members = make_members("lab-a", EPISODE, duration_s=150, phases=ATTACK, start_ns=start)
     bundle = load_bundle(bundled(model))
     whole = scored(bundle, members)
-    replay = Replay(members, 0)
+    replay = ReplaySource(members, 0)
     first = LiveScorer(bundle, "lab-a", "s", origin_ns=replay.origin_ns())
     events: list[dict[str, Any]] = []
     while len(events) < 15:
@@ -274,7 +274,7 @@ def test_the_state_of_another_bundle_is_not_used(
     bundled: Bundled, members: dict[str, bytes]
 ) -> None:
     one, other = (load_bundle(bundled(model)) for model in ("gbt", "knn"))
-    first, replay = LiveScorer(one, "lab-a", "s"), Replay(members, 0)
+    first, replay = LiveScorer(one, "lab-a", "s"), ReplaySource(members, 0)
     list(rows_through(first, replay))
     assert not LiveScorer(other, "lab-a", "s").resume(first.state())
 

@@ -43,7 +43,7 @@ from hub.events import LiveDetection
 from live.bundle import BundleError, bundle_id, load_bundle
 from live.cli import main as live
 from live.scorer import LiveScorer
-from live.sources import Replay
+from live.sources import ReplaySource
 from models.checkpoint import CheckpointError, artifact_id, checkpoint_path, read_header
 from pipelines.cli.app import FAILED, OK, USAGE, app
 from stages.chain import ChainVerifier
@@ -809,7 +809,7 @@ def test_ten_thousand_decisions_come_out_identically(lab: Lab) -> None:
     made: list[dict[str, Any]] = []
     for added in lab.store.added:
         members = read_episode(added.path, added.episode_id, {}).members
-        source = Replay(members, 0.0)
+        source = ReplaySource(members, 0.0)
         scorer = LiveScorer(
             bundle, added.host_id, "s", origin_ns=source.origin_ns(), replay_of=added.episode_id
         )

@@ -28,7 +28,7 @@ from pipelines.cli.app import FAILED, OK, USAGE, app
 from pipelines.cli.console import log_to_stderr, workspace_of
 from simulation.archives import seal, simulate
 from simulation.children import make_content
-from simulation.corpus import Corpus, Wanted, open_corpus, write_corpus
+from simulation.corpus import Corpus, CorpusRequest, open_corpus, write_corpus
 from simulation.defects import DEFECTS
 from simulation.direct import write_shards
 from simulation.parents import Parent, ParentId, SimulationError, find_parents, read_parent
@@ -73,7 +73,7 @@ def parents(recorded: Path) -> tuple[ParentId, ...]:
     return find_parents(recorded)
 
 
-def make(folder: Path, recorded: Path, wanted: Wanted, **how: Any) -> Plan:
+def make(folder: Path, recorded: Path, wanted: CorpusRequest, **how: Any) -> Plan:
     corpus = open_corpus(folder, recorded, wanted, append=how.pop("append", False))
     write_corpus(corpus, how.pop("processes", 1), **how)
     return corpus.plan
@@ -83,7 +83,7 @@ def make(folder: Path, recorded: Path, wanted: Wanted, **how: Any) -> Plan:
 def store(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every second episode has a defect, and each defect comes once."""
     folder = tmp_path_factory.mktemp("simulated")
-    make(folder, recorded, Wanted(2 * len(DEFECTS), 5, hosts=3, defects=0.5))
+    make(folder, recorded, CorpusRequest(2 * len(DEFECTS), 5, hosts=3, defects=0.5))
     return folder
 
 
@@ -108,7 +108,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_an_episode_is_accepted_unless_it_was_given_a_defect(
     store: Path, recorded: Path, verdicts: dict[str, Any]
 ) -> None:
-    plan = open_corpus(store, recorded, Wanted(2 * len(DEFECTS), 5), append=False).plan
+    plan = open_corpus(store, recorded, CorpusRequest(2 * len(DEFECTS), 5), append=False).plan
     children = list(plan.children(plan.parts[0]))
     found = dict(verdicts)
     assert [child.defect for child in children if child.defect] == list(DEFECTS)
@@ -129,7 +129,7 @@ def test_every_reason_can_be_made_but_those_of_the_machine() -> None:
 def test_an_episode_is_marked_and_names_its_parent(
     store: Path, recorded: Path, verdicts: dict[str, Any]
 ) -> None:
-    plan = open_corpus(store, recorded, Wanted(2 * len(DEFECTS), 5), append=False).plan
+    plan = open_corpus(store, recorded, CorpusRequest(2 * len(DEFECTS), 5), append=False).plan
     for child in plan.children(plan.parts[0]):
         record, episode = verdicts[child.episode_id]
         if episode is None:  # nothing in it can be read
@@ -263,7 +263,7 @@ def test_the_meta_lists_the_files_as_they_are(read: list[tuple[ParentId, Parent]
 def test_a_seed_gives_the_same_bytes_in_any_number_of_processes(
     store: Path, recorded: Path, tmp_path: Path
 ) -> None:
-    wanted = Wanted(2 * len(DEFECTS), 5, hosts=3, defects=0.5)
+    wanted = CorpusRequest(2 * len(DEFECTS), 5, hosts=3, defects=0.5)
     make(tmp_path / "two", recorded, wanted, processes=2, prepare=log_to_stderr)
     assert contents(tmp_path / "two") == contents(store)
 
@@ -272,12 +272,12 @@ def test_a_corpus_grows_from_any_copy_of_the_parents(
     store: Path, recorded: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(recorded, tmp_path / "copy")
-    again = open_corpus(store, tmp_path / "copy", Wanted(2 * len(DEFECTS), 5), append=False)
+    again = open_corpus(store, tmp_path / "copy", CorpusRequest(2 * len(DEFECTS), 5), append=False)
     assert again.done
     (listed,) = [e for e in list_store(tmp_path / "copy").episodes if e.host_id == "lab-e"][:1]
     listed.path.unlink()
     with pytest.raises(SimulationError, match="other episodes"):
-        open_corpus(store, tmp_path / "copy", Wanted(2 * len(DEFECTS), 5), append=False)
+        open_corpus(store, tmp_path / "copy", CorpusRequest(2 * len(DEFECTS), 5), append=False)
 
 
 @pytest.mark.parametrize(
@@ -298,20 +298,20 @@ def test_a_changed_description_is_refused_by_its_name(
     change(about)
     (tmp_path / "simulation.json").write_text(json.dumps(about))
     with pytest.raises(SimulationError, match=r"simulation\.json: was changed"):
-        open_corpus(tmp_path, recorded, Wanted(7, 5), append=True)
+        open_corpus(tmp_path, recorded, CorpusRequest(7, 5), append=True)
 
 
 def test_another_seed_gives_another_corpus(recorded: Path, tmp_path: Path) -> None:
     one, other = (
         contents(tmp_path / str(seed))
         for seed in (0, 1)
-        if make(tmp_path / str(seed), recorded, Wanted(4, 1, hosts=2, seed=seed))
+        if make(tmp_path / str(seed), recorded, CorpusRequest(4, 1, hosts=2, seed=seed))
     )
     assert one.keys() & other.keys() == {"index.jsonl", "simulation.json"}
 
 
 def test_an_episode_depends_on_its_number_alone(store: Path, recorded: Path) -> None:
-    plan = open_corpus(store, recorded, Wanted(2 * len(DEFECTS), 5), append=False).plan
+    plan = open_corpus(store, recorded, CorpusRequest(2 * len(DEFECTS), 5), append=False).plan
     child = plan.child(plan.parts[0], 12)
     packed, _ = simulate(child, read_parent(child.parent), plan.seed)
     path = store / "episodes" / child.host_id / f"{child.episode_id}.tar.zst"
@@ -332,8 +332,8 @@ def test_what_was_interrupted_is_finished(store: Path, recorded: Path, tmp_path:
     about = json.loads((torn / "simulation.json").read_text())
     (torn / "simulation.json").write_text(json.dumps(about | {"done": False}))
     with pytest.raises(SimulationError, match="not finished"):
-        open_corpus(torn, recorded, Wanted(7, 5), append=True)
-    make(torn, recorded, Wanted(2 * len(DEFECTS), 5), append=True)
+        open_corpus(torn, recorded, CorpusRequest(7, 5), append=True)
+    make(torn, recorded, CorpusRequest(2 * len(DEFECTS), 5), append=True)
     assert contents(torn) == whole
 
 
@@ -343,13 +343,13 @@ def test_a_corpus_grows_by_new_episodes_on_new_days(
     grown = tmp_path / "grown"
     shutil.copytree(store, grown)
     before = contents(grown)
-    make(grown, recorded, Wanted(6, 2, hosts=2), append=True)
+    make(grown, recorded, CorpusRequest(6, 2, hosts=2), append=True)
     after = contents(grown)
     added = [Path(name).name[:26] for name in after.keys() - before.keys()]
     assert len(added) == 6
     assert {episode_day(name) for name in added} == {"2027-01-06", "2027-01-07"}
     assert after["index.jsonl"].startswith(before["index.jsonl"])
-    make(grown, recorded, Wanted(3, 1, first_day="2027-01-02"), append=True)  # late ones
+    make(grown, recorded, CorpusRequest(3, 1, first_day="2027-01-02"), append=True)  # late ones
     late = [Path(name).name[:26] for name in contents(grown).keys() - after.keys()]
     assert [episode_day(name) for name in late] == ["2027-01-02"] * 3
 
@@ -533,10 +533,10 @@ def test_a_disk_that_takes_nothing_is_named(recorded: Path, tmp_path: Path) -> N
 # --- shards without archives
 
 
-SHORT = Wanted(30, 2, hosts=2, defects=0.2, longest_s=40)
+SHORT = CorpusRequest(30, 2, hosts=2, defects=0.2, longest_s=40)
 
 
-def made(folder: Path, recorded: Path, wanted: Wanted) -> tuple[Corpus, Workspace]:
+def made(folder: Path, recorded: Path, wanted: CorpusRequest) -> tuple[Corpus, Workspace]:
     corpus = open_corpus(folder / "store", recorded, wanted, append=False)
     write_corpus(corpus, 1)
     return corpus, workspace_of(None, folder / "store", folder / "artifacts")

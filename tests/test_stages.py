@@ -69,7 +69,7 @@ BATCH = "lab-a.2026-11-02"
 def in_use(lab: Lab, monkeypatch: pytest.MonkeyPatch, *models: str) -> None:
     """Put models in use, one after the other, as if the one trained recipe were served."""
     monkeypatch.setattr("stages.champion.SERVED_RECIPE", RECIPE)
-    monkeypatch.setattr("lab.SERVED", RECIPE)
+    monkeypatch.setattr("lab.SERVED_RECIPE", RECIPE)
     for model in models:
         put_in_use(lab, model)
 
@@ -435,7 +435,7 @@ def test_a_lost_list_of_training_episodes_stops_no_ingest(
 
 def test_drift_and_page_follow_the_champion(retrained: Lab, monkeypatch: Any) -> None:
     monkeypatch.setattr("stages.champion.SERVED_RECIPE", RECIPE)
-    monkeypatch.setattr("lab.SERVED", RECIPE)
+    monkeypatch.setattr("lab.SERVED_RECIPE", RECIPE)
     assert codes(retrained.project, "report") == {"": "current"}
     put_in_use(retrained, "gbt")
     assert set(codes(retrained.project, "drift").values()) == {"not_made"}
@@ -473,7 +473,7 @@ def test_a_rollback_makes_the_page_again_and_nothing_else(
     retrained: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stages.champion.SERVED_RECIPE", RECIPE)
-    monkeypatch.setattr("lab.SERVED", RECIPE)
+    monkeypatch.setattr("lab.SERVED_RECIPE", RECIPE)
     put_in_use(retrained, "gbt")
     put_in_use(retrained, "knn")
     config = tmp_path / "same.yaml"

@@ -129,7 +129,7 @@ def test_predictions_say_it_window_by_window(
 
 def test_a_champion_keeps_its_likeness(retrained: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stages.champion.SERVED_RECIPE", RECIPE)
-    monkeypatch.setattr("lab.SERVED", RECIPE)
+    monkeypatch.setattr("lab.SERVED_RECIPE", RECIPE)
     folder = retrained.workspace.champion_folder
     without = put_in_use(retrained, "gbt")
     assert load_likeness(folder, without, LAYOUT) is None

@@ -11,7 +11,7 @@ import { answer } from "./stream.js";
 const SPANS_S = [60, 120, 180, 300, 450, 600, 900, 1200]; // what a lane shows: the shortest that holds its windows
 const TIMES_S = [5, 10, 15, 30, 60, 120, 180, 300, 600]; // between times on the axis: two fit a narrow screen
 const SECONDS_S = 300; // up to here the axis has seconds
-const STALE_S = 20; // when the hub takes a host for silent: UNHEARD_S of live/silence.py
+const STALE_S = 20; // when the hub takes a host for silent: SCORER_SILENT_S of live/silence.py
 const SHIFT_S = 600; // how far a silent lane moves on before it stands still
 const SCORE_PX = 136; // as in the style sheet
 const SHOWN_ALARMS = 3;

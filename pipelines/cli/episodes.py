@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from config.disk import one_at_a_time
-from config.messages import not_yaml
+from config.disk import folder_lock
+from config.messages import yaml_problem
 from episodes.environment import MachineError
 from features.files import write_atomically
 from pipelines.cli import options
@@ -220,7 +220,7 @@ def _read_policy(path: Path) -> ValidationPolicy:
         problems = "; ".join(settings_errors(error, ValidationPolicy))
         fail(f"{path}: not a validation policy: {problems}", USAGE)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        fail(f"{path} {not_yaml(error)}", USAGE)
+        fail(f"{path} {yaml_problem(error)}", USAGE)
 
 
 def verdict_of(record: EpisodeRecord) -> dict[str, Any]:
@@ -371,7 +371,7 @@ def exclude(
     entry = {n: v for n, v in (values | {"who": who or user_name()}).items() if v is not None}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(path.parent):
+        with folder_lock(path.parent):
             before = path.read_text(encoding="utf-8") if path.exists() else ""
             text = appended(before, entry, path, known)
             entries = len(parse_exclusions(text, path, known))

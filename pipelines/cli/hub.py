@@ -12,7 +12,7 @@ import typer
 
 from config.paths import base_folder
 from hub.client import PORT
-from live.silence import UNHEARD_S
+from live.silence import SCORER_SILENT_S
 from pipelines.cli import options, serving
 from pipelines.cli.console import (
     FAILED,
@@ -49,7 +49,7 @@ def hub(
     silent_after: Annotated[
         float,
         typer.Option(metavar="SECONDS", min=1, help="Time after which a host is silent."),
-    ] = UNHEARD_S,
+    ] = SCORER_SILENT_S,
     log_windows: Annotated[
         bool, typer.Option("--log-windows", help="Log every window, not only what changes.")
     ] = False,
@@ -61,7 +61,7 @@ def hub(
     token = serving.read_token(token_file, TOKEN)
     listener = serving.listen(host, port, token, TOKEN)
     from hub.decisions import LogError
-    from hub.server import Hub, server
+    from hub.server import Hub, build_server
 
     log_to_stderr()
     # a browser cannot open the address that stands for all
@@ -72,7 +72,7 @@ def hub(
             _artifacts(config, artifacts) / "decisions", silent_after_s=silent_after,
             windows=log_windows,
         )  # fmt: skip
-        running = server(
+        running = build_server(
             carrier, hosts=[host, *(allow_host or ())], token=token, read_only=read_only,
             ready=lambda: note(f"hub: {url}" + ("/?token=TOKEN" if token else "")),
         )  # fmt: skip

@@ -105,7 +105,7 @@ def simulate(
     import time
     from datetime import date
 
-    from simulation.corpus import Wanted, open_corpus, write_corpus
+    from simulation.corpus import CorpusRequest, open_corpus, write_corpus
     from simulation.direct import write_shards
 
     try:
@@ -114,7 +114,7 @@ def simulate(
         fail(f"--first-day must be a day such as 2027-01-01, got {first_day!r}", USAGE)
     log_to_stderr()
     recorded = parents or base_folder() / "data" / "store"
-    wanted = Wanted(
+    wanted = CorpusRequest(
         episodes, days, hosts, seed, defects, first_day, longest, placeholders=shards is not None
     )
     windows = None

@@ -26,7 +26,7 @@ from faults.apart import Limits, apart
 from faults.archives import altered
 from faults.table import Bench, Outcome, fault
 from features.registry import LAYOUT
-from live.bundle import packed_arrays, unpacked_arrays
+from live.bundle import pack_arrays, unpack_arrays
 from live.runtime import build_runtime, try_net
 from models.base import NotFiniteError
 from models.checkpoint import (
@@ -52,7 +52,7 @@ def make_checkpoints(folder: Path) -> None:
             save(folder, variant)
             exported = fitted(variant).exported(LAYOUT.window.n_bins)
             content = exported.content
-            packed = content if isinstance(content, bytes) else packed_arrays(content)
+            packed = content if isinstance(content, bytes) else pack_arrays(content)
             (folder / f"{variant.name}.{exported.kind}").write_bytes(packed)
 
     ended = apart(make, Limits(cpu_s=300, wall_s=300, most_bytes=10**11))
@@ -380,7 +380,7 @@ def run(kind: str, content: bytes, scaling: dict[str, Any] | None, input_kind: s
     try:
         if kind == "onnx":
             try_net(content, scaling, shape, N_CLASSES)
-        loaded = content if kind == "onnx" else unpacked_arrays(content)
+        loaded = content if kind == "onnx" else unpack_arrays(content)
         runtime = build_runtime(kind, loaded, scaling, N_CLASSES, n)
         runtime.proba(np.random.default_rng(0).lognormal(2, 3, (5, *shape)).astype(np.float32))
     except Exception as error:  # ``load_bundle`` makes one error of all
@@ -407,9 +407,9 @@ def altered_arrays(bench: Bench) -> Outcome:
     if random.randrange(2):
         content = altered(content, random, random.choice((1, 3, 30)))
     else:
-        arrays = unpacked_arrays(content)
+        arrays = unpack_arrays(content)
         name = random.choice(sorted(arrays))
-        content = packed_arrays(arrays | {name: odd_array(arrays[name], random)})
+        content = pack_arrays(arrays | {name: odd_array(arrays[name], random)})
     return outcome(partial(run, kind, content, scaling, "summary"))
 
 

@@ -32,7 +32,7 @@ from faults.warm import FEW, warm
 from features.files import file_sha256
 from features.registry import LAYOUT
 from live.bundle import load_bundle
-from simulation.corpus import Wanted, open_corpus, write_corpus
+from simulation.corpus import CorpusRequest, open_corpus, write_corpus
 from stages.project import Project
 from stages.retention import delete_items, disk_usage, items_to_discard
 
@@ -151,7 +151,7 @@ def _recorded(folder: Path) -> None:
 
 
 def _simulate(root: Path) -> None:
-    wanted = Wanted(4, 1, hosts=2, defects=0.0, longest_s=20)
+    wanted = CorpusRequest(4, 1, hosts=2, defects=0.0, longest_s=20)
     write_corpus(open_corpus(root / "simulated", root / "parents", wanted, append=False), 1)
 
 
