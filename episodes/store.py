@@ -140,7 +140,7 @@ class StoreListing:
             if os.path.exists(episode_id):  # noqa: PTH110  any text may be asked for
                 raise StoreError(f"{episode_id}: not an episode; give an id, or a {ARCHIVE_SUFFIX}")
             raise StoreError(
-                f"{self.root}: no episode {episode_id} in the index or on disk{_meant(wanted, ids)}"
+                f"{self.root}: no episode {episode_id} in the index or on disk{_like(wanted, ids)}"
             )
         if len(episodes) > 1:
             hosts = ", ".join(episode.host_id for episode in episodes)
@@ -158,15 +158,14 @@ class StoreListing:
         """
         if name in self.batches:
             return self.batches[name]
-        if not is_episode_id(name.upper()) and (hint := _meant(name, self.batches)):
+        if not is_episode_id(name.upper()) and (hint := _like(name, self.batches)):
             raise StoreError(f"{self.root}: no batch {name}{hint}")
         return (self.find(name),)
 
 
-def _meant(name: str, known: Iterable[str]) -> str:
-    return suggestion(
-        name, known, n=3, alike=0.8
-    )  # ids are alike by chance: they begin with the time
+def _like(name: str, known: Iterable[str]) -> str:
+    # ids are alike by chance: they begin with the time
+    return suggestion(name, known, n=3, alike=0.8)
 
 
 def find_archive(path: Path) -> StoredEpisode:
