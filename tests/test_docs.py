@@ -190,6 +190,7 @@ NOT_RUN = {
     "python -m benchmarks.partitions --keep FOLDER": "takes minutes",
     "python -m benchmarks.evaluation": "takes minutes",
     "python -m benchmarks.days": "needs the embedded corpus; takes half an hour",
+    'python -m benchmarks.days --mode oracle --question "first session"': "the same, five minutes",
     "python -m benchmarks.onset": "needs the checkpoints of a whole run",
     "python -m benchmarks.chance": "needs the embedded corpus; test_trust does the same on a lab",
     "python -m benchmarks.coverage": "takes half an hour; test_trust does fewer",
