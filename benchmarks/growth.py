@@ -132,7 +132,7 @@ def measure(scratch: Path, options: argparse.Namespace) -> None:
         each = _point(out, len(episodes), one, start)
         size = len(episodes)
         out.limit("ingest beside hash and unpack", each / floor, 4, "times", size=size)
-        out.limit("overhead beside judging", each / validation - 1, 0.25, "share", size=size)
+        out.limit("overhead beside validating", each / validation - 1, 0.25, "share", size=size)
         out.limit("two cores beside one", one.wall_s / two.wall_s, 1.7, "times", "the floor",
                   better="more", size=size)  # fmt: skip
         _added(scratch, store, options, out, size)
@@ -159,7 +159,7 @@ def _floors(episodes: Sequence[StoredEpisode], out: Recording) -> tuple[float, f
         )
     floor, validation = statistics.median(floors), statistics.median(validations)
     out.alone("hash and unpack", 1000 * floor, "CPU ms an episode")
-    out.alone("judge and extract", 1000 * validation, "CPU ms an episode")
+    out.alone("validate and extract", 1000 * validation, "CPU ms an episode")
     return floor, validation
 
 
