@@ -65,7 +65,7 @@ class ChampionError(Exception):
 
 @dataclass(frozen=True)
 class ChampionEntry:
-    """One entry of the history: a model that was put in use, and why."""
+    """One entry of the history: a model that was put into use, and why."""
 
     number: int
     action: Literal["promoted", "rolled back"]

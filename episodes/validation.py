@@ -350,7 +350,8 @@ def _check_index(stored: StoredEpisode, findings: _Findings) -> None:
         )
     if stored.other_hosts:
         findings.add(
-            "conflicting_contents", f"hosts {', '.join(stored.other_hosts)} have this id as well"
+            "conflicting_contents",
+            f"this id is also used by host(s) {', '.join(stored.other_hosts)}",
         )
     if not stored.index_rows:
         findings.add("not_in_index", "on disk without a row in index.jsonl")
@@ -415,7 +416,8 @@ def _check_files(episode: Episode, findings: _Findings) -> None:
         if name not in episode.members:
             if name in READ_FILES:
                 findings.add(
-                    "listed_file_absent", f"{META_FILE} lists {name}, the archive has none"
+                    "listed_file_absent",
+                    f"{META_FILE} lists {name}, but the archive does not contain it",
                 )
             continue
         content = episode.members[name]
@@ -491,18 +493,21 @@ def _check_bounds(episode: Episode, findings: _Findings) -> None:
         if len(outside):
             findings.add(
                 "outside_episode",
-                f"{name}: {len(outside)} of {len(moments.names)} rows lie over {MARGIN_S} s "
-                f"outside the start and end in {META_FILE}, first {moments.names[outside[0]]!r}",
+                f"{name}: {len(outside)} of {len(moments.names)} rows lie more than {MARGIN_S} s "
+                f"outside the start and end given in {META_FILE}; the first is "
+                f"{moments.names[outside[0]]!r}",
             )
 
 
 def _check_extent(episode: Episode, policy: ValidationPolicy, findings: _Findings) -> None:
     total = sum(len(rows) for rows in episode.sources.values())
     if total < policy.min_rows:
-        findings.add("too_few_rows", f"{total} telemetry rows, under {policy.min_rows}")
+        needed = f"at least {policy.min_rows} are needed"
+        findings.add("too_few_rows", f"{total} telemetry rows; {needed}")
     duration = _duration_s(episode.meta)
     if duration is not None and duration < policy.min_duration_s:
-        findings.add("too_short", f"{duration:.1f} s, under {policy.min_duration_s:g} s")
+        needed = f"must be at least {policy.min_duration_s:g} s"
+        findings.add("too_short", f"lasts {duration:.1f} s; {needed}")
     if duration is not None and duration > policy.max_duration_s:
         findings.add("schema", f"{META_FILE}: {duration:.0f} s, over {policy.max_duration_s:g} s")
     span = _span_s(episode)
@@ -540,7 +545,7 @@ def _check_sources(
         if np.any(usage.silent):
             silent = zip(fields[name], usage.silent, strict=True)
             names = [".".join(path) for path, is_silent in silent if is_silent]
-            findings.add("field_absent", f"{name}: no usable value of {', '.join(names)}")
+            findings.add("field_absent", f"{name}: no usable value for {', '.join(names)}")
         fall = _largest_fall_s(rows)
         if fall > policy.max_step_back_s:
             findings.add(
@@ -565,7 +570,7 @@ def _absence(usage: Usage) -> str:
     n_rows = usage.n_rows - usage.n_repeated
     return {
         "no_rows": "no rows",
-        "outside": f"{usage.n_outside} of {n_rows} rows lie over {MARGIN_S} s outside the start "
+        "outside": f"{usage.n_outside} of {n_rows} rows lie more than {MARGIN_S} s outside the start "
         f"and end in {META_FILE}; its clock is wrong",
         "no_values": f"no usable value in {n_rows} rows",
         None: "",

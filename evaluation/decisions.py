@@ -219,7 +219,7 @@ _FAULTS = {
     "changed": "was changed after it was written",
     "dropped": "the line before it is gone, or another was put there",
     "moved": "is not where it was written",
-    "repeated": "is there twice",
+    "repeated": "occurs twice",
     "gap": "says that lines at the end of the log were gone when the hub started",
     "head": f"the last line that {HEAD_FILE} names is gone: it",
     "head_count": "",

@@ -1,4 +1,4 @@
-"""What argues for a model's phases: importance by phase, and the surest errors with their signals.
+"""What argues for a model's phases: importance by phase, and the most confident errors.
 
 Arranges contributions that ``models`` computed; reads no file.
 """

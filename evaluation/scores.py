@@ -140,7 +140,7 @@ def split_predictions(
 def misclassified(
     predictions: pl.DataFrame, model: str, mode: str, classes: Sequence[str], split: str = "test"
 ) -> pl.DataFrame:
-    """The windows that a predictor got wrong, the surest errors first.
+    """The windows that a predictor got wrong, the most confident errors first.
 
     Returns:
         ``episode_id, host_id, profile, window, start_s, actual, predicted, probability`` (of the

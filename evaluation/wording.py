@@ -63,7 +63,7 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "provisional_threshold": "The alarm threshold is provisional: it rests on {hours:.2g} clean "
     "hours of validation, less than {needed:g}.",
     "unlike_training": "{share:.0%} of the test episodes are unlike training. Among episodes that "
-    "resemble training, at most {alpha:.0%} would be called so. Train on episodes from such "
+    "resemble training, at most {alpha:.0%} would be flagged. Train on episodes from such "
     "machines and days.",
     "untested_profile": "Profile {label} was never tested.",
     "absent_class": "Phase {label} does not occur in the test split, so it was never tested.",
@@ -75,9 +75,9 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "constant": "no interval: the same in every replicate",
     "exact_binomial_bound": "All or none of {episodes}: one bound is the exact binomial one.",
     "fitted_on_validation": "Fitted on validation by log loss; 1 changes nothing.",
-    "half_undetected": "infinite: at least half of the attacks were not detected",
-    "half_undetected_at_times": "no upper bound: half of the attacks were not detected in "
-    "{share:.0%} of the replicates",
+    "half_undetected": "infinite: more than half of the attacks were not detected",
+    "half_undetected_at_times": "no upper bound: more than half of the attacks were not detected "
+    "in {share:.0%} of the replicates",
     "never_alarmed": "No alarm in clean time, so resampling gives no upper bound.",
     "never_predicted": "never predicted",
     "no_attack": "No test episode contains an attack.",
@@ -111,8 +111,8 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "back: phasewatch rollback",
     "other_dataset": "{label} was trained on another version of the dataset, so it may know its "
     "test episodes. Retrain: phasewatch run --recipe {recipe}",
-    "too_few_left": "{episodes} test episodes are left to compare on, at least {needed} are "
-    "needed; {left_out} were left out because the champion was trained on them, or on other "
+    "too_few_left": "Only {episodes} test episodes are left to compare on, but at least {needed} "
+    "are needed; {left_out} were left out because the champion was trained on them, or on other "
     "episodes of the same host, sample, session or period.",
     "worse": "worse than the champion: macro F1 {challenger:.3f} against {champion:.3f}, "
     "difference {value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f} on {episodes} episodes.",
@@ -573,7 +573,7 @@ def unlike(found: Unlike | None) -> list[str]:
     interval = f" ({span(found.share, percent)})" if span(found.share, percent) else ""
     return [
         f"{percent(found.share.value)} of the test episodes are unlike training{interval}. Among "
-        f"episodes that resemble training, at most {found.alpha:.0%} would be called so."
+        f"episodes that resemble training, at most {found.alpha:.0%} would be flagged."
     ]
 
 

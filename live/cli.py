@@ -127,7 +127,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     live.add_argument(
         "--host",
         metavar="NAME",
-        help="name of the machine (default: its own; of a replay, host_id of meta.json)",
+        help="name of the machine (default: its own; for a replay, host_id in meta.json)",
     )
     live.add_argument("--to", metavar="URL", help="publish live events to this hub, too")
     live.add_argument(

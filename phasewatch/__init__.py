@@ -304,7 +304,7 @@ def read_report(project: Project, recipe: str, model: str, mode: str = "realisti
 def find_misclassified(
     project: Project, recipe: str, model: str, mode: str = "realistic", split: str = "test"
 ) -> pl.DataFrame:
-    """The windows that a model got wrong, the surest errors first.
+    """The windows that a model got wrong, the most confident errors first.
 
     Returns:
         ``episode_id, host_id, profile, window, start_s, actual, predicted, probability`` (of the

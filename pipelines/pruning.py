@@ -1,4 +1,4 @@
-"""Drops what is old: records of Dagster's, and artifacts above their budget."""
+"""Deletes old Dagster records, and artifacts if the folder is over its budget."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -105,7 +105,7 @@ def drop_what_is_old(
 
 @dg.job(
     name="prune",
-    description="Delete old Dagster records, and artifacts above their budget.",
+    description="Delete old Dagster records, and artifacts if the folder is over its budget.",
 )
 def prune_job() -> None:
     drop_what_is_old()
@@ -115,6 +115,6 @@ daily_prune = dg.ScheduleDefinition(
     name="daily_prune",
     job=prune_job,
     cron_schedule=MORNING,
-    description=f"Deletes records older than {OLD_DAYS} days, and artifacts above their budget. "
-    "The last materialization and the last checks of every asset and partition stay.",
+    description=f"Deletes records older than {OLD_DAYS} days, and artifacts if the folder is over "
+    "its budget. The last materialization and the last checks of every asset and partition stay.",
 )

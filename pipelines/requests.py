@@ -98,7 +98,7 @@ def _decide(
         failures += 1
     if failures >= MAX_FAILURES:
         decision.given_up.append(
-            f"{name}: given up after {failures} failed runs, the last "
+            f"{name}: gave up after {failures} failed runs, the last "
             f"{earlier[0].run_id[:8]}; fix the cause and start it by hand"
         )
         decision.waiting.append(decision.given_up[-1])

@@ -1,4 +1,4 @@
-"""The champion: a challenger is tried on the current test data and put in use if it may be."""
+"""The champion: a challenger is tried on the current test data and promoted if it may be."""
 
 from __future__ import annotations
 
@@ -531,14 +531,14 @@ def restore(project: Project) -> list[Path]:
         source, copy = sources.get(checkpoint_id), checkpoint_copy_path(folder, champion, recipe)
         if source is None:
             raise ChampionError(
-                f"{copy}: cannot be made again: {champion.name} has "
+                f"{copy}: cannot be rebuilt: {champion.name} has "
                 "been retrained since. Restore the file, or roll back: phasewatch rollback"
             )
         project.require([(project.stages["datasets"], source)])
         if champion.training.get(recipe) not in (None, training_digest(_training(project, source))):
             raise ChampionError(
-                f"{copy.with_name(TRAINING_FILE)}: cannot be made "
-                "again: the dataset has changed. Restore the file, or roll back: "
+                f"{copy.with_name(TRAINING_FILE)}: cannot be "
+                "rebuilt: the dataset has changed. Restore the file, or roll back: "
                 "phasewatch rollback"
             )
     for checkpoint_id in set(champion.checkpoints.values()):

@@ -46,7 +46,7 @@ def drift_reference(project: Project, champion: ChampionEntry) -> DriftReference
     kept = read_reference_copy(project, champion)
     if kept is not None:
         return kept
-    log.warning("%s: lost or damaged; it is made again", reference_path(project, champion))
+    log.warning("%s: lost or damaged; it is being rebuilt", reference_path(project, champion))
     windows = training_windows(project, champion)
     workspace = project.workspace
     checkpoint = load_checkpoint_copy(workspace.champion_folder, champion, workspace.layout)
@@ -90,7 +90,7 @@ def training_windows(project: Project, champion: ChampionEntry) -> pl.DataFrame:
     lost = sorted(set(training["episode_id"]) - set(windows["episode_id"]))
     if lost:
         raise StageError(
-            f"{reference_path(project, champion)}: lost, and cannot be made again: {len(lost)} of "
+            f"{reference_path(project, champion)}: lost, and cannot be rebuilt: {len(lost)} of "
             f"the {len(training)} episodes it is made from are not ingested "
             f"({shortened(lost, ', ', 3)})"
         )

@@ -184,7 +184,7 @@ def test_validate_ends_in_the_sum_of_verdicts() -> None:
 def test_one_episode_is_judged_by_its_id() -> None:
     told = phasewatch("validate", "01M7ZVF1R900000000DEFECT07")
     assert told.exit_code == OK
-    assert "12.0 s, under 15 s [too_short]" in told.output
+    assert "lasts 12.0 s; must be at least 15 s [too_short]" in told.output
     assert told.output.splitlines()[-1].endswith("= 1")
 
 

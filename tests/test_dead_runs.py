@@ -254,4 +254,4 @@ def test_doctor_waits_for_a_run_that_is_alive_and_for_no_other(
     assert remedy().startswith("phasewatch run")
     alive = recorded(small, Status.STARTED)
     small.instance.add_run_tags(alive, process_tag(alive))
-    assert remedy().startswith("wait for what runs (ingest lab-a.")
+    assert remedy().startswith("wait for the runs under way (ingest lab-a.")

@@ -102,7 +102,7 @@ def test_reports_and_the_page_show_them(retrained: Lab, monkeypatch: pytest.Monk
     page = retrained.workspace.report_page.read_text()
     for error in report.errors:
         assert f"phasewatch exclude {error.episode_id} --from {error.start_s:g} " in page
-    assert bool(report.errors) == ("Surest errors" in page)
+    assert bool(report.errors) == ("Most confident errors" in page)
     assert "Importance by phase" in page
 
 

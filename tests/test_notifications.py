@@ -187,10 +187,10 @@ def test_a_night_that_does_nothing_for_a_reason_is_told_once(lab: Lab, told: Tol
         failing(lab, dict(request.tags))
     assert told.news == []
     for minutes in (0, 5, 180):
-        assert "given up" in str(night(lab, timedelta(minutes=minutes)))
+        assert "gave up" in str(night(lab, timedelta(minutes=minutes)))
     (news,) = told.news
     assert news["kind"] == "night_skipped"
-    assert f"ingest {batch_of(lab)}: given up after 3 failed runs" in news["reasons"][0]
+    assert f"ingest {batch_of(lab)}: gave up after 3 failed runs" in news["reasons"][0]
     night(lab, timedelta(days=1))
     assert [each["id"].split()[1] for each in told.news] == ["2026-11-30", "2026-12-01"]
 

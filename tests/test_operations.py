@@ -147,8 +147,8 @@ def test_a_failing_batch_is_given_up_until_it_changes_or_a_person_mends_it(small
         keys.append(request.run_key)
         assert not run(small, request).success
     assert len(set(keys)) == MAX_FAILURES
-    assert f"ingest {batch}: given up after 3 failed runs" in str(tick(small).skip_reason)
-    assert f"ingest {batch}: given up after 3 failed runs" in str(night(small))
+    assert f"ingest {batch}: gave up after 3 failed runs" in str(tick(small).skip_reason)
+    assert f"ingest {batch}: gave up after 3 failed runs" in str(night(small))
 
     small.store.add("lab-d", profile="io-walk", duration_s=20)
     assert requested(tick(small)) == [batch]

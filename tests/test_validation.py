@@ -515,12 +515,12 @@ DEFECTS: dict[str, dict[str, Plant | tuple[Plant, str]]] = {
     },
     # how much there is
     "too_short": {
-        "14.9 s": (making(duration_s=14.9), "14.9 s, under 15 s"),
+        "14.9 s": (making(duration_s=14.9), "lasts 14.9 s; must be at least 15 s"),
     },
     "too_few_rows rows_missing rows_missing rows_missing netflow_absent": {
         "99 rows": (
             holding(drop_file(NETFLOW), thin(proc=33, qmp=33, guest=33)),
-            "99 telemetry rows, under 100",
+            "99 telemetry rows; at least 100 are needed",
         ),
     },
     "conflicting_contents": {
@@ -550,17 +550,17 @@ DEFECTS: dict[str, dict[str, Plant | tuple[Plant, str]]] = {
         "a label early": (labelled(("clean", -2.1), ("clean", 5)), "labels.jsonl: 1 of 2 rows"),
         "an event late": (
             seen(("exploit_fire", 7), ("session_open", 11), ("lunch", 22.1)),
-            "events.jsonl: 1 of 3 rows .* first 'lunch'",
+            "events.jsonl: 1 of 3 rows .* the first is 'lunch'",
         ),
         "events an hour early": (
             holding(shift(EVENTS, -3600)),
-            "events.jsonl: 4 of 4 rows lie over 2 s outside",
+            "events.jsonl: 4 of 4 rows lie more than 2 s outside",
         ),
     },
     "source_absent": {
         f"{name} off by {seconds} s": (
             holding(shift_all(seconds, name)),
-            f"{name}: {count}of 201 rows lie over 2 s outside .* its clock is wrong",
+            f"{name}: {count}of 201 rows lie more than 2 s outside .* its clock is wrong",
         )
         for name in POLLED
         for seconds, count in ((3600, "201 "), (-3600, "201 "), (2.3, "[34] "), (-2.4, "4 "))
@@ -595,7 +595,7 @@ DEFECTS: dict[str, dict[str, Plant | tuple[Plant, str]]] = {
     "too_few_rows source_absent source_absent source_absent netflow_absent": {
         "no source has a value": (
             holding(*(set_fields(name, str) for name in FILE)),
-            "0 telemetry rows, under 100",
+            "0 telemetry rows; at least 100 are needed",
         ),
     },
     "clock_step": {
@@ -610,14 +610,14 @@ DEFECTS: dict[str, dict[str, Plant | tuple[Plant, str]]] = {
         **{
             f"{name}: {label}": (
                 holding(set_fields(name, value, LAYOUT.fields[name][0][0])),
-                f"^{name}: no usable value of {LAYOUT.fields[name][0][0]}$",
+                f"^{name}: no usable value for {LAYOUT.fields[name][0][0]}$",
             )
             for name in FILE
             for label, value in (("text", str), ("null", None), ("none", REMOVED))
         },
         "two": (
             holding(set_fields("guest", None, "forks", "load_1m")),
-            "^guest: no usable value of forks, load_1m$",
+            "^guest: no usable value for forks, load_1m$",
         ),
     },
     "repeated_rows": {

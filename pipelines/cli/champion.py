@@ -191,9 +191,10 @@ def promote(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> PromoteDocument:
-    """Put a trained model in use if the rules allow it.
+    """Make a trained model the champion, if the rules allow it.
 
-    docs/champion.md explains the rules. Exit code 1 if they do not allow it.
+    docs/champion.md explains the rules. Exit code 1 if they do not allow it, 4 if a
+    checkpoint does not verify.
     """
     from models.registry import MODELS, VARIANTS, find_variant
     from stages import champion as core
@@ -209,7 +210,7 @@ def promote(
         trial = core.run_trial(project, challenger, accept_alarms=accept_alarms)
     else:
         dagster_home(project.workspace)  # refused before anything is changed
-        note(f"judging {challenger.name}; if it is promoted, the report page is made again")
+        note(f"trying {challenger.name}; if it is promoted, the report page is rebuilt")
         by = user_name()
         trial = core.promote(project, challenger, by=by, why=why, accept_alarms=accept_alarms)
         if trial.promoted:
@@ -241,7 +242,7 @@ def rollback(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> RollbackDocument:
-    """Put the previous champion in use again.
+    """Make the previous champion the champion again.
 
     Exit code 4 if it was trained for another input layout.
     """

@@ -97,7 +97,7 @@ def bundle(
         and not (out / HEAD_FILE).is_file()
         and (not out.is_dir() or any(out.iterdir()))
     ):
-        fail(f"--out {out}: must be a new folder, an empty one, or that of a bundle", USAGE)
+        fail(f"--out {out}: must be a new folder, an empty one or an existing bundle", USAGE)
     project = Project(workspace)
     try:
         scorer = scorer_of(project, checkpoint and existing_checkpoint(checkpoint))
@@ -110,7 +110,7 @@ def bundle(
     wrong = [recipe for recipe, each in parity.items() if not each.holds]
     if wrong:
         fail(
-            f"the bundle gives other probabilities than {scorer.name} on recipe "
+            f"the bundle gives different probabilities from {scorer.name} on recipe "
             f"{', '.join(wrong)}; nothing is written",
             FAILED,
         )

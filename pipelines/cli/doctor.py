@@ -361,7 +361,8 @@ def _remedy(project: Project, stale: list[Status], under_way: list[str]) -> str:
 
     unsigned = any(s.code == "signature" for s in stale) and signing_key() is None
     key = "phasewatch keys new NAME, then: " if unsigned else ""
-    wait = f"wait for what runs ({shortened(under_way, ', ', 3)}), then: " if under_way else ""
+    runs = shortened(under_way, ", ", 3)
+    wait = f"wait for the runs under way ({runs}), then: " if under_way else ""
     keys = {s.key for s in stale if project.stages[s.stage].job != "ingest"}
     if not keys:
         return f"{key}{wait}phasewatch run --ingest-only"

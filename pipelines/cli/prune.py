@@ -70,7 +70,7 @@ def prune(
         bool, typer.Option("--dry-run", help="Say what would be deleted; change nothing.")
     ] = False,
 ) -> PruneDocument:
-    """Delete old records, and artifacts above their budget.
+    """Delete old records, and artifacts beyond the budget of the folder.
 
     The last materialization and the last checks of every asset and partition stay. Current
     artifacts, and models that were ever champion, are never deleted.
@@ -78,8 +78,7 @@ def prune(
     days = re.fullmatch(r"([1-9]\d{0,3})d", older_than)
     if days is None:
         fail(
-            f"--older-than must be a number of days from 1d, such as {OLD_DAYS}d, got "
-            f"{older_than!r}",
+            f"--older-than must be at least 1d, such as {OLD_DAYS}d, got {older_than!r}",
             USAGE,
         )
     workspace = workspace_of(config, store, artifacts, must_exist=True)

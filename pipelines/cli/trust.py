@@ -269,10 +269,9 @@ class ReplayLogDocument(Document):
         yield f"bundle {self.bundle}"
         from evaluation.wording import plural
 
-        comes = "comes" if self.identical == 1 else "come"
-        yield f"{plural(self.identical, 'decision')} {comes} out identically"
+        yield f"{plural(self.identical, 'decision')} recomputed identically"
         for why, n in self.left_out.items():
-            yield f"{plural(n, 'record')} not made again: {why}"
+            yield f"{plural(n, 'record')} not recomputed: {why}"
         for where in self.different[:_SHOWN]:
             yield f"different: {where}"
         if len(self.different) > _SHOWN:
