@@ -570,8 +570,8 @@ def _absence(usage: Usage) -> str:
     n_rows = usage.n_rows - usage.n_repeated
     return {
         "no_rows": "no rows",
-        "outside": f"{usage.n_outside} of {n_rows} rows lie more than {MARGIN_S} s outside the start "
-        f"and end in {META_FILE}; its clock is wrong",
+        "outside": f"{usage.n_outside} of {n_rows} rows lie more than {MARGIN_S} s outside the "
+        f"start and end in {META_FILE}; its clock is wrong",
         "no_values": f"no usable value in {n_rows} rows",
         None: "",
     }[usage.absence]

@@ -180,10 +180,17 @@ def _same_name(values: NDArray[np.float32], names: NDArray) -> float:
 
 
 def _duplicate_episodes(table: pl.DataFrame, X: NDArray[np.float32]) -> Iterator[Leak]:
-    """Held-out episodes that are nearly on top of one of another side."""
-    side, episode = table["split"].to_numpy(), table["episode_id"].to_numpy()
-    inputs = scale(X, fit_scaling(X[side == "train"], limit=3.0))
-    distance, nearest = np.full(len(X), np.inf), np.zeros(len(X), dtype=np.int64)
+    """Held-out episodes that are nearly on top of one of another side.
+
+    An episode's first window is left out: it is its own baseline, so relative inputs are 0 in all.
+    """
+    past = table["window"].to_numpy() > 0
+    side, episode = table["split"].to_numpy()[past], table["episode_id"].to_numpy()[past]
+    held_out = np.unique(episode[side != "train"])
+    if len(held_out) < FEWEST_EPISODES or not np.any(side == "train"):
+        return
+    inputs = scale(X[past], fit_scaling(X[past][side == "train"], limit=3.0))
+    distance, nearest = np.full(len(side), np.inf), np.zeros(len(side), dtype=np.int64)
     for name in ("val", "test"):
         own, others = np.flatnonzero(side == name), np.flatnonzero(side != name)
         for start in range(0, len(own), 1024):
@@ -191,9 +198,6 @@ def _duplicate_episodes(table: pl.DataFrame, X: NDArray[np.float32]) -> Iterator
             squares = _squares(inputs[some], inputs[others])
             nearest[some] = others[squares.argmin(axis=1)]
             distance[some] = np.sqrt(np.maximum(squares.min(axis=1), 0.0))
-    held_out = np.unique(episode[side != "train"])
-    if len(held_out) < FEWEST_EPISODES:
-        return
     typical = float(np.median([np.median(distance[episode == each]) for each in held_out]))
     for each in held_out:
         on_top = (episode == each) & (distance <= SAME_WINDOW * typical)
