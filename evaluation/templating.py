@@ -46,6 +46,7 @@ def templates(*, autoescape: bool) -> jinja2.Environment:
         covers=wording.covers,
         join_words=wording.join_words,
         measure=wording.measure,
+        moment=wording.moment,
         plural=wording.plural,
         sentence=wording.sentence,
         short=wording.short,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from datasets.splits import UNAVAILABLE
@@ -299,6 +300,11 @@ def short(value: str) -> str:
 def plural(n: int, one: str, many: str = "") -> str:
     """``3 hosts``; ``many`` if the plural is not ``one`` with an s."""
     return f"{count(n)} {one if n == 1 else many or one + 's'}"
+
+
+def moment(timestamp: str) -> str:
+    """``2026-11-29 14:38 UTC``, from RFC 3339."""
+    return datetime.fromisoformat(timestamp).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def join_words(words: Iterable[str], link: str = "and") -> str:

@@ -45,6 +45,8 @@ class ChampionDocument(Document):
         if self.champion is None:
             yield "There is no champion yet. Promote a trained model: phasewatch promote MODEL"
             return
+        from evaluation.wording import moment
+
         yield f"{self.champion['model']}_{self.champion['mode']} scores with"
         yield self.champion["path"]
         yield f"history: {self.signed}"
@@ -58,7 +60,8 @@ class ChampionDocument(Document):
         for entry in reversed(self.history):
             yield (
                 f"{entry['number']:>3}  {entry['model']}_{entry['mode']}, {entry['action']} "
-                f"{entry['since']} by {entry['by']}" + (f": {entry['why']}" if entry["why"] else "")
+                f"{moment(entry['since'])} by {entry['by']}"
+                + (f": {entry['why']}" if entry["why"] else "")
             )
             yield f"     checkpoint {entry['checkpoints'][entry['served']]}"
             if entry["accepted"]:
