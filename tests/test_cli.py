@@ -297,14 +297,17 @@ def test_the_champion_scores_unless_a_checkpoint_is_named(scoring: Lab) -> None:
             )
 
 
-@pytest.mark.usefixtures("scoring")
-def test_what_the_champion_was_trained_on_is_said(trained: Lab) -> None:
+def test_what_a_model_was_trained_on_is_said(trained: Lab, scoring: Lab) -> None:
+    shutil.copytree(trained.artifacts / "datasets", scoring.artifacts / "datasets")
     dataset = read_manifest(trained.workspace.artifacts_path / "datasets" / RECIPE)
     assert dataset is not None
     sides = dict(read_dataset(dataset).select("episode_id", "split").unique().iter_rows())
     known = {side: episode for episode, side in sides.items()}
     for side, seen in (("train", True), ("val", True), ("test", False)):
         told = phasewatch("predict", known[side], "--json")
+        assert json.loads(told.stdout)["seen_in_training"] is seen
+        named = ("--checkpoint", checkpoint(scoring, "cnn"))
+        told = phasewatch("predict", known[side], *named, "--json")
         assert json.loads(told.stdout)["seen_in_training"] is seen
     assert "this episode was in the training set" in phasewatch("predict", known["train"]).stderr
     assert "this episode was in the training set" not in phasewatch("predict", known["test"]).stderr

@@ -319,11 +319,12 @@ def _load(project: Project, path: Path | None) -> Scorer:
 
 
 def _learned_from(scorer: Scorer) -> set[str] | None:
-    """Episodes that the champion has learned from; None: a checkpoint was named, or it is lost."""
+    """Episodes that the model has learned from; None: its dataset is not here as it was."""
     from champion.history import ChampionError
+    from stages.status import StageError
 
-    with suppress(ChampionError):  # the champion scores all the same
-        if scorer.champion is not None and scorer.training is not None:
+    with suppress(ChampionError, StageError):  # the model scores all the same
+        if scorer.training is not None:
             return set(scorer.training["episode_id"])
     return None
 
