@@ -47,6 +47,8 @@ def test_extract_writes_what_a_shard_would_hold(tmp_path: Path) -> None:
     assert (nowhere.exit_code, list(tmp_path.iterdir())) == (USAGE, [])
     other = phasewatch("extract", SOUND, "--out", tmp_path / "e.csv")
     assert (other.exit_code, ".npz" in other.output) == (USAGE, True)
+    batch = phasewatch("extract", "lab-a.2026-11-21", "--out", out)
+    assert "lab-a.2026-11-21: a batch" in batch.stderr
     assert list(tmp_path.iterdir()) == []
     assert phasewatch("extract", FAILED_LABEL, "--out", out, "--anyway").exit_code == OK
     stored = list_store(STORE).find(FAILED_LABEL)
@@ -295,6 +297,21 @@ def test_the_champion_scores_unless_a_checkpoint_is_named(scoring: Lab) -> None:
             assert window["alarm_score"] == pytest.approx(
                 p["infecting"] + p["infected_running"], abs=1e-5
             )
+
+
+@pytest.mark.parametrize(
+    ("splits", "known"),
+    [("test_host: lab-q", "lab-a, lab-b"), ("test_sessions: [may]", "20")],
+)
+def test_a_name_that_the_store_lacks_is_refused_before_any_work(
+    scoring: Lab, tmp_path: Path, splits: str, known: str
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"resources: {{workspace: {{config: {{splits: {{{splits}}}}}}}}}")
+    told = phasewatch("run", "--config", config)
+    assert told.exit_code == USAGE
+    assert f"splits.{splits.partition(':')[0]} must be one of {known}" in told.stderr
+    assert not (scoring.artifacts / "batches").exists()
 
 
 def test_what_a_model_was_trained_on_is_said(trained: Lab, scoring: Lab) -> None:

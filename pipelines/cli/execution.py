@@ -32,7 +32,7 @@ from stages.project import Project
 from stages.workers import training_ahead, trainings_at_a_time, worker_processes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     import dagster as dg
 
@@ -75,6 +75,8 @@ def run_all(
     project = open_project(workspace)
     for batch in batches or ():
         one_of("batch", batch, project.listing.batches)
+    if not ingest_only:
+        _check_names(project, recipes or RECIPES)
     ran = []
     ingest = batches or _keys(project, "ingest", project.listing.batches)
     log.info("%d batches, %d to ingest", len(project.listing.batches), len(ingest))
@@ -106,6 +108,18 @@ def run_all(
         outputs = [status.stage for status in page[0].statuses]
         ran += _retrain(workspace, [""], outputs)
     return ran
+
+
+def _check_names(project: Project, recipes: Collection[str]) -> None:
+    """Refuse at once the names that a recipe would refuse after minutes of work."""
+    splits, episodes = project.workspace.splits, project.listing.episodes
+    hosts = sorted({episode.host_id for episode in episodes})
+    if "host" in recipes and len(hosts) > 1:  # with one, the recipe is unavailable
+        one_of("splits.test_host", splits.test_host, hosts)
+    if "session" in recipes and splits.test_sessions:
+        sessions = sorted({splits.session(episode.episode_id) for episode in episodes})
+        for session in splits.test_sessions:
+            one_of("splits.test_sessions", session, sessions)
 
 
 def _keys(project: Project, job: str, wanted: Any) -> list[str]:
