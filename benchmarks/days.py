@@ -14,7 +14,7 @@ For each model of a mode, without and with the filter over time:
 A fifth of the samples of the training side is validation: for early stopping and the alarm rule.
 ``--absolute`` gives the values themselves of no channel, of the registered ones and the host's
 (``proc``, ``qmp``), or of all, beside the relative ones; by default the registry decides.
-``--question 'first session'`` looks at nothing else.
+``--question 'first session'`` measures that line alone.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ def _same_name(values: NDArray[np.float32], names: NDArray) -> float:
 def _duplicate_episodes(table: pl.DataFrame, X: NDArray[np.float32]) -> Iterator[Leak]:
     """Held-out episodes that are nearly on top of one of another side.
 
-    An episode's first window is left out: it is its own baseline, so relative inputs are 0 in all.
+    First windows are left out: each is its own baseline, so their relative inputs are all alike.
     """
     past = table["window"].to_numpy() > 0
     side, episode = table["split"].to_numpy()[past], table["episode_id"].to_numpy()[past]

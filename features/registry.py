@@ -82,7 +82,7 @@ STATS = ("mean", "std", "p95", "slope", "zero_frac")
 
 
 _TRAFFIC = ("net_rx_bytes", "net_tx_bytes", "tcp_active_opens")
-"""Of the guest: as ``netflow``, they hardly depend on the machine's shape, its host and kernel."""
+"""Guest channels that, like ``netflow``, hardly depend on the machine's shape, host or kernel."""
 
 
 def _channels(source: str, kinds: dict[str, tuple[str, Kind]]) -> tuple[Channel, ...]:

@@ -316,7 +316,7 @@ def base(trained_lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def kept(lab: Lab, which: Variant) -> ChampionEntry:
-    """A model as it is put in use, without a outcome."""
+    """A model as it is put into use, without the outcome of a trial."""
     ids = {
         recipe: copy_checkpoint(
             lab.workspace.champion_folder,

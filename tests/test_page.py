@@ -15,7 +15,7 @@ from browser import SCENES, SHOWN
 
 from episodes.format import PHASES
 from evaluation.drawing import PHASE_COLOURS
-from evaluation.wording import BASELINE_MEANS
+from evaluation.wording import BASELINE_MEANS, moment
 from hub import vendor
 from hub.events import CURVE_POINTS, LIVE_WINDOWS, TYPES, schema
 from hub.server import KINDS, PAGE
@@ -397,3 +397,8 @@ def _node(script: str) -> object:
     )
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
+
+
+@pytest.mark.parametrize("timestamp", ["2026-11-29T14:38:39+00:00", "2026-11-29T16:38:39+02:00"])
+def test_moments_are_given_in_utc_to_the_minute(timestamp: str) -> None:
+    assert moment(timestamp) == "2026-11-29 14:38 UTC"

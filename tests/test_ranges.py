@@ -243,7 +243,7 @@ def test_what_is_left_out_or_not_announced_is_no_matter(
     episodes, workspace = lab.workspace.listing().episodes, lab.workspace
     given = (workspace.validation, workspace.layout)
     with validating_ahead(episodes[1:7], *given):
-        for i in (2, 0, 5, 1, 7):  # the first was not announced; to go back is to validate anew
+        for i in (2, 0, 5, 1, 7):  # the first was not announced; going back means validating again
             record, _ = stages.validating.validate_and_extract(episodes[i], *given)
             assert record.episode_id == episodes[i].episode_id
 
