@@ -214,6 +214,7 @@ FACTS = {
     "unavailable": {},
     "not_compared": 3,
 }
+PROMOTED = {"champion": "gbt_realistic", "since": "2026-11-24T02:00:00+00:00"}
 VOID = {"meta", "br", "wbr", "col", "link", "img", "input", "hr", "path"}
 TOLD = {
     "gbt": guess(WINDOWS, 0.7, 1),

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 from builders import DAY_NS, NS_PER_S, PROFILES, START_NS, StoreBuilder
-from held_out import FACTS, Page, check_schema, render_report, report
+from held_out import FACTS, PROMOTED, Page, check_schema, render_report, report
 from lab import RECIPE, Lab, failure, materialized, new_instance
 
 from champion.history import ChampionEntry, copy_checkpoint, put_in_use, read_champion
@@ -324,7 +324,7 @@ def test_the_page_has_a_line_a_batch_newest_day_first() -> None:
     texts = findings(check_of(bad, "channels"))
     assert len(texts) == 3
 
-    facts = FACTS | {"champion": "gbt_realistic", "not_compared": 1}
+    facts = FACTS | PROMOTED | {"not_compared": 1}
     text = Page(render_report([report()], facts, [], documents)).inside("drift")
     assert "3 batches compared with the training data of gbt_realistic: 1 with strong" in text
     assert "1 batch was ingested before this champion was promoted" in text
@@ -336,7 +336,7 @@ def test_the_page_shows_the_newest_batches_and_counts_the_others() -> None:
     bad = compared(windows(30, seed=1, shift=5.0))
     days = [f"lab-a.2026-{month:02}-{day:02}" for month in range(1, 5) for day in range(1, 29)]
     documents = [bad.model_copy(update={"batch": day}) for day in days]
-    facts = FACTS | {"champion": "gbt_realistic", "not_compared": 0}
+    facts = FACTS | PROMOTED | {"not_compared": 0}
     text = Page(render_report([report()], facts, [], documents)).inside("drift")
     older = len(days) - MAX_BATCHES
     assert (
@@ -350,7 +350,7 @@ def test_the_page_shows_the_newest_batches_and_counts_the_others() -> None:
 def test_the_page_says_what_is_missing_to_compare() -> None:
     nobody = Page(render_report([report()], FACTS)).inside("drift")
     assert "There was no champion when this page was made" in nobody
-    facts = FACTS | {"champion": "gbt_realistic", "not_compared": 3}
+    facts = FACTS | PROMOTED
     nothing = Page(render_report([report()], facts)).inside("drift")
     assert "No batch has been compared with gbt_realistic." in nothing
 

@@ -14,6 +14,7 @@ from held_out import (
     FACTS,
     IDENTITY,
     POLICY,
+    PROMOTED,
     TRAINING,
     WINDOWS,
     Page,
@@ -244,9 +245,14 @@ def test_a_recipe_that_the_store_cannot_give_is_named_and_is_not_missing() -> No
 
 
 def test_alarms_accepted_with_the_champion_are_said() -> None:
-    accepted = {"by": "ann", "since": "2026-11-25", "why": "a small corpus", "grounds": ["Loud."]}
-    text = page_of(report(), champion="gbt_realistic", accepted=accepted).text
-    assert "ann promoted it anyway on 2026-11-25: a small corpus. Loud." in text
+    accepted = {
+        "by": "ann",
+        "since": PROMOTED["since"],
+        "why": "a small corpus",
+        "grounds": ["Loud."],
+    }
+    text = page_of(report(), **PROMOTED, accepted=accepted).text
+    assert "ann promoted it anyway on 2026-11-24 02:00 UTC: a small corpus. Loud." in text
 
 
 def test_a_provisional_threshold_is_marked_wherever_it_is_shown() -> None:
