@@ -25,21 +25,17 @@ from assets.metadata import (
     table_schema,
 )
 from assets.partitions import EVERY_PARTITION, FRESH, OWNERS, PARTITIONS, backfill_policy
-from champion.history import ChampionError
+from config.errors import PhasewatchError
 from config.paths import CLONE
 from config.progress import Meter
 from episodes.environment import MachineError
-from episodes.store import StoreError
 from features.registry import LAYOUT
-from models.base import NotFiniteError
-from models.checkpoint import CheckpointError
 from resources.guards import check_instance, check_recorded, refuse
 from resources.recording import kept_open
 from resources.workspace import WorkspaceResource, config_section
 from stages.project import MakeResult, Project
 from stages.registry import STAGES
 from stages.stage import Check, Stage, StageOutput
-from stages.status import StageError
 from stages.workspace import Workspace
 
 log = logging.getLogger("phasewatch")
@@ -99,7 +95,6 @@ def _build(stage: Stage) -> dg.AssetsDefinition:
         config: config_section(stage.options or _NoOptions),  # type: ignore[valid-type]
         workspace: WorkspaceResource,
     ) -> Iterator[Any]:
-        refusals = (StageError, CheckpointError, ChampionError, StoreError, NotFiniteError)
         try:
             check_instance(context.instance, workspace.core)
             if stage.partition == "batch" and len(context.partition_keys) > 1:
@@ -107,10 +102,10 @@ def _build(stage: Stage) -> dg.AssetsDefinition:
                     yield from _make_range(context, stage, config, workspace.core)
             else:
                 yield from _make(context, stage, config, workspace.core)
-        except refusals as error:
-            refuse(workspace.core.addressed(str(error)), getattr(error, "differences", None))
         except MachineError as error:
             raise dg.Failure(str(error)) from error  # trying again may help
+        except PhasewatchError as error:
+            refuse(workspace.core.addressed(str(error)), getattr(error, "differences", None))
 
     return make
 

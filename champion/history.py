@@ -19,6 +19,7 @@ from typing import Any, Literal
 import polars as pl
 
 from config.disk import folder_lock
+from config.errors import PhasewatchError
 from config.signing import (
     SEAL,
     SIGNATURE,
@@ -59,7 +60,7 @@ SERVED_RECIPE = "time"
 its time; what it has not seen is what came later, as in use."""
 
 
-class ChampionError(Exception):
+class ChampionError(PhasewatchError):
     """The pointer cannot be used as asked; the message says why and what to do."""
 
 

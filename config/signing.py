@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from config.disk import sync
+from config.errors import PhasewatchError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -35,7 +36,7 @@ Kind = Literal["manifest", "checkpoint", "bundle", "champion", "entry", "referen
 """What is signed: a signature of one kind of document means nothing on another."""
 
 
-class SigningError(Exception):
+class SigningError(PhasewatchError):
     """A key cannot be made, read or used; the message says why and what to do."""
 
 

@@ -15,6 +15,7 @@ import polars as pl
 import yaml
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
+from config.errors import PhasewatchError
 from config.messages import unknown, yaml_problem
 from episodes.settings import NotNegative, settings_errors
 
@@ -25,7 +26,7 @@ Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_
 EpisodeId = Annotated[Text, StringConstraints(to_upper=True)]
 
 
-class ExclusionError(Exception):
+class ExclusionError(PhasewatchError):
     """A file of exclusions cannot be used; the message names the file and the entry."""
 
 

@@ -19,6 +19,7 @@ import polars as pl
 import pydantic.dataclasses
 from pydantic import BeforeValidator, Field, model_validator
 
+from config.errors import PhasewatchError
 from config.messages import unknown
 from datasets.exclusions import BY_HAND, Exclusion, apply_exclusions
 from episodes.format import NS_PER_S, episode_day
@@ -42,7 +43,7 @@ Day = Annotated[str, BeforeValidator(str), Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
 """A UTC day, ``2026-11-21``; YAML reads one without quotes as a date."""
 
 
-class DatasetError(Exception):
+class DatasetError(PhasewatchError):
     """A dataset cannot be built soundly; the message says why and what to change."""
 
 

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import zstandard
 
+from config.errors import PhasewatchError
 from episodes.format import ARCHIVE_SUFFIX, READ_FILES, is_episode_id
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ MAX_BLOCKS = 100_000  # of zstd, frames included; a GiB in whole blocks has 8,19
 _CHUNK = 2**20
 
 
-class ArchiveError(Exception):
+class ArchiveError(PhasewatchError):
     """An archive that cannot be read; ``code`` is a reason of ``validation``."""
 
     def __init__(self, code: str, detail: str):

@@ -11,6 +11,8 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from config.errors import PhasewatchError
+
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator
@@ -53,7 +55,7 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-class MachineError(Exception):
+class MachineError(PhasewatchError):
     """Work failed for a reason outside its input; the message says on what, why and what to do."""
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic_core import from_json
 
+from config.errors import PhasewatchError
 from config.messages import suggestion
 from episodes.environment import collector_paused, retry, settled
 from episodes.format import (
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
 
-class StoreError(Exception):
+class StoreError(PhasewatchError):
     """The store as a whole cannot be used; the message says which path and what to do."""
 
 

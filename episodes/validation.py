@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pydantic.dataclasses
 
+from config.errors import PhasewatchError
 from episodes.archive import ArchiveError, read_packed
 from episodes.environment import retry, unreadable_error
 from episodes.format import (
@@ -290,7 +291,7 @@ HINT = "\nRejected and errored episodes are not used without --anyway (Python: a
 """Ends the message of ``check_usable``; of many episodes it is shown once."""
 
 
-class EpisodeError(Exception):
+class EpisodeError(PhasewatchError):
     """An episode is not used, because of its verdict; the message has the reasons."""
 
     def __init__(self, record: EpisodeRecord, hint: str = ""):

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from config.errors import PhasewatchError
 from live.outputs import post_events, refusal_message
 
 if TYPE_CHECKING:  # pydantic, which a command that only shows its help must not wait for
@@ -20,7 +21,7 @@ BATCH = 100
 """Events of one request."""
 
 
-class PublishError(Exception):
+class PublishError(PhasewatchError):
     """A hub did not take events; the message says why."""
 
 

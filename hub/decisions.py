@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from config.disk import sync, sync_folder
+from config.errors import PhasewatchError
 from config.signing import SigningError, sealed
 from evaluation.decisions import (
     HEAD_FILE,
@@ -38,7 +39,7 @@ PENDING = 10_000
 log = logging.getLogger("phasewatch")
 
 
-class LogError(Exception):
+class LogError(PhasewatchError):
     """The log cannot be written; the message says why and what to do."""
 
 

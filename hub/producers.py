@@ -21,7 +21,7 @@ from episodes.format import NS_PER_S
 from episodes.validation import EpisodeError, EpisodeRecord, ValidatedEpisode, read_validated
 from evaluation.latency import measure
 from features.alignment import AlignmentError, Grid, align, make_grid
-from features.extraction import Extracted, extract
+from features.extraction import Extracted
 from features.golden import REWRITE, read_golden
 from features.relative import signed_log
 from features.windows import bin_phases, label_windows
@@ -41,6 +41,7 @@ from models.scaling import scale
 from stages.report_page import comparable_documents
 from stages.scoring import Scorer, intact_artifact, score_episode
 from stages.status import StageError
+from stages.validating import extract_validated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -113,8 +114,8 @@ def _extracted(
             continue
         try:
             episode = _read(project, listed[episode_id])
-            yield episode, extract(episode, project.workspace.layout)
-        except (EpisodeError, AlignmentError) as error:
+            yield episode, extract_validated(episode, project.workspace.layout)
+        except EpisodeError as error:
             log.warning("%s: left out: %s", episode_id, str(error).partition("\n")[0])
 
 
@@ -231,7 +232,7 @@ def replay(
 
     Raises:
         StageError: see ``held_out_windows``; a dataset is not needed for chosen recordings.
-        EpisodeError, AlignmentError: a chosen recording cannot be used.
+        EpisodeError: a chosen recording cannot be used.
     """
     chosen, project = list(chosen), scorer.project
     try:
@@ -249,7 +250,7 @@ def replay(
         return
     for stored in chosen:
         episode = _read(project, stored)
-        extracted = extract(episode, project.workspace.layout)
+        extracted = extract_validated(episode, project.workspace.layout)
         yield from _windows(scorer, episode, extracted, held_out, speed)
 
 

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from config.errors import PhasewatchError
 from config.signing import SIGNATURE, Signed, distrust, keys_folder, parse_json, signed
 from features.code import DEVICE_PATH, code_of
 from features.contract import Contract, contract_of, diff_contracts
@@ -54,7 +55,7 @@ _MAKE_AGAIN = (
 )
 
 
-class BundleError(Exception):
+class BundleError(PhasewatchError):
     """A bundle cannot be used; the message names the file and says what to do."""
 
 

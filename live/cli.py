@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from config.errors import PhasewatchError
 from config.messages import shortened
 from config.signing import SigningError, parse_json
 from episodes.format import META_FILE, SOURCES, is_host_id
@@ -54,7 +55,7 @@ _FILES = [SOURCES[name].file for name in DEPLOYABLE]
 log = logging.getLogger("phasewatch")
 
 
-class UsageError(Exception):
+class UsageError(PhasewatchError):
     """What was asked for cannot be done; the message says what to do."""
 
 

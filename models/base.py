@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from config.errors import PhasewatchError
 from features.registry import InputKind
 from models.device import pick_device
 from models.metrics import macro_f1
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
     from models.bookmark import Bookmark
 
 
-class NotFittedError(RuntimeError):
+class NotFittedError(PhasewatchError):
     """A model was used before it was fitted."""
 
 
-class NotFiniteError(RuntimeError):
+class NotFiniteError(PhasewatchError):
     """A model gave a probability that is no number: no phase may be read from it."""
 
 

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from config.errors import PhasewatchError
 from config.signing import SIGNATURE, Signed, distrust, parse_json, signature_of, signed
 from features.code import MODEL_PATH, PATH, Code, code_of
 from features.contract import GOLDEN_FILE, Contract, contract_of, diff_contracts, golden_digest
@@ -64,7 +65,7 @@ at least 6e-3 (measured on the golden vectors, with convolutions and trees)."""
 _SIDECAR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
-class CheckpointError(Exception):
+class CheckpointError(PhasewatchError):
     """A checkpoint cannot be used; the message names the file and says what to do."""
 
 

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     import polars as pl
 
     from champion.history import ChampionError
+    from config.errors import PhasewatchError
     from episodes.environment import MachineError
     from episodes.store import StoreError
     from episodes.validation import EpisodeError, ValidatedEpisode
     from evaluation.documents import EvalReport
-    from features.alignment import AlignmentError
     from features.extraction import Extracted
     from models.base import Classifier, Examples, NotFiniteError
     from models.checkpoint import Checkpoint, CheckpointError, ContractMismatchError
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     __version__: str
 else:
     _ERRORS = {
-        "AlignmentError": "features.alignment",
         "ChampionError": "champion.history",
         "CheckpointError": "models.checkpoint",
         "ContractMismatchError": "models.checkpoint",
         "EpisodeError": "episodes.validation",
         "MachineError": "episodes.environment",
         "NotFiniteError": "models.base",
+        "PhasewatchError": "config.errors",
         "SettingsError": "stages.workspace",
         "StageError": "stages.status",
         "StoreError": "episodes.store",
@@ -57,13 +57,13 @@ else:
 
 
 __all__ = [
-    "AlignmentError",
     "ChampionError",
     "CheckpointError",
     "ContractMismatchError",
     "EpisodeError",
     "MachineError",
     "NotFiniteError",
+    "PhasewatchError",
     "SettingsError",
     "StageError",
     "StoreError",
@@ -156,17 +156,17 @@ def extract(
         ``series (n_bins, n_channels)``, ``windows``, ``features (n_windows, n_features)``.
 
     Raises:
-        EpisodeError: the episode is rejected or errored; the message has the reasons.
-        AlignmentError: the episode has no usable clock.
+        EpisodeError: the episode is rejected or errored, or has no usable clock; the message has
+            the reasons.
         StoreError, OSError, MachineError, TypeError: see ``read_episode``.
     """
     from episodes.validation import ValidatedEpisode, check_usable
-    from features import extraction
+    from stages.validating import extract_validated
 
     if not isinstance(episode, ValidatedEpisode):
         episode = read_episode(project, episode)
     check_usable(episode.record, anyway=anyway)
-    return extraction.extract(episode, project.workspace.layout)
+    return extract_validated(episode, project.workspace.layout)
 
 
 def open_windows(
@@ -197,6 +197,7 @@ def train(project: Project, recipe: str, model: str, mode: str = "realistic") ->
     Raises:
         StageError: see ``open_windows``.
         ValueError: there is no such model or mode.
+        RuntimeError: the loss is not finite, or device cuda is not available.
     """
     from models.registry import find_variant
     from stages.checkpoints import fit
@@ -241,7 +242,7 @@ def predict(
         without a likeness ``unlike`` is.
 
     Raises:
-        EpisodeError, AlignmentError, StoreError, OSError, MachineError, TypeError: see ``extract``.
+        EpisodeError, StoreError, OSError, MachineError, TypeError: see ``extract``.
         NotFiniteError: the model gave a probability that is not a number.
         StageError, ChampionError: rule or likeness was changed after it was written.
     """
@@ -275,7 +276,7 @@ def explain(
         it.
 
     Raises:
-        EpisodeError, AlignmentError, StoreError, OSError, MachineError, TypeError: see ``extract``.
+        EpisodeError, StoreError, OSError, MachineError, TypeError: see ``extract``.
         NotFiniteError: see ``predict``.
     """
     _check_checkpoint(checkpoint)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from config.errors import PhasewatchError
 from episodes.format import EVENTS_FILE, LABELS_FILE, SOURCES
 from episodes.reading import Episode, read_episode
 from episodes.store import list_store
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class SimulationError(Exception):
+class SimulationError(PhasewatchError):
     """A corpus cannot be simulated; the message says why and what to change."""
 
 

@@ -19,7 +19,6 @@ import numpy as np
 from champion.history import (
     POINTER_FILE,
     REFERENCE_FILE,
-    ChampionError,
     check_checkpoint_copies,
     check_evidence,
     checkpoint_copy_folder,
@@ -27,12 +26,13 @@ from champion.history import (
     history_signature_problem,
     read_pointer,
 )
+from config.errors import PhasewatchError
 from config.messages import shortened
 from config.signing import Signed, distrust, unsealed
 from datasets.splits import RECIPES
-from episodes.store import StoredEpisode, StoreError
+from episodes.store import StoredEpisode
 from features.files import file_sha256
-from live.bundle import HEAD_FILE, TOLERANCE, Bundle, BundleError, load_bundle, unpack_arrays
+from live.bundle import HEAD_FILE, TOLERANCE, Bundle, load_bundle, unpack_arrays
 from live.bundle import signed_by as bundle_signed_by
 from models.alarm import AlarmRule
 from models.checkpoint import (
@@ -49,7 +49,6 @@ from stages.batch import INDEX, IngestedEpisode, episode_identity, read_index
 from stages.datasets import dataset_fingerprint
 from stages.drift_reference import REFERENCE_FIELDS
 from stages.manifest import Manifest, manifest_damage
-from stages.status import StageError
 
 if TYPE_CHECKING:
     from stages.project import Project
@@ -78,11 +77,11 @@ class Link:
         return self.state == "holds"
 
 
-class _BrokenError(Exception):
+class _BrokenError(PhasewatchError):
     """A link is not what the next one was made from."""
 
 
-class _NotHeldError(Exception):
+class _NotHeldError(PhasewatchError):
     """A link that is not broken, but does not hold either."""
 
     def __init__(self, state: State, note: str):
@@ -110,10 +109,7 @@ class ChainVerifier:
             yield notes
         except _NotHeldError as error:
             self.links.append(Link(name, str(place), error.state, str(error)))
-        except (
-            _BrokenError, BundleError, CheckpointError, ChampionError, StageError, StoreError,
-            OSError, ValueError, KeyError, TypeError,
-        ) as error:  # fmt: skip
+        except (PhasewatchError, OSError, ValueError, KeyError, TypeError) as error:
             said = str(error) if str(error) else type(error).__name__
             self.links.append(Link(name, str(place), "broken", said.removeprefix(f"{place}: ")))
         else:

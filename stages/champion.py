@@ -52,6 +52,7 @@ from champion.rules import (
     grounds_against_first,
     not_held_out,
 )
+from config.errors import PhasewatchError
 from config.messages import shortened
 from config.signing import signing_key
 from datasets.splits import RECIPES
@@ -565,7 +566,7 @@ def renew_page(workspace: Workspace) -> RenewedPage:
     try:
         project = Project(workspace)  # that of the caller may have looked at the former champion
         made = project.make(project.stages["report"], "")
-    except (StageError, StoreError, ChampionError, CheckpointError) as error:
+    except PhasewatchError as error:
         return RenewedPage(None, str(error))
     except ModuleNotFoundError as error:  # the base install makes no pages
         return RenewedPage(None, f"{error.name} is not installed: pip install 'phasewatch[train]'")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from config.errors import PhasewatchError
 from config.messages import addressed, shortened
 from datasets.splits import UNAVAILABLE
 
@@ -125,7 +126,7 @@ def _listed(value: Any) -> str:
     return shortened(value, ", ") if isinstance(value, list) else str(value)
 
 
-class StageError(Exception):
+class StageError(PhasewatchError):
     """A stage cannot be made; the message says why and what to do."""
 
     def __init__(self, message: str, differences: list[str] | None = None):

@@ -13,9 +13,16 @@ from functools import partial
 from episodes.environment import MachineError, retry
 from episodes.reading import Episode
 from episodes.store import StoredEpisode
-from episodes.validation import EpisodeRecord, ValidationPolicy, validate, where
+from episodes.validation import (
+    EpisodeError,
+    EpisodeRecord,
+    ValidatedEpisode,
+    ValidationPolicy,
+    validate,
+    where,
+)
 from features.alignment import AlignmentError
-from features.extraction import extract
+from features.extraction import Extracted, extract
 from features.registry import Layout
 from features.shards import EpisodeRows, episode_rows
 from stages.workers import KILLED, cores, worker_processes
@@ -74,6 +81,18 @@ def extract_if_usable(
     except Exception as error:  # the sweep goes on
         return record.with_reason("unforeseen_error", where(error)), None
     return record, episode_rows(record, extracted)
+
+
+def extract_validated(episode: ValidatedEpisode, layout: Layout) -> Extracted:
+    """What ``features.extraction`` makes of an episode that was read, whatever its verdict.
+
+    Raises:
+        EpisodeError: it has no usable clock; ingest rejects it for the same reason.
+    """
+    try:
+        return extract(episode, layout)
+    except AlignmentError as error:
+        raise EpisodeError(episode.record.with_reason("schema", str(error))) from error
 
 
 @contextmanager

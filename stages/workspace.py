@@ -22,6 +22,7 @@ from pydantic import (
     field_validator,
 )
 
+from config.errors import PhasewatchError
 from config.messages import address_of, addressed, yaml_problem
 from config.paths import base_folder
 from datasets.splits import SplitPolicy
@@ -37,7 +38,7 @@ MACHINE_SETTINGS = ("store", "artifacts", "exclusions", "notify", "require_signa
 """Settings that name a path or a command, or lower a guard: not for who may only ask for runs."""
 
 
-class SettingsError(Exception):
+class SettingsError(PhasewatchError):
     """A configuration cannot be used; the message names the file and the setting."""
 
 

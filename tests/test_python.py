@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import builtins
+import importlib
+import pkgutil
 import re
 import shutil
 import subprocess
 import sys
 import textwrap
+import tomllib
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -110,6 +113,41 @@ def test_errors_can_be_caught_by_name(trained: Lab) -> None:
     assert all(issubclass(getattr(phasewatch, name), Exception) for name in errors)
     raised = set(re.findall(r"\w+Error\b", (ROOT / "phasewatch" / "__init__.py").read_text()))
     assert raised - set(dir(builtins)) == errors
+
+
+HASHED = {"AlignmentError"}
+"""Another base would change the code that bundles and shards were made with: see ``features.code``.
+``extract_validated`` makes an ``EpisodeError`` of it."""
+
+
+def test_every_error_of_the_product_is_a_phasewatch_error() -> None:
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    packages = tools["importlinter"]["root_packages"]
+    modules = [
+        importlib.import_module(module.name)
+        for module in pkgutil.walk_packages([str(ROOT)], onerror=lambda _: None)
+        if module.name.partition(".")[0] in packages
+    ]
+    errors = {
+        each
+        for module in modules
+        for each in vars(module).values()
+        if isinstance(each, type) and issubclass(each, Exception)
+        if each.__module__ == module.__name__ and not each.__name__.startswith("_")
+    }
+    assert len(errors) > 20
+    others = {each.__name__ for each in errors if not issubclass(each, phasewatch.PhasewatchError)}
+    assert others == HASHED
+
+
+def test_an_episode_without_a_usable_clock_is_an_episode_error(
+    trained: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("features.alignment.MAX_SPAN_S", 1)
+    episode_id = trained.project.listing.episodes[0].episode_id
+    with pytest.raises(phasewatch.EpisodeError, match="check the host's clock") as refused:
+        phasewatch.extract(trained.project, episode_id)
+    assert refused.value.record.reasons == ("schema",)
 
 
 def test_a_model_that_gives_no_numbers_and_a_machine_that_fails_have_errors(

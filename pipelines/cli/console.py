@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, get_type_hin
 import typer
 from typer.core import TyperArgument, TyperCommand
 
+from config.errors import PhasewatchError
 from config.messages import address_of, addressed, unknown
 from features.files import write_atomically
 from pipelines.cli.progress import log_to_stderr, track
@@ -43,19 +44,11 @@ EXIT_CODES = {
     "StoreError": USAGE,
     "SimulationError": USAGE,
     "ContractMismatchError": MISMATCH,
-    "CheckpointError": FAILED,
-    "ChampionError": FAILED,
-    "StageError": FAILED,
-    "MachineError": FAILED,
     "EpisodeError": REJECTED,
-    "AlignmentError": REJECTED,
-    "PublishError": FAILED,
     "BundleContractError": MISMATCH,
     "NotABundleError": USAGE,
-    "BundleError": FAILED,
-    "NotFiniteError": FAILED,
     "KeyNameError": USAGE,
-    "SigningError": FAILED,
+    "PhasewatchError": FAILED,  # every other one
     "KeyboardInterrupt": INTERRUPTED,
     DAGSTERS_INTERRUPT: INTERRUPTED,
 }
@@ -125,7 +118,7 @@ class Document:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-class CommandError(Exception):
+class CommandError(PhasewatchError):
     """A command cannot do its work: the message, the exit code and what is known so far."""
 
     def __init__(self, message: str, code: int, document: dict[str, Any]):

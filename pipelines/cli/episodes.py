@@ -241,19 +241,16 @@ def extracted_episode(
     Fails with REJECTED if it cannot be read, or is not usable and ``anyway`` was not given.
     """
     from episodes.validation import EpisodeError, check_usable, read_validated
-    from features.alignment import AlignmentError
-    from features.extraction import extract as extract_episode
+    from stages.validating import extract_validated
 
     try:
         read = read_validated(stored, workspace.validation, workspace.layout.fields)
         check_usable(read.record, anyway=anyway)
+        extracted = extract_validated(read, workspace.layout)
     except EpisodeError as error:
         fail(str(error), REJECTED, **verdict_of(error.record))
     note(read.record.line)
-    try:
-        return read, extract_episode(read, workspace.layout)
-    except AlignmentError as error:
-        fail(f"{stored.path}: {error}", REJECTED, **verdict_of(read.record))
+    return read, extracted
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,15 @@ from builders import PROFILES, StoreBuilder
 from held_out import BAD, GOOD, WINDOWS, report_of
 from lab import RECIPE, TINY, Lab, bundle_of, put_in_use
 
-from champion.history import ChampionError, read_history
+from champion.history import read_history
+from config.errors import PhasewatchError
 from evaluation.decisions import AnswerRecord, AnyRecord, read_chain
 from evaluation.documents import EvalReport, Latency, document_text
 from faults.table import Bench, Outcome, fault
 from features.registry import LAYOUT
 from features.shards import read_table
 from hub.decisions import DecisionLog
-from live.bundle import Bundle, BundleError, load_bundle
-from models.checkpoint import CheckpointError
+from live.bundle import Bundle, load_bundle
 from models.registry import find_variant
 from stages.alarm_rules import alarm_rule_of
 from stages.batch import INDEX, TENSORS, read_index
@@ -52,7 +52,6 @@ from stages.scoring import champion_scorer
 from stages.status import StageError
 
 GBT, CNN = find_variant("gbt", "realistic"), find_variant("cnn", "realistic")
-REFUSALS = (StageError, ChampionError, CheckpointError, BundleError)
 BUNDLE = "bundle"
 
 
@@ -312,7 +311,7 @@ def _damaged(bench: Bench, kind: Kind, damage: Callable[[Bench, bytes], bytes]) 
         if any(path.name in line or path.stem in line for line in lines):
             return Outcome("noticed")
         return Outcome("wrong", f"{path}: another answer, without a word")
-    except REFUSALS as error:
+    except PhasewatchError as error:
         named = path.name in str(error) or str(path.parent) in str(error)
         return Outcome("noticed" if named else "wrong", f"{path}: {error}")
     finally:
