@@ -139,6 +139,11 @@ def find_variant(model: str, mode: str) -> Variant:
     for variant in VARIANTS:
         if (variant.model, variant.mode) == (model, mode):
             return variant
+        if variant.name == model:
+            raise ValueError(
+                f"model must be a model's name, got the variant {model!r}; give the model "
+                f"{variant.model!r} and the mode {variant.mode!r}"
+            )
     if model not in MODELS:
         raise ValueError(unknown("model", model, MODELS))
     raise ValueError(unknown("mode", mode, MODES))

@@ -300,6 +300,10 @@ WRONG: dict[str, tuple[Callable[[Project], Any], type[Exception], str]] = {
         "split must be one of test, val, got 'train'",
     ),
     "model": (lambda p: phasewatch.read_report(p, RECIPE, "nope"), ValueError, "'nope'"),
+    "variant": (
+        lambda p: phasewatch.load_checkpoint(p, RECIPE, "knn_oracle"), ValueError,
+        "give the model 'knn' and the mode 'oracle'",
+    ),
     "mode": (lambda p: phasewatch.find_misclassified(p, RECIPE, "knn", "x"), ValueError, "'x'"),
     "not made": (
         lambda p: phasewatch.open_windows(p, "host", "knn"), StageError,
