@@ -70,6 +70,7 @@ def test_every_snippet_of_the_docs_runs(
         exec(snippet, names)
     assert isinstance(names["report"], EvalReport)
     assert names["made"].reused
+    assert (names["reasons"]["contribution"] != 0).any()
     assert len(SNIPPETS) >= 8
     called = set(re.findall(r"phasewatch\.(\w+)\(", "".join(SNIPPETS)))
     assert called == {name for name in phasewatch.__all__ if not name.endswith("Error")}
@@ -77,7 +78,7 @@ def test_every_snippet_of_the_docs_runs(
 
 def test_snippets_run_without_training_libraries_and_dagster(trained: Lab, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", BASE_INSTALL + "\n".join(SNIPPETS)],
+        [sys.executable, "-c", BASE_INSTALL + "\n".join(SNIPPETS).replace('"gbt"', '"knn"')],
         cwd=ROOT,
         env=environment(trained, tmp_path) | {"PYTHONPATH": str(ROOT), "PATH": ""},
         capture_output=True,
