@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from champion.history import ChampionError
-from config.messages import unknown
+from config.messages import shortened, unknown
 from config.signing import SigningError, distrust, signing_key, trusted_keys
 from datasets.splits import RECIPES
 from episodes.environment import MachineError, collector_paused
@@ -52,6 +52,10 @@ class MakeResult:
     artifacts: Artifacts
     reused: bool
     seconds: float
+
+    def __repr__(self) -> str:
+        done = "reused" if self.reused else "made"
+        return f"<{done} {shortened(list(self.artifacts), ', ')} in {self.seconds:.1f} s>"
 
 
 @dataclass(frozen=True)

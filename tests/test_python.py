@@ -178,7 +178,8 @@ def test_what_a_notebook_shows_is_short(trained: Lab) -> None:
     project = trained.project
     episode = phasewatch.read_episode(project, trained.store.added[0].episode_id)
     checkpoint = phasewatch.load_checkpoint(project, RECIPE, "knn")
-    assert max(len(repr(each)) for each in (project, episode, checkpoint)) < 300
+    made = project.make("datasets", RECIPE)
+    assert max(len(repr(each)) for each in (project, episode, checkpoint, made)) < 300
 
 
 def test_the_episode_of_each_window_has_an_id(trained: Lab) -> None:
