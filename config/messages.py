@@ -13,11 +13,9 @@ OPTIONS = ("config", "store", "artifacts")
 """Options that say which project a command is about."""
 
 _TAKEN = dict.fromkeys(
-    ("run", "sync", "predict", "report", "champion", "promote", "rollback", "doctor", "prune",
-     "ui", "exclude", "bundle", "produce", "verify"), OPTIONS
-) | dict.fromkeys(("validate", "extract"), ("config", "store")) | {
-    "hub": ("config", "artifacts"), "log verify": ("config", "artifacts")
-}  # fmt: skip
+    ("run", "sync", "validate", "extract", "predict", "report", "champion", "promote", "rollback",
+     "doctor", "prune", "ui", "exclude", "bundle", "produce", "verify"), OPTIONS
+) | dict.fromkeys(("hub", "log verify"), ("config", "artifacts"))  # fmt: skip
 _COMMAND = re.compile(
     rf"\bphasewatch ({'|'.join(_TAKEN)})\b(?:(?<=produce) [a-z]+)?+"
     rf"(?! --(?:{'|'.join(OPTIONS)})\b)"

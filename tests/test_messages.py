@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
+import typer
 from lab import RECIPE, Lab, failure
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from typer.testing import CliRunner
 
 import phasewatch
-from config.messages import addressed, fault_text, suggestion, unknown
+from config.messages import OPTIONS, addressed, fault_text, suggestion, unknown
 from hub.events import EVENT
 from pipelines.cli.app import OK, app
 from stages.status import StageError
@@ -30,7 +32,8 @@ ADDRESS = {"config": "/c.yaml", "store": "/a store", "artifacts": "/art"}
             "Run: phasewatch run --config /c.yaml --store '/a store' --artifacts /art --batch KEY",
         ),
         ("phasewatch validate shows why",
-         "phasewatch validate --config /c.yaml --store '/a store' shows why"),
+         "phasewatch validate --config /c.yaml --store '/a store' --artifacts /art "
+         "shows why"),
         ("phasewatch inspect --verify x", "phasewatch inspect --verify x"),
         ("the phasewatch runner", "the phasewatch runner"),
         ("start one: phasewatch hub --port 1",
@@ -51,6 +54,25 @@ def test_a_command_names_the_project(text: str, complete: str) -> None:
     assert addressed(text, ADDRESS) == complete
     assert addressed(complete, ADDRESS) == complete  # once is enough
     assert addressed(text, {}) == text
+
+
+def test_every_command_on_episodes_or_artifacts_takes_the_same_options() -> None:
+    taken = {}
+    for name, command in _commands(typer.main.get_command(app)):
+        if found := {each.name for each in command.params} & set(OPTIONS):
+            taken[name] = found
+    without_store = {name for name, found in taken.items() if found != set(OPTIONS)}
+    assert without_store == {"hub", "log verify", "keys new", "keys trust", "simulate"}
+    for name, found in taken.items():  # a command that a message names
+        told = addressed(f"phasewatch {name}", ADDRESS).split()
+        assert {n for n in OPTIONS if f"--{n}" in told} in (set(), found), name
+
+
+def _commands(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    for each, below in getattr(command, "commands", {}).items():
+        yield from _commands(below, f"{name} {each}".strip())
+    if name and not hasattr(command, "commands"):
+        yield name, command
 
 
 def test_a_name_that_is_unknown_is_told_with_the_nearest() -> None:

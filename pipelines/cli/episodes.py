@@ -102,6 +102,7 @@ def validate(
     ] = None,
     config: options.Config = None,
     store: options.Store = None,
+    artifacts: options.Artifacts = None,
 ) -> ValidateDocument:
     """Validate episodes: all of a store, or those named.
 
@@ -109,7 +110,7 @@ def validate(
     """
     from episodes.validation import summary_line
 
-    workspace = workspace_of(config, store)
+    workspace = workspace_of(config, store, artifacts)
     other = _read_policy(policy) if policy else None
     listing = None if episodes else workspace.listing()
     chosen, problems = (
@@ -277,6 +278,7 @@ def extract(
     anyway: options.Anyway = False,
     config: options.Config = None,
     store: options.Store = None,
+    artifacts: options.Artifacts = None,
 ) -> ExtractDocument:
     """Write the series, windows and features of one episode to a file.
 
@@ -284,7 +286,7 @@ def extract(
     """
     import numpy as np
 
-    workspace = workspace_of(config, store)
+    workspace = workspace_of(config, store, artifacts)
     one_of("the suffix of --out", existing_folder_of(out).resolve().suffix, [".npz"])
     read, extracted = extracted_episode(
         workspace, stored_episode(workspace, episode), anyway=anyway
