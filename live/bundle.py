@@ -44,10 +44,11 @@ MAX_FILE_BYTES = 2**28
 MAX_ROWS_BYTES = 2**24  # of golden rows, unpacked
 TOLERANCE = 1e-5  # of a probability
 _FIELDS = {
-    "format", "id", "made_at", "model", "mode", "input_kind", "contract", "phases", "kept",
+    "format", "id", "model", "mode", "input_kind", "contract", "phases", "kept",
     "scaling", "runtime", "rule", "rule_id", "likeness", "golden", "checkpoint_id", "recipe",
     "dataset_version", "metrics", "data", "versions", "files",
 }  # fmt: skip
+_OPTIONAL = {SIGNATURE, "made_at"}  # earlier bundles have the time, which made each another one
 
 _MAKE_AGAIN = (
     "Make the bundle again with this version: phasewatch bundle --out FOLDER; "
@@ -255,7 +256,7 @@ def read_head(folder: Path) -> dict[str, Any]:
         raise BundleError(
             f"{path}: damaged: it was changed after it was written. Copy the bundle again"
         )
-    if set(head) - {SIGNATURE} != _FIELDS:
+    if set(head) - _OPTIONAL != _FIELDS:
         raise NotABundleError(f"{path}: must have the fields {', '.join(sorted(_FIELDS))}")
     if head["mode"] != "realistic":
         raise NotABundleError(

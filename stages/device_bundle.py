@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -235,7 +234,6 @@ def bundle_files(scorer: Scorer) -> dict[str, bytes]:
     files = {names[part]: content for part, (content, _) in parts.items()}
     head: dict[str, Any] = {
         "format": bundles.FORMAT,
-        "made_at": time.time(),
         "model": header["name"],
         "mode": header["mode"],
         "input_kind": header["input_kind"],

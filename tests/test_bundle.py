@@ -201,6 +201,12 @@ def _summarised(*arguments: Any) -> np.ndarray:
     return summarise(*arguments)
 
 
+def test_a_bundle_that_has_the_time_it_was_made_loads(copy: Path) -> None:
+    """Earlier ones have it."""
+    edited(copy, made_at=1.5)
+    assert load_bundle(copy).head["made_at"] == 1.5
+
+
 @pytest.mark.parametrize("changes", [{"mode": "oracle"}, {"format": "other/1"}, {"more": 1}])
 def test_a_foreign_bundle_is_refused(copy: Path, changes: dict[str, Any]) -> None:
     edited(copy, **changes)
@@ -219,6 +225,12 @@ def test_no_bundle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_a_sound_bundle_is_shown(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(copy)]) == OK
     assert json.loads((copy / HEAD_FILE).read_bytes())["id"] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", ["cnn", "gbt", "knn"])
+def test_a_bundle_made_again_is_equal(trained: Lab, bundled: Any, model: str) -> None:
+    files = bundle_files(Scorer(trained.project, checkpoint_of(trained, model)))
+    assert files == {path.name: path.read_bytes() for path in bundled(model).iterdir()}
 
 
 def test_an_oracle_is_refused(trained: Lab) -> None:
