@@ -256,6 +256,9 @@ def checkpoint_copy_path(folder: Path, champion: ChampionEntry, recipe: str | No
 def copy_checkpoint(folder: Path, path: Path, files: Mapping[str, bytes]) -> str:
     """Copy a checkpoint where nothing overwrites it; returns its id.
 
+    A copy that is signed keeps its header: the checkpoint may have been trained again without a
+    key, to the same id.
+
     Args:
         files: content by name, kept with it.
 
@@ -268,10 +271,20 @@ def copy_checkpoint(folder: Path, path: Path, files: Mapping[str, bytes]) -> str
     for name, content in files.items():
         write_atomically(kept / name, content)
     write_atomically(kept / header["sidecar"], sidecar)
-    write_atomically(kept / path.name, path.read_bytes())  # last: where it is, all is
+    if not _is_signed(kept / path.name, header["artifact_id"]):
+        write_atomically(kept / path.name, path.read_bytes())  # last: where it is, all is
     if read_header(kept / path.name)["artifact_id"] != header["artifact_id"]:
         raise CheckpointError(f"{path} was replaced while it was copied; try again")
     return header["artifact_id"]
+
+
+def _is_signed(copy: Path, checkpoint_id: str) -> bool:
+    """Whether a copy's header is intact and signed by a trusted key."""
+    try:
+        header = read_header(copy)
+    except CheckpointError:
+        return False
+    return header["artifact_id"] == checkpoint_id and signed_by(header).state == "holds"
 
 
 def put_in_use(

@@ -47,7 +47,7 @@ from live.sources import ReplaySource
 from models.checkpoint import CheckpointError, artifact_id, checkpoint_path, read_header
 from pipelines.cli.app import FAILED, OK, USAGE, app
 from stages.chain import ChainVerifier
-from stages.champion import promote
+from stages.champion import promote, restore
 from stages.manifest import read_manifest, write_manifest
 from stages.project import Project
 from stages.scoring import champion_scorer, scorer_of
@@ -219,6 +219,8 @@ def test_a_kept_checkpoint_that_is_not_signed_is_signed_too(lab: Lab) -> None:
     assert status.code == "signature"
     trial = promote(lab.project, GBT, by="me", why="")
     assert (trial.only_signs, trial.promoted is not None) == (True, True)
+    assert champion_scorer(required(lab)).rule is not None
+    restore(lab.project)  # from the checkpoint that it was copied from, which nobody signed
     assert champion_scorer(required(lab)).rule is not None
 
 
