@@ -353,7 +353,10 @@ def _alarm_warnings(alarms: Detection) -> Iterator[ReportWarning]:
     val_hours = alarms.clean_hours["val"]
     rate, alarmed = alarms.false_alarms_per_hour.value, alarms.clean_time_alarmed.value
     if rate is not None and rate > alarms.budget_per_hour:
-        numbers = {"per_hour": rate, "budget": alarms.budget_per_hour, "val_hours": val_hours}
+        numbers = {
+            "per_hour": rate, "hours": alarms.clean_hours["test"],
+            "budget": alarms.budget_per_hour, "val_hours": val_hours,
+        }  # fmt: skip
         yield ReportWarning(code="false_alarms_over_budget", numbers=numbers)
     if alarmed is not None and alarmed > alarms.budget_clean_time:
         numbers = {"share": alarmed, "budget": alarms.budget_clean_time}

@@ -20,6 +20,7 @@ from evaluation.documents import (
     Condition,
     Detection,
     DriftCheck,
+    Estimate,
     EvalReport,
     Excluded,
     Figure,
@@ -57,7 +58,7 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "95 % interval {low:+.3f} to {high:+.3f}): {reason}.",
     "validation_above_test": "Validation macro F1 {value:.3f} lies above the test interval: part "
     "of what the model learned does not carry over.",
-    "false_alarms_over_budget": "{per_hour:.3g} false alarms per hour on test, budget {budget:g}. "
+    "false_alarms_over_budget": "{false_alarms} on test, budget {budget:g} per hour. "
     "The threshold was chosen on {val_hours:.3g} clean hours.",
     "clean_time_over_budget": "{share:.1%} of clean time on test is under alarm, budget "
     "{budget:.1%}.",
@@ -71,7 +72,7 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "synthetic_episodes": "The dataset contains {episodes} synthetic episodes.",
     # notes on figures
     "budget_allows_none": "Validation has {hours:.3g} clean hours, so one false alarm there is "
-    "{per_hour:.3g} per hour and the budget allows none.",
+    "over the budget.",
     "chosen_on_these": "The threshold was chosen on these windows.",
     "constant": "no interval: the same in every replicate",
     "exact_binomial_bound": "All or none of {episodes}: one bound is the exact binomial one.",
@@ -128,8 +129,7 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "{baseline:.3f}, difference {value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f} on "
     "{episodes} episodes.",
     "alarms_unmeasured": "the test side has no clean time, so its false alarms are not known.",
-    "alarms_over_budget": "{value:.3g} false alarms per hour of clean time ({low:.3g} to "
-    "{high:.3g}), budget {budget:g}, on {hours:.2g} clean hours.",
+    "alarms_over_budget": "{false_alarms}, budget {budget:g} per hour.",
     "alarmed_time_over_budget": "{value:.1%} of clean time under alarm ({low:.1%} to {high:.1%}), "
     "budget {budget:.1%}, on {hours:.2g} clean hours.",
     # notes on drift
@@ -188,12 +188,24 @@ DRIFT_FINDINGS: dict[CheckName, str] = {
 def sentence(remark: Remark, sentences: dict[str, str] = SENTENCES, /, **words: Any) -> str:
     """The sentence for a code, its numbers, and more words that it has places for."""
     about = remark.about or ""
+    if remark.code in ("alarms_over_budget", "false_alarms_over_budget"):
+        words["false_alarms"] = _false_alarms_of(remark.numbers)
     return sentences[remark.code].format(
         label=baseline_label(about) if about in BASELINES else about,
         reason=MAY_HAVE_LEARNED.get(about),
         what=remark.what if isinstance(remark, Leak) else None,
         **words,
         **remark.numbers,
+    )
+
+
+def _false_alarms_of(numbers: Mapping[str, float | None]) -> str:
+    rate = numbers.get("per_hour", numbers.get("value"))
+    hours = numbers.get("hours")
+    if hours is None:  # a report that was made before they were kept with the rate
+        return f"{measure(rate)} false alarms per hour"
+    return false_alarms(
+        Estimate(value=rate, low=numbers.get("low"), high=numbers.get("high")), hours
     )
 
 
@@ -261,12 +273,45 @@ def percent(value: float | None) -> str:
 
 def clean_time(hours: float) -> str:
     """Clean time, from which a rate of false alarms is computed."""
+    if hours < 1 / 60:
+        return f"{3600 * hours:.0f} clean seconds"
     if hours < 1:
         return f"{measure(60 * hours)} clean minutes"
     return f"{measure(hours)} clean hours"
 
 
-def span(figure: Figure, text: Callable[[float | None], str] = number) -> str:
+SHORT_HOURS = 0.1
+"""Of less clean time a rate says nothing: one false alarm in 12 s would be 300 per hour."""
+RATE_MEANS = "false alarms per hour of clean time, or how many in how little of it"
+
+
+def rate(per_hour: float | None, hours: float, unit: str = "") -> str:
+    """False alarms per hour, or of little clean time how many there were in it, for a cell."""
+    if is_finite(per_hour) and hours < SHORT_HOURS:
+        return f"{_counted(per_hour, hours)} in {3600 * hours:.0f} s"
+    return measure(per_hour) + unit
+
+
+def rate_span(per_hour: Figure | Estimate, hours: float) -> str:
+    """The interval of a rate; empty of little clean time."""
+    return span(per_hour, measure) if hours >= SHORT_HOURS else ""
+
+
+def false_alarms(per_hour: Figure | Estimate, hours: float) -> str:
+    """How many there were in how much clean time, and the rate if that is long enough."""
+    n = _counted(per_hour.value, hours)
+    counted = f"{plural(n, 'false alarm') if n else 'no false alarm'} in {clean_time(hours)}"
+    if hours < SHORT_HOURS:
+        return counted
+    interval = rate_span(per_hour, hours)
+    return f"{counted}: {measure(per_hour.value)} per hour" + (f" ({interval})" if interval else "")
+
+
+def _counted(per_hour: float | None, hours: float) -> int:
+    return round((per_hour or 0.0) * hours)
+
+
+def span(figure: Figure | Estimate, text: Callable[[float | None], str] = number) -> str:
     """The interval; empty if undefined, open if it has no upper end."""
     if not is_finite(figure.low):
         return ""
@@ -503,7 +548,7 @@ def alarms(detection: Detection) -> list[str]:
     """How good the alarms are, one sentence each."""
     attacked, detected = detection.attacked_episodes, detection.detected_episodes
     delay, false = detection.median_delay_s, detection.false_alarms_per_hour
-    clean, events = clean_time(detection.clean_hours["test"]), detection.false_alarms["test"]
+    hours = detection.clean_hours["test"]
     attacks = f"Detects {detected} of {plural(attacked, 'attack')}"
     if not attacked:
         attacks = SENTENCES["no_attack"]
@@ -514,15 +559,12 @@ def alarms(detection: Detection) -> list[str]:
         attacks += ": fewer than half, so there is no median delay."
     if not is_finite(false.value):
         return [attacks, SENTENCES["no_clean_time"]]
-    if not events:
-        return [attacks, f"No false alarm in {clean}: 0 per hour (0 to {measure(false.high)})."]
     over = (false.value or 0) > detection.budget_per_hour
-    budget = f", budget {detection.budget_per_hour:g}" if over else ""
-    return [
-        attacks,
-        f"{plural(events, 'false alarm')} in {clean}: {measure(false.value)} per hour "
-        f"({span(false, measure)}){budget}; {alarmed(detection)}.",
-    ]
+    budget = f", budget {detection.budget_per_hour:g} per hour" if over else ""
+    found = false_alarms(false, hours)
+    if not false.value:
+        return [attacks, f"{found.capitalize()}."]
+    return [attacks, f"{found}{budget}; {alarmed(detection)}."]
 
 
 def expectation(another: Mapping[str, EvalReport]) -> str:
@@ -541,11 +583,16 @@ def expectation(another: Mapping[str, EvalReport]) -> str:
         )
         if not found.attacked_episodes:
             attacks = "no attack was tested"
-        rate = found.false_alarms_per_hour.value
+        rate, hours = found.false_alarms_per_hour, found.clean_hours["test"]
+        counted = (
+            false_alarms(rate, hours)
+            if hours < SHORT_HOURS
+            else f"{measure(rate.value)} false alarms per hour"
+        )
         false = (
-            f"with {measure(rate)} false alarms per hour and "
-            f"{percent(found.clean_time_alarmed.value)} of clean time under alarm"
-            if is_finite(rate)
+            f"with {counted} and {percent(found.clean_time_alarmed.value)} of clean time under "
+            "alarm"
+            if is_finite(rate.value)
             else "and false alarms could not be counted"
         )
         parts.append(
@@ -624,9 +671,7 @@ def by_job(detection: Detection) -> list[str]:
     return [
         f"Clean time {job_label(part.job)}: "
         + (
-            f"{plural(part.false_alarms, 'false alarm')} in {clean_time(part.hours)}, "
-            f"{measure(part.false_alarms_per_hour.value)} per hour "
-            f"({span(part.false_alarms_per_hour, measure)}); {alarmed(part)}."
+            f"{false_alarms(part.false_alarms_per_hour, part.hours)}; {alarmed(part)}."
             if part.hours
             else "none on the test side."
         )

@@ -55,6 +55,17 @@ def front_matter(card: str) -> dict[str, Any]:
     return yaml.safe_load(card[4 : card.index("\n---\n", 4)])
 
 
+def test_a_rate_of_little_clean_time_is_shown_as_what_was_counted() -> None:
+    one = report()
+    one["detection"]["clean_hours"]["test"] = 5 / 3600
+    one["warnings"] = []
+    one["detection"]["false_alarms_per_hour"] |= {"value": 720.0, "low": 18.2, "high": 4011.0}
+    card = model_card(header(), one)
+    assert "| 1 in 5 s |" in card
+    assert "720 |" not in card
+    assert "4011" not in body_of(card)
+
+
 def test_the_figures_are_those_of_the_report() -> None:
     one = report(untested_profiles=["scan-and-dial"])
     card = model_card(header(), one)

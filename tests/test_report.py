@@ -33,6 +33,7 @@ from evaluation.documents import (
     SCHEMA_FILE,
     Confusion,
     DriftNote,
+    Estimate,
     EvalReport,
     FigureNote,
     Leak,
@@ -46,7 +47,15 @@ from evaluation.drawing import PHASE_COLOURS, learning_curve, operating, path, t
 from evaluation.report import evaluate
 from evaluation.scores import SHORTCUTS
 from evaluation.tables import tables
-from evaluation.wording import SENTENCES, clean_time, conditional_on, measure, number
+from evaluation.wording import (
+    SENTENCES,
+    clean_time,
+    conditional_on,
+    measure,
+    number,
+    rate,
+    rate_span,
+)
 from features.registry import LAYOUT, MODES
 from models.registry import MODELS, VARIANTS
 
@@ -183,13 +192,51 @@ def test_in_short_says_how_good_the_alarms_are() -> None:
     alarms["false_alarms_per_hour"] |= {"value": 12.0, "low": 4.0, "high": 20.0}
     text = page_of(one).inside("short")
     assert "4 of 5 attacks; half of all attacks within 6.25 s of their start (2.00 or more" in text
-    assert "3 false alarms in 15.0 clean minutes: 12.0 per hour (4.00 to 20.0), budget 2; " in text
+    assert (
+        "3 false alarms in 15.0 clean minutes: 12.0 per hour (4.00 to 20.0), budget 2 per hour; "
+        in text
+    )
     condition = EvalReport.model_validate(one).bootstrap.conditional_on
     assert conditional_on(condition) in text
-    alarms["median_delay_s"]["value"], alarms["false_alarms"]["test"] = None, 0
+    alarms["median_delay_s"]["value"] = None
+    alarms["false_alarms_per_hour"] |= {"value": 0.0, "low": 0.0}
     text = page_of(one).inside("short")
     assert "4 of 5 attacks: fewer than half" in text
     assert "No false alarm in 15.0 clean minutes: 0 per hour (0 to 20.0)." in text
+
+
+def test_a_rate_of_little_clean_time_is_shown_as_what_was_counted() -> None:
+    """One false alarm in five seconds is not 720 per hour."""
+    one = report()
+    alarms, hours = one["detection"], 5 / 3600
+    for each in (alarms, one["unfiltered_detection"]):
+        each["clean_hours"]["test"] = hours
+    for each in (alarms, one["unfiltered_detection"], *alarms["by_job"]):
+        each["false_alarms_per_hour"] |= {"value": 720.0, "low": 18.2, "high": 4011.0}
+    for each in alarms["by_job"]:
+        each |= {"hours": hours, "false_alarms": 1}
+    numbers = {"per_hour": 720.0, "hours": hours, "budget": 2.0, "val_hours": 0.5}
+    one["warnings"] = [{"code": "false_alarms_over_budget", "numbers": numbers}]
+    text = page_of(one).text
+    assert "1 in 5 s" in text
+    assert "1 false alarm in 5 clean seconds" in text
+    assert not re.search(r"\b(720|18\.2|4011)\b", text)
+
+
+@pytest.mark.parametrize(
+    ("value", "hours", "cell", "interval"),
+    [
+        (None, 0.0, "–", ""),
+        (10.01, 0.0999, "1 in 360 s", ""),
+        (10.0, 0.1, "10.0", "1.00 to 20.0"),
+        (0.0, 0.05, "0 in 180 s", ""),
+    ],
+)
+def test_a_rate_needs_six_minutes(
+    value: float | None, hours: float, cell: str, interval: str
+) -> None:
+    assert rate(value, hours) == cell
+    assert rate_span(Estimate(value=value, low=1.0, high=20.0), hours) == interval
 
 
 def test_every_figure_says_where_it_comes_from() -> None:

@@ -311,7 +311,7 @@ def _evidence(recipes: dict[str, dict[str, Any]]) -> Iterator[str | Table]:
     """Macro F1 on each recipe, beside the champion it replaced or the best of the baselines."""
     from datasets.splits import RECIPES
     from evaluation.detection import MIN_VALIDATION_HOURS
-    from evaluation.wording import baseline_label, skipped
+    from evaluation.wording import RATE_MEANS, baseline_label, skipped
 
     rows: list[tuple[str, ...]] = []
     for recipe in sorted(recipes, key=[*RECIPES, *recipes].index):
@@ -344,21 +344,22 @@ def _evidence(recipes: dict[str, dict[str, Any]]) -> Iterator[str | Table]:
     yield Table(columns, rows)
     marks = [evidence.get("alarms") for evidence in recipes.values()]
     if any(marks):
-        yield "false/h: false alarms per hour of clean time; counted on host, session and time"
+        yield f"false/h: {RATE_MEANS}; counted on host, session and time"
     if any(alarms and alarms["provisional"] for alarms in marks):
         yield f"provisional: the threshold rests on under {MIN_VALIDATION_HOURS:g} clean hours"
 
 
 def _alarms(evidence: dict[str, Any]) -> tuple[str, str]:
     """False alarms per hour and the share of clean time alarmed, where they count."""
-    from evaluation.wording import measure, percent
+    from evaluation import wording
 
     alarms = evidence.get("alarms")
     if alarms is None:
         return "-", "-"
-    rate, share = alarms["false_alarms_per_hour"], alarms["clean_time_alarmed"]
+    per_hour, share = alarms["false_alarms_per_hour"], alarms["clean_time_alarmed"]
+    rate = wording.rate(per_hour["value"], alarms["clean_hours"]["test"])
     mark = " (provisional)" if alarms["provisional"] else ""
-    return measure(rate["value"]), percent(share["value"]) + mark
+    return rate, wording.percent(share["value"]) + mark
 
 
 def _episodes(evidence: dict[str, Any]) -> str:

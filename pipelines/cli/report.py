@@ -34,7 +34,7 @@ _COLUMNS = (
 )
 _LEGEND = (
     "interval: 95 %, of macro F1. val F1: macro F1 on validation. delay s: median, in seconds. "
-    "false/h: false alarms per hour of clean time. ECE: expected calibration error."
+    "false/h: {rate}. ECE: expected calibration error."
 )
 
 
@@ -70,7 +70,9 @@ class ReportDocument(Document):
                 yield from _recipe(recipe, reports, next(compared, None))
         for status in self.unavailable:
             yield f"recipe {status.key} {status.message}"
-        yield f"{_LEGEND}\n"
+        from evaluation.wording import RATE_MEANS
+
+        yield _LEGEND.format(rate=RATE_MEANS) + "\n"
         for line in _left_out(self.documents.left_out):
             yield f"left out: {line}"
         for due in self.stale:
@@ -162,7 +164,7 @@ def _recipe(
                 wording.number(each.val_macro_f1.value),
                 f"{alarms.detected_episodes}/{alarms.attacked_episodes}",
                 wording.measure(alarms.median_delay_s.value),
-                wording.measure(alarms.false_alarms_per_hour.value),
+                wording.rate(alarms.false_alarms_per_hour.value, alarms.clean_hours["test"]),
                 wording.percent(alarms.clean_time_alarmed.value),
                 wording.number(each.calibration.as_trained.ece.value),
                 "best on validation" if any(each is best for best in picked) else "",
