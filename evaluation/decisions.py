@@ -20,12 +20,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from config.signing import Signed, Unsealed, unsealed
+from config.messages import fault_text
+from config.signing import Signed, unsealed
 
 VERSION: Literal[1] = 1
 SUFFIX = ".jsonl"
 HEAD_FILE = "head.json"
-HEAD_FIELDS = {"count", "hash"}
 FIRST = "0" * 64  # what the first line of a log follows on
 _NAME = re.compile(r"(\d{4}-\d\d-\d\d)(?:\.(\d{4}))?\.jsonl")
 
@@ -88,6 +88,15 @@ AnyRecord = DecisionRecord | AnswerRecord | TornRecord | GapRecord
 RECORD_ADAPTER: TypeAdapter[AnyRecord] = TypeAdapter(
     Annotated[AnyRecord, Field(discriminator="kind")]
 )
+
+
+class LogHead(BaseModel):
+    """Which line of the log is the last; the file is sealed, and signed if there is a key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    count: Annotated[int, Field(ge=0)]  # chained lines
+    hash: str  # of the last
 
 
 def chain_record(record: AnyRecord, prev: str) -> tuple[bytes, str]:
@@ -238,12 +247,9 @@ class LogChain:
     last: str = FIRST  # hash of the last
     torn: str = ""  # where the last line was cut off
     refused: list[str] = field(default_factory=list)  # lines that were not given to ``take``
-    head: Unsealed | None = None
-
-    @property
-    def signed(self) -> Signed:
-        """Who signed the head, and with it every line before."""
-        return self.head.signed("log") if self.head else Signed("unsigned")
+    head: LogHead | None = None
+    signed: Signed = field(default_factory=lambda: Signed("unsigned"))
+    """Who signed the head, and with it every line before."""
 
 
 def read_chain(
@@ -334,16 +340,19 @@ def _misplaced(breaks: list[_Break], known: Collection[str]) -> Iterator[LogFaul
 def _check_head(folder: Path, chain: LogChain, known: Collection[str]) -> None:
     """The line that the head names must be there; a crash may have left lines after it."""
     try:
-        head = unsealed((folder / HEAD_FILE).read_bytes(), HEAD_FIELDS)
-        count, last = head.value["count"], head.value["hash"]
-        if not (isinstance(count, int) and isinstance(last, str)):
-            raise ValueError("must have a whole number as its count and a text as its hash")
-        chain.head = head
-        if head.digest is None:
+        found = unsealed((folder / HEAD_FILE).read_bytes(), LogHead.model_fields.keys())
+        head = chain.head = LogHead.model_validate(found.value)
+        chain.signed = found.signed("log")
+        if found.digest is None:
             raise ValueError("has no seal")
     except FileNotFoundError:
         if chain.count:
             chain.faults.append(LogFault(HEAD_FILE, "head_missing"))
+        return
+    except ValidationError as error:
+        fault = error.errors()[0]
+        wrong = f"{fault['loc'][0]} {fault_text(fault)}"
+        chain.faults.append(LogFault(HEAD_FILE, "head_changed", wrong))
         return
     except (OSError, ValueError) as error:
         chain.faults.append(LogFault(HEAD_FILE, "head_changed", str(error)))
@@ -351,11 +360,12 @@ def _check_head(folder: Path, chain: LogChain, known: Collection[str]) -> None:
     unreadable = any(fault.kind == "unreadable" for fault in chain.faults)
     if chain.signed.state == "wrong":
         chain.faults.append(LogFault(HEAD_FILE, "head_changed", chain.signed.line))
-    counts = f"counts {count} record{'' if count == 1 else 's'}, the log has {chain.count}"
-    if count and last not in known and not (unreadable and chain.count >= count):
+    records = f"{head.count} record{'' if head.count == 1 else 's'}"
+    counts = f"counts {records}, the log has {chain.count}"
+    if head.count and head.hash not in known and not (unreadable and chain.count >= head.count):
         newest = next(reversed(log_files(folder)), folder / HEAD_FILE)
         chain.faults.append(LogFault(newest.name, "head", f" {counts}"))
-    elif chain.count < count:
+    elif chain.count < head.count:
         chain.faults.append(LogFault(HEAD_FILE, "head_count", counts))
 
 

@@ -24,6 +24,7 @@ from evaluation.decisions import (
     AnyRecord,
     DecisionRecord,
     GapRecord,
+    LogHead,
     TornRecord,
     chain_record,
     log_files,
@@ -108,8 +109,7 @@ class DecisionLog:
             log.warning("%s/%s", self.folder, fault.line)
         self._last, self._count = chain.last, chain.count
         if chain.head and any(fault.kind in ("head", "head_changed") for fault in chain.faults):
-            head = chain.head.value
-            found.append(GapRecord(at=now(), count=head["count"], last=head["hash"]))
+            found.append(GapRecord(at=now(), count=chain.head.count, last=chain.head.hash))
         for record in found:
             self.content.add(record)
         if found:
@@ -212,7 +212,8 @@ class DecisionLog:
         path = self.folder / HEAD_FILE
         temporary = path.with_suffix(".new")
         with temporary.open("wb") as file:
-            file.write(sealed({"count": self._count, "hash": self._last}, "log"))
+            head = LogHead(count=self._count, hash=self._last)
+            file.write(sealed(head.model_dump(), "log"))
             file.flush()
             sync(file.fileno())
         temporary.replace(path)

@@ -705,6 +705,9 @@ def test_a_head_that_is_gone_or_was_changed_is_named_as_such(tmp_path: Path, one
     written(tmp_path)
     head = tmp_path / "head.json"
     content = head.read_bytes()
+    assert re.fullmatch(
+        rb'\{\n "count": 16,\n "hash": "[0-9a-f]{64}",\n "seal": "[0-9a-f]{64}"\n\}\n', content
+    )
     head.write_bytes(content.replace(b'"count": 16', b'"count": 15'))
     assert faults(tmp_path) == [("head.json", "head_changed")]
     head.write_bytes(b'{"count": "16", "hash": 1}')
