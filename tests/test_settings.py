@@ -7,9 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from stages.workspace import Workspace
 
-PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = DOCS / "settings.md"
 
 
 def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -49,3 +52,12 @@ def test_the_page_has_every_setting_with_its_default() -> None:
     assert tabled(text) == shown
     assert len(shown) > 100
     assert not re.findall(r"\| *\|$", text, re.MULTILINE)  # every one has a meaning
+
+
+def test_other_pages_give_the_same_defaults() -> None:
+    text = " ".join(path.read_text(encoding="utf-8") for path in DOCS.glob("*.md"))
+    told = re.findall(r"`([\w.]+)`\s+\(default `?([\w.-]+)`?\)", text)
+    assert {name for name, _ in told} > {"report.clean_time_alarmed", "splits.test_host"}
+    assert len(told) == len(re.findall(r"`\s+\(default", text))
+    defaults = flat(Workspace().model_dump(mode="json"))
+    assert [each for each in told if yaml.safe_load(each[1]) != defaults[each[0]]] == []
