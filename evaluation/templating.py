@@ -44,7 +44,6 @@ def templates(*, autoescape: bool) -> jinja2.Environment:
         conditional_on=wording.conditional_on,
         count=wording.count,
         covers=wording.covers,
-        false_alarms=wording.false_alarms,
         join_words=wording.join_words,
         measure=wording.measure,
         moment=wording.moment,
