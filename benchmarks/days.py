@@ -14,7 +14,8 @@ For each model of a mode, without and with the filter over time:
 A fifth of the samples of the training side is validation: for early stopping and the alarm rule.
 ``--absolute`` gives the values themselves of no channel, of the registered ones and the host's
 (``proc``, ``qmp``), or of all, beside the relative ones; by default the registry decides.
-``--question 'first session'`` measures that line alone.
+``--question 'first session'`` measures that line alone. A model may be several, such as
+``gbt+transformer``: the geometric mean of their probabilities.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -32,15 +34,21 @@ from evaluation.alarm_choice import choose_rule, filtered_alarm_scores, filtered
 from evaluation.scores import SplitPredictions, prediction_rows, split_predictions
 from features.loaders import read_windows
 from features.registry import MODES, Channel, Layout
-from models.base import Inputs
 from models.registry import MODELS, Variant
+from models.trees import softmax
 from stages.alarm_rules import training_phases
 from stages.batch import TENSORS
 from stages.project import Project
 from stages.workspace import workspace_from_environment
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
 HELD_OUT = "held-out"
 QUESTIONS = ("first session", "next session", "new machine")
+LEAST = 1e-6  # probability that a logarithm is taken of at least
 ABSOLUTE = ("none", "host", "all")
 
 
@@ -96,29 +104,35 @@ def trials(windows: pl.DataFrame, policy: SplitPolicy) -> dict[str, list[pl.Data
     return dict(zip(QUESTIONS, tables, strict=True))
 
 
-def test(
+def probabilities(
     project: Project, variant: Variant, table: pl.DataFrame, shards: dict, layout: Layout
-) -> Tested:
-    """Train on a table's training side, choose the alarm rule on validation, score its test."""
-    workspace = project.workspace
+) -> dict[str, NDArray[np.float32]]:
+    """Train on a table's training side; returns what the model says of validation and test."""
     train, val, held_out = (
         examples(table, shards, split, variant, layout) for split in ("train", "val", "test")
     )
     model = variant.spec.build(
-        workspace.model_config_of(variant),
+        project.workspace.model_config_of(variant),
         len(layout.phases),
-        seed=workspace.seed,
-        device=workspace.device,
+        seed=project.workspace.seed,
+        device=project.workspace.device,
     ).fit(train, val)
+    return {"val": model.predict_proba(val.X), "test": model.predict_proba(held_out.X)}
 
-    def predicted(split: str, X: Inputs) -> SplitPredictions:
+
+def test(project: Project, probas: Sequence[dict], table: pl.DataFrame, layout: Layout) -> Tested:
+    """Choose the alarm rule of models' mean on validation, score its test."""
+    workspace = project.workspace
+
+    def predicted(split: str) -> SplitPredictions:
+        logs = [np.log(np.maximum(proba[split], LEAST)) for proba in probas]
         rows = prediction_rows(
             table.filter(pl.col("split") == split),
-            *(variant.model, variant.mode, "", model.predict_proba(X), layout.phases),
+            *("", "", "", softmax(np.mean(logs, axis=0)), layout.phases),
         )
-        return split_predictions(rows, variant.model, variant.mode, layout.phases, split)
+        return split_predictions(rows, "", "", layout.phases, split)
 
-    chosen_on, on = predicted("val", val.X), predicted("test", held_out.X)
+    chosen_on, on = predicted("val"), predicted("test")
     phases = training_phases(table, layout.phases)
     rule, _ = choose_rule(chosen_on, phases, layout.phases, workspace.report, layout.window)
     smooth = filtered_predictions(on, rule)
@@ -154,22 +168,29 @@ def main() -> None:
     windows, shards = all_windows(project)
     stride_s = layout.window.stride_ms / 1000
     print(
-        f"{'':14}{'':15}{'macro F1':>9}{'filtered':>9}{'each filtered':>29}"
+        f"{'':14}{'':17}{'macro F1':>9}{'filtered':>9}{'each filtered':>29}"
         f"{'clean alarmed':>15}{'false/h':>9}{'attacks found':>15}"
     )
     for name, tables in trials(windows, project.workspace.splits).items():
         if asked.question not in (None, name):
             continue
         for model in asked.models or MODELS:
-            variant = Variant(model, asked.mode)
-            found = [test(project, variant, table, shards, layout) for table in tables]
+            variants = [Variant(each, asked.mode) for each in model.split("+")]
+            found = [
+                test(
+                    project,
+                    [probabilities(project, v, table, shards, layout) for v in variants],
+                    *(table, layout),
+                )
+                for table in tables
+            ]
             clean = sum(t.clean_windows for t in found)
             alarmed = sum(t.clean_alarmed for t in found) / max(1, clean)
             per_hour = sum(t.false_alarms for t in found) / max(1e-9, clean * stride_s / 3600)
             attacks = f"{sum(t.found for t in found)} of {sum(t.attacks for t in found)}"
             each = " ".join(f"{t.filtered_f1:.3f}" for t in found)
             print(
-                f"{name:14} {model:14}{np.mean([t.macro_f1 for t in found]):9.3f}"
+                f"{name:14} {model:16}{np.mean([t.macro_f1 for t in found]):9.3f}"
                 f"{np.mean([t.filtered_f1 for t in found]):9.3f}{each:>29}"
                 f"{alarmed:15.1%}{per_hour:9.1f}{attacks:>15}",
                 flush=True,

@@ -209,8 +209,22 @@ def baseline_evidence(
 
 
 def grounds_against_first(recipes: Mapping[str, Mapping[str, Any]]) -> list[Objection]:
-    """Why a model may not be the first champion: it must beat each baseline on every recipe."""
-    return [
+    """Why a model may not be the first champion: it must beat each baseline on every recipe.
+
+    Args:
+        recipes: recipe -> ``baseline_evidence``; a recipe with fewer than ``MIN_EPISODES`` may have
+            ``episodes`` only.
+    """
+    too_few = [
+        Objection(
+            code="too_few_tested",
+            recipe=recipe,
+            numbers={"episodes": found["episodes"], "needed": MIN_EPISODES},
+        )
+        for recipe, found in recipes.items()
+        if found.get("episodes", MIN_EPISODES) < MIN_EPISODES
+    ]
+    return too_few + [
         Objection(
             code="baseline_not_beaten",
             recipe=recipe,

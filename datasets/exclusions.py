@@ -50,7 +50,7 @@ class Exclusion(BaseModel):
     @property
     def whole(self) -> bool:
         """Whether all of the episode is meant."""
-        return self.from_s is None and self.to_s is None
+        return not self.from_s and self.to_s is None
 
     def includes(self, other: Exclusion) -> bool:
         """Whether it excludes all that the other one does."""

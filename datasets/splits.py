@@ -93,7 +93,7 @@ def obstacle(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> Obstac
     """Why a recipe has nothing to hold out among episodes; None where it has.
 
     Args:
-        episodes: one row each, with ``episode_id, host_id, sample_sha256, profile, verdict``.
+        episodes: one row each, with ``episode_id, host_id, sample_name, profile, verdict``.
     """
     if policy.degraded == "none":
         episodes = episodes.filter(pl.col("verdict") != "degraded")
@@ -101,8 +101,8 @@ def obstacle(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> Obstac
         hosts = sorted(set(episodes["host_id"]))
         return Obstacle("single_host", hosts) if len(hosts) == 1 else None
     if recipe == "sample":
-        samples = episodes.group_by("profile").agg(pl.col("sample_sha256").n_unique())
-        single = len(samples) and (samples["sample_sha256"] == 1).all()
+        samples = episodes.group_by("profile").agg(pl.col("sample_name").n_unique())
+        single = len(samples) and (samples["sample_name"] == 1).all()
         return Obstacle("single_sample", sorted(samples["profile"])) if single else None
     if recipe == "session":
         sessions = sorted({policy.session(episode_id) for episode_id in episodes["episode_id"]})

@@ -28,6 +28,8 @@ Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """From weights ``(b, n_episodes)`` to values ``(b,)`` or ``(b, m)``; NaN where undefined."""
 
 Name = TypeVar("Name")
+FEWEST = 4
+"""Episodes to resample: fewer take few values, and their interval is too narrow."""
 _CELLS = 2**20  # weights in a piece: bounds memory on large corpora
 _KEPT_CELLS = 2**28  # up to so many weights are kept, in 256 MiB; beyond that they are drawn again
 
@@ -79,7 +81,12 @@ class EpisodeBootstrap:
             yield counts
 
     def replicates_of(self, statistics: Mapping[Name, Statistic]) -> dict[Name, NDArray]:
-        """Every statistic on the same weights: ``(B,)`` or ``(B, m)`` each."""
+        """Every statistic on the same weights: ``(B,)`` or ``(B, m)`` each.
+
+        ``B`` is 0 where there are fewer than ``FEWEST`` episodes: then nothing has an interval.
+        """
+        if self.n_episodes < FEWEST:
+            return {name: self.observed(each)[None][:0] for name, each in statistics.items()}
         parts: dict[Name, list[NDArray]] = {name: [] for name in statistics}
         for weights in self.weights():
             for name, statistic in statistics.items():

@@ -161,11 +161,12 @@ def choose_threshold(val: AlarmScores, policy: ReportPolicy) -> tuple[float, Fig
 
 
 def _half_way(low: float, high: float) -> float:
-    """The mean of two probabilities in log-odds, none taken closer to 0 or 1 than ``LEAST``."""
-    if low == high:
-        return low
+    """The mean of two probabilities in log-odds, none taken closer to 0 or 1 than ``LEAST``.
+
+    Where both are closer, that mean would lie outside; the nearer of the two is taken then.
+    """
     odds = np.clip([low, high], LEAST, 1 - LEAST)
-    return float(1 / (1 + np.exp(-np.log(odds / (1 - odds)).mean())))
+    return float(np.clip(1 / (1 + np.exp(-np.log(odds / (1 - odds)).mean())), low, high))
 
 
 def _candidates(val: AlarmScores, share: float) -> NDArray[np.float64]:
@@ -327,7 +328,7 @@ def _mended(
         mended["detected_share"] = {"low": low, "high": high, "note": note}
     if median.value is None:
         mended["median_delay_s"] = {"note": FigureNote(code="half_undetected")}
-    elif median.high is None:
+    elif median.high is None and len(delays):
         lost = {"share": float(np.isinf(delays).mean())}
         mended["median_delay_s"] = {
             "note": FigureNote(code="half_undetected_at_times", numbers=lost)
@@ -347,7 +348,8 @@ def clean_time(
     """
     busy = test.job != NO_JOB
     parts = {"": np.ones(len(busy), dtype=bool), ANY: busy, NONE: ~busy}
-    parts |= {job: test.job == job for job in np.unique(test.job[test.clean & busy]).tolist()}
+    for job in np.unique(test.job[test.clean & busy]).tolist():
+        parts[f'"{job}"' if job in parts else job] = test.job == job  # a job may have any name
 
     def by_part(windows: NDArray[np.bool_]) -> NDArray[np.float64]:
         return np.stack([test.by_episode(windows & part) for part in parts.values()], axis=1)

@@ -37,7 +37,7 @@ class Remark(Model):
 
     code: str
     about: str | None = None
-    numbers: Mapping[str, int | float] = {}
+    numbers: Mapping[str, int | float | None] = {}
 
 
 class Leak(Remark):
@@ -409,9 +409,9 @@ class Objection(Remark):
 
     code: Literal[
         "oracle", "unverified", "does_not_verify", "already_champion", "champion_unloadable",
-        "other_dataset", "too_few_left", "worse", "may_be_worse", "group_falls", "nowhere_better",
-        "baseline_not_beaten", "alarms_unmeasured", "alarms_over_budget",
-        "alarmed_time_over_budget",
+        "other_dataset", "too_few_left", "too_few_tested", "worse", "may_be_worse",
+        "group_falls", "nowhere_better", "baseline_not_beaten", "alarms_unmeasured",
+        "alarms_over_budget", "alarmed_time_over_budget",
     ]  # fmt: skip
     recipe: str | None = None
     names: Mapping[str, str] = {}

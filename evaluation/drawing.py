@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+
 from evaluation.documents import (
     Detection,
     LearningCurve,
@@ -18,6 +20,7 @@ from evaluation.documents import (
     SureError,
     Timeline,
 )
+from models.alarm import apply_hysteresis
 
 PHASE_COLOURS = {  # on light paper, on dark paper
     "clean": ("#cdd5da", "#414b53"),
@@ -134,12 +137,17 @@ def _rising(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
 
 
 def timeline(
-    shown: Timeline, phases: Sequence[str], alarm_phases: Sequence[str], stride_s: float
+    shown: Timeline,
+    phases: Sequence[str],
+    alarm_phases: Sequence[str],
+    stride_s: float,
+    clear_below: float,
 ) -> dict[str, Any] | None:
     """Strips of true and predicted phases and the alarm score; None without windows.
 
     A window's phase is that at its centre, so its cell is drawn there, one stride wide. Its alarm
-    is known at its end, so its score is drawn there.
+    is known at its end, so its score is drawn there. An alarm stands until its score is below
+    ``clear_below``.
     """
     starts, length = shown.start_s, shown.length_s
     if not starts:
@@ -149,7 +157,7 @@ def timeline(
     score = [sum(each) for each in zip(*proba, strict=True)] or [0.0] * len(starts)
     cells = [(at + length / 2 - stride_s / 2, at + length / 2 + stride_s / 2) for at in starts]
     ends = [at + length for at in starts]
-    alarmed = [value >= shown.threshold for value in score]
+    alarmed = apply_hysteresis(np.array(score), shown.threshold, clear_below)
     spans = [(at, at + stride_s) for at, on in zip(ends, alarmed, strict=True) if on]
     onset = shown.onset_s
     return {

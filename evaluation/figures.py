@@ -46,7 +46,8 @@ def figure(
 
     Args:
         value: NaN or infinite becomes null; ``note`` then gives the reason.
-        replicates: ``(B,)``, NaN where undefined; None: no interval.
+        replicates: ``(B,)``, NaN where undefined; None: no interval. Without any there were too few
+            episodes to resample, and the figure says so.
         fields: further fields; ``left_out`` defaults to the number of NaN among the replicates.
     """
     low, high = (math.nan, math.nan) if replicates is None else interval(replicates)
@@ -57,6 +58,8 @@ def figure(
         "high": finite_or_none(high),
         "left_out": 0 if replicates is None else int(np.isnan(replicates).sum()),
     }
+    if replicates is not None and not len(replicates) and math.isfinite(value):
+        fields["note"] = FigureNote(code="too_few_episodes")
     return Figure(**dict(subject) | computed | fields)
 
 

@@ -34,7 +34,7 @@ SAME_EPISODE = 0.1
 MANY = 0.25
 """Share of the channels from which on what they tell is no leak: the phases are just as clear."""
 MOST_WINDOWS = 20_000
-"""Above it, every so many windows of each episode are looked at."""
+"""Of more, half as many are looked at in whole episodes, and as many others, one an episode."""
 FEWEST_WINDOWS, FEWEST_OF_PHASE, FEWEST_EPISODES = 50, 20, 10
 """Of held-out windows, of those of a phase, and of episodes; fewer may be alike by chance."""
 _PURE = 0.999
@@ -42,14 +42,26 @@ _NAMES = {"episode_id": "episode", "sample_sha256": "sample"}
 
 
 def windows_to_check(table: pl.DataFrame) -> pl.DataFrame:
-    """The windows of a dataset's table to look at: of all episodes, and the same of each."""
+    """The windows of a dataset's table to look at, in its order.
+
+    Of a large one: all windows of every so many episodes, and of others the second one, which
+    shows whether a recording is there twice.
+    """
     import polars as pl
 
-    return table.filter(pl.col("window") % _every(len(table)) == 0)
+    if len(table) <= MOST_WINDOWS:
+        return table
+    number = pl.col("episode_id").rank("dense") - 1
+    whole = number % math.ceil(2 * len(table) / MOST_WINDOWS) == 0
+    every = math.ceil(2 * table["episode_id"].n_unique() / MOST_WINDOWS)
+    return table.filter(whole | ((pl.col("window") == 1) & (number % every == 0)))
 
 
-def _every(n_windows: int) -> int:
-    return max(1, math.ceil(n_windows / MOST_WINDOWS))
+def _alone(table: pl.DataFrame) -> NDArray[np.bool_]:
+    """Windows ``(n_windows,)`` of which no other of the same episode is there."""
+    import polars as pl
+
+    return table.select(pl.len().over("episode_id") == 1).to_series().to_numpy()
 
 
 def find_leaks(
@@ -116,7 +128,7 @@ def _name_leaks(
     """
     for column, kind in _NAMES.items():
         names = table[column].rank("dense").to_numpy()
-        apart = np.flatnonzero(table["window"].to_numpy() // _every(len(table)) % 2 == 0)
+        apart = np.flatnonzero((table["window"].to_numpy() % 2 == 0) & ~_alone(table))
         if len(np.unique(names[apart])) < FEWEST_EPISODES:
             continue
         apart = np.random.default_rng(0).permutation(apart)  # equal values: no order means anything
@@ -135,10 +147,8 @@ def _time_leaks(
         "clock": table["started_at_wall_ns"].to_numpy() / NS_PER_S + within,
         "episode": within,
     }
-    # equal values: no order means anything
-    order = np.random.default_rng(0).permutation(len(table))
     for what, clock in clocks.items():
-        found = np.array([_follows(X[order, j], clock[order]) for j in range(X.shape[1])])
+        found = np.array([_follows(X[:, j], clock) for j in range(X.shape[1])])
         for name, best in _channels_at_limit(TELLS_TIME, found, channel, channels):
             numbers = {"correlation": best}
             yield Leak(code="channel_tells_time", about=name, what=what, numbers=numbers)
@@ -155,14 +165,15 @@ def _channels_at_limit(
 
 
 def _follows(values: NDArray[np.float32], clock: NDArray[np.float64]) -> float:
-    """Rank correlation, whatever its sign, of values that are there."""
+    """Rank correlation (Spearman 1904), whatever its sign, of values that are there."""
+    import polars as pl
+
     present = ~np.isnan(values)
     if present.sum() < FEWEST_WINDOWS:
         return 0.0
-    one, other = (
-        each[present].argsort(kind="stable").argsort().astype(np.float64)
-        for each in (values, clock)
-    )
+    one, other = (pl.Series(each[present]).rank().to_numpy() for each in (values, clock))
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return 0.0  # follows nothing, or there is nothing to follow
     return abs(float(np.corrcoef(one, other)[0, 1]))
 
 

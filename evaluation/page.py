@@ -577,7 +577,11 @@ def _detail(report: EvalReport | None, phases: list[str]) -> View | None:
             for error in report.errors
         ],
         "timeline": timeline(
-            report.timeline, phases, report.detection.alarm_phases, report.window.stride_s
+            report.timeline,
+            phases,
+            report.detection.alarm_phases,
+            report.window.stride_s,
+            report.detection.clear_below,
         ),
     }
 

@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from evaluation.alarm_choice import filtered_alarm_scores, filtered_predictions
-from evaluation.bootstrap import EpisodeBootstrap, Statistic, resampling
+from evaluation.bootstrap import FEWEST, EpisodeBootstrap, Statistic, resampling
 from evaluation.calibration import calibration
 from evaluation.detection import (
     MIN_VALIDATION_HOURS,
@@ -57,7 +57,6 @@ from features.registry import WindowSpec
 from models.alarm import AlarmRule
 
 BOUNDS = ("value", "low", "high")
-FEWEST = 4  # episodes to resample: fewer take few values, and their interval is too narrow
 
 
 # Long, because it puts one document together, field by field.
@@ -179,7 +178,7 @@ def _f1_figures(
     def group(at: int, column: str, name: str) -> GroupScore:
         mask = masks[column, name]
         episodes = int(mask.sum())
-        few = episodes < FEWEST
+        resampled = replicates["within"][:, at]
         return GroupScore(
             name=name,
             windows=int(test.confusion[mask].sum()),
@@ -189,11 +188,9 @@ def _f1_figures(
                 subject,
                 "macro_f1",
                 float(observed["within"][at]),
-                None if few else replicates["within"][:, at],
+                resampled if episodes >= FEWEST else resampled[:0],
                 where={column: name},
-                note=FigureNote(code="too_few_episodes", numbers={"episodes": episodes})
-                if few
-                else coverage_note(episodes),
+                note=coverage_note(episodes),
             ),
         )
 
@@ -240,7 +237,7 @@ def _class_scores(
             column = 1 + at + i * len(roster)
             value, resampled = float(observed[column]), replicates[:, column]
             undefined = np.isnan(resampled)
-            same = np.all((resampled == value) | undefined)
+            same = len(resampled) and np.all((resampled == value) | undefined)
             code: FigureCode = "never_predicted" if np.isnan(value) else "constant"
             figures[name] = figure(
                 subject,

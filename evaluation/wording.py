@@ -91,7 +91,7 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "poisson_bounds": "{events} in {hours:.3g} clean hours. Each bound is the wider of "
     "resampling's and the exact Poisson one.",
     "temperature_at_limit": "Fitted on validation by log loss; at the end of the range searched.",
-    "too_few_episodes": "no interval: too few episodes to resample ({episodes})",
+    "too_few_episodes": "no interval: too few episodes to resample",
     "covers_less": "In simulated test sets of {episodes} episodes, such an interval contains the "
     "true value in {coverage:.0%} of them instead of 95 %.",
     # leaks
@@ -116,6 +116,7 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "too_few_left": "Only {episodes} test episodes are left to compare on, but at least {needed} "
     "are needed; {left_out} were left out because the champion was trained on them, or on other "
     "episodes of the same host, sample, session or period.",
+    "too_few_tested": "There are {episodes} test episodes, but at least {needed} are needed.",
     "worse": "worse than the champion: macro F1 {challenger:.3f} against {champion:.3f}, "
     "difference {value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f} on {episodes} episodes.",
     "may_be_worse": "it may be worse than the champion by more than {margin:g}: macro F1 "
@@ -195,8 +196,15 @@ def sentence(remark: Remark, sentences: dict[str, str] = SENTENCES, /, **words: 
         reason=MAY_HAVE_LEARNED.get(about),
         what=remark.what if isinstance(remark, Leak) else None,
         **words,
-        **remark.numbers,
+        **{name: _NoNumber() if n is None else n for name, n in remark.numbers.items()},
     )
+
+
+class _NoNumber:
+    """Takes the place of a bound that does not exist, whatever its format."""
+
+    def __format__(self, spec: str) -> str:
+        return NOTHING
 
 
 def _false_alarms_of(numbers: Mapping[str, float | None]) -> str:
@@ -562,9 +570,9 @@ def alarms(detection: Detection) -> list[str]:
     over = (false.value or 0) > detection.budget_per_hour
     budget = f", budget {detection.budget_per_hour:g} per hour" if over else ""
     found = false_alarms(false, hours)
-    if not false.value:
+    if not false.value and not detection.clean_time_alarmed.value:
         return [attacks, f"{found.capitalize()}."]
-    return [attacks, f"{found}{budget}; {alarmed(detection)}."]
+    return [attacks, f"{found[0].upper()}{found[1:]}{budget}; {alarmed(detection)}."]
 
 
 def expectation(another: Mapping[str, EvalReport]) -> str:

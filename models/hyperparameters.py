@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
+from episodes.format import PHASES
 from episodes.settings import SETTINGS, Count, NotNegative, Positive, PositiveShare, Share
 from models import MAX_POINTS, MAX_TREE_DEPTH
 
@@ -50,7 +51,7 @@ class KnnConfig:
 
     n_neighbors: Steps = 10
     n_components: Steps = 32  # principal axes along which distances are taken
-    max_windows: Annotated[Count, Field(le=MAX_POINTS)] = (
+    max_windows: Annotated[Count, Field(ge=len(PHASES), le=MAX_POINTS)] = (
         20_000  # stored; above it, as many of each class as fit
     )
     limit: Most = 2.0  # standard deviations
@@ -74,7 +75,7 @@ class NetConfig:
     epochs: Steps = 30
     keep: Literal["best", "last"] = "best"  # weights: of the best epoch on validation, or the last
     patience: Steps = 8  # epochs without a better macro F1 on validation, then training stops
-    batch_size: Annotated[Count, Field(le=65_536)] = 64
+    batch_size: Annotated[Count, Field(ge=4, le=65_536)] = 64  # of fewer one might be left alone
     learning_rate: Rate = 2e-3
     weight_decay: Strength = 0.05
     warmup_share: Share = 0.1

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class AlarmRulesStage(FolderStage):
     """Chooses the alarm rule of one variant's checkpoint."""
 
-    version = "1"
+    version = "2"
     partition = "recipe"
     job = "retrain"
     docs = "evaluation.md"

@@ -646,6 +646,8 @@ def _evidence(
             recipe, held_out, classes, window, policy, subject, rule
         )
     if champion is None:
+        if (n_episodes := test["episode_id"].n_unique()) < MIN_EPISODES:
+            return evidence | {"episodes": n_episodes}
         baselines = shortcut_predictions(table, classes, [challenger.mode], workspace.seed)
         predictions = pl.concat(
             [scored(CHALLENGER, loaded, test), baselines.filter(pl.col("split") == "test")]

@@ -178,17 +178,8 @@ class DatasetsStage(FolderStage):
     ) -> dict[str, Any]:
         windows, shards = ingested_windows(project)
         try:
-            table, facts = build_table(
-                windows,
-                key,
-                project.workspace.splits,
-                read_exclusions(
-                    project.workspace.exclusions_path,
-                    {episode.episode_id for episode in project.listing.episodes},
-                ),
-                project.workspace.layout.window.length_ms / 1000,
-            )
-        except (DatasetError, ExclusionError) as error:
+            table, facts = split_windows(project, windows, key, project.workspace.splits)
+        except DatasetError as error:
             raise StageError(str(error)) from error
         facts["excluded_by_hand"] = exclusions_fingerprint(project)
         facts["version"] = self.version
@@ -287,7 +278,7 @@ def unavailable_recipes(project: Project) -> dict[str, Reason]:
 
 def _described(indices: Iterable[Path]) -> Iterator[pl.DataFrame]:
     """What ``obstacle`` asks of the episodes in these tables; of damaged ones their status says."""
-    columns = ["episode_id", "host_id", "sample_sha256", "profile", "verdict"]
+    columns = ["episode_id", "host_id", "sample_name", "profile", "verdict"]
     paths = list(indices)
     try:
         if paths:
@@ -296,6 +287,26 @@ def _described(indices: Iterable[Path]) -> Iterator[pl.DataFrame]:
         for path in paths:
             with suppress(OSError, ValueError):
                 yield pl.DataFrame(read_table(path, columns))
+
+
+def split_windows(
+    project: Project, windows: pl.DataFrame, recipe: str, policy: SplitPolicy
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """``datasets.splits.build_table`` without what a person excludes.
+
+    Raises:
+        DatasetError: see there.
+        StageError: the exclusions cannot be read.
+    """
+    try:
+        exclusions = read_exclusions(
+            project.workspace.exclusions_path,
+            {episode.episode_id for episode in project.listing.episodes},
+        )
+    except ExclusionError as error:
+        raise StageError(str(error)) from error
+    window_s = project.workspace.layout.window.length_ms / 1000
+    return build_table(windows, recipe, policy, exclusions, window_s)
 
 
 def exclusions_fingerprint(project: Project) -> str:

@@ -16,7 +16,7 @@ from evaluation.comparisons import compare
 from evaluation.documents import EvalReport, Latency, document_text
 from evaluation.latency import CALLS, measure
 from evaluation.report import evaluate
-from evaluation.wording import alarms, by_job, sentence, unlike
+from evaluation.wording import alarms, by_job, number, sentence, span, unlike
 from features.files import fingerprint
 from models.registry import VARIANTS, Variant
 from stages.alarm_rules import read_alarm_rule, threshold_note
@@ -54,7 +54,7 @@ def _false_alarms_within_budget(project: Project, key: str, artifact: Manifest) 
 class EvalReportsStage(FolderStage):
     """Evaluates one variant."""
 
-    version = "9"
+    version = "10"
     partition = "recipe"
     job = "retrain"
     docs = "evaluation.md"
@@ -212,14 +212,15 @@ class EvalReportsStage(FolderStage):
 
     def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
         figure = read_report(artifacts[self.name]).macro_f1
-        return f"macro F1 {figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+        interval = f" ({span(figure)})" if span(figure) else ""
+        return f"macro F1 {number(figure.value)}{interval}"
 
 
 class ComparisonsStage(FolderStage):
     """Which model is better than which, paired on the same resampled test episodes."""
 
     name = "comparisons"
-    version = "7"
+    version = "8"
     partition = "recipe"
     job = "retrain"
     docs = "evaluation.md"

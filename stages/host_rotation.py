@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from datasets.splits import DatasetError, build_table
+from datasets.splits import DatasetError
 from datasets.windows import examples, inputs
 from evaluation.documents import HostRotation, HostTurn, document_text
 from evaluation.rotation import host_turn, summarise_turns
@@ -18,7 +18,12 @@ from features.files import fingerprint
 from models.registry import VARIANTS, Variant, find_variant
 from stages.alarm_rules import training_phases
 from stages.checkpoints import fit_windows
-from stages.datasets import ingested_windows, shard_versions
+from stages.datasets import (
+    exclusions_fingerprint,
+    ingested_windows,
+    shard_versions,
+    split_windows,
+)
 from stages.stage import Artifacts, FactTable, FolderStage, Progress, Stage, StageOutput
 from stages.status import Reason, StageError
 
@@ -36,7 +41,7 @@ class HostRotationStage(FolderStage):
     """Trains two models once per host, and tests each on the host left out."""
 
     name = "host_rotation"
-    version = "1"
+    version = "2"
     partition = ""
     job = "host_rotation"
     automatic = False
@@ -71,6 +76,7 @@ class HostRotationStage(FolderStage):
                 "splits": asdict(workspace.splits),
                 "report": asdict(workspace.report),
                 "seed": workspace.seed,
+                "excluded_by_hand": exclusions_fingerprint(project),
                 "contracts": dict(contract_hashes(workspace.layout)),
             }
         )
@@ -78,6 +84,8 @@ class HostRotationStage(FolderStage):
     def stale_reason(self, project: Project, key: str, manifest: Manifest) -> Reason:
         if manifest.facts["batches"] != shard_versions(project):
             return Reason("inputs", {"inputs": ["ingest"]})
+        if manifest.facts.get("excluded_by_hand") != exclusions_fingerprint(project):
+            return Reason("exclusions")
         return Reason("settings")
 
     def remedy(self, key: str) -> str:
@@ -88,7 +96,10 @@ class HostRotationStage(FolderStage):
     ) -> dict[str, Any]:
         document = rotate_hosts(project, (TREES, best_net(project)), progress)
         staged.new_file("rotation", ".json").write_text(document_text(document), encoding="utf-8")
-        return {"batches": shard_versions(project)}
+        return {
+            "batches": shard_versions(project),
+            "excluded_by_hand": exclusions_fingerprint(project),
+        }
 
     def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:
         document = read_rotation(artifact)
@@ -153,7 +164,9 @@ def rotate_hosts(
     not_held_out: dict[str, str] = {}
     for done, host in enumerate(hosts):
         try:
-            table, _ = build_table(windows, "host", replace(workspace.splits, test_host=host))
+            table, _ = split_windows(
+                project, windows, "host", replace(workspace.splits, test_host=host)
+            )
         except DatasetError as error:
             not_held_out[host] = str(error)
             continue

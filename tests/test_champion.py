@@ -188,6 +188,8 @@ def test_the_first_must_beat_every_baseline() -> None:
     tied = baseline_evidence("host", predictions(WINDOWS, by_model), CLASSES, dataset(), POLICY)
     found = grounds_against_first({"host": good, "time": tied})
     assert said(found) == [("baseline_not_beaten", "time", "position_only")]
+    few = grounds_against_first({"host": good, "time": {"episodes": 4}})
+    assert said(few) == [("too_few_tested", "time", None)]
 
 
 # --- what an operator feels

@@ -232,4 +232,20 @@ def test_one_test_episode_of_one_class_is_compared_too():
     check_schema(found)
     assert found["roster"] == ["clean"]
     for c in family(found, "pairs")["comparisons"]:
-        assert (c["value"], c["low"], c["high"], c["p"]) == (0.0, 0.0, 0.0, 1.0)
+        assert (c["value"], c["low"], c["high"], c["p"]) == (0.0, None, None, 1.0)
+
+
+@pytest.mark.parametrize("episodes", [1, 3, 4])
+def test_fewer_than_four_test_episodes_prove_nothing(episodes: int):
+    ids = sorted({w["episode_id"] for w in WINDOWS})[:episodes]
+    windows = [w for w in WINDOWS if w["episode_id"] in ids]
+    actual = [w["actual"] for w in windows]
+    told = {name: ["clean"] * len(windows) for name in TOLD} | {"gbt": actual}
+    found = compared(predictions(windows, told), policy=ReportPolicy(100))
+    check_schema(found)
+    few = episodes < 4
+    for c in (c for c in family(found, "pairs")["comparisons"] if c["model"] == "gbt"):
+        assert c["value"] > 0
+        assert (c["low"] is None, c["p"] == 1.0, (c["note"] or {}).get("code")) == (
+            (True, True, "too_few_episodes") if few else (False, False, None)
+        )

@@ -294,6 +294,10 @@ def test_what_cannot_be_held_out_has_a_code():
         "time": None,
     }  # fmt: skip
     assert [obstacle(corpus(), recipe, POLICY) for recipe in RECIPES] == [None] * len(RECIPES)
+    rebuilt = corpus(samples=1, repeats=2).with_columns(sample_sha256=pl.col("episode_id"))
+    found = obstacle(rebuilt, "sample", POLICY)
+    assert found is not None
+    assert found.code == "single_sample"
 
 
 # --- what arrives later moves nothing that is there

@@ -121,6 +121,17 @@ def test_the_threshold_leaves_room_on_both_sides():
     assert val.detected(threshold) == 2
 
 
+@pytest.mark.parametrize("tiny", [False, True])
+def test_the_threshold_lies_between_its_ends_however_sure_the_scores_are(tiny: bool):
+    """Closer to 0 or 1 than log-odds are taken of."""
+    clean, low, high = (1e-7, 2e-7, 3e-7) if tiny else (1 - 3e-7, 1 - 2e-7, 1 - 1e-7)
+    val = alarm_scores([[clean, low, high]] * 2, ["c.."] * 2)
+    val = replace(val, onset_s=np.array([15.0, 15.0]))
+    threshold, _ = choose_threshold(val, budget(0.0))
+    assert low <= threshold <= high
+    assert (val.false_alarms(threshold).sum(), val.detected(threshold)) == (0, 2)
+
+
 def test_an_alarm_stands_until_the_score_is_well_below():
     val = alarm_scores([[0.1, 0.9, 0.5, 0.5, 0.1, 0.5]])
     assert val.alarmed(0.8).tolist() == [False, True, False, False, False, False]
@@ -188,6 +199,15 @@ def test_alarms_are_counted_by_the_job_of_their_first_window():
     assert alarmed == {"": 5 / 7, "any": 2 / 3, "none": 3 / 4, "backup": 1.0, "build": 0.5}
     assert parts["build"].false_alarms_per_hour.where == {"job": "build"}
     assert parts[""].false_alarms_per_hour.where == {}
+
+
+@pytest.mark.parametrize("name", ["none", "any"])
+def test_a_job_may_have_the_name_of_a_part(name: str):
+    test = alarm_scores([[0.9, 0.1, 0.9, 0.1]], ["cccc"], [["", "", name, name]])
+    parts = parts_of(test)
+    assert list(parts) == ["", "any", "none", f'"{name}"']
+    windows = {job: round(part.hours * 3600 / STRIDE_S) for job, part in parts.items()}
+    assert windows == {"": 4, "any": 2, "none": 2, f'"{name}"': 2}
 
 
 def test_no_clean_time_with_a_job_is_said():
@@ -308,7 +328,8 @@ def test_undetected_episodes_make_the_median_infinite_not_smaller():
                     "c": ("ccrr", 11.0, "....")})["detection"]  # fmt: skip
     assert found["median_delay_s"]["value"] is None
     assert found["median_delay_s"]["note"]["code"] == "half_undetected"
-    half = report({"a": ("ccrr", 11.0, "..xx"), "b": ("ccrr", 11.0, "....")})["detection"]
+    sides = {"a": ("ccrr", 11.0, "..xx"), "b": ("ccrr", 11.0, "....")}
+    half = report(sides | {n + n: side for n, side in sides.items()})["detection"]
     assert half["median_delay_s"]["value"] == 9.0
     assert half["median_delay_s"]["high"] is None
     note = half["median_delay_s"]["note"]

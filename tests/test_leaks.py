@@ -29,7 +29,7 @@ from datasets.windows import inputs_of_kind, read_dataset
 from episodes.format import PHASES
 from evaluation import leaks
 from evaluation.documents import Leak
-from evaluation.leaks import find_leaks, windows_to_check
+from evaluation.leaks import MOST_WINDOWS, find_leaks, windows_to_check
 from evaluation.wording import sentence
 from features.registry import LAYOUT, STATS
 from stages.datasets import dataset_shards, no_leak_found
@@ -227,6 +227,46 @@ def test_part_of_an_episode_is_enough(recorded: Recorded, noise: float) -> None:
     planted[target[:n]] = planted[source[:n]] * factor
     (leak,) = recorded.leaks(planted)
     assert (leak.code, leak.about, leak.what) == ("episode_twice", tested, trained)
+
+
+def test_a_large_store_is_looked_at_in_whole_episodes_and_one_window_of_others() -> None:
+    for n_episodes in (1_000, 5_000, 30_000):
+        table = pl.DataFrame(
+            {"episode_id": [f"E{i:06}" for i in range(n_episodes) for _ in range(12)],
+             "window": list(range(12)) * n_episodes}
+        )  # fmt: skip
+        found = windows_to_check(table)
+        assert len(found) <= MOST_WINDOWS or n_episodes == 1_000
+        sizes = found.group_by("episode_id").agg(n=pl.len(), first=pl.col("window").min())
+        assert set(sizes["n"]) == ({12} if n_episodes == 1_000 else {1, 12})
+        assert sizes.filter(pl.col("n") == 12).height >= 800
+        assert set(sizes.filter(pl.col("n") == 1)["first"]) <= {1}
+        assert n_episodes > 10_000 or sizes.height == n_episodes
+
+
+def test_an_episode_under_two_ids_is_named_in_a_large_store(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaks, "MOST_WINDOWS", 2 * recorded.table["episode_id"].n_unique())
+    table = recorded.table.with_row_index("at")
+    split, of = table["split"].to_numpy(), table["episode_id"].to_numpy()
+    trained, tested = of[split == "train"][-1], of[split == "test"][-1]
+    planted = recorded.X.copy()
+    n = min((of == trained).sum(), (of == tested).sum())
+    planted[np.flatnonzero(of == tested)[:n]] = planted[np.flatnonzero(of == trained)[:n]]
+    some = windows_to_check(table)
+    assert len(some) < len(table)
+    small = Recorded(recorded.project, some, planted[some["at"].to_numpy()])
+    assert [(leak.code, leak.about) for leak in small.leaks()] == [("episode_twice", tested)]
+
+
+def test_a_constant_follows_no_clock(recorded: Recorded) -> None:
+    """However many windows begin at the same second."""
+    table = recorded.table.filter(pl.col("window") == 1)
+    X = np.zeros((len(table) * 60, recorded.X.shape[1]), dtype=np.float32)
+    many = pl.concat([table] * 60)
+    found = Recorded(recorded.project, many, X).leaks()
+    assert "channel_tells_time" not in {leak.code for leak in found}
 
 
 def test_what_is_too_little_is_not_judged(recorded: Recorded) -> None:

@@ -623,7 +623,7 @@ def test_a_timeline_puts_phases_at_centres_and_alarms_at_ends() -> None:
         "episode_id": "E", "host_id": "h", "profile": "p", "sample_name": "s",
     }  # fmt: skip
     drawn = timeline(
-        Timeline.model_validate(shown), LAYOUT.phases, ["infecting", "infected_running"], 5.0
+        Timeline.model_validate(shown), LAYOUT.phases, ["infecting", "infected_running"], 5.0, 0.5
     )
     assert drawn is not None
     assert drawn["end"] == 20.0

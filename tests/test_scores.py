@@ -343,7 +343,7 @@ def test_three_episodes_are_too_few_for_an_interval():
     figures = {row["name"]: row["macro_f1"] for row in report["per_profile"]}
     few = figures.pop("fork-churn")
     assert (few["low"], few["high"]) == (None, None)
-    assert few["note"] == {"code": "too_few_episodes", "about": None, "numbers": {"episodes": 3}}
+    assert few["note"]["code"] == "too_few_episodes"
     assert all(figure["low"] < figure["high"] for figure in figures.values())
 
 

@@ -23,6 +23,7 @@ from evaluation.wording import unlike_notes
 from features.registry import LAYOUT
 from models.likeness import ALPHA
 from models.registry import find_variant
+from stages.datasets import ingested_windows, split_windows
 from stages.host_rotation import NETS, best_net, read_rotation
 from stages.likeness import read_likeness
 from stages.predictions import PredictionsStage, ScoreOptions
@@ -204,6 +205,16 @@ def test_every_host_is_held_out_once_by_a_job_of_its_own(retrained: Lab) -> None
     assert facts["macro_f1_worst_gbt"] == document.models[0].spreads[0].worst
     assert retrained.project.status(STAGES["host_rotation"], "", verify=True).current
     assert retrained.project.status(STAGES["report"], "").code == "contents"
+    listed = next(e for e in retrained.project.listing.episodes if e.host_id == "lab-a")
+    entry = {"episode": listed.episode_id, "reason": "wrong label", "who": "me"}
+    retrained.workspace.exclusions_file.write_text(json.dumps([entry]))
+    assert retrained.project.status(STAGES["host_rotation"], "").code == "exclusions"
+    windows, _ = ingested_windows(retrained.project)
+    policy = retrained.workspace.splits
+    table, _ = split_windows(retrained.project, windows, "host", policy)
+    assert listed.episode_id in windows["episode_id"]
+    assert listed.episode_id not in table["episode_id"]
+    retrained.workspace.exclusions_file.unlink()
     retrained.project.make(STAGES["report"], "")
     page = retrained.workspace.report_page.read_text()
     assert 'id="rotation"' in page
