@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
@@ -16,8 +17,8 @@ from typer.testing import CliRunner
 
 from episodes.environment import MachineError
 from models.registry import VARIANTS
-from pipelines.cli.app import OK, app
-from pipelines.cli.console import log_to_stderr
+from pipelines.cli.app import app
+from pipelines.cli.console import FAILED, OK, log_to_stderr
 from stages.project import Project
 from stages.workers import training_ahead, trainings_at_a_time, worker_processes
 from stages.workspace import Workspace
@@ -99,3 +100,32 @@ def test_recipes_are_retrained_side_by_side(
     assert {run["run_id"] for run in ran} <= finished
     due = Project(ingested.workspace).due("retrain", verify=True)
     assert {status.key for status in due} == set(HAD[2:])
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_run_that_fails_names_what_was_not_reached(
+    ingested: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cores: int
+) -> None:
+    monkeypatch.setattr("stages.workers.cores", lambda: cores)
+    monkeypatch.setenv("DAGSTER_HOME", ingested.instance.root_directory)
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"resources": {"workspace": {"config": ingested.settings}}}))
+    in_the_way = ingested.artifacts / "datasets"
+    in_the_way.write_text("a file where a folder is to be")
+    paths = ["--store", str(ingested.store.root), "--artifacts", str(ingested.artifacts)]
+    recipes = [word for recipe in HAD for word in ("--recipe", recipe)]
+    result = CliRunner().invoke(app, ["run", "--json", "--config", str(config), *paths, *recipes])
+    assert result.exit_code == FAILED, result.output
+    document = json.loads(result.stdout)
+    left = document["not_reached"]
+    assert {f"checkpoints/gbt_oracle {HAD[0]}", f"comparisons {HAD[0]}"} <= set(left)
+    assert f"datasets {HAD[0]}" not in left  # it was reached, and failed
+    assert [name for name in left if " " not in name or name.startswith("retrain ")] == [
+        *(f"retrain {recipe}" for recipe in HAD[cores:]), "report",
+    ]  # fmt: skip
+    assert document["error"].count("failed (run ") == cores  # those under way at the same time
+    command = document["error"].splitlines()[-1].partition(": ")[2]
+    assert command.startswith("phasewatch run ")
+    in_the_way.unlink()
+    words = shlex.split(command.removeprefix("phasewatch "))
+    assert words[-len(recipes) :] == recipes

@@ -129,9 +129,12 @@ class CommandError(Exception):
     """A command cannot do its work: the message, the exit code and what is known so far."""
 
     def __init__(self, message: str, code: int, document: dict[str, Any]):
-        super().__init__(message)
+        super().__init__(message, code, document)  # all of it: it travels between processes
         self.code = code
         self.document = document
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def fail(message: str, code: int = FAILED, **document: Any) -> NoReturn:
