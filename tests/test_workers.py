@@ -6,19 +6,22 @@ import json
 import os
 import shlex
 import signal
+import subprocess
+import sys
+import time
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import dagster as dg
 import pytest
-from lab import HAD, RECIPE, Lab
+from lab import HAD, RECIPE, ROOT, Lab
 from typer.testing import CliRunner
 
 from episodes.environment import MachineError
 from models.registry import VARIANTS
 from pipelines.cli.app import app
-from pipelines.cli.console import FAILED, OK, log_to_stderr
+from pipelines.cli.console import FAILED, INTERRUPTED, OK, log_to_stderr
 from stages.project import Project
 from stages.workers import training_ahead, trainings_at_a_time, worker_processes
 from stages.workspace import Workspace
@@ -129,3 +132,40 @@ def test_a_run_that_fails_names_what_was_not_reached(
     in_the_way.unlink()
     words = shlex.split(command.removeprefix("phasewatch "))
     assert words[-len(recipes) :] == recipes
+
+
+TWO_WORKERS = """
+import stages.workers
+stages.workers.cores = lambda: 2
+from pipelines.cli.app import main
+main()
+"""
+
+
+def test_ctrl_c_while_nets_are_trained_ends_the_command_soon(ingested: Lab, tmp_path: Path) -> None:
+    endless = ingested.settings["models"] | {
+        "cnn": {"width": 8, "epochs": 10_000, "patience": 10_000}
+    }
+    settings = ingested.settings | {"models": endless}
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"resources": {"workspace": {"config": settings}}}))
+    paths = ["--store", str(ingested.store.root), "--artifacts", str(ingested.artifacts)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", TWO_WORKERS, "run", "--recipe", RECIPE, "--config", config, *paths],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"DAGSTER_HOME": ingested.instance.root_directory},
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    try:
+        while not process.stderr.readline().startswith("checkpoints/cnn"):
+            assert process.poll() is None
+        began = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, told = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+    assert (process.returncode, told.splitlines()[-1]) == (INTERRUPTED, "interrupted"), told
+    assert time.monotonic() - began < 10  # one second where nothing else runs
