@@ -7,7 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from stages.workspace import Workspace
+import pytest
+
+from datasets.splits import SplitPolicy
+from stages.workspace import SettingsError, Workspace, read_workspace
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 
@@ -49,3 +52,18 @@ def test_the_page_has_every_setting_with_its_default() -> None:
     assert tabled(text) == shown
     assert len(shown) > 100
     assert not re.findall(r"\| *\|$", text, re.MULTILINE)  # every one has a meaning
+
+
+def test_a_day_needs_no_quotes_and_what_yaml_takes_for_no_text_does(tmp_path: Path) -> None:
+    def splits(text: str) -> SplitPolicy:
+        file = tmp_path / "settings.yaml"
+        file.write_text(f"resources: {{workspace: {{config: {{splits: {{{text}}}}}}}}}")
+        return read_workspace(file, {}).splits
+
+    assert splits("test_sessions: [2026-11-20]").test_sessions == ["2026-11-20"]
+    assert splits("sessions: {autumn: [2026-11-20]}").sessions == {"autumn": ["2026-11-20"]}
+    for value in ("off", "12", "1.5"):
+        for setting in ("test_host: {}", "test_sessions: [{}]", "sessions: {{{}: [2026-11-20]}}"):
+            with pytest.raises(SettingsError, match="quotes"):
+                splits(setting.format(value))
+            splits(setting.format(f"'{value}'"))
