@@ -69,6 +69,7 @@ EXTRAS = {
     "train": ("torch", "xgboost", "scikit-learn", "matplotlib", "jinja2"),
     "orchestrate": ("dagster", "dagster-webserver"),
     "serve": ("starlette", "uvicorn"),
+    "sign": ("cryptography",),
 }
 """What ``doctor`` looks for, by the extra that installs it."""
 
