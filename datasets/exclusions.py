@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, 
 
 from config.errors import PhasewatchError
 from config.messages import unknown, yaml_problem
-from episodes.settings import NotNegative, settings_errors
+from episodes.settings import NotNegative, parse_yaml, settings_errors
 
 BY_HAND = "excluded by hand"
 """Why an episode takes no part, beside the reasons of ``assign_splits``."""
@@ -86,7 +86,7 @@ def parse_exclusions(
         ExclusionError: names every faulty entry.
     """
     try:
-        entries = yaml.safe_load(text)
+        entries = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ExclusionError(f"{path} {yaml_problem(error)}") from error
     if entries is None:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import polars as pl
 import pydantic.dataclasses
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from config.errors import PhasewatchError
 from config.messages import unknown
@@ -39,8 +39,8 @@ UNAVAILABLE = {
 }
 """Why a recipe is unavailable on a store: a sentence by code."""
 
-Day = Annotated[str, BeforeValidator(str), Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
-"""A UTC day, ``2026-11-21``; YAML reads one without quotes as a date."""
+Day = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+"""A UTC day, ``2026-11-21``."""
 
 
 class DatasetError(PhasewatchError):

@@ -5,8 +5,10 @@ Settings are frozen pydantic dataclasses with constrained fields; nothing reads 
 
 from __future__ import annotations
 
+from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any
 
+import yaml
 from pydantic import ConfigDict, Field
 
 from config.messages import fault_text, suggestion
@@ -27,6 +29,25 @@ NotNegative = Annotated[Float, Field(ge=0)]
 Share = Annotated[NotNegative, Field(le=1)]
 PositiveShare = Annotated[Positive, Field(le=1)]
 ShareWithin = Annotated[Positive, Field(lt=1)]  # of two sides, neither empty
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads a date as the text it is, as Dagster does with the same files."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:timestamp"]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def parse_yaml(text: str) -> Any:
+    """What a person wrote in a YAML file.
+
+    Raises:
+        yaml.YAMLError: see ``yaml_problem``.
+    """
+    return yaml.load(text, _Loader)
 
 
 def settings_errors(error: ValidationError, settings: Any, prefix: str = "") -> list[str]:
@@ -53,5 +74,8 @@ def _line(fault: Any, declared: Any, path: list[str]) -> str:
         declared = known[step].annotation
     if "error" in context and hasattr(declared, "__pydantic_fields__"):
         return ".".join([*path, str(context["error"])])  # of a section: it names its setting
-    got = "" if fault["type"] in ("missing", "json_invalid") else f", got {fault['input']!r}"
+    value = fault["input"]
+    got = "" if fault["type"] in ("missing", "json_invalid") else f", got {value!r}"
+    if fault["type"] == "string_type" and isinstance(value, bool | int | float | date):
+        got += "; in a YAML file, put it in quotes"  # no, off, 12 and 1e3 are no text there
     return f"{'.'.join(path)} {fault_text(fault)}{got}".lstrip()

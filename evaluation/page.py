@@ -15,7 +15,7 @@ from evaluation import wording
 from evaluation.documents import BatchDrift, Comparison, Comparisons, EvalReport, Family, Importance
 from evaluation.drawing import learning_curve, operating, palette, reliability, sparks, timeline
 from evaluation.drift import CHECKS, FAIL, WARN, drift_figures
-from evaluation.scores import ABLATION_SEPARATOR, BASELINES, SHORTCUTS
+from evaluation.scores import ABLATION_SEPARATOR, SHORTCUTS
 from evaluation.templating import templates
 from evaluation.wording import baseline_label, join_words
 from features.registry import LAYOUT, MODES
@@ -294,11 +294,7 @@ def _recipe(
             if (model, mode) in wanted and (model, mode) not in evaluated
         ],
         "baselines": baselines,
-        "strongest": max(
-            (b for b in baselines if b["figure"].value is not None),
-            key=lambda b: b["figure"].value,
-            default=None,
-        ),
+        "strongest": next((b for b in baselines if b["figure"].value is not None), None),
         "best": best,
         "best_alarms": wording.alarms(best.detection)
         + wording.by_job(best.detection)[:2]
@@ -335,8 +331,6 @@ def _baselines(reports: Iterable[EvalReport], modes: list[str]) -> list[View]:
     """Each baseline's figure once, or once per mode if modes differ."""
     rows = wording.baseline_rows(reports)
     every = {mode for _, _, present in rows for mode in present}
-    names = _ordered(BASELINES, (name for name, _, _ in rows))
-    rows.sort(key=lambda row: (names.index(row[0]), min(map(modes.index, row[2]))))
     return [
         {
             "name": name,

@@ -503,7 +503,7 @@ def list_variants(reports: Iterable[EvalReport]) -> str:
 
 
 def baseline_rows(reports: Iterable[EvalReport]) -> list[tuple[str, Figure, list[str]]]:
-    """Each baseline's figure once, with the modes that have it."""
+    """Each baseline's figure once, with the modes that have it; the best first, as models are."""
     rows: dict[tuple[Any, ...], tuple[str, Figure, list[str]]] = {}
     for report in reports:
         for each in report.baselines:
@@ -511,7 +511,7 @@ def baseline_rows(reports: Iterable[EvalReport]) -> list[tuple[str, Figure, list
             key = (each.name, figure.value, figure.low, figure.high)
             modes = rows.setdefault(key, (each.name, figure, []))[2]
             modes += [report.mode] if report.mode not in modes else []
-    return list(rows.values())
+    return sorted(rows.values(), key=lambda row: _rank(row[1]))
 
 
 def below_shortcut(report: EvalReport) -> list[str]:
@@ -545,11 +545,12 @@ def best_on_validation(
 
 def ranked_by_test(reports: Iterable[EvalReport]) -> list[EvalReport]:
     """From the highest macro F1 on test; those without one last."""
-    return sorted(
-        reports,
-        key=lambda report: -1.0 if report.macro_f1.value is None else report.macro_f1.value,
-        reverse=True,
-    )
+    return sorted(reports, key=lambda report: _rank(report.macro_f1))
+
+
+def _rank(figure: Figure) -> float:
+    """The highest value comes first, none comes last."""
+    return 1.0 if figure.value is None else -figure.value
 
 
 def alarms(detection: Detection) -> list[str]:

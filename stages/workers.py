@@ -69,10 +69,11 @@ def worker_processes(count: int, prepare: Callable[..., None], *given: Any) -> I
     try:
         with _killing_is_no_fault():
             yield pool
-    except KeyboardInterrupt:
-        for child in multiprocessing.active_children():
-            if child.pid is not None:
-                os.kill(child.pid, signal.SIGINT)
+    except Exception:
+        raise
+    except BaseException:  # Ctrl-C, which libraries keep from the workers; Dagster renames it
+        for process in list((pool._processes or {}).values()):
+            process.kill()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -105,9 +106,15 @@ def _end_if_one_is_killed(pool: ProcessPoolExecutor, ended: threading.Event) -> 
 
 def _begin(threads: int, prepare: Callable[..., None], given: tuple[Any, ...]) -> None:
     os.environ["OMP_THREAD_LIMIT"] = str(threads)  # before a library reads it
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says that it was interrupted
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    logging.getLogger("phasewatch").addFilter(_is_no_announcement)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     prepare(*given)
+
+
+def _is_no_announcement(record: logging.LogRecord) -> bool:
+    """Whether it is more than that kernels are compiled, which the parent says for all."""
+    return record.module != "jit"
 
 
 def _end_with_parent() -> None:

@@ -27,7 +27,7 @@ from config.messages import address_of, addressed, yaml_problem
 from config.paths import base_folder
 from datasets.splits import SplitPolicy
 from episodes.format import is_text
-from episodes.settings import NotNegative, NotNegativeInt, settings_errors
+from episodes.settings import NotNegative, NotNegativeInt, parse_yaml, settings_errors
 from episodes.store import StoreListing, list_store
 from episodes.validation import ValidationPolicy
 from evaluation.figures import ReportPolicy
@@ -185,7 +185,7 @@ def read_workspace(config: Path | None, overrides: Mapping[str, Any]) -> Workspa
     values: dict[str, Any] = {}
     if config is not None:
         try:
-            document = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+            document = parse_yaml(config.read_text(encoding="utf-8")) or {}
         except OSError as error:
             raise SettingsError(f"{config}: {error.strerror}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:

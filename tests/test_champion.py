@@ -54,6 +54,7 @@ from models.checkpoint import CheckpointError, ContractMismatchError, checkpoint
 from models.inspection import InventoryEntry
 from models.registry import Variant, find_variant
 from pipelines.cli.app import FAILED, MISMATCH, OK, USAGE, app
+from pipelines.cli.champion import objection_lines
 from pipelines.graph import build_defs
 from stages.alarm_rules import read_alarm_rule
 from stages.champion import files_to_copy, run_trial
@@ -139,6 +140,18 @@ def test_a_profile_or_host_must_not_pay_for_the_others(column: str, name: str, w
     assert ground.names == {"group": what}
     assert (ground.numbers["falls_by"], ground.numbers["margin"]) == (fall, 0.03)
     assert f"{what} {name} falls by {fall:.4f}, more than 0.03" in objection(ground)
+
+
+def test_of_many_groups_that_fall_the_deepest_is_shown_for_each_recipe() -> None:
+    found = grounds(host=evidence(POOR, TRUTH), time=evidence(POOR, TRUTH))
+    falls = [g for g in found if g.code == "group_falls"]
+    lines = list(objection_lines(found))
+    assert len(lines) == len(found) - len(falls) + 2
+    for recipe in ("host", "time"):
+        here = [g for g in falls if g.recipe == recipe]
+        deepest = max(here, key=lambda g: g.numbers["falls_by"])
+        (line,) = [each for each in lines if each.startswith(objection(deepest))]
+        assert f" {len(here) - 1} more" in line
 
 
 def _spoiled(column: str, name: str, *, every: int) -> list[str]:

@@ -403,6 +403,11 @@ def test_without_a_champion_it_says_what_to_do(tmp_path: Path) -> None:
     assert "--checkpoint FILE" in told.stderr
 
 
+def test_a_wrong_episode_is_told_before_a_model_is_looked_for(tmp_path: Path) -> None:
+    told = phasewatch("predict", "NO_SUCH", "--artifacts", tmp_path)
+    assert (told.exit_code, "no episode NO_SUCH" in told.stderr) == (USAGE, True)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

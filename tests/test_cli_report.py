@@ -60,6 +60,8 @@ def test_the_leaderboard_is_sorted_and_has_every_figure(trained: Lab) -> None:
     head = next(i for i, line in enumerate(lines) if line.startswith("model"))
     rows = [line.split() for line in lines[head + 1 : head + 1 + len(reports)]]
     assert sorted(float(row[2]) for row in rows) == [float(row[2]) for row in rows][::-1]
+    baselines = [float(line.split()[2]) for line in lines if line.endswith("baseline")]
+    assert (baselines, len(baselines)) == (sorted(baselines, reverse=True), 4)
     by_name = {(row[0], row[1]): " ".join(row) for row in rows}
     for one in reports:
         figure = one["macro_f1"]

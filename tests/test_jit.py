@@ -32,14 +32,19 @@ USE = (
 
 
 def run(
-    code: Path, folder: Path, kernels: str = KERNELS, mtime_ns: int = 0, **environment: str
+    code: Path,
+    folder: Path,
+    kernels: str = KERNELS,
+    mtime_ns: int = 0,
+    use: str = USE,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Call two kernels of a module in ``folder``, with the code of ``code``."""
     (folder / "kernels.py").write_text(kernels)
     if mtime_ns:
         os.utime(folder / "kernels.py", ns=(mtime_ns, mtime_ns))
     return subprocess.run(
-        [sys.executable, "-c", USE],
+        [sys.executable, "-c", use],
         env={"PYTHONPATH": f"{folder}:{code}", "HOME": str(folder / "home")} | environment,
         cwd=folder, capture_output=True, text=True, check=True,
     )  # fmt: skip
@@ -64,6 +69,20 @@ def test_compiling_is_announced_once_and_only_while_the_cache_is_cold(tmp_path: 
     }  # fmt: skip
     warm = run(ROOT, tmp_path, NUMBA_CACHE_DIR=str(cache))
     assert (warm.stdout, warm.stderr) == (cold.stdout, "")
+
+
+def test_workers_leave_the_announcement_to_their_parent(tmp_path: Path) -> None:
+    kernels = KERNELS + "def six(): return triple(2)\n"
+    use = "\n".join((
+        "import logging, kernels",
+        "from stages.workers import worker_processes",
+        "with worker_processes(1, logging.basicConfig) as pool:",
+        "    print(pool.submit(kernels.six).result())",
+    ))  # fmt: skip
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    in_worker = run(ROOT, tmp_path, kernels, use=use, **environment)
+    assert (in_worker.stdout, in_worker.stderr) == ("6\n", "")
+    assert list((tmp_path / "cache").rglob("kernels.triple*.nbi"))
 
 
 def test_an_installed_copy_caches_where_the_platform_says(tmp_path: Path, installed: Path) -> None:

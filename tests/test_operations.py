@@ -656,6 +656,19 @@ def test_doctor_says_what_is_stale_and_what_to_do(
     assert not document["ok"]
 
 
+def test_doctor_lists_a_missing_sign_extra_without_a_problem(
+    small: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.cli.doctor._version", lambda name: (
+        None if name in ("cryptography", "uvicorn") else "1"
+    ))  # fmt: skip
+    told = doctor(small, "--json", home=tmp_path / "no-home", monkeypatch=monkeypatch)
+    document = json.loads(told.stdout)
+    assert document["installed"]["sign"] == {"cryptography": None}
+    problems = " ".join(each["problem"] for each in document["problems"])
+    assert ("uvicorn" in problems, "cryptography" in problems) == (True, False)
+
+
 def test_doctor_counts_what_is_stale_and_names_one_remedy(
     retrained: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import shutil
 import socket
@@ -407,6 +408,17 @@ def test_all_that_is_produced_reaches_the_hub(crowned: Lab, serve: Callable[...,
 
     code, document = command(crowned, "phases", "--to", hub.url)
     assert (code, "401" in document["error"]) == (FAILED, True)
+
+
+def test_how_many_events_there_were_is_told_meanwhile(
+    trained: Lab, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("pipelines.cli.produce.EVERY_S", 0.0)
+    caplog.set_level(logging.INFO, "phasewatch")
+    code, document = command(trained, "metrics", "--to", serve().url)
+    counts = [r.args[1] for r in caplog.records if getattr(r, "progress", False)]
+    assert (code, counts) == (OK, [f"{n:,}" for n in range(document["events"] + 1)])
 
 
 @pytest.mark.parametrize("options", [{"token": "t" * 16}, {"read_only": True}])

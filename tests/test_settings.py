@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
-from stages.workspace import Workspace
+from datasets.splits import SplitPolicy
+from stages.workspace import SettingsError, Workspace, read_workspace
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "settings.md"
@@ -61,3 +63,18 @@ def test_other_pages_give_the_same_defaults() -> None:
     assert len(told) == len(re.findall(r"`\s+\(default", text))
     defaults = flat(Workspace().model_dump(mode="json"))
     assert [each for each in told if yaml.safe_load(each[1]) != defaults[each[0]]] == []
+
+
+def test_a_day_needs_no_quotes_and_what_yaml_takes_for_no_text_does(tmp_path: Path) -> None:
+    def splits(text: str) -> SplitPolicy:
+        file = tmp_path / "settings.yaml"
+        file.write_text(f"resources: {{workspace: {{config: {{splits: {{{text}}}}}}}}}")
+        return read_workspace(file, {}).splits
+
+    assert splits("test_sessions: [2026-11-20]").test_sessions == ["2026-11-20"]
+    assert splits("sessions: {autumn: [2026-11-20]}").sessions == {"autumn": ["2026-11-20"]}
+    for value in ("off", "12", "1.5"):
+        for setting in ("test_host: {}", "test_sessions: [{}]", "sessions: {{{}: [2026-11-20]}}"):
+            with pytest.raises(SettingsError, match="quotes"):
+                splits(setting.format(value))
+            splits(setting.format(f"'{value}'"))

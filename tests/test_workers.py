@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
+import subprocess
+import sys
+import time
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import dagster as dg
 import pytest
-from lab import HAD, RECIPE, Lab
+from lab import HAD, RECIPE, ROOT, Lab
 from typer.testing import CliRunner
 
 from episodes.environment import MachineError
 from models.registry import VARIANTS
-from pipelines.cli.app import OK, app
-from pipelines.cli.console import log_to_stderr
+from pipelines.cli.app import app
+from pipelines.cli.console import FAILED, INTERRUPTED, OK, log_to_stderr
 from stages.project import Project
 from stages.workers import training_ahead, trainings_at_a_time, worker_processes
 from stages.workspace import Workspace
@@ -99,3 +103,69 @@ def test_recipes_are_retrained_side_by_side(
     assert {run["run_id"] for run in ran} <= finished
     due = Project(ingested.workspace).due("retrain", verify=True)
     assert {status.key for status in due} == set(HAD[2:])
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_run_that_fails_names_what_was_not_reached(
+    ingested: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cores: int
+) -> None:
+    monkeypatch.setattr("stages.workers.cores", lambda: cores)
+    monkeypatch.setenv("DAGSTER_HOME", ingested.instance.root_directory)
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"resources": {"workspace": {"config": ingested.settings}}}))
+    in_the_way = ingested.artifacts / "datasets"
+    in_the_way.write_text("a file where a folder is to be")
+    paths = ["--store", str(ingested.store.root), "--artifacts", str(ingested.artifacts)]
+    recipes = [word for recipe in HAD for word in ("--recipe", recipe)]
+    result = CliRunner().invoke(app, ["run", "--json", "--config", str(config), *paths, *recipes])
+    assert result.exit_code == FAILED, result.output
+    document = json.loads(result.stdout)
+    left = document["not_reached"]
+    assert {f"checkpoints/gbt_oracle {HAD[0]}", f"comparisons {HAD[0]}"} <= set(left)
+    assert f"datasets {HAD[0]}" not in left  # it was reached, and failed
+    assert [name for name in left if " " not in name or name.startswith("retrain ")] == [
+        *(f"retrain {recipe}" for recipe in HAD[cores:]), "report",
+    ]  # fmt: skip
+    assert document["error"].count("failed (run ") == cores  # those under way at the same time
+    command = document["error"].splitlines()[-1].partition(": ")[2]
+    assert command.startswith("phasewatch run ")
+    in_the_way.unlink()
+    words = shlex.split(command.removeprefix("phasewatch "))
+    assert words[-len(recipes) :] == recipes
+
+
+TWO_WORKERS = """
+import stages.workers
+stages.workers.cores = lambda: 2
+from pipelines.cli.app import main
+main()
+"""
+
+
+def test_ctrl_c_while_nets_are_trained_ends_the_command_soon(ingested: Lab, tmp_path: Path) -> None:
+    endless = ingested.settings["models"] | {
+        "cnn": {"width": 8, "epochs": 10_000, "patience": 10_000}
+    }
+    settings = ingested.settings | {"models": endless}
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"resources": {"workspace": {"config": settings}}}))
+    paths = ["--store", str(ingested.store.root), "--artifacts", str(ingested.artifacts)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", TWO_WORKERS, "run", "--recipe", RECIPE, "--config", config, *paths],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"DAGSTER_HOME": ingested.instance.root_directory},
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    try:
+        while not process.stderr.readline().startswith("checkpoints/cnn"):
+            assert process.poll() is None
+        began = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, told = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+    assert (process.returncode, told.splitlines()[-1]) == (INTERRUPTED, "interrupted"), told
+    assert time.monotonic() - began < 10  # one second where nothing else runs

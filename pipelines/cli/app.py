@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import logging
 import os
@@ -11,7 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -122,18 +123,18 @@ def main() -> None:
         app()
     except SystemExit as end:
         flush_output()
-        if end.code == FAILED and was_interrupted():
-            sys.exit(INTERRUPTED)
+        if end.code == INTERRUPTED or (end.code == FAILED and was_interrupted()):
+            _end_interrupted()
         raise
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        _end_interrupted()
     except Exception as error:
         flush_output()
         if "--debug" in sys.argv[1:]:
             raise
         if was_interrupted():
             show_error("interrupted", {}, as_json="--json" in sys.argv[1:])
-            sys.exit(INTERRUPTED)
+            _end_interrupted()
         show_error(_unexpected(error), {}, as_json="--json" in sys.argv[1:])
         sys.exit(FAILED)
     finally:
@@ -178,6 +179,13 @@ def _watch_interrupts() -> Callable[[], bool]:
 
     sys.unraisablehook = again
     return came
+
+
+def _end_interrupted() -> NoReturn:
+    """End at once: where threads of libraries are still at work, Python's own end would abort."""
+    atexit._run_exitfuncs()  # names of semaphores are given back, without a warning
+    flush_output()
+    os._exit(INTERRUPTED)
 
 
 def _unexpected(error: Exception) -> str:

@@ -144,7 +144,7 @@ class PromoteDocument(Document):
             yield ""
         if not outcome.granted:
             yield f"{name} is not promoted:"
-            yield from (f"  - {objection(ground)}" for ground in outcome.blocking)
+            yield from (f"  - {line}" for line in objection_lines(outcome.blocking))
             if {ground.code for ground in outcome.blocking} <= ALARM_GROUNDS:
                 model = trial.variant.model
                 yield f"To accept its alarms: phasewatch promote {model} --accept-alarms WHY"
@@ -257,6 +257,24 @@ def rollback(
     champion = roll_back(workspace.champion_folder, workspace.layout, by=user_name(), why=why)
     _tell_dagster(workspace, champion)
     return RollbackDocument(champion, renew_page(workspace))
+
+
+def objection_lines(grounds: list[Objection]) -> Iterator[str]:
+    """The sentences of grounds; of the profiles and hosts that fall on a recipe, the deepest."""
+    from evaluation.wording import objection
+
+    fallen: dict[str | None, list[Objection]] = {}
+    for ground in grounds:
+        if ground.code == "group_falls":
+            fallen.setdefault(ground.recipe, []).append(ground)
+    for ground in grounds:
+        if ground.code != "group_falls":
+            yield objection(ground)
+        elif groups := fallen.pop(ground.recipe, None):
+            deepest = max(groups, key=lambda group: group.numbers["falls_by"])
+            others = len(groups) - 1
+            more = f" {others} more fall, too; --json lists all." if others else ""
+            yield f"{objection(deepest)}{more}"
 
 
 def _said(grounds: list[Objection]) -> list[dict[str, Any]]:

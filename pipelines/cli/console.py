@@ -62,6 +62,7 @@ EXTRAS = {
     "train": ("torch", "xgboost", "scikit-learn", "matplotlib", "jinja2"),
     "orchestrate": ("dagster", "dagster-webserver"),
     "serve": ("starlette", "uvicorn"),
+    "sign": ("cryptography",),
 }
 """What ``doctor`` looks for, by the extra that installs it."""
 
@@ -122,9 +123,12 @@ class CommandError(PhasewatchError):
     """A command cannot do its work: the message, the exit code and what is known so far."""
 
     def __init__(self, message: str, code: int, document: dict[str, Any]):
-        super().__init__(message)
+        super().__init__(message, code, document)  # all of it: it travels between processes
         self.code = code
         self.document = document
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def fail(message: str, code: int = FAILED, **document: Any) -> NoReturn:

@@ -33,6 +33,8 @@ _LABELS = {
     "base": "packages of the base install",
     "train": "packages of the extra train",
     "orchestrate": "packages of the extra orchestrate",
+    "serve": "packages of the extra serve",
+    "sign": "packages of the extra sign",
     "path": "folder",
     "free_gb": "free disk space, GB",
     "bytes": "takes",
@@ -69,7 +71,7 @@ class DoctorDocument(Document):
         for item in self.problems:
             lines = [f"problem: {item['problem']}", *item["details"]]
             yield "\n    ".join(lines) + f"\n  remedy: {item['remedy']}"
-        yield "" if self.problems else "no problem found\n"
+        yield "" if self.problems else "no problem found: everything is current\n"
         rows = []
         for name, section in self.sections.items():
             for key, value in section.items():
@@ -127,6 +129,7 @@ def _installed(findings: DoctorDocument) -> list[str]:
         absent = [name for name, found in versions.items() if found is None]
         if absent:
             missing.append(extra)
+        if absent and extra != "sign":  # signing is a choice
             package = ("." if CLONE else "phasewatch") + ("" if extra == "base" else f"[{extra}]")
             pinned = "-c constraints.txt -e " if CLONE else ""
             findings.problem(

@@ -65,11 +65,31 @@ def run_all(
 ) -> list[CompletedRun]:
     """Sync, ingest the stale batches, retrain the stale recipes (of these, None: all).
 
-    After a run that fails none is started.
+    After a run that fails none is started, and the error names what was not reached.
 
     Args:
         batches: ingest these instead, stale or not.
     """
+    try:
+        return _run_all(workspace, recipes, batches, ingest_only=ingest_only)
+    except CommandError as error:
+        if not (left := error.document.get("not_reached")):
+            raise
+        words = [f"--recipe {recipe}" for recipe in recipes or ()]
+        words += [f"--batch {batch}" for batch in batches or ()]
+        words += ["--ingest-only"] if ingest_only and not batches else []
+        words += ["--force"] if workspace.force else []
+        command = " ".join(["phasewatch run", *words])
+        fail(f"{error}\nnot reached: {_by_kind(left)}\nto continue: {command}", **error.document)
+
+
+def _run_all(
+    workspace: Workspace,
+    recipes: list[str] | None,
+    batches: list[str] | None,
+    *,
+    ingest_only: bool,
+) -> list[CompletedRun]:
     for recipe in recipes or ():
         one_of("recipe", recipe, RECIPES)
     project = open_project(workspace)
@@ -82,7 +102,8 @@ def run_all(
     log.info("%d batches, %d to ingest", len(project.listing.batches), len(ingest))
     if ingest:
         check_corpus_code(workspace)  # before a run says so: here the exit code does, too
-        ran += _ingest(workspace, ingest)
+        with _leaving([] if ingest_only else [*_runs(recipes or project.recipes), "report"]):
+            ran += _ingest(workspace, ingest)
         project = Project(workspace)
         project.due("ingest", verify=True)  # remembers that what was just written is current
     if ingest_only:
@@ -101,13 +122,38 @@ def run_all(
         if recipe not in stale:
             log.info("recipe %s is current", recipe)
     if stale:
-        ran += _retrain(workspace, stale)
+        with _leaving(["report"]):
+            ran += _retrain(workspace, stale)
         project = Project(workspace)
     page = [due for due in project.due("retrain", verify=True) if not due.key]
     if page:
         outputs = [status.stage for status in page[0].statuses]
         ran += _retrain(workspace, [""], outputs)
     return ran
+
+
+def _runs(recipes: Collection[str]) -> list[str]:
+    return [f"retrain {recipe}" for recipe in recipes]
+
+
+@contextmanager
+def _leaving(later: list[str]) -> Iterator[None]:
+    """Within, a run that fails leaves these, too."""
+    try:
+        yield
+    except CommandError as error:
+        error.document.setdefault("not_reached", []).extend(later)
+        raise
+
+
+def _by_kind(names: list[str]) -> str:
+    """The names, those of one kind of stage counted: ``eval_reports (16)``."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(name.partition("/")[0], []).append(name)
+    return ", ".join(
+        f"{kind} ({len(group)})" if len(group) > 1 else group[0] for kind, group in kinds.items()
+    )
 
 
 def _check_names(project: Project, recipes: Collection[str]) -> None:
@@ -171,7 +217,8 @@ def _ingest(workspace: Workspace, batches: list[str]) -> list[CompletedRun]:
         ran = []
         for i, (keys, made) in enumerate(steps, start=1):
             log.info("ingest %s (%d of %d)", partition_label(keys), i, len(steps))
-            ran.append(_execute(workspace, definitions, "ingest", keys, instance, made))
+            with _leaving([f"ingest {partition_label(later)}" for later, _ in steps[i:]]):
+                ran.append(_execute(workspace, definitions, "ingest", keys, instance, made))
         return ran
 
 
@@ -195,7 +242,8 @@ def _retrain(
                 what = f"retrain {recipe}" if recipe else "report"
                 log.info("%s (%d of %d)", what, i, len(recipes))
                 keys = [recipe] if recipe else []
-                ran.append(_execute(workspace, definitions, "retrain", keys, instance, outputs))
+                with _leaving(_runs(recipes[i:])):
+                    ran.append(_execute(workspace, definitions, "retrain", keys, instance, outputs))
         return ran
 
 
@@ -208,16 +256,21 @@ def _places(instance: dg.DagsterInstance) -> int:
 def _side_by_side(workspace: Workspace, recipes: list[str], runs: int) -> list[CompletedRun]:
     """After a run that fails none is started; those under way end."""
     waiting, running, ran = list(recipes), set[Any](), list[CompletedRun]()
+    failures: list[CommandError] = []
     with worker_processes(runs, _prepare, workspace) as pool:
-        while waiting or running:
-            while waiting and len(running) < runs:
+        while running or (waiting and not failures):
+            while waiting and not failures and len(running) < runs:
                 log.info("retrain %s", waiting[0])
                 running.add(pool.submit(_retrain_in_worker, waiting.pop(0)))
             ended, running = wait(running, return_when=FIRST_COMPLETED)
-            for result in (future.result() for future in ended):
-                if isinstance(result, str):
-                    fail(result)
-                ran.append(result)
+            for future in ended:
+                try:
+                    ran.append(future.result())
+                except CommandError as error:
+                    failures.append(error)
+    if failures:
+        left = [name for error in failures for name in error.document["not_reached"]]
+        fail("\n".join(map(str, failures)), not_reached=[*left, *_runs(waiting)])
     return sorted(ran, key=lambda one: recipes.index(one.partition))
 
 
@@ -235,12 +288,8 @@ def _prepare(workspace: Workspace) -> None:
     )
 
 
-def _retrain_in_worker(recipe: str) -> CompletedRun | str:
-    """The run, or why it failed."""
-    try:
-        return _execute(**_in_worker, job="retrain", keys=[recipe], outputs=None)
-    except CommandError as error:  # cannot travel between processes
-        return str(error)
+def _retrain_in_worker(recipe: str) -> CompletedRun:
+    return _execute(**_in_worker, job="retrain", keys=[recipe], outputs=None)
 
 
 def _execute(
@@ -278,13 +327,29 @@ def _execute(
         ]
         fail(
             f"{job} {key} failed (run {result.run_id[:8]})\n"
-            + "\n".join(failures or ["see the run in the UI"])
+            + "\n".join(failures or ["see the run in the UI"]),
+            not_reached=_not_reached(result, instance, key),
         )
     made: dict[bool, dict[str, None]] = {False: {}, True: {}}
     for event in result.get_asset_materialization_events():
         reused = event.materialization.metadata.get("reused")
         made[bool(reused and reused.value)][event.materialization.asset_key.to_user_string()] = None
     return CompletedRun(job, key, result.run_id, list(made[False]), list(made[True]))
+
+
+def _not_reached(
+    result: dg.ExecuteInProcessResult, instance: dg.DagsterInstance, key: str
+) -> list[str]:
+    """The assets whose steps a run did not start."""
+    import dagster as dg
+
+    started = {event.step_key for event in result.all_events if event.is_step_start}
+    planned = instance.all_logs(
+        result.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED
+    )
+    events = [entry.dagster_event for entry in planned if entry.dagster_event]
+    left = [event for event in events if event.step_key not in started]
+    return [f"{e.asset_key.to_user_string()} {key}".strip() for e in left if e.asset_key]
 
 
 @contextmanager

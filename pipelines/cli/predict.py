@@ -252,11 +252,13 @@ def predict(
     )
     if out is not None:
         one_of("the suffix of --out", existing_folder_of(out).suffix, FORMATS)
+    chosen, problems = named_episodes(workspace, episodes)
+    if len(problems) == 1 and not chosen:
+        raise problems[0]  # before a model is loaded, which takes seconds
     scorer = _load(Project(workspace), checkpoint)
     champion = scorer.champion
     path = checkpoint_copy_path(workspace.champion_folder, champion) if champion else checkpoint
     known = _learned_from(scorer)
-    chosen, problems = named_episodes(workspace, episodes)
     scored: list[EpisodeScores] = []
     for stored in track(chosen, "scoring"):
         try:

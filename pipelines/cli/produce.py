@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from config.progress import EVERY_S
 from hub.client import BATCH, PORT, Publisher
 from pipelines.cli import options, serving
 from pipelines.cli.console import (
@@ -53,6 +55,8 @@ HUB = f"http://127.0.0.1:{PORT}"
 Events = Callable[[Any], Iterator[Any]]
 """What a producer publishes of a ``Project``."""
 
+log = logging.getLogger("phasewatch")
+
 produce_app = typer.Typer(no_args_is_help=True, help="Publish figures and recordings to a hub.")
 
 
@@ -65,7 +69,7 @@ class ProduceDocument(Document):
     events: int
 
     def text(self) -> Iterator[str]:
-        yield f"{self.events} events to {self.to}"
+        yield f"{self.producer}: {self.events:,} events to {self.to}"
 
 
 def _producer(*, reads_artifacts: bool = True) -> Callable[[Callable[..., Events]], None]:
@@ -92,7 +96,8 @@ def _producer(*, reads_artifacts: bool = True) -> Callable[[Callable[..., Events
             workspace = workspace_of(config, store, artifacts, must_exist=reads_artifacts)
             events = function(**own)
             batch = 1 if own.get("speed") else None  # at a pace they go out one by one
-            published = _publish(workspace, events, to, token, every, batch)
+            named = _told(events, function.__name__)
+            published = _publish(workspace, named, to, token, every, batch)
             return ProduceDocument(function.__name__, to, published)
 
         *shared, _ = inspect.signature(run, eval_str=True).parameters.values()
@@ -111,6 +116,24 @@ def _check_address(to: str) -> None:
         usable = False
     if not usable:
         fail(f"--to must be the address of a hub, such as {HUB}, got {to!r}", USAGE)
+
+
+def _told(events: Events, producer: str) -> Events:
+    """The events, with a line at the beginning and then now and then on how many there were."""
+
+    def told(project: Project) -> Iterator[Event]:
+        said = _say(producer, 0)
+        for n, event in enumerate(events(project), start=1):
+            yield event
+            if time.monotonic() - said >= EVERY_S:
+                said = _say(producer, n)
+
+    return told
+
+
+def _say(producer: str, n: int) -> float:
+    log.info("%s: %s events so far", producer, f"{n:,}", extra={"progress": True})
+    return time.monotonic()
 
 
 def _publish(
