@@ -271,7 +271,7 @@ def objection_lines(grounds: list[Objection]) -> Iterator[str]:
         if ground.code != "group_falls":
             yield objection(ground)
         elif groups := fallen.pop(ground.recipe, None):
-            deepest = max(groups, key=lambda group: group.numbers["falls_by"])
+            deepest = max(groups, key=lambda group: group.numbers["falls_by"] or 0.0)
             others = len(groups) - 1
             more = f" {others} more fall, too; --json lists all." if others else ""
             yield f"{objection(deepest)}{more}"
