@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -160,12 +159,10 @@ def test_ctrl_c_while_nets_are_trained_ends_the_command_soon(ingested: Lab, tmp_
     try:
         while not process.stderr.readline().startswith("checkpoints/cnn"):
             assert process.poll() is None
-        began = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, told = process.communicate(timeout=30)
+        _, told = process.communicate(timeout=30)  # the net would be trained for minutes
     finally:
         process.kill()
         process.wait()
         process.stderr.close()
     assert (process.returncode, told.splitlines()[-1]) == (INTERRUPTED, "interrupted"), told
-    assert time.monotonic() - began < 10  # one second where nothing else runs
