@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 import uvicorn
 
-from evaluation.decisions import read_log, tally
+from evaluation.decisions import read_chain, read_log, tally
 from features.registry import LAYOUT
-from hub import events, guard, server, state
+from hub import decisions, events, guard, server, state
 from hub.decisions import DecisionLog, LogError
 from hub.events import LiveDetection
 from hub.guard import Guard
@@ -758,6 +758,35 @@ def test_what_the_disk_does_not_take_waits(hub: Running, tmp_path: Path) -> None
         (r["kind"], r.get("alarm_id", r.get("event", {}).get("alarm_id"))) for r in lines(tmp_path)
     ]
     assert kinds == [("decision", "a1"), ("decision", "a2"), ("answer", "a2"), ("answer", "a1")]
+
+
+def test_a_write_whose_caller_is_cancelled_is_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the hub is stopped while a slow disk writes."""
+    log = DecisionLog(tmp_path)
+    begun, slow = threading.Event(), threading.Event()
+
+    def sync(_: int) -> None:
+        begun.set()
+        assert slow.wait(20)
+
+    monkeypatch.setattr(decisions, "sync", sync)
+
+    async def stop() -> None:
+        log.note(LiveDetection.model_validate(raised()))
+        first = asyncio.create_task(log.flush())
+        await asyncio.to_thread(begun.wait, 20)
+        first.cancel()
+        last = asyncio.create_task(log.flush())
+        await asyncio.sleep(0.1)
+        slow.set()
+        await asyncio.gather(first, last, return_exceptions=True)
+
+    asyncio.run(stop())
+    log.close()
+    assert read_chain(tmp_path).faults == []
+    assert list(read_log(tmp_path).alarms) == ["a1"]
 
 
 # --- the command
