@@ -31,6 +31,7 @@ from evaluation.decisions import (
     chain_record,
     log_files,
     read_log_and_chain,
+    window_key,
 )
 from hub.events import LiveDetection, now
 
@@ -121,16 +122,21 @@ class DecisionLog:
         else:
             self._write_head()
 
-    def note(self, event: LiveDetection) -> bool:
-        """Take down a detection if it changes something; returns whether ``flush`` is due."""
+    def note(self, event: LiveDetection) -> None:
+        """Take down a detection if it changes something or is of an alarm that the log has not.
+
+        A scorer that had no answer sends again; what is written already is not taken down again.
+        """
         before = self._silent.pop(event.host, [])
         if event.silent:
             self._silent[event.host] = event.silent
-        same = event.alarm not in ("raised", "cleared") and event.silent == before
-        if same and not self.windows:
-            return False
-        self._take(DecisionRecord(at=now(), event=event.model_dump(mode="json")))
-        return True
+        changes = (
+            event.alarm in ("raised", "cleared")
+            or event.silent != before
+            or (event.alarm_id is not None and event.alarm_id not in self.content.alarms)
+        )
+        if (changes or self.windows) and window_key(vars(event)) not in self.content.recent:
+            self._take(DecisionRecord(at=now(), event=event.model_dump(mode="json")))
 
     def _take(self, record: AnyRecord) -> None:
         self.content.add(record)

@@ -128,15 +128,14 @@ class Hub:
             )
         except ValidationError as error:
             return _wrong(error, several=several)
-        changed = False
         for event in events:
             if self.state.repeats(event):
                 continue
             self.state.publish(event)
             if isinstance(event, LiveDetection):
-                changed |= self.log.note(event)
-        if changed:
-            await self.log.flush()
+                self.log.note(event)
+        if any(isinstance(event, LiveDetection) for event in events):
+            await self.log.flush()  # of repeated events, too: their first write may be under way
         return JSONResponse({"delivered": len(events)})
 
     async def events(self, request: Request) -> Response:

@@ -650,6 +650,27 @@ def test_changes_are_written_and_windows_between_are_not(hub: Running, tmp_path:
     )
 
 
+def test_a_standing_alarm_that_the_log_has_not_is_written_once(
+    hub: Running, tmp_path: Path
+) -> None:
+    """As with another artifacts folder, or if the log was moved away."""
+    hub.publish([detection(n, alarm="standing", alarm_id="a1") for n in range(3)])
+    assert [record["event"]["window"] for record in lines(tmp_path)] == [0]
+    assert hub.ask("POST", "/answers", answer("a1"))[0] == 200
+
+
+def test_a_decision_that_is_sent_again_after_a_restart_is_shown_but_not_written_again(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    for _ in range(2):
+        running = start()
+        running.publish(raised("a1"))
+        with closing(Stream(running.port)) as stream:
+            assert [data["alarm_id"] for _, _, data in stream.first()] == ["a1"]
+        running.stop()
+    assert len(lines(tmp_path)) == 1
+
+
 def test_an_answer_is_kept_and_counted(hub: Running, tmp_path: Path) -> None:
     hub.publish([raised("a1"), raised("a2"), raised("a3"), raised("r1", source="replay")])
     for body in (
@@ -729,7 +750,7 @@ def note(folder: Path, *documents: dict[str, Any]) -> None:
     """Open the log, take these detections down, close it."""
     log = DecisionLog(folder)
     for document in documents:
-        assert log.note(LiveDetection.model_validate(document))
+        log.note(LiveDetection.model_validate(document))
     asyncio.run(log.flush())
     log.close()
 
@@ -787,6 +808,34 @@ def test_a_write_whose_caller_is_cancelled_is_not_repeated(
     log.close()
     assert read_chain(tmp_path).faults == []
     assert list(read_log(tmp_path).alarms) == ["a1"]
+
+
+def test_what_is_sent_again_is_confirmed_only_when_it_is_written(
+    hub: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, slow = threading.Event(), threading.Event()
+    sync = decisions.sync
+
+    def wait(handle: int) -> None:
+        begun.set()
+        assert slow.wait(20)
+        sync(handle)
+
+    monkeypatch.setattr(decisions, "sync", wait)
+    answers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(hub.publish(raised())[0])) for _ in range(2)
+    ]
+    threads[0].start()
+    assert begun.wait(20)
+    threads[1].start()
+    threads[1].join(0.5)
+    assert answers == []
+    slow.set()
+    for thread in threads:
+        thread.join(20)
+    assert answers == [200, 200]
+    assert len(lines(tmp_path)) == 1
 
 
 # --- the command
