@@ -22,7 +22,7 @@ import uvicorn
 
 from evaluation.decisions import read_chain, read_log, tally
 from features.registry import LAYOUT
-from hub import decisions, events, guard, server, state
+from hub import decisions, events, server, state
 from hub.decisions import DecisionLog, LogError
 from hub.events import LiveDetection
 from hub.guard import Guard
@@ -452,7 +452,6 @@ WRONG = (
     {},
     {"Authorization": f"Bearer {TOKEN}x"},
     {"Authorization": f"Basic {TOKEN}"},
-    {"Cookie": f"{guard.COOKIE}={TOKEN}"},
 )
 
 
@@ -527,13 +526,14 @@ def test_a_configured_name_is_one_of_ours(start: Callable[..., Running]) -> None
 def test_without_the_token_nothing_is_said(start: Callable[..., Running]) -> None:
     hub = start(token=TOKEN)
     right = {"Authorization": f"Bearer {TOKEN}"}
+    cookie = {"Cookie": f"{Guard(echo, token=TOKEN).cookie_name}={TOKEN}"}
     for method, path in (
         ("POST", "/publish"),
         ("GET", "/events"),
         ("GET", "/"),
         ("GET", "/healthz"),
     ):
-        for given in WRONG:
+        for given in (*WRONG, cookie):
             status, document, _ = hub.ask(method, path, phase(), **given)
             assert (status, document["code"]) == (401, "token")
     assert hub.publish(phase(), **right) == (200, {"delivered": 1})
@@ -552,6 +552,20 @@ def test_a_page_changes_its_token_for_a_cookie(start: Callable[..., Running]) ->
     assert hub.ask("GET", "/healthz", Cookie=f"a=b; {cookie}")[0] == 200
     assert hub.publish(phase(), Cookie=cookie)[0] == 200
     assert hub.publish(phase(), Cookie=cookie, Origin=FOREIGN)[0] == 403
+
+
+def test_two_servers_of_a_host_have_a_cookie_each(start: Callable[..., Running]) -> None:
+    """A browser keeps cookies by host and name, whatever the port."""
+    jar: dict[str, str] = {}
+    for end in "ab":
+        running = start(token=TOKEN + end)
+        cookie = running.ask("GET", f"/?token={TOKEN}{end}")[2]["set-cookie"].partition("; ")[0]
+        jar[cookie.partition("=")[0]] = cookie
+        running.stop()
+    for end in "ab":
+        running = start(token=TOKEN + end)
+        assert running.ask("GET", "/healthz", Cookie="; ".join(jar.values()))[0] == 200
+        running.stop()
 
 
 @pytest.mark.parametrize("token", ["", "short", "e" * 15, "é" * 20])
