@@ -42,6 +42,7 @@ KINDS = {
     ".txt": "text/plain; charset=utf-8",
 }
 """What is served of the page's folder, by suffix."""
+_FILES = {p.relative_to(PAGE).as_posix(): p for p in PAGE.rglob("*") if p.suffix in KINDS}
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -206,11 +207,10 @@ async def _gone(_: Request, __: Exception) -> Response:
 
 async def page(request: Request) -> Response:
     """A file of the page."""
-    path = (PAGE / (request.path_params["name"] or "index.html")).resolve()
-    kind = KINDS.get(path.suffix)
-    if kind is None or not path.is_relative_to(PAGE.resolve()) or not path.is_file():
+    path = _FILES.get(request.path_params["name"] or "index.html")
+    if path is None:
         return _error(404, f"there is no {request.url.path} here")
-    return Response(path.read_bytes(), media_type=kind)
+    return Response(path.read_bytes(), media_type=KINDS[path.suffix])
 
 
 class _Headers:

@@ -376,6 +376,8 @@ def test_every_answer_has_the_security_headers(hub: Running, path: str) -> None:
         f"/{ROOT}/constraints.txt",
         f"/%2f{str(ROOT)[1:]}/constraints.txt",
         "/vendor/../../guard.py",
+        "/%00.js",
+        f"/{'x' * 400}.js",
     ],
 )
 def test_only_the_page_is_served(hub: Running, path: str) -> None:
