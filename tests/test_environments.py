@@ -84,6 +84,15 @@ def test_a_home_that_is_no_text_is_refused(tmp_path: Path) -> None:
     assert problem.isascii()
 
 
+def test_a_home_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda _, mode: mode == os.F_OK)  # no mode stops root
+    workspace = Workspace(artifacts=str(tmp_path / "artifacts"))
+    with pytest.raises(SettingsError, match="DAGSTER_HOME"), dagster_instance(workspace):
+        pass
+
+
 @pytest.mark.parametrize("name", ["a b", "a#b", "ä", "a'b", 'a"b', "a;b", "a&b", "~", "a:b"])
 def test_any_other_home_can_be_used(tmp_path: Path, name: str) -> None:
     assert unusable_home(tmp_path / name / DAGSTER_HOME, tmp_path / name) is None
