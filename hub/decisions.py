@@ -8,7 +8,6 @@ that they are. Reading it is ``evaluation.decisions``'.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import threading
@@ -16,7 +15,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from config.disk import sync, sync_folder
+from config.disk import lock, sync, sync_folder
 from config.errors import PhasewatchError
 from config.signing import SigningError, sealed
 from evaluation.decisions import (
@@ -71,7 +70,7 @@ class DecisionLog:
             folder.mkdir(parents=True, exist_ok=True)
             self._owner = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                fcntl.flock(self._owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(self._owner, wait=False)
             except BlockingIOError:
                 os.close(self._owner)
                 raise LogError(
