@@ -165,17 +165,19 @@ def _make_range(
     recorded = set.intersection(
         *(context.instance.get_materialized_partitions(asset_key(name)) for name in selected)
     )
+    # Dagster keeps the partitions of batches that the store no longer has
+    present = [key for key in context.partition_keys if key in project.listing.batches]
     keys = [
         key
-        for key in context.partition_keys
+        for key in present
         if workspace.force or key not in recorded or not project.status(stage, key).current
     ]
     for key in keys:
         check_recorded(context.instance, project, stage, key)
-    _say(context, f"{stage.name}: {len(keys)} of {len(context.partition_keys)} batches to do")
+    _say(context, f"{stage.name}: {len(keys)} of {len(present)} batches to do")
     failures: list[str] = []
     failed = set[str]()
-    sizes = [len(project.listing.batches.get(key, ())) for key in keys]
+    sizes = [len(project.listing.batches[key]) for key in keys]
     meter, place = _meter(context, stage.name), 0
 
     def progress(done: int, total: int, _text: str) -> None:

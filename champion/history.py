@@ -345,10 +345,11 @@ def sign_again(folder: Path, champion: ChampionEntry, *, by: str, why: str) -> C
 
 
 def roll_back(folder: Path, layout: Layout, *, by: str, why: str) -> ChampionEntry:
-    """Put the previous champion in use again, if each of its checkpoints still loads.
+    """Put the previous champion in use again, if all that is kept with it still loads.
 
     Raises:
-        ChampionError: there is no champion, or none before it.
+        ChampionError: there is no champion, or none before it; or what is kept with that one,
+            beside its checkpoints, is gone or was changed.
         ContractMismatchError: the previous one was trained for another input layout.
         CheckpointError: a copy is absent or damaged.
     """
@@ -364,6 +365,7 @@ def roll_back(folder: Path, layout: Layout, *, by: str, why: str) -> ChampionEnt
             )
         for recipe in former.checkpoints:
             load_checkpoint_copy(folder, former, layout, recipe)
+        check_evidence(folder, former, layout)
         return _append(
             folder, pointer, replace(former, action="rolled back", since=now(), by=by, why=why)
         )

@@ -38,6 +38,19 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def lock(handle: int, *, wait: bool = True) -> None:
+    """Lock an open file or folder against other processes, where that is offered.
+
+    Raises:
+        BlockingIOError: another process has the lock, and this one does not ``wait`` for it.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in {*_NOT_OFFERED, errno.ENOLCK, errno.EBADF}:
+            raise
+
+
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Held by one process at a time per folder; the system releases it from a killed process.
@@ -46,11 +59,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in {*_NOT_OFFERED, errno.ENOLCK, errno.EBADF}:
-                raise
+        lock(handle)
         try:
             yield
         finally:

@@ -58,6 +58,12 @@ def unusable_home(home: Path, artifacts: Path) -> str | None:
             f"{found[0]!r} in {str(home)!r}: Dagster's records would be in another folder. Set "
             "DAGSTER_HOME to another folder"
         )
+    there = next(folder for folder in (home, *home.parents) if os.access(folder, os.F_OK))
+    if not os.access(there, os.W_OK):
+        return (
+            f"{there}: cannot be written, and Dagster writes even where it only reads. Run: export "
+            "DAGSTER_HOME=FOLDER (one that can be written)"
+        )
     home, artifacts = home.resolve(), artifacts.resolve()
     if home.name != DAGSTER_HOME or home.parent == artifacts:
         return None

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +26,8 @@ from config.signing import Signed, unsealed
 VERSION: Literal[1] = 1
 SUFFIX = ".jsonl"
 HEAD_FILE = "head.json"
+RECENT = 10_000
+"""Decisions of which it is known on which windows they are."""
 FIRST = "0" * 64  # what the first line of a log follows on
 _NAME = re.compile(r"(\d{4}-\d\d-\d\d)(?:\.(\d{4}))?\.jsonl")
 
@@ -131,6 +133,11 @@ class Alarm:
     silence: bool  # raised because nothing came any more
 
 
+def window_key(event: Mapping[str, Any]) -> tuple[object, ...]:
+    """By what a ``live_detection`` that is sent again is known."""
+    return tuple(event.get(name) for name in ("host", "session", "window", "at", "alarm_id"))
+
+
 @dataclass
 class LogContents:
     """The log as read: its alarms by id, the last answer to each, and what could not be read."""
@@ -140,6 +147,8 @@ class LogContents:
     decisions: int = 0
     torn: int = 0
     gaps: int = 0
+    recent: deque[tuple[object, ...]] = field(default_factory=lambda: deque(maxlen=RECENT))
+    """Which windows the newest decisions are on: see ``window_key``."""
     unreadable: list[str] = field(default_factory=list)  # file and line
 
     def add(self, record: AnyRecord) -> None:
@@ -155,6 +164,7 @@ class LogContents:
             if said.alarm_id and said.alarm_id not in self.alarms:
                 alarm = Alarm(said.host, said.model, said.source, said.phase is None)
                 self.alarms[said.alarm_id] = alarm
+            self.recent.append(window_key(record.event))
 
 
 class AnswerCounts(BaseModel):

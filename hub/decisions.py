@@ -8,13 +8,14 @@ that they are. Reading it is ``evaluation.decisions``'.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from config.disk import sync, sync_folder
+from config.disk import lock, sync, sync_folder
 from config.errors import PhasewatchError
 from config.signing import SigningError, sealed
 from evaluation.decisions import (
@@ -29,6 +30,7 @@ from evaluation.decisions import (
     chain_record,
     log_files,
     read_log_and_chain,
+    window_key,
 )
 from hub.events import LiveDetection, now
 
@@ -56,7 +58,8 @@ class DecisionLog:
 
     def __init__(self, folder: Path, *, windows: bool = False):
         self.folder, self.windows = folder, windows
-        self._lock = asyncio.Lock()
+        self._writer = ThreadPoolExecutor(1)  # one batch after the other; close() waits for it
+        self._lock = threading.Lock()  # of ``_pending``
         self._pending: list[AnyRecord] = []
         self._silent: dict[str, list[str]] = {}  # host -> its silent sources; hosts without: absent
         self.lost = 0
@@ -67,7 +70,7 @@ class DecisionLog:
             folder.mkdir(parents=True, exist_ok=True)
             self._owner = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                fcntl.flock(self._owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(self._owner, wait=False)
             except BlockingIOError:
                 os.close(self._owner)
                 raise LogError(
@@ -79,6 +82,7 @@ class DecisionLog:
             raise LogError(f"{folder}: the log cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
+        self._writer.shutdown()
         os.close(self._owner)  # frees the lock
 
     def _mend(self) -> None:
@@ -117,23 +121,29 @@ class DecisionLog:
         else:
             self._write_head()
 
-    def note(self, event: LiveDetection) -> bool:
-        """Take down a detection if it changes something; returns whether ``flush`` is due."""
+    def note(self, event: LiveDetection) -> None:
+        """Take down a detection if it changes something or is of an alarm that the log has not.
+
+        A scorer that had no answer sends again; what is written already is not taken down again.
+        """
         before = self._silent.pop(event.host, [])
         if event.silent:
             self._silent[event.host] = event.silent
-        same = event.alarm not in ("raised", "cleared") and event.silent == before
-        if same and not self.windows:
-            return False
-        self._take(DecisionRecord(at=now(), event=event.model_dump(mode="json")))
-        return True
+        changes = (
+            event.alarm in ("raised", "cleared")
+            or event.silent != before
+            or (event.alarm_id is not None and event.alarm_id not in self.content.alarms)
+        )
+        if (changes or self.windows) and window_key(vars(event)) not in self.content.recent:
+            self._take(DecisionRecord(at=now(), event=event.model_dump(mode="json")))
 
     def _take(self, record: AnyRecord) -> None:
         self.content.add(record)
-        self._pending.append(record)
-        if len(self._pending) > PENDING:
-            del self._pending[0]
-            self.lost += 1
+        with self._lock:
+            self._pending.append(record)
+            if len(self._pending) > PENDING:
+                del self._pending[0]
+                self.lost += 1
 
     async def answer(self, alarm_id: str, host: str, verdict: bool, note: str) -> AnswerRecord:
         """Write an operator's answer.
@@ -149,21 +159,28 @@ class DecisionLog:
         return record
 
     async def flush(self) -> None:
-        """Write all that waits, as one batch; what cannot be written waits on."""
-        async with self._lock:
+        """Write all that waits, as one batch; what cannot be written waits on.
+
+        If the caller is cancelled, a write that has begun still ends, and before any other begins.
+        """
+        await asyncio.wrap_future(self._writer.submit(self._write_pending))
+
+    def _write_pending(self) -> None:
+        with self._lock:
             batch = list(self._pending)
-            if not batch:
-                return
-            try:
-                await asyncio.to_thread(self._write, batch)
-            except OSError as error:
-                problem = f"{self.folder}: the log cannot be written: {error.strerror}"
-                if problem != self.problem:
-                    log.warning("%s; %d records wait", problem, len(self._pending))
-                self.problem = problem
-                return
-            self.problem = None
-            written = set(map(id, batch))
+        if not batch:
+            return
+        try:
+            self._write(batch)
+        except OSError as error:
+            problem = f"{self.folder}: the log cannot be written: {error.strerror}"
+            if problem != self.problem:
+                log.warning("%s; %d records wait", problem, len(self._pending))
+            self.problem = problem
+            return
+        self.problem = None
+        written = set(map(id, batch))
+        with self._lock:
             self._pending = [record for record in self._pending if id(record) not in written]
 
     def _write(self, records: list[AnyRecord]) -> None:

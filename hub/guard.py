@@ -75,6 +75,10 @@ class Guard:
         self.app = app
         self.hosts = {*LOOPBACK, *(host.lower() for host in hosts)}
         self.token = token
+        # not the token: a browser sends cookies to every port of a host, and each server of the
+        # host that has another token needs a cookie of its own
+        self.cookie = hmac.new((token or "").encode(), COOKIE.encode(), hashlib.sha256).hexdigest()
+        self.cookie_name = f"{COOKIE}_{self.cookie[:8]}"
         self.read_only = read_only
         self.graphql = graphql
         self.closed = closed
@@ -180,11 +184,11 @@ class Guard:
     def _without_right(self, scope: Scope) -> Refusal | None:
         if self.token is None:
             return None
-        (scheme, _, bearer), cookie = _bearer(scope), _cookie(scope)
+        (scheme, _, bearer), cookie = _bearer(scope), _cookie(scope, self.cookie_name)
         asked = _asked_token(scope)
         if (
             (scheme.lower() == "bearer" and _equal(bearer.strip(), self.token))
-            or (cookie is not None and _equal(cookie, self._cookie_value()))
+            or (cookie is not None and _equal(cookie, self.cookie))
             or (asked is not None and _reads(scope) and _equal(asked, self.token))
         ):
             return None
@@ -212,7 +216,7 @@ class Guard:
         what another page asks for itself is refused before any cookie counts.
         """
         secure = "; Secure" if scope.get("scheme") == "https" else ""
-        cookie = f"{COOKIE}={self._cookie_value()}; HttpOnly; SameSite=Lax; Path=/{secure}"
+        cookie = f"{self.cookie_name}={self.cookie}; HttpOnly; SameSite=Lax; Path=/{secure}"
         headers = {
             "location": location, "set-cookie": cookie, "cache-control": "no-store",
             "referrer-policy": "no-referrer", "content-length": "0",
@@ -220,10 +224,6 @@ class Guard:
         raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 303, "headers": raw})
         await send({"type": "http.response.body", "body": b""})
-
-    def _cookie_value(self) -> str:
-        """Not the token: a browser sends cookies to every port of a host."""
-        return hmac.new((self.token or "").encode(), COOKIE.encode(), hashlib.sha256).hexdigest()
 
 
 def _headers(scope: Scope, name: bytes) -> list[str]:
@@ -275,10 +275,10 @@ def _bearer(scope: Scope) -> tuple[str, str, str]:
     return given[0].partition(" ") if len(given) == 1 else ("", "", "")
 
 
-def _cookie(scope: Scope) -> str | None:
+def _cookie(scope: Scope, wanted: str) -> str | None:
     pairs = (pair.strip().partition("=") for line in _headers(scope, b"cookie")
              for pair in line.split(";"))  # fmt: skip
-    return next((value for name, _, value in pairs if name == COOKIE), None)
+    return next((value for name, _, value in pairs if name == wanted), None)
 
 
 def _equal(given: str, right: str) -> bool:

@@ -58,6 +58,7 @@ MAX_WINDOWS = 1000
 """Windows that an embedding shows."""
 MAX_EPISODES = 100
 """Episodes that an attack profile is the median of, and that a scaling is measured on."""
+_MAX_PATH = 120
 CORPUS = "corpus"
 NOT_MEASURED = "not measured"
 
@@ -138,6 +139,12 @@ def _about(scorer: Scorer) -> str:
     return f"recipe {scorer.recipe}, checkpoint {scorer.checkpoint.artifact_id[:12]}"
 
 
+def _store(project: Project) -> str:
+    """The store's path, or the end of a path that is too long for an ``origin``."""
+    path = project.workspace.store
+    return path if len(path) <= _MAX_PATH else f"…{path[-_MAX_PATH:]}"
+
+
 def _recorded_at(record: EpisodeRecord) -> float | None:
     ended = record.ended_at_wall_ns
     return None if ended is None else ended / NS_PER_S
@@ -210,7 +217,7 @@ def phases(project: Project) -> Iterator[PhaseEvent]:
     for scope, mix in mixes.items():
         yield PhaseEvent(
             at=now(),
-            origin=f"labels of {episodes[scope]} usable episodes, store {project.workspace.store}",
+            origin=f"labels of {episodes[scope]} usable episodes, store {_store(project)}",
             data_at=newest[scope] or None,
             scope=scope,
             mix={phase: mix[phase] for phase in project.workspace.layout.phases},  # type: ignore[misc]
@@ -488,7 +495,7 @@ def profiles(project: Project, n_episodes: int = MAX_EPISODES) -> Iterator[Attac
             low, middle, high = quartiles(curves)
             yield AttackProfile(
                 at=now(),
-                origin=f"usable episodes with an attack, store {project.workspace.store}",
+                origin=f"usable episodes with an attack, store {_store(project)}",
                 data_at=newest[profile] or None,
                 name=profile,
                 shape=form,

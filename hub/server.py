@@ -42,6 +42,7 @@ KINDS = {
     ".txt": "text/plain; charset=utf-8",
 }
 """What is served of the page's folder, by suffix."""
+_FILES = {p.relative_to(PAGE).as_posix(): p for p in PAGE.rglob("*") if p.suffix in KINDS}
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -128,15 +129,14 @@ class Hub:
             )
         except ValidationError as error:
             return _wrong(error, several=several)
-        changed = False
         for event in events:
             if self.state.repeats(event):
                 continue
             self.state.publish(event)
             if isinstance(event, LiveDetection):
-                changed |= self.log.note(event)
-        if changed:
-            await self.log.flush()
+                self.log.note(event)
+        if any(isinstance(event, LiveDetection) for event in events):
+            await self.log.flush()  # of repeated events, too: their first write may be under way
         return JSONResponse({"delivered": len(events)})
 
     async def events(self, request: Request) -> Response:
@@ -207,11 +207,10 @@ async def _gone(_: Request, __: Exception) -> Response:
 
 async def page(request: Request) -> Response:
     """A file of the page."""
-    path = (PAGE / (request.path_params["name"] or "index.html")).resolve()
-    kind = KINDS.get(path.suffix)
-    if kind is None or not path.is_relative_to(PAGE.resolve()) or not path.is_file():
+    path = _FILES.get(request.path_params["name"] or "index.html")
+    if path is None:
         return _error(404, f"there is no {request.url.path} here")
-    return Response(path.read_bytes(), media_type=kind)
+    return Response(path.read_bytes(), media_type=KINDS[path.suffix])
 
 
 class _Headers:

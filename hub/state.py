@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from evaluation.decisions import window_key
 from hub.events import Event, LiveDetection, now
 from live.silence import SCORER_SILENT_S, silence_fields
 
@@ -102,7 +103,7 @@ class HubState:
         self._kept: dict[str, _Kept] = {}
         self._by_number: OrderedDict[int, Frame] = OrderedDict()  # all that is kept, in order
         self._heard: OrderedDict[str, LastContact] = OrderedDict()
-        self._known: OrderedDict[tuple[str | float, ...], None] = OrderedDict()
+        self._known: OrderedDict[tuple[object, ...], None] = OrderedDict()
         self._news = asyncio.Event()
 
     @property
@@ -114,7 +115,7 @@ class HubState:
         """Whether this window was published before: its scorer had no answer and sent it again."""
         if not isinstance(event, LiveDetection):
             return False
-        key = (event.host, event.session, event.window, event.at, event.alarm_id or "")
+        key = window_key(vars(event))
         if key in self._known:
             return True
         self._known[key] = None

@@ -7,7 +7,6 @@ that neither a restart nor a tick that is evaluated again calls it twice.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ from typing import Any, Literal
 
 import dagster as dg
 
-from config.disk import sync
+from config.disk import lock, sync
 from features.files import fingerprint
 from pipelines.requests import WORK_TAG
 from resources.runs import FINISHED, PARTITION_TAG, WILL_RETRY_TAG, why_failed
@@ -79,7 +78,7 @@ def _claimed(workspace: Workspace, notification: Notification) -> bool:
     """Note what is told; False if it was noted before, by whatever process."""
     workspace.artifacts_path.mkdir(parents=True, exist_ok=True)
     with (workspace.artifacts_path / NOTIFIED_FILE).open("a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file.fileno())
         file.seek(0)
         told = f'{{"id": {json.dumps(notification.id)},'.encode()
         if any(line.startswith(told) for line in file):

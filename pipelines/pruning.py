@@ -72,13 +72,14 @@ def prune(
     if dry_run and DAGSTER_HOME in used.by_kind:
         used.by_kind[DAGSTER_HOME] -= records.n_bytes
     going = items_to_discard(workspace, used)
-    freed = sum(item.n_bytes for item in going) if dry_run else delete_items(going)
+    if not dry_run:
+        going = delete_items(going)
     pruned = PruneResult(
         at=now.isoformat(timespec="seconds"),
         older_than_days=older_than_days,
         records=records,
         database_bytes=record_bytes(instance) - (records.n_bytes if dry_run else 0),
-        artifacts_bytes=used.n_bytes - freed,
+        artifacts_bytes=used.n_bytes - sum(item.n_bytes for item in going),
         budget_bytes=int(workspace.artifacts_budget_gb * 1e9),
         discards=going,
     )

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from champion.rules import CHALLENGER
+from config.disk import folder_lock
 from config.signing import SIGNATURE, signature_of
 from datasets.windows import inputs, read_dataset
 from episodes.format import ARCHIVE_SUFFIX, NS_PER_S
@@ -168,17 +169,19 @@ class DeviceBundleStage(ManifestStage):
 def write_bundle(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write a bundle; its head, which names the other files, comes last.
 
-    A kill at any moment leaves the old bundle or the new one. Files of an older one are removed.
+    A kill at any moment leaves the old bundle or the new one; of two writers at once, the last one
+    leaves its own. Files of an older one are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        if name != bundles.HEAD_FILE:
-            write_atomically(folder / name, content)
-    write_atomically(folder / bundles.HEAD_FILE, files[bundles.HEAD_FILE])
-    for kind in ("model", "golden", "expected", "likeness"):
-        for stray in folder.glob(f"{kind}.*"):
-            if stray.name not in files:
-                stray.unlink()
+    with folder_lock(folder):
+        for name, content in files.items():
+            if name != bundles.HEAD_FILE:
+                write_atomically(folder / name, content)
+        write_atomically(folder / bundles.HEAD_FILE, files[bundles.HEAD_FILE])
+        for kind in ("model", "golden", "expected", "likeness"):
+            for stray in folder.glob(f"{kind}.*"):
+                if stray.name not in files:
+                    stray.unlink()
 
 
 def bundle_in_memory(files: Mapping[str, bytes], layout: Layout) -> Bundle:

@@ -9,6 +9,7 @@ decides about that.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -36,6 +37,8 @@ DAY_S = 86_400.0
 
 PRUNED_FILE = "pruned.json"
 """In the artifacts folder: what was dropped last, and when."""
+
+log = logging.getLogger("phasewatch")
 
 _UNFINISHED = re.compile(r"\.tmp-(\d+)-")  # as `features.files` and `stages.manifest` name them
 Kind = Literal["unfinished", "scores", "copy"]
@@ -90,18 +93,27 @@ def items_to_discard(workspace: Workspace, used: DiskUsage) -> list[Discard]:
     return going
 
 
-def delete_items(items: list[Discard]) -> int:
-    """Remove them; returns the bytes. A killed removal leaves no artifact that looks whole."""
+def delete_items(items: list[Discard]) -> list[Discard]:
+    """Remove them; returns those that are gone. The others are logged.
+
+    A killed removal leaves no artifact that looks whole.
+    """
+    gone = []
     for item in items:
-        if item.path.is_dir():
-            (item.path / MANIFEST_FILE).unlink(missing_ok=True)
-            shutil.rmtree(item.path, ignore_errors=True)
+        with suppress(OSError):
+            if item.path.is_dir():
+                (item.path / MANIFEST_FILE).unlink(missing_ok=True)
+                shutil.rmtree(item.path, ignore_errors=True)
+            else:
+                item.path.unlink(missing_ok=True)
+        if os.path.lexists(item.path):
+            log.warning("%s: could not be deleted; delete it by hand", item.path)
         else:
-            item.path.unlink(missing_ok=True)
+            gone.append(item)
         if item.kind == "scores":
             with suppress(OSError):  # others of this batch are left
                 item.path.parent.rmdir()
-    return sum(item.n_bytes for item in items)
+    return gone
 
 
 def _replaced_scores(workspace: Workspace) -> Iterator[Discard]:

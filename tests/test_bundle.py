@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ from live.bundle import (
 from live.cli import FAILED, MISMATCH, OK, USAGE, main
 from live.runtime import NeighbourRuntime, OnnxRuntime, TreeRuntime
 from models.registry import MODELS
+from stages import device_bundle
 from stages.device_bundle import (
     OracleError,
     bundle_files,
     check_parity,
     measure_parity,
+    write_bundle,
 )
 from stages.scoring import Scorer
 
@@ -231,6 +234,30 @@ def test_a_sound_bundle_is_shown(copy: Path, capsys: pytest.CaptureFixture[str])
 def test_a_bundle_made_again_is_equal(trained: Lab, bundled: Any, model: str) -> None:
     files = bundle_files(Scorer(trained.project, checkpoint_of(trained, model)))
     assert files == {path.name: path.read_bytes() for path in bundled(model).iterdir()}
+
+
+def test_two_bundles_that_are_written_at_once_leave_one_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, begun, second_done = device_bundle.write_atomically, threading.Event(), threading.Event()
+
+    def slow(path: Path, content: bytes) -> None:
+        if content == b"first" and path.name == HEAD_FILE:
+            begun.set()
+            second_done.wait(0.5)
+        write(path, content)
+
+    def files(name: str) -> dict[str, bytes]:
+        return {HEAD_FILE: name.encode(), f"model.{name}.npz": name.encode()}
+
+    monkeypatch.setattr(device_bundle, "write_atomically", slow)
+    first = threading.Thread(target=write_bundle, args=(tmp_path, files("first")))
+    first.start()
+    assert begun.wait(20)
+    write_bundle(tmp_path, files("second"))
+    second_done.set()
+    first.join(20)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == files("second")
 
 
 def test_an_oracle_is_refused(trained: Lab) -> None:

@@ -469,7 +469,8 @@ def test_what_is_no_reason_but_good_to_know_is_noted(lab: Lab, tmp_path: Path) -
 
 
 def test_two_rollbacks_go_two_steps_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(champion.history, "load_checkpoint_copy", lambda *_: None)
+    for check in ("load_checkpoint_copy", "check_evidence"):
+        monkeypatch.setattr(champion.history, check, lambda *_: None)
     last = None
     for model in ("gbt", "mlp", "cnn"):
         last = put_in_use(tmp_path, reign_of(model), replaces=last)
@@ -605,6 +606,20 @@ def test_a_damaged_copy_is_no_way_out(lab: Lab) -> None:
     put_in_use(folder, kept(lab, KNN), replaces=reign)
     with pytest.raises(CheckpointError, match="is missing; copy both files"):
         roll_back(folder, LAYOUT, by="", why="")
+
+
+@pytest.mark.parametrize("kept_file", ["alarm_rule.*.json", TRAINING_FILE])
+def test_a_champion_without_all_its_files_cannot_come_back(lab: Lab, kept_file: str) -> None:
+    folder = lab.workspace.champion_folder
+    reign = read_champion(folder)
+    assert reign is not None
+    put_in_use(folder, kept(lab, KNN), replaces=reign)
+    next(checkpoint_copy_folder(folder, reign.checkpoints["host"]).glob(kept_file)).unlink()
+    with pytest.raises(ChampionError):
+        roll_back(folder, LAYOUT, by="", why="")
+    now = read_champion(folder)
+    assert now is not None
+    assert now.model == "knn"
 
 
 # --- the pointer

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import errno
+import fcntl
 import os
 import stat
 import subprocess
@@ -21,6 +23,7 @@ from config.disk import folder_lock
 from config.paths import DAGSTER_HOME, cache_folder, unusable_home
 from episodes.store import find_archive
 from features.files import write_atomically
+from hub.decisions import DecisionLog
 from pipelines.cli.console import (
     INTERRUPTED,
     CommandError,
@@ -30,6 +33,7 @@ from pipelines.cli.console import (
     write,
 )
 from pipelines.home import dagster_instance
+from pipelines.notifications import Notification, notify
 from stages.workspace import SettingsError, Workspace, read_workspace
 
 ROOT = Path(__file__).parent.parent
@@ -82,6 +86,15 @@ def test_a_home_that_is_no_text_is_refused(tmp_path: Path) -> None:
     problem = unusable_home(tmp_path / "a\udce4b", tmp_path / "artifacts")
     assert problem
     assert problem.isascii()
+
+
+def test_a_home_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda _, mode: mode == os.F_OK)  # no mode stops root
+    workspace = Workspace(artifacts=str(tmp_path / "artifacts"))
+    with pytest.raises(SettingsError, match="DAGSTER_HOME"), dagster_instance(workspace):
+        pass
 
 
 @pytest.mark.parametrize("name", ["a b", "a#b", "ä", "a'b", 'a"b', "a;b", "a&b", "~", "a:b"])
@@ -189,6 +202,20 @@ def test_a_folder_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     assert os.read(out, 10) == b"second"
     os.waitpid(child, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_system_without_locks_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with folder_lock(tmp_path):
+        pass
+    DecisionLog(tmp_path / "decisions").close()
+    workspace = Workspace(artifacts=str(tmp_path), notify="true")
+    assert notify(workspace, Notification("x", "run_failed", ["-"], str(tmp_path)))
 
 
 # --- Ctrl-C

@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 import uvicorn
 
-from evaluation.decisions import read_log, tally
+from evaluation.decisions import read_chain, read_log, tally
 from features.registry import LAYOUT
-from hub import events, guard, server, state
+from hub import decisions, events, server, state
 from hub.decisions import DecisionLog, LogError
 from hub.events import LiveDetection
 from hub.guard import Guard
@@ -376,6 +376,8 @@ def test_every_answer_has_the_security_headers(hub: Running, path: str) -> None:
         f"/{ROOT}/constraints.txt",
         f"/%2f{str(ROOT)[1:]}/constraints.txt",
         "/vendor/../../guard.py",
+        "/%00.js",
+        f"/{'x' * 400}.js",
     ],
 )
 def test_only_the_page_is_served(hub: Running, path: str) -> None:
@@ -452,7 +454,6 @@ WRONG = (
     {},
     {"Authorization": f"Bearer {TOKEN}x"},
     {"Authorization": f"Basic {TOKEN}"},
-    {"Cookie": f"{guard.COOKIE}={TOKEN}"},
 )
 
 
@@ -527,13 +528,14 @@ def test_a_configured_name_is_one_of_ours(start: Callable[..., Running]) -> None
 def test_without_the_token_nothing_is_said(start: Callable[..., Running]) -> None:
     hub = start(token=TOKEN)
     right = {"Authorization": f"Bearer {TOKEN}"}
+    cookie = {"Cookie": f"{Guard(echo, token=TOKEN).cookie_name}={TOKEN}"}
     for method, path in (
         ("POST", "/publish"),
         ("GET", "/events"),
         ("GET", "/"),
         ("GET", "/healthz"),
     ):
-        for given in WRONG:
+        for given in (*WRONG, cookie):
             status, document, _ = hub.ask(method, path, phase(), **given)
             assert (status, document["code"]) == (401, "token")
     assert hub.publish(phase(), **right) == (200, {"delivered": 1})
@@ -552,6 +554,20 @@ def test_a_page_changes_its_token_for_a_cookie(start: Callable[..., Running]) ->
     assert hub.ask("GET", "/healthz", Cookie=f"a=b; {cookie}")[0] == 200
     assert hub.publish(phase(), Cookie=cookie)[0] == 200
     assert hub.publish(phase(), Cookie=cookie, Origin=FOREIGN)[0] == 403
+
+
+def test_two_servers_of_a_host_have_a_cookie_each(start: Callable[..., Running]) -> None:
+    """A browser keeps cookies by host and name, whatever the port."""
+    jar: dict[str, str] = {}
+    for end in "ab":
+        running = start(token=TOKEN + end)
+        cookie = running.ask("GET", f"/?token={TOKEN}{end}")[2]["set-cookie"].partition("; ")[0]
+        jar[cookie.partition("=")[0]] = cookie
+        running.stop()
+    for end in "ab":
+        running = start(token=TOKEN + end)
+        assert running.ask("GET", "/healthz", Cookie="; ".join(jar.values()))[0] == 200
+        running.stop()
 
 
 @pytest.mark.parametrize("token", ["", "short", "e" * 15, "é" * 20])
@@ -650,6 +666,27 @@ def test_changes_are_written_and_windows_between_are_not(hub: Running, tmp_path:
     )
 
 
+def test_a_standing_alarm_that_the_log_has_not_is_written_once(
+    hub: Running, tmp_path: Path
+) -> None:
+    """As with another artifacts folder, or if the log was moved away."""
+    hub.publish([detection(n, alarm="standing", alarm_id="a1") for n in range(3)])
+    assert [record["event"]["window"] for record in lines(tmp_path)] == [0]
+    assert hub.ask("POST", "/answers", answer("a1"))[0] == 200
+
+
+def test_a_decision_that_is_sent_again_after_a_restart_is_shown_but_not_written_again(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    for _ in range(2):
+        running = start()
+        running.publish(raised("a1"))
+        with closing(Stream(running.port)) as stream:
+            assert [data["alarm_id"] for _, _, data in stream.first()] == ["a1"]
+        running.stop()
+    assert len(lines(tmp_path)) == 1
+
+
 def test_an_answer_is_kept_and_counted(hub: Running, tmp_path: Path) -> None:
     hub.publish([raised("a1"), raised("a2"), raised("a3"), raised("r1", source="replay")])
     for body in (
@@ -729,7 +766,7 @@ def note(folder: Path, *documents: dict[str, Any]) -> None:
     """Open the log, take these detections down, close it."""
     log = DecisionLog(folder)
     for document in documents:
-        assert log.note(LiveDetection.model_validate(document))
+        log.note(LiveDetection.model_validate(document))
     asyncio.run(log.flush())
     log.close()
 
@@ -758,6 +795,63 @@ def test_what_the_disk_does_not_take_waits(hub: Running, tmp_path: Path) -> None
         (r["kind"], r.get("alarm_id", r.get("event", {}).get("alarm_id"))) for r in lines(tmp_path)
     ]
     assert kinds == [("decision", "a1"), ("decision", "a2"), ("answer", "a2"), ("answer", "a1")]
+
+
+def test_a_write_whose_caller_is_cancelled_is_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the hub is stopped while a slow disk writes."""
+    log = DecisionLog(tmp_path)
+    begun, slow = threading.Event(), threading.Event()
+
+    def sync(_: int) -> None:
+        begun.set()
+        assert slow.wait(20)
+
+    monkeypatch.setattr(decisions, "sync", sync)
+
+    async def stop() -> None:
+        log.note(LiveDetection.model_validate(raised()))
+        first = asyncio.create_task(log.flush())
+        await asyncio.to_thread(begun.wait, 20)
+        first.cancel()
+        last = asyncio.create_task(log.flush())
+        await asyncio.sleep(0.1)
+        slow.set()
+        await asyncio.gather(first, last, return_exceptions=True)
+
+    asyncio.run(stop())
+    log.close()
+    assert read_chain(tmp_path).faults == []
+    assert list(read_log(tmp_path).alarms) == ["a1"]
+
+
+def test_what_is_sent_again_is_confirmed_only_when_it_is_written(
+    hub: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, slow = threading.Event(), threading.Event()
+    sync = decisions.sync
+
+    def wait(handle: int) -> None:
+        begun.set()
+        assert slow.wait(20)
+        sync(handle)
+
+    monkeypatch.setattr(decisions, "sync", wait)
+    answers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(hub.publish(raised())[0])) for _ in range(2)
+    ]
+    threads[0].start()
+    assert begun.wait(20)
+    threads[1].start()
+    threads[1].join(0.5)
+    assert answers == []
+    slow.set()
+    for thread in threads:
+        thread.join(20)
+    assert answers == [200, 200]
+    assert len(lines(tmp_path)) == 1
 
 
 # --- the command

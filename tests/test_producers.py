@@ -42,6 +42,7 @@ from pipelines.cli.app import FAILED, OK, REJECTED, USAGE, app
 from stages.datasets import open_windows
 from stages.evaluation import read_report
 from stages.held_out_predictions import read_predictions
+from stages.project import Project
 from stages.report_page import comparable_documents
 from stages.scoring import champion_scorer, scorer_of
 from stages.status import StageError
@@ -166,6 +167,14 @@ def test_the_mix_counts_every_window_of_every_usable_recording(trained: Lab) -> 
     assert found == {
         scope: {phase: mix[phase] for phase in phases} for scope, mix in expected.items()
     }
+
+
+@pytest.mark.parametrize("publish", [producers.phases, producers.profiles])
+def test_a_store_may_have_a_long_path(trained: Lab, tmp_path: Path, publish: Any) -> None:
+    link = tmp_path / ("s" * 200)
+    link.symlink_to(trained.store.root)
+    project = Project(trained.workspace.model_copy(update={"store": str(link)}))
+    assert next(publish(project)).origin.endswith("s" * 100)
 
 
 # --- replay

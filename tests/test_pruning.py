@@ -264,7 +264,8 @@ def test_artifacts_go_in_order_until_the_budget_is_kept(tmp_path: Path) -> None:
     assert going(total - 2001) == [left, oldest, older]
     assert going(1) == [left, oldest, older, copies["never"]]
     limited = workspace.model_copy(update={"artifacts_budget_gb": 1e-9})
-    assert delete_items(items_to_discard(limited, disk_usage(root))) == 4000
+    gone = delete_items(items_to_discard(limited, disk_usage(root)))
+    assert [item.path for item in gone] == [left, oldest, older, copies["never"]]
     assert disk_usage(root).n_bytes == total - 4000
     there = (scored, newest, alone, copies["was"], copies["is"], fresh, young)
     assert all((folder / "data").exists() for folder in there)
@@ -283,6 +284,18 @@ def test_what_a_killed_process_left_is_told_from_what_is_being_written(
     delete_items(disk_usage(tmp_path).unfinished)
     there = [folder.exists() for folder in (dead, alive, before, other)]
     assert there == [False, True, False, True]
+
+
+def test_what_cannot_be_deleted_does_not_count_as_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = put(tmp_path / "a" / f".tmp-{os.getpid()}-x", 10, 3)
+    monkeypatch.setattr("stages.retention.shutil.rmtree", lambda *_, **__: None)
+    with new_instance(tmp_path / "home") as instance:
+        pruned = prune(instance, Workspace(artifacts=str(tmp_path)))
+    assert pruned.discards == []
+    assert pruned.artifacts_bytes >= 10
+    assert str(kept) in caplog.text
 
 
 def test_nothing_goes_by_age_where_the_history_cannot_be_read(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -114,6 +115,18 @@ def test_only_what_is_due_in_a_range_is_made(lab: Lab) -> None:
     result = execute(lab, keys)
     assert made(result).keys() == {keys[0], keys[3]}
     assert lab.project.due("ingest") == []
+
+
+@pytest.mark.parametrize("changes", [{}, {"force": True}])
+def test_a_batch_that_left_the_store_keeps_no_other(lab: Lab, changes: dict[str, Any]) -> None:
+    keys = sync_batches(lab.instance, lab.workspace).stale
+    rows = lab.store.index_path.read_text().splitlines(keepends=True)
+    lab.store.index_path.write_text("".join(row for row in rows if '"lab-b"' not in row))
+    shutil.rmtree(lab.store.root / "episodes" / "lab-b")
+    lab.settings = TINY | changes
+    result = execute(lab, keys)
+    assert result.success, failure(result)
+    assert made(result).keys() == {keys[0], keys[2], keys[3]}
 
 
 def test_a_failing_batch_keeps_no_other(lab: Lab) -> None:
