@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from episodes.reading import parse_episode
 from episodes.store import list_store
 from features.extraction import extract
 from features.registry import LAYOUT
+from hub.client import Publisher, PublishError
 from hub.events import EVENT
 from live import outputs
 from live import scorer as scoring
@@ -498,6 +501,68 @@ def test_a_refusal_is_said_once_with_what_to_do(
     assert "--token-file" in said
     assert "PHASEWATCH_HUB_TOKEN" in said
     assert ("needs" in said) == (not sent)
+
+
+@contextmanager
+def answering(*answers: bytes) -> Iterator[str]:
+    """The address of a hub that gives these answers, one per connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(10)
+
+        def serve() -> None:
+            for answer in answers:
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(65_536)
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        thread.join()
+
+
+BROKEN = (
+    b'HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n{"deli',
+    b"HTTP/1.1 200 OK\r\ncont",
+    b"SSH-2.0-OpenSSH\r\n",
+    b"HTTP/1.1 503 Busy\r\ncontent-length: 15\r\n\r\n{",
+    b"",
+)
+"""Of a hub that dies in its answer, and of what is no hub."""
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_events_wait_for_a_hub_that_dies_in_its_answer(
+    broken: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outputs, "_RETRY_S", (0,))
+    with answering(broken, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}") as url:
+        hub = HubOutput(url)
+        hub.send({})
+    hub.close()
+    assert hub.lost == 0
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_producer_says_that_a_hub_died_in_its_answer(broken: bytes) -> None:
+    with answering(broken) as url, pytest.raises(PublishError, match=url):
+        Publisher(url).check()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:84x7", "http://[::1", "http://a b"])
+def test_a_producer_says_that_an_address_is_none(url: str) -> None:
+    with pytest.raises(PublishError):
+        Publisher(url).check()
+
+
+def test_a_refusal_that_is_cut_short_is_a_refusal(caplog: pytest.LogCaptureFixture) -> None:
+    with answering(b"HTTP/1.1 422 No\r\ncontent-length: 99\r\n\r\n{") as url:
+        hub = HubOutput(url)
+        hub.send({})
+    hub.close()
+    assert hub.refused == hub.lost == 1
+    assert any("422" in record.message for record in caplog.records)
 
 
 def test_metrics_can_be_scraped(bundled: Bundled, members: dict[str, bytes]) -> None:
