@@ -352,8 +352,7 @@ def _loop(
             made = False
             for name, lines in found:
                 made |= send(scorer.push(name, lines))
-            if not found:
-                send(scorer.tick())
+            made |= send(scorer.tick())
             if made:
                 noted = _note_counts(scorer, metrics, noted)
                 if state:

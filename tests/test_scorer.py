@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from hub.events import EVENT
 from live import outputs
 from live import scorer as scoring
 from live.bundle import Bundle, load_bundle
-from live.cli import FAILED, NO_HOST, OK, USAGE, main, recordings
+from live.cli import FAILED, NO_HOST, OK, USAGE, _loop, main, recordings
 from live.outputs import CommandOutput, HubOutput, MetricsOutput
 from live.scorer import LiveScorer
 from live.sources import DEPLOYABLE, ReplaySource
@@ -219,6 +220,69 @@ def test_silence_is_told_at_once_and_every_stride(
     first, second, *_ = [*rows_through(made, replay)]
     assert (first["alarm"], first["alarm_id"]) == ("cleared", told[0][1]["alarm_id"])
     assert (second["alarm"], second["alarm_id"]) == ("none", None)
+
+
+@pytest.mark.parametrize(
+    "kept_up",
+    [
+        lambda _, i: b'{"source": "guest_agent", "i": %d}' % i,
+        lambda row, _: row,
+        lambda row, i: row[:-1] + b', "i": %d}' % i,
+        lambda row, i: json.dumps({**json.loads(row), "t_wall_ns": i}).encode(),
+    ],
+    ids=["malformed", "repeated", "frozen", "stray"],
+)
+def test_lines_that_say_nothing_new_do_not_hide_silence(
+    bundled: Bundled, monkeypatch: pytest.MonkeyPatch, kept_up: Callable[[bytes, int], bytes]
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(scoring.time, "monotonic", lambda: clock[0])
+    made, rows = LiveScorer(load_bundle(bundled("knn")), "lab-a", "s"), _guest_rows(300)
+    told: list[tuple[float, str]] = []
+
+    def pass_on(row: bytes) -> list[dict[str, Any]]:
+        clock[0] += 0.1
+        events = list(made.push("guest", row))
+        told.extend((round(clock[0] - at, 1), event["alarm"]) for event in made.tick())
+        return events
+
+    for row in rows[:100]:
+        pass_on(row)
+    at = clock[0]
+    assert told == []
+    for i in range(120):
+        pass_on(kept_up(rows[99], i * 1_000_000_000_000 * (-1) ** i))
+    assert told == [(5, "raised"), (10, "standing")]
+    events = [event for row in rows[100:] for event in pass_on(row)]
+    assert events[0]["alarm"] == "cleared"
+    assert len(told) == 2
+
+
+def test_silence_is_told_while_lines_come(
+    bundled: Bundled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(scoring.time, "monotonic", lambda: clock[0])
+
+    class Repeats:
+        """The same row ten times a second, for eleven seconds."""
+
+        def read(self) -> list[tuple[str, bytes]] | None:
+            clock[0] += 0.1
+            return [("guest", _guest_rows(10)[0])] if clock[0] < 1011 else None
+
+        def close(self) -> None: ...
+
+    sent: list[dict[str, Any]] = []
+    output = SimpleNamespace(send=sent.append, close=lambda: None)
+    stop = SimpleNamespace(wanted=False)
+    made = LiveScorer(load_bundle(bundled("knn")), "lab-a", "s")
+    _loop(made, Repeats(), [output], stop, None)  # type: ignore[arg-type, list-item]
+    assert [event["alarm"] for event in sent] == ["raised", "standing"]
+
+
+def _guest_rows(n: int) -> list[bytes]:
+    return make_members("lab-a", EPISODE, duration_s=n / 10)[SOURCES["guest"].file].splitlines()
 
 
 def test_silence_before_the_first_row_is_told(
