@@ -283,6 +283,8 @@ def _score(
         went_on = scorer.resume(state)
         log.info("%s: %s", options.state, "resumed" if went_on else "not used: too old, or from "
                  "another bundle")  # fmt: skip
+        if went_on and isinstance(source, FolderSource):
+            source.go_on_after(scorer.windows.last_lines)
     if options.baseline:
         scorer.windows.remember(_read_baseline(options.baseline, bundle))
     log.info(

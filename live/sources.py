@@ -15,6 +15,7 @@ from typing import Protocol
 from episodes.format import LABELS_FILE, SOURCES
 from episodes.jsonl import is_int64, parse_objects
 from features.registry import CHANNELS
+from live.stream import line_digest
 from live.timeline import group_rows, line_time, timed_lines, timeline
 
 MAX_LINE = 65_536
@@ -108,6 +109,12 @@ class FolderSource:
         self._folder = folder
         self._tails = {name: _Tail(folder / SOURCES[name].file, name) for name in DEPLOYABLE}
 
+    def go_on_after(self, last_lines: Mapping[str, bytes]) -> None:
+        """Begin after the line with this digest, of each source; at the start if no line has it."""
+        for name, digest in last_lines.items():
+            if name in self._tails:
+                self._tails[name].go_on_after(digest)
+
     def origin_ns(self) -> int | None:
         """Time of the earliest label, at which the windows of the episode begin."""
         try:
@@ -148,6 +155,21 @@ class _Tail:
     def until(self) -> int:
         """Time of the last row that was read."""
         return self._waiting[-1][0] if self._waiting else 0
+
+    def go_on_after(self, last: bytes) -> None:
+        """See ``FolderSource``."""
+        at = 0
+        try:
+            if not self._path.is_file():
+                return
+            with self._path.open("rb") as file:
+                while line := file.readline(MAX_LINE + 1):
+                    at += len(line)
+                    if line_digest(line.removesuffix(b"\n")) == last:
+                        self._at = at
+                        return
+        except OSError:
+            return
 
     def fill(self) -> None:
         """Read on, if what was read is used up."""

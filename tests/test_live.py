@@ -349,10 +349,17 @@ def test_memory_is_bounded_whatever_arrives(source: str) -> None:
         assert not list(windows.push(source, rows))
     assert windows.counts["dropped"] == 60_000 - MAX_ROWS
     assert len(windows._rows[source]) == MAX_ROWS
-    for junk in (b"\xff\xfe\n" * 1000, b"{}\n" * 1000, b'{"t_wall_ns":1e400}', b"[" * 50_000):
+    for junk in (
+        b"\xff\xfe\n" * 1000,
+        b"{}\n" * 1000,
+        b'{"t_wall_ns":1e400}',
+        b"[" * 50_000,
+        b"[" * 60_000,
+    ):
         list(windows.push(source, junk))
     assert windows.counts["malformed"] > 0
     assert len(windows._seen[source]) <= 5_000
+    assert sum(map(len, windows._seen[source])) <= 100_000
 
 
 def test_a_line_without_end_is_dropped() -> None:

@@ -31,13 +31,13 @@ from features.extraction import extract
 from features.registry import LAYOUT
 from hub.client import Publisher, PublishError
 from hub.events import EVENT
-from live import outputs
+from live import cli, outputs
 from live import scorer as scoring
 from live.bundle import Bundle, load_bundle
 from live.cli import FAILED, NO_HOST, OK, USAGE, _loop, main, recordings
 from live.outputs import CommandOutput, HubOutput, MetricsOutput
 from live.scorer import LiveScorer
-from live.sources import DEPLOYABLE, ReplaySource
+from live.sources import DEPLOYABLE, FolderSource, ReplaySource
 from live.stream import LiveWindow
 from models.likeness import ALPHA
 from pipelines.cli.app import REJECTED, app
@@ -334,6 +334,45 @@ def test_a_restart_goes_on_as_if_there_had_been_none(bundled: Bundled, model: st
     varies = {"at", "latency_ms"}
     assert [{k: v for k, v in e.items() if k not in varies} for e in events] == [
         {k: v for k, v in e.items() if k not in varies} for e in whole
+    ]
+
+
+@pytest.mark.parametrize("duration_s", [60, 700])
+def test_a_followed_folder_goes_on_where_its_last_scorer_stopped(
+    bundled: Bundled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], duration_s: int,
+) -> None:  # fmt: skip
+    class Ends(FolderSource):
+        """Stops the scorer when all is read."""
+
+        def read(self) -> list[tuple[str, bytes]] | None:
+            if not (found := super().read()):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return found
+
+    monkeypatch.setattr(cli, "FolderSource", Ends)
+    folder, state = tmp_path / "episode", tmp_path / "state.npz"
+    folder.mkdir()
+    start = time.time_ns() - duration_s * 1_000_000_000
+    members = make_members("lab-a", EPISODE, duration_s=duration_s, start_ns=start)
+    bundle = load_bundle(bundled("knn"))
+    whole = scored(bundle, members)
+    (folder / "labels.jsonl").write_bytes(members["labels.jsonl"])
+    events: list[dict[str, Any]] = []
+    for share in (0.6, 0.6, 0.9, 1):
+        for name in DEPLOYABLE:
+            rows = members[SOURCES[name].file].splitlines(keepends=True)
+            until = start + share * duration_s * 1_000_000_000
+            n = sum(json.loads(row)["t_wall_ns"] < until for row in rows)
+            written = b"".join(rows[:n]) + b"".join(rows[n : n + 1])[:50]  # a line is cut
+            (folder / SOURCES[name].file).write_bytes(written)
+        words = ["--follow", str(folder), "--host", "lab-a", "--state", str(state)]
+        assert main(["live", str(bundled("knn")), *words]) == OK
+        events += [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(events) > 0.8 * len(whole)
+    same = ("window", "start", "input_digest", "restarted")
+    assert [[e[k] for k in same] for e in events] == [[e[k] for k in same] for e in whole][
+        : len(events)
     ]
 
 
