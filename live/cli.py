@@ -356,7 +356,7 @@ def _loop(
                 made |= send(scorer.push(name, lines))
             made |= send(scorer.tick())
             if made:
-                noted = _note_counts(scorer, metrics, noted)
+                noted = _note_counts(scorer, source, metrics, noted)
                 if state:
                     write_atomically(state, pack_arrays(scorer.state()))
         if not stop.wanted:
@@ -365,16 +365,17 @@ def _loop(
             write_atomically(state, pack_arrays(scorer.state()))
     finally:
         source.close()
-        _note_counts(scorer, metrics, noted)
+        _note_counts(scorer, source, metrics, noted)
         if isinstance(source, StdinSource) and source.left_out:
             log.warning("%d lines were not rows of %s", source.left_out, " or ".join(DEPLOYABLE))
 
 
 def _note_counts(
-    scorer: LiveScorer, metrics: MetricsOutput | None, noted: dict[Any, int]
+    scorer: LiveScorer, source: RowSource, metrics: MetricsOutput | None, noted: dict[Any, int]
 ) -> dict[Any, int]:
     """Say what became of rows that do not count, since it was last said."""
     counts = dict(scorer.windows.counts)
+    counts["malformed"] += source.too_long
     new = {name: n - noted.get(name, 0) for name, n in counts.items() if n > noted.get(name, 0)}
     if new:
         log.warning("rows: %s", ", ".join(f"{n} {name}" for name, n in new.items()))

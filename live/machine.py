@@ -281,6 +281,8 @@ def row(
 class MachineSource:
     """Rows of this machine, one ``PERIOD_S`` after the other."""
 
+    too_long = 0
+
     def __init__(self) -> None:
         self._kernel = KernelReader()
         self.problem: str | None = None  # why there are no packets

@@ -267,6 +267,8 @@ def test_silence_is_told_while_lines_come(
     class Repeats:
         """The same row ten times a second, for eleven seconds."""
 
+        too_long = 0
+
         def read(self) -> list[tuple[str, bytes]] | None:
             clock[0] += 0.1
             return [("guest", _guest_rows(10)[0])] if clock[0] < 1011 else None
@@ -680,6 +682,20 @@ def test_metrics_can_be_scraped(bundled: Bundled, members: dict[str, bytes]) -> 
     assert 'phasewatch_coverage{host="lab-a",source="guest"} ' in text
     assert text.count("# TYPE phasewatch_windows_total counter") == 1
     metrics.close()
+
+
+def test_lines_that_are_too_long_are_said(
+    bundled: Bundled, recorded: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    with (recorded / SOURCES["guest"].file).open("ab") as file:
+        file.write(2 * (b"x" * 70_000 + b"\n"))
+    ended = SimpleNamespace(send=lambda _: None, close=lambda: None)
+    stop = SimpleNamespace(wanted=False)
+    made, source = LiveScorer(load_bundle(bundled("knn")), "lab-a", "s"), FolderSource(recorded)
+    monkeypatch.setattr(scoring.LiveScorer, "tick", lambda _: setattr(stop, "wanted", True) or ())
+    _loop(made, source, [ended], stop, None)  # type: ignore[arg-type, list-item]
+    assert "rows: 2 malformed" in [record.message for record in caplog.records]
 
 
 def test_a_reader_that_goes_away_ends_the_program(bundled: Bundled, recorded: Path) -> None:
