@@ -65,7 +65,10 @@ class Publisher:
             raise PublishError(refusal_message(self.url, error, self._token)) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             why = getattr(error, "reason", error)
-            port = urlsplit(self.url).port
+            try:
+                port = urlsplit(self.url).port
+            except ValueError:  # which is why nobody answers
+                port = None
             start = "phasewatch hub" + (f" --port {port}" if port not in (None, PORT) else "")
             raise PublishError(
                 f"{self.url}: no hub answers there ({why}); start one: {start}"

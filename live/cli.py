@@ -283,6 +283,8 @@ def _score(
         went_on = scorer.resume(state)
         log.info("%s: %s", options.state, "resumed" if went_on else "not used: too old, or from "
                  "another bundle")  # fmt: skip
+        if went_on and isinstance(source, FolderSource):
+            source.go_on_after(scorer.windows.last_lines)
     if options.baseline:
         scorer.windows.remember(_read_baseline(options.baseline, bundle))
     log.info(
@@ -352,10 +354,9 @@ def _loop(
             made = False
             for name, lines in found:
                 made |= send(scorer.push(name, lines))
-            if not found:
-                send(scorer.tick())
+            made |= send(scorer.tick())
             if made:
-                noted = _note_counts(scorer, metrics, noted)
+                noted = _note_counts(scorer, source, metrics, noted)
                 if state:
                     write_atomically(state, pack_arrays(scorer.state()))
         if not stop.wanted:
@@ -364,16 +365,17 @@ def _loop(
             write_atomically(state, pack_arrays(scorer.state()))
     finally:
         source.close()
-        _note_counts(scorer, metrics, noted)
+        _note_counts(scorer, source, metrics, noted)
         if isinstance(source, StdinSource) and source.left_out:
             log.warning("%d lines were not rows of %s", source.left_out, " or ".join(DEPLOYABLE))
 
 
 def _note_counts(
-    scorer: LiveScorer, metrics: MetricsOutput | None, noted: dict[Any, int]
+    scorer: LiveScorer, source: RowSource, metrics: MetricsOutput | None, noted: dict[Any, int]
 ) -> dict[Any, int]:
     """Say what became of rows that do not count, since it was last said."""
     counts = dict(scorer.windows.counts)
+    counts["malformed"] += source.too_long
     new = {name: n - noted.get(name, 0) for name, n in counts.items() if n > noted.get(name, 0)}
     if new:
         log.warning("rows: %s", ", ".join(f"{n} {name}" for name, n in new.items()))

@@ -59,7 +59,7 @@ class KernelReader:
         found: dict[str, float] = {}
         for handle, parse in self._parsers:
             try:
-                found |= parse(os.pread(handle, 65_536, 0))
+                found |= parse(_whole(handle))
             except (OSError, ValueError, IndexError):
                 continue  # the field is missing in this row
         return found
@@ -77,6 +77,14 @@ class KernelReader:
             "disk_read_sectors": sum(int(parts[5]) for parts in disks),
             "disk_write_sectors": sum(int(parts[9]) for parts in disks),
         }
+
+
+def _whole(handle: int) -> bytes:
+    """All of a file in ``/proc``, of which one read gives about 4 KiB at most."""
+    content = b""
+    while part := os.pread(handle, 65_536, len(content)):
+        content += part
+    return content
 
 
 def _whole_disks(block: Path) -> set[str]:
@@ -272,6 +280,8 @@ def row(
 
 class MachineSource:
     """Rows of this machine, one ``PERIOD_S`` after the other."""
+
+    too_long = 0
 
     def __init__(self) -> None:
         self._kernel = KernelReader()

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Protocol
 
@@ -68,14 +69,17 @@ def post_events(url: str, events: bytes, token: str | None, timeout_s: float) ->
 
     Raises:
         HTTPError: it refuses them.
-        OSError, ValueError: no hub answers, or the address is none.
+        OSError, ValueError: no hub answers, or not to the end, or the address is none.
     """
     headers = {"Content-Type": "application/json"}
     if token:
         headers["Authorization"] = f"Bearer {token}"
     request = urllib.request.Request(f"{url}/publish", events, headers)
-    with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-        return answer.read()
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+            return answer.read()
+    except HTTPException as error:  # which is no OSError: it died in its answer, or speaks no HTTP
+        raise ConnectionError(str(error)) from error
 
 
 def refusal_message(url: str, error: urllib.error.HTTPError, token: str | None) -> str:
@@ -89,7 +93,7 @@ def refusal_message(url: str, error: urllib.error.HTTPError, token: str | None) 
         return f"{url} {what} (401): give --token-file FILE or set PHASEWATCH_HUB_TOKEN"
     try:
         return f"{url} refuses events: {json.load(error)['error']} ({error.code})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
         return f"{url} refuses events: {error.code} {error.reason}"
 
 

@@ -73,7 +73,8 @@ class LiveScorer:
         self._alarm_id: str | None = None
         self._silence_id: str | None = None  # of the alarm that silence has raised
         self._began_s = time.time()
-        self._heard = time.monotonic()  # when the last row came
+        self._heard = time.monotonic()  # when a row came that was later than those before
+        self._newest_s: float | None = None
         self._told = 0.0  # when silence was last told; 0: not silent
         self._begin()
 
@@ -84,9 +85,12 @@ class LiveScorer:
     def push(self, source: str, lines: bytes) -> Iterator[Event]:
         """Take lines of one source; yields an event per window that they finish."""
         received = time.perf_counter()
-        self._heard, self._told = time.monotonic(), 0.0
         for window in self.windows.push(source, lines):
             yield self._event(window, received)
+        # a line that is no row, is repeated or does not go on in time says nothing of the machine
+        if self.windows.newest_s != self._newest_s:
+            self._newest_s = self.windows.newest_s
+            self._heard, self._told = time.monotonic(), 0.0
 
     def close(self) -> Iterator[Event]:
         """The events of windows that are whole if no further row comes."""
@@ -95,7 +99,7 @@ class LiveScorer:
             yield self._event(window, received)
 
     def tick(self) -> Iterator[Event]:
-        """Say that nothing has come for ``QUIET_S``: at once, then every stride. Live only."""
+        """Say that nothing new has come for ``QUIET_S``: at once, then every stride. Live only."""
         now = time.monotonic()
         stride_s = self.bundle.layout.window.stride_ms / 1000
         if not self._live or now - self._heard < QUIET_S or now - self._told < stride_s:
@@ -217,6 +221,7 @@ class LiveScorer:
             self._follower.alarm = bool(state["stands"])
         if self._likeness is not None and "unlike" in state:
             self._likeness.highest, *self._likeness.recent = state["unlike"].tolist()
+        self._newest_s = self.windows.newest_s
         return True
 
 

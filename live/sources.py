@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Protocol
 from episodes.format import LABELS_FILE, SOURCES
 from episodes.jsonl import is_int64, parse_objects
 from features.registry import CHANNELS
+from live.stream import line_digest
 from live.timeline import group_rows, line_time, timed_lines, timeline
 
 MAX_LINE = 65_536
@@ -32,6 +34,10 @@ class RowSource(Protocol):
     @property
     def channels(self) -> frozenset[str]:
         """Names of the channels that it can give."""
+
+    @property
+    def too_long(self) -> int:
+        """Lines of over ``MAX_LINE``, which are left out."""
 
     def read(self) -> list[tuple[str, bytes]] | None:
         """(source, lines) that came, in order; empty after a while without; None: no more."""
@@ -69,6 +75,10 @@ class StdinSource:
         self._handle = handle
         self._lines = _Lines()
         self.left_out = 0  # lines that are no rows of a source that a device reads
+
+    @property
+    def too_long(self) -> int:
+        return self._lines.dropped
 
     def read(self) -> list[tuple[str, bytes]] | None:
         ready, _, _ = select.select([self._handle], [], [], 1.0)
@@ -108,6 +118,16 @@ class FolderSource:
         self._folder = folder
         self._tails = {name: _Tail(folder / SOURCES[name].file, name) for name in DEPLOYABLE}
 
+    @property
+    def too_long(self) -> int:
+        return sum(tail.too_long for tail in self._tails.values())
+
+    def go_on_after(self, last_lines: Mapping[str, bytes]) -> None:
+        """Begin after the line with this digest, of each source; at the start if no line has it."""
+        for name, digest in last_lines.items():
+            if name in self._tails:
+                self._tails[name].go_on_after(digest)
+
     def origin_ns(self) -> int | None:
         """Time of the earliest label, at which the windows of the episode begin."""
         try:
@@ -145,32 +165,67 @@ class _Tail:
         self.has_more = False
 
     @property
+    def too_long(self) -> int:
+        return self._lines.dropped
+
+    @property
     def until(self) -> int:
         """Time of the last row that was read."""
         return self._waiting[-1][0] if self._waiting else 0
+
+    def go_on_after(self, last: bytes) -> None:
+        """See ``FolderSource``."""
+        at = 0
+        try:
+            if not self._path.is_file():
+                return
+            with self._path.open("rb") as file:
+                while line := file.readline(MAX_LINE + 1):
+                    at += len(line)
+                    if line_digest(line.removesuffix(b"\n")) == last:
+                        self._at = at
+                        return
+        except OSError:
+            return
 
     def fill(self) -> None:
         """Read on, if what was read is used up."""
         if self._waiting:
             return
         self.has_more = False
-        if self._handle is None:
-            try:
-                self._handle = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            except OSError:
-                return
-        try:
-            replaced = self._path.stat().st_ino != os.fstat(self._handle).st_ino
-        except FileNotFoundError:
-            replaced = True
-        if os.fstat(self._handle).st_size < self._at or replaced:
-            os.close(self._handle)
-            self._handle, self._at, self._lines = None, 0, _Lines()
+        if self._handle is None and not self._open():
             return
-        content = os.pread(self._handle, _READ, self._at)
+        assert self._handle is not None
+        ended = self._ended()  # asked first: what was written before is read below
+        try:
+            content = os.pread(self._handle, _READ, self._at)
+        except OSError:
+            content = b""
         self._at += len(content)
         self.has_more = len(content) == _READ
+        if ended and not content:
+            content = b"\n"  # at the end, what is left is a line
+            self.close()
         self._waiting = list(timed_lines(self._lines.take(content), self._source))
+
+    def _open(self) -> bool:
+        """Whether there is a file; anything else at its place is none."""
+        try:
+            self._handle = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return False
+        if not stat.S_ISREG(os.fstat(self._handle).st_mode):
+            self.close()
+        return self._handle is not None
+
+    def _ended(self) -> bool:
+        """Whether another file is in its place, or none, or it was cut."""
+        assert self._handle is not None
+        try:
+            now, held = self._path.stat(), os.fstat(self._handle)
+        except OSError:
+            return True
+        return not os.path.samestat(now, held) or held.st_size < self._at
 
     def rows(self, until: int | None) -> list[tuple[int, str, bytes]]:
         """Take the rows up to a time; None: all."""
@@ -183,7 +238,7 @@ class _Tail:
     def close(self) -> None:
         if self._handle is not None:
             os.close(self._handle)
-            self._handle = None
+            self._handle, self._at = None, 0
 
 
 @dataclass
@@ -198,6 +253,7 @@ class ReplaySource:
     members: Mapping[str, bytes]
     speed: float = 1.0
     channels: frozenset[str] = ALL_CHANNELS
+    too_long: int = 0  # such lines are malformed, as in batch
 
     def __post_init__(self) -> None:
         self._rows = timeline(self.members, DEPLOYABLE)

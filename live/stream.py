@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any, Literal
 
 import numpy as np
@@ -72,6 +73,7 @@ class LiveWindows:
         self._number = 0
         self._newest: dict[str, int] = {}  # per source the latest time of a row
         self._rows: dict[str, Rows] = {}
+        # per source the digests of its last lines, which are themselves of any length
         self._seen: dict[str, OrderedDict[bytes, None]] = {name: OrderedDict() for name in SOURCES}
         self._strangers: dict[str, list[tuple[int, bytes]]] = {}
         self._offset: dict[str, int] = {}  # per polled source its last t_wall_ns - t_mono_ns
@@ -134,10 +136,11 @@ class LiveWindows:
         for line in lines.split(b"\n"):
             if not line.strip():
                 continue
-            if line in seen:
+            digest = line_digest(line)
+            if digest in seen:
                 self.counts["repeated"] += 1
                 continue
-            seen[line] = None
+            seen[digest] = None
             fresh.append(line)
         while len(seen) > MAX_LINES:
             seen.popitem(last=False)
@@ -204,7 +207,7 @@ class LiveWindows:
         if not lines:
             return
         for line in lines:
-            self._seen[source].pop(line, None)
+            self._seen[source].pop(line_digest(line), None)
         yield from self.push(source, b"\n".join(lines))
 
     def _keep(self, source: str, rows: Rows) -> None:
@@ -316,6 +319,11 @@ class LiveWindows:
         for row in features[-self.layout.window.horizon_windows :]:
             self._baseline.push(row)
 
+    @property
+    def last_lines(self) -> dict[str, bytes]:
+        """Per source the digest of the last line that came, after which a file goes on."""
+        return {name: next(reversed(seen)) for name, seen in self._seen.items() if seen}
+
     def state(self) -> dict[str, NDArray[Any]]:
         """What a restarted scorer needs to go on, as arrays; clocks are learned again."""
         state: dict[str, NDArray[Any]] = {
@@ -327,6 +335,8 @@ class LiveWindows:
             state[f"times.{name}"] = np.stack(
                 [rows.t_wall_ns, rows.t_mono_ns, rows.has_mono.astype(np.int64)]
             )
+        for name, digest in self.last_lines.items():
+            state[f"last.{name}"] = np.frombuffer(digest, np.uint8)
         return state
 
     def resume(self, state: dict[str, NDArray[Any]], now_ns: int) -> bool:
@@ -338,6 +348,8 @@ class LiveWindows:
         self._origin, self._next_bin, self._number = origin, next_bin, number
         self._baseline.rows = deque(state["past"], maxlen=self._baseline.rows.maxlen)
         for name in SOURCES:
+            if f"last.{name}" in state:
+                self._seen[name][state[f"last.{name}"].tobytes()] = None
             if f"times.{name}" not in state:
                 continue
             wall, mono, has_mono = state[f"times.{name}"]
@@ -353,6 +365,11 @@ class LiveWindows:
                 ),
             )
         return True
+
+
+def line_digest(line: bytes) -> bytes:
+    """What two lines share only if they are equal."""
+    return blake2b(line, digest_size=16).digest()
 
 
 def _features(series: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:

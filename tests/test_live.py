@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -182,6 +183,62 @@ def test_a_folder_is_followed_while_it_grows(tmp_path: Path) -> None:
         np.testing.assert_array_equal(window.series, expected.series)
 
 
+def all_read(follow: FolderSource) -> list[bytes]:
+    return [line for _ in range(4) for _, lines in follow.read() for line in lines.split(b"\n")]
+
+
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_rows_written_before_a_file_gave_way_to_another_count(tmp_path: Path, end: bytes) -> None:
+    rows, file = guest_rows(4, START), tmp_path / SOURCES["guest"].file
+    file.write_bytes(rows[0] + b"\n")
+    follow = FolderSource(tmp_path)
+    assert all_read(follow) == rows[:1]
+    with file.open("ab") as handle:
+        handle.write(b"\n".join(rows[1:3]) + end)
+    file.rename(tmp_path / "older")
+    file.write_bytes(rows[3] + b"\n")
+    assert all_read(follow) == rows[1:]
+    with file.open("ab") as handle:
+        handle.write(rows[0] + b"\n")
+    file.unlink()
+    assert all_read(follow) == rows[:1]
+    follow.close()
+
+
+def test_a_file_that_was_cut_begins_anew(tmp_path: Path) -> None:
+    rows, file = guest_rows(4, START), tmp_path / SOURCES["guest"].file
+    file.write_bytes(b"\n".join(rows[:3]) + b"\n")
+    follow = FolderSource(tmp_path)
+    assert all_read(follow) == rows[:3]
+    file.write_bytes(rows[3] + b"\n")
+    assert all_read(follow) == rows[3:]
+    follow.close()
+
+
+@pytest.mark.parametrize("place", ["folder", "pipe", "folder is a file"])
+def test_what_is_no_file_in_its_place_is_waited_out(tmp_path: Path, place: str) -> None:
+    rows, folder = guest_rows(2, START), tmp_path / "episode"
+    file = folder / SOURCES["guest"].file
+    folder.mkdir()
+    file.write_bytes(rows[0] + b"\n")
+    follow = FolderSource(folder)
+    assert all_read(follow) == rows[:1]
+    file.unlink()
+    if place == "folder":
+        file.mkdir()
+    elif place == "pipe":
+        os.mkfifo(file)
+    else:
+        folder.rmdir()
+        folder.touch()
+    assert all_read(follow) == []
+    shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+    folder.mkdir()
+    file.write_bytes(rows[1] + b"\n")
+    assert all_read(follow) == rows[1:]
+    follow.close()
+
+
 # --- rows that are not as they should be
 
 
@@ -349,10 +406,17 @@ def test_memory_is_bounded_whatever_arrives(source: str) -> None:
         assert not list(windows.push(source, rows))
     assert windows.counts["dropped"] == 60_000 - MAX_ROWS
     assert len(windows._rows[source]) == MAX_ROWS
-    for junk in (b"\xff\xfe\n" * 1000, b"{}\n" * 1000, b'{"t_wall_ns":1e400}', b"[" * 50_000):
+    for junk in (
+        b"\xff\xfe\n" * 1000,
+        b"{}\n" * 1000,
+        b'{"t_wall_ns":1e400}',
+        b"[" * 50_000,
+        b"[" * 60_000,
+    ):
         list(windows.push(source, junk))
     assert windows.counts["malformed"] > 0
     assert len(windows._seen[source]) <= 5_000
+    assert sum(map(len, windows._seen[source])) <= 100_000
 
 
 def test_a_line_without_end_is_dropped() -> None:

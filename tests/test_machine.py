@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 import time
@@ -61,6 +62,14 @@ def test_every_field_of_the_guest_is_read(proc: Path) -> None:
         channel.name for channel in CHANNELS if channel.source == "guest"
     }
     reader.close()
+
+
+def test_files_are_read_whole_when_the_kernel_gives_them_in_parts(
+    proc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda handle, _, at: pread(handle, 20, at))
+    assert KernelReader(proc / "proc", proc / "sys").fields() == EXPECTED
 
 
 @pytest.mark.parametrize("gone", PROC)

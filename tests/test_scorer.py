@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,14 +29,15 @@ from episodes.reading import parse_episode
 from episodes.store import list_store
 from features.extraction import extract
 from features.registry import LAYOUT
+from hub.client import Publisher, PublishError
 from hub.events import EVENT
-from live import outputs
+from live import cli, outputs
 from live import scorer as scoring
 from live.bundle import Bundle, load_bundle
-from live.cli import FAILED, NO_HOST, OK, USAGE, main, recordings
+from live.cli import FAILED, NO_HOST, OK, USAGE, _loop, main, recordings
 from live.outputs import CommandOutput, HubOutput, MetricsOutput
 from live.scorer import LiveScorer
-from live.sources import DEPLOYABLE, ReplaySource
+from live.sources import DEPLOYABLE, FolderSource, ReplaySource
 from live.stream import LiveWindow
 from models.likeness import ALPHA
 from pipelines.cli.app import REJECTED, app
@@ -218,6 +222,71 @@ def test_silence_is_told_at_once_and_every_stride(
     assert (second["alarm"], second["alarm_id"]) == ("none", None)
 
 
+@pytest.mark.parametrize(
+    "kept_up",
+    [
+        lambda _, i: b'{"source": "guest_agent", "i": %d}' % i,
+        lambda row, _: row,
+        lambda row, i: row[:-1] + b', "i": %d}' % i,
+        lambda row, i: json.dumps({**json.loads(row), "t_wall_ns": i}).encode(),
+    ],
+    ids=["malformed", "repeated", "frozen", "stray"],
+)
+def test_lines_that_say_nothing_new_do_not_hide_silence(
+    bundled: Bundled, monkeypatch: pytest.MonkeyPatch, kept_up: Callable[[bytes, int], bytes]
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(scoring.time, "monotonic", lambda: clock[0])
+    made, rows = LiveScorer(load_bundle(bundled("knn")), "lab-a", "s"), _guest_rows(300)
+    told: list[tuple[float, str]] = []
+
+    def pass_on(row: bytes) -> list[dict[str, Any]]:
+        clock[0] += 0.1
+        events = list(made.push("guest", row))
+        told.extend((round(clock[0] - at, 1), event["alarm"]) for event in made.tick())
+        return events
+
+    for row in rows[:100]:
+        pass_on(row)
+    at = clock[0]
+    assert told == []
+    for i in range(120):
+        pass_on(kept_up(rows[99], i * 1_000_000_000_000 * (-1) ** i))
+    assert told == [(5, "raised"), (10, "standing")]
+    events = [event for row in rows[100:] for event in pass_on(row)]
+    assert events[0]["alarm"] == "cleared"
+    assert len(told) == 2
+
+
+def test_silence_is_told_while_lines_come(
+    bundled: Bundled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(scoring.time, "monotonic", lambda: clock[0])
+
+    class Repeats:
+        """The same row ten times a second, for eleven seconds."""
+
+        too_long = 0
+
+        def read(self) -> list[tuple[str, bytes]] | None:
+            clock[0] += 0.1
+            return [("guest", _guest_rows(10)[0])] if clock[0] < 1011 else None
+
+        def close(self) -> None: ...
+
+    sent: list[dict[str, Any]] = []
+    output = SimpleNamespace(send=sent.append, close=lambda: None)
+    stop = SimpleNamespace(wanted=False)
+    made = LiveScorer(load_bundle(bundled("knn")), "lab-a", "s")
+    _loop(made, Repeats(), [output], stop, None)  # type: ignore[arg-type, list-item]
+    assert [event["alarm"] for event in sent] == ["raised", "standing"]
+
+
+def _guest_rows(n: int) -> list[bytes]:
+    return make_members("lab-a", EPISODE, duration_s=n / 10)[SOURCES["guest"].file].splitlines()
+
+
 def test_silence_before_the_first_row_is_told(
     bundled: Bundled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,6 +336,45 @@ def test_a_restart_goes_on_as_if_there_had_been_none(bundled: Bundled, model: st
     varies = {"at", "latency_ms"}
     assert [{k: v for k, v in e.items() if k not in varies} for e in events] == [
         {k: v for k, v in e.items() if k not in varies} for e in whole
+    ]
+
+
+@pytest.mark.parametrize("duration_s", [60, 700])
+def test_a_followed_folder_goes_on_where_its_last_scorer_stopped(
+    bundled: Bundled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], duration_s: int,
+) -> None:  # fmt: skip
+    class Ends(FolderSource):
+        """Stops the scorer when all is read."""
+
+        def read(self) -> list[tuple[str, bytes]] | None:
+            if not (found := super().read()):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return found
+
+    monkeypatch.setattr(cli, "FolderSource", Ends)
+    folder, state = tmp_path / "episode", tmp_path / "state.npz"
+    folder.mkdir()
+    start = time.time_ns() - duration_s * 1_000_000_000
+    members = make_members("lab-a", EPISODE, duration_s=duration_s, start_ns=start)
+    bundle = load_bundle(bundled("knn"))
+    whole = scored(bundle, members)
+    (folder / "labels.jsonl").write_bytes(members["labels.jsonl"])
+    events: list[dict[str, Any]] = []
+    for share in (0.6, 0.6, 0.9, 1):
+        for name in DEPLOYABLE:
+            rows = members[SOURCES[name].file].splitlines(keepends=True)
+            until = start + share * duration_s * 1_000_000_000
+            n = sum(json.loads(row)["t_wall_ns"] < until for row in rows)
+            written = b"".join(rows[:n]) + b"".join(rows[n : n + 1])[:50]  # a line is cut
+            (folder / SOURCES[name].file).write_bytes(written)
+        words = ["--follow", str(folder), "--host", "lab-a", "--state", str(state)]
+        assert main(["live", str(bundled("knn")), *words]) == OK
+        events += [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(events) > 0.8 * len(whole)
+    same = ("window", "start", "input_digest", "restarted")
+    assert [[e[k] for k in same] for e in events] == [[e[k] for k in same] for e in whole][
+        : len(events)
     ]
 
 
@@ -500,6 +608,68 @@ def test_a_refusal_is_said_once_with_what_to_do(
     assert ("needs" in said) == (not sent)
 
 
+@contextmanager
+def answering(*answers: bytes) -> Iterator[str]:
+    """The address of a hub that gives these answers, one per connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(10)
+
+        def serve() -> None:
+            for answer in answers:
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(65_536)
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        thread.join()
+
+
+BROKEN = (
+    b'HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n{"deli',
+    b"HTTP/1.1 200 OK\r\ncont",
+    b"SSH-2.0-OpenSSH\r\n",
+    b"HTTP/1.1 503 Busy\r\ncontent-length: 15\r\n\r\n{",
+    b"",
+)
+"""Of a hub that dies in its answer, and of what is no hub."""
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_events_wait_for_a_hub_that_dies_in_its_answer(
+    broken: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outputs, "_RETRY_S", (0,))
+    with answering(broken, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}") as url:
+        hub = HubOutput(url)
+        hub.send({})
+    hub.close()
+    assert hub.lost == 0
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_producer_says_that_a_hub_died_in_its_answer(broken: bytes) -> None:
+    with answering(broken) as url, pytest.raises(PublishError, match=url):
+        Publisher(url).check()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:84x7", "http://[::1", "http://a b"])
+def test_a_producer_says_that_an_address_is_none(url: str) -> None:
+    with pytest.raises(PublishError):
+        Publisher(url).check()
+
+
+def test_a_refusal_that_is_cut_short_is_a_refusal(caplog: pytest.LogCaptureFixture) -> None:
+    with answering(b"HTTP/1.1 422 No\r\ncontent-length: 99\r\n\r\n{") as url:
+        hub = HubOutput(url)
+        hub.send({})
+    hub.close()
+    assert hub.refused == hub.lost == 1
+    assert any("422" in record.message for record in caplog.records)
+
+
 def test_metrics_can_be_scraped(bundled: Bundled, members: dict[str, bytes]) -> None:
     metrics = MetricsOutput(0)
     events = scored(load_bundle(bundled("knn")), members)
@@ -512,6 +682,20 @@ def test_metrics_can_be_scraped(bundled: Bundled, members: dict[str, bytes]) -> 
     assert 'phasewatch_coverage{host="lab-a",source="guest"} ' in text
     assert text.count("# TYPE phasewatch_windows_total counter") == 1
     metrics.close()
+
+
+def test_lines_that_are_too_long_are_said(
+    bundled: Bundled, recorded: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    with (recorded / SOURCES["guest"].file).open("ab") as file:
+        file.write(2 * (b"x" * 70_000 + b"\n"))
+    ended = SimpleNamespace(send=lambda _: None, close=lambda: None)
+    stop = SimpleNamespace(wanted=False)
+    made, source = LiveScorer(load_bundle(bundled("knn")), "lab-a", "s"), FolderSource(recorded)
+    monkeypatch.setattr(scoring.LiveScorer, "tick", lambda _: setattr(stop, "wanted", True) or ())
+    _loop(made, source, [ended], stop, None)  # type: ignore[arg-type, list-item]
+    assert "rows: 2 malformed" in [record.message for record in caplog.records]
 
 
 def test_a_reader_that_goes_away_ends_the_program(bundled: Bundled, recorded: Path) -> None:
