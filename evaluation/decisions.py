@@ -135,7 +135,8 @@ class Alarm:
 
 def window_key(event: Mapping[str, Any]) -> tuple[object, ...]:
     """By what a ``live_detection`` that is sent again is known."""
-    return tuple(event.get(name) for name in ("host", "session", "window", "at", "alarm_id"))
+    names = ("host", "session", "replay_of", "window", "at", "alarm_id")
+    return tuple(event.get(name) for name in names)
 
 
 @dataclass
