@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import secrets
 import shlex
@@ -19,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,14 @@ from live.bundle import (
     unpack_arrays,
 )
 from live.machine import MachineSource
-from live.outputs import CommandOutput, EventOutput, HubOutput, LinesOutput, MetricsOutput
+from live.outputs import (
+    CommandOutput,
+    EventOutput,
+    HubOutput,
+    LinesOutput,
+    MetricsOutput,
+    is_hub_address,
+)
 from live.scorer import Event, LiveScorer
 from live.sources import DEPLOYABLE, FolderSource, ReplaySource, RowSource, StdinSource
 from live.stream import LiveWindows
@@ -182,6 +189,8 @@ def run_live(options: argparse.Namespace, resolve: Any) -> int:
         raise UsageError("--baseline is for this machine: use it with --this-machine or --stdin")
     if options.state and options.replay:
         raise UsageError("--state cannot be used with --replay")
+    if options.state:
+        _check_can_write(options.state)
     bundle = load_bundle(options.bundle, require_signature=options.require_signature)
     outputs = _outputs(options)
     stop = _Stop()
@@ -197,8 +206,7 @@ def run_live(options: argparse.Namespace, resolve: Any) -> int:
     finally:
         for output in outputs:
             output.close()
-    lost = sum(output.lost for output in outputs if isinstance(output, HubOutput))
-    return stop.code or (FAILED if lost else OK)
+    return stop.code or (FAILED if any(output.lost for output in outputs) else OK)
 
 
 class _Stop:
@@ -225,11 +233,14 @@ class _Stop:
 def _outputs(options: argparse.Namespace) -> list[EventOutput]:
     outputs: list[EventOutput] = [] if options.quiet else [LinesOutput()]
     if options.to:
-        if urlsplit(options.to).scheme not in ("http", "https"):
+        if not is_hub_address(options.to):
             raise UsageError(f"--to must be a URL such as http://127.0.0.1:8447, got {options.to}")
         outputs.append(HubOutput(options.to, _token(options.token_file)))
     if options.on_alarm:
-        words = shlex.split(options.on_alarm)
+        try:
+            words = shlex.split(options.on_alarm)
+        except ValueError as error:  # a quote is open
+            raise UsageError(f"--on-alarm: {error}: {options.on_alarm}") from None
         if not words or shutil.which(words[0]) is None:
             raise UsageError(f"--on-alarm: no such program: {options.on_alarm}")
         outputs.append(CommandOutput(words))
@@ -243,11 +254,26 @@ def _outputs(options: argparse.Namespace) -> list[EventOutput]:
 
 def _token(path: Path | None) -> str | None:
     if path is None:
-        return os.environ.get("PHASEWATCH_HUB_TOKEN") or None
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: must be a text file with a token: {error}") from None
+        where, token = "PHASEWATCH_HUB_TOKEN", os.environ.get("PHASEWATCH_HUB_TOKEN", "")
+    else:
+        try:
+            where, token = str(path), path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: must be a text file with a token: {error}") from None
+    if not (token.isascii() and token.isprintable()):  # no header can have it
+        raise UsageError(f"{where}: the token must be one line of ASCII characters")
+    return token or None
+
+
+def _check_can_write(path: Path) -> None:
+    """Notice at the start what would otherwise fail when there is something to write."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise UsageError(f"{path}: must be a file, got a folder")
+    if not folder.is_dir():
+        raise UsageError(f"{path}: folder {folder} does not exist")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{path}: folder {folder} cannot be written to")
 
 
 def _replay(
@@ -279,14 +305,18 @@ def _score(
     source, origin = _source(options)
     _check_filled(bundle, source)
     scorer = LiveScorer(bundle, host, secrets.token_hex(4), origin_ns=origin)
-    if options.state and (state := _read_state(options.state)):
+    past = _read_baseline(options.baseline, bundle) if options.baseline else None
+    went_on = False
+    if options.state and (state := _read_arrays(options.state)):
+        if "bundle" not in state:
+            raise UsageError(f"{options.state}: not a state, so it is not written over")
         went_on = scorer.resume(state)
-        log.info("%s: %s", options.state, "resumed" if went_on else "not used: too old, or from "
-                 "another bundle")  # fmt: skip
-        if went_on and isinstance(source, FolderSource):
-            source.go_on_after(scorer.windows.last_lines)
-    if options.baseline:
-        scorer.windows.remember(_read_baseline(options.baseline, bundle))
+        log.info("%s: %s", options.state, "resumed" if went_on else "not used: over ten minutes "
+                 "from now, or of another bundle or host")  # fmt: skip
+    if went_on and isinstance(source, FolderSource):
+        source.go_on_after(scorer.windows.last_lines)
+    if past is not None and not went_on:  # the state has the machine's last minute
+        scorer.windows.remember(past)
     log.info(
         "scoring %s with %s, bundle %s, trained on other machines", host, bundle.variant,
         bundle.id[:12],
@@ -346,6 +376,21 @@ def _loop(
                 output.send(event)
         return sent
 
+    saved = True
+
+    def save() -> None:
+        nonlocal saved
+        if state is None:
+            return
+        try:
+            write_atomically(state, pack_arrays(scorer.state()))
+        except OSError as error:
+            if saved:
+                log.warning("%s: the state cannot be saved: %s", state, error)
+            saved = False
+        else:
+            saved = True
+
     try:
         while not stop.wanted:
             found = source.read()
@@ -357,12 +402,11 @@ def _loop(
             made |= send(scorer.tick())
             if made:
                 noted = _note_counts(scorer, source, metrics, noted)
-                if state:
-                    write_atomically(state, pack_arrays(scorer.state()))
+                save()
         if not stop.wanted:
             send(scorer.close())
-        elif state:
-            write_atomically(state, pack_arrays(scorer.state()))
+        else:
+            save()
     finally:
         source.close()
         _note_counts(scorer, source, metrics, noted)
@@ -385,7 +429,7 @@ def _note_counts(
     return counts
 
 
-def _read_state(path: Path) -> dict[str, NDArray[Any]] | None:
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
     try:
         return unpack_arrays(path.read_bytes())
     except FileNotFoundError:
@@ -466,11 +510,13 @@ def run_enrol(options: argparse.Namespace, _: Any) -> int:
     """Record clean windows of this machine."""
     bundle = load_bundle(options.bundle)
     window = bundle.layout.window
-    wanted = int(options.minutes * 60_000 / window.stride_ms)
-    if wanted < 1 or not options.minutes > 0:
-        raise UsageError(f"--minutes must be at least {window.stride_ms / 60_000:.2f}")
-    if not options.out.absolute().parent.is_dir():
-        raise UsageError(f"{options.out}: folder {options.out.absolute().parent} does not exist")
+    n_windows = options.minutes * 60_000 / window.stride_ms
+    if not 1 <= n_windows < math.inf:
+        raise UsageError(
+            f"--minutes must be at least {window.stride_ms / 60_000:.2f}, got {options.minutes}"
+        )
+    wanted = int(n_windows)
+    _check_can_write(options.out)
     machine, windows, stop = MachineSource(), LiveWindows(bundle.layout), _Stop()
     if machine.problem:
         log.warning(machine.problem)
@@ -487,14 +533,18 @@ def run_enrol(options: argparse.Namespace, _: Any) -> int:
         log.error("stopped before the first window; nothing is written")
         return stop.code or FAILED
     kept = {"features": np.stack(rows), "contract": np.array(bundle.contract_hash)}
-    write_atomically(options.out, pack_arrays(kept))
+    try:
+        write_atomically(options.out, pack_arrays(kept))
+    except OSError as error:
+        log.error("%s: the baseline cannot be written: %s", options.out, error)
+        return FAILED
     log.info("%s: %d windows", options.out, len(rows))
     return OK
 
 
 def _read_baseline(path: Path, bundle: Bundle) -> NDArray[np.float32]:
-    state = _read_state(path)
-    if state is None or "features" not in state:
+    state = _read_arrays(path)
+    if state is None or not {"features", "contract"} <= state.keys():
         raise UsageError(f"{path}: not a baseline. Record one with the command enrol")
     if str(state["contract"]) != bundle.contract_hash:
         raise BundleContractError(str(path), ["it was recorded for another input layout"])

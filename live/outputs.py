@@ -14,7 +14,9 @@ import urllib.request
 from collections import deque
 from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from queue import Full, Queue
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from live.scorer import Event
@@ -30,6 +32,10 @@ _COMMAND_S = 30
 class EventOutput(Protocol):
     """Takes events; never makes the scorer wait."""
 
+    @property
+    def lost(self) -> int:
+        """How much of what was sent did not come to its end."""
+
     def send(self, event: Event) -> None: ...
 
     def close(self) -> None: ...
@@ -37,6 +43,8 @@ class EventOutput(Protocol):
 
 class LinesOutput:
     """One JSON line per event on standard output; on a terminal, a short line for people."""
+
+    lost = 0
 
     def __init__(self) -> None:
         self._short = sys.stdout.isatty()
@@ -59,6 +67,15 @@ def short_line(event: Event) -> str:
     alarm = "" if event["alarm"] == "none" else f"  alarm {event['alarm']}: {why}"
     unlike = "  unlike training" if event["unlike"] else ""
     return f"{at}  {event['filtered']:<17}{event['confidence']:>6.1%}{unlike}{alarm}"
+
+
+def is_hub_address(url: str) -> bool:
+    """Whether a hub may be there."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
+    except ValueError:  # its port is none, or a bracket is open
+        return False
 
 
 def post_events(url: str, events: bytes, token: str | None, timeout_s: float) -> bytes:
@@ -185,8 +202,8 @@ class CommandOutput:
 
     def __init__(self, arguments: list[str]):
         self._arguments = arguments
-        self._waiting: deque[tuple[str, Event]] = deque(maxlen=100)
-        self._more = threading.Semaphore(0)
+        self._waiting: Queue[tuple[str, Event]] = Queue(100)
+        self._dropped = 0
         self._silent: set[str] = set()
         threading.Thread(target=self._run, name="on-alarm", daemon=True).start()
 
@@ -200,21 +217,27 @@ class CommandOutput:
             self._put("silent", event)
 
     def _put(self, kind: str, event: Event) -> None:
-        self._waiting.append((kind, event))
-        self._more.release()
+        try:
+            self._waiting.put_nowait((kind, event))
+        except Full:
+            self._dropped += 1
 
     def close(self) -> None:
-        """Wait up to two seconds for what is left."""
+        """Wait up to two seconds for what is left, and say how many commands did not end."""
         until = time.monotonic() + 2
-        while self._waiting and time.monotonic() < until:
+        while self._waiting.unfinished_tasks and time.monotonic() < until:
             time.sleep(0.05)
+        if self.lost:
+            log.error("--on-alarm: %d commands did not run to their end", self.lost)
+
+    @property
+    def lost(self) -> int:
+        """Commands that still run or wait, or for which there was no place."""
+        return self._dropped + self._waiting.unfinished_tasks
 
     def _run(self) -> None:
         while True:
-            self._more.acquire()
-            if not self._waiting:
-                continue
-            kind, event = self._waiting[0]
+            kind, event = self._waiting.get()
             try:
                 subprocess.run(
                     self._arguments,
@@ -230,7 +253,7 @@ class CommandOutput:
                 log.error("--on-alarm: ended, because it ran for %d s", _COMMAND_S)
             except OSError as error:
                 log.error("--on-alarm: %s: %s", self._arguments[0], error.strerror)
-            self._waiting.popleft()
+            self._waiting.task_done()
 
 
 class MetricsOutput:
@@ -239,6 +262,8 @@ class MetricsOutput:
     Raises:
         OSError: the port is in use.
     """
+
+    lost = 0
 
     def __init__(self, port: int):
         self._values: dict[str, float] = {}

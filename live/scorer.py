@@ -201,7 +201,8 @@ class LiveScorer:
         """What a restarted scorer of the same bundle needs to go on, as arrays."""
         state = self.windows.state()
         state["bundle"] = np.array(self.bundle.id)
-        state["alarm"] = np.array([self._alarm_id or "", self._session])
+        state["alarm"] = np.array([self._alarm_id or "", self._silence_id or "", self._session])
+        state["host"] = np.array(self._host)
         if self._follower.state is not None:
             state["filter"] = self._follower.state
             state["stands"] = np.array(self._follower.alarm)
@@ -210,12 +211,13 @@ class LiveScorer:
         return state
 
     def resume(self, state: dict[str, NDArray[Any]]) -> bool:
-        """Go on from ``state`` if it is of this bundle and recent; returns whether it is."""
-        if str(state["bundle"]) != self.bundle.id or not self.windows.resume(state, time.time_ns()):
+        """Go on from ``state`` if it is recent, of this bundle and host; returns whether it is."""
+        about = [str(state.get(name)) for name in ("bundle", "host")]
+        if about != [self.bundle.id, self._host] or not self.windows.resume(state, time.time_ns()):
             return False
-        alarm_id, self._session = map(str, state["alarm"])
+        alarm_id, silence_id, self._session = map(str, state["alarm"])
         self._about["session"] = self._session
-        self._alarm_id = alarm_id or None
+        self._alarm_id, self._silence_id = alarm_id or None, silence_id or None
         if "filter" in state:
             self._follower.state = state["filter"]
             self._follower.alarm = bool(state["stands"])

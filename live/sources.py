@@ -23,6 +23,7 @@ MAX_LINE = 65_536
 """Bytes of a line; a longer one is dropped and counted."""
 _READ = 1 << 20  # bytes read at a time
 _POLL_S = 0.1
+_WAIT_S = 1.0  # at most, so that a slow replay can be stopped
 DEPLOYABLE = tuple(name for name, source in SOURCES.items() if source.deployable)
 _TAGS = {SOURCES[name].tag: name for name in DEPLOYABLE}
 ALL_CHANNELS = frozenset(channel.name for channel in CHANNELS if channel.deployable)
@@ -257,21 +258,24 @@ class ReplaySource:
 
     def __post_init__(self) -> None:
         self._rows = timeline(self.members, DEPLOYABLE)
-        self._began: tuple[float, int] | None = None
+        self._next = next(self._rows, None)
+        self._began = time.monotonic()
+        self._first_ns = self._next[0] if self._next else 0
 
     def origin_ns(self) -> int | None:
         return first_label(self.members.get(LABELS_FILE, b""))
 
     def read(self) -> list[tuple[str, bytes]] | None:
-        try:
-            t, source, lines = next(self._rows)
-        except StopIteration:
+        if self._next is None:
             return None
+        t, source, lines = self._next
         if self.speed > 0:
-            if self._began is None:
-                self._began = time.monotonic(), t
-            due = self._began[0] + (t - self._began[1]) / 1e9 / self.speed
-            time.sleep(max(0.0, due - time.monotonic()))
+            due = self._began + (t - self._first_ns) / 1e9 / self.speed
+            wait_s = max(0.0, due - time.monotonic())
+            time.sleep(min(wait_s, _WAIT_S))
+            if wait_s > _WAIT_S:
+                return []
+        self._next = next(self._rows, None)
         return [(source, lines)]
 
     def close(self) -> None:

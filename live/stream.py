@@ -196,7 +196,7 @@ class LiveWindows:
         newest = max(self._newest.values(), default=origin_ns)
         step_s = (origin_ns - newest) / NS_PER_S
         fell = origin_ns < self._newest.get(source, 0)
-        why = f"clock set back by {-step_s:.0f} s" if fell else f"nothing came for {step_s:.0f} s"
+        why = _set_back_by(-step_s) if fell else f"nothing came for {step_s:.0f} s"
         self._origin, self._next_bin, self._restarted = origin_ns, 0, why
         self._rows, self._newest, self._strangers, self._offset = {}, {}, {}, {}
         self._reset_clocks()
@@ -340,16 +340,24 @@ class LiveWindows:
         return state
 
     def resume(self, state: dict[str, NDArray[Any]], now_ns: int) -> bool:
-        """Go on from ``state`` if it is less than ``LEAP_S`` old; returns whether it is."""
+        """Go on from ``state`` if it is less than ``LEAP_S`` from now; returns whether it is.
+
+        If its rows are later than now, the clock was set back: windows start anew, as in ``push``.
+        """
         origin, next_bin, number = map(int, state["grid"])
         newest = [int(times[0].max()) for name, times in state.items() if name[:5] == "times"]
-        if not newest or not 0 <= now_ns - max(newest) <= LEAP_S * NS_PER_S:
+        if not newest or abs(now_ns - max(newest)) > LEAP_S * NS_PER_S:
             return False
-        self._origin, self._next_bin, self._number = origin, next_bin, number
+        self._number = number
         self._baseline.rows = deque(state["past"], maxlen=self._baseline.rows.maxlen)
         for name in SOURCES:
             if f"last.{name}" in state:
                 self._seen[name][state[f"last.{name}"].tobytes()] = None
+        if (ahead_s := (max(newest) - now_ns) / NS_PER_S) > STEP_S:
+            self._restarted = _set_back_by(ahead_s)
+            return True
+        self._origin, self._next_bin = origin, next_bin
+        for name in SOURCES:
             if f"times.{name}" not in state:
                 continue
             wall, mono, has_mono = state[f"times.{name}"]
@@ -365,6 +373,10 @@ class LiveWindows:
                 ),
             )
         return True
+
+
+def _set_back_by(step_s: float) -> str:
+    return f"clock set back by {step_s:.0f} s"
 
 
 def line_digest(line: bytes) -> bytes:

@@ -22,6 +22,7 @@ from episodes.reading import parse_episode
 from episodes.store import list_store
 from features.extraction import Extracted, extract
 from features.registry import LAYOUT
+from live import sources
 from live.sources import DEPLOYABLE, FolderSource, ReplaySource, RowSource, StdinSource
 from live.stream import LEAP_S, MAX_ROWS, LiveWindow, LiveWindows
 
@@ -237,6 +238,13 @@ def test_what_is_no_file_in_its_place_is_waited_out(tmp_path: Path, place: str) 
     file.write_bytes(rows[1] + b"\n")
     assert all_read(follow) == rows[1:]
     follow.close()
+
+
+def test_a_slow_replay_does_not_wait_for_its_next_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_WAIT_S", 0.01)
+    replay = ReplaySource(make_members("lab-a", duration_s=11), 1e-6)
+    assert replay.read()
+    assert [replay.read() for _ in range(3)] == [[], [], []]
 
 
 # --- rows that are not as they should be

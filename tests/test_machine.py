@@ -16,8 +16,9 @@ import pytest
 from episodes.format import SOURCES
 from episodes.jsonl import parse_rows
 from features.registry import CHANNELS, LAYOUT
+from live import cli
 from live.bundle import load_bundle
-from live.cli import OK, _read_baseline, main
+from live.cli import FAILED, OK, USAGE, _read_baseline, main
 from live.machine import KernelReader, MachineSource, PacketReader, parse_packet
 from live.scorer import LiveScorer
 from live.sources import ALL_CHANNELS
@@ -216,3 +217,33 @@ def test_enrolled_minutes_are_the_past_of_a_machine(
     scorer = LiveScorer(bundle, "pi", "s")
     scorer.windows.remember(_read_baseline(out, bundle))
     assert scorer.windows.past == 1
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "0.01", "inf", "nan"])
+def test_minutes_that_cannot_be_recorded_are_a_usage_error(
+    bundled: Callable[[str], Path], tmp_path: Path, minutes: str
+) -> None:
+    words = ["enrol", str(bundled("knn")), "--out", str(tmp_path / "x.npz")]
+    assert main([*words, "--minutes", minutes]) == USAGE
+
+
+@pytest.mark.parametrize("out", [".", "nowhere/baseline.npz", "file/baseline.npz"])
+def test_a_baseline_that_cannot_be_written_is_noticed_at_the_start(
+    bundled: Callable[[str], Path], tmp_path: Path, out: str
+) -> None:
+    (tmp_path / "file").touch()
+    words = ["enrol", str(bundled("knn")), "--out", str(tmp_path / out)]
+    began = time.monotonic()
+    assert main(words) == USAGE
+    assert time.monotonic() - began < 10
+
+
+def test_a_baseline_that_cannot_be_written_in_the_end_is_a_failure(
+    bundled: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cli, "write_atomically", full)
+    words = ["enrol", str(bundled("knn")), "--minutes", "0.09", "--out", str(tmp_path / "x.npz")]
+    assert main(words) == FAILED

@@ -33,11 +33,11 @@ from hub.client import Publisher, PublishError
 from hub.events import EVENT
 from live import cli, outputs
 from live import scorer as scoring
-from live.bundle import Bundle, load_bundle
+from live.bundle import Bundle, load_bundle, pack_arrays, unpack_arrays
 from live.cli import FAILED, NO_HOST, OK, USAGE, _loop, main, recordings
 from live.outputs import CommandOutput, HubOutput, MetricsOutput
 from live.scorer import LiveScorer
-from live.sources import DEPLOYABLE, FolderSource, ReplaySource
+from live.sources import DEPLOYABLE, FolderSource, ReplaySource, StdinSource
 from live.stream import LiveWindow
 from models.likeness import ALPHA
 from pipelines.cli.app import REJECTED, app
@@ -283,8 +283,9 @@ def test_silence_is_told_while_lines_come(
     assert [event["alarm"] for event in sent] == ["raised", "standing"]
 
 
-def _guest_rows(n: int) -> list[bytes]:
-    return make_members("lab-a", EPISODE, duration_s=n / 10)[SOURCES["guest"].file].splitlines()
+def _guest_rows(n: int, start_ns: int = 1_790_000_000_000_000_000) -> list[bytes]:
+    members = make_members("lab-a", EPISODE, duration_s=n / 10, start_ns=start_ns)
+    return members[SOURCES["guest"].file].splitlines()
 
 
 def test_silence_before_the_first_row_is_told(
@@ -387,6 +388,92 @@ def test_the_state_of_another_bundle_is_not_used(
     assert not LiveScorer(other, "lab-a", "s").resume(first.state())
 
 
+def test_the_state_of_another_host_is_not_used(bundled: Bundled) -> None:
+    bundle, start = load_bundle(bundled("knn")), time.time_ns() - 20_000_000_000
+    first = LiveScorer(bundle, "old", "s")
+    for row in _guest_rows(150, start):
+        list(first.push("guest", row))
+    assert LiveScorer(bundle, "old", "s").resume(first.state())
+    assert not LiveScorer(bundle, "new", "s").resume(first.state())
+
+
+def test_the_alarm_of_silence_is_cleared_after_a_restart(
+    bundled: Bundled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, rows = load_bundle(bundled("knn")), _guest_rows(300, time.time_ns() - 30_000_000_000)
+    first = LiveScorer(bundle, "lab-a", "s")
+    for row in rows[:150]:
+        list(first.push("guest", row))
+    monkeypatch.setattr(scoring.time, "monotonic", lambda: first._heard + 7)
+    (silent,) = first.tick()
+    second = LiveScorer(bundle, "lab-a", "other")
+    assert second.resume(first.state())
+    event = next(event for row in rows[150:] for event in second.push("guest", row))
+    assert (event["alarm"], event["alarm_id"]) == ("cleared", silent["alarm_id"])
+
+
+def test_a_clock_set_back_during_a_restart_keeps_the_past_and_the_alarm(bundled: Bundled) -> None:
+    bundle, now = load_bundle(bundled("knn")), time.time_ns()
+    first = LiveScorer(bundle, "lab-a", "s")
+    for row in _guest_rows(300, now):  # up to 30 s from now
+        list(first.push("guest", row))
+    first._alarm_id, first._follower.alarm = "lab-a-s-1", True
+    second = LiveScorer(bundle, "lab-a", "other")
+    assert second.resume(first.state())
+    again = [event for row in _guest_rows(200, now) for event in second.push("guest", row)]
+    assert ["30 s" in (event["restarted"] or "") for event in again] == [True, False]
+    assert again[0]["window"] == first.windows.number
+    assert again[0]["alarm_id"] == "lab-a-s-1"
+    assert second.windows.past == first.windows.past + len(again)
+
+
+def test_a_baseline_does_not_replace_the_past_that_a_state_has(
+    bundled: Bundled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    bundle, rows = load_bundle(bundled("knn")), _guest_rows(600, time.time_ns() - 60_000_000_000)
+    given: list[list[tuple[str, bytes]]] = []
+
+    class Given(StdinSource):
+        def read(self) -> list[tuple[str, bytes]] | None:
+            return given.pop(0) if given else None
+
+    monkeypatch.setattr(cli, "StdinSource", Given)
+    baseline, kept = tmp_path / "baseline.npz", tmp_path / "state.npz"
+    features = np.full((12, len(LAYOUT.channels) * len(LAYOUT.stats)), 1e6, dtype=np.float32)
+    baseline.write_bytes(
+        pack_arrays({"features": features, "contract": np.array(bundle.contract_hash)})
+    )
+
+    def digests(rows: list[bytes], *more: str) -> list[str]:
+        given[:] = [[("guest", row)] for row in rows]
+        words = ["live", str(bundled("knn")), "--stdin", "--host", "lab-a", *more]
+        assert main(words) == OK
+        return [json.loads(e)["input_digest"] for e in capsys.readouterr().out.splitlines()]
+
+    digests(rows[:300], "--state", str(kept))
+    state = kept.read_bytes()
+    expected = digests(rows[300:], "--state", str(kept))
+    kept.write_bytes(state)
+    more = ["--baseline", str(baseline)]
+    assert digests(rows[300:], "--state", str(kept), *more) == expected
+    assert digests(rows[300:], *more) != digests(rows[300:])
+
+
+def test_a_state_that_cannot_be_saved_is_said_once_and_scoring_goes_on(
+    bundled: Bundled, members: dict[str, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    sent: list[dict[str, Any]] = []
+    output = SimpleNamespace(send=sent.append, close=lambda: None)
+    stop = SimpleNamespace(wanted=False)
+    made = LiveScorer(load_bundle(bundled("knn")), "lab-a", "s", replay_of=EPISODE)
+    source, state = ReplaySource(members, 0), tmp_path / "file" / "state.npz"
+    _loop(made, source, [output], stop, state)  # type: ignore[arg-type, list-item]
+    assert len(sent) > 20
+    assert sum(str(state) in record.message for record in caplog.records) == 1
+
+
 def test_unlike_is_said_as_in_batch(
     trained: Lab, bundled: Bundled, members: dict[str, bytes]
 ) -> None:
@@ -482,6 +569,16 @@ def test_rejected_episodes_of_a_batch_are_not_replayed(
         ["--this-machine", "--host", "a b"],
         ["--follow", "nowhere"],
         ["--this-machine", "--to", "ftp://x"],
+        ["--this-machine", "--to", "http://[::1"],
+        ["--this-machine", "--to", "http://127.0.0.1:84x7"],
+        ["--this-machine", "--to", "http://x", "--token-file", "token"],
+        ["--this-machine", "--on-alarm", "sh -c 'x"],
+        ["--this-machine", "--on-alarm", "no-such-program"],
+        ["--this-machine", "--state", "."],
+        ["--this-machine", "--state", "nowhere/state.npz"],
+        ["--this-machine", "--state", "token/state.npz"],
+        ["--this-machine", "--state", "other.npz"],
+        ["--stdin", "--baseline", "other.npz"],
         ["--this-machine", "--to", "http://x", "--token-file", "nowhere"],
         ["--this-machine", "--metrics", "99999"],
         ["--replay", ".", "--baseline", "x"],
@@ -493,7 +590,10 @@ def test_what_cannot_be_done_is_a_usage_error(
     bundled: Bundled, words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("token").write_text("süß" * 9, encoding="utf-8")
+    Path("other.npz").write_bytes(pack_arrays({"features": np.zeros(1)}))
     assert main(["live", str(bundled("knn")), *words]) == USAGE
+    assert unpack_arrays(Path("other.npz").read_bytes()).keys() == {"features"}
 
 
 def test_a_replay_keeps_no_state(
@@ -577,6 +677,27 @@ def test_a_command_that_fails_is_told_and_the_scorer_goes_on(
     failing.send({"phase": "clean", "alarm": "raised", "silent": []})
     failing.close()
     assert [record.message for record in caplog.records] == [told]
+
+
+def test_commands_that_did_not_end_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    command = CommandOutput(["sleep", "4"])
+    for alarm in ("raised", "cleared"):
+        command.send({"phase": "clean", "alarm": alarm, "silent": []})
+    command.close()
+    assert command.lost == 2
+    for _ in range(150):
+        command.send({"phase": "clean", "alarm": "raised", "silent": []})
+    assert command.lost == 152
+    assert ["2 commands" in record.message for record in caplog.records] == [True]
+
+
+def test_a_lost_command_is_a_failure(
+    bundled: Bundled, recorded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["live", str(bundled("knn")), "--replay", str(recorded), "--speed", "0", "--quiet"]
+    assert main([*words, "--on-alarm", "true"]) == OK
+    monkeypatch.setattr(CommandOutput, "lost", 1)
+    assert main([*words, "--on-alarm", "true"]) == FAILED
 
 
 @pytest.mark.parametrize("sent", [None, "", "wrong-horse-battery"])
