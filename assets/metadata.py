@@ -15,7 +15,11 @@ from stages.stage import FactTable, Markdown
 
 def as_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Facts as metadata values: lists and dicts as JSON, ``differences`` as a list to read."""
-    return {name: _value(name, fact) for name, fact in facts.items() if fact is not None}
+    return {name: _value(name, fact) for name, fact in facts.items() if not _is_nothing(fact)}
+
+
+def _is_nothing(fact: Any) -> bool:
+    return fact is None or (isinstance(fact, FactTable) and not fact.rows)  # Dagster takes no such
 
 
 def _value(name: str, fact: Any) -> Any:

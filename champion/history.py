@@ -430,7 +430,7 @@ def load_alarm_rule(folder: Path, champion: ChampionEntry, recipe: str | None = 
         if (rule.id, rule.checkpoint_id) != (rule_id, champion.checkpoints[recipe]):
             raise ValueError("it is not the alarm rule that was kept for this checkpoint")
     except (OSError, ValueError) as error:
-        raise ChampionError(f"{path}: {error}. {REMEDY}") from error
+        raise _damaged(path, error) from error
     return rule
 
 
@@ -455,7 +455,7 @@ def load_likeness(folder: Path, champion: ChampionEntry, layout: Layout) -> Like
         if likeness.contract_hash != contract_of(layout, "summary").hash:
             raise ValueError("it is for another input layout")
     except (OSError, ValueError) as error:
-        raise ChampionError(f"{path}: {error}. {REMEDY}") from error
+        raise _damaged(path, error) from error
     return likeness
 
 
@@ -472,8 +472,12 @@ def read_training(folder: Path, champion: ChampionEntry, recipe: str | None = No
             raise OSError("it was changed after it was written")
         return table
     except (OSError, ValueError) as error:
-        problem = getattr(error, "strerror", None) or error
-        raise ChampionError(f"{path}: cannot be read ({problem}). {REMEDY}") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: OSError | ValueError) -> ChampionError:
+    problem = getattr(error, "strerror", None) or error
+    return ChampionError(f"{path}: {problem}. {REMEDY}")
 
 
 def training_digest(table: pl.DataFrame) -> str:

@@ -348,7 +348,8 @@ def new_key(name: str) -> TrustedKey:
     if (existing := signing_key()) is not None:
         raise SigningError(
             f"{folder}: this machine signs with {existing.name} already; to replace it, move "
-            f"{existing.name}{PRIVATE} away first. What it signed stays trusted"
+            f"{existing.name}{PRIVATE} away first. What it signed stays trusted while "
+            f"{existing.name}{PUBLIC} is here"
         )
     private = Ed25519PrivateKey.generate()
     secret = private.private_bytes(

@@ -63,7 +63,7 @@ def tables(
         ],
     }
     return {
-        name: pl.DataFrame(listed, infer_schema_length=None)
+        name: pl.DataFrame(listed, infer_schema_length=None).unique(maintain_order=True)
         for name, listed in rows.items()
         if listed
     }
@@ -82,7 +82,11 @@ def _figures(document: Any, path: str = "") -> Iterator[dict[str, Any]]:
         names = ("recipe", "model", "mode", "split", "metric", "value", "low", "high")
         where = "; ".join(f"{k} {v}" for k, v in document["where"].items())
         note = (document["note"] or {}).get("code")
-        yield {"place": path, **{n: document[n] for n in names}, "where": where, "note": note}
+        other = document.get("other") or dict.fromkeys(("model", "mode"))
+        yield {
+            "place": path, **{n: document[n] for n in names}, "where": where, "note": note,
+            "other_model": other["model"], "other_mode": other["mode"],
+        }  # fmt: skip
     elif isinstance(document, dict):
         for name, each in document.items():
             yield from _figures(each, f"{path}.{name}".lstrip("."))

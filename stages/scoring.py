@@ -241,6 +241,7 @@ class Scores:
 
     phases: tuple[str, ...]
     start_s: NDArray[np.float64]  # (n_windows,)
+    length_s: float  # of a window
     labelled: Sequence[str]  # (n_windows,)
     proba: NDArray[np.float32]  # (n_windows, n_phases), as the model gives them
     rule_scores: RuleScores | None  # None: the checkpoint has no alarm rule
@@ -278,10 +279,10 @@ class Scores:
 
     @property
     def first_alarm_s(self) -> float | None:
-        """Start of the first window with an alarm."""
+        """End of the first window with an alarm: it is known then."""
         if self.alarm is None or not self.alarm.any():
             return None
-        return float(self.start_s[self.alarm.argmax()])
+        return float(self.start_s[self.alarm.argmax()]) + self.length_s
 
     def arguments(self, window: int, top: int = TOP) -> list[tuple[str, float]]:
         """The channels that argue most for a window's phase, and how much; at most ``top``."""
@@ -401,6 +402,7 @@ def score_episode(
     return Scores(
         phases=layout.phases,
         start_s=extracted.windows.start_s,
+        length_s=layout.window.length_ms / 1000,
         labelled=[str(label) for label in extracted.windows.label],
         proba=proba,
         rule_scores=None if rule is None else apply_rule(rule, proba),

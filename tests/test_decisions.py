@@ -74,6 +74,9 @@ def test_the_asset_and_the_page_count_the_log(retrained: Lab) -> None:
     page = retrained.workspace.report_page
     retrained.project.make(STAGES["report"], "")
     assert "log of decisions has no alarm yet" in page.read_text()
+    result = retrained.execute("decisions", "")  # before the hub wrote anything
+    assert result.success, failure(result)
+    assert materialized(result)["decisions"]["alarms"] == 0
     write(retrained.workspace.decisions_folder)
     assert retrained.project.status(STAGES["report"], "").code == "contents"
     result = retrained.execute("decisions", "")

@@ -18,6 +18,8 @@ import pytest
 from lab import RECIPE, Lab, put_in_use
 from typer.testing import CliRunner
 
+from features.contract import contract_hashes
+from features.registry import LAYOUT
 from pipelines.cli.app import FAILED, OK, USAGE, app
 from pipelines.graph import build_defs
 
@@ -376,3 +378,9 @@ def test_links_lead_somewhere(page: Path) -> None:
         if not target.exists() or (anchor and anchor not in headings(target)):
             lost.append(link)
     assert lost == []
+
+
+def test_the_contract_that_is_shown_is_the_current_one() -> None:
+    shown = (ROOT / "docs" / "contract.md").read_text(encoding="utf-8")
+    current = {*contract_hashes(LAYOUT).values(), LAYOUT.schema_hash("summary")}
+    assert current <= set(re.findall(r"\b[0-9a-f]{64}\b", shown))

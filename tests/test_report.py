@@ -8,6 +8,7 @@ import re
 from typing import Any, get_args
 
 import numpy as np
+import polars as pl
 import pytest
 from held_out import (
     CLASSES,
@@ -45,7 +46,7 @@ from evaluation.documents import (
 )
 from evaluation.drawing import PHASE_COLOURS, learning_curve, operating, path, timeline
 from evaluation.report import evaluate
-from evaluation.scores import SHORTCUTS
+from evaluation.scores import BASELINES, SHORTCUTS
 from evaluation.tables import tables
 from evaluation.wording import (
     SENTENCES,
@@ -518,6 +519,14 @@ def test_latency_and_size_stand_by_model_and_recipe() -> None:
     assert (row["recipe"], other["recipe"]) == ("host", "time")
     assert row["checkpoint_bytes"] == 654_321
     assert {name: row[name] for name in measured} == measured
+
+
+def test_a_row_of_figures_says_what_it_is_a_figure_of() -> None:
+    rows = tables([EvalReport.model_validate(r) for r in full()], [])["figures"]
+    apart = ["place", "recipe", "model", "mode", "split", "metric", "where", "other_model"]
+    beside = rows.filter(pl.col("place").str.starts_with("baselines."))
+    assert not beside.select(*apart, "other_mode").is_duplicated().any()
+    assert set(beside.filter(place="baselines.difference")["other_model"]) == set(BASELINES)
 
 
 def test_the_page_is_self_contained() -> None:

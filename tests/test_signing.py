@@ -159,6 +159,11 @@ def test_the_commands_about_keys(lab: Lab, keys: Path, monkeypatch: pytest.Monke
     assert CliRunner().invoke(app, ["keys", "trust", str(keys / "me.key")]).exit_code == FAILED
     listed = json.loads(CliRunner().invoke(app, ["keys", "list", "--json"]).stdout)
     assert [key["name"] for key in listed["trusted"]] == ["me"]
+    (keys / "me.pub").rename(keys / "other.pub")  # trusted by another name
+    assert " yes" in CliRunner().invoke(app, ["keys", "list"]).stdout
+    (keys / "other.pub").unlink()
+    told = CliRunner().invoke(app, ["keys", "list"]).stdout
+    assert f"me ({listed['signs_id']})" in told
     monkeypatch.setenv(signing.VARIABLE, str(lab.artifacts / "keys"))
     inside = CliRunner().invoke(app, ["keys", "new", "x", "--artifacts", str(lab.artifacts)])
     assert inside.exit_code == USAGE

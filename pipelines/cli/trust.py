@@ -48,28 +48,40 @@ class KeysDocument(Document):
 
     folder: Path
     signs: str | None  # name of the key that signs what is made here
+    signs_id: str | None
     trusted: list[TrustedKey]
 
     def as_json(self) -> dict[str, Any]:
         trusted = [{"name": key.name, "id": key.id} for key in self.trusted]
-        return {"folder": str(self.folder), "signs": self.signs, "trusted": trusted}
+        return {
+            "folder": str(self.folder), "signs": self.signs, "signs_id": self.signs_id,
+            "trusted": trusted,
+        }  # fmt: skip
 
     def text(self) -> Iterator[str | Table]:
         yield f"{self.folder}"
-        if not self.trusted:
+        if self.signs and self.signs_id not in {key.id for key in self.trusted}:
+            yield (
+                f"{self.signs} ({self.signs_id}) signs here and is not trusted: move its key away "
+                f"({self.signs}.key), then run: phasewatch keys new NAME"
+            )
+        elif not self.trusted:
             yield "no key is trusted here; make one: phasewatch keys new NAME"
-            return
-        yield Table(
-            ("name", "id", "signs here"),
-            [(k.name, k.id, "yes" if k.name == self.signs else "") for k in self.trusted],
-        )
+        if self.trusted:
+            yield Table(
+                ("name", "id", "signs here"),
+                [(k.name, k.id, "yes" if k.id == self.signs_id else "") for k in self.trusted],
+            )
 
 
 def _keys() -> KeysDocument:
     from config.signing import keys_folder, signing_key, trusted_keys
 
     key = signing_key()
-    return KeysDocument(keys_folder(), key.name if key else None, list(trusted_keys().values()))
+    return KeysDocument(
+        keys_folder(), key.name if key else None, key.id if key else None,
+        list(trusted_keys().values()),
+    )  # fmt: skip
 
 
 def _apart(workspace: Workspace) -> None:
