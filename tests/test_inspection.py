@@ -313,14 +313,17 @@ def test_inspect_lists_a_folder(shelf: Path):
     [
         ("inspect",),
         ("contract", "diff"),
-        ("predict", "x", "--checkpoint"),
+        ("predict", "EPISODE", "--checkpoint"),
         ("bundle", "--out", "x", "--checkpoint"),
     ],
     ids=lambda words: words[0],
 )
 def test_a_checkpoint_is_known_by_its_name(words: tuple[str, ...], name: str, tmp_path: Path):
     (tmp_path / "README.md").write_text("# Not a checkpoint\n")
-    told = phasewatch(*words, tmp_path / name)
+    (tmp_path / "x.tar.zst").touch()
+    told = phasewatch(
+        *(tmp_path / "x.tar.zst" if word == "EPISODE" else word for word in words), tmp_path / name
+    )
     assert (told.exit_code, "not a checkpoint" in told.output) == (USAGE, True)
 
 

@@ -189,7 +189,7 @@ CAUSES: dict[str, tuple[str, str, Callable[[Lab, Any], Any]]] = {
     "contents": ("report", "", lambda lab, monkeypatch: in_use(lab, monkeypatch, "gbt")),
     "log": ("decisions", "", count_and_answer),
     "single_host": ("checkpoints/gbt_realistic", "host", lose_hosts),
-    "single_sample": ("datasets", RECIPE, lambda lab, _: rewrite_index(lab, sample_sha256="s")),
+    "single_sample": ("datasets", RECIPE, lambda lab, _: rewrite_index(lab, sample_name="s")),
     "single_session": ("datasets", "session", lambda *_: None),
 }  # fmt: skip
 

@@ -119,21 +119,17 @@ def _check_address(to: str) -> None:
 
 
 def _told(events: Events, producer: str) -> Events:
-    """The events, with a line at the beginning and then now and then on how many there were."""
+    """The events, with a line now and then on how many there were."""
 
     def told(project: Project) -> Iterator[Event]:
-        said = _say(producer, 0)
+        said = time.monotonic()
         for n, event in enumerate(events(project), start=1):
             yield event
             if time.monotonic() - said >= EVERY_S:
-                said = _say(producer, n)
+                said = time.monotonic()
+                log.info("%s: %s events so far", producer, f"{n:,}", extra={"progress": True})
 
     return told
-
-
-def _say(producer: str, n: int) -> float:
-    log.info("%s: %s events so far", producer, f"{n:,}", extra={"progress": True})
-    return time.monotonic()
 
 
 def _publish(
