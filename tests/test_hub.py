@@ -179,6 +179,11 @@ def test_one_event_or_a_list_is_delivered(hub: Running) -> None:
         (phase() | {"type": "accuracy"}, "", "accuracy"),
         (phase() | {"at": "1"}, "at", "'1'"),
         (detection(threshold=1.5), "threshold", "1.5"),
+        (detection(end=1.7e18), "end", "1.7e+18"),  # nanoseconds
+        (detection(start=1.7e12), "start", "1700000000000.0"),  # milliseconds
+        (detection(start=-1.0), "start", "-1.0"),
+        (phase() | {"at": 1.7e12}, "at", "1700000000000.0"),
+        (phase() | {"data_at": 1.7e12}, "data_at", "1700000000000.0"),
     ],
 )
 def test_what_is_wrong_is_named(hub: Running, wrong: Any, field: str, value: str) -> None:
