@@ -164,7 +164,7 @@ class Argument(BaseModel):
 class LiveDetection(Event):
     """What a scorer says of one window of a machine, or that the machine went silent."""
 
-    subject_fields: ClassVar = ("host",)
+    subject_fields: ClassVar = ("host", "source")  # a replay replaces nothing that is live
     type: Literal["live_detection"] = "live_detection"
     kept_per_subject: ClassVar[int] = LIVE_WINDOWS
 

@@ -84,8 +84,9 @@ class Screen:
         _seen(panel)
         return panel
 
-    def lane(self, host: str) -> Locator:
-        return self.scene("live").locator(f'article[data-host="{host}"]')
+    def lane(self, event: Event) -> Locator:
+        key = f"{event['source']} {event['host']}"
+        return self.scene("live").locator(f'article[data-lane="{key}"]')
 
     def connection(self, state: str) -> None:
         """Wait until the page says that the connection is "open", "lost" or "connecting"."""
@@ -99,7 +100,7 @@ class Screen:
 
     def answer(self, event: Event, *, verdict: bool, note: str) -> None:
         """Answer the alarm of an event as an operator would, and see the answer."""
-        lane = self.lane(event["host"])
+        lane = self.lane(event)
         lane.scroll_into_view_if_needed()  # lanes out of sight are not kept up to date
         row = lane.locator(f'[data-alarm="{event["alarm_id"]}"]')
         row.get_by_role("button", name=re.compile("^(Answer|Change)")).click()
@@ -143,7 +144,7 @@ def screen(
 
 def live_detection(on: Screen, event: Event) -> None:
     """The lane of its host, what it says of the source, its phase, and its alarm."""
-    lane = on.lane(event["host"])
+    lane = on.lane(event)
     _seen(lane.get_by_role("heading", name=event["host"], exact=True))
     _says(lane, event["model"])
     replay = event["source"] == "replay"

@@ -91,7 +91,7 @@ def main() -> int:
         assert known, "no alarm was raised after the hub came back"
         on.answer(known[-1], verdict=True, note="a recorded attack")
         shoot(on, "live-answered")
-        on.lane(known[-1]["host"]).screenshot(path=str(SHOTS / "lane.png"))
+        on.lane(known[-1]).screenshot(path=str(SHOTS / "lane.png"))
         on.clean()
         print("  no violation of the content security policy, no foreign request, no error")
         assert stalled.fileno() >= 0
@@ -239,7 +239,7 @@ def check_nothing_lost_or_doubled(
     assert len(sent) == len(set(sent))
     later = [(e["session"], e["window"]) for e in scorer.events if e["at"] > killed]
     lost = [window for window in later if window not in windows]
-    kept = 240  # windows per host that a hub keeps
+    kept = 240  # windows per host and source that a hub keeps
     assert not lost[-kept:], f"{len(lost)} windows were lost: {lost[:5]}"
     print(f"  {len(windows)} windows after the restart: none lost, none doubled")
 

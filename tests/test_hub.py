@@ -219,6 +219,18 @@ def test_a_new_client_is_given_the_latest_of_everything(hub: Running) -> None:
     assert windows(messages[2:]) == [0, 1, 2]
 
 
+def test_a_replay_of_a_host_replaces_nothing_that_is_live(
+    hub: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LiveDetection, "kept_per_subject", 2)
+    hub.publish([detection(n, silent=["guest"]) for n in range(2)])
+    hub.publish([detection(n, source="replay", session="r") for n in range(5)])
+    hub.publish(detection(2, silent=["guest"]))
+    kept = [(data["source"], data["window"]) for _, _, data in Stream(hub.port).first()]
+    assert kept == [("live", 1), ("replay", 3), ("replay", 4), ("live", 2)]
+    assert [record["event"]["window"] for record in lines(tmp_path)] == [0]  # silent all the time
+
+
 def test_a_window_that_is_published_again_is_not_doubled(hub: Running) -> None:
     """Its scorer had no answer, so it does not know that it was taken."""
     for sent in ([detection(0)], [detection(0), detection(1)], [detection(1, at=2.0)]):

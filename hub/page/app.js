@@ -172,14 +172,14 @@ const queue = new Map();
 let waiting = null;
 
 function announce(event, change) {
-  const replay = event.source === "replay" ? " (replay)" : "";
+  const name = event.source === "replay" ? `${event.host} (replay)` : event.host;
   const words = {
     raised: `alarm raised, ${event.filtered ?? "silent"}`,
     cleared: "alarm cleared",
     silent: `silent: ${(event.silent ?? []).join(", ")}`,
     back: "no longer silent",
   }[change];
-  queue.set(event.host, `${event.host}${replay}: ${words}.`);
+  queue.set(name, `${name}: ${words}.`);
   waiting ??= setTimeout(() => {
     const said = [...queue.values()];
     say(at("announcer"), said.length > 3 ? `${said.slice(0, 3).join(" ")} And ${plural(said.length - 3, "host")} more.` : said.join(" "));
