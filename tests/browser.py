@@ -98,6 +98,31 @@ class Screen:
         _seen(notice)
         return notice.inner_text()
 
+    def title(self, words: str) -> None:
+        """Wait until the tab is called this."""
+        from playwright.sync_api import expect
+
+        expect(self.page).to_have_title(words, timeout=WAIT_MS)
+
+    @contextmanager
+    def in_background(self) -> Iterator[None]:
+        """The page believes that its tab is not the one that is seen."""
+        self.page.evaluate(
+            "Object.defineProperty(document, 'hidden', {value: true, configurable: true})"
+        )
+        yield
+        self.page.evaluate("delete document.hidden")
+
+    def skip(self, name: str) -> None:
+        """The link over the tabs, used in a scene, leads into that scene."""
+        from playwright.sync_api import expect
+
+        panel = self.scene(name)
+        self.page.locator("a.skip").press("Enter")
+        expect(self.page.locator("#scene")).to_be_focused(timeout=WAIT_MS)
+        expect(self.page).to_have_url(f"{self.url}/#{name}", timeout=WAIT_MS)
+        _seen(panel)
+
     def answer(self, event: Event, *, verdict: bool, note: str) -> None:
         """Answer the alarm of an event as an operator would, and see the answer."""
         lane = self.lane(event)

@@ -91,8 +91,8 @@ setInterval(() => {
 document.addEventListener("visibilitychange", () => document.hidden || draw());
 addEventListener("hashchange", byHash);
 
-function byHash() {
-  show(SCENES.find((scene) => `#${scene.id}` === location.hash) ?? SCENES[0]);
+function byHash() { // the skip link's hash, or one that is none, changes no scene
+  show(SCENES.find((scene) => `#${scene.id}` === location.hash) ?? shown ?? SCENES[0]);
 }
 
 function title() {
@@ -150,6 +150,7 @@ listen({
       return;
     }
     for (const scene of SCENES) if (scene.types.includes(type)) dirty.add(scene);
+    if (document.hidden) title(); // nothing is drawn, and a browser may run timers once a minute
     if (change && news) announce(event, change);
   },
   gap,
