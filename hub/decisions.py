@@ -61,7 +61,8 @@ class DecisionLog:
         self._writer = ThreadPoolExecutor(1)  # one batch after the other; close() waits for it
         self._lock = threading.Lock()  # of ``_pending``
         self._pending: list[AnyRecord] = []
-        self._silent: dict[str, list[str]] = {}  # host -> its silent sources; hosts without: absent
+        # host and source of events -> its silent sources; hosts without: absent
+        self._silent: dict[tuple[str, str], list[str]] = {}
         self.lost = 0
         """Records that were dropped because the disk took none for too long."""
         self.problem: str | None = None
@@ -126,9 +127,9 @@ class DecisionLog:
 
         A scorer that had no answer sends again; what is written already is not taken down again.
         """
-        before = self._silent.pop(event.host, [])
+        before = self._silent.pop((event.host, event.source), [])
         if event.silent:
-            self._silent[event.host] = event.silent
+            self._silent[event.host, event.source] = event.silent
         changes = (
             event.alarm in ("raised", "cleared")
             or event.silent != before

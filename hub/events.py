@@ -18,13 +18,18 @@ SCHEMA_FILE = Path(__file__).with_name("events.schema.json")
 CURVE_POINTS = 80
 """Of an attack profile: clean 10, armed 5, infecting 10, infected_running 40, clean tail 15."""
 LIVE_WINDOWS = 240
-"""Windows per host that a new client is given: twenty minutes."""
+"""Windows per host and source that a new client is given: twenty minutes."""
+LATEST_S = 100_000_000_000
+"""Unix seconds, in the year 5138: a later time is milliseconds or nanoseconds by mistake, and after
+8.64e12 the page would break, as JavaScript has no such date."""
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Time = Annotated[float, Field(ge=0, le=LATEST_S, allow_inf_nan=False)]  # Unix seconds
+Offset = Annotated[float, Field(ge=-LATEST_S, le=LATEST_S, allow_inf_nan=False)]  # seconds
 Phase = Literal["clean", "armed", "infecting", "infected_running", "dormant"]
 Mode = Literal["realistic", "oracle"]
 Shares = dict[Phase, Share]
@@ -40,11 +45,11 @@ class Event(BaseModel):
 
     v: Literal[1] = VERSION
     type: str
-    at: Positive  # Unix seconds at which the event was made
+    at: Time  # Unix seconds at which the event was made
     origin: Name  # where its data come from, such as "recipe host, checkpoint 1f0c…"
     # Unix seconds at which those data were made; None: unknown. Of a window of a machine it is when
     # its last row was recorded: long ago for a replay
-    data_at: Positive | None = None
+    data_at: Time | None = None
 
     @property
     def subject(self) -> tuple[Any, ...]:
@@ -90,8 +95,8 @@ class Prediction(Event):
     type: Literal["prediction"] = "prediction"
     episode_id: Name
     window: Count
-    start_s: Finite  # of the window, from the start of the episode
-    end_s: Finite
+    start_s: Offset  # of the window, from the start of the episode
+    end_s: Offset
     predicted: Phase
     filtered: Phase | None = None
     actual: Phase
@@ -159,7 +164,7 @@ class Argument(BaseModel):
 class LiveDetection(Event):
     """What a scorer says of one window of a machine, or that the machine went silent."""
 
-    subject_fields: ClassVar = ("host",)
+    subject_fields: ClassVar = ("host", "source")  # a replay replaces nothing that is live
     type: Literal["live_detection"] = "live_detection"
     kept_per_subject: ClassVar[int] = LIVE_WINDOWS
 
@@ -168,8 +173,8 @@ class LiveDetection(Event):
     bundle: Name  # its id
     session: Name  # one run of a scorer; windows count from its start
     window: Count
-    start: Finite  # Unix seconds of the window's first bin, on the source's clock
-    end: Finite
+    start: Time  # Unix seconds of the window's first bin, on the source's clock
+    end: Time
     source: Literal["live", "replay"]
     replay_of: Name | None = None  # the episode or batch
     phase: Phase | None  # None: silent

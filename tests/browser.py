@@ -84,8 +84,9 @@ class Screen:
         _seen(panel)
         return panel
 
-    def lane(self, host: str) -> Locator:
-        return self.scene("live").locator(f'article[data-host="{host}"]')
+    def lane(self, event: Event) -> Locator:
+        key = f"{event['source']} {event['host']}"
+        return self.scene("live").locator(f'article[data-lane="{key}"]')
 
     def connection(self, state: str) -> None:
         """Wait until the page says that the connection is "open", "lost" or "connecting"."""
@@ -97,9 +98,34 @@ class Screen:
         _seen(notice)
         return notice.inner_text()
 
+    def title(self, words: str) -> None:
+        """Wait until the tab is called this."""
+        from playwright.sync_api import expect
+
+        expect(self.page).to_have_title(words, timeout=WAIT_MS)
+
+    @contextmanager
+    def in_background(self) -> Iterator[None]:
+        """The page believes that its tab is not the one that is seen."""
+        self.page.evaluate(
+            "Object.defineProperty(document, 'hidden', {value: true, configurable: true})"
+        )
+        yield
+        self.page.evaluate("delete document.hidden")
+
+    def skip(self, name: str) -> None:
+        """The link over the tabs, used in a scene, leads into that scene."""
+        from playwright.sync_api import expect
+
+        panel = self.scene(name)
+        self.page.locator("a.skip").press("Enter")
+        expect(self.page.locator("#scene")).to_be_focused(timeout=WAIT_MS)
+        expect(self.page).to_have_url(f"{self.url}/#{name}", timeout=WAIT_MS)
+        _seen(panel)
+
     def answer(self, event: Event, *, verdict: bool, note: str) -> None:
         """Answer the alarm of an event as an operator would, and see the answer."""
-        lane = self.lane(event["host"])
+        lane = self.lane(event)
         lane.scroll_into_view_if_needed()  # lanes out of sight are not kept up to date
         row = lane.locator(f'[data-alarm="{event["alarm_id"]}"]')
         row.get_by_role("button", name=re.compile("^(Answer|Change)")).click()
@@ -143,7 +169,7 @@ def screen(
 
 def live_detection(on: Screen, event: Event) -> None:
     """The lane of its host, what it says of the source, its phase, and its alarm."""
-    lane = on.lane(event["host"])
+    lane = on.lane(event)
     _seen(lane.get_by_role("heading", name=event["host"], exact=True))
     _says(lane, event["model"])
     replay = event["source"] == "replay"

@@ -91,7 +91,13 @@ def main() -> int:
         assert known, "no alarm was raised after the hub came back"
         on.answer(known[-1], verdict=True, note="a recorded attack")
         shoot(on, "live-answered")
-        on.lane(known[-1]["host"]).screenshot(path=str(SHOTS / "lane.png"))
+        on.lane(known[-1]).screenshot(path=str(SHOTS / "lane.png"))
+        step("a live machine beside a replay of it")
+        check_live_beside_replay(on, url, scorer.events[-1])
+        shoot(on, "live-beside-replay")
+        step("the skip link")
+        for name in browser.SCENES.values():
+            on.skip(name)
         on.clean()
         print("  no violation of the content security policy, no foreign request, no error")
         assert stalled.fileno() >= 0
@@ -239,9 +245,31 @@ def check_nothing_lost_or_doubled(
     assert len(sent) == len(set(sent))
     later = [(e["session"], e["window"]) for e in scorer.events if e["at"] > killed]
     lost = [window for window in later if window not in windows]
-    kept = 240  # windows per host that a hub keeps
+    kept = 240  # windows per host and source that a hub keeps
     assert not lost[-kept:], f"{len(lost)} windows were lost: {lost[:5]}"
     print(f"  {len(windows)} windows after the restart: none lost, none doubled")
+
+
+def check_live_beside_replay(on: browser.Screen, url: str, event: dict[str, Any]) -> None:
+    """A live alarm is in the title, also of a tab in the background, and no replay hides it."""
+    phase = {"phase": "clean", "filtered": "clean"}
+    replay = event | phase | {"source": "replay", "alarm": "none", "alarm_id": None}
+    live = replay | {"source": "live", "replay_of": None, "session": "e2e"}
+    alarm = {"alarm": "raised", "alarm_id": "e2e-1"}
+    post(url, live)
+    with on.in_background():
+        post(url, live | alarm | {"window": live["window"] + 1})
+        on.title("▲ 1 alarm · phasewatch")
+    post(url, replay | {"session": "e2e-replay"})
+    browser.SHOWN["live_detection"](on, live | alarm)
+    browser.SHOWN["live_detection"](on, replay)
+    on.title("▲ 1 alarm · phasewatch")
+
+
+def post(url: str, event: dict[str, Any]) -> None:
+    request = urllib.request.Request(f"{url}/publish", json.dumps(event).encode())
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert answer.status == 200
 
 
 @contextmanager

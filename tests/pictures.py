@@ -111,7 +111,7 @@ def live() -> None:
         raised = next(event for event in scorer.events if event["alarm"] == "raised")
         on.answer(raised, verdict=True, note="a recorded attack")
         on.page.mouse.move(0, 0)
-        on.lane(raised["host"]).screenshot(path=IMAGES / "live.png")
+        on.lane(raised).screenshot(path=IMAGES / "live.png")
 
 
 def refused() -> None:

@@ -179,6 +179,11 @@ def test_one_event_or_a_list_is_delivered(hub: Running) -> None:
         (phase() | {"type": "accuracy"}, "", "accuracy"),
         (phase() | {"at": "1"}, "at", "'1'"),
         (detection(threshold=1.5), "threshold", "1.5"),
+        (detection(end=1.7e18), "end", "1.7e+18"),  # nanoseconds
+        (detection(start=1.7e12), "start", "1700000000000.0"),  # milliseconds
+        (detection(start=-1.0), "start", "-1.0"),
+        (phase() | {"at": 1.7e12}, "at", "1700000000000.0"),
+        (phase() | {"data_at": 1.7e12}, "data_at", "1700000000000.0"),
     ],
 )
 def test_what_is_wrong_is_named(hub: Running, wrong: Any, field: str, value: str) -> None:
@@ -212,6 +217,18 @@ def test_a_new_client_is_given_the_latest_of_everything(hub: Running) -> None:
         "lab-b", "lab-a", *["live_detection"] * 3,
     ]  # fmt: skip
     assert windows(messages[2:]) == [0, 1, 2]
+
+
+def test_a_replay_of_a_host_replaces_nothing_that_is_live(
+    hub: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LiveDetection, "kept_per_subject", 2)
+    hub.publish([detection(n, silent=["guest"]) for n in range(2)])
+    hub.publish([detection(n, source="replay", session="r") for n in range(5)])
+    hub.publish(detection(2, silent=["guest"]))
+    kept = [(data["source"], data["window"]) for _, _, data in Stream(hub.port).first()]
+    assert kept == [("live", 1), ("replay", 3), ("replay", 4), ("live", 2)]
+    assert [record["event"]["window"] for record in lines(tmp_path)] == [0]  # silent all the time
 
 
 def test_a_window_that_is_published_again_is_not_doubled(hub: Running) -> None:

@@ -197,7 +197,7 @@ class TestStore:
         found = _node("""
             for (let n = 0; n < 300; n++) store.receive(live(n), n);
             for (let n = 280; n < 300; n++) store.receive(live(n), n);
-            const lane = store.lanes.get("a");
+            const lane = store.lanes.get("live a");
             const numbers = lane.windows.map((event) => event.window);
             print([numbers.length, numbers[0], numbers.at(-1), lane.known.size]);
         """)
@@ -206,24 +206,30 @@ class TestStore:
     def test_late_window_takes_its_place(self) -> None:
         found = _node("""
             for (const n of [0, 1, 3, 2, 4]) store.receive(live(n), 0);
-            print(store.lanes.get("a").windows.map((event) => event.window));
+            print(store.lanes.get("live a").windows.map((event) => event.window));
         """)
         assert found == [0, 1, 2, 3, 4]
 
-    def test_replay_and_live_are_never_on_one_axis(self) -> None:
+    def test_a_replay_has_its_own_lane_and_hides_no_live_alarm(self) -> None:
         found = _node("""
-            for (let n = 0; n < 9; n++) store.receive(live(n), 0);
-            store.receive(live(9, { source: "replay", session: "r" }), 0);
-            print(store.lanes.get("a").windows.map((event) => event.source));
+            for (let n = 0; n < 3; n++) {
+              store.receive(live(n, { alarm: "standing", alarm_id: "x" }), 0);
+              store.receive(live(n, { source: "replay", session: "r" }), 0);
+            }
+            print(store.sorted().map(({ key, name, last, windows }) =>
+              [key, name, last.alarm, windows.map((event) => event.source)]));
         """)
-        assert found == ["replay"]
+        assert found == [
+            ["live a", "a", "standing", ["live"] * 3],
+            ["replay a", "a (replay)", "none", ["replay"] * 3],
+        ]
 
     def test_second_replay_of_the_same_rows_begins_anew(self) -> None:
         found = _node("""
             for (let n = 0; n < 9; n++) store.receive(live(n), 0);
             store.receive(live(0, { session: "again" }), 0);
             store.receive(live(1, { session: "again" }), 0);
-            print(store.lanes.get("a").windows.map((event) => event.session));
+            print(store.lanes.get("live a").windows.map((event) => event.session));
         """)
         assert found == ["again", "again"]
 
@@ -231,7 +237,7 @@ class TestStore:
         found = _node("""
             store.receive(live(7), 0);
             store.receive(live(0, { session: "t", start: 40, end: 50 }), 0);
-            print(store.lanes.get("a").windows.length);
+            print(store.lanes.get("live a").windows.length);
         """)
         assert found == 2
 
@@ -240,7 +246,7 @@ class TestStore:
             const states = [[1, "raised"], [1, "raised"], [2, "standing"], [3, "cleared"]];
             const news = states.map(([n, alarm]) =>
               store.receive(live(n, { alarm, alarm_id: "x", score: n / 10 }), 0)[1]);
-            const { from, until, peak, seen } = store.lanes.get("a").alarms.get("x");
+            const { from, until, peak, seen } = store.lanes.get("live a").alarms.get("x");
             print([news, from, until, peak, seen]);
         """)
         assert found == [["raised", None, None, "cleared"], 15, 25, 0.3, True]
@@ -248,7 +254,7 @@ class TestStore:
     def test_alarm_whose_beginning_was_missed_says_so(self) -> None:
         found = _node("""
             store.receive(live(5, { alarm: "standing", alarm_id: "x" }), 0);
-            const { from, seen } = store.lanes.get("a").alarms.get("x");
+            const { from, seen } = store.lanes.get("live a").alarms.get("x");
             print([from, seen]);
         """)
         assert found == [35, False]
@@ -262,7 +268,7 @@ class TestStore:
             });
             const back = live(6, { start: 70, end: 80 });
             const news = [silent, back].map((event) => store.receive(event, 0)[1]);
-            const lane = store.lanes.get("a");
+            const lane = store.lanes.get("live a");
             print([news, lane.alarms.get("s").until, lane.windows.length]);
         """)
         assert found == [["raised", "back"], 70, 3]
@@ -272,7 +278,7 @@ class TestStore:
             const silent = { phase: null, score: null, silent: ["a"], alarm_id: "s", start: 35 };
             store.receive(live(6, { ...silent, alarm: "raised", end: 40 }), 0);
             store.receive(live(6, { ...silent, alarm: "standing", end: 55 }), 0);
-            const lane = store.lanes.get("a");
+            const lane = store.lanes.get("live a");
             const whole = lane.windows.map(({ start, end }) => [start, end]);
             store.receive(live(6, { alarm: "cleared", alarm_id: "s", score: 0.4 }), 0);
             const { from, until, peak } = lane.alarms.get("s");
@@ -290,7 +296,7 @@ class TestStore:
               store.receive({ v: 1, type: "embedding", episode_id: "e", window: n }, 0);
             }
             const { lanes, points } = store;
-            print([lanes.size, lanes.has("h299"), lanes.has("busy"), points.size]);
+            print([lanes.size, lanes.has("live h299"), lanes.has("live busy"), points.size]);
         """)
         assert found == [100, True, True, 20000]
 
@@ -316,7 +322,7 @@ class TestStore:
             store.receive(live(0, { host: "b" }), 0);
             store.receive(live(0, { host: "d", phase: null, ...alarm }), 0);
             store.receive(live(0, { host: "c", ...alarm }), 0);
-            print(store.hosts());
+            print(store.sorted().map(({ host }) => host));
         """)
         assert found == ["c", "d", "b", "a"]
 

@@ -91,8 +91,8 @@ setInterval(() => {
 document.addEventListener("visibilitychange", () => document.hidden || draw());
 addEventListener("hashchange", byHash);
 
-function byHash() {
-  show(SCENES.find((scene) => `#${scene.id}` === location.hash) ?? SCENES[0]);
+function byHash() { // the skip link's hash, or one that is none, changes no scene
+  show(SCENES.find((scene) => `#${scene.id}` === location.hash) ?? shown ?? SCENES[0]);
 }
 
 function title() {
@@ -150,6 +150,7 @@ listen({
       return;
     }
     for (const scene of SCENES) if (scene.types.includes(type)) dirty.add(scene);
+    if (document.hidden) title(); // nothing is drawn, and a browser may run timers once a minute
     if (change && news) announce(event, change);
   },
   gap,
@@ -172,14 +173,14 @@ const queue = new Map();
 let waiting = null;
 
 function announce(event, change) {
-  const replay = event.source === "replay" ? " (replay)" : "";
+  const name = event.source === "replay" ? `${event.host} (replay)` : event.host;
   const words = {
     raised: `alarm raised, ${event.filtered ?? "silent"}`,
     cleared: "alarm cleared",
     silent: `silent: ${(event.silent ?? []).join(", ")}`,
     back: "no longer silent",
   }[change];
-  queue.set(event.host, `${event.host}${replay}: ${words}.`);
+  queue.set(name, `${name}: ${words}.`);
   waiting ??= setTimeout(() => {
     const said = [...queue.values()];
     say(at("announcer"), said.length > 3 ? `${said.slice(0, 3).join(" ")} And ${plural(said.length - 3, "host")} more.` : said.join(" "));

@@ -1,5 +1,5 @@
-// What scorers say of their machines while it happens: a lane per host. A replay is marked across
-// its whole lane, so that nobody takes it for what happens now.
+// What scorers say of their machines while it happens: a lane per host and source. A replay has
+// its own lane, marked all across, so that nobody takes it for what happens now.
 
 import uPlot from "./vendor/uPlot.js";
 import { ago, clock, colour, day, disclosure, duration, empty, field, fixed, h, milliseconds, minute, now, percent, plural, say, since, table, when } from "./dom.js";
@@ -17,8 +17,8 @@ const SCORE_PX = 136; // as in the style sheet
 const SHOWN_ALARMS = 3;
 const NOTE_LENGTH = 500;
 
-/** How many hosts are under alarm, live or in a replay. */
-export const alarmsOf = (store, source) => [...store.lanes.values()].filter(({ last }) => last.source === source && standing(last)).length;
+/** How many lanes are under alarm, live or in a replay. */
+export const alarmsOf = (store, source) => [...store.lanes.values()].filter((lane) => lane.source === source && standing(lane.last)).length;
 /** Put children in order, moving as few as need be. */
 function arrange(parent, wanted) {
   wanted.forEach((node, i) => {
@@ -49,7 +49,7 @@ export const scene = {
       this.banner, this.overview, this.none, this.key, this.lanes);
     this.watch = new IntersectionObserver((entries) => {
       for (const entry of entries) {
-        const view = this.views.get(entry.target.dataset.host);
+        const view = this.views.get(entry.target.dataset.lane);
         if (view) view.onScreen = entry.isIntersecting;
       }
       dirty();
@@ -58,46 +58,45 @@ export const scene = {
 
   update() {
     const { store, views } = this;
-    const hosts = store.hosts();
-    this.none.hidden = hosts.length > 0;
-    this.key.hidden = hosts.length === 0;
-    for (const [host, view] of views) {
-      if (store.lanes.has(host)) continue;
+    const lanes = store.sorted();
+    this.none.hidden = lanes.length > 0;
+    this.key.hidden = lanes.length === 0;
+    for (const [key, view] of views) {
+      if (store.lanes.has(key)) continue;
       view.close();
-      views.delete(host);
+      views.delete(key);
     }
-    for (const [i, host] of hosts.entries()) {
-      if (!views.has(host)) {
-        const view = new LaneView(store.lanes.get(host), store, this.dirty);
-        views.set(host, view);
+    for (const [i, lane] of lanes.entries()) {
+      if (!views.has(lane.key)) {
+        const view = new LaneView(lane, store, this.dirty);
+        views.set(lane.key, view);
         this.lanes.insertBefore(view.element, this.lanes.children[i] ?? null);
         this.watch.observe(view.element);
       }
-      views.get(host).update();
+      views.get(lane.key).update();
     }
     // a lane that somebody is in stays where it is
-    if (!this.lanes.contains(document.activeElement)) arrange(this.lanes, hosts.map((host) => views.get(host).element));
-    this.head(hosts.map((host) => store.lanes.get(host)));
+    if (!this.lanes.contains(document.activeElement)) arrange(this.lanes, lanes.map((lane) => views.get(lane.key).element));
+    this.head(lanes);
   },
 
   head(lanes) {
-    const replays = lanes.filter((lane) => lane.last.source === "replay");
+    const replays = lanes.filter((lane) => lane.source === "replay");
     this.banner.hidden = replays.length === 0;
     const names = [...new Set(replays.map((lane) => lane.last.replay_of ?? "a recording"))].join(", ");
     say(this.banner, replays.length === lanes.length ? `Replay of ${names}. Nothing on this page is happening now.` : `${plural(replays.length, "lane")} below: replay of ${names}, not happening now.`);
     this.overview.hidden = lanes.length < 2;
-    const chips = lanes.map((lane) => {
-      const { host, last } = lane;
+    const chips = lanes.map(({ key, last }) => {
       const words = standing(last) ? "alarm" : last.phase === null ? "silent" : last.filtered;
-      return `${host}|${words}|${last.source}|${last.filtered}`;
+      return `${key}|${words}|${last.filtered}`;
     }).join();
     if (chips === this.chips) return;
     this.chips = chips;
-    this.overview.replaceChildren(...lanes.map(({ host, last }) =>
+    this.overview.replaceChildren(...lanes.map(({ key, host, source, last }) =>
       h("li", { class: standing(last) ? "alarm" : null },
-        h("button", { type: "button", class: "hop", on: { click: () => this.views.get(host).element.scrollIntoView({ block: "start" }) } },
+        h("button", { type: "button", class: "hop", on: { click: () => this.views.get(key).element.scrollIntoView({ block: "start" }) } },
           h("b", {}, host), last.filtered ? chip(last.filtered) : h("span", { class: "soft" }, "silent"),
-          standing(last) && h("span", { class: "alarm-word" }, "▲ alarm"), last.source === "replay" && h("span", { class: "tag replay" }, "replay")))));
+          standing(last) && h("span", { class: "alarm-word" }, "▲ alarm"), source === "replay" && h("span", { class: "tag replay" }, "replay")))));
   },
 
   badged(store) {
@@ -117,7 +116,6 @@ export const scene = {
 class LaneView {
   constructor(lane, store, dirty) {
     Object.assign(this, { lane, store, dirty, forms: new Map(), onScreen: true, allAlarms: false });
-    const id = `lane-${encodeURIComponent(lane.host)}`;
     this.kind = h("span", { class: "tag" });
     this.what = h("p", { class: "soft sub" });
     this.phase = h("div", { class: "now-phase" });
@@ -127,7 +125,7 @@ class LaneView {
     this.chart = h("div", { class: "score", role: "img" });
     this.range = [0, 1];
     this.strip = h("p", { class: "replay-strip", hidden: true });
-    this.figure = inspectable(`${lane.host}: its last windows`, [this.rows.element, this.chart], {
+    this.figure = inspectable(`${lane.name}: its last windows`, [this.rows.element, this.chart], {
       windows: () => lane.windows.length,
       share: (i) => this.share(lane.windows[i]),
       words: (i) => spoken(lane.windows[i]),
@@ -137,14 +135,14 @@ class LaneView {
     this.from = h("div");
     this.alarms = h("section", { class: "alarms", hidden: true });
     this.list = disclosure("Windows as a table", () => windowTable(lane));
-    this.element = h("article", { class: "lane", "aria-labelledby": id, "data-host": lane.host },
+    this.element = h("article", { class: "lane", "aria-label": lane.name, "data-lane": lane.key },
       this.strip,
       h("div", { class: "sheet" },
-        h("header", {}, h("div", { class: "who" }, h("h3", { id }, lane.host), this.kind, this.what), this.phase, this.alarm),
+        h("header", {}, h("div", { class: "who" }, h("h3", {}, lane.host), this.kind, this.what), this.phase, this.alarm),
         this.stale,
         h("div", { class: "body" },
           h("div", { class: "figures" }, this.figure.element, this.list.element),
-          h("section", { class: "aside", "aria-label": `${lane.host}: last window` }, this.why, this.facts)),
+          h("section", { class: "aside", "aria-label": `${lane.name}: last window` }, this.why, this.facts)),
         this.alarms, this.from));
     this.sized = new ResizeObserver(() => this.plot?.setSize({ width: this.chart.clientWidth, height: SCORE_PX }));
     this.sized.observe(this.chart);
@@ -169,15 +167,15 @@ class LaneView {
 
   /** What changes with time alone. */
   move() {
-    const { last, heard } = this.lane;
+    const { last, heard, source } = this.lane;
     const late = now() - heard;
-    const replay = last.source === "replay";
+    const replay = source === "replay";
     this.stale.hidden = late < STALE_S || (!replay && last.phase === null);
     this.stale.classList.toggle("done", replay);
     if (!this.stale.hidden) {
       say(this.stale, replay ? `The last window of this replay came ${duration(late)} ago: it has ended or is paused.` : `Nothing received from ${this.lane.host} for ${duration(late)}. What is shown below is the last that was received.`);
     }
-    if (last.source === "live" && late > 1 && this.onScreen && !document.hidden) this.figures();
+    if (!replay && late > 1 && this.onScreen && !document.hidden) this.figures();
   }
 
   update() {
@@ -186,7 +184,7 @@ class LaneView {
     if (!lane.changed || !this.onScreen) return;
     lane.changed = false;
     const { last } = lane;
-    const replay = last.source === "replay";
+    const replay = lane.source === "replay";
     this.element.classList.toggle("is-replay", replay);
     this.element.classList.toggle("is-alarm", standing(last));
     this.kind.className = replay ? "tag replay" : "tag live";
@@ -210,7 +208,7 @@ class LaneView {
     const { lane } = this;
     const { last, windows, heard } = lane;
     const stride = strideOf(windows);
-    const right = last.source === "live" ? last.end + Math.min(SHIFT_S, Math.max(0, now() - heard)) : last.end;
+    const right = lane.source === "live" ? last.end + Math.min(SHIFT_S, Math.max(0, now() - heard)) : last.end;
     this.range = [right - (SPANS_S.find((span) => windows[0].start >= right - span) ?? SPANS_S.at(-1)), right];
     this.alarmed = alarmed(windows, right, stride);
     this.silent = silences(windows, right);
@@ -413,7 +411,7 @@ function alarmNow(lane) {
   const { last } = lane;
   const alarm = last.alarm_id ? lane.alarms.get(last.alarm_id) : null;
   if (standing(last)) {
-    const length = !alarm ? null : last.source === "live" ? since(lane.heard - (last.end - alarm.from)) : duration(last.end - alarm.from);
+    const length = !alarm ? null : lane.source === "live" ? since(lane.heard - (last.end - alarm.from)) : duration(last.end - alarm.from);
     return [
       h("b", { class: "alarm-word" }, h("span", { "aria-hidden": "true" }, "▲ "), alarm?.first.phase === null ? "Silence raised an alarm" : last.alarm === "raised" ? "Alarm raised" : "Alarm stands"),
       h("p", { class: "sub" }, alarm ? [alarm.seen ? "since " : "at least since ", when(alarm.from), " · ", length] : "start not received"),
@@ -456,10 +454,10 @@ function spoken(event) {
   return `${clock(event.start)} to ${clock(event.end)} · ${event.filtered} ${event.confidence === null ? "" : percent(event.confidence)} · this window alone ${event.phase} · score ${fixed(event.score, 2)}${event.alarm === "none" ? "" : ` · alarm ${event.alarm}`}${event.unlike ? " · unlike training" : ""}`;
 }
 
-function summary({ windows, host }) {
+function summary({ windows, name }) {
   const counts = new Map();
   for (const { filtered } of windows) counts.set(filtered ?? "silent", (counts.get(filtered ?? "silent") ?? 0) + 1);
-  return `${host}: ${plural(windows.length, "window")}: ${[...counts].map(([phase, n]) => `${n} ${phase}`).join(", ")}.`;
+  return `${name}: ${plural(windows.length, "window")}: ${[...counts].map(([phase, n]) => `${n} ${phase}`).join(", ")}.`;
 }
 
 function windowTable(lane) {
@@ -467,5 +465,5 @@ function windowTable(lane) {
   const rows = lane.windows.toReversed().map((event) => [
     when(event.start), event.filtered ?? "silent", event.phase ?? "silent", fixed(event.score, 3), fixed(event.threshold, 3), event.alarm, { true: "unlike", false: "like", null: "–" }[String(event.unlike)], event.phase === null ? null : String(event.window),
   ]);
-  return table(`Windows of ${lane.host}, the newest first`, columns, rows);
+  return table(`Windows of ${lane.name}, the newest first`, columns, rows);
 }

@@ -3,9 +3,9 @@
 
 import { standing } from "./spans.js";
 
-export const LIVE_WINDOWS = 240; // per host: twenty minutes
-const HOSTS = 100;
-const ALARMS = 40; // per host
+export const LIVE_WINDOWS = 240; // per lane: twenty minutes
+const LANES = 100;
+const ALARMS = 40; // per lane
 const EPISODES = 200;
 const WINDOWS = 4000; // of one episode
 const POINTS = 20000;
@@ -25,10 +25,16 @@ class Bounded extends Map {
   }
 }
 
-/** One host: its last windows in order of time, and its alarms. */
+/** By what a lane is known: a replay of a host is never on the lane of the host itself. */
+const keyOf = ({ source, host }) => `${source} ${host}`;
+
+/** One host, live or in a replay: its last windows in order of time, and its alarms. */
 export class Lane {
-  constructor(host) {
+  constructor({ host, source }) {
+    this.key = keyOf({ host, source });
     this.host = host;
+    this.source = source;
+    this.name = source === "replay" ? `${host} (replay)` : host;
     this.windows = [];
     this.alarms = new Bounded(ALARMS);
     this.last = null;
@@ -67,9 +73,8 @@ export class Lane {
     return quiet(before) === quiet(event) ? null : quiet(event) ? "silent" : "back";
   }
 
-  /** Whether a window cannot stand on the same axis as the one before: another source, or time ran anew. */
+  /** Whether a window cannot stand on the same axis as the one before: time ran anew. */
   elsewhere(event, before) {
-    if (event.source !== before.source) return true;
     return event.session !== before.session && event.start < before.start;
   }
 
@@ -95,7 +100,7 @@ export class Lane {
 
 export class Store {
   constructor() {
-    this.lanes = new Bounded(HOSTS);
+    this.lanes = new Bounded(LANES);
     this.phases = new Bounded(OTHERS);
     this.profiles = new Bounded(OTHERS);
     this.episodes = new Bounded(EPISODES);
@@ -107,10 +112,10 @@ export class Store {
     this.lastAt = null; // when the newest event was heard, by the hub's clock
   }
 
-  /** Hosts in order: under alarm, then other live ones, then replays, each by name. */
-  hosts() {
-    const rank = ({ last }) => (last.source === "replay" ? 2 : standing(last) ? 0 : 1);
-    return [...this.lanes.values()].sort((a, b) => rank(a) - rank(b) || (a.host < b.host ? -1 : 1)).map(({ host }) => host);
+  /** Lanes in order: under alarm, then other live ones, then replays, each by name. */
+  sorted() {
+    const rank = ({ source, last }) => (source === "replay" ? 2 : standing(last) ? 0 : 1);
+    return [...this.lanes.values()].sort((a, b) => rank(a) - rank(b) || (a.host < b.host ? -1 : 1));
   }
 
   /** Keep an event that was heard at that time; gives [type, change of the lane or null]. */
@@ -127,8 +132,8 @@ export class Store {
 
 const TAKE = {
   live_detection(store, event, heard) {
-    const lane = store.lanes.get(event.host) ?? new Lane(event.host);
-    store.lanes.set(event.host, lane);
+    const lane = store.lanes.get(keyOf(event)) ?? new Lane(event);
+    store.lanes.set(lane.key, lane);
     return lane.add(event, heard);
   },
   phase(store, event) {
