@@ -50,6 +50,10 @@ def test_alarms_are_those_of_the_rule_bound_to_the_checkpoint(trained: Lab, pred
     rule = read_alarm_rule(trained.project.existing("alarm_rules/gbt_realistic", RECIPE))
     said = document(predict(trained.store.added[0].episode_id, "--json"))
     assert said["alarm_rule_id"] == rule.id
+    assert (said["alarm_threshold"], said["alarm_clear_below"]) == (
+        rule.threshold,
+        rule.clear_below,
+    )
     windows = said["windows"]
     proba = np.array([list(window["probabilities"].values()) for window in windows])
     filtered = rule.filter(proba)
@@ -105,7 +109,8 @@ def test_without_a_rule_one_line_says_so_and_its_columns_are_left_out(
     words = (trained.store.added[0].episode_id, "--artifacts", tmp_path, "--checkpoint", path)
     told = predict(*words)
     assert sum("no alarm rule" in line for line in told.stderr.splitlines()) == 1
-    assert "alarm score" in told.stdout.splitlines()[0]
+    assert "alarm score" not in told.stdout
+    assert "P(attack)" in told.stdout.splitlines()[0]
     assert "filtered" not in told.stdout
     assert "first alarm" not in told.stdout
     said = document(predict(*words, "--json"))

@@ -136,7 +136,14 @@ class PredictDocument(Document):
 
     def text(self) -> Iterator[str | Table]:
         if self.single:
-            yield _window_table(self.episodes[0].scores)
+            scores = self.episodes[0].scores
+            yield _window_table(scores)
+            if scores.rule_scores is not None:
+                rule = scores.rule_scores.rule
+                yield (
+                    f"alarm: from a score of {rule.threshold:.4f} until below "
+                    f"{rule.clear_below:.4f}, known at the end of a window"
+                )
             yield ""
         yield _summary_table(self.episodes)
         for scored in self.episodes if self.contributions else ():
@@ -153,11 +160,13 @@ def _window_table(scores: Scores) -> Table:
         "phase": scores.phase,
         "probability": [f"{p.max():.2f}" for p in scores.proba],
         "labelled": scores.labelled,
-        "alarm score": [f"{score:.4f}" for score in scores.alarm_score],
     }
-    if scores.rule_scores is not None:
+    if scores.rule_scores is None:
+        columns["P(attack)"] = [f"{score:.4f}" for score in scores.alarm_score]
+    else:
         columns |= {
             "filtered phase": scores.filtered or [],
+            "alarm score": [f"{score:.4f}" for score in scores.rule_scores.score],
             "alarm": [_yes(alarm) for alarm in scores.rule_scores.alarm],
         }
     if scores.unlike is not None:
@@ -291,6 +300,8 @@ def predict(
             "checkpoint": str(path),
             "checkpoint_id": scorer.checkpoint.artifact_id,
             "alarm_rule_id": scorer.rule.id if scorer.rule else None,
+            "alarm_threshold": scorer.rule.threshold if scorer.rule else None,
+            "alarm_clear_below": scorer.rule.clear_below if scorer.rule else None,
             "likeness_id": scorer.likeness.id if scorer.likeness else None,
         },
         episodes=scored,
