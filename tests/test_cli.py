@@ -333,8 +333,11 @@ def test_what_a_model_was_trained_on_is_said(trained: Lab, scoring: Lab) -> None
 def test_a_person_reads_a_table_of_windows(scoring: Lab) -> None:
     told = phasewatch("predict", scoring.store.added[0].path)
     shown, summary = told.stdout.split("\n\n")
-    head, *rows = shown.splitlines()
-    assert head.split()[:6] == ["start", "phase", "probability", "labelled", "alarm", "score"]
+    head, *rows, rule = shown.splitlines()
+    assert head.split() == [
+        "start", "phase", "probability", "labelled", "filtered", "phase", "alarm", "score", "alarm",
+    ]  # fmt: skip
+    assert rule.startswith("alarm: from a score of ")
     assert scoring.store.added[0].episode_id in summary
     windows = json.loads(phasewatch("predict", scoring.store.added[0].path, "--json").stdout)
     assert [row.split()[2:5:2] for row in rows] == [
