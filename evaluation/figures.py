@@ -46,8 +46,8 @@ def figure(
 
     Args:
         value: NaN or infinite becomes null; ``note`` then gives the reason.
-        replicates: ``(B,)``, NaN where undefined; None: no interval. Without any there were too few
-            episodes to resample, and the figure says so.
+        replicates: ``(B,)``, NaN where undefined; None: no interval. Empty: there are too few
+            episodes to resample; the figure then has the note ``too_few_episodes``.
         fields: further fields; ``left_out`` defaults to the number of NaN among the replicates.
     """
     low, high = (math.nan, math.nan) if replicates is None else interval(replicates)

@@ -34,7 +34,7 @@ SAME_EPISODE = 0.1
 MANY = 0.25
 """Share of the channels from which on what they tell is no leak: the phases are just as clear."""
 MOST_WINDOWS = 20_000
-"""Of more, half as many are looked at in whole episodes, and as many others, one an episode."""
+"""At most so many are checked; of more, half are from whole episodes and half are single ones."""
 FEWEST_WINDOWS, FEWEST_OF_PHASE, FEWEST_EPISODES = 50, 20, 10
 """Of held-out windows, of those of a phase, and of episodes; fewer may be alike by chance."""
 _PURE = 0.999

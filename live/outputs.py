@@ -223,7 +223,7 @@ class CommandOutput:
             self._dropped += 1
 
     def close(self) -> None:
-        """Wait up to two seconds for what is left, and say how many commands did not end."""
+        """Wait up to two seconds for the remaining commands, and log how many did not finish."""
         until = time.monotonic() + 2
         while self._waiting.unfinished_tasks and time.monotonic() < until:
             time.sleep(0.05)

@@ -86,7 +86,7 @@ class StdinSource:
         if not ready:
             return []
         content = os.read(self._handle, _READ)
-        lines = self._lines.take(content or b"\n")  # at the end, what is left is a line
+        lines = self._lines.take(content or b"\n")  # the last line may lack its newline
         if not content and not lines:
             return None
         known = list(_known(lines))
@@ -205,7 +205,7 @@ class _Tail:
         self._at += len(content)
         self.has_more = len(content) == _READ
         if ended and not content:
-            content = b"\n"  # at the end, what is left is a line
+            content = b"\n"  # the last line may lack its newline
             self.close()
         self._waiting = list(timed_lines(self._lines.take(content), self._source))
 

@@ -342,7 +342,7 @@ class LiveWindows:
     def resume(self, state: dict[str, NDArray[Any]], now_ns: int) -> bool:
         """Go on from ``state`` if it is less than ``LEAP_S`` from now; returns whether it is.
 
-        If its rows are later than now, the clock was set back: windows start anew, as in ``push``.
+        If its newest row is in the future, the clock was set back: windows restart, as in ``push``.
         """
         origin, next_bin, number = map(int, state["grid"])
         newest = [int(times[0].max()) for name, times in state.items() if name[:5] == "times"]

@@ -75,7 +75,7 @@ class NetConfig:
     epochs: Steps = 30
     keep: Literal["best", "last"] = "best"  # weights: of the best epoch on validation, or the last
     patience: Steps = 8  # epochs without a better macro F1 on validation, then training stops
-    batch_size: Annotated[Count, Field(ge=4, le=65_536)] = 64  # of fewer one might be left alone
+    batch_size: Annotated[Count, Field(ge=4, le=65_536)] = 64  # one window alone has no deviation
     learning_rate: Rate = 2e-3
     weight_decay: Strength = 0.05
     warmup_share: Share = 0.1

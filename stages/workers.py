@@ -69,11 +69,10 @@ def worker_processes(count: int, prepare: Callable[..., None], *given: Any) -> I
     try:
         with _killing_is_no_fault():
             yield pool
-    except Exception:
-        raise
-    except BaseException:  # Ctrl-C, which libraries keep from the workers; Dagster renames it
-        for process in list((pool._processes or {}).values()):
-            process.kill()
+    except BaseException as error:
+        if not isinstance(error, Exception):  # Ctrl-C, also as Dagster renames it
+            for process in list((pool._processes or {}).values()):
+                process.kill()  # libraries keep the signal from the workers
         raise
     finally:
         pool.shutdown(cancel_futures=True)

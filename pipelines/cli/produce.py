@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 
 from config.progress import EVERY_S
 from hub.client import BATCH, PORT, Publisher
+from live.outputs import is_hub_address
 from pipelines.cli import options, serving
 from pipelines.cli.console import (
     USAGE,
@@ -91,7 +91,8 @@ def _producer(*, reads_artifacts: bool = True) -> Callable[[Callable[..., Events
         ) -> ProduceDocument:
             if once and every is not None:
                 fail("--once and --every exclude each other; give one of them", USAGE)
-            _check_address(to)
+            if not is_hub_address(to):
+                fail(f"--to must be the address of a hub, such as {HUB}, got {to!r}", USAGE)
             token = serving.read_token(token_file, TOKEN)
             workspace = workspace_of(config, store, artifacts, must_exist=reads_artifacts)
             events = function(**own)
@@ -106,16 +107,6 @@ def _producer(*, reads_artifacts: bool = True) -> Callable[[Callable[..., Events
         produce_app.command(cls=Command)(with_json(run))
 
     return add
-
-
-def _check_address(to: str) -> None:
-    try:
-        parts = urlsplit(to)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # its port is none
-        usable = False
-    if not usable:
-        fail(f"--to must be the address of a hub, such as {HUB}, got {to!r}", USAGE)
 
 
 def _told(events: Events, producer: str) -> Events:
