@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, create_model, model_validator
 from config.messages import address_of
 from config.paths import base_folder
 from resources.runs import writing_for
-from stages.workspace import SettingsError, Workspace, checked_workspace
+from stages.workspace import MACHINE_SETTINGS, SettingsError, Workspace, checked_workspace
 
 
 @cache
@@ -89,14 +89,15 @@ class WorkspaceResource(dg.ConfigurableResource):
 
 
 def resource_of(workspace: Workspace) -> WorkspaceResource:
-    """The resource of a workspace, whose paths also hold where a run's configuration names none.
+    """The resource of a workspace; its machine settings also hold where a run gives none.
 
     Dagster fills what a partial configuration leaves out from the class, not from the instance: a
     run with ``-c`` would read the embedded store, whatever PHASEWATCH_STORE says.
     """
     columns = _fields(Workspace)
-    for name in ("store", "artifacts"):
-        columns[name] = (str, Field(default=getattr(workspace, name)))
+    for name in MACHINE_SETTINGS:
+        plain, _ = columns[name]
+        columns[name] = (plain, Field(default=getattr(workspace, name)))
     kind: Any = create_model(
         "Workspace", __base__=WorkspaceResource, __doc__=Workspace.__doc__, **columns
     )

@@ -41,7 +41,7 @@ from pipelines.partitions import sync_batches
 from pipelines.requests import MAX_FAILURES
 from resources.runs import ASKED_S, PROCESS_TAG, end_dead_runs, writing_for
 from resources.workspace import resource_of
-from stages.workspace import Workspace, read_workspace
+from stages.workspace import MACHINE_SETTINGS, checked_workspace, read_workspace
 
 ROOT = Path(__file__).parent.parent
 INGESTED = [key for key in asset_keys("ingest") if key != asset_key("drift")]
@@ -590,12 +590,17 @@ def test_without_a_home_dagster_is_refused_and_nothing_is_made(small: Lab, tmp_p
     assert not small.artifacts.exists()
 
 
-def test_a_partial_run_configuration_keeps_the_paths_of_the_environment() -> None:
-    definitions = build_defs(workspace=Workspace(store="/a/store", artifacts="/an/artifacts"))
+def test_a_partial_run_configuration_keeps_the_machine_settings_of_the_environment() -> None:
+    given = {
+        "store": "/a/store", "artifacts": "/an/artifacts", "exclusions": "/a/list.yaml",
+        "notify": "/bin/true", "require_signatures": True,
+    }  # fmt: skip
+    assert set(given) == set(MACHINE_SETTINGS)
+    definitions = build_defs(workspace=checked_workspace(given))
     document = {"resources": {"workspace": {"config": {"device": "cpu"}}}}
     filled = dg.validate_run_config(definitions.resolve_job_def("retrain"), document)
     settings = filled["resources"]["workspace"]["config"]
-    assert (settings["store"], settings["artifacts"]) == ("/a/store", "/an/artifacts")
+    assert {name: settings[name] for name in given} == given
 
 
 def test_a_run_is_executed_where_it_says_or_else_where_the_environment_does() -> None:
