@@ -92,7 +92,7 @@ class MlpConfig(NetConfig):
     width: Width = 192
     dropout: Share = 0.5
     epochs: Steps = 60
-    n_pieces: Small = 4  # intervals that an input is cut into
+    n_pieces: Annotated[Count, Field(le=32)] = 4  # intervals of an input; a header holds about 70
 
 
 @dataclass(frozen=True, slots=True, config=SETTINGS)

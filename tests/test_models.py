@@ -759,6 +759,7 @@ def test_the_signed_logarithm_keeps_sign_order_and_zero():
         ("cnn", {"dropout": -0.1}, "dropout must be at least 0, got -0.1"),
         ("cnn", {"kernel": 4}, "kernel must be odd, got 4"),
         ("transformer", {"n_heads": 5}, "must be a multiple of twice n_heads"),
+        ("mlp", {"n_pieces": 33}, "n_pieces must be at most 32, got 33"),
         ("knn_semi", {"labelled_share": 1.2}, "labelled_share must be at most 1, got 1.2"),
     ],
 )
