@@ -84,7 +84,12 @@ def open_corpus(folder: Path, parents: Path, wanted: CorpusRequest, *, append: b
         SimulationError: the folder holds something else, or another corpus.
     """
     ids = find_parents(parents)
-    known = _read(folder, parents)
+    for recorded in (base_folder() / "data" / "store", parents):
+        if folder.resolve().is_relative_to(recorded.resolve()):
+            raise SimulationError(
+                f"{folder}: must not be in a recorded store ({recorded}); name another folder"
+            )
+    known = _read(folder)
     if known is None:
         given = _filled(wanted, DEFAULTS)
         part = _part(given, first=0)
@@ -116,11 +121,20 @@ def open_corpus(folder: Path, parents: Path, wanted: CorpusRequest, *, append: b
         raise SimulationError(
             f"{folder}: has a simulated corpus; --append adds to it, or name an empty folder"
             if known["done"]
-            else f"{folder}: its last part is not finished; run it again with: "
-            f"--episodes {last.episodes} --days {last.days} --hosts {last.hosts} "
-            f"--defects {last.defects:g} --first-day {last.first_day}"
+            else f"{folder}: its last part is not finished; run it again with: {_options(last)}"
         )
     return Corpus(folder, Plan(seed, ids, parts, tuple(DEFECTS)), done=known["done"])
+
+
+def _options(part: Part) -> str:
+    """What asks for a part."""
+    cropped = f" --longest {part.longest_s}" if part.longest_s else ""
+    return (
+        f"--episodes {part.episodes} --days {part.days} --hosts {part.hosts} "
+        f"--defects {part.defects} --first-day {part.first_day}{cropped}"
+        + " --shards FOLDER"
+        * part.placeholders
+    )
 
 
 def _filled(wanted: CorpusRequest, usual: CorpusRequest) -> CorpusRequest:
@@ -144,15 +158,12 @@ def _part(wanted: CorpusRequest, first: int) -> Part:
     )
 
 
-def _read(folder: Path, parents: Path) -> dict[str, Any] | None:
+def _read(folder: Path) -> dict[str, Any] | None:
     """What the folder says it holds; None: nothing yet.
 
     Raises:
         SimulationError: it holds something else.
     """
-    embedded = base_folder() / "data" / "store"
-    if folder.resolve() in (embedded.resolve(), parents.resolve()):
-        raise SimulationError(f"{folder}: must not be a recorded store; name another folder")
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
     try:
@@ -186,14 +197,23 @@ def write_corpus(
     prepare: Callable[[], None] = lambda: None,
 ) -> CorpusWritten:
     """Write the last part, but for what of it is there. The bytes are the same however many
-    processes write them.
+    processes write them. A part with placeholders is done when its shards are written, too.
 
     Args:
         processes: None: as many as pay.
         prepare: called in each process, once.
+
+    Raises:
+        SimulationError: another call changed the folder since it was opened.
     """
     corpus.folder.mkdir(parents=True, exist_ok=True)
+    parts = corpus.plan.parts
     with folder_lock(corpus.folder):  # another call finds what this one wrote
+        known = _read(corpus.folder)
+        if (known["parts"] if known else ()) not in (parts, parts[:-1]):
+            raise SimulationError(
+                f"{corpus.folder}: another simulate added to it meanwhile; run this one again"
+            )
         return _write_missing(corpus, processes, progress, prepare)
 
 
@@ -220,8 +240,14 @@ def _write_missing(
             index.flush()
             done += len(written)
             progress(done, len(missing))
-    _describe(corpus, done=True)
+    if not corpus.part.placeholders:
+        complete(corpus)
     return CorpusWritten(len(missing), len(children) - len(missing), n_bytes)
+
+
+def complete(corpus: Corpus) -> None:
+    """Mark the last part as done."""
+    _describe(corpus, done=True)
 
 
 def _describe(corpus: Corpus, *, done: bool) -> None:

@@ -23,7 +23,7 @@ from episodes.jsonl import Rows
 from episodes.reading import Episode, assemble
 from episodes.validation import validate_content
 from simulation.children import as_lines, make_content
-from simulation.corpus import Progress, parent_of
+from simulation.corpus import Progress, complete, parent_of
 from stages.batch import ingest_batch
 from stages.ingest import check_corpus_code, keep_contracts
 from stages.project import Project
@@ -107,6 +107,7 @@ def write_shards(
         n_windows += windows
         done += len(batch.stored)
         progress(done, n_episodes)
+    complete(corpus)
     return n_windows
 
 

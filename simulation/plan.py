@@ -28,6 +28,9 @@ _LATE_SHARE = 0.25  # of a host's parents, whose children come last
 _SLACK = 0.015
 """Of all episodes: how many more than the test side are late, since defects take part in none."""
 
+FIRST_DAY, LAST_DAY = date(1970, 1, 1), date(2262, 1, 1)
+"""Ids count from the first; nanoseconds in 64 bits end soon after the last."""
+
 _HOST, _START, _PARENT = 1, 2, 3  # what a random number is for
 
 
@@ -92,6 +95,12 @@ class Plan:
         for part in self.parts:
             if not 0 <= part.defects <= 1:
                 raise SimulationError(f"defects must be a share from 0 to 1, got {part.defects:g}")
+            first = date.fromisoformat(part.first_day)
+            if first < FIRST_DAY or part.days > (LAST_DAY - first).days:
+                raise SimulationError(
+                    f"days must be from {FIRST_DAY} to {LAST_DAY}, got {part.days:,} days from "
+                    f"{first} on"
+                )
             if not 1 <= part.hosts <= self.parts[0].hosts:
                 raise SimulationError(
                     f"hosts must be 1 to {self.parts[0].hosts}, the hosts of the corpus, "

@@ -216,13 +216,20 @@ def checked_workspace(
         address: the options that were given to say which project it is.
 
     Raises:
-        SettingsError: names every setting that is unknown or has a wrong value.
+        SettingsError: names every setting that is unknown or has a wrong value; or what is written
+            would be written to the store.
     """
     try:
         workspace = Workspace(**values)
     except ValidationError as error:
         lines = "\n".join(f"  {line}" for line in settings_errors(error, Workspace))
         raise SettingsError(f"{where}:\n{lines}") from error
+    store, artifacts = workspace.store_path, workspace.artifacts_path
+    if artifacts.resolve().is_relative_to(store.resolve()):
+        raise SettingsError(
+            f"{where}:\n  artifacts must not be in the store, which is read only: got {artifacts} "
+            f"in {store}"
+        )
     workspace._address = dict(address or {})
     return workspace
 

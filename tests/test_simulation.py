@@ -493,6 +493,8 @@ def test_the_command_makes_a_store(recorded: Path, tmp_path: Path) -> None:
     [
         (["--store", EMBEDDED], "recorded store"),
         (["--store", "RECORDED"], "recorded store"),
+        (["--store", "IN_RECORDED"], "recorded store"),
+        (["--store", "NEW", "--hosts", 2, "--shards", "NEW"], "artifacts must not be in the store"),
         (["--store", "OTHER"], "simulation.json"),
         (["--store", "SIMULATED"], "--append"),
         (["--store", "SIMULATED", "--append", "--seed", 3], "seed must be 0"),
@@ -500,6 +502,9 @@ def test_the_command_makes_a_store(recorded: Path, tmp_path: Path) -> None:
         (["--store", "NEW", "--hosts", 5], "at most 3"),
         (["--store", "NEW", "--defects", 2], "0 to 1, got 2"),
         (["--store", "NEW", "--first-day", "1.1.2027"], "--first-day"),
+        (["--store", "NEW", "--first-day", "1969-12-31"], "1970-01-01"),
+        (["--store", "NEW", "--first-day", "9999-12-30"], "2262-01-01"),
+        (["--store", "NEW", "--days", 4_000_000], "2262-01-01"),
     ],
 )
 def test_what_is_asked_for_wrongly_is_refused_and_nothing_written(
@@ -508,7 +513,7 @@ def test_what_is_asked_for_wrongly_is_refused_and_nothing_written(
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     places = {"RECORDED": recorded, "OTHER": tmp_path / "other", "SIMULATED": store}
-    places["NEW"] = tmp_path / "new"
+    places |= {"NEW": tmp_path / "new", "IN_RECORDED": recorded / "episodes" / "lab-a" / "new"}
     before = {name: contents(path) for name, path in places.items()}
     words = [places.get(word, word) for word in words]
     code, said = run("--from", recorded, "--episodes", 9, "--days", 1, *words)
@@ -603,3 +608,39 @@ def test_shards_are_the_same_however_many_processes_write_them(
 def test_what_is_written_already_is_kept(direct: tuple[Corpus, Workspace]) -> None:
     corpus, workspace = direct
     assert write_shards(corpus, workspace, 1) == 0
+
+
+def test_a_part_is_done_when_its_shards_are_written(recorded: Path, tmp_path: Path) -> None:
+    wanted = replace(SHORT, placeholders=True)
+    corpus, workspace = made(tmp_path, recorded, wanted)
+    assert not open_corpus(corpus.folder, recorded, wanted, append=True).done
+    with pytest.raises(SimulationError, match=r"not finished.* --shards FOLDER"):
+        open_corpus(corpus.folder, recorded, replace(SHORT, placeholders=False), append=False)
+    write_shards(corpus, workspace, 1)
+    assert open_corpus(corpus.folder, recorded, wanted, append=False).done
+    assert len(open_corpus(corpus.folder, recorded, wanted, append=True).plan.parts) == 2
+
+
+def test_an_unfinished_part_names_the_options_that_finish_it(
+    recorded: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "store"
+    wanted = replace(SHORT, defects=0.0312345678, placeholders=True)
+    write_corpus(open_corpus(folder, recorded, wanted, append=False), 1)
+    words = ("--from", recorded, "--store", folder)
+    code, said = run(*words, "--episodes", 3, "--days", 1)
+    options = said["error"].partition("run it again with: ")[2].split()
+    assert (code, options[-1]) == (USAGE, "FOLDER")
+    code, said = run(*words, *options[:-1], tmp_path / "artifacts")
+    assert (code, said["kept"], said["windows"] > 0) == (OK, 30, True), said
+
+
+def test_of_two_first_calls_one_is_refused(recorded: Path, tmp_path: Path) -> None:
+    one, other = (
+        open_corpus(tmp_path, recorded, CorpusRequest(n, 1, hosts=1), append=False) for n in (2, 3)
+    )
+    write_corpus(one, 1)
+    before = contents(tmp_path)
+    with pytest.raises(SimulationError, match="another simulate"):
+        write_corpus(other, 1)
+    assert contents(tmp_path) == before

@@ -120,10 +120,10 @@ def simulate(
     windows = None
     try:
         corpus = open_corpus(store, recorded, wanted, append=append)
+        workspace = workspace_of(None, store, shards, must_exist=False) if shards else None
         began = time.monotonic()
         made = write_corpus(corpus, processes, _progress("simulate"), log_to_stderr)
-        if shards is not None:
-            workspace = workspace_of(None, store, shards)
+        if workspace:
             progress = _progress("simulate shards")
             windows = write_shards(corpus, workspace, processes, progress, log_to_stderr)
     except OSError as error:
