@@ -49,8 +49,7 @@ def main() -> int:
         wait_for(lambda: healthy(url), "the hub answers")
         stalled = stack.enter_context(stalled_client(port))
         step("what producers publish")
-        for words in producers():
-            phasewatch("produce", *words, "--once", "--to", url)
+        phasewatch("produce", "all", "--to", url)
         events = latest(url)
         on = stack.enter_context(browser.screen(url))
         for kind in browser.SCENES:
@@ -176,10 +175,6 @@ def promote() -> None:
         phasewatch("promote", best.model, "--accept-alarms", why, "--why", "make live")
         champion = read_champion(workspace.champion_folder)
     print(f"  {champion.name if champion else 'none'}")
-
-
-def producers() -> list[list[str]]:
-    return [["metrics"], ["phases"], ["profiles"], ["embedding"], ["perf"], ["replay"]]
 
 
 def attacks() -> list[str]:

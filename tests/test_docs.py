@@ -112,7 +112,7 @@ NAMED = {
     "phasewatch inspect --verify",
     "phasewatch live",
     "phasewatch predict",
-    "phasewatch produce",
+    "phasewatch produce all",
     "phasewatch produce embedding",
     "phasewatch produce metrics",
     "phasewatch produce perf",

@@ -80,6 +80,13 @@ export function empty(what, command) {
     h("p", {}, what, " ", h("code", {}, command), "."));
 }
 
+/** Shown until a producer has published. */
+export function unpublished(what, producer) {
+  const element = empty(`${what} published by`, `phasewatch produce ${producer}`);
+  element.append(h("p", {}, "To fill every scene: ", h("code", {}, "phasewatch produce all"), "."));
+  return element;
+}
+
 let fields = 0;
 
 /** A control beside its label. */

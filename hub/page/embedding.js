@@ -1,7 +1,7 @@
 // Windows along the principal axes of a checkpoint's training inputs: of three, the cloud can be
 // turned; of two, it can be moved.
 
-import { chooser, colour, count, disclosure, empty, fixed, h, heading, say, table } from "./dom.js";
+import { chooser, colour, count, disclosure, fixed, h, heading, say, table, unpublished } from "./dom.js";
 import { chip, PHASES } from "./phases.js";
 
 const TURN = Math.PI / 24; // by one press of an arrow key
@@ -41,7 +41,7 @@ export const scene = {
 
   mount(panel, store, dirty) {
     Object.assign(this, { store, dirty, view: { ...HOME }, hidden: new Set(), chosen: null, pinned: false, places: [] });
-    this.none = empty("Windows along a checkpoint's principal axes are published by", "phasewatch produce embedding");
+    this.none = unpublished("Windows along a checkpoint's principal axes are", "embedding");
     this.profile = chooser("Profile", dirty);
     this.by = chooser("Coloured by", dirty);
     this.by.options([["phase", "actual phase"], ["predicted", "predicted phase"]]);

@@ -1,6 +1,6 @@
 // The windows of one recorded episode: what was predicted beside what was true.
 
-import { chooser, count, disclosure, empty, fixed, h, heading, percent, plural, replace, table } from "./dom.js";
+import { chooser, count, disclosure, fixed, h, heading, percent, plural, replace, table, unpublished } from "./dom.js";
 import { inspectable } from "./inspect.js";
 import { chip, legend, marks, PHASES, PhaseRows } from "./phases.js";
 import { cell, centre, strideOf } from "./spans.js";
@@ -12,7 +12,7 @@ export const scene = {
 
   mount(panel, store, dirty) {
     this.store = store;
-    this.none = empty("Held-out predictions of recorded episodes are published by", "phasewatch produce replay");
+    this.none = unpublished("Held-out predictions of recorded episodes are", "replay");
     this.choice = chooser("Episode", dirty);
     this.rows = new PhaseRows(26);
     this.axis = h("div", { class: "axis", "aria-hidden": "true" });

@@ -1,6 +1,6 @@
 // How many windows of the corpus, and of each part of it, are in each phase.
 
-import { ago, count, empty, h, heading, percent, replace, table } from "./dom.js";
+import { ago, count, h, heading, percent, replace, table, unpublished } from "./dom.js";
 import { chip, legend, PHASES } from "./phases.js";
 
 export const scene = {
@@ -10,7 +10,7 @@ export const scene = {
 
   mount(panel, store, dirty) {
     this.store = store;
-    this.none = empty("The number of windows in each phase is published by", "phasewatch produce phases");
+    this.none = unpublished("The number of windows in each phase is", "phases");
     this.body = h("div", { class: "stack" });
     this.head = heading("Phase mix", "How many windows for training and testing are in each phase. Models know a phase less well if it is rare here.");
     panel.append(this.head.element, this.none, this.body);

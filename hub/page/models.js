@@ -1,6 +1,6 @@
 // Macro F1 of each model on the test side of each recipe, with intervals, beside the baselines.
 
-import { disclosure, empty, fixed, h, heading, percent, table } from "./dom.js";
+import { disclosure, fixed, h, heading, percent, table, unpublished } from "./dom.js";
 
 /** What a baseline knows: none of what the guest does. */
 const BASELINES = {
@@ -17,7 +17,7 @@ export const scene = {
 
   mount(panel, store) {
     this.store = store;
-    this.none = empty("Figures of the models are published by", "phasewatch produce metrics");
+    this.none = unpublished("Figures of the models are", "metrics");
     this.board = h("div", { class: "board" });
     this.key = h("ul", { class: "legend", "aria-label": "Marks" });
     this.list = disclosure("All figures as a table", () => figures([...this.store.metrics.values()]));

@@ -1,7 +1,7 @@
 // How a signal runs through the attacks of a profile: median and quartiles, aligned by phase.
 
 import uPlot from "./vendor/uPlot.js";
-import { chooser, colour, compact, disclosure, empty, h, heading, plural, say, table } from "./dom.js";
+import { chooser, colour, compact, disclosure, h, heading, plural, say, table, unpublished } from "./dom.js";
 
 /** The aligned axis: the points of each phase, in order. */
 export const AXIS = [["clean", 10], ["armed", 5], ["infecting", 10], ["infected_running", 40], ["clean", 15]];
@@ -22,7 +22,7 @@ export const scene = {
 
   mount(panel, store, dirty) {
     this.store = store;
-    this.none = empty("Medians and quartiles of recorded attacks are published by", "phasewatch produce profiles");
+    this.none = unpublished("Medians and quartiles of recorded attacks are", "profiles");
     this.profile = chooser("Profile", dirty);
     this.channel = chooser("Signal", dirty);
     this.grid = h("div", { class: "cards" });

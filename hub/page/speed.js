@@ -1,6 +1,6 @@
 // How good a model is against what it costs per window, on a device that is named.
 
-import { bytes, empty, fixed, h, heading, milliseconds, replace, s, table } from "./dom.js";
+import { bytes, fixed, h, heading, milliseconds, replace, s, table, unpublished } from "./dom.js";
 
 const ROW_PX = 15; // height of a name
 const GAP_PX = 10; // from the middle of a mark to its name
@@ -14,7 +14,7 @@ export const scene = {
 
   mount(panel, store, dirty) {
     this.store = store;
-    this.none = empty("Latencies are measured and published by", "phasewatch produce perf");
+    this.none = unpublished("Latencies are measured and", "perf");
     this.body = h("div", { class: "stack" });
     this.head = heading("Speed", "Macro F1 on test against the time that a model takes for one window. Further left and higher is better. A latency holds only for the named device.");
     panel.append(this.head.element, this.none, this.body);

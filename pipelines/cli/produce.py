@@ -79,6 +79,8 @@ def _producer(*, reads_artifacts: bool = True) -> Callable[[Callable[..., Events
     """
 
     def add(function: Callable[..., Events]) -> None:
+        name = function.__name__.removesuffix("_")  # `all` is Python's own
+
         def run(
             to: To = HUB,
             token_file: TokenFile = None,
@@ -97,14 +99,13 @@ def _producer(*, reads_artifacts: bool = True) -> Callable[[Callable[..., Events
             workspace = workspace_of(config, store, artifacts, must_exist=reads_artifacts)
             events = function(**own)
             batch = 1 if own.get("speed") else None  # at a pace they go out one by one
-            named = _told(events, function.__name__)
-            published = _publish(workspace, named, to, token, every, batch)
-            return ProduceDocument(function.__name__, to, published)
+            published = _publish(workspace, _told(events, name), to, token, every, batch)
+            return ProduceDocument(name, to, published)
 
         *shared, _ = inspect.signature(run, eval_str=True).parameters.values()
         wraps(function)(run)
         set_parameters(run, function, shared)
-        produce_app.command(cls=Command)(with_json(run))
+        produce_app.command(name, cls=Command)(with_json(run))
 
     return add
 
@@ -245,3 +246,21 @@ def phases() -> Events:
     from hub import producers
 
     return producers.phases
+
+
+@_producer()
+def all_() -> Events:
+    """Publish all of these, one after the other: every scene gets its data."""
+    from hub import producers
+    from stages.scoring import scorer_of
+
+    def events(project: Project) -> Iterator[Event]:
+        scorer = scorer_of(project, None)  # first: without a champion nothing is published
+        yield from producers.phases(project)
+        yield from producers.profiles(project)
+        yield from producers.metrics(project)
+        yield from producers.replay(scorer)
+        yield from producers.embedding(scorer)
+        yield from producers.perf(project, scorer.recipe)
+
+    return events
