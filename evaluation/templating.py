@@ -38,7 +38,7 @@ def templates(*, autoescape: bool) -> jinja2.Environment:
         cell=cell,
         clean_time=wording.clean_time,
         percent=wording.percent,
-        percent_span=lambda figure: wording.span(figure, wording.percent),
+        share_span=wording.share_span,
         threshold=wording.threshold,
         job_label=wording.job_label,
         conditional_on=wording.conditional_on,

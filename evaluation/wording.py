@@ -327,6 +327,11 @@ def span(figure: Figure | Estimate, text: Callable[[float | None], str] = number
     return f"{low} to {text(figure.high)}" if is_finite(figure.high) else f"{low} or more"
 
 
+def share_span(figure: Figure | Estimate) -> str:
+    """The interval of a share in percent; empty without an upper end: every share has one."""
+    return span(figure, percent) if is_finite(figure.high) else ""
+
+
 def covers(figure: Figure) -> str:
     """How often such an interval contains the true value, where that is less than it should be."""
     note = figure.note
@@ -614,7 +619,7 @@ def expectation(another: Mapping[str, EvalReport]) -> str:
 def alarmed(part: Detection | CleanTime) -> str:
     """How much of clean time, or of a part of it, is under alarm."""
     figure = part.clean_time_alarmed
-    interval = f" ({span(figure, percent)})" if is_finite(figure.high) else ""
+    interval = f" ({share_span(figure)})" if share_span(figure) else ""
     return f"{percent(figure.value)} of it under alarm{interval}"
 
 
@@ -632,7 +637,7 @@ def unlike(found: Unlike | None) -> list[str]:
             f"Whether test episodes are unlike training cannot be told from "
             f"{plural(found.calibration_episodes, 'validation episode')}."
         ]
-    interval = f" ({span(found.share, percent)})" if span(found.share, percent) else ""
+    interval = f" ({share_span(found.share)})" if share_span(found.share) else ""
     return [
         f"{percent(found.share.value)} of the test episodes are unlike training{interval}. Among "
         f"episodes that resemble training, at most {found.alpha:.0%} would be flagged."

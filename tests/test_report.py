@@ -180,6 +180,15 @@ def test_what_is_best_is_decided_on_validation() -> None:
     assert "On test, cnn achieves more (0.912)" in text
 
 
+def test_a_share_without_an_upper_end_has_no_interval() -> None:
+    one = report()
+    one["detection"]["median_delay_s"] |= {"value": 6.25, "low": 2.0, "high": 9.0}
+    one["detection"]["clean_time_alarmed"] |= {
+        "value": 0.0, "low": 0.0, "high": None, "note": {"code": "never_alarmed", "numbers": {}},
+    }  # fmt: skip
+    assert "or more" not in render_report([one], FACTS)
+
+
 def test_in_short_says_how_good_the_alarms_are() -> None:
     one = report()
     alarms = one["detection"]

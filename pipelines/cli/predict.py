@@ -146,6 +146,8 @@ class PredictDocument(Document):
                 )
             yield ""
         yield _summary_table(self.episodes)
+        if self.contributions:
+            yield "\nwhy, wherever the phase or the alarm changes (--json: for every window)"
         for scored in self.episodes if self.contributions else ():
             yield ""
             yield from () if self.single else [scored.episode_id]

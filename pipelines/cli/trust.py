@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,6 +50,7 @@ class KeysDocument(Document):
     signs: str | None  # name of the key that signs what is made here
     signs_id: str | None
     trusted: list[TrustedKey]
+    made: str | None = None  # name of the key that was made now
 
     def as_json(self) -> dict[str, Any]:
         trusted = [{"name": key.name, "id": key.id} for key in self.trusted]
@@ -71,6 +72,11 @@ class KeysDocument(Document):
             yield Table(
                 ("name", "id", "signs here"),
                 [(k.name, k.id, "yes" if k.id == self.signs_id else "") for k in self.trusted],
+            )
+        if self.made:
+            yield (
+                "what is made here is signed from now on; to trust it on another machine, copy "
+                f"{self.folder / self.made}.pub there, then: phasewatch keys trust {self.made}.pub"
             )
 
 
@@ -108,7 +114,7 @@ def new(
 
     _apart(workspace_of(config, None, artifacts))
     new_key(name)
-    return _keys()
+    return replace(_keys(), made=name)
 
 
 @keys_app.command(cls=Command)
