@@ -48,7 +48,7 @@ def main() -> None:
     with recording("device", "onnxruntime") as out, tempfile.TemporaryDirectory() as scratch:
         out.alone("installed, without pip", (size - size_of_pip(python)) / 2**20, "MiB")
         folder = Path(scratch)
-        bundles = [Path(name) for name in sys.argv[1:]] or list(made_bundles(folder))
+        bundles = [Path(name).absolute() for name in sys.argv[1:]] or list(made_bundles(folder))
         episode, hour = folder / "lab" / "episode", folder / "lab" / "hour"
         unpacked(episode)
         repeated(episode, hour)
@@ -98,7 +98,7 @@ def first_score(python: Path, bundle: Path, episode: Path) -> float:
         preexec_fn=limited, cwd=tempfile.gettempdir(),
     ) as process:  # fmt: skip
         assert process.stdout is not None
-        process.stdout.readline()
+        assert process.stdout.readline(), "the scorer ended without an event"
         took = time.perf_counter() - began
         process.kill()
     return took

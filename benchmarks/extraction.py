@@ -36,6 +36,7 @@ from features.registry import LAYOUT, STATS
 from features.summary import summarise
 from features.windows import window_starts, window_views
 from stages.batch import ingest_batch
+from stages.workspace import workspace_from_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
     Tables = list[NDArray[np.float64]]
 
-DEFAULT_STORE = Path(__file__).resolve().parent.parent / "data" / "store"
 N_EPISODES = 12
 INGESTED = (12, 96, 480)  # episodes, each by a process of its own
 EVERYTHING = 4.0  # times hash and unpack, at most
@@ -311,7 +311,9 @@ def ingest(store: Path, n: int) -> None:
 
 
 if __name__ == "__main__":
-    chosen_store = Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT_STORE
+    chosen_store = (
+        Path(sys.argv[1]) if len(sys.argv) > 1 else workspace_from_environment().store_path
+    )
     if len(sys.argv) > 2:
         ingest(chosen_store, int(sys.argv[2]))
     else:

@@ -80,12 +80,14 @@ def addressed(text: str, address: Mapping[str, str]) -> str:
     return _COMMAND.sub(complete, text)
 
 
-def suggestion(value: str, known: Iterable[str], n: int = 1, alike: float = 0.6) -> str:
+def suggestion(value: object, known: Iterable[str], n: int = 1, alike: float = 0.6) -> str:
     """Of known names the ``n`` nearest to one that is unknown, as a question; empty: none is near.
 
     Args:
         alike: how much a name must be like it, from 0 to 1; one that begins with it always is.
     """
+    if not isinstance(value, str):
+        return ""
     names = list(known)
     near = get_close_matches(value, names, n=n, cutoff=alike)
     if len(value) >= _CUT_OFF and not near:
@@ -93,7 +95,7 @@ def suggestion(value: str, known: Iterable[str], n: int = 1, alike: float = 0.6)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
-def unknown(what: str, value: str, known: Iterable[str]) -> str:
+def unknown(what: str, value: object, known: Iterable[str]) -> str:
     """What a name must be, the nearest one, and what was given."""
     names = list(known)
     listed = ", ".join(names[:_SHOWN])
@@ -112,7 +114,8 @@ def yaml_problem(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"is not UTF-8 text (byte {error.start + 1})"
     mark = getattr(error, "problem_mark", None)
-    return "is not YAML" + (f" (line {mark.line + 1}, column {mark.column + 1})" if mark else "")
+    where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+    return f"{getattr(error, 'note', None) or 'is not YAML'}{where}"
 
 
 def fault_text(fault: Mapping[str, Any]) -> str:

@@ -32,7 +32,16 @@ ShareWithin = Annotated[Positive, Field(lt=1)]  # of two sides, neither empty
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads a date as the text it is, as Dagster does with the same files."""
+    """Reads a date as the text it is, as Dagster does with the same files; refuses a key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        given = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in given:
+                note = f"gives {key.value!r} twice, of which one would be lost"
+                raise yaml.constructor.ConstructorError(None, None, note, key.start_mark, note)
+            given.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {

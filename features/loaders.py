@@ -144,6 +144,9 @@ class TensorWindows:
     def __getitem__(self, index: Any) -> NDArray[np.float32]:
         """Equal to ``features.relative.tensor_inputs`` of the windows, to the last bit."""
         shard, first_bin, row = self.shard[index], self.first_bin[index], self.row[index]
+        if shard.ndim != 1:  # one window, or windows in several rows
+            every = self[np.arange(len(self))[index].ravel()]
+            return every.reshape(*shard.shape, *self.shape[1:])
         width = len(self.keep) // 2
         # unsigned: a kernel then need not ask whether an index counts from the end
         columns = (np.flatnonzero(self.keep) % width).astype(np.uint64)
@@ -180,6 +183,9 @@ class SummaryWindows:
 
     def __getitem__(self, index: Any) -> NDArray[np.float32]:
         shard, row = self.shard[index], self.row[index]
+        if shard.ndim != 1:  # one window, or windows in several rows
+            every = self[np.arange(len(self))[index].ravel()]
+            return every.reshape(*shard.shape, *self.shape[1:])
         rows, _maps = self.features.stretches(shard, row, 1)
         columns = np.flatnonzero(self.keep).astype(np.uint64)
         out = np.empty((len(shard), 1, len(columns)), dtype=np.float32)

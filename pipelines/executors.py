@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import yaml
 
 from resources.runs import note_process
+from stages.workspace import read_configuration
 
 try:
     import dagster_ray
@@ -56,7 +56,7 @@ def build_executor(execution: Mapping[str, Any] | None = None) -> dg.ExecutorDef
 def execution_from_environment(environ: Mapping[str, str] = os.environ) -> dict[str, Any] | None:
     """The ``execution`` section of the file that PHASEWATCH_CONFIG names, None if it has none."""
     path = environ.get("PHASEWATCH_CONFIG")
-    document = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else {}
+    document = read_configuration(Path(path)) if path else {}
     return (document.get("execution") or {}).get("config")
 
 

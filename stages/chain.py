@@ -46,6 +46,7 @@ from models.checkpoint import (
 )
 from stages.alarm_rules import read_alarm_rule
 from stages.batch import INDEX, IngestedEpisode, episode_identity, read_index
+from stages.checkpoints import check_training
 from stages.datasets import dataset_fingerprint
 from stages.drift_reference import REFERENCE_FIELDS
 from stages.manifest import Manifest, manifest_damage
@@ -139,7 +140,9 @@ class ChainVerifier:
         """The chain of a checkpoint, up to its alarm rule."""
         header: dict[str, Any] | None = None
         with self._link("checkpoint", path) as notes:
-            header = read_header(path)
+            found = read_header(path)
+            check_training(found, path)
+            header = found
             read_sidecar(path, header)
             self._sign(signed_by(header), notes)
         if header is not None:

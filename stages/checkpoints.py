@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import paths
+from config.messages import unknown
 from config.signing import Signed
+from datasets.splits import RECIPES
 from datasets.windows import read_once
 from features.code import MODEL_PATH, PATH, code_of
 from features.contract import contract_of
@@ -93,6 +95,22 @@ class CheckpointFile:
         return self.meta["train_meta"]["val_macro_f1"]
 
 
+def check_training(header: dict[str, Any], path: Path) -> None:
+    """Refuse a header that does not say what the checkpoint was trained on.
+
+    Raises:
+        CheckpointError: names the field.
+    """
+    meta = header["train_meta"]
+    for name in ("recipe", "dataset_version"):
+        if not isinstance(meta.get(name), str):
+            raise CheckpointError(
+                f"{path}: train_meta: {name} must be a text, got {meta.get(name)!r}; retrain"
+            )
+    if meta["recipe"] not in RECIPES:
+        raise CheckpointError(f"{path}: train_meta: {unknown('recipe', meta['recipe'], RECIPES)}")
+
+
 class CheckpointsStage(Stage):
     """Trains one variant."""
 
@@ -134,7 +152,9 @@ class CheckpointsStage(Stage):
         if not path.is_symlink() and not path.exists():
             return {self.name: None}
         try:
-            return {self.name: CheckpointFile(path, read_header(path))}
+            header = read_header(path)
+            check_training(header, path)
+            return {self.name: CheckpointFile(path, header)}
         except CheckpointError as error:
             return {self.name: CheckpointFile(path, None, str(error))}
 

@@ -310,15 +310,21 @@ class Project:
 
         Raises:
             StageError: an input is missing, stale in a way that matters, or damaged; or the store
-                cannot give the recipe, or there is no such stage, batch or recipe.
+                cannot give the recipe, or there is no such stage, batch, recipe or output.
         """
         began = time.monotonic()
         if isinstance(stage, str):
             if stage not in self.stages:
                 raise StageError(unknown("stage", stage, self.stages))
             stage = self.stages[stage]
+        names = [output.name for output in stage.outputs]
+        for name in outputs or ():
+            if name not in names:
+                raise StageError(unknown(f"output of {stage.name}", name, names))
         if stage.partition == "recipe":
             _check_recipe(key)
+        elif key and not stage.partition:
+            raise StageError(f"{stage.name} is made once for the store, got {key!r}")
         if not self.available(stage, key):
             raise StageError.of([self.status(stage, key)])
         self.require(stage.needs(self, key))

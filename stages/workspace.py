@@ -184,24 +184,55 @@ def read_workspace(config: Path | None, overrides: Mapping[str, Any]) -> Workspa
     """
     values: dict[str, Any] = {}
     if config is not None:
-        try:
-            document = parse_yaml(config.read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise SettingsError(f"{config}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{config} {yaml_problem(error)}") from error
-        try:
-            if document.keys() != {"execution"}:  # config/ray.yaml: where to run, no settings
-                values = dict(document["resources"]["workspace"]["config"] or {})
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise SettingsError(
-                f"{config}: section resources: workspace: config is missing; "
-                "see config/default.yaml"
-            ) from None
+        document = read_configuration(config)
+        if document.keys() != {"execution"}:  # config/ray.yaml: where to run, no settings
+            values = {str(n): v for n, v in _section(config, document, _SETTINGS).items()}
     given = {**overrides, "config": config}
     return checked_workspace(
         {**values, **overrides}, str(config or "settings"), address=address_of(given)
     )
+
+
+_SETTINGS = ("resources", "workspace", "config")
+
+
+def read_configuration(config: Path) -> dict[str, Any]:
+    """A run configuration as it is in its file: sections, of which ``execution`` has ``config``.
+
+    Raises:
+        SettingsError: the file cannot be read, or is something else.
+    """
+    try:
+        document = parse_yaml(config.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise SettingsError(f"{config}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{config} {yaml_problem(error)}") from error
+    if "execution" in _section(config, document, ()):
+        execution = _section(config, document, ("execution",))
+        if "config" in execution:
+            _section(config, document, ("execution", "config"))
+    return document
+
+
+def _section(config: Path, document: Any, path: tuple[str, ...]) -> Mapping[Any, Any]:
+    """A section of a configuration; empty if nothing is in it."""
+    found = document
+    for depth in range(len(path) + 1):
+        name = "".join(f" {part}:" for part in path[:depth]).rstrip(":")
+        if not isinstance(found, Mapping):
+            raise SettingsError(
+                f"{config}: {f'section{name}' if name else 'it'} must be a mapping, got {found!r}; "
+                "see config/default.yaml"
+            )
+        if depth < len(path):
+            if path[depth] not in found:
+                missing = "".join(f" {part}:" for part in path).rstrip(":")
+                raise SettingsError(
+                    f"{config}: section{missing} is missing; see config/default.yaml"
+                )
+            found = found[path[depth]] if found[path[depth]] is not None else {}
+    return found
 
 
 def checked_workspace(

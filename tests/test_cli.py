@@ -28,7 +28,9 @@ from models.checkpoint import checkpoint_path
 from models.registry import find_variant
 from pipelines.cli.app import FAILED, OK, REJECTED, USAGE, app
 from pipelines.cli.console import INTERRUPTED
+from pipelines.executors import execution_from_environment
 from stages.manifest import read_manifest
+from stages.workspace import SettingsError
 
 ROOT = Path(__file__).parent.parent
 STORE = ROOT / "data" / "store"
@@ -491,6 +493,9 @@ def test_a_damaged_file_is_a_failure(tmp_path: Path) -> None:
         ("seed: true", "seed must be an integer, got True"),
         ("splits: {val_by: day}", "splits.val_by must be 'episode', 'sample' or 'host', got 'day'"),
         ("device: tpu", "device must be 'auto', 'cpu' or 'cuda', got 'tpu'"),
+        ("seed: 1, seed: 2", "gives 'seed' twice, of which one would be lost (line 1, column 43)"),
+        ("1: 2", "no setting '1'"),
+        ("models: {1: 2}", "models: no setting 1; choose from gbt"),
     ],
 )
 def test_run_names_a_wrong_setting_before_anything_runs(
@@ -502,6 +507,46 @@ def test_run_names_a_wrong_setting_before_anything_runs(
     assert told.exit_code == USAGE
     assert says in told.output
     assert not (tmp_path / "artifacts").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("- a", "c.yaml: it must be a mapping, got ['a']"),
+        ("resources: 3", "section resources must be a mapping, got 3"),
+        ("resources: {workspace: {}}", "section resources: workspace: config is missing"),
+        ("resources: {workspace: {config: [1]}}", "workspace: config must be a mapping, got [1]"),
+        ("execution: ray", "section execution must be a mapping, got 'ray'"),
+        ("execution: {config: ray}", "section execution: config must be a mapping, got 'ray'"),
+    ],
+)
+def test_a_configuration_of_another_form_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(text)
+    told = phasewatch("run", "--config", config, "--artifacts", tmp_path / "artifacts")
+    assert (told.exit_code, says in told.output) == (USAGE, True), told.output
+    if "execution" in text:  # Dagster reads that section, too
+        with pytest.raises(SettingsError) as refused:
+            execution_from_environment({"PHASEWATCH_CONFIG": str(config)})
+        assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("validate", ""), ("predict", ""), ("inspect", ""), ("extract", SOUND, "--out", ""),
+        ("run", "--artifacts", ""), ("sync", "--store="), ("hub", "--artifacts="),
+    ],
+)  # fmt: skip
+def test_an_empty_argument_is_not_the_current_directory(words: tuple[Any, ...]) -> None:
+    told = phasewatch(*words)
+    assert (told.exit_code, "is empty" in told.output) == (USAGE, True), told.output
+
+
+@pytest.mark.parametrize("words", [("validate",), ("predict",), ("inspect",), ("verify",)])
+def test_a_name_that_no_file_can_have_is_refused(words: tuple[str, ...]) -> None:
+    told = phasewatch(*words, "x" * 300)
+    assert (told.exit_code, "unexpected" in told.output) == (USAGE, False), told.output
 
 
 def test_help_starts_fast_because_nothing_heavy_is_imported() -> None:

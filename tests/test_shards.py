@@ -221,11 +221,14 @@ def test_windows_are_those_of_extraction_in_any_order(which: Variant, batch: Bat
         random.random(len(expected)) < 0.5,
         np.array([], dtype=np.int64),
         [-1, 0],
+        -1,
+        np.array([[0, 1, 2], [5, 4, 3]]),
     ]
     for index in indices:
         got = windows[index]
         assert got.dtype == np.float32
         np.testing.assert_array_equal(got, expected[index])
+    np.testing.assert_array_equal(np.asarray(windows), expected)  # as any sequence
 
 
 @pytest.mark.parametrize("which", VARIANTS, ids=lambda which: which.name)

@@ -16,6 +16,7 @@ import pytest
 from builders import StoreBuilder
 from faults.rest import BUNDLE, GBT, made_artifacts
 from lab import RECIPE, TINY, Lab, once
+from tiny import forge
 from typer.testing import CliRunner
 
 from champion.history import (
@@ -463,6 +464,19 @@ def test_one_byte_of_a_link_names_that_link(lab: Lab, link: str, pattern: str) -
     assert {name for name, found in states.items() if "broken" in found} == {link}
     told = invoke(lab, "verify", str(lab.artifacts / BUNDLE))
     assert told.exit_code == FAILED
+
+
+@pytest.mark.parametrize("changed", [{"recipe": None}, {"recipe": 5}, {"dataset_version": None}])
+def test_a_checkpoint_that_does_not_say_what_trained_it_is_damaged(
+    lab: Lab, changed: dict[str, Any]
+) -> None:
+    path = checkpoint_path(lab.workspace.checkpoint_folder(RECIPE), GBT)
+    forge(path, train_meta=read_header(path)["train_meta"] | changed)
+    told = invoke(lab, "verify", str(path), "--json")
+    states = {link["name"]: link["state"] for link in json.loads(told.stdout)["links"]}
+    assert (told.exit_code, states) == (FAILED, {"checkpoint": "broken"})
+    stage = lab.project.stages[f"checkpoints/{GBT.name}"]
+    assert lab.project.status(stage, RECIPE).state == "damaged"
 
 
 def test_an_unsigned_link_is_named_where_signatures_are_required(lab: Lab) -> None:

@@ -241,6 +241,21 @@ def test_a_fresh_store_has_everything_to_make(lab: Lab) -> None:
         lab.project.make(STAGES["datasets"], RECIPE)
 
 
+@pytest.mark.parametrize(
+    ("stage", "key", "outputs", "says"),
+    [
+        ("report", "host", None, "report is made once for the store, got 'host'"),
+        ("datasets", None, None, "recipe must be one of .*, got None"),
+        ("ingest", "lab-a.2026-11-02", ["shards"], "output of ingest must be one of .*'shards'"),
+    ],
+)
+def test_only_what_a_stage_can_make_is_made(
+    ingested: Lab, stage: str, key: Any, outputs: list[str] | None, says: str
+) -> None:
+    with pytest.raises(StageError, match=says):
+        make(ingested, stage, key, outputs=outputs)
+
+
 def test_what_the_store_cannot_give_is_skipped_and_said(
     ingested: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

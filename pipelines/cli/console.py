@@ -6,6 +6,7 @@ as JSON; an error is printed on stderr and, with ``--json``, as ``error`` of the
 
 from __future__ import annotations
 
+import errno
 import getpass
 import inspect
 import io
@@ -82,6 +83,15 @@ class Command(TyperCommand):
         arguments = [p.metavar for p in self.params if isinstance(p, TyperArgument) and p.metavar]
         return ["[OPTIONS]", *arguments]
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """An empty argument is refused: as a path it would be the current directory."""
+        empty = next((a for a in args if not a or (a.startswith("--") and a.endswith("="))), None)
+        if empty is not None:
+            raise typer.BadParameter(
+                f"{empty or 'an argument'} is empty; give a value, or leave it out", ctx
+            )
+        return super().parse_args(ctx, args)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -138,6 +148,8 @@ def fail(message: str, code: int = FAILED, **document: Any) -> NoReturn:
 
 def exit_code_of(error: BaseException) -> int | None:
     """Exit code of an error that any command may meet; None: it is another one."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return USAGE
     kinds = (kind.__name__ for kind in type(error).__mro__)
     return next((EXIT_CODES[kind] for kind in kinds if kind in EXIT_CODES), None)
 

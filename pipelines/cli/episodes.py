@@ -209,11 +209,11 @@ def _read_policy(path: Path) -> ValidationPolicy:
     import yaml
     from pydantic import TypeAdapter, ValidationError
 
-    from episodes.settings import settings_errors
+    from episodes.settings import parse_yaml, settings_errors
     from episodes.validation import ValidationPolicy
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = parse_yaml(path.read_text(encoding="utf-8")) or {}
         return TypeAdapter(ValidationPolicy).validate_python(values)
     except OSError as error:
         fail(f"{path}: {error.strerror}", USAGE)
