@@ -107,5 +107,9 @@ lock: artifacts/cache/lock/.installed  ## rebuild constraints.txt from pyproject
 		$(if $(UPGRADE),--upgrade) --output-file constraints.txt pyproject.toml
 	sed -i 's/+cpu//' constraints.txt
 
-clean:  ## remove everything a run wrote (the environment stays)
-	find artifacts -mindepth 1 -not -name README.md -not -name exclusions.yaml -not -path 'artifacts/decisions*' -delete
+# what people wrote stays: exclusions, and answers in the log of decisions
+WRITTEN := $(or $(ARTIFACTS),artifacts)
+clean:  ## remove everything a run wrote (the environment stays) (ARTIFACTS=)
+	@test '$(WRITTEN)' = artifacts -o -d '$(WRITTEN)/dagster_home' || { echo '$(WRITTEN): no run has written there' >&2; exit 1; }
+	find '$(WRITTEN)/' -mindepth 1 -not -type d -not -name README.md -not -name exclusions.yaml -not -path '*/decisions/*' -delete
+	find '$(WRITTEN)/' -mindepth 1 -type d -empty -delete

@@ -22,6 +22,13 @@ def base_folder() -> Path:
     return CLONE or Path.cwd()
 
 
+def expanded(path: str | Path) -> Path:
+    """A path that a person gave, with the home folder for ``~``: not every shell replaces it."""
+    with suppress(RuntimeError):  # no such user
+        return Path(path).expanduser()
+    return Path(path)
+
+
 def cache_folder() -> Path:
     """Where caches go: the clone's artifacts, or the user's cache folder for phasewatch.
 

@@ -25,6 +25,8 @@ from simulation.archives import tarred
 TARGET = Path(__file__).resolve().parent / "store"
 CROP_S = 20
 COMPRESSOR = zstandard.ZstdCompressor(level=19)
+HOSTS = ("lab-a", "lab-b", "lab-c")  # whose episodes get defects
+SPOILED = 4  # of a host, at most
 NOT_INDEXED = 7  # position of the recorded episode that loses its index row
 
 Members = dict[str, bytes]
@@ -80,10 +82,14 @@ def main(corpus: Path) -> None:
     listing = list_store(corpus)
     if TARGET.resolve() == corpus.resolve():
         sys.exit(f"CORPUS_STORE must be the recorded corpus, got the store to build: {corpus}")
+    lost = listing.episodes[NOT_INDEXED].episode_id if len(listing.episodes) > NOT_INDEXED else ""
+    whole = [e for e in listing.episodes if e.episode_id != lost]
+    by_host = {host: [e for e in whole if e.host_id == host] for host in HOSTS}
+    if not lost or min(map(len, by_host.values())) < SPOILED:
+        sys.exit(f"{corpus}: {', '.join(HOSTS)} must each have {SPOILED} episodes or more")
     shutil.rmtree(TARGET / "episodes", ignore_errors=True)
     shutil.copytree(corpus / "episodes", TARGET / "episodes")
     index = (corpus / "index.jsonl").read_text(encoding="utf-8").splitlines()
-    lost = listing.episodes[NOT_INDEXED].episode_id
     index = [line for line in index if lost not in line]
 
     planted = 0
@@ -117,10 +123,6 @@ def main(corpus: Path) -> None:
             path = TARGET / "episodes" / episode.host_id / f"{episode_id}.tar.zst"
             path.write_bytes(spoil_unseen(packed))
 
-    whole = [e for e in listing.episodes if e.episode_id != lost]
-    by_host = {
-        host: [e for e in whole if e.host_id == host] for host in ("lab-a", "lab-b", "lab-c")
-    }
     a, b, c = (iter(sorted(v, key=lambda e: e.size_bytes or 0)) for v in by_host.values())
 
     plant(next(a), spoil_unseen=lambda packed: packed[:-1] + bytes([packed[-1] ^ 1]))

@@ -24,7 +24,7 @@ from pydantic import (
 
 from config.errors import PhasewatchError
 from config.messages import address_of, addressed, yaml_problem
-from config.paths import base_folder
+from config.paths import base_folder, expanded
 from datasets.splits import SplitPolicy
 from episodes.format import is_text
 from episodes.settings import NotNegative, NotNegativeInt, parse_yaml, settings_errors
@@ -119,17 +119,17 @@ class Workspace(BaseModel):
 
     @property
     def store_path(self) -> Path:
-        return base_folder() / self.store
+        return base_folder() / expanded(self.store)
 
     @property
     def artifacts_path(self) -> Path:
-        return base_folder() / self.artifacts
+        return base_folder() / expanded(self.artifacts)
 
     @property
     def exclusions_file(self) -> Path:
         """Where exclusions are written."""
         return (
-            base_folder() / self.exclusions
+            base_folder() / expanded(self.exclusions)
             if self.exclusions
             else (self.artifacts_path / "exclusions.yaml")
         )
@@ -288,5 +288,5 @@ def workspace_from_environment(environ: Mapping[str, str] = os.environ) -> Works
     """
     config = environ.get("PHASEWATCH_CONFIG")
     paths = {name: environ.get(f"PHASEWATCH_{name.upper()}") for name in ("store", "artifacts")}
-    overrides = {name: str(Path(path).absolute()) for name, path in paths.items() if path}
+    overrides = {name: str(expanded(path).absolute()) for name, path in paths.items() if path}
     return read_workspace(Path(config) if config else None, overrides)

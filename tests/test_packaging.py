@@ -135,3 +135,29 @@ def test_no_exception_from_the_ban_but_those_that_read_no_pickle() -> None:
     ]
     assert len(lines) == 2  # golden vectors; arrays of a bundle and of a scorer's state
     assert all("allow_pickle=False" in line for line in lines)
+
+
+@pytest.mark.parametrize("named", ["", "artifacts/quick"])
+def test_clean_leaves_what_people_wrote_and_other_folders(named: str, tmp_path: Path) -> None:
+    (tmp_path / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
+    kept = {"README.md", "exclusions.yaml", "decisions/2026-11-02.jsonl"}
+    folders = ("artifacts", "artifacts/quick")
+    for folder in folders:
+        for name in (*kept, "dagster_home/dagster.yaml", "checkpoints/host/gbt.ckpt.json"):
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    every = {path for path in (tmp_path / "artifacts").rglob("*") if path.is_file()}
+    subprocess.run(
+        ["make", "clean", *([f"ARTIFACTS={named}"] if named else [])], cwd=tmp_path, check=True
+    )
+    left = {path for path in (tmp_path / "artifacts").rglob("*") if path.is_file()}
+    cleaned = tmp_path / (named or "artifacts")
+    stays = {tmp_path / folder / name for folder in folders for name in kept}
+    assert left == {path for path in every if path in stays or not path.is_relative_to(cleaned)}
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").touch()
+    assert subprocess.run(
+        ["make", "clean", "ARTIFACTS=thesis"], cwd=tmp_path, check=False
+    ).returncode
+    assert (tmp_path / "thesis" / "chapter.tex").exists()

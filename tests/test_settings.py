@@ -11,7 +11,13 @@ import pytest
 import yaml
 
 from datasets.splits import SplitPolicy
-from stages.workspace import SettingsError, Workspace, read_workspace
+from pipelines.cli.console import workspace_of
+from stages.workspace import (
+    SettingsError,
+    Workspace,
+    read_workspace,
+    workspace_from_environment,
+)
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "settings.md"
@@ -78,3 +84,21 @@ def test_a_day_needs_no_quotes_and_what_yaml_takes_for_no_text_does(tmp_path: Pa
             with pytest.raises(SettingsError, match="quotes"):
                 splits(setting.format(value))
             splits(setting.format(f"'{value}'"))
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "settings.yaml"
+    paths = {"store": "~/a store", "artifacts": "~/made", "exclusions": "~/list.yaml"}
+    file.write_text(yaml.safe_dump({"resources": {"workspace": {"config": paths}}}))
+    environ = {"PHASEWATCH_STORE": "~/a store", "PHASEWATCH_ARTIFACTS": "~/made"}
+    for workspace in (
+        read_workspace(file, {}),
+        workspace_from_environment(environ),
+        workspace_of(None, Path("~/a store"), Path("~/made")),
+    ):
+        assert workspace.store_path == tmp_path / "a store"
+        assert workspace.artifacts_path == tmp_path / "made"
+    assert read_workspace(file, {}).exclusions_file == tmp_path / "list.yaml"

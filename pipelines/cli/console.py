@@ -27,6 +27,7 @@ from typer.core import TyperArgument, TyperCommand
 
 from config.errors import PhasewatchError
 from config.messages import address_of, addressed, unknown
+from config.paths import expanded
 from features.files import write_atomically
 from pipelines.cli.progress import log_to_stderr, track
 
@@ -308,7 +309,7 @@ def workspace_of(
     from stages.workspace import check_artifacts, read_workspace
 
     paths = {"store": store, "artifacts": artifacts}
-    given = {name: str(path.absolute()) for name, path in paths.items() if path is not None}
+    given = {name: str(expanded(path).absolute()) for name, path in paths.items() if path}
     workspace = read_workspace(config, given | {n: v for n, v in settings.items() if v})
     check_artifacts(workspace)
     if must_exist and not workspace.artifacts_path.is_dir():
