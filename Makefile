@@ -13,10 +13,11 @@ export PHASEWATCH_ARTIFACTS := $(ARTIFACTS)
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /make \1\t/' | expand -t 18
 
+# compiling everything would take a third of the time; Python compiles what it imports, once
 .venv/.installed: pyproject.toml constraints.txt
 	@echo "installing into .venv: about 1 GB of downloads, a few minutes, once"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,orchestrate,serve,sign,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[train,orchestrate,serve,sign,dev]'
 	touch $@
 
 run: .venv/.installed  ## validate, extract, split, train, evaluate, report (STORE=, ARTIFACTS=, CONFIG=, RECIPE=)
@@ -25,9 +26,9 @@ run: .venv/.installed  ## validate, extract, split, train, evaluate, report (STO
 ui: .venv/.installed  ## open Dagster on http://127.0.0.1:3000 (STORE=, ARTIFACTS=, CONFIG=)
 	$(BIN)/phasewatch ui
 
-# four workers on two cores: tests often wait for processes they start
+# three workers on two cores: tests often wait for processes they start
 test: lint  ## linters, types, import rules and the test suite
-	$(BIN)/python -m pytest -n 4 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
@@ -65,7 +66,7 @@ BENCH := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 POLARS_MAX_THREADS=1 $(BIN)/py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
-bench: .venv/.bench  ## costs compared with peers and limits, under 15 minutes: artifacts/bench/ (STORE=, ARTIFACTS=)
+bench: .venv/.bench  ## costs compared with peers and limits, under 15 minutes: artifacts/bench/ (ARTIFACTS=)
 	$(BENCH).extraction
 	$(BENCH).bootstrap
 	$(BENCH).training

@@ -26,7 +26,7 @@ from benchmarks.lines import recording
 from config.paths import CLONE, cache_folder
 from episodes.format import SOURCES
 from live.sources import DEPLOYABLE
-from stages.workspace import Workspace
+from stages.workspace import Workspace, workspace_from_environment
 
 if TYPE_CHECKING:
     from benchmarks.lines import Recording
@@ -40,7 +40,9 @@ ENVIRONMENT = cache_folder() / "device"
 
 
 def main() -> None:
-    if not sys.argv[1:] and not list(Workspace().checkpoint_folder("host").glob("*realistic*")):
+    if not sys.argv[1:] and not list(
+        workspace_from_environment().checkpoint_folder("host").glob("*realistic*")
+    ):
         print("device: not measured, because nothing is trained; run: make run")
         return
     python = installed()
@@ -186,7 +188,7 @@ def made_bundles(folder: Path) -> list[Path]:
     from stages.project import Project
     from stages.scoring import scorer_of
 
-    workspace = Workspace()
+    workspace = workspace_from_environment()
     project, made = Project(workspace), []
     for variant in VARIANTS:
         path = checkpoint_path(workspace.checkpoint_folder("host"), variant)

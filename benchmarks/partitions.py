@@ -314,13 +314,13 @@ def main() -> None:
 
 
 def _run(root: Path, workspace: Workspace, chosen: argparse.Namespace) -> None:
-    asked = f"{chosen.batches} batches, {chosen.episodes} episodes"
+    asked = f"{chosen.batches} batches of {chosen.episodes} episodes"
     if not (root / "made").exists():
         make_store(root / "store", chosen.batches, chosen.episodes)
         make_artifacts(workspace, root / "model")
         record(workspace)
-        (root / "made").write_text(asked)
-    if (kept := (root / "made").read_text()) != asked:
+        (root / "made").write_text(asked, encoding="utf-8")
+    if (kept := (root / "made").read_text(encoding="utf-8")) != asked:
         sys.exit(f"{root}: must have {asked}, got {kept or 'what an older version made'}")
     forget_partitions(workspace)
     paths = ["--store", workspace.store, "--artifacts", workspace.artifacts]

@@ -12,12 +12,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from typing import Annotated, Any, Literal
 
 import polars as pl
 import pydantic.dataclasses
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, model_validator
 
 from config.errors import PhasewatchError
 from config.messages import unknown
@@ -39,7 +41,20 @@ UNAVAILABLE = {
 }
 """Why a recipe is unavailable on a store: a sentence by code."""
 
-Day = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+
+def _a_day(text: str) -> str:
+    if not _is_day(text):
+        raise ValueError("must be a day such as 2026-11-21")
+    return text
+
+
+def _is_day(text: str) -> bool:
+    with suppress(ValueError):
+        return date.fromisoformat(text).isoformat() == text
+    return False
+
+
+Day = Annotated[str, AfterValidator(_a_day)]
 """A UTC day, ``2026-11-21``."""
 
 
@@ -69,6 +84,9 @@ class SplitPolicy:
         twice = [day for day, n in days.items() if n > 1]
         if twice:
             raise ValueError(f"sessions must list a day once, got {', '.join(twice)} twice")
+        for name, listed in self.sessions.items():
+            if _is_day(name) and name not in listed:  # which is a session by itself
+                raise ValueError(f"sessions must not have the name of another day, got {name}")
         return self
 
     def session(self, episode_id: str) -> str:

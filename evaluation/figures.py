@@ -13,7 +13,7 @@ import pydantic.dataclasses
 from numpy.typing import NDArray
 from pydantic import Field
 
-from episodes.settings import SETTINGS, Int, NotNegative, Share
+from episodes.settings import SETTINGS, Int, NotNegative, NotNegativeInt, Share
 from evaluation.documents import LEVEL, Figure, FigureNote, Model, Subject
 
 AnyModel = TypeVar("AnyModel", bound=Model)
@@ -29,7 +29,7 @@ class ReportPolicy:
     """How figures are computed."""
 
     replicates: Annotated[Int, Field(ge=100)] = 10_000
-    seed: Int = 0
+    seed: NotNegativeInt = 0
     # the alarm budget: bounds the threshold on validation, and who may become champion
     false_alarms_per_hour: NotNegative = 2.0  # of clean time
     clean_time_alarmed: Share = 0.02

@@ -279,13 +279,13 @@ def percent(value: float | None) -> str:
     return NOTHING if value is None or not math.isfinite(value) else f"{value:.1%}"
 
 
-def clean_time(hours: float) -> str:
+def clean_time(hours: float, clean: str = "clean ") -> str:
     """Clean time, from which a rate of false alarms is computed."""
     if hours < 1 / 60:
-        return f"{3600 * hours:.0f} clean seconds"
+        return f"{3600 * hours:.0f} {clean}seconds"
     if hours < 1:
-        return f"{measure(60 * hours)} clean minutes"
-    return f"{measure(hours)} clean hours"
+        return f"{measure(60 * hours)} {clean}minutes"
+    return f"{measure(hours)} {clean}hours"
 
 
 SHORT_HOURS = 0.1

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import math
 import os
@@ -89,7 +90,10 @@ def main(
         complete: gives the commands in a message the options that they need.
     """
     parser = _parser(prog)
-    options = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if any(not word or (word.startswith("--") and word.endswith("=")) for word in words):
+        parser.error("an argument is empty; give a value, or leave it out")
+    options = parser.parse_args(words)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     try:
         return int(options.run(options, resolve or recordings))
@@ -102,6 +106,10 @@ def main(
     except BrokenPipeError:  # the reader of our lines has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return _said(f"{error.filename}: {error.strerror}", USAGE)
 
 
 def _said(message: str, code: int) -> int:

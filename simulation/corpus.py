@@ -225,7 +225,7 @@ def _write_missing(
         left.unlink()  # of a call that was killed
     _describe(corpus, done=False)
     present = _indexed(folder)
-    lines = Counter(json.loads(line)["episode_id"] for line in present)
+    lines = Counter(present.values())
     children = list(plan.children(corpus.part))
     missing = [child for child in children if not _is_there(child, folder, lines)]
     for host in {child.host_id for child in children}:
@@ -261,16 +261,28 @@ def _describe(corpus: Corpus, *, done: bool) -> None:
     write_atomically(corpus.folder / FILE, json.dumps(value, indent=1).encode() + b"\n")
 
 
-def _indexed(folder: Path) -> set[bytes]:
-    """The lines of the index; one that was cut off is removed from it."""
+def _indexed(folder: Path) -> dict[bytes, str]:
+    """The lines of the index, and whose they are; one that was cut off is removed from it.
+
+    Raises:
+        SimulationError: one was changed.
+    """
     path = folder / _INDEX
     if not path.exists():
-        return set()
+        return {}
     text = path.read_bytes()
     whole = text[: text.rfind(b"\n") + 1]
     if len(whole) < len(text):
         write_atomically(path, whole)
-    return set(whole.splitlines(keepends=True))
+    lines: dict[bytes, str] = {}
+    for number, line in enumerate(whole.splitlines(keepends=True), start=1):
+        try:
+            lines[line] = json.loads(line)["episode_id"]
+        except (ValueError, KeyError, TypeError):
+            raise SimulationError(
+                f"{path}: line {number} was changed; restore it, or name an empty folder"
+            ) from None
+    return lines
 
 
 def _is_there(child: Child, folder: Path, lines: Mapping[str, int]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import tempfile
 from contextlib import contextmanager
@@ -193,6 +194,9 @@ def write_manifest(manifest: Manifest) -> Manifest:
     return replace(manifest, digest=seal.digest, signature=seal.signature)
 
 
+_FILE_NAME = re.compile(r"[\w-]+\.[0-9a-f]{12}\.\w+")  # role, hash and suffix
+
+
 class Draft:
     """Files of an artifact that is being written; nothing shows before ``commit``."""
 
@@ -212,7 +216,7 @@ class Draft:
         return self._scratch / f"{role}{suffix}"
 
     def commit(self, fingerprint: str, facts: dict[str, Any], stage_version: str = "") -> Manifest:
-        """Move the files into place, then the manifest; drop what the last manifest named.
+        """Move the files into place, then the manifest; drop the files that it does not name.
 
         Raises:
             OSError: also where another process replaced a file meanwhile that was to be kept.
@@ -226,7 +230,6 @@ class Draft:
             if not (self._folder / file["name"]).exists():
                 path = str(self._folder / file["name"])
                 raise OSError(errno.ESTALE, "another run replaced it: run this again", path)
-        previous = read_manifest(self._folder)
         files = dict(self._kept)
         for role, suffix in self._roles.items():
             written = self._scratch / f"{role}{suffix}"
@@ -238,9 +241,9 @@ class Draft:
             written.replace(self._folder / name)
         manifest = write_manifest(Manifest(self._folder, fingerprint, files, facts, stage_version))
         kept = {file["name"] for file in files.values()}
-        for file in previous.files.values() if previous else ():
-            if file["name"] not in kept:
-                (self._folder / file["name"]).unlink(missing_ok=True)
+        for found in self._folder.iterdir():  # also what a commit that was killed has left
+            if _FILE_NAME.fullmatch(found.name) and found.name not in kept:
+                found.unlink(missing_ok=True)
         return manifest
 
 

@@ -59,7 +59,7 @@ class Workspace(BaseModel):
 
     store: str = Field(default="data/store", description="Folder of the episode store; read only.")
     artifacts: str = Field(default="artifacts", description="Folder of everything a run writes.")
-    seed: NotNegativeInt = Field(default=0, description="Seed of every training.")
+    seed: NotNegativeInt = Field(default=0, le=2**32 - 1, description="Seed of every training.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto, cpu or cuda.")
     exclusions: str = Field(
         default="",
@@ -256,7 +256,8 @@ def checked_workspace(
         lines = "\n".join(f"  {line}" for line in settings_errors(error, Workspace))
         raise SettingsError(f"{where}:\n{lines}") from error
     store, artifacts = workspace.store_path, workspace.artifacts_path
-    if artifacts.resolve().is_relative_to(store.resolve()):
+    written, read = artifacts.resolve(), store.resolve()
+    if written == read or written.is_relative_to(read / "episodes"):
         raise SettingsError(
             f"{where}:\n  artifacts must not be in the store, which is read only: got {artifacts} "
             f"in {store}"

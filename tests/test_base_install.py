@@ -107,12 +107,14 @@ def install(root: Path, trained: Path) -> None:
     for name in [*tracked(), "pyproject.toml", "README.md"]:  # a build writes beside its source
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, source / name)
-    subprocess.run([sys.executable, "-m", "venv", str(root / "env")], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root / "env")], check=True)
     python = root / "env" / "bin" / "python"
-    words = ["-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt")]
-    subprocess.run([python, *words, str(source)], check=True)
+    words = ["-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile"]
+    limits = ["--constraint", str(ROOT / "constraints.txt")]
+    subprocess.run([sys.executable, *words, *limits, str(source)], check=True)
     packages = next((root / "env" / "lib").glob("python*/site-packages"))
     bare = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+    bare["PYTHONPYCACHEPREFIX"] = str(root / "compiled")  # Python itself may write
 
     def run(*command: str) -> dict[str, Any]:
         done = subprocess.run(

@@ -253,6 +253,11 @@ def test_another_policy_is_a_dry_run(tmp_path: Path) -> None:
     assert "01M7ZVY78KWK1N359G30J0DB65 degraded -> accepted" in told.output
     assert "accepted -> rejected: " in told.output
     assert "verdicts would change" in told.output
+    config = tmp_path / "config.yaml"
+    config.write_text("resources: {workspace: {config: {validation: {max_gap_s: 10}}}}")
+    policy.write_text("min_duration_s: 90\n")  # the rest is as configured
+    told = phasewatch("validate", "--policy", policy, "--config", config, "--json")
+    assert {each["would_be"] for each in json.loads(told.stdout)["changes"]} == {"rejected"}
     policy.write_text("max_gap: 10\n")
     wrong = phasewatch("validate", "--policy", policy)
     assert wrong.exit_code == USAGE
@@ -495,6 +500,8 @@ def test_a_damaged_file_is_a_failure(tmp_path: Path) -> None:
         ("device: tpu", "device must be 'auto', 'cpu' or 'cuda', got 'tpu'"),
         ("seed: 1, seed: 2", "gives 'seed' twice, of which one would be lost (line 1, column 43)"),
         ("1: 2", "no setting '1'"),
+        ("seed: 4294967296", "seed must be at most 4,294,967,295, got 4294967296"),
+        ("report: {seed: -1}", "report.seed must be at least 0, got -1"),
         ("models: {1: 2}", "models: no setting 1; choose from gbt"),
     ],
 )

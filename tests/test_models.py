@@ -96,6 +96,68 @@ def assert_equal_predictions(name: str, one: np.ndarray, other: np.ndarray) -> N
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+# --- what settings do
+
+OTHER: dict[str, dict[str, Any]] = {
+    # model -> for every setting that is its own another value than ``base``
+    "gbt": {
+        "n_rounds": 9, "learning_rate": 0.5, "max_depth": 1, "min_child_weight": 9.0,
+        "subsample": 0.3, "colsample_bynode": 1.0, "reg_lambda": 40.0, "max_bin": 4,
+        "early_stopping_rounds": 1,
+    },
+    "mlp": {
+        "width": 8, "depth": 1, "dropout": 0.0, "epochs": 9, "keep": "last", "patience": 1,
+        "batch_size": 32, "learning_rate": 0.05, "weight_decay": 5.0, "warmup_share": 0.9,
+        "clip_norm": 1e-3, "label_smoothing": 0.5, "offset_noise": 1.0, "n_pieces": 7,
+    },
+    "knn": {"n_neighbors": 3, "n_components": 1, "max_windows": 15, "limit": 0.1},
+    "knn_semi": {"labelled_share": 0.9, "confidence": 1.0},
+    "cnn": {"kernel": 3, "block_bins": 2, "limit": 0.1},
+    "gru": {"depth": 2},
+    "lstm": {"depth": 2},
+    "transformer": {"n_heads": 1},
+}  # fmt: skip
+BASE: dict[str, dict[str, Any]] = {
+    "gbt": {"n_rounds": 60, "subsample": 0.7, "learning_rate": 0.3, "n_threads": 1},
+    "knn": {"n_neighbors": 5, "n_components": 4},
+    "knn_semi": {"labelled_share": 0.3, "confidence": 0.4, "n_neighbors": 5},
+} | {
+    name: {"width": 16, "epochs": 15 if name == "mlp" else 3, "patience": 15, "batch_size": 16}
+    for name in NETS
+}
+
+
+def test_the_list_has_every_setting() -> None:
+    own = {
+        name: set(spec.config.__dataclass_fields__) - {"n_threads"} for name, spec in MODELS.items()
+    }
+    listed = {name: set(other) for name, other in OTHER.items()}
+    for name, spec in MODELS.items():
+        bases = [
+            base for base in MODELS if base != name and MODELS[base].config in spec.config.__mro__
+        ]
+        shared = set().union(*(listed[base] for base in bases))
+        if MODELS[name].library == "torch":  # the trainer is one
+            shared |= listed["mlp"] | listed["cnn"]
+        assert own[name] - shared <= listed[name], name
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [(name, each) for name, other in OTHER.items() for each in other]
+)
+def test_every_setting_changes_what_is_learned(name: str, setting: str) -> None:
+    train, val = (separable(name, n_windows) for n_windows in (120, 60))
+    for number, examples in enumerate((train, val)):  # to be learned, but not by heart
+        examples.X[:] += np.random.default_rng(number).normal(0.0, 3.0, examples.X.shape)
+
+    def learned(**others: Any) -> np.ndarray:
+        config = model_config(name, BASE[name] | others)
+        model = MODELS[name].build(config, 4, seed=3, device="cpu")
+        return model.fit(train, val).predict_proba(val.X)
+
+    assert not np.array_equal(learned(), learned(**{setting: OTHER[name][setting]}))
+
+
 # --- the contract of every model
 
 

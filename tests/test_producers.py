@@ -415,8 +415,8 @@ def test_all_that_is_produced_reaches_the_hub(crowned: Lab, serve: Callable[...,
     assert hub.hub.state.newest == len(hub.kept) == published
     assert all(event["origin"] and event["data_at"] for event in hub.kept)
 
-    code, document = command(crowned, "all", *words)
-    assert (code, document["events"]) == (OK, published)
+    code, document = command(crowned, "all", "--recipe", RECIPE, *words)
+    assert (code, document.get("error"), document.get("events")) == (OK, None, published)
 
     code, document = command(crowned, "phases", "--to", hub.url)
     assert (code, "401" in document["error"]) == (FAILED, True)

@@ -596,6 +596,17 @@ def test_what_cannot_be_done_is_a_usage_error(
     assert unpack_arrays(Path("other.npz").read_bytes()).keys() == {"features"}
 
 
+@pytest.mark.parametrize("words", [["--follow", ""], ["--state="], ["--replay", "x" * 300]])
+def test_a_path_that_no_file_can_have_is_a_usage_error(
+    bundled: Bundled, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(["live", str(bundled("knn")), "--speed", "0", *words])
+    except SystemExit as end:  # the parser's
+        code = end.code if isinstance(end.code, int) else FAILED
+    assert (code, "Traceback" in capsys.readouterr().err) == (USAGE, False)
+
+
 def test_a_replay_keeps_no_state(
     bundled: Bundled, recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -628,6 +628,29 @@ def test_a_kill_between_stages_shows_in_their_fingerprints(
     assert current == {"validation_index": True, "tensor_shards": True, "feature_shards": False}
 
 
+def test_what_a_killed_commit_left_goes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def commit(text: str) -> Manifest:
+        with stages.manifest.draft(tmp_path) as staged:
+            staged.new_file("windows", ".txt").write_text(text)
+            return staged.commit(text, {})
+
+    def killed(_: Manifest) -> Manifest:
+        raise KeyboardInterrupt
+
+    (tmp_path / "notes.txt").touch()  # somebody's own
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.manifest, "write_manifest", killed)
+        with pytest.raises(KeyboardInterrupt):
+            commit("one")
+    assert len(list(tmp_path.glob("windows.*"))) == 1
+    made = commit("two")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "manifest.json", "notes.txt", made.path("windows").name,
+    }  # fmt: skip
+
+
 def test_an_atomic_write_that_fails_leaves_the_old_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -337,6 +337,18 @@ def test_what_was_interrupted_is_finished(store: Path, recorded: Path, tmp_path:
     assert contents(torn) == whole
 
 
+@pytest.mark.parametrize("line", [b"{", b"\xff\n", b"7\n", b"{}\n"])
+def test_a_changed_line_of_the_index_is_named(
+    line: bytes, store: Path, recorded: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(store, copy)
+    lines = (copy / "index.jsonl").read_bytes().splitlines(keepends=True)
+    (copy / "index.jsonl").write_bytes(b"".join([*lines[:4], line, *lines[4:]]))
+    with pytest.raises(SimulationError, match=r"index\.jsonl: line 5 was changed"):
+        make(copy, recorded, CorpusRequest(2 * len(DEFECTS), 5))
+
+
 def test_a_corpus_grows_by_new_episodes_on_new_days(
     store: Path, recorded: Path, tmp_path: Path
 ) -> None:
@@ -495,6 +507,7 @@ def test_the_command_makes_a_store(recorded: Path, tmp_path: Path) -> None:
         (["--store", "RECORDED"], "recorded store"),
         (["--store", "IN_RECORDED"], "recorded store"),
         (["--store", "NEW", "--hosts", 2, "--shards", "NEW"], "artifacts must not be in the store"),
+        (["--store", "NEW", "--hosts", 2, "--shards", "IN_RECORDED"], "recorded store"),
         (["--store", "OTHER"], "simulation.json"),
         (["--store", "SIMULATED"], "--append"),
         (["--store", "SIMULATED", "--append", "--seed", 3], "seed must be 0"),

@@ -6,7 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from evaluation.decisions import AnswerRecord
 from evaluation.drift import THRESHOLDS
 from features.files import file_sha256, fingerprint
 from features.registry import LAYOUT
+from models.checkpoint import checkpoint_path
+from models.registry import Variant
 from pipelines.automation import new_batches
 from pipelines.cli.app import FAILED, app
 from pipelines.graph import build_defs
@@ -36,8 +39,10 @@ from stages.drift import DriftStage
 from stages.manifest import draft, read_manifest, write_manifest
 from stages.project import MakeResult, Project
 from stages.registry import STAGES
+from stages.scoring import scorer_of
 from stages.stage import FolderStage, StageOutput
 from stages.status import REASONS, Reason, StageError, Status
+from stages.workspace import checked_workspace
 
 ROOT = Path(__file__).parent.parent
 
@@ -229,6 +234,63 @@ def test_a_reason_is_given_and_making_mends_it(
         return
     assert not make(retrained, name, key).reused
     assert retrained.project.status(stage, key, verify=True).current
+
+
+EVALUATED = {"alarm_rules", "eval_reports", "comparisons", "host_rotation"}
+DEPENDS = {
+    # setting -> its value, and the stages whose artifacts follow from it
+    "seed": (7, {"checkpoints", "likeness", "held_out_predictions", "drift", "host_rotation"}),
+    "models": ({"gbt": {"n_rounds": 3}}, {"checkpoints", "host_rotation"}),
+    "validation": ({"max_gap_s": 9.0}, {"ingest"}),
+    "splits": ({"seed": 4}, {"datasets", "host_rotation"}),
+    "report": ({"false_alarms_per_hour": 1.0}, EVALUATED),
+    "device": ("cuda", set()),
+    "notify": ("true", set()),
+}
+
+
+def test_a_setting_changes_what_follows_from_it_and_nothing_else(retrained: Lab) -> None:
+    put_in_use(retrained, "gbt")
+    settings = retrained.workspace.model_dump()
+
+    def fingerprints(**changed: Any) -> dict[tuple[str, str], str]:
+        project = Project(checked_workspace(settings | changed))
+        found = {}
+        for stage in project.stages.values():
+            for key in project.keys(stage):
+                with suppress(StageError):  # its inputs were not made
+                    found[stage.name, key] = stage.fingerprint(project, key)
+        return found
+
+    def families(names: Iterable[tuple[str, str]]) -> set[str]:
+        return {name.partition("/")[0] for name, _ in names}
+
+    before = fingerprints()
+    changed = {}
+    for setting, (value, _) in DEPENDS.items():
+        given = settings[setting] | value if isinstance(value, dict) else value
+        after = fingerprints(**{setting: given})
+        changed[setting] = families(each for each in before if before[each] != after[each])
+    assert changed == {setting: follow for setting, (_, follow) in DEPENDS.items()}
+    assert families(before) >= set().union(*changed.values())
+
+
+def test_a_report_follows_from_the_likeness(retrained: Lab) -> None:
+    stage = STAGES["eval_reports/gbt_realistic"]
+    before = stage.fingerprint(retrained.project, RECIPE)
+    manifest = retrained.project.artifacts("likeness/realistic", RECIPE)["likeness/realistic"]
+    write_manifest(replace(manifest, fingerprint="0" * 64))
+    assert stage.fingerprint(retrained.project, RECIPE) != before
+
+
+def test_a_likeness_of_other_data_is_not_used(retrained: Lab) -> None:
+    path = checkpoint_path(
+        retrained.workspace.checkpoint_folder(RECIPE), Variant("gbt", "realistic")
+    )
+    assert scorer_of(retrained.project, path).likeness
+    manifest = retrained.project.artifacts("likeness/realistic", RECIPE)["likeness/realistic"]
+    write_manifest(replace(manifest, facts=manifest.facts | {"dataset_version": "0" * 64}))
+    assert scorer_of(retrained.project, path).likeness is None
 
 
 def test_a_fresh_store_has_everything_to_make(lab: Lab) -> None:

@@ -111,7 +111,7 @@ def validate(
     from episodes.validation import summary_line
 
     workspace = workspace_of(config, store, artifacts)
-    other = _read_policy(policy) if policy else None
+    other = _read_policy(policy, workspace.validation) if policy else None
     listing = None if episodes else workspace.listing()
     chosen, problems = (
         (listing.episodes, []) if listing else named_episodes(workspace, episodes or [])
@@ -205,7 +205,10 @@ def _validated(
             unread.append(str(error))
 
 
-def _read_policy(path: Path) -> ValidationPolicy:
+def _read_policy(path: Path, usual: ValidationPolicy) -> ValidationPolicy:
+    """The policy in a file; what it does not say is as usual."""
+    from dataclasses import asdict
+
     import yaml
     from pydantic import TypeAdapter, ValidationError
 
@@ -214,7 +217,8 @@ def _read_policy(path: Path) -> ValidationPolicy:
 
     try:
         values = parse_yaml(path.read_text(encoding="utf-8")) or {}
-        return TypeAdapter(ValidationPolicy).validate_python(values)
+        merged = asdict(usual) | values if isinstance(values, dict) else values
+        return TypeAdapter(ValidationPolicy).validate_python(merged)
     except OSError as error:
         fail(f"{path}: {error.strerror}", USAGE)
     except ValidationError as error:

@@ -51,6 +51,15 @@ Checkpoint = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Score with this .ckpt.json; default: the champion."),
 ]
+MeasuredRecipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME",
+        help="Recipe of the checkpoints that are measured: host, sample, time or session; default: "
+        "the one whose checkpoint is used for scoring.",
+    ),
+]
 HUB = f"http://127.0.0.1:{PORT}"
 Events = Callable[[Any], Iterator[Any]]
 """What a producer publishes of a ``Project``."""
@@ -190,23 +199,19 @@ def metrics() -> Events:
 
 
 @_producer()
-def perf(
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Recipe of the checkpoints: host, sample, time or session; default: the one "
-            "whose checkpoint is used for scoring.",
-        ),
-    ] = None,
-) -> Events:
+def perf(recipe: MeasuredRecipe = None) -> Events:
     """Measure and publish the latency of each model."""
-    from datasets.splits import RECIPES
     from hub import producers
+
+    _check(recipe)
+    return lambda project: producers.perf(project, recipe)
+
+
+def _check(recipe: str | None) -> None:
+    from datasets.splits import RECIPES
 
     if recipe is not None:
         one_of("recipe", recipe, RECIPES)
-    return lambda project: producers.perf(project, recipe)
 
 
 @_producer(reads_artifacts=False)
@@ -249,10 +254,12 @@ def phases() -> Events:
 
 
 @_producer()
-def all_() -> Events:
-    """Publish all of these, one after the other: every scene gets its data."""
+def all_(recipe: MeasuredRecipe = None) -> Events:
+    """Publish all of these: every scene is filled."""
     from hub import producers
     from stages.scoring import scorer_of
+
+    _check(recipe)
 
     def events(project: Project) -> Iterator[Event]:
         scorer = scorer_of(project, None)  # first: without a champion nothing is published
@@ -261,6 +268,6 @@ def all_() -> Events:
         yield from producers.metrics(project)
         yield from producers.replay(scorer)
         yield from producers.embedding(scorer)
-        yield from producers.perf(project, scorer.recipe)
+        yield from producers.perf(project, recipe)
 
     return events

@@ -21,7 +21,7 @@ from pipelines.cli.console import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from evaluation.documents import Comparisons, EvalReport, Figure
+    from evaluation.documents import CleanTime, Comparisons, EvalReport, Figure
     from stages.project import DueWork
     from stages.report_page import ComparableDocuments
     from stages.status import Status
@@ -32,6 +32,9 @@ _COLUMNS = (
     *("model", "mode", "macro F1", "interval", "val F1", "detected", "delay s", "false/h"),
     *("alarmed", "ECE", ""),
 )
+_JOB_COLUMNS = (
+    "clean time", "length", "false alarms", "per hour", "interval", "alarmed", "interval",
+)  # fmt: skip
 _LEGEND = (
     "interval: 95 %, of macro F1. val F1: macro F1 on validation. delay s: median, in seconds. "
     "false/h: {rate}. ECE: expected calibration error."
@@ -176,7 +179,10 @@ def _recipe(
     yield Table(_COLUMNS, rows)
     best = picked[0]
     if best:
-        yield from (f"{wording.variant_label(best)}: {t}" for t in wording.by_job(best.detection))
+        yield ""
+        yield f"{wording.variant_label(best)}, best on validation:"
+        yield Table(_JOB_COLUMNS, [_by_job(part) for part in best.detection.by_job])
+        yield ""
     for text in (*wording.untested(first), *wording.gaps(first)):
         yield f"note: {text}"
     if first.macro_f1.note:
@@ -184,6 +190,25 @@ def _recipe(
     for models, text in wording.warnings(reports):
         yield f"warning: {models}: {text}"
     yield ""
+
+
+def _by_job(part: CleanTime) -> tuple[str, ...]:
+    """The alarms in a part of clean time."""
+    from evaluation import wording
+
+    if not part.hours:
+        return (wording.job_label(part.job), "none", *[wording.NOTHING] * 5)
+    per_hour, alarmed = part.false_alarms_per_hour, part.clean_time_alarmed
+    long = part.hours >= wording.SHORT_HOURS
+    return (
+        wording.job_label(part.job),
+        wording.clean_time(part.hours, ""),
+        str(part.false_alarms),
+        wording.measure(per_hour.value) if long else wording.NOTHING,
+        wording.rate_span(per_hour, part.hours) or wording.NOTHING,
+        wording.percent(alarmed.value),
+        wording.share_span(alarmed) or wording.NOTHING,
+    )
 
 
 def _figure(figure: Figure) -> tuple[str, str]:

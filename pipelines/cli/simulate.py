@@ -120,7 +120,9 @@ def simulate(
     windows = None
     try:
         corpus = open_corpus(store, recorded, wanted, append=append)
-        workspace = workspace_of(None, store, shards, must_exist=False) if shards else None
+        workspace = workspace_of(None, store, shards) if shards else None
+        if shards and shards.resolve().is_relative_to(recorded.resolve()):
+            fail(f"--shards must not be in a recorded store ({recorded}), got {shards}", USAGE)
         began = time.monotonic()
         made = write_corpus(corpus, processes, _progress("simulate"), log_to_stderr)
         if workspace:
