@@ -24,7 +24,7 @@ import e2e_live
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 WIDTH = 1200
-ATTACK = "01M88FJ255KYWFN5AR30GV195J"  # of which the README says how to replay it
+ATTACK = "01M88FV6MVB9G0SE15Y75AP9CP"  # of which the README says how to replay it
 BATCH = "lab-a.2026-11-21"
 BELOW = """
 (words) => {

@@ -112,6 +112,7 @@ NAMED = {
     "phasewatch inspect --verify",
     "phasewatch live",
     "phasewatch predict",
+    "phasewatch produce",
     "phasewatch produce all",
     "phasewatch produce embedding",
     "phasewatch produce metrics",
@@ -155,7 +156,7 @@ NOT_RUN = {
     "stopped; test_hub starts one",
     "curl -N http://127.0.0.1:8447/events": "test_hub reads it",
     "phasewatch live bundle --this-machine --to http://127.0.0.1:8447": "test_scorer runs it",
-    "phasewatch live bundle --replay 01M88FJ255KYWFN5AR30GV195J --speed 20 --to "
+    "phasewatch live bundle --replay 01M88FV6MVB9G0SE15Y75AP9CP --speed 20 --to "
     "http://127.0.0.1:8447": "make live runs it",
     "phasewatch-device enrol bundle --minutes 5 --out baseline.npz": "takes five minutes",
     "phasewatch-device live bundle --this-machine --baseline baseline.npz": "test_scorer runs it",
