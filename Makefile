@@ -13,7 +13,7 @@ export PHASEWATCH_ARTIFACTS := $(ARTIFACTS)
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /make \1\t/' | expand -t 18
 
-# compiling everything would take a third of the time; Python compiles what it imports, once
+# without compiling, a third of the installation time; Python compiles modules on first import
 .venv/.installed: pyproject.toml constraints.txt
 	@echo "installing into .venv: about 1 GB of downloads, a few minutes, once"
 	$(PYTHON) -m venv .venv
@@ -66,7 +66,7 @@ BENCH := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 POLARS_MAX_THREADS=1 $(BIN)/py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
-bench: .venv/.bench  ## costs compared with peers and limits, under 15 minutes: artifacts/bench/ (ARTIFACTS=)
+bench: .venv/.bench  ## costs compared with peers and limits, under 15 minutes: artifacts/bench/ (STORE=, ARTIFACTS=)
 	$(BENCH).extraction
 	$(BENCH).bootstrap
 	$(BENCH).training
@@ -111,6 +111,6 @@ lock: artifacts/cache/lock/.installed  ## rebuild constraints.txt from pyproject
 # what people wrote stays: exclusions, and answers in the log of decisions
 WRITTEN := $(or $(ARTIFACTS),artifacts)
 clean:  ## remove everything a run wrote (the environment stays) (ARTIFACTS=)
-	@test '$(WRITTEN)' = artifacts -o -d '$(WRITTEN)/dagster_home' || { echo '$(WRITTEN): no run has written there' >&2; exit 1; }
-	find '$(WRITTEN)/' -mindepth 1 -not -type d -not -name README.md -not -name exclusions.yaml -not -path '*/decisions/*' -delete
-	find '$(WRITTEN)/' -mindepth 1 -type d -empty -delete
+	@cd '$(WRITTEN)' && { test '$(WRITTEN)' = artifacts -o -d dagster_home -o -d contracts -o -z "$$(ls -A)" || { echo '$(WRITTEN): phasewatch has not written there' >&2; exit 1; }; }
+	cd '$(WRITTEN)' && find . -mindepth 1 -not -type d -not -name README.md -not -name exclusions.yaml -not -path '*/decisions/*' -delete
+	cd '$(WRITTEN)' && find . -mindepth 1 -type d -empty -delete

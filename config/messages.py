@@ -6,8 +6,9 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
+
+from config.paths import expanded
 
 OPTIONS = ("config", "store", "artifacts")
 """Options that say which project a command is about."""
@@ -62,7 +63,7 @@ _WRONG = {
 
 def address_of(values: Mapping[str, Any]) -> dict[str, str]:
     """Of some values those that say which project they are of, as absolute paths."""
-    return {name: str(Path(values[name]).absolute()) for name in OPTIONS if values.get(name)}
+    return {name: str(expanded(values[name]).absolute()) for name in OPTIONS if values.get(name)}
 
 
 def addressed(text: str, address: Mapping[str, str]) -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from config.disk import sync
 from config.errors import PhasewatchError
+from config.paths import expanded
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -234,7 +235,7 @@ class SigningKey:
 def keys_folder() -> Path:
     """Where keys are: ``PHASEWATCH_KEYS``, or the user's folder for configuration."""
     if given := os.environ.get(VARIABLE):
-        return Path(given)
+        return expanded(given)
     return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "phasewatch/keys"
 
 

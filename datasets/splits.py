@@ -84,8 +84,8 @@ class SplitPolicy:
         twice = [day for day, n in days.items() if n > 1]
         if twice:
             raise ValueError(f"sessions must list a day once, got {', '.join(twice)} twice")
-        for name, listed in self.sessions.items():
-            if _is_day(name) and name not in listed:  # which is a session by itself
+        for name in self.sessions:
+            if _is_day(name) and name not in days:  # which is a session by itself
                 raise ValueError(f"sessions must not have the name of another day, got {name}")
         return self
 

@@ -282,17 +282,26 @@ def _parse_line(
     row = _loads(line)
     if not isinstance(row, dict):
         return "not a JSON object"
-    held[:] = ABSENT
+    states = [ABSENT] * _FIRST_FIELD
     for slot in (WALL, MONO):
         value: Any = row.get(_ENVELOPE[slot][0])
         if is_int64(value):
             times[slot] = int(value)
-            held[slot] = NUMBER
-    held[TAG] = NUMBER if row.get("source") == tag else UNUSABLE
-    held[DEPLOYABLE] = NUMBER if isinstance(row.get("available_in_deployment"), bool) else UNUSABLE
+            states[slot] = NUMBER
+    states[TAG] = NUMBER if row.get("source") == tag else UNUSABLE
+    deployable = row.get("available_in_deployment")
+    states[DEPLOYABLE] = NUMBER if isinstance(deployable, bool) else UNUSABLE
+    values[:] = math.nan
     for i, path in enumerate(fields):
-        values[i], held[_FIRST_FIELD + i] = _number(row, path)
-    return None if held[WALL] == NUMBER else NO_WALL_TIME
+        if path[0] not in row:  # as in most rows that a stranger made up to be slow
+            states.append(ABSENT)
+            continue
+        number, state = _number(row, path)
+        states.append(state)
+        if state == NUMBER:
+            values[i] = number
+    held[:] = states  # at once: NumPy is slow to take single numbers
+    return None if states[WALL] == NUMBER else NO_WALL_TIME
 
 
 def _number(row: dict[str, Any], path: FieldPath) -> tuple[float, int]:

@@ -34,14 +34,17 @@ ShareWithin = Annotated[Positive, Field(lt=1)]  # of two sides, neither empty
 class _Loader(yaml.SafeLoader):
     """Reads a date as the text it is, as Dagster does with the same files; refuses a key twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         given = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in given:
-                note = f"gives {key.value!r} twice, of which one would be lost"
-                raise yaml.constructor.ConstructorError(None, None, note, key.start_mark, note)
-            given.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-        return super().construct_mapping(node, deep)
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in given:
+                note = f"gives {key.value!r} twice; keep one"
+                raise yaml.composer.ComposerError(None, None, note, key.start_mark, note)
+            given.add(key.value)
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {

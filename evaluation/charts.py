@@ -28,7 +28,7 @@ def confusion_png(confusion: Confusion, title: str) -> bytes:
     share = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
 
     figure = Figure(figsize=(4.2, 4.0), dpi=DPI)
-    figure.subplots_adjust(left=0.2, right=0.98, bottom=0.14, top=0.9)  # found for us, it is slow
+    figure.subplots_adjust(left=0.2, right=0.98, bottom=0.14, top=0.9)  # constrained layout is slow
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from config.errors import PhasewatchError
 from config.messages import shortened
+from config.paths import expanded
 from config.signing import SigningError, parse_json
 from episodes.format import META_FILE, SOURCES, is_host_id
 from features.files import write_atomically
@@ -128,10 +129,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     signature = "refuse a bundle that no key trusted here has signed"
     live = commands.add_parser("live", help="score rows as they arrive")
     live.set_defaults(run=run_live)
-    live.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    live.add_argument("bundle", type=expanded, metavar="BUNDLE", help="folder of the bundle")
     source = live.add_mutually_exclusive_group(required=True)
     source.add_argument("--this-machine", action="store_true", help="this machine's kernel")
-    source.add_argument("--follow", type=Path, metavar="DIR", help="an episode being written")
+    source.add_argument("--follow", type=expanded, metavar="DIR", help="an episode being written")
     source.add_argument("--stdin", action="store_true", help="JSON lines on standard input")
     source.add_argument(
         "--replay", nargs="+", metavar="EPISODE", help="recorded episodes; live events say so"
@@ -147,17 +148,19 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     live.add_argument("--to", metavar="URL", help="publish live events to this hub, too")
     live.add_argument(
-        "--token-file", type=Path, metavar="FILE",
+        "--token-file", type=expanded, metavar="FILE",
         help="the hub's token (default: PHASEWATCH_HUB_TOKEN)",
     )  # fmt: skip
     live.add_argument("--on-alarm", metavar="COMMAND", help="run this when an alarm changes")
     live.add_argument(
         "--metrics", type=int, metavar="PORT", help="Prometheus text on 127.0.0.1:PORT/metrics"
     )
-    live.add_argument("--baseline", type=Path, metavar="FILE", help="what `enrol` recorded here")
+    live.add_argument(
+        "--baseline", type=expanded, metavar="FILE", help="what `enrol` recorded here"
+    )
     live.add_argument(
         "--state",
-        type=Path,
+        type=expanded,
         metavar="FILE",
         help="keep the state here, and resume from it; not with --replay",
     )
@@ -166,16 +169,16 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="verify a bundle on this device, and time it")
     check.set_defaults(run=run_check)
-    check.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    check.add_argument("bundle", type=expanded, metavar="BUNDLE", help="folder of the bundle")
     check.add_argument("--require-signature", action="store_true", help=signature)
 
     enrol = commands.add_parser(
         "enrol", help="record clean minutes of this machine, as its baseline"
     )
     enrol.set_defaults(run=run_enrol)
-    enrol.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    enrol.add_argument("bundle", type=expanded, metavar="BUNDLE", help="folder of the bundle")
     enrol.add_argument("--minutes", type=float, default=5.0, metavar="N", help="default: 5")
-    enrol.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
+    enrol.add_argument("--out", type=expanded, required=True, metavar="FILE", help="file to write")
     return parser
 
 

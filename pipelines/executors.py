@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 
+from config.paths import expanded
 from resources.runs import note_process
 from stages.workspace import read_configuration
 
@@ -56,7 +57,7 @@ def build_executor(execution: Mapping[str, Any] | None = None) -> dg.ExecutorDef
 def execution_from_environment(environ: Mapping[str, str] = os.environ) -> dict[str, Any] | None:
     """The ``execution`` section of the file that PHASEWATCH_CONFIG names, None if it has none."""
     path = environ.get("PHASEWATCH_CONFIG")
-    document = read_configuration(Path(path)) if path else {}
+    document = read_configuration(expanded(path)) if path else {}
     return (document.get("execution") or {}).get("config")
 
 

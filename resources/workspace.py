@@ -10,7 +10,7 @@ import dagster as dg
 from pydantic import BaseModel, Field, create_model, model_validator
 
 from config.messages import address_of
-from config.paths import base_folder
+from config.paths import base_folder, expanded
 from resources.runs import writing_for
 from stages.workspace import MACHINE_SETTINGS, SettingsError, Workspace, checked_workspace
 
@@ -75,7 +75,8 @@ class WorkspaceResource(dg.ConfigurableResource):
     def core(self) -> Workspace:
         fields = type(self).model_fields
         given = {n: getattr(self, n) for n in ("store", "artifacts")}
-        changed = {n: base_folder() / p for n, p in given.items() if p != fields[n].default}
+        paths = {n: base_folder() / expanded(p) for n, p in given.items()}
+        changed = {n: p for n, p in paths.items() if given[n] != fields[n].default}
         return checked_workspace(self.model_dump(), address=self.address | address_of(changed))
 
     @contextmanager

@@ -84,11 +84,7 @@ def open_corpus(folder: Path, parents: Path, wanted: CorpusRequest, *, append: b
         SimulationError: the folder holds something else, or another corpus.
     """
     ids = find_parents(parents)
-    for recorded in (base_folder() / "data" / "store", parents):
-        if folder.resolve().is_relative_to(recorded.resolve()):
-            raise SimulationError(
-                f"{folder}: must not be in a recorded store ({recorded}); name another folder"
-            )
+    refuse_recorded(folder, parents)
     known = _read(folder)
     if known is None:
         given = _filled(wanted, DEFAULTS)
@@ -129,12 +125,20 @@ def open_corpus(folder: Path, parents: Path, wanted: CorpusRequest, *, append: b
 def _options(part: Part) -> str:
     """What asks for a part."""
     cropped = f" --longest {part.longest_s}" if part.longest_s else ""
+    shards = " --shards FOLDER" if part.placeholders else ""
     return (
         f"--episodes {part.episodes} --days {part.days} --hosts {part.hosts} "
-        f"--defects {part.defects} --first-day {part.first_day}{cropped}"
-        + " --shards FOLDER"
-        * part.placeholders
+        f"--defects {part.defects} --first-day {part.first_day}{cropped}{shards}"
     )
+
+
+def refuse_recorded(folder: Path, parents: Path) -> None:
+    """Refuse to write to the embedded store, or to the one that the parents are in."""
+    for recorded in (base_folder() / "data" / "store", parents):
+        if folder.resolve().is_relative_to(recorded.resolve()):
+            raise SimulationError(
+                f"{folder}: must not be in a recorded store ({recorded}); name another folder"
+            )
 
 
 def _filled(wanted: CorpusRequest, usual: CorpusRequest) -> CorpusRequest:
@@ -209,11 +213,7 @@ def write_corpus(
     corpus.folder.mkdir(parents=True, exist_ok=True)
     parts = corpus.plan.parts
     with folder_lock(corpus.folder):  # another call finds what this one wrote
-        known = _read(corpus.folder)
-        if (known["parts"] if known else ()) not in (parts, parts[:-1]):
-            raise SimulationError(
-                f"{corpus.folder}: another simulate added to it meanwhile; run this one again"
-            )
+        _check_same(corpus, (parts, parts[:-1]))
         return _write_missing(corpus, processes, progress, prepare)
 
 
@@ -241,13 +241,30 @@ def _write_missing(
             done += len(written)
             progress(done, len(missing))
     if not corpus.part.placeholders:
-        complete(corpus)
+        _describe(corpus, done=True)
     return CorpusWritten(len(missing), len(children) - len(missing), n_bytes)
 
 
 def complete(corpus: Corpus) -> None:
-    """Mark the last part as done."""
-    _describe(corpus, done=True)
+    """Mark the last part as done.
+
+    Raises:
+        SimulationError: see ``write_corpus``.
+    """
+    with folder_lock(corpus.folder):
+        _check_same(corpus, (corpus.plan.parts,))
+        _describe(corpus, done=True)
+
+
+def _check_same(corpus: Corpus, expected: Sequence[tuple[Part, ...]]) -> None:
+    """Refuse a folder that another call has changed since it was opened."""
+    plan, known = corpus.plan, _read(corpus.folder)
+    origin = (plan.seed, _identity(plan.parents))
+    same = known is None or (known["seed"], known["parents"]) == origin
+    if not same or (known["parts"] if known else ()) not in expected:
+        raise SimulationError(
+            f"{corpus.folder}: another simulate changed it meanwhile; run this one again"
+        )
 
 
 def _describe(corpus: Corpus, *, done: bool) -> None:
@@ -278,7 +295,8 @@ def _indexed(folder: Path) -> dict[bytes, str]:
     for number, line in enumerate(whole.splitlines(keepends=True), start=1):
         try:
             lines[line] = json.loads(line)["episode_id"]
-        except (ValueError, KeyError, TypeError):
+            assert isinstance(lines[line], str)
+        except (ValueError, KeyError, TypeError, AssertionError):
             raise SimulationError(
                 f"{path}: line {number} was changed; restore it, or name an empty folder"
             ) from None

@@ -107,6 +107,9 @@ def check_training(header: dict[str, Any], path: Path) -> None:
             raise CheckpointError(
                 f"{path}: train_meta: {name} must be a text, got {meta.get(name)!r}; retrain"
             )
+    for name in ("val_macro_f1", "code_commit", "train_windows", "best_step", "device"):
+        if name not in meta:
+            raise CheckpointError(f"{path}: train_meta has no field {name}; retrain")
     if meta["recipe"] not in RECIPES:
         raise CheckpointError(f"{path}: train_meta: {unknown('recipe', meta['recipe'], RECIPES)}")
 

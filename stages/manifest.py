@@ -241,7 +241,7 @@ class Draft:
             written.replace(self._folder / name)
         manifest = write_manifest(Manifest(self._folder, fingerprint, files, facts, stage_version))
         kept = {file["name"] for file in files.values()}
-        for found in self._folder.iterdir():  # also what a commit that was killed has left
+        for found in self._folder.iterdir():  # also files left by a killed commit
             if _FILE_NAME.fullmatch(found.name) and found.name not in kept:
                 found.unlink(missing_ok=True)
         return manifest

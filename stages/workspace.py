@@ -208,10 +208,10 @@ def read_configuration(config: Path) -> dict[str, Any]:
         raise SettingsError(f"{config}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{config} {yaml_problem(error)}") from error
-    if "execution" in _section(config, document, ()):
-        execution = _section(config, document, ("execution",))
-        if "config" in execution:
-            _section(config, document, ("execution", "config"))
+    for path in (("execution",), ("execution", "config")):
+        if path[-1] not in _section(config, document, path[:-1]):
+            break
+        _section(config, document, path)
     return document
 
 
@@ -219,17 +219,15 @@ def _section(config: Path, document: Any, path: tuple[str, ...]) -> Mapping[Any,
     """A section of a configuration; empty if nothing is in it."""
     found = document
     for depth in range(len(path) + 1):
-        name = "".join(f" {part}:" for part in path[:depth]).rstrip(":")
         if not isinstance(found, Mapping):
+            name = f"section {': '.join(path[:depth])} " if depth else ""
             raise SettingsError(
-                f"{config}: {f'section{name}' if name else 'it'} must be a mapping, got {found!r}; "
-                "see config/default.yaml"
+                f"{config}: {name}must be a mapping, got {found!r}; see config/default.yaml"
             )
         if depth < len(path):
             if path[depth] not in found:
-                missing = "".join(f" {part}:" for part in path).rstrip(":")
                 raise SettingsError(
-                    f"{config}: section{missing} is missing; see config/default.yaml"
+                    f"{config}: section {': '.join(path)} is missing; see config/default.yaml"
                 )
             found = found[path[depth]] if found[path[depth]] is not None else {}
     return found
@@ -259,8 +257,8 @@ def checked_workspace(
     written, read = artifacts.resolve(), store.resolve()
     if written == read or written.is_relative_to(read / "episodes"):
         raise SettingsError(
-            f"{where}:\n  artifacts must not be in the store, which is read only: got {artifacts} "
-            f"in {store}"
+            f"{where}:\n  artifacts must not be the store, which is read only, nor lie in its "
+            f"episodes: got {artifacts}, the store is {store}"
         )
     workspace._address = dict(address or {})
     return workspace
@@ -288,6 +286,7 @@ def workspace_from_environment(environ: Mapping[str, str] = os.environ) -> Works
         SettingsError: see ``read_workspace``.
     """
     config = environ.get("PHASEWATCH_CONFIG")
+    file = expanded(config) if config else None
     paths = {name: environ.get(f"PHASEWATCH_{name.upper()}") for name in ("store", "artifacts")}
     overrides = {name: str(expanded(path).absolute()) for name, path in paths.items() if path}
-    return read_workspace(Path(config) if config else None, overrides)
+    return read_workspace(file, overrides)

@@ -498,7 +498,7 @@ def test_a_damaged_file_is_a_failure(tmp_path: Path) -> None:
         ("seed: true", "seed must be an integer, got True"),
         ("splits: {val_by: day}", "splits.val_by must be 'episode', 'sample' or 'host', got 'day'"),
         ("device: tpu", "device must be 'auto', 'cpu' or 'cuda', got 'tpu'"),
-        ("seed: 1, seed: 2", "gives 'seed' twice, of which one would be lost (line 1, column 43)"),
+        ("seed: 1, seed: 2", "gives 'seed' twice; keep one (line 1, column 43)"),
         ("1: 2", "no setting '1'"),
         ("seed: 4294967296", "seed must be at most 4,294,967,295, got 4294967296"),
         ("report: {seed: -1}", "report.seed must be at least 0, got -1"),
@@ -519,7 +519,7 @@ def test_run_names_a_wrong_setting_before_anything_runs(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("- a", "c.yaml: it must be a mapping, got ['a']"),
+        ("- a", "c.yaml: must be a mapping, got ['a']"),
         ("resources: 3", "section resources must be a mapping, got 3"),
         ("resources: {workspace: {}}", "section resources: workspace: config is missing"),
         ("resources: {workspace: {config: [1]}}", "workspace: config must be a mapping, got [1]"),
@@ -548,6 +548,12 @@ def test_a_configuration_of_another_form_is_refused(tmp_path: Path, text: str, s
 def test_an_empty_argument_is_not_the_current_directory(words: tuple[Any, ...]) -> None:
     told = phasewatch(*words)
     assert (told.exit_code, "is empty" in told.output) == (USAGE, True), told.output
+
+
+@pytest.mark.parametrize("why", [("--why", ""), ("--why=",)])
+def test_a_text_may_be_empty(why: tuple[str, ...], tmp_path: Path) -> None:
+    told = phasewatch("rollback", *why, "--artifacts", tmp_path)
+    assert (told.exit_code, "is empty" in told.output) == (FAILED, False), told.output
 
 
 @pytest.mark.parametrize("words", [("validate",), ("predict",), ("inspect",), ("verify",)])

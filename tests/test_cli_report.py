@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from episodes.store import list_store
 from evaluation.documents import Condition
-from evaluation.wording import conditional_on, number
+from evaluation.wording import conditional_on, number, percent
 from features.registry import MODES
 from models.registry import VARIANTS
 from pipelines.cli.app import FAILED, OK, USAGE, app
@@ -83,6 +84,27 @@ def test_the_leaderboard_is_sorted_and_has_every_figure(trained: Lab) -> None:
     assert lines[-1] == str(trained.workspace.report_page)
     for meaning in ("false alarms per hour of clean time", "ECE: expected calibration error"):
         assert result.stdout.count(meaning) == 1
+
+
+def test_the_alarms_in_clean_time_are_listed_by_job(trained: Lab) -> None:
+    lines = report(trained.artifacts, trained).stdout.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("clean time "))
+    model, mode = lines[head - 1].removesuffix(", best on validation:").split()
+    [found] = [
+        each["detection"]
+        for each in document(trained.artifacts, trained)["reports"]
+        if (each["model"], each["mode"]) == (model, mode)
+    ]
+    parts = found["by_job"]
+    assert parts
+    for line, part in zip(lines[head + 1 :], parts, strict=False):
+        cells = re.split(r"\s{2,}", line.strip())
+        if part["hours"]:
+            alarmed = percent(part["clean_time_alarmed"]["value"])
+            assert (cells[2], cells[5]) == (str(part["false_alarms"]), alarmed)
+        else:
+            assert cells[1] == "none"
+    assert lines[head + 1 + len(parts)] == ""
 
 
 def test_what_is_asked_for_is_all_there_is(trained: Lab) -> None:

@@ -155,6 +155,8 @@ def test_clean_leaves_what_people_wrote_and_other_folders(named: str, tmp_path: 
     cleaned = tmp_path / (named or "artifacts")
     stays = {tmp_path / folder / name for folder in folders for name in kept}
     assert left == {path for path in every if path in stays or not path.is_relative_to(cleaned)}
+    again = ["make", "clean", *([f"ARTIFACTS={named}"] if named else [])]
+    subprocess.run(again, cwd=tmp_path, check=not named)  # a folder without a run is anyone's
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
     assert subprocess.run(

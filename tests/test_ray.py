@@ -183,8 +183,8 @@ def test_the_artefacts_are_those_of_one_machine(machines: Machines) -> None:
         assert read_header(machines.lab.artifacts / header) == read_header(machines.alone / header)
 
 
-def test_as_many_train_at_once_as_the_pool_allows(machines: Machines) -> None:
-    """The limit of the settings, two, would have the second start before the first has ended."""
+def test_no_more_train_at_once_than_the_pool_allows(machines: Machines) -> None:
+    """With the limit of the settings, two, the second would start before the first has ended."""
     order = machines.ask(
         "SELECT dagster_event_type FROM event_logs "
         "WHERE step_key IN ('checkpoints__gbt_oracle', 'checkpoints__gbt_realistic') "

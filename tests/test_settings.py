@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from datasets.splits import SplitPolicy
-from pipelines.cli.console import workspace_of
+from pipelines.cli.app import app
 from stages.workspace import (
     SettingsError,
     Workspace,
@@ -97,8 +98,11 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(
     for workspace in (
         read_workspace(file, {}),
         workspace_from_environment(environ),
-        workspace_of(None, Path("~/a store"), Path("~/made")),
+        workspace_from_environment({"PHASEWATCH_CONFIG": "~/settings.yaml"}),
     ):
         assert workspace.store_path == tmp_path / "a store"
         assert workspace.artifacts_path == tmp_path / "made"
+    words = ["--config=~/settings.yaml", "--json"]
+    told = CliRunner().invoke(app, ["report", *words])
+    assert f"{tmp_path}/made: no such folder" in told.output
     assert read_workspace(file, {}).exclusions_file == tmp_path / "list.yaml"

@@ -28,7 +28,7 @@ from pipelines.cli.app import FAILED, OK, USAGE, app
 from pipelines.cli.console import log_to_stderr, workspace_of
 from simulation.archives import seal, simulate
 from simulation.children import make_content
-from simulation.corpus import Corpus, CorpusRequest, open_corpus, write_corpus
+from simulation.corpus import Corpus, CorpusRequest, complete, open_corpus, write_corpus
 from simulation.defects import DEFECTS
 from simulation.direct import write_shards
 from simulation.parents import Parent, ParentId, SimulationError, find_parents, read_parent
@@ -506,7 +506,7 @@ def test_the_command_makes_a_store(recorded: Path, tmp_path: Path) -> None:
         (["--store", EMBEDDED], "recorded store"),
         (["--store", "RECORDED"], "recorded store"),
         (["--store", "IN_RECORDED"], "recorded store"),
-        (["--store", "NEW", "--hosts", 2, "--shards", "NEW"], "artifacts must not be in the store"),
+        (["--store", "NEW", "--hosts", 2, "--shards", "NEW"], "artifacts must not be the store"),
         (["--store", "NEW", "--hosts", 2, "--shards", "IN_RECORDED"], "recorded store"),
         (["--store", "OTHER"], "simulation.json"),
         (["--store", "SIMULATED"], "--append"),
@@ -631,7 +631,12 @@ def test_a_part_is_done_when_its_shards_are_written(recorded: Path, tmp_path: Pa
         open_corpus(corpus.folder, recorded, replace(SHORT, placeholders=False), append=False)
     write_shards(corpus, workspace, 1)
     assert open_corpus(corpus.folder, recorded, wanted, append=False).done
-    assert len(open_corpus(corpus.folder, recorded, wanted, append=True).plan.parts) == 2
+    grown = open_corpus(corpus.folder, recorded, replace(wanted, episodes=1), append=True)
+    write_corpus(grown, 1)
+    with pytest.raises(SimulationError, match="another simulate"):
+        complete(corpus)  # late
+    complete(grown)
+    assert len(open_corpus(corpus.folder, recorded, wanted, append=True).plan.parts) == 3
 
 
 def test_an_unfinished_part_names_the_options_that_finish_it(
@@ -648,9 +653,14 @@ def test_an_unfinished_part_names_the_options_that_finish_it(
     assert (code, said["kept"], said["windows"] > 0) == (OK, 30, True), said
 
 
-def test_of_two_first_calls_one_is_refused(recorded: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changed", [{"episodes": 3}, {"seed": 5}])
+def test_of_two_first_calls_one_is_refused(
+    changed: dict[str, Any], recorded: Path, tmp_path: Path
+) -> None:
+    wanted = CorpusRequest(2, 1, hosts=1)
     one, other = (
-        open_corpus(tmp_path, recorded, CorpusRequest(n, 1, hosts=1), append=False) for n in (2, 3)
+        open_corpus(tmp_path, recorded, each, append=False)
+        for each in (wanted, replace(wanted, **changed))
     )
     write_corpus(one, 1)
     before = contents(tmp_path)

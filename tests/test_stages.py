@@ -36,7 +36,7 @@ from pipelines.graph import build_defs
 from resources.workspace import resource_of
 from stages.checkpoints import code_commit
 from stages.drift import DriftStage
-from stages.manifest import draft, read_manifest, write_manifest
+from stages.manifest import _FILE_NAME, draft, read_manifest, write_manifest
 from stages.project import MakeResult, Project
 from stages.registry import STAGES
 from stages.scoring import scorer_of
@@ -273,6 +273,16 @@ def test_a_setting_changes_what_follows_from_it_and_nothing_else(retrained: Lab)
         changed[setting] = families(each for each in before if before[each] != after[each])
     assert changed == {setting: follow for setting, (_, follow) in DEPENDS.items()}
     assert families(before) >= set().union(*changed.values())
+
+
+def test_every_file_has_a_name_by_which_a_commit_knows_it(retrained: Lab) -> None:
+    names = [
+        file["name"]
+        for path in retrained.artifacts.rglob("manifest.json")
+        for file in json.loads(path.read_text())["files"].values()
+    ]
+    assert len(names) > 50
+    assert [name for name in names if not _FILE_NAME.fullmatch(name)] == []
 
 
 def test_a_report_follows_from_the_likeness(retrained: Lab) -> None:

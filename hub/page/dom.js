@@ -83,7 +83,7 @@ export function empty(what, command) {
 /** Shown until a producer has published. */
 export function unpublished(what, producer) {
   const element = empty(`${what} published by`, `phasewatch produce ${producer}`);
-  element.append(h("p", {}, "To fill every scene: ", h("code", {}, "phasewatch produce all"), "."));
+  element.append(h("p", {}, "To fill every scene but Live: ", h("code", {}, "phasewatch produce all"), "."));
   return element;
 }
 

@@ -85,12 +85,19 @@ class Command(TyperCommand):
         return ["[OPTIONS]", *arguments]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """An empty argument is refused: as a path it would be the current directory."""
-        empty = next((a for a in args if not a or (a.startswith("--") and a.endswith("="))), None)
-        if empty is not None:
-            raise typer.BadParameter(
-                f"{empty or 'an argument'} is empty; give a value, or leave it out", ctx
-            )
+        """An empty argument is refused unless it is a text: a path would be the current folder."""
+        texts = {
+            opt
+            for p in self.params
+            if p.type_descriptor.annotation is str  # type: ignore[attr-defined]
+            for opt in p.opts
+            if opt[0] == "-"
+        }
+        for before, word in zip(["", *args], args, strict=False):
+            option, given, value = word.partition("=") if word[:2] == "--" else (before, "=", word)
+            if given and not value and option not in texts:
+                name = option if option[:2] == "--" else "an argument"
+                raise typer.BadParameter(f"{name} is empty; give a value, or leave it out", ctx)
         return super().parse_args(ctx, args)
 
 
@@ -160,6 +167,7 @@ def with_json(function: Callable[..., Document | None]) -> Callable[..., None]:
 
     @wraps(function)
     def run(as_json: bool = False, **arguments: Any) -> None:
+        arguments = {n: expanded(v) if isinstance(v, Path) else v for n, v in arguments.items()}
         address = address_of(arguments)
         try:
             document = function(**arguments)
@@ -171,6 +179,8 @@ def with_json(function: Callable[..., Document | None]) -> Callable[..., None]:
             if code is None:
                 raise
             message = "interrupted" if code == INTERRUPTED else str(error)
+            if isinstance(error, OSError):
+                message = f"{error.filename}: {error.strerror}"
             show_error(message, {}, as_json=as_json, address=address)
             raise typer.Exit(code) from None
         if document is not None:  # None: a subcommand follows
@@ -309,7 +319,7 @@ def workspace_of(
     from stages.workspace import check_artifacts, read_workspace
 
     paths = {"store": store, "artifacts": artifacts}
-    given = {name: str(expanded(path).absolute()) for name, path in paths.items() if path}
+    given = {name: str(path.absolute()) for name, path in paths.items() if path}
     workspace = read_workspace(config, given | {n: v for n, v in settings.items() if v})
     check_artifacts(workspace)
     if must_exist and not workspace.artifacts_path.is_dir():

@@ -255,7 +255,7 @@ def phases() -> Events:
 
 @_producer()
 def all_(recipe: MeasuredRecipe = None) -> Events:
-    """Publish all of these: every scene is filled."""
+    """Publish all of these, for every scene but Live."""
     from hub import producers
     from stages.scoring import scorer_of
 
@@ -263,11 +263,11 @@ def all_(recipe: MeasuredRecipe = None) -> Events:
 
     def events(project: Project) -> Iterator[Event]:
         scorer = scorer_of(project, None)  # first: without a champion nothing is published
-        yield from producers.phases(project)
-        yield from producers.profiles(project)
         yield from producers.metrics(project)
         yield from producers.replay(scorer)
         yield from producers.embedding(scorer)
         yield from producers.perf(project, recipe)
+        yield from producers.phases(project)  # these two read the whole store
+        yield from producers.profiles(project)
 
     return events

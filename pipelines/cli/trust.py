@@ -75,8 +75,9 @@ class KeysDocument(Document):
             )
         if self.made:
             yield (
-                "what is made here is signed from now on; to trust it on another machine, copy "
-                f"{self.folder / self.made}.pub there, then: phasewatch keys trust {self.made}.pub"
+                "What is made here is now signed. To trust this key on another machine, copy "
+                f"{self.folder / self.made}.pub there and run: "
+                f"phasewatch keys trust {self.made}.pub"
             )
 
 
