@@ -26,9 +26,9 @@ run: .venv/.installed  ## validate, extract, split, train, evaluate, report (STO
 ui: .venv/.installed  ## open Dagster on http://127.0.0.1:3000 (STORE=, ARTIFACTS=, CONFIG=)
 	$(BIN)/phasewatch ui
 
-# three workers on two cores: tests often wait for processes they start
+# four workers on two cores: tests often wait for processes they start
 test: lint  ## linters, types, import rules and the test suite
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n 4 --dist worksteal
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
