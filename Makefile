@@ -13,7 +13,7 @@ export PHASEWATCH_ARTIFACTS := $(ARTIFACTS)
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /make \1\t/' | expand -t 18
 
-# without compiling, a third of the installation time; Python compiles modules on first import
+# nothing is compiled, which saves a third of the time: Python compiles a module on first import
 .venv/.installed: pyproject.toml constraints.txt
 	@echo "installing into .venv: about 1 GB of downloads, a few minutes, once"
 	$(PYTHON) -m venv .venv

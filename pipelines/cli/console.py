@@ -23,7 +23,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, get_type_hints
 
 import typer
-from typer.core import TyperArgument, TyperCommand
+from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from config.errors import PhasewatchError
 from config.messages import address_of, addressed, unknown
@@ -89,9 +89,8 @@ class Command(TyperCommand):
         texts = {
             opt
             for p in self.params
-            if p.type_descriptor.annotation is str  # type: ignore[attr-defined]
+            if isinstance(p, TyperOption) and p.type_descriptor.annotation is str
             for opt in p.opts
-            if opt[0] == "-"
         }
         for before, word in zip(["", *args], args, strict=False):
             option, given, value = word.partition("=") if word[:2] == "--" else (before, "=", word)

@@ -203,11 +203,11 @@ def perf(recipe: MeasuredRecipe = None) -> Events:
     """Measure and publish the latency of each model."""
     from hub import producers
 
-    _check(recipe)
+    _check_recipe(recipe)
     return lambda project: producers.perf(project, recipe)
 
 
-def _check(recipe: str | None) -> None:
+def _check_recipe(recipe: str | None) -> None:
     from datasets.splits import RECIPES
 
     if recipe is not None:
@@ -259,7 +259,7 @@ def all_(recipe: MeasuredRecipe = None) -> Events:
     from hub import producers
     from stages.scoring import scorer_of
 
-    _check(recipe)
+    _check_recipe(recipe)
 
     def events(project: Project) -> Iterator[Event]:
         scorer = scorer_of(project, None)  # first: without a champion nothing is published
