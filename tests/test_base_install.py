@@ -1,7 +1,8 @@
 """The base install, from a wheel into an environment of its own: no Dagster, no training library.
 
-Building it takes half a minute and compiling its kernels another, so every command runs once, for
-all tests, in a home and a working directory that are not the clone's.
+Its libraries are links to the ones installed here: those that the base requirements lead to, and no
+others. Every command runs once, for all tests, in a home and a working directory that are not the
+clone's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +86,26 @@ def commands(trained: Path) -> dict[str, list[str]]:
     }
 
 
+def required(lines: Iterable[str], known: dict[str, Distribution]) -> None:
+    """Add the distributions that requirements lead to, without any extra, to ``known``."""
+    for requirement in map(Requirement, lines):
+        name = canonicalize_name(requirement.name)
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if applies and name not in known:
+            known[name] = distribution(name)
+            assert known[name].version in requirement.specifier, requirement
+            required(known[name].requires or [], known)
+
+
+def link(one: Distribution, packages: Path) -> None:
+    """Link what a distribution has in its site-packages into another."""
+    for name in {file.parts[0] for file in one.files or []} - {"..", "__pycache__"}:
+        (packages / name).symlink_to(Path(str(one.locate_file(name))))
+
+
 def files(folder: Path) -> dict[str, list[int]]:
-    """Size and time of every file below a folder."""
-    paths = [path for path in folder.rglob("*") if path.is_file()]
+    """Size and time of every file below a folder; Python itself may write what it compiled."""
+    paths = [p for p in folder.rglob("*") if p.is_file() and p.parent.name != "__pycache__"]
     return {
         str(path.relative_to(folder)): [path.stat().st_size, path.stat().st_mtime_ns]
         for path in paths
@@ -109,12 +129,18 @@ def install(root: Path, trained: Path) -> None:
         shutil.copy(ROOT / name, source / name)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root / "env")], check=True)
     python = root / "env" / "bin" / "python"
-    words = ["-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile"]
-    limits = ["--constraint", str(ROOT / "constraints.txt")]
-    subprocess.run([sys.executable, *words, *limits, str(source)], check=True)
     packages = next((root / "env" / "lib").glob("python*/site-packages"))
+    libraries: dict[str, Distribution] = {}
+    required(PROJECT["dependencies"], libraries)
+    for library in libraries.values():
+        link(library, packages)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    built = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(root)]
+    subprocess.run([*pip, *built, str(source)], check=True)
+    [wheel] = root.glob("*.whl")
+    alone = ["--python", str(python), "install", "--quiet", "--no-deps", "--no-compile"]
     bare = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
-    bare["PYTHONPYCACHEPREFIX"] = str(root / "compiled")  # Python itself may write
+    subprocess.run([*pip, *alone, str(wheel)], check=True, env=bare)
 
     def run(*command: str) -> dict[str, Any]:
         done = subprocess.run(
@@ -136,7 +162,6 @@ def install(root: Path, trained: Path) -> None:
         "written": [*files(home), *files(work)],
     }
     (root / "results.json").write_text(json.dumps(document))
-    shutil.rmtree(root / "env")  # 850 MB
 
 
 @pytest.fixture(scope="session")
