@@ -97,11 +97,10 @@ def _build(stage: Stage) -> dg.AssetsDefinition:
     ) -> Iterator[Any]:
         try:
             check_instance(context.instance, workspace.core)
-            if stage.partition == "batch" and len(context.partition_keys) > 1:
-                with kept_open(context.instance):
-                    yield from _make_range(context, stage, config, workspace.core)
-            else:
-                yield from _make(context, stage, config, workspace.core)
+            several_keys = stage.partition == "batch" and len(context.partition_keys) > 1
+            made = (_make_range if several_keys else _make)(context, stage, config, workspace.core)
+            with kept_open(context.instance):
+                yield from made
         except MachineError as error:
             raise dg.Failure(str(error)) from error  # trying again may help
         except PhasewatchError as error:

@@ -1,6 +1,7 @@
 """What Dagster shows of an artifact: its facts, its contract, the columns of its tables."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,9 @@ _COLUMNS = {
 def _described(column: str, layout: Layout) -> str | None:
     """What a column of any of our tables holds."""
     name, _, statistic = column.rpartition(".")
-    for channel in layout.channels:
-        if channel.name == name:
-            return f"{statistic} over the window, {channel.unit}"
+    if name in layout.channel_names:
+        channel = layout.channels[layout.channel_names.index(name)]
+        return f"{statistic} over the window, {channel.unit}"
     prefix, _, rest = column.partition("_")
     if prefix == "p":
         return f"probability of {rest}"
@@ -110,6 +111,7 @@ def table_schema(artifact: Any, layout: Layout) -> dict[str, Any]:
     return _columns({field.name: str(field.type) for field in schema}, layout)
 
 
+@cache
 def shard_schema(layout: Layout, kind: InputKind) -> dict[str, Any]:
     """The columns of a shard: those of its windows and, of a feature shard, every statistic.
 

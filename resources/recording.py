@@ -33,13 +33,14 @@ def kept_open(instance: dg.DagsterInstance) -> Iterator[None]:
     A commit does not wait for the disk: should the machine lose power, the last events are lost,
     and what they tell of is found current and recorded by the next run. The runs, which are asked
     again and again while files are written, keep their engine too. Storages other than SQLite are
-    left as they are.
+    left as they are, and those that are kept open already.
     """
+    events, runs = instance.event_log_storage, instance.run_storage
     with ExitStack() as stack:
-        if isinstance(instance.event_log_storage, SqliteEventLogStorage):
-            stack.enter_context(_events(instance.event_log_storage))
-        if isinstance(instance.run_storage, SqliteRunStorage):
-            stack.enter_context(_runs(instance.run_storage))
+        if isinstance(events, SqliteEventLogStorage) and "_connect" not in vars(events):
+            stack.enter_context(_events(events))
+        if isinstance(runs, SqliteRunStorage) and "connect" not in vars(runs):
+            stack.enter_context(_runs(runs))
         yield
 
 
@@ -85,12 +86,15 @@ def _runs(storage: SqliteRunStorage) -> Iterator[None]:
 @contextmanager
 def replaced(of: object, name: str, function: object) -> Iterator[None]:
     """Within, ``of`` has another function of this name."""
-    before = getattr(of, name)
+    own = vars(of).get(name)
     setattr(of, name, function)
     try:
         yield
     finally:
-        setattr(of, name, before)
+        if own is None:  # it is its class's again
+            delattr(of, name)
+        else:
+            setattr(of, name, own)
 
 
 @contextmanager

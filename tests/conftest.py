@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from lab import RECIPE, Lab, build_lab, bundle_of, copy_of, failure, new_instance, once
 
+from evaluation import latency
+
 os.environ["PHASEWATCH_KEYS"] = str(Path(__file__).with_name("no-keys"))  # nobody's own
+latency.CALLS, latency.WARM_UP = 5, 1  # a seventh of a retrain would go into measuring
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -41,6 +42,7 @@ from models.registry import MODELS, find_variant
 from pipelines.graph import build_defs
 from pipelines.partitions import sync_batches
 from resources.guards import last_metadata
+from resources.recording import kept_open
 from stages.alarm_rules import read_alarm_rule
 from stages.champion import files_to_copy
 from stages.device_bundle import bundle_files, write_bundle
@@ -99,15 +101,17 @@ class Lab:
         config: dict[str, Any] | None = None,
         tags: dict[str, str] | None = None,
     ) -> dg.ExecuteInProcessResult:
-        definitions = definitions or build_defs(workspace=self.workspace)
-        return definitions.resolve_job_def(job).execute_in_process(
-            run_config=QUIET | (config or {}),
-            instance=instance or self.instance,
-            partition_key=partition,
-            asset_selection=only,
-            tags=tags,
-            raise_on_error=False,
-        )
+        definitions = definitions or _definitions(self.workspace.model_dump_json())
+        instance = instance or self.instance
+        with kept_open(instance):
+            return definitions.resolve_job_def(job).execute_in_process(
+                run_config=QUIET | (config or {}),
+                instance=instance,
+                partition_key=partition,
+                asset_selection=only,
+                tags=tags,
+                raise_on_error=False,
+            )
 
     def ingest(self) -> list[str]:
         """Ingest the stale batches; returns them."""
@@ -116,6 +120,11 @@ class Lab:
             result = self.execute("ingest", batch)
             assert result.success, failure(result)
         return stale
+
+
+@lru_cache(maxsize=4)
+def _definitions(settings: str) -> dg.Definitions:
+    return build_defs(workspace=Workspace.model_validate_json(settings))
 
 
 def failure(result: dg.ExecuteInProcessResult) -> str:

@@ -303,11 +303,12 @@ def _execute(
     from assets.factory import asset_key
     from pipelines.notifications import notify_of_run
     from pipelines.partitions import partition_label, partition_tags
+    from resources.recording import kept_open
     from resources.runs import process_tag
 
     key, run_id = partition_label(keys), str(uuid.uuid4())
 
-    with _output_shown_until_the_end():
+    with _output_shown_until_the_end(), kept_open(instance):
         result = definitions.resolve_job_def(job).execute_in_process(
             run_config=_QUIET,
             instance=instance,

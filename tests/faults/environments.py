@@ -18,7 +18,7 @@ NAMES = (
 )  # fmt: skip
 
 
-@fault("odd path: store and artifacts", tries=len(NAMES), quick=1)
+@fault("odd path: store and artifacts", tries=len(NAMES), quick=0)
 def odd_path(bench: Bench) -> Outcome:
     """The same is made at the path that was named, and nowhere else; or it is refused."""
     expected = ingested(bench)

@@ -26,7 +26,7 @@ def _failed(ran: list[Ran]) -> str:
     return "\n".join(f"{one.code}: {one.err[-700:]}" for one in ran if one.code)
 
 
-@fault("race: two first runs", tries=8, quick=1)
+@fault("race: two first runs", tries=8, quick=0)
 def first_runs(bench: Bench) -> Outcome:
     """On a fresh home, without artifacts."""
     expected = ingested(bench)
