@@ -15,7 +15,8 @@ A fifth of the samples of the training side is validation: for early stopping an
 ``--absolute`` gives the values themselves of no channel, of the registered ones and the host's
 (``proc``, ``qmp``), or of all, beside the relative ones; by default the registry decides.
 ``--question 'first session'`` measures that line alone. A model may be several, such as
-``gbt+transformer``: the geometric mean of their probabilities.
+``gbt+transformer``, or one with several seeds, ``transformer*3``: the geometric mean of their
+probabilities.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from datasets.windows import examples
 from evaluation.alarm_choice import choose_rule, filtered_alarm_scores, filtered_predictions
 from evaluation.scores import SplitPredictions, prediction_rows, split_predictions
 from features.loaders import read_windows
-from features.registry import MODES, Channel, Layout
+from features.registry import MODES, Channel, Layout, Mode
 from models.registry import MODELS, Variant
 from models.trees import softmax
 from stages.alarm_rules import training_phases
@@ -104,8 +105,14 @@ def trials(windows: pl.DataFrame, policy: SplitPolicy) -> dict[str, list[pl.Data
     return dict(zip(QUESTIONS, tables, strict=True))
 
 
+def members(model: str, mode: Mode) -> list[tuple[Variant, int]]:
+    """The trainings that a name such as ``gbt+transformer*3`` stands for: variants and seeds."""
+    named = (part.partition("*") for part in model.split("+"))
+    return [(Variant(name, mode), seed) for name, _, n in named for seed in range(int(n or 1))]
+
+
 def probabilities(
-    project: Project, variant: Variant, table: pl.DataFrame, shards: dict, layout: Layout
+    project: Project, variant: Variant, seed: int, table: pl.DataFrame, shards: dict, layout: Layout
 ) -> dict[str, NDArray[np.float32]]:
     """Train on a table's training side; returns what the model says of validation and test."""
     train, val, held_out = (
@@ -114,7 +121,7 @@ def probabilities(
     model = variant.spec.build(
         project.workspace.model_config_of(variant),
         len(layout.phases),
-        seed=project.workspace.seed,
+        seed=project.workspace.seed + seed,
         device=project.workspace.device,
     ).fit(train, val)
     return {"val": model.predict_proba(val.X), "test": model.predict_proba(held_out.X)}
@@ -175,11 +182,11 @@ def main() -> None:
         if asked.question not in (None, name):
             continue
         for model in asked.models or MODELS:
-            variants = [Variant(each, asked.mode) for each in model.split("+")]
+            trainings = members(model, asked.mode)
             found = [
                 test(
                     project,
-                    [probabilities(project, v, table, shards, layout) for v in variants],
+                    [probabilities(project, *one, table, shards, layout) for one in trainings],
                     *(table, layout),
                 )
                 for table in tables
