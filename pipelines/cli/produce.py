@@ -128,7 +128,7 @@ def _told(events: Events, producer: str) -> Events:
             yield event
             if time.monotonic() - said >= EVERY_S:
                 said = time.monotonic()
-                log.info("%s: %s events so far", producer, f"{n:,}", extra={"progress": True})
+                log.info("%s: events so far: %s", producer, f"{n:,}", extra={"progress": True})
 
     return told
 
