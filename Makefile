@@ -42,6 +42,7 @@ lint: .venv/.installed
 
 e2e: .venv/.installed  ## a real Dagster, clicked by a real browser: growth, night, backfill, drift
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'playwright>=1.60'
+	$(BIN)/python -m pytest -m long
 	PYTHONPATH=. $(BIN)/python tests/e2e.py
 
 live: .venv/.installed  ## champion, bundle, scorer, hub and page, watched by a real browser

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import urllib.error
 from collections.abc import Iterable
-from itertools import islice
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -47,23 +46,30 @@ class Publisher:
     def publish(self, events: Iterable[Event], batch: int = BATCH) -> int:
         """Send all events; returns how many the hub delivered.
 
+        What was made before ``events`` fails is sent, too.
+
         Raises:
             PublishError: no hub answers, or it refuses them.
         """
-        delivered, rest = 0, iter(events)
-        while several := list(islice(rest, batch)):
-            delivered += self._send(several)
+        delivered, waiting = 0, list[Event]()
+        try:
+            for event in events:
+                waiting.append(event)
+                if len(waiting) == batch:
+                    full, waiting = waiting, []
+                    delivered += self._send(full)
+        finally:
+            if waiting:
+                delivered += self._send(waiting)
         return delivered
 
     def _send(self, events: list[Event]) -> int:
         body = f"[{','.join(event.model_dump_json() for event in events)}]".encode()
         try:
-            return int(
-                json.loads(post_events(self.url, body, self._token, timeout_s=10))["delivered"]
-            )
+            return post_events(self.url, body, self._token, timeout_s=10)
         except urllib.error.HTTPError as error:
             raise PublishError(refusal_message(self.url, error, self._token)) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError) as error:
             why = getattr(error, "reason", error)
             try:
                 port = urlsplit(self.url).port

@@ -78,8 +78,8 @@ def is_hub_address(url: str) -> bool:
         return False
 
 
-def post_events(url: str, events: bytes, token: str | None, timeout_s: float) -> bytes:
-    """Send a JSON list of events to a hub; returns its answer.
+def post_events(url: str, events: bytes, token: str | None, timeout_s: float) -> int:
+    """Send a JSON list of events to a hub; returns how many it delivered.
 
     Args:
         url: of the hub, such as ``http://127.0.0.1:8447``.
@@ -94,9 +94,11 @@ def post_events(url: str, events: bytes, token: str | None, timeout_s: float) ->
     request = urllib.request.Request(f"{url}/publish", events, headers)
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-            return answer.read()
+            return int(json.load(answer)["delivered"])
     except HTTPException as error:  # which is no OSError: it died in its answer, or speaks no HTTP
         raise ConnectionError(str(error)) from error
+    except (KeyError, TypeError) as error:
+        raise ValueError("its answer is not a hub's") from error
 
 
 def refusal_message(url: str, error: urllib.error.HTTPError, token: str | None) -> str:

@@ -37,6 +37,7 @@ from champion.history import (
     training_digest,
 )
 from datasets.splits import RECIPES
+from features.registry import Layout
 from models.checkpoint import Checkpoint, checkpoint_path, load_checkpoint
 from models.registry import MODELS, find_variant
 from pipelines.graph import build_defs
@@ -101,7 +102,9 @@ class Lab:
         config: dict[str, Any] | None = None,
         tags: dict[str, str] | None = None,
     ) -> dg.ExecuteInProcessResult:
-        definitions = definitions or _definitions(self.workspace.model_dump_json())
+        definitions = definitions or _definitions(
+            self.workspace.model_dump_json(), self.workspace.layout
+        )
         instance = instance or self.instance
         with kept_open(instance):
             return definitions.resolve_job_def(job).execute_in_process(
@@ -123,7 +126,7 @@ class Lab:
 
 
 @lru_cache(maxsize=4)
-def _definitions(settings: str) -> dg.Definitions:
+def _definitions(settings: str, layout: Layout) -> dg.Definitions:  # noqa: ARG001, they tell of it
     return build_defs(workspace=Workspace.model_validate_json(settings))
 
 
@@ -254,7 +257,7 @@ def postgresql(folder: Path) -> Iterator[str]:
         yield f"postgresql+psycopg2://dagster@/postgres?host={folder}"
     finally:
         server.send_signal(signal.SIGINT)  # at once, clients or not
-        server.wait(30)
+        server.wait(90)
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
@@ -319,7 +322,7 @@ class Ui:
             named |= {"Content-Type": "application/json"}
             body = body if body.startswith(('{"', "[")) else json.dumps({"query": body})
         named |= headers
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=180)) as connection:
             connection.request(method, path, body, named)
             answer = connection.getresponse()
             return answer.status, "" if answer.status == 101 else answer.read().decode()
@@ -346,7 +349,7 @@ class Ui:
         )
 
     def wait(self) -> None:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 600
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log.read_text()
             with suppress(OSError):

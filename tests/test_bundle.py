@@ -253,10 +253,10 @@ def test_two_bundles_that_are_written_at_once_leave_one_whole(
     monkeypatch.setattr(device_bundle, "write_atomically", slow)
     first = threading.Thread(target=write_bundle, args=(tmp_path, files("first")))
     first.start()
-    assert begun.wait(20)
+    assert begun.wait(60)
     write_bundle(tmp_path, files("second"))
     second_done.set()
-    first.join(20)
+    first.join(60)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == files("second")
 
 

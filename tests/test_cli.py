@@ -469,7 +469,7 @@ def test_a_reader_that_has_seen_enough_changes_no_exit_code() -> None:
         assert process.stdout
         process.stdout.read(1)
         process.stdout.close()
-        assert (process.wait(60), process.stderr and process.stderr.read()) == (OK, "")
+        assert (process.wait(180), process.stderr and process.stderr.read()) == (OK, "")
 
 
 def test_a_damaged_file_is_a_failure(tmp_path: Path) -> None:

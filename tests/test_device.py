@@ -104,7 +104,13 @@ def test_the_bundle_of_every_model_verifies_on_a_device(
 
 
 @pytest.mark.parametrize(
-    ("version", "model"), [("3.12", "gru"), ("3.13", "knn"), ("3.13", "gbt"), ("3.13", "gru")]
+    ("version", "model"),
+    [
+        ("3.13", "gbt"),
+        ("3.13", "gru"),
+        pytest.param("3.12", "gru", marks=pytest.mark.long),
+        pytest.param("3.13", "knn", marks=pytest.mark.long),
+    ],
 )
 def test_bundles_verify_with_other_pythons(
     version: str, model: str, device_python: Python, bundled: Callable[[str], Path], tmp_path: Path

@@ -64,7 +64,7 @@ class Running:
 
     def stop(self) -> None:
         self.server.should_exit = True
-        self.thread.join(20)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
     def ask(
@@ -73,7 +73,7 @@ class Running:
         """Status, document and headers of an answer. ``sec_fetch_site`` is Sec-Fetch-Site."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         text = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)) as connection:
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
             connection.request(method, path, text, named)
             answer = connection.getresponse()
             kind = answer.headers.get("content-type", "")
@@ -95,7 +95,7 @@ class Stream:
         self.socket = socket.socket()
         if receive:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
-        self.socket.settimeout(20)
+        self.socket.settimeout(60)
         self.socket.connect(("127.0.0.1", port))
         header = f"Last-Event-ID: {last}\r\n" if last else ""
         self.socket.sendall(
@@ -823,7 +823,7 @@ def test_a_write_whose_caller_is_cancelled_is_not_repeated(
 
     def sync(_: int) -> None:
         begun.set()
-        assert slow.wait(20)
+        assert slow.wait(60)
 
     monkeypatch.setattr(decisions, "sync", sync)
 
@@ -851,7 +851,7 @@ def test_what_is_sent_again_is_confirmed_only_when_it_is_written(
 
     def wait(handle: int) -> None:
         begun.set()
-        assert slow.wait(20)
+        assert slow.wait(60)
         sync(handle)
 
     monkeypatch.setattr(decisions, "sync", wait)
@@ -860,13 +860,13 @@ def test_what_is_sent_again_is_confirmed_only_when_it_is_written(
         threading.Thread(target=lambda: answers.append(hub.publish(raised())[0])) for _ in range(2)
     ]
     threads[0].start()
-    assert begun.wait(20)
+    assert begun.wait(60)
     threads[1].start()
     threads[1].join(0.5)
     assert answers == []
     slow.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert answers == [200, 200]
     assert len(lines(tmp_path)) == 1
 
@@ -896,7 +896,7 @@ def test_what_cannot_be_served_is_refused(words: list[str], code: int, tmp_path:
         done = subprocess.run(
             command(*words, "--artifacts", str(tmp_path / "artifacts")), cwd=tmp_path,
             env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
-            capture_output=True, text=True, check=False, timeout=60,
+            capture_output=True, text=True, check=False, timeout=180,
         )  # fmt: skip
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
@@ -927,7 +927,7 @@ def test_sigterm_ends_it_with_pages_open(tmp_path: Path) -> None:
             reader.request("GET", "/events", headers={"Authorization": f"Bearer {TOKEN}"})
             assert reader.getresponse().status == 200
             process.send_signal(signal.SIGTERM)
-            out, said = process.communicate(timeout=30)
+            out, said = process.communicate(timeout=90)
     finally:
         with suppress(ProcessLookupError):
             process.kill()

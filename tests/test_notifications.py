@@ -266,10 +266,10 @@ def test_a_command_that_does_not_end_is_ended_with_all_it_started(
 ) -> None:
     monkeypatch.setattr(notifications, "COMMAND_S", 2)
     pid = tmp_path / "pid"
-    lab.settings = lab.settings | {"notify": f"sh -c 'sleep 60 & echo $! > {pid}; wait'"}
+    lab.settings = lab.settings | {"notify": f"sh -c 'sleep 600 & echo $! > {pid}; wait'"}
     assert notify(lab.workspace, news_of(lab))
     assert ["killed after" in message for message in warned(caplog)] == [True]
-    started, deadline = int(pid.read_text()), time.monotonic() + 20
+    started, deadline = int(pid.read_text()), time.monotonic() + 60
     while state_of(started) not in ("gone", "Z"):  # a killed process has to be scheduled once more
         assert time.monotonic() < deadline
         time.sleep(0.05)

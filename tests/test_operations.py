@@ -495,7 +495,7 @@ def test_an_interrupt_outside_a_step_ends_the_run_in_one_line(small: Lab) -> Non
     }
     ended = subprocess.run(
         [sys.executable, "-c", BETWEEN_STEPS],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     assert (ended.returncode, "failed" in ended.stderr) == (INTERRUPTED, False), ended.stderr
     assert ended.stderr.splitlines()[-1] == "interrupted"
@@ -519,7 +519,7 @@ def test_an_interrupted_run_says_so_and_is_not_left_under_way(small: Lab) -> Non
         assert process.stdout.readline().strip() == "working"
         time.sleep(1)  # what shows a step's output has started
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, progress = process.communicate(timeout=60)
+        _, progress = process.communicate(timeout=180)
     finally:
         process.kill()
     assert process.returncode == INTERRUPTED

@@ -184,7 +184,7 @@ needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs node
 def test_modules_parse(path: Path) -> None:
     command = ["node", "--input-type=module", "--check"]
     ran = subprocess.run(
-        command, input=path.read_bytes(), capture_output=True, timeout=60, check=False
+        command, input=path.read_bytes(), capture_output=True, timeout=180, check=False
     )
     assert ran.returncode == 0, ran.stderr
 
@@ -398,7 +398,7 @@ def _node(script: str) -> object:
         input=program,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr

@@ -77,7 +77,7 @@ class Served:
 
     def stop(self) -> None:
         self.server.should_exit = True
-        self.thread.join(20)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
 
@@ -457,6 +457,21 @@ def test_a_batch_is_refused_as_a_whole(trained: Lab, serve: Callable[..., Served
     assert Publisher(hub.url).publish(events, 1) == len(events) == len(hub.kept)
 
 
+def test_what_was_made_before_a_producer_fails_is_sent(
+    trained: Lab, serve: Callable[..., Served]
+) -> None:
+    made = list(producers.phases(trained.project))
+
+    def failing() -> Iterator[Any]:
+        yield from made
+        raise StageError("no more")
+
+    hub = serve()
+    with pytest.raises(StageError, match="no more"):
+        Publisher(hub.url).publish(failing())
+    assert len(hub.kept) == len(made) > 0
+
+
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
@@ -525,11 +540,11 @@ def test_again_and_again_whatever_becomes_of_the_hub(
             wait_for(lambda: len(second.kept) == 4)
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(60)
 
 
 def wait_for(true: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while not true():
         assert time.monotonic() < until
         time.sleep(0.05)

@@ -641,7 +641,7 @@ def test_sigterm_ends_cleanly_and_a_restart_goes_on(bundled: Bundled, tmp_path: 
             assert process.stdout is not None
             events = [json.loads(process.stdout.readline()) for _ in range(n_events)]
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
         return events
 
     [first] = run(1)
@@ -744,24 +744,31 @@ def test_a_refusal_is_said_once_with_what_to_do(
 def answering(*answers: bytes) -> Iterator[str]:
     """The address of a hub that gives these answers, one per connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(10)
+        server.settimeout(60)
+        given: list[bytes] = []
 
         def serve() -> None:
             for answer in answers:
                 connection, _ = server.accept()
                 with connection:
-                    connection.recv(65_536)
+                    request = b""
+                    while not request.endswith(b"]"):  # what is unread would reset the connection
+                        request += connection.recv(65_536)
                     connection.sendall(answer)
+                given.append(answer)
 
         thread = threading.Thread(target=serve)
         thread.start()
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
         thread.join()
+    assert given == list(answers)
 
 
+TAKEN = b'HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n{"delivered":1}'
 BROKEN = (
     b'HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n{"deli',
     b"HTTP/1.1 200 OK\r\ncont",
+    b"HTTP/1.1 200 OK\r\n\r\n<html>",
     b"SSH-2.0-OpenSSH\r\n",
     b"HTTP/1.1 503 Busy\r\ncontent-length: 15\r\n\r\n{",
     b"",
@@ -774,7 +781,7 @@ def test_events_wait_for_a_hub_that_dies_in_its_answer(
     broken: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outputs, "_RETRY_S", (0,))
-    with answering(broken, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}") as url:
+    with answering(broken, TAKEN) as url:
         hub = HubOutput(url)
         hub.send({})
     hub.close()

@@ -173,7 +173,7 @@ def test_our_own_page_starts_runs(ui: Ui) -> None:
     run = launched["run"]["runId"]
     assert ui.records()[0] == [run]
     with dg.DagsterInstance.from_config(str(ui.folder / "artifacts" / "dagster_home")) as instance:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 600
         while instance.get_run_by_id(run).status not in FINISHED:  # type: ignore[union-attr]
             assert time.monotonic() < deadline, ui.log.read_text()
             time.sleep(0.5)

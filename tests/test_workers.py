@@ -84,6 +84,7 @@ def test_a_worker_that_is_killed_while_it_sends_is_not_waited_for(rest: int) -> 
         wait()
 
 
+@pytest.mark.long
 def test_recipes_are_retrained_side_by_side(
     retrained: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -163,7 +164,7 @@ def test_ctrl_c_while_nets_are_trained_ends_the_command_soon(ingested: Lab, tmp_
         while not process.stderr.readline().startswith("checkpoints/cnn"):
             assert process.poll() is None
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, told = process.communicate(timeout=30)  # the net would be trained for minutes
+        _, told = process.communicate(timeout=90)  # the net would be trained for minutes
     finally:
         process.kill()
         process.wait()
