@@ -374,7 +374,7 @@ def trust(path: Path, name: str) -> TrustedKey:
     key = _public(path)
     target = keys_folder() / f"{name}{PUBLIC}"
     if target.exists() and _public(target).raw != key.raw:
-        raise SigningError(f"{target}: another key has this name; choose one with --name")
+        raise SigningError(f"{target}: another key has this name; choose another name with --name")
     if not target.exists():
         _write(target, _read(path), 0o644)
     return TrustedKey(name, key.id, key.raw)

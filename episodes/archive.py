@@ -200,8 +200,8 @@ def _check_frames(packed: bytes) -> None:
             if frame.window_size > MAX_WINDOW_BYTES:
                 raise ArchiveError(
                     "unsafe_archive",
-                    f"the window of zstd must be at most {MAX_WINDOW_BYTES:,} bytes, "
-                    f"got {frame.window_size:,}; compress it with less memory",
+                    f"the zstd window size must be at most {MAX_WINDOW_BYTES:,} bytes, "
+                    f"got {frame.window_size:,}; compress with a smaller window",
                 )
             at += zstandard.frame_header_size(header)
             last = False

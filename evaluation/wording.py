@@ -64,9 +64,9 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "{budget:.1%}.",
     "provisional_threshold": "The alarm threshold is provisional: it rests on {hours:.2g} clean "
     "hours of validation, less than {needed:g}.",
-    "unlike_training": "{share:.0%} of the test episodes are unlike training. Among episodes that "
-    "resemble training, at most {alpha:.0%} would be flagged. Train on episodes from such "
-    "machines and days.",
+    "unlike_training": "{share:.0%} of the test episodes are unlike training. Of episodes that "
+    "resemble the validation episodes, at most {alpha:.0%} would be flagged. Train on more "
+    "episodes from the machines and days of the test episodes.",
     "untested_profile": "Profile {label} was never tested.",
     "absent_class": "Phase {label} does not occur in the test split, so it was never tested.",
     "synthetic_episodes": "The dataset contains {episodes} synthetic episodes.",
@@ -75,7 +75,8 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "over the budget.",
     "chosen_on_these": "The threshold was chosen on these windows.",
     "constant": "no interval: the same in every replicate",
-    "exact_binomial_bound": "All or none of {episodes}: one bound is the exact binomial one.",
+    "exact_binomial_bound": "The share is 0 % or 100 % (episodes: {episodes}), so one bound "
+    "is the exact binomial bound.",
     "fitted_on_validation": "Fitted on validation by log loss; 1 changes nothing.",
     "half_undetected": "infinite: more than half of the attacks were not detected",
     "half_undetected_at_times": "no upper bound: more than half of the attacks were not detected "
@@ -89,11 +90,11 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "over_budget_everywhere": "Every threshold exceeds the budget on validation, so this one lies "
     "above every score there.",
     "poisson_bounds": "{events} in {hours:.3g} clean hours. Each bound is the wider of "
-    "resampling's and the exact Poisson one.",
+    "the resampled and the exact Poisson bound.",
     "temperature_at_limit": "Fitted on validation by log loss; at the end of the range searched.",
     "too_few_episodes": "no interval: too few episodes to resample",
-    "covers_less": "In simulated test sets of {episodes} episodes, such an interval contains the "
-    "true value in {coverage:.0%} of them instead of 95 %.",
+    "covers_less": "In simulated test sets of {episodes} episodes, such intervals contain the "
+    "true value {coverage:.0%} of the time instead of 95 %.",
     # leaks
     "channel_tells_phase": "Channel {label} alone tells {what} from all else (F1 {f1:.3f}): it may "
     "hold the label.",
@@ -151,7 +152,7 @@ SHARED_SENTENCES = {  # of several reports whose numbers differ
     "provisional_threshold": "The alarm threshold is provisional: it rests on too little clean "
     "time of validation.",
     "unlike_training": "More test episodes are unlike training than the promise allows. Train "
-    "on episodes from such machines and days.",
+    "on more episodes from their machines and days.",
 }
 DATASET_WARNINGS = frozenset({"untested_profile", "absent_class", "synthetic_episodes"})
 """Warnings that ``untested`` states once per dataset."""
@@ -290,7 +291,10 @@ def clean_time(hours: float, clean: str = "clean ") -> str:
 
 SHORT_HOURS = 0.1
 """Of less clean time a rate says nothing: one false alarm in 12 s would be 300 per hour."""
-RATE_MEANS = "false alarms per hour of clean time, or how many in how little of it"
+RATE_MEANS = (
+    "false alarms per hour of clean time, or their number if there is too little clean time for "
+    "a rate"
+)
 
 
 def rate(per_hour: float | None, hours: float, unit: str = "") -> str:
@@ -633,14 +637,16 @@ def unlike(found: Unlike | None) -> list[str]:
     if found is None:
         return []
     if found.alpha * (found.calibration_episodes + 1) < 1:
+        n = found.calibration_episodes
         return [
-            f"Whether test episodes are unlike training cannot be told from "
-            f"{plural(found.calibration_episodes, 'validation episode')}."
+            f"{plural(n, 'validation episode')} {'is' if n == 1 else 'are'} too few to tell "
+            "whether test episodes are unlike training."
         ]
     interval = f" ({share_span(found.share)})" if share_span(found.share) else ""
     return [
-        f"{percent(found.share.value)} of the test episodes are unlike training{interval}. Among "
-        f"episodes that resemble training, at most {found.alpha:.0%} would be flagged."
+        f"{percent(found.share.value)} of the test episodes are unlike training{interval}. Of "
+        f"episodes that resemble the validation episodes, at most {found.alpha:.0%} would be "
+        "flagged."
     ]
 
 
@@ -662,7 +668,8 @@ def unlike_notes(recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if not shares:
         return []
     return [
-        f"{join_words(shares)} are unlike training: train on episodes from such machines and days."
+        f"{join_words(shares)} are unlike training: train on more episodes from their machines "
+        "and days."
     ]
 
 

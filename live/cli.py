@@ -131,11 +131,16 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     live.set_defaults(run=run_live)
     live.add_argument("bundle", type=expanded, metavar="BUNDLE", help="folder of the bundle")
     source = live.add_mutually_exclusive_group(required=True)
-    source.add_argument("--this-machine", action="store_true", help="this machine's kernel")
+    source.add_argument(
+        "--this-machine", action="store_true", help="score this machine, from its kernel's counters"
+    )
     source.add_argument("--follow", type=expanded, metavar="DIR", help="an episode being written")
     source.add_argument("--stdin", action="store_true", help="JSON lines on standard input")
     source.add_argument(
-        "--replay", nargs="+", metavar="EPISODE", help="recorded episodes; live events say so"
+        "--replay",
+        nargs="+",
+        metavar="EPISODE",
+        help="replay recorded episodes; each live event is marked as a replay",
     )
     live.add_argument(
         "--speed", type=float, metavar="N",
@@ -151,7 +156,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--token-file", type=expanded, metavar="FILE",
         help="the hub's token (default: PHASEWATCH_HUB_TOKEN)",
     )  # fmt: skip
-    live.add_argument("--on-alarm", metavar="COMMAND", help="run this when an alarm changes")
+    live.add_argument(
+        "--on-alarm",
+        metavar="COMMAND",
+        help="run this when an alarm is raised or cleared, or a source goes silent",
+    )
     live.add_argument(
         "--metrics", type=int, metavar="PORT", help="Prometheus text on 127.0.0.1:PORT/metrics"
     )
@@ -320,7 +329,7 @@ def _score(
     went_on = False
     if options.state and (state := _read_arrays(options.state)):
         if "bundle" not in state:
-            raise UsageError(f"{options.state}: not a state, so it is not written over")
+            raise UsageError(f"{options.state}: not a state file, so it is not overwritten")
         went_on = scorer.resume(state)
         log.info("%s: %s", options.state, "resumed" if went_on else "not used: over ten minutes "
                  "from now, or of another bundle or host")  # fmt: skip

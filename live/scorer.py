@@ -1,4 +1,4 @@
-"""Rows in, events out: what a bundle says of one machine, window by window.
+"""Rows in, events out: what a bundle says about one machine, window by window.
 
 An event is the JSON object ``live_detection`` of ``hub/events.py``. It is made here without that
 module, because a device has no pydantic; a test holds the two together.
@@ -211,7 +211,11 @@ class LiveScorer:
         return state
 
     def resume(self, state: dict[str, NDArray[Any]]) -> bool:
-        """Go on from ``state`` if it is recent, of this bundle and host; returns whether it is."""
+        """Go on from ``state`` if it is recent, of this bundle and host.
+
+        Returns:
+            Whether it resumed.
+        """
         about = [str(state.get(name)) for name in ("bundle", "host")]
         if about != [self.bundle.id, self._host] or not self.windows.resume(state, time.time_ns()):
             return False

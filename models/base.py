@@ -200,7 +200,7 @@ class Classifier(ABC):
 
     @contextmanager
     def one_thread(self) -> Iterator[None]:
-        """Within, ``predict_proba`` uses one thread, whatever the settings say."""
+        """A context in which ``predict_proba`` uses one thread, whatever the settings say."""
         from threadpoolctl import threadpool_limits  # here: scoring alone does without
 
         configured = self.config

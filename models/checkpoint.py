@@ -470,8 +470,9 @@ def check_code(recorded: object, layout: Layout, code: Code, place: str, otherwi
 def _undo(code: Code, recorded: object, otherwise: str) -> str:
     changed = ", ".join(code.changes(recorded)) or "the golden vectors"
     return (
-        f"Changed since: {changed}. Undo it; if it is meant, raise PREPROCESSING_VERSION in "
-        f"features/contract.py, run python -m features.golden, and {otherwise}."
+        f"Changed since: {changed}. Undo the change or, if it is intended, raise "
+        "PREPROCESSING_VERSION in features/contract.py, run python -m features.golden, and "
+        f"{otherwise}."
     )
 
 
@@ -482,7 +483,7 @@ def remedy(header: dict[str, Any]) -> str:
     if commit == "unknown":
         return f"{retrain}; the commit that wrote it is unknown."
     note = f"{commit[:7]}, which had uncommitted changes" if dirty else commit[:7]
-    return f"{retrain}, or check out the registry that wrote it (commit {note})."
+    return f"{retrain}, or check out the code that trained it (commit {note})."
 
 
 def contract_differences(header: dict[str, Any], layout: Layout, place: str) -> list[str]:

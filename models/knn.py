@@ -256,7 +256,7 @@ def labelled_windows(train: Examples, share: float, seed: int) -> NDArray[np.boo
     whole = random.permutation(np.unique(episode[~degraded]))
     if not len(whole):
         raise ValueError(
-            "knn_semi must have an episode that is not degraded to take labels from, got none"
+            "knn_semi needs the labels of at least one episode that is not degraded, got none"
         )
     wanted = max(1, round(share * len(np.unique(episode))))
     holds: dict[Any, set[Any]] = {e: set() for e in whole}

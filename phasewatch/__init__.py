@@ -1,4 +1,4 @@
-"""The Python way in: the few stable functions that a notebook needs. See docs/python.md.
+"""The Python API: the few stable functions that a notebook needs. See docs/python.md.
 
 Importing this loads nothing heavy. Each function loads what it needs when it is called, and none
 needs Dagster; training libraries are needed only by the models that use them.
@@ -94,9 +94,9 @@ def open_project(
             configuration says.
 
     Raises:
-        SettingsError: the configuration cannot be used, or artifacts is no folder.
-        StoreError: the store that was named is none. If none was named, it may be absent until it
-            is listed: an episode may be given by its path.
+        SettingsError: the configuration cannot be used, or artifacts is not a folder.
+        StoreError: ``store`` was given and is not an episode store. If it was not given, the store
+            may be absent until it is listed: an episode may be given by its path.
     """
     import os
 
@@ -178,7 +178,7 @@ def open_windows(
         ``X (n_windows, n_inputs)``, or for nets on windows ``(n_windows, n_timepoints, n_inputs)``,
         NaN = missing; ``y (n_windows,)``, positions in ``project.workspace.layout.phases``;
         ``episode (n_windows,)``, positions in ``episode_ids (n_episodes,)``, which are sorted
-        texts.
+        strings.
 
     Raises:
         StageError: there is no such recipe; or the dataset is missing, or was made from other
@@ -208,7 +208,7 @@ def train(project: Project, recipe: str, model: str, mode: str = "realistic") ->
 def load_checkpoint(
     project: Project, recipe: str, model: str, mode: str = "realistic"
 ) -> Checkpoint:
-    """A trained checkpoint, if it was trained for the input layout in force.
+    """A trained checkpoint, if it was trained for the current input layout.
 
     Raises:
         ContractMismatchError: lists every difference of the layouts.
@@ -228,7 +228,7 @@ def predict(
     *,
     anyway: bool = False,
 ) -> Scores:
-    """What a checkpoint, its alarm rule and its likeness say of an episode's windows.
+    """What a checkpoint, its alarm rule and its likeness say about an episode's windows.
 
     Args:
         checkpoint: what ``load_checkpoint`` returned.

@@ -224,7 +224,8 @@ class ChainVerifier:
         if manifest is None or manifest.version != version:  # it names the batches
             with self._link("shards", folder):
                 raise _NotHeldError(
-                    "not checked", "without it, it is unknown which shards and episodes they are"
+                    "not checked",
+                    "without the dataset's manifest, its shards and episodes are unknown",
                 )
             return
         for batch, versions in manifest.facts["batches"].items():
@@ -328,7 +329,9 @@ def _same_outputs(checkpoint: Checkpoint, folder: Path, bundle: Bundle) -> None:
     X = expected["inputs"]
     off = float(np.abs(checkpoint.model.predict_proba(X) - bundle.runtime.proba(X)).max())
     if not off <= TOLERANCE:
-        raise _BrokenError(f"the bundle gives other probabilities (by {off:.2g})")
+        raise _BrokenError(
+            f"the bundle's probabilities differ from the checkpoint's by up to {off:.2g}"
+        )
 
 
 def _same(stored: StoredEpisode, entry: IngestedEpisode) -> bool:

@@ -313,8 +313,8 @@ class ChampionStage(Stage):
             raise StageError(str(error)) from error
         if challenger is None:
             raise StageError(
-                f"No realistic model is trained for each of {', '.join(project.recipes)}. "
-                "Run: phasewatch run"
+                "No realistic model has checkpoints of all recipes "
+                f"({', '.join(project.recipes)}). Run: phasewatch run"
             )
         accept = self.chosen.accept_alarms
         if not self.chosen.promote:

@@ -142,7 +142,7 @@ def best_net(project: Project) -> Variant:
         if all(file is not None and file.header is not None for file in files):
             scores.append([file.val_macro_f1 for file in files])
     if not scores:
-        raise StageError("No recipe has every net trained. Run: phasewatch run")
+        raise StageError("No recipe has a checkpoint of every net. Run: phasewatch run")
     return NETS[int(np.mean(scores, axis=0).argmax())]
 
 

@@ -47,7 +47,7 @@ REFUSALS = (StageError, MachineError, CheckpointError, NotFiniteError, ChampionE
 
 @dataclass(frozen=True)
 class MakeResult:
-    """What ``Project.make`` made, or found as it would have made it."""
+    """What ``Project.make`` made, or found current and reused."""
 
     artifacts: Artifacts
     reused: bool
@@ -97,7 +97,7 @@ class Project:
 
     @cached_property
     def champion(self) -> ChampionEntry | None:
-        """The champion in use; None if there is none that loads for the layout in force."""
+        """The champion in use; None if there is none that loads for the current input layout."""
         if self.champion_fault:
             return None
         current = self.status(self.stages["champion"], "").current
@@ -105,7 +105,7 @@ class Project:
 
     @cached_property
     def champion_fault(self) -> str:
-        """Why nobody can tell who is champion: the pointer was damaged or changed; or empty."""
+        """Why the champion is unknown (its pointer was damaged or changed); empty: it is known."""
         try:
             self.status(self.stages["champion"], "")
         except ChampionError as error:
@@ -166,7 +166,7 @@ class Project:
         return self.existing(stage, key)
 
     def checkpoint(self, variant: Variant, recipe: str) -> Checkpoint:
-        """A loaded checkpoint; loading compares its contract with the layout in force.
+        """A loaded checkpoint; loading compares its contract with the current input layout.
 
         Raises:
             ContractMismatchError, CheckpointError: see ``load_checkpoint``.
@@ -274,7 +274,7 @@ class Project:
             return [self.status(stage, key, verify=verify) for key in chosen]
 
     def require(self, needs: Iterable[tuple[Stage, str]]) -> None:
-        """Refuse what nothing can be built on, and whatever was made from such.
+        """Refuse unusable artifacts, and everything made from them.
 
         Raises:
             StageError: lists every unusable artifact, why, and what to do.
@@ -360,7 +360,8 @@ class Project:
         """``make`` for many keys, each as it is done; work for the next ones may be ahead.
 
         Yields:
-            The key and what was made, or why it was not: a fault of one key keeps no other.
+            The key and what was made, or why it was not: a fault of one key does not stop the
+            others.
         """
         with stage.working_ahead(self, keys):
             for key in keys:
@@ -375,7 +376,7 @@ class Project:
         """What a job would change, by key, in the order of the store and of the recipes.
 
         Raises:
-            ValueError: no stage is of such a job.
+            ValueError: no stage belongs to this job.
         """
         jobs = dict.fromkeys(stage.job for stage in self.stages.values())
         if job not in jobs:

@@ -138,7 +138,7 @@ class Stage(ABC):
         """Make some or all of the outputs. ``Project.make`` has checked the inputs."""
 
     def working_ahead(self, project: Project, keys: Sequence[str]) -> AbstractContextManager[None]:
-        """Within, work on what these keys need may be ahead of ``make``, in other processes."""
+        """A context where other processes may prepare what these keys need, ahead of ``make``."""
         return nullcontext()
 
     def folders(self, project: Project, key: str) -> Sequence[str]:
@@ -149,7 +149,7 @@ class Stage(ABC):
         return ()
 
     def idle(self, project: Project) -> bool:
-        """Whether nothing can come of it as things stand, whatever the key."""
+        """Whether the stage can make nothing at present, for any key."""
         return False
 
     def needs(self, project: Project, key: str) -> Iterator[tuple[Stage, str]]:
@@ -165,7 +165,7 @@ class Stage(ABC):
         yield from self.needs(project, key)
 
     def with_options(self, options: Any, why: str) -> Stage:
-        """The stage as it is for the options of a run; ``why`` names the run in histories."""
+        """The stage with the options of a run applied; ``why`` names the run in histories."""
         return self
 
     def remedy(self, key: str) -> str:

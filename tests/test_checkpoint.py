@@ -169,7 +169,7 @@ def test_another_contract_is_refused_with_every_difference_and_the_remedy(
     assert str(path) in first
     assert listed == [f"  - {line}" for line in change.lines]
     assert remedy == (
-        f"Retrain {which.name}, or check out the registry that wrote it (commit 3fa1c2e)."
+        f"Retrain {which.name}, or check out the code that trained it (commit 3fa1c2e)."
     )
 
 
@@ -183,7 +183,7 @@ def test_every_variant_is_refused_under_another_layout(which: Variant, tmp_path:
 @pytest.mark.parametrize(
     ("commit", "advice"),
     [
-        (COMMIT, "or check out the registry that wrote it (commit 3fa1c2e)."),
+        (COMMIT, "or check out the code that trained it (commit 3fa1c2e)."),
         (f"{COMMIT}-dirty", "(commit 3fa1c2e, which had uncommitted changes)."),
         ("unknown", "Retrain gbt_realistic; the commit that wrote it is unknown."),
     ],

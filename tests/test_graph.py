@@ -236,7 +236,7 @@ def test_drift_is_refused_with_the_difference(trained: Lab, said: str) -> None:
     refused = score(trained)
     assert not refused.success
     assert said in failure(refused)
-    assert "Retrain gbt_realistic, or check out the registry that wrote it" in failure(refused)
+    assert "Retrain gbt_realistic, or check out the code that trained it" in failure(refused)
 
     stale = trained.execute("retrain", RECIPE, only=[dg.AssetKey("datasets")])
     assert not stale.success

@@ -417,7 +417,7 @@ def test_contract_diff_lists_every_difference_with_the_remedy(
     assert told.exit_code == MISMATCH
     *lines, blank, remedy = told.stdout.splitlines()
     assert (tuple(lines), blank) == (change.lines, "")
-    assert remedy.startswith("Retrain cnn_realistic, or check out the registry that wrote it")
+    assert remedy.startswith("Retrain cnn_realistic, or check out the code that trained it")
     assert (tuple(document["differences"]), document["remedy"]) == (change.lines, remedy)
 
 

@@ -223,5 +223,5 @@ def test_every_host_is_held_out_once_by_a_job_of_its_own(retrained: Lab) -> None
 
 def test_a_rotation_needs_two_hosts_and_trained_nets(ingested: Lab) -> None:
     stage = STAGES["host_rotation"]
-    with pytest.raises(StageError, match="No recipe has every net trained"):
+    with pytest.raises(StageError, match="No recipe has a checkpoint of every net"):
         ingested.project.make(stage, "")

@@ -247,7 +247,7 @@ def rollback(
 ) -> RollbackDocument:
     """Make the previous champion the champion again.
 
-    Exit code 4 if it was trained for another input layout.
+    Exit code 4 if the previous champion was trained for another input layout.
     """
     from champion.history import roll_back
     from stages.champion import renew_page

@@ -216,7 +216,10 @@ class InspectDocument(Document):
 def inspect(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="PATH...", help="A .ckpt.json, or a folder with some at any depth."),
+        typer.Argument(
+            metavar="PATH...",
+            help="A .ckpt.json, or a folder that contains such files at any depth.",
+        ),
     ],
     verify: Annotated[
         bool,

@@ -189,7 +189,7 @@ def open_project(workspace: Workspace) -> Project:
 
 
 def sync_only(workspace: Workspace) -> SyncResult:
-    """Register the store's batches with Dagster."""
+    """Register the store's batches with Dagster, and end runs whose process is gone."""
     from pipelines.partitions import sync_batches
 
     with collector_paused():

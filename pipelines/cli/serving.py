@@ -19,7 +19,9 @@ Host = Annotated[
 Port = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Port to listen on.")]
 AllowHost = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME", help="Name that clients use for it; repeat for several."),
+    typer.Option(
+        metavar="NAME", help="Host name that clients use to reach the server; repeat for several."
+    ),
 ]
 TokenFile = Annotated[
     Path | None,
