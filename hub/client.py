@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import urllib.error
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
