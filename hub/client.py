@@ -50,7 +50,8 @@ class Publisher:
         Raises:
             PublishError: no hub answers, or it refuses them.
         """
-        delivered, waiting = 0, list[Event]()
+        delivered = 0
+        waiting: list[Event] = []
         try:
             for event in events:
                 waiting.append(event)

@@ -941,7 +941,7 @@ def test_the_labelled_fifth_covers_every_class_and_profile_and_no_degraded_episo
     assert chosen.max() < 40
     small = labelled_windows(train, 0.01, seed=3)  # one episode would not cover them
     assert (set(train.y[small]), set(train.profile[small])) == ({0, 1, 2}, {0, 1, 2, 3})
-    with pytest.raises(ValueError, match="an episode that is not degraded"):
+    with pytest.raises(ValueError, match="at least one episode that is not degraded"):
         labelled_windows(episodes_of(4, degraded=4), 0.2, seed=0)
 
 

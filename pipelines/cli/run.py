@@ -91,7 +91,7 @@ def sync(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> SyncDocument:
-    """Register the store's batches with Dagster, and end runs whose process is gone.
+    """Register the store's batches with Dagster, and end dead runs.
 
     `make ui` does this first.
     """
