@@ -90,9 +90,9 @@ _COLUMNS = {
 def _described(column: str, layout: Layout) -> str | None:
     """What a column of any of our tables holds."""
     name, _, statistic = column.rpartition(".")
-    if name in layout.channel_names:
-        channel = layout.channels[layout.channel_names.index(name)]
-        return f"{statistic} over the window, {channel.unit}"
+    for channel in layout.channels:
+        if channel.name == name:
+            return f"{statistic} over the window, {channel.unit}"
     prefix, _, rest = column.partition("_")
     if prefix == "p":
         return f"probability of {rest}"

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -37,7 +36,6 @@ from champion.history import (
     training_digest,
 )
 from datasets.splits import RECIPES
-from features.registry import Layout
 from models.checkpoint import Checkpoint, checkpoint_path, load_checkpoint
 from models.registry import MODELS, find_variant
 from pipelines.graph import build_defs
@@ -102,9 +100,7 @@ class Lab:
         config: dict[str, Any] | None = None,
         tags: dict[str, str] | None = None,
     ) -> dg.ExecuteInProcessResult:
-        definitions = definitions or _definitions(
-            self.workspace.model_dump_json(), self.workspace.layout
-        )
+        definitions = definitions or build_defs(workspace=self.workspace)
         instance = instance or self.instance
         with kept_open(instance):
             return definitions.resolve_job_def(job).execute_in_process(
@@ -123,11 +119,6 @@ class Lab:
             result = self.execute("ingest", batch)
             assert result.success, failure(result)
         return stale
-
-
-@lru_cache(maxsize=4)
-def _definitions(settings: str, layout: Layout) -> dg.Definitions:  # noqa: ARG001, they tell of it
-    return build_defs(workspace=Workspace.model_validate_json(settings))
 
 
 def failure(result: dg.ExecuteInProcessResult) -> str:

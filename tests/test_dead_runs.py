@@ -50,9 +50,14 @@ def dies_after(owner, name):
         die()
     setattr(owner, name, then_die)
 
+def canceled(run, instance):
+    instance.report_run_canceling(run)
+    die()
+
 MOMENTS = {
     "recorded": lambda: dies_after(SqlRunStorage, "add_run"),
     "begun": lambda: setattr(resources.workspace, "writing_for", die),
+    "canceling": lambda: setattr(resources.workspace, "writing_for", canceled),
     "working": lambda: setattr(stages.ingest, "ingest_batch", die),
     "ended": lambda: setattr(pipelines.notifications, "notify_of_run", die),
 }
@@ -120,6 +125,7 @@ def test_a_command_killed_at_any_moment_leaves_no_run_under_way(small: Lab, tmp_
     moments = {
         "recorded": (Status.NOT_STARTED, Status.FAILURE),
         "begun": (Status.STARTED, Status.FAILURE),
+        "canceling": (Status.CANCELING, Status.CANCELED),
         "working": (Status.STARTED, Status.FAILURE),
         "ended": (Status.SUCCESS, Status.SUCCESS),
     }

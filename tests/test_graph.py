@@ -355,8 +355,7 @@ def test_a_blocking_check_stops_the_run_that_made_a_bad_checkpoint(
     )
     # Without the check the step runs, and its own guard refuses.
     monkeypatch.setattr("pipelines.graph.build_checks", lambda _: [])
-    definitions = build_defs(workspace=lab.workspace)
-    unchecked = lab.execute("retrain", RECIPE, only=only, definitions=definitions)
+    unchecked = lab.execute("retrain", RECIPE, only=only)
     assert "unit was kB/s, is now B/s" in failure(unchecked)
     assert "held_out_predictions:" in failure(unchecked)
 

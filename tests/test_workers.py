@@ -164,7 +164,7 @@ def test_ctrl_c_while_nets_are_trained_ends_the_command_soon(ingested: Lab, tmp_
         while not process.stderr.readline().startswith("checkpoints/cnn"):
             assert process.poll() is None
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, told = process.communicate(timeout=90)  # the net would be trained for minutes
+        _, told = process.communicate(timeout=30)  # the net would be trained for minutes
     finally:
         process.kill()
         process.wait()
