@@ -97,7 +97,7 @@ def _described(column: str, layout: Layout) -> str | None:
     if prefix == "p":
         return f"probability of {rest}"
     if prefix == "coverage":
-        return f"share of values that {rest} has"
+        return f"share of {rest}'s values that are present"
     return _COLUMNS.get(column)
 
 

@@ -56,8 +56,8 @@ REFERENCE_FILE = "reference.json"  # what drift compares batches with; only of t
 REMEDY = "Make the copy again: phasewatch champion --restore, or roll back: phasewatch rollback"
 """For what is kept with a champion."""
 SERVED_RECIPE = "time"
-"""The recipe whose checkpoint scores: only it has learned from every host, and from all samples of
-its time; what it has not seen is what came later, as in use."""
+"""The recipe whose checkpoint scores: its training side has every host and every sample of its
+period; what it has not seen is what came later, as in use."""
 
 
 class ChampionError(PhasewatchError):
@@ -300,7 +300,7 @@ def put_in_use(
         history = [entry.champion for entry in pointer.entries]
         if (history[-1] if history else None) != replaces:
             raise ChampionError(
-                f"{folder / POINTER_FILE}: another model was promoted meanwhile "
+                f"{folder / POINTER_FILE}: another model has been promoted in the meantime "
                 f"({history[-1].name if history else 'none is left'}); try again: "
                 f"phasewatch promote {champion.model}"
             )
@@ -335,8 +335,8 @@ def sign_again(folder: Path, champion: ChampionEntry, *, by: str, why: str) -> C
         pointer = read_pointer(folder)
         if not pointer.entries or pointer.entries[-1].champion != champion:
             raise ChampionError(
-                f"{folder / POINTER_FILE}: another model was promoted meanwhile; try again: "
-                f"phasewatch promote {champion.model}"
+                f"{folder / POINTER_FILE}: another model has been promoted in the meantime; try "
+                f"again: phasewatch promote {champion.model}"
             )
         for recipe in champion.checkpoints:
             sign_header(checkpoint_copy_path(folder, champion, recipe))

@@ -33,7 +33,7 @@ _WRONG = {
     "bool_type": "must be true or false",
     "int_type": "must be an integer",
     "int_from_float": "must be an integer",
-    "int_parsing_size": "must be of fewer digits",
+    "int_parsing_size": "must have fewer digits",
     "float_type": "must be a number",
     "finite_number": "must be finite",
     "string_type": "must be a string",

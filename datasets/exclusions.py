@@ -141,7 +141,7 @@ def appended(text: str, entry: Mapping[str, Any], path: Path, known: Collection[
     for number, each in enumerate(before, start=1):
         if each.includes(wanted[-1]):
             raise ExclusionError(
-                f"{path}: entry {number} excludes this already ({each.reason!r}, by {each.who}); "
+                f"{path}: entry {number} already excludes this ({each.reason!r}, by {each.who}); "
                 "to change it, edit or delete it there"
             )
     longer = text + ("\n" if text and not text.endswith("\n") else "") + listed([entry])

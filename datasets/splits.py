@@ -83,10 +83,12 @@ class SplitPolicy:
         days = Counter(day for listed in self.sessions.values() for day in listed)
         twice = [day for day, n in days.items() if n > 1]
         if twice:
-            raise ValueError(f"sessions must list a day once, got {', '.join(twice)} twice")
+            raise ValueError(f"sessions must not list a day twice, got {', '.join(twice)}")
         for name in self.sessions:
             if _is_day(name) and name not in days:  # which is a session by itself
-                raise ValueError(f"sessions must not have the name of another day, got {name}")
+                raise ValueError(
+                    f"a session must not be named after a day that no session lists, got {name}"
+                )
         return self
 
     def session(self, episode_id: str) -> str:
@@ -281,7 +283,7 @@ def _drawn(names: Collection[str], share: float, seed: str) -> set[str]:
 
 
 def _hold_out_samples(rows: list[dict[str, Any]], share: float, seed: str) -> set[str]:
-    """At least one sample of each profile that has two; every profile keeps one."""
+    """At least one sample of each profile that has two or more; every profile keeps one."""
     names: dict[str, str] = {}  # sample -> its name: what is drawn, as a rebuilt sample keeps it
     by_profile: dict[str, set[str]] = {}
     for row in rows:

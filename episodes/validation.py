@@ -346,7 +346,7 @@ def _check_index(stored: StoredEpisode, findings: _Findings) -> None:
     if len(hashes) > 1:
         findings.add(
             "conflicting_contents",
-            f"the index has {len(hashes)} contents for this id: "
+            f"the index lists {len(hashes)} different archives for this id: "
             + ", ".join(h[:12] for h in hashes),
         )
     if stored.other_hosts:

@@ -40,8 +40,8 @@ COVERAGE_GAP = 0.1  # between training and test: from here on a model may learn 
 BASELINE_MEANS = {
     "position_only": "sees only where a window lies in its episode. Its macro F1 is what the "
     "schedule gives away.",
-    "missingness_only": "sees only which collectors ran. Its macro F1 is what gaps in the "
-    "recording give away.",
+    "missingness_only": "sees only the coverage of each source, so which collectors ran. Its "
+    "macro F1 is what gaps in the recording give away.",
     "prior": "guesses each phase as often as it occurs in training.",
     "uniform": "guesses every phase equally often. The intervals of both guessing baselines "
     "include the luck of guessing.",
@@ -123,7 +123,7 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "may_be_worse": "it may be worse than the champion by more than {margin:g}: macro F1 "
     "{challenger:.3f} against {champion:.3f}, difference {value:+.3f}, 95 % interval {low:+.3f} "
     "to {high:+.3f} on {episodes} episodes.",
-    "group_falls": "{group} {label} falls by {falls_by:.4f}, more than {margin:g}: macro F1 "
+    "group_falls": "{group} {label} loses {falls_by:.4f} of macro F1, more than {margin:g}: "
     "{challenger:.3f} against {champion:.3f}; episodes: {episodes}.",
     "nowhere_better": "On no recipe does the interval of the difference lie above 0: the highest "
     "lower bound is {low:+.3f}.",
@@ -456,8 +456,8 @@ def gaps(report: EvalReport) -> list[str]:
 
 METHOD = {
     "exact": "Exact: with a constant, contributions add up to the margin of the phase.",
-    "occlusion": "How far the logarithm of the phase's probability moves when a channel is made "
-    "typical of training.",
+    "occlusion": "How far the logarithm of the phase's probability moves when a channel is set "
+    "to values typical of training.",
 }
 """How contributions were found."""
 
@@ -624,7 +624,7 @@ def alarmed(part: Detection | CleanTime) -> str:
     """How much of clean time, or of a part of it, is under alarm."""
     figure = part.clean_time_alarmed
     interval = f" ({share_span(figure)})" if share_span(figure) else ""
-    return f"{percent(figure.value)} of it under alarm{interval}"
+    return f"{percent(figure.value)} of this clean time under alarm{interval}"
 
 
 def job_label(job: str) -> str:

@@ -75,8 +75,8 @@ class DecisionLog:
             except BlockingIOError:
                 os.close(self._owner)
                 raise LogError(
-                    f"{folder}: another hub writes this log; stop it, or name another folder with "
-                    "--artifacts"
+                    f"{folder}: another hub is writing this log; stop it, or name another folder "
+                    "with --artifacts"
                 ) from None
             self._mend()
         except OSError as error:

@@ -110,11 +110,11 @@ class Guard:
         server = (scope.get("server") or ("",))[0]
         if name and (name in self.hosts or name == server):
             return None
+        got = repr(given[0]) if len(given) == 1 else f"{len(given)} Host headers"
         return Refusal(
             403, "host",
-            f"Host must be one of {', '.join(sorted(self.hosts))}, got "
-            f"{given[0] if len(given) == 1 else f'{len(given)} of them'!r}; if the name is yours, "
-            "start the server with --allow-host NAME",
+            f"Host must be one of {', '.join(sorted(self.hosts))}, got {got}; if the name is "
+            "yours, start the server with --allow-host NAME",
         )  # fmt: skip
 
     def _foreign_page(self, scope: Scope) -> Refusal | None:

@@ -162,7 +162,7 @@ class Hub:
         alarm = self.log.content.alarms.get(answer.alarm_id)
         if alarm is None or alarm.host != answer.host:
             return _error(
-                404, f"alarm_id must be of an alarm of {answer.host!r}, got {answer.alarm_id!r}"
+                404, f"alarm_id must name an alarm of {answer.host!r}, got {answer.alarm_id!r}"
             )
         try:
             record = await self.log.answer(**answer.model_dump())

@@ -51,7 +51,7 @@ def check_booster(content: bytes, n_inputs: int, n_classes: int) -> None:
         (*_NAMES, "attributes", "gradient_booster", "learner_model_param", "objective"),
     )
     if learner["attributes"] or any(len(learner[name]) for name in _NAMES):
-        raise ValueError("features must have no names, and a model no attributes")
+        raise ValueError("the features must not have names, and the model must not have attributes")
     _same(learner["objective"], _objective(n_classes), "objective")
     about = dict(learner["learner_model_param"])
     _check_scores(about.pop("base_score", None), n_classes)
@@ -153,7 +153,7 @@ def _check_nodes(nodes: dict[str, NDArray[Any]], sizes: NDArray[np.int64], n_inp
     if np.any(children <= owner) or np.any(first[children] != first[owner]):
         raise ValueError("a child must come after its parent, in the same tree")
     if np.any(parents[children] != owner) or np.any(nodes["parents"][roots] != _NO_PARENT):
-        raise ValueError("parents must be those of the children")
+        raise ValueError("each child must name its own parent, and a root none")
     level = roots
     for _ in range(MAX_TREE_DEPTH + 1):
         level = level[~leaf[level]]
@@ -201,7 +201,7 @@ def _value(content: bytes, at: int, level: int) -> tuple[Any, int]:
     if kind in _INTEGERS:
         number = _INTEGERS[kind]
         return number.unpack_from(content, at + 1)[0], at + 1 + number.size
-    raise ValueError("not a file of trees: a value of another type")
+    raise ValueError("not a file of trees: it has a value of an unsupported type")
 
 
 def _list(content: bytes, at: int, level: int) -> tuple[Any, int]:
@@ -209,7 +209,7 @@ def _list(content: bytes, at: int, level: int) -> tuple[Any, int]:
     if content[at] == ord("$"):
         kind = _ARRAYS.get(content[at + 1])
         if kind is None:
-            raise ValueError("not a file of trees: a list of another type")
+            raise ValueError("not a file of trees: it has a list of an unsupported type")
         at += 2
     if content[at : at + 2] != b"#L":
         raise ValueError("not a file of trees: a list must have its length")

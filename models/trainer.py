@@ -220,7 +220,7 @@ class _Standing:
         forms = {name: (value.dtype, value.shape) for name, value in tensors.items()}
         groups = self._optimizer.state_dict()["param_groups"]
         if forms != self._forms() or len(rates) != len(groups):
-            raise ValueError("it is of another net")
+            raise ValueError("it belongs to another net")
         self._net.load_state_dict(_part("net", tensors))
         device = next(self._net.parameters()).device
         self.best_weights = {n: v.to(device) for n, v in _part("best", tensors).items()}

@@ -54,7 +54,7 @@ def new_batches(
     with collector_paused():
         synced = sync_batches(context.instance, workspace.core)
         for run in synced.ended:
-            context.log.warning(f"run {run[:8]} had no process any more, and is ended")
+            context.log.warning(f"run {run[:8]} no longer had a process and was ended")
         ingests = decide_ingest(context.instance, synced)
         scorings = decide_scoring(context.instance, synced)
         waiting = [*ingests.waiting, *scorings.waiting]
@@ -119,11 +119,12 @@ def _next_step(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> R
     due = synced.project.due("retrain") if synced.ingested else []
     due = [item for item in due if item.key] or due  # the page comes last
     if not due:
+        have, wait = ("has", "waits") if len(late) == 1 else ("have", "wait")
+        later = f"; {len(late)} {have} gained episodes since, which {wait} for the next night"
         return RunDecision(
             waiting=[
                 f"nothing changed: all {len(synced.listing.batches)} batches are ingested, and "
-                "every recipe is trained on them"
-                + (f"; {len(late)} gained episodes since, for the next night" if late else "")
+                "every recipe is trained on them" + (later if late else "")
             ]
         )
     return decide(instance, synced.project, due)

@@ -69,8 +69,9 @@ def decide(instance: dg.DagsterInstance, project: Project, due: list[DueWork]) -
         first, *rest = partition_ranges(instance, by_key, BATCHES_PER_RUN)
         later = sum(map(len, rest))
         if later:
+            batches = "batch waits" if later == 1 else "batches wait"
             decision.waiting.append(
-                f"{later} more batches: they wait for the run that ends with {first[-1]}"
+                f"{later} more {batches} for the run whose range ends at {first[-1]}"
             )
         free = [[by_key[key] for key in first]]
     for items in free:

@@ -151,14 +151,16 @@ def _why_dead(record: dg.RunRecord) -> str | None:
     found = _process_of(run)
     if found is None:
         waited = now - record.update_timestamp.timestamp()
-        return f"no process took it up in {waited:.0f} s" if waited > START_S else None
+        return f"no process picked it up within {START_S:.0f} s" if waited > START_S else None
     host, pid, process = found
     if host == socket.gethostname():
         return f"its process {process} is gone" if _process(pid) != process else None
     limit = run.tags.get(_MAX_RUNTIME_TAG, "")
     limit_s = float(limit) if limit.isdecimal() else MAX_RUNTIME_S
-    took = now - record.create_timestamp.timestamp()
-    return f"its process {process} has been away for {took:.0f} s" if took > limit_s else None
+    age = now - record.create_timestamp.timestamp()
+    if age <= limit_s:
+        return None
+    return f"it has run for {age:.0f} s without an end; its process {process} is on another machine"
 
 
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:

@@ -92,7 +92,8 @@ def open_corpus(folder: Path, parents: Path, wanted: CorpusRequest, *, append: b
         return Corpus(folder, Plan(given.seed or 0, ids, (part,), tuple(DEFECTS)), done=False)
     if known["parents"] != _identity(ids):
         raise SimulationError(
-            f"{folder}: was made from other episodes than {parents} has now; name an empty folder"
+            f"{folder}: was made from episodes other than those that {parents} has now; name an "
+            "empty folder"
         )
     parts, seed = known["parts"], known["seed"]
     last = parts[-1]
@@ -263,7 +264,8 @@ def _check_same(corpus: Corpus, expected: Sequence[tuple[Part, ...]]) -> None:
     same = known is None or (known["seed"], known["parents"]) == origin
     if not same or (known["parts"] if known else ()) not in expected:
         raise SimulationError(
-            f"{corpus.folder}: another simulate changed it meanwhile; run this one again"
+            f"{corpus.folder}: another `phasewatch simulate` changed it in the meantime; run this "
+            "one again"
         )
 
 

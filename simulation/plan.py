@@ -44,7 +44,7 @@ class Part:
     hosts: int
     first_day: str  # UTC
     defects: float  # share of the episodes
-    longest_s: int | None = None  # crop every episode to this
+    longest_s: int | None = None  # crop longer episodes to this
     placeholders: bool = False  # sparse files in place of archives, but of defective episodes
 
     def day_of(self, number: int) -> int:

@@ -234,9 +234,9 @@ class ChampionStage(Stage):
         Check(
             "challenger_may_replace_it",
             name,
-            "The challenger is not worse on any recipe, is better on at least one, loses more than "
-            f"{GROUP_MARGIN} of macro F1 on no profile or host, stays within the alarm budget, and "
-            "verifies. A failure is informational: the champion stays.",
+            "The challenger is not worse on any recipe, is better on at least one, does not lose "
+            f"more than {GROUP_MARGIN} of macro F1 on any profile or host, stays within the alarm "
+            "budget, and verifies. If this check fails, the champion simply stays.",
             _may_replace_it,
         ),
     )

@@ -122,7 +122,8 @@ class DatasetsStage(FolderStage):
         Check(
             "splits_disjoint",
             name,
-            "No episode, kin, held-out host, sample or session, or span of time is on two sides.",
+            "Nothing is on two sides: no episode, no kin, no held-out host, sample or session, and "
+            "no span of time.",
             splits_disjoint,
             blocking=True,
         ),

@@ -107,8 +107,8 @@ class DeviceBundleStage(ManifestStage):
         Check(
             "bundle_equals_checkpoint",
             name,
-            "On every test window of every recipe, in batches of 1, 2, 7 and 64, the bundle gives "
-            "the probabilities of its checkpoint within 1e-5.",
+            "On every test window of every recipe, in mini-batches of 1, 2, 7 and 64, the bundle "
+            "gives the probabilities of its checkpoint within 1e-5.",
             _bundle_equals_checkpoint,
             blocking=True,
         ),

@@ -139,7 +139,7 @@ def test_a_profile_or_host_must_not_pay_for_the_others(column: str, name: str, w
     assert said([ground]) == [("group_falls", "host", name)]
     assert ground.names == {"group": what}
     assert (ground.numbers["falls_by"], ground.numbers["margin"]) == (fall, 0.03)
-    assert f"{what} {name} falls by {fall:.4f}, more than 0.03" in objection(ground)
+    assert f"{what} {name} loses {fall:.4f} of macro F1, more than 0.03" in objection(ground)
 
 
 def test_of_many_groups_that_fall_the_deepest_is_shown_for_each_recipe() -> None:
@@ -151,7 +151,7 @@ def test_of_many_groups_that_fall_the_deepest_is_shown_for_each_recipe() -> None
         here = [g for g in falls if g.recipe == recipe]
         deepest = max(here, key=lambda g: g.numbers["falls_by"])
         (line,) = [each for each in lines if each.startswith(objection(deepest))]
-        assert f" {len(here) - 1} more" in line
+        assert f" {len(here) - 1} other" in line
 
 
 def _spoiled(column: str, name: str, *, every: int) -> list[str]:
@@ -644,7 +644,7 @@ def test_a_kill_while_the_pointer_is_written_leaves_it_as_it_was(
 
 def test_a_champion_crowned_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     first = put_in_use(tmp_path, reign_of("gbt"), replaces=None)
-    with pytest.raises(ChampionError, match="another model was promoted meanwhile"):
+    with pytest.raises(ChampionError, match="another model has been promoted in the meantime"):
         put_in_use(tmp_path, reign_of("mlp"), replaces=None)
     assert read_history(tmp_path) == [first]
 

@@ -516,11 +516,11 @@ def test_a_corpus_that_cannot_be_split_says_why(
         ({"sessions": {"a": ["2026-99-99"]}}, DAY_ERROR.replace("21.11.2026", "2026-99-99")),
         (
             {"sessions": {"a": ["2026-11-21"], "b": ["2026-11-21"]}},
-            "sessions must list a day once, got 2026-11-21 twice",
+            "sessions must not list a day twice, got 2026-11-21",
         ),
         (
             {"sessions": {"2026-11-21": ["2026-11-25"]}},
-            "sessions must not have the name of another day, got 2026-11-21",
+            "a session must not be named after a day that no session lists, got 2026-11-21",
         ),
         ({"gap_s": float("nan")}, "gap_s must be finite, got nan"),
     ],

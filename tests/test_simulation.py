@@ -276,7 +276,7 @@ def test_a_corpus_grows_from_any_copy_of_the_parents(
     assert again.done
     (listed,) = [e for e in list_store(tmp_path / "copy").episodes if e.host_id == "lab-e"][:1]
     listed.path.unlink()
-    with pytest.raises(SimulationError, match="other episodes"):
+    with pytest.raises(SimulationError, match="episodes other than those"):
         open_corpus(store, tmp_path / "copy", CorpusRequest(2 * len(DEFECTS), 5), append=False)
 
 
@@ -633,7 +633,7 @@ def test_a_part_is_done_when_its_shards_are_written(recorded: Path, tmp_path: Pa
     assert open_corpus(corpus.folder, recorded, wanted, append=False).done
     grown = open_corpus(corpus.folder, recorded, replace(wanted, episodes=1), append=True)
     write_corpus(grown, 1)
-    with pytest.raises(SimulationError, match="another simulate"):
+    with pytest.raises(SimulationError, match="another `phasewatch simulate` changed it"):
         complete(corpus)  # late
     complete(grown)
     assert len(open_corpus(corpus.folder, recorded, wanted, append=True).plan.parts) == 3
@@ -664,6 +664,6 @@ def test_of_two_first_calls_one_is_refused(
     )
     write_corpus(one, 1)
     before = contents(tmp_path)
-    with pytest.raises(SimulationError, match="another simulate"):
+    with pytest.raises(SimulationError, match="another `phasewatch simulate` changed it"):
         write_corpus(other, 1)
     assert contents(tmp_path) == before

@@ -524,7 +524,7 @@ DEFECTS: dict[str, dict[str, Plant | tuple[Plant, str]]] = {
         ),
     },
     "conflicting_contents": {
-        "two hashes in the index": (two_shas, "2 contents"),
+        "two hashes in the index": (two_shas, "2 different archives"),
         "two hosts": (two_hosts, "lab-b"),
     },
     # what could not be decided

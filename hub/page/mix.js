@@ -12,7 +12,7 @@ export const scene = {
     this.store = store;
     this.none = unpublished("The number of windows in each phase is", "phases");
     this.body = h("div", { class: "stack" });
-    this.head = heading("Phase mix", "How many windows for training and testing are in each phase. Models know a phase less well if it is rare here.");
+    this.head = heading("Phase mix", "How many windows of the store's usable episodes are in each phase. Models know a phase less well if it is rare here.");
     panel.append(this.head.element, this.none, this.body);
     new ResizeObserver(() => dirty()).observe(panel);
   },

@@ -5,7 +5,7 @@ import { disclosure, fixed, h, heading, percent, table, unpublished } from "./do
 /** What a baseline knows: none of what the guest does. */
 const BASELINES = {
   position_only: "sees only where a window lies in its episode",
-  missingness_only: "sees only which values are missing, so which collectors ran",
+  missingness_only: "sees only the coverage of each source, so which collectors ran",
   prior: "guesses each phase as often as it occurs in training",
   uniform: "guesses every phase equally often",
 };

@@ -36,7 +36,7 @@ export const scene = {
         h("li", {}, h("i", { class: "swatch median", "aria-hidden": "true" }), "median of the episodes"),
         h("li", {}, h("i", { class: "swatch band", "aria-hidden": "true" }), "middle half (25 % to 75 %)"))),
       this.grid, this.less);
-    this.head = heading("Attack profiles", "How one channel changes during the attacks of each profile. Episodes share one axis by phase, so a phase has the same width however long it took.");
+    this.head = heading("Attack profiles", "How one channel changes during the attacks of each profile. All episodes are drawn on one axis that is divided by phase, so a phase has the same width in each, however long it lasted.");
     panel.append(this.head.element, this.none, this.body);
     this.sized = new ResizeObserver((entries) => {
       for (const { target } of entries) target.plot?.setSize({ width: target.clientWidth, height: CHART_PX });

@@ -53,8 +53,8 @@ function deviceOf(device, events, width) {
 function key() {
   return h("ul", { class: "legend", "aria-label": "Marks" },
     h("li", {}, h("i", { class: "mark realistic", "aria-hidden": "true" }), "realistic"), h("li", {}, h("i", { class: "mark oracle", "aria-hidden": "true" }), "oracle"),
-    h("li", {}, h("i", { class: "swatch whisker", "aria-hidden": "true" }), "median to 99 % of windows"),
-    h("li", {}, h("b", { class: "ink" }, "bold"), "none of its mode is both faster and better here"));
+    h("li", {}, h("i", { class: "swatch whisker", "aria-hidden": "true" }), "median to 99th percentile"),
+    h("li", {}, h("b", { class: "ink" }, "bold"), "no other model of its mode is both faster and better here"));
 }
 
 function scatter(events, width) {

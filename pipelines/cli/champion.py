@@ -196,8 +196,8 @@ def promote(
 ) -> PromoteDocument:
     """Make a trained model the champion, if the rules allow it.
 
-    docs/champion.md explains the rules. Exit code 1 if they do not allow it, 4 if a
-    checkpoint does not verify.
+    docs/champion.md explains the rules. Exit code 4 if a checkpoint has a contract mismatch or its
+    golden vectors differ, 1 if the model is not promoted for another reason.
     """
     from models.registry import MODELS, VARIANTS, find_variant
     from stages import champion as core
@@ -273,7 +273,8 @@ def objection_lines(grounds: list[Objection]) -> Iterator[str]:
         elif groups := fallen.pop(ground.recipe, None):
             deepest = max(groups, key=lambda group: group.numbers["falls_by"] or 0.0)
             others = len(groups) - 1
-            more = f" {others} more fall, too; --json lists all." if others else ""
+            lose = "1 other also loses" if others == 1 else f"{others} others also lose"
+            more = f" {lose} more than allowed; --json lists all." if others else ""
             yield f"{objection(deepest)}{more}"
 
 

@@ -120,7 +120,7 @@ def bundle(
 
 
 def live(context: typer.Context) -> None:
-    """Score a machine while it runs, or a recorded one."""
+    """Score a machine while it runs, or replay a recorded episode."""
     from live.cli import main
 
     recordings = _ReplayedEpisodes()

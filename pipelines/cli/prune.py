@@ -64,7 +64,9 @@ def prune(
     artifacts: options.Artifacts = None,
     older_than: Annotated[
         str,
-        typer.Option("--older-than", metavar="DAYS", help="Delete records older than this."),
+        typer.Option(
+            "--older-than", metavar="AGE", help="Delete records older than this, such as 30d."
+        ),
     ] = f"{OLD_DAYS}d",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be deleted; change nothing.")

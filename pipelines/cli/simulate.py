@@ -71,7 +71,8 @@ def simulate(
     first_day: Annotated[
         str | None,
         typer.Option(
-            metavar="DAY", help="Default: 2027-01-01, or, with --append, the day after the last."
+            metavar="DAY",
+            help="First day. Default: 2027-01-01, or, with --append, the day after the last.",
         ),
     ] = None,
     longest: Annotated[
@@ -94,7 +95,11 @@ def simulate(
     ] = None,
     processes: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Default: one per core, fewer for few episodes."),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Number of processes. Default: one per core; fewer if there are few episodes.",
+        ),
     ] = None,
 ) -> SimulateDocument:
     """Make a store of simulated episodes.

@@ -257,7 +257,7 @@ def verify_log(
 ) -> VerifyLogDocument:
     """Find lines that were changed, dropped, moved or repeated.
 
-    Exit code 1 if there is one.
+    Exit code 1 if anything is wrong.
     """
     from config.signing import distrust
     from evaluation.decisions import read_chain
