@@ -41,6 +41,7 @@ CHOICES: dict[str, list[Choice]] = {
     "gru": [{}, {"limit": FAR}, LAST],
     "lstm": [{}, {"width": 64}, LAST],
     "transformer": [{}, {"dropout": 0.4}, {"limit": FAR}, LAST],
+    "ensemble": [{}, {"limit": FAR}, LAST],
 }
 
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from models.base import Examples
 
 CLOSE = 0.05
-HAVE_TO_BE_CLOSE = ("gbt", "mlp", "cnn", "gru", "lstm", "transformer")
+HAVE_TO_BE_CLOSE = ("gbt", "mlp", "cnn", "gru", "lstm", "transformer", "ensemble")
 ROCKETS = ("minirocket", "mr_hydra")
 HAVE_TO_BE_BEATEN = ("prior", "uniform", "missingness_only")
 

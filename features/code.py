@@ -48,10 +48,12 @@ MODEL_PATH = (
     "models.base",
     "models.checkpoint",
     "models.cnn",
+    "models.ensemble",
     "models.gbt",
     "models.knn",
     "models.mlp",
     "models.nets",
+    "models.pooling",
     "models.recurrent",
     "models.trainer",
     "models.transformer",
@@ -111,20 +113,20 @@ class Code:
 
 
 @cache
-def code_of(modules: tuple[str, ...] = PATH, library: str = "") -> Code:
+def code_of(modules: tuple[str, ...] = PATH, libraries: tuple[str, ...] = ()) -> Code:
     """The code that runs here; computed once per process.
 
     Args:
-        library: a distribution that computes with the modules, beside those that always do.
+        libraries: distributions that compute with the modules, beside those that always do.
     """
     sources = {name: _source(name) for name in modules}
-    return Code(_digests(sources), dict(_versions(library)))
+    return Code(_digests(sources), dict(_versions(libraries)))
 
 
-def _versions(library: str) -> Iterator[tuple[str, str]]:
+def _versions(libraries: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     yield "python", platform.python_version()
     yield "machine", platform.machine()
-    for name in filter(None, (*_LIBRARIES, library)):
+    for name in (*_LIBRARIES, *libraries):
         try:
             yield name, version(name)
         except PackageNotFoundError:

@@ -31,7 +31,7 @@ from features.files import fingerprint, read_regular
 from features.registry import LAYOUT, InputKind, Layout
 from features.relative import summary_inputs, tensor_inputs
 from live.replay import live_differences
-from live.runtime import Runtime, build_runtime, try_net
+from live.runtime import Runtime, build_runtime, graph_of, try_net
 from live.stream import LiveWindow, LiveWindows
 from models.alarm import AlarmRule, attack_phase_mask
 from models.likeness import Likeness
@@ -216,12 +216,20 @@ _tried: set[str] = set()  # ids of bundles
 
 def _try_once(head: Mapping[str, Any], files: Mapping[str, bytes], layout: Layout) -> None:
     """Run the net of a bundle in another process before it is loaded in this one."""
-    if head["runtime"]["kind"] != "onnx" or head["id"] in _tried:
+    if head["id"] in _tried:
+        return
+    graph = graph_of(head["runtime"]["kind"], _model(head, files))
+    if graph is None:
         return
     n = int(np.array(head["kept"], dtype=bool).sum())
     shape = (n,) if head["input_kind"] == "summary" else (layout.window.n_bins, n)
-    try_net(files[head["runtime"]["file"]], head["scaling"], shape, len(layout.phases))
+    try_net(graph, head["scaling"], shape, len(layout.phases))
     _tried.add(head["id"])
+
+
+def _model(head: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes | dict[str, NDArray[Any]]:
+    content = files[head["runtime"]["file"]]
+    return content if head["runtime"]["kind"] == "onnx" else unpack_arrays(content)
 
 
 def read_head(folder: Path) -> dict[str, Any]:
@@ -327,13 +335,17 @@ def assemble_bundle(
     folder: Path, head: dict[str, Any], files: Mapping[str, bytes], layout: Layout
 ) -> Bundle:
     with _refusing(folder):
-        kind, model = head["runtime"]["kind"], files[head["runtime"]["file"]]
-        content = model if kind == "onnx" else unpack_arrays(model)
         kept = np.array(head["kept"], dtype=bool)
         expected = layout.keep_mask(head["mode"], head["input_kind"])
         if not np.array_equal(kept, expected):
             raise ValueError(f"kept must be the {expected.sum()} inputs of the mode")
-        runtime = build_runtime(kind, content, head["scaling"], len(layout.phases), int(kept.sum()))
+        runtime = build_runtime(
+            head["runtime"]["kind"],
+            _model(head, files),
+            head["scaling"],
+            len(layout.phases),
+            int(kept.sum()),
+        )
         likeness = None
         if head["likeness"] is not None:
             arrays = unpack_arrays(files[head["likeness"]["file"]])

@@ -9,7 +9,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from models import MAX_POINTS
 from models.base import RuntimeKind
 from models.knn import check_points, vote
+from models.pooling import POOLED, geometric_mean, pooled
 from models.scaling import check_scaling, scale, typical
 from models.trees import Trees, softmax
 
@@ -130,6 +131,35 @@ class NeighbourRuntime(_Occluded):
         return vote(queries, self.points, self.y, self.n_neighbors, self.n_classes)
 
 
+@dataclass(frozen=True, eq=False)
+class EnsembleRuntime(_Occluded):
+    """A net and trees on the same windows."""
+
+    scaling: dict[str, Any]
+    net: OnnxRuntime
+    trees: Trees
+    block_bins: int
+
+    def proba(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        rows = pooled(X, self.block_bins)
+        return geometric_mean([self.net.proba(X), self.trees.proba(rows)])
+
+
+def graph_of(kind: RuntimeKind, content: bytes | Mapping[str, NDArray[Any]]) -> bytes | None:
+    """The ONNX graph in a model as it is kept in a bundle; None if it has none.
+
+    Raises:
+        ValueError, KeyError: it has another form.
+    """
+    if kind not in ("onnx", "ensemble"):
+        return None
+    if kind == "ensemble" and not isinstance(content, bytes):
+        content = content["net"].tobytes()
+    if not isinstance(content, bytes):
+        raise ValueError("a net must be a graph")
+    return content
+
+
 def build_runtime(
     kind: RuntimeKind,
     content: bytes | Mapping[str, NDArray[Any]],
@@ -146,27 +176,35 @@ def build_runtime(
     Raises:
         ValueError, KeyError: it has another form.
     """
-    if kind != "trees":
-        scaling = check_scaling(scaling, n_inputs)
-    if kind == "onnx":
-        if scaling is None or not isinstance(content, bytes):
-            raise ValueError("a net must have scaling and a graph")
-        return OnnxRuntime(content, scaling)
-    if isinstance(content, bytes):
+    graph = graph_of(kind, content)
+    if graph is None and isinstance(content, bytes):
         raise ValueError(f"{kind} must be arrays")
+    arrays: Any = content
     if kind == "trees":
-        trees = Trees.from_arrays(content)
-        if len(trees.base) != n_classes or trees.feature.max(initial=0) >= n_inputs:
-            raise ValueError(f"trees must be for {n_inputs} inputs and {n_classes} classes")
-        return TreeRuntime(trees)
-    if kind != "neighbours" or scaling is None:
-        raise ValueError(f"runtime must be onnx, trees or neighbours, got {kind!r}")
-    axes, points, y = content["axes"], content["points"], content["y"]
+        return TreeRuntime(_trees(arrays, n_classes, n_inputs))
+    scaling = check_scaling(scaling, n_inputs)
+    if graph is not None:
+        net = OnnxRuntime(graph, scaling)
+        if kind == "onnx":
+            return net
+        trees = _trees(arrays, n_classes, 2 * POOLED * n_inputs)
+        return EnsembleRuntime(scaling, net, trees, scaling["block_bins"])
+    if kind != "neighbours":
+        kinds = ", ".join(get_args(RuntimeKind))
+        raise ValueError(f"runtime must be one of {kinds}, got {kind!r}")
+    axes, points, y = arrays["axes"], arrays["points"], arrays["y"]
     check_points(n_inputs, axes, points, y, n_classes)
-    n_neighbors = int(content["n_neighbors"])
+    n_neighbors = int(arrays["n_neighbors"])
     if not 1 <= n_neighbors <= MAX_POINTS:
         raise ValueError(f"n_neighbors must be 1 to {MAX_POINTS}, got {n_neighbors}")
     return NeighbourRuntime(scaling, axes, points, y, n_neighbors, n_classes)
+
+
+def _trees(arrays: Mapping[str, NDArray[Any]], n_classes: int, n_inputs: int) -> Trees:
+    trees = Trees.from_arrays(arrays)
+    if len(trees.base) != n_classes or trees.feature.max(initial=0) >= n_inputs:
+        raise ValueError(f"trees must be for {n_inputs} inputs and {n_classes} classes")
+    return trees
 
 
 _TRIAL = """

@@ -102,7 +102,7 @@ class History:
     resumed_from: int = 0  # epochs of a training before it that was killed
 
 
-RuntimeKind = Literal["onnx", "trees", "neighbours"]
+RuntimeKind = Literal["onnx", "trees", "neighbours", "ensemble"]
 
 
 @dataclass(frozen=True)

@@ -392,16 +392,17 @@ def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
 
 
 def _check_library(variant: Variant, place: str) -> None:
-    if find_spec(variant.spec.library) is None:
+    missing = [name for name in variant.spec.libraries if find_spec(name) is None]
+    if missing:
         raise MissingLibraryError(
-            f"{place}: {variant.name} needs {variant.spec.library}, which is not installed; "
+            f"{place}: {variant.name} needs {missing[0]}, which is not installed; "
             "install the extra: pip install 'phasewatch[train]'"
         )
 
 
 def _code_of(variant: Variant) -> Code:
     """The code between an episode and a variant's probabilities."""
-    return code_of((*PATH, *MODEL_PATH), variant.spec.library)
+    return code_of((*PATH, *MODEL_PATH), variant.spec.libraries)
 
 
 def read_sidecar(path: Path, header: dict[str, Any]) -> bytes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
@@ -10,6 +11,9 @@ from pydantic.dataclasses import dataclass
 from episodes.format import PHASES
 from episodes.settings import SETTINGS, Count, NotNegative, Positive, PositiveShare, Share
 from models import MAX_POINTS, MAX_TREE_DEPTH
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 # A setting comes from a file, perhaps a stranger's checkpoint. The upper bounds are far beyond what
 # helps, and keep it from taking all memory or time.
@@ -21,6 +25,15 @@ Small = Annotated[Count, Field(le=256)]
 Rate = Annotated[Positive, Field(le=10)]
 Strength = Annotated[NotNegative, Field(le=1e6)]
 Most = Annotated[Positive, Field(le=1e6)]
+
+
+def dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting with its name; one of a member is called ``trees.max_depth``."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _odd(value: int) -> int:
@@ -137,3 +150,10 @@ class TransformerConfig(WindowNetConfig):
             raise ValueError(
                 f"width must be a multiple of twice n_heads ({2 * self.n_heads}), got {self.width}"
             )
+
+
+@dataclass(frozen=True, slots=True, config=SETTINGS)
+class EnsembleConfig(TransformerConfig):
+    """Hyperparameters of ``Ensemble``: those of its transformer, and of its trees."""
+
+    trees: GbtConfig = field(default_factory=lambda: GbtConfig(n_threads=1))

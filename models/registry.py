@@ -15,6 +15,7 @@ from features.registry import MODES, InputKind, Mode
 from models.base import Classifier
 from models.hyperparameters import (
     CnnConfig,
+    EnsembleConfig,
     GbtConfig,
     GruConfig,
     KnnConfig,
@@ -33,7 +34,7 @@ class ModelSpec:
     classifier: str
     config: type
     input_kind: InputKind
-    library: str  # the distribution that trains it
+    libraries: tuple[str, ...]  # the distributions that train it
     description: str
 
     def build(
@@ -49,7 +50,7 @@ MODELS = {
         "Gbt",
         GbtConfig,
         "summary",
-        "xgboost",
+        ("xgboost",),
         "gradient-boosted trees on window statistics",
     ),
     "mlp": ModelSpec(
@@ -57,7 +58,7 @@ MODELS = {
         "Mlp",
         MlpConfig,
         "summary",
-        "torch",
+        ("torch",),
         "multilayer perceptron on piecewise-linear window statistics",
     ),
     "knn": ModelSpec(
@@ -65,7 +66,7 @@ MODELS = {
         "Knn",
         KnnConfig,
         "summary",
-        "numpy",
+        ("numpy",),
         "ten nearest training windows by their statistics",
     ),
     "knn_semi": ModelSpec(
@@ -73,7 +74,7 @@ MODELS = {
         "KnnSemi",
         KnnSemiConfig,
         "summary",
-        "numpy",
+        ("numpy",),
         "nearest windows, a fifth of the episodes labelled, the others pseudo-labelled",
     ),
     "cnn": ModelSpec(
@@ -81,7 +82,7 @@ MODELS = {
         "Cnn",
         CnnConfig,
         "tensor",
-        "torch",
+        ("torch",),
         "residual convolutions on windows",
     ),
     "gru": ModelSpec(
@@ -89,7 +90,7 @@ MODELS = {
         "Gru",
         GruConfig,
         "tensor",
-        "torch",
+        ("torch",),
         "bidirectional gated recurrent units on windows",
     ),
     "lstm": ModelSpec(
@@ -97,7 +98,7 @@ MODELS = {
         "Lstm",
         LstmConfig,
         "tensor",
-        "torch",
+        ("torch",),
         "bidirectional long short-term memory on windows",
     ),
     "transformer": ModelSpec(
@@ -105,8 +106,16 @@ MODELS = {
         "Transformer",
         TransformerConfig,
         "tensor",
-        "torch",
+        ("torch",),
         "transformer encoder on windows",
+    ),
+    "ensemble": ModelSpec(
+        "models.ensemble",
+        "Ensemble",
+        EnsembleConfig,
+        "tensor",
+        ("torch", "xgboost"),
+        "transformer and gradient-boosted trees on windows, averaged",
     ),
 }
 

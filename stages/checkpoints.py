@@ -134,7 +134,7 @@ class CheckpointsStage(Stage):
             f"{variant.model}, {variant.mode}: {spec.description}. The header carries the contract "
             "of its input; loading it for another layout fails."
         )
-        kinds = frozenset({_KINDS.get(spec.library, spec.library)})
+        kinds = frozenset(_KINDS.get(name, name) for name in spec.libraries)
         self.outputs = (StageOutput(self.name, description, "train", kinds, spec.input_kind),)
         self.checks = (
             Check(
@@ -316,7 +316,7 @@ def training_bookmark(project: Project, variant: Variant, recipe: str) -> Bookma
     key = fingerprint(
         {
             "stage": stage.fingerprint(project, recipe),
-            "code": code_of(_TRAINING, variant.spec.library).digest,
+            "code": code_of(_TRAINING, variant.spec.libraries).digest,
             "device": project.workspace.device,
         }
     )
@@ -353,7 +353,7 @@ def train(project: Project, variant: Variant, recipe: str, progress: Progress) -
         "seed": workspace.seed,
         "device": model.device_,
         "code_commit": code_commit(),
-        "libraries": {name: version(name) for name in ("numpy", variant.spec.library)},
+        "libraries": {name: version(name) for name in ("numpy", *variant.spec.libraries)},
         "val_macro_f1": model.val_macro_f1_,
         "best_step": model.history_.best_step,
         "history": [

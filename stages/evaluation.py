@@ -18,6 +18,7 @@ from evaluation.latency import CALLS, measure
 from evaluation.report import evaluate
 from evaluation.wording import alarms, by_job, number, sentence, span, unlike
 from features.files import fingerprint
+from models.hyperparameters import dotted
 from models.registry import VARIANTS, Variant
 from stages.alarm_rules import read_alarm_rule, threshold_note
 from stages.datasets import dataset_shards
@@ -137,7 +138,7 @@ class EvalReportsStage(FolderStage):
                 "schema_hash": header["schema_hash"],
                 "validation_index_digest": dataset.facts["validation_index_digest"],
                 "code_commit": header["train_meta"]["code_commit"],
-                "config": header["config"],
+                "config": dict(dotted(header["config"])),
                 "checkpoint_bytes": checkpoint.n_bytes,
             },
             workspace.report,

@@ -44,7 +44,7 @@ def trainings_at_a_time(workspace: Workspace) -> int:
     """As many as there are cores for the threads of a net; one on a GPU."""
     if workspace.device == "cuda" or (workspace.device == "auto" and _NVIDIA.exists()):
         return 1
-    configs = [workspace.model_config_of(v) for v in VARIANTS if v.spec.library == "torch"]
+    configs = [workspace.model_config_of(v) for v in VARIANTS if "torch" in v.spec.libraries]
     return max(1, cores() // max((config.n_threads for config in configs), default=1))
 
 

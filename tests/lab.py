@@ -157,6 +157,7 @@ def settings_of(model: str, values: dict[str, Any]) -> dict[str, Any]:
 SMALL = {
     "n_rounds": 12, "max_depth": 3, "early_stopping_rounds": 5, "n_threads": 1, "n_components": 8,
     "width": 8, "depth": 1, "epochs": 2, "n_heads": 2,
+    "trees": {"n_rounds": 12, "max_depth": 3, "early_stopping_rounds": 5, "n_threads": 1},
 }  # fmt: skip
 """Makes the training of any model a matter of a second."""
 

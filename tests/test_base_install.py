@@ -39,7 +39,11 @@ EXTRAS = {
     for extra in ("train", "orchestrate", "ray")
     for line in PROJECT["optional-dependencies"][extra]
 }
-LIBRARIES = {name: spec.library for name, spec in MODELS.items() if spec.library in EXTRAS}
+LIBRARIES = {
+    name: extra[0]
+    for name, spec in MODELS.items()
+    if (extra := [library for library in spec.libraries if library in EXTRAS])
+}
 SCORED = [name for name in MODELS if name not in LIBRARIES]
 
 IMPORTS = f"""

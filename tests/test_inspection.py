@@ -231,7 +231,7 @@ def test_a_broken_checkpoint_is_an_entry_with_its_error(
 def uninstall(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let imports of a library fail, and with it the models that need it."""
     monkeypatch.setitem(sys.modules, library, None)
-    for module in {spec.module for spec in MODELS.values() if spec.library == library}:
+    for module in {spec.module for spec in MODELS.values() if library in spec.libraries}:
         monkeypatch.delitem(sys.modules, module, raising=False)
 
 
@@ -239,7 +239,7 @@ def uninstall(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_library_leaves_a_checkpoint_unverified_and_not_broken(
     which: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    path, library = put(tmp_path, which), which.spec.library
+    path, library = put(tmp_path, which), which.spec.libraries[0]
     if library in BASE_LIBRARIES:
         return
     reason = (

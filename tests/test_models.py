@@ -40,21 +40,24 @@ from models.scaling import (
 )
 
 TINY: dict[str, dict[str, Any]] = lab.TINY["models"]
+ABLE_TREES = {"n_rounds": 40, "learning_rate": 0.3, "min_child_weight": 0.1, "n_threads": 1}
 ABLE_BY_LIBRARY: dict[str, dict[str, Any]] = {
     # small, and able to learn 64 windows by heart within a second
-    "xgboost": {"n_rounds": 40, "learning_rate": 0.3, "min_child_weight": 0.1, "n_threads": 1},
+    "xgboost": ABLE_TREES,
     "torch": {
         "width": 16, "depth": 1, "epochs": 60, "batch_size": 16, "dropout": 0.0,
         "offset_noise": 0.0, "label_smoothing": 0.0, "learning_rate": 5e-3,
+        "trees": ABLE_TREES,
     },
     "numpy": {"labelled_share": 1.0},
 }  # fmt: skip
 ABLE = {
-    name: lab.settings_of(name, ABLE_BY_LIBRARY.get(spec.library, {}))
+    name: lab.settings_of(name, ABLE_BY_LIBRARY.get(spec.libraries[0], {}))
     for name, spec in MODELS.items()
 }
-NETS = [name for name, spec in MODELS.items() if spec.library == "torch"]
-WINDOW_NETS = [name for name in NETS if MODELS[name].input_kind == "tensor"]
+WITH_NETS = [name for name, spec in MODELS.items() if "torch" in spec.libraries]
+NETS = [name for name in WITH_NETS if MODELS[name].libraries == ("torch",)]
+ON_WINDOWS = [name for name, spec in MODELS.items() if spec.input_kind == "tensor"]
 each = pytest.mark.parametrize("name", MODELS)
 quick = settings(deadline=None, max_examples=60, database=None)
 
@@ -90,7 +93,7 @@ def assert_probabilities(proba: np.ndarray, n_windows: int, n_classes: int) -> N
 
 
 def assert_equal_predictions(name: str, one: np.ndarray, other: np.ndarray) -> None:
-    if name not in NETS:
+    if name not in WITH_NETS:
         np.testing.assert_array_equal(one, other)
     else:
         np.testing.assert_allclose(one, other, atol=1e-6)
@@ -116,6 +119,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "gru": {"depth": 2},
     "lstm": {"depth": 2},
     "transformer": {"n_heads": 1},
+    "ensemble": {"trees": {"n_rounds": 2}},
 }  # fmt: skip
 BASE: dict[str, dict[str, Any]] = {
     "gbt": {"n_rounds": 60, "subsample": 0.7, "learning_rate": 0.3, "n_threads": 1},
@@ -123,7 +127,7 @@ BASE: dict[str, dict[str, Any]] = {
     "knn_semi": {"labelled_share": 0.3, "confidence": 0.4, "n_neighbors": 5},
 } | {
     name: {"width": 16, "epochs": 15 if name == "mlp" else 3, "patience": 15, "batch_size": 16}
-    for name in NETS
+    for name in WITH_NETS
 }
 
 
@@ -137,7 +141,7 @@ def test_the_list_has_every_setting() -> None:
             base for base in MODELS if base != name and MODELS[base].config in spec.config.__mro__
         ]
         shared = set().union(*(listed[base] for base in bases))
-        if MODELS[name].library == "torch":  # the trainer is one
+        if "torch" in MODELS[name].libraries:  # the trainer is one
             shared |= listed["mlp"] | listed["cnn"]
         assert own[name] - shared <= listed[name], name
 
@@ -351,8 +355,11 @@ def test_progress_is_reported_step_by_step(name: str):
     build(name).fit(make(name), make(name), lambda *call: calls.append(call))
     assert calls
     steps = [step for step, _, _ in calls]
-    assert steps == sorted(set(steps))
     steps_of = TINY[name].get("n_rounds") or TINY[name].get("epochs", 1)
+    if name == "ensemble":  # its trees are a step after the epochs, and say when they begin
+        assert steps.pop(-2) == steps_of
+        steps_of += 1
+    assert steps == sorted(set(steps))
     assert {total for _, total, _ in calls} == {steps_of}
     assert all(0 < step <= total and text for step, total, text in calls)
 
@@ -425,7 +432,7 @@ def test_eight_episodes_are_learned_by_heart(name: str, mode: Any):
 @pytest.mark.parametrize(
     ("name", "load"),
     [(name, load_digits) for name in MODELS]
-    + [(n, load) for n in MODELS if n not in WINDOW_NETS for load in (load_iris, load_wine)],
+    + [(n, load) for n in MODELS if n not in ON_WINDOWS for load in (load_iris, load_wine)],
 )
 def test_tables_from_elsewhere_are_learned(name: str, load: Any):
     """Nothing is made for our channels alone: scikit-learn's sets, digits as 8 x 8 windows too."""
@@ -434,13 +441,13 @@ def test_tables_from_elsewhere_are_learned(name: str, load: Any):
     order = np.random.default_rng(0).permutation(len(X))[:300]
     X, y = X[order].astype(np.float32), y[order].astype(np.int64)
     X, cut = X.reshape(-1, 8, 8) if tensor else X, len(X) * 4 // 5
-    fewer = {"batch_size": 32, "epochs": 25} if name in NETS else {}
+    fewer = {"batch_size": 32, "epochs": 25} if name in WITH_NETS else {}
     model = able(name, y.max() + 1, **fewer).fit(Examples(X[:cut], y[:cut]))
     accuracy = np.mean(model.predict_proba(X[cut:]).argmax(axis=1) == y[cut:])
     assert accuracy > (0.7 if load is load_digits else 0.85)
 
 
-@pytest.mark.parametrize("name", WINDOW_NETS)
+@pytest.mark.parametrize("name", ON_WINDOWS)
 def test_windows_from_elsewhere_are_learned(name: str):
     """BasicMotions of the UEA archive, bundled with aeon: 100 timepoints of six channels."""
     sets = np.load(Path(__file__).parent / "data" / "basic_motions.npz")
@@ -563,7 +570,7 @@ def test_a_rare_class_counts_as_much_as_a_common_one(name: str):
     """Inputs are all alike here: the best guess is then one half each, not nine to one."""
     X = np.ones(shape_of(name, 200, 2), dtype=np.float32)
     y = (np.arange(200) % 10 == 0).astype(np.int64)
-    fewer = {"epochs": 10} if name in NETS else {}
+    fewer = {"epochs": 10} if name in WITH_NETS else {}
     model = able(name, 2, **fewer).fit(Examples(X, y))
     assert model.predict_proba(X)[:, 1].mean() == pytest.approx(0.5, abs=0.15)
 

@@ -21,12 +21,12 @@ from models.registry import MODELS, model_config
 from stages.project import Project
 from stages.workspace import Workspace
 
-NETS = [name for name, spec in MODELS.items() if spec.library == "torch"]
+NETS = [name for name, spec in MODELS.items() if "torch" in spec.libraries]
 KILLED_AT, EPOCHS = 7, 11
 """The epoch whose end is not saved, and the epochs of all: the schedule decays after warm-up."""
 SMALL = {
     "width": 8, "depth": 1, "n_heads": 2, "epochs": EPOCHS, "dropout": 0.3, "batch_size": 16,
-    "patience": EPOCHS,
+    "patience": EPOCHS, "trees": {"n_rounds": 5, "n_threads": 1},
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import safetensors.numpy
@@ -27,8 +27,8 @@ from faults.archives import altered
 from faults.table import Bench, Outcome, fault
 from features.registry import LAYOUT
 from live.bundle import pack_arrays, unpack_arrays
-from live.runtime import build_runtime, try_net
-from models.base import NotFiniteError
+from live.runtime import build_runtime, graph_of, try_net
+from models.base import NotFiniteError, RuntimeKind
 from models.checkpoint import (
     CheckpointError,
     artifact_id,
@@ -65,9 +65,10 @@ def warm(made: Path) -> None:
 
     Trees are left out: XGBoost has threads of its own, and they do not come along into a fork.
     """
-    import_module(MODELS["gbt"].module)
     for variant in VARIANTS:
-        if variant.model != "gbt":
+        if "xgboost" in variant.spec.libraries:
+            import_module(variant.spec.module)
+        else:
             use(checkpoint_path(made, variant))
 
 
@@ -261,6 +262,10 @@ def all_weights(value: float) -> Callable[[dict[str, Any], bytes], bytes]:
     return change
 
 
+def members(**changes: bytes) -> Callable[[dict[str, Any], bytes], bytes]:
+    return weights(**{name: np.frombuffer(each, dtype=np.uint8) for name, each in changes.items()})
+
+
 def replaced(old: bytes, new: bytes) -> Callable[[dict[str, Any], bytes], bytes]:
     def change(_: dict[str, Any], sidecar: bytes) -> bytes:
         assert old in sidecar
@@ -298,6 +303,7 @@ CRAFTED: dict[str, tuple[str, Callable[[dict[str, Any], bytes], bytes]]] = {
             "gru": ("depth", "width"),
             "lstm": ("depth", "width"),
             "transformer": ("depth", "width", "n_heads"),
+            "ensemble": ("depth", "trees"),
         }.items()
         for name in names
         for value in (0, -1, 10**6 + 1, 2**62)
@@ -318,6 +324,14 @@ CRAFTED: dict[str, tuple[str, Callable[[dict[str, Any], bytes], bytes]]] = {
     **{f"{m}: weights NaN": (m, all_weights(np.nan)) for m in ("mlp", "cnn", "lstm", "knn")},
     **{f"{m}: weights infinite": (m, all_weights(np.inf)) for m in ("transformer", "gru")},
     "mlp: weights that overflow": ("mlp", all_weights(3e38)),
+    "ensemble: no trees": ("ensemble", members(trees=b"")),
+    "ensemble: no net": ("ensemble", members(net=b"")),
+    "ensemble: one member": ("ensemble", lambda *_: safetensors.numpy.save({"net": ROWS[0]})),
+    "ensemble: members no bytes": (
+        "ensemble",
+        lambda *_: safetensors.numpy.save({"net": ROWS, "trees": ROWS}),
+    ),
+    "ensemble: transform of another": ("ensemble", constant("transform", "piecewise_linear")),
     "knn: no points": ("knn", weights(points=ROWS[:0], y=np.zeros(0, dtype=np.int64))),
     "knn: a class too many": ("knn", weights(points=ROWS, y=np.full(3, 5))),
     "knn: class -1": ("knn", weights(points=ROWS, y=np.full(3, -1))),
@@ -378,9 +392,9 @@ def run(kind: str, content: bytes, scaling: dict[str, Any] | None, input_kind: s
     n = int(LAYOUT.keep_mask("realistic", input_kind).sum())
     shape = (n,) if input_kind == "summary" else (LAYOUT.window.n_bins, n)
     try:
-        if kind == "onnx":
-            try_net(content, scaling, shape, N_CLASSES)
         loaded = content if kind == "onnx" else unpack_arrays(content)
+        if graph := graph_of(kind, loaded):
+            try_net(graph, scaling, shape, N_CLASSES)
         runtime = build_runtime(kind, loaded, scaling, N_CLASSES, n)
         runtime.proba(np.random.default_rng(0).lognormal(2, 3, (5, *shape)).astype(np.float32))
     except Exception as error:  # ``load_bundle`` makes one error of all
@@ -395,14 +409,14 @@ def device_model(bench: Bench, variant: Variant) -> tuple[str, bytes, dict[str, 
     return path.suffix[1:], path.read_bytes(), header["standardize"]
 
 
-KINDS = ("onnx", "trees", "neighbours")
+KINDS = get_args(RuntimeKind)
 
 
 @fault("hostile device model: arrays", tries=80, quick=3)
 def altered_arrays(bench: Bench) -> Outcome:
-    """Trees or neighbours with other arrays, or other bytes."""
+    """Trees, neighbours or an ensemble with other arrays, or other bytes."""
     random = bench.random
-    variant = Variant(random.choice(("gbt", "knn", "knn_semi")), "realistic")
+    variant = Variant(random.choice(("gbt", "knn", "knn_semi", "ensemble")), "realistic")
     kind, content, scaling = device_model(bench, variant)
     if random.randrange(2):
         content = altered(content, random, random.choice((1, 3, 30)))
@@ -410,7 +424,7 @@ def altered_arrays(bench: Bench) -> Outcome:
         arrays = unpack_arrays(content)
         name = random.choice(sorted(arrays))
         content = pack_arrays(arrays | {name: odd_array(arrays[name], random)})
-    return outcome(partial(run, kind, content, scaling, "summary"))
+    return outcome(partial(run, kind, content, scaling, variant.spec.input_kind))
 
 
 @fault("hostile device model: bomb", tries=3, quick=1)
