@@ -1,4 +1,4 @@
-"""What intervals cost on a million test windows: sixteen models, 10,000 replicates.
+"""What intervals cost on a million test windows: all models, 10,000 replicates.
 
     python -m benchmarks.evaluation [--windows N] [--episodes N] [--replicates N]
 
@@ -28,8 +28,9 @@ from evaluation.report import evaluate
 from evaluation.scores import SHORTCUTS, macro_statistic
 from features.registry import LAYOUT
 from models.alarm import AlarmRule
+from models.registry import VARIANTS
 
-N_MODELS = 18  # sixteen variants, and the shortcuts of a mode
+N_MODELS = len(VARIANTS) + 2  # and the shortcuts of a mode
 LIMIT_S, LIMIT_MB = 10.0, 1000
 PHASES = LAYOUT.phases
 

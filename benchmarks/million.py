@@ -4,8 +4,8 @@
         [--folder FOLDER]
 
 Writes the shards to FOLDER once (12 GB for a million windows) and gives each model a process of
-its own: gbt and both knn are trained to the end, each net for one epoch, and all score the
-windows held out. Prints seconds of wall and processor time and the most memory that the process
+its own: trees and neighbours are trained to the end, nets for one epoch, and all score the windows
+held out. Prints seconds of wall and processor time and the most memory that the process
 held. Exits with 1 if that was over 4 GB.
 """
 
@@ -22,6 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from models.registry import MODELS, Variant
+
 LIMIT_GB = 4.0
 
 
@@ -30,7 +32,7 @@ def main() -> int:
     parser.add_argument("--windows", type=int, default=1_000_000)
     parser.add_argument("--shards", type=int, default=1_000)
     parser.add_argument("--mode", choices=("realistic", "oracle"), default="oracle")
-    parser.add_argument("--models", default="gbt,knn,knn_semi,mlp,cnn,gru,lstm,transformer")
+    parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -90,7 +92,6 @@ def measured(model: str, mode: Any, folder: Path) -> dict[str, Any]:
     from features.registry import LAYOUT
     from models.hyperparameters import NetConfig
     from models.metrics import macro_f1
-    from models.registry import Variant
 
     seconds: list[tuple[str, float, float]] = []
     last = [(time.perf_counter(), time.process_time())]
@@ -126,7 +127,7 @@ def measured(model: str, mode: Any, folder: Path) -> dict[str, Any]:
 
     fitted = variant.spec.build(config, len(LAYOUT.phases), seed=0, device="cpu")
     fitted.fit(train, val, progress)
-    lap("epoch" if isinstance(config, NetConfig) else "fit")
+    lap("epoch" if variant.spec.libraries == ("torch",) else "fit")
     proba = fitted.predict_proba(inputs(held_out, shards, variant, LAYOUT))
     lap("score")
     return {

@@ -80,7 +80,7 @@ def _front_matter(header: Mapping[str, Any], report: EvalReport) -> dict[str, An
     }
     return {
         "model_name": f"phasewatch {header['name']} {header['mode']}, recipe {report.recipe}",
-        **({"library_name": spec.libraries[0]} if spec else {}),
+        **({"library_name": spec.libraries[0]} if spec and len(spec.libraries) == 1 else {}),
         "pipeline_tag": "tabular-classification",
         "tags": ["phasewatch", "time-series-classification", "intrusion-detection"],
         "metrics": ["f1"],

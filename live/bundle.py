@@ -56,6 +56,10 @@ _MAKE_AGAIN = (
 )
 
 
+Content = bytes | dict[str, NDArray[Any]]
+"""Of a model: a graph, or named arrays."""
+
+
 class BundleError(PhasewatchError):
     """A bundle cannot be used; the message names the file and says what to do."""
 
@@ -184,8 +188,9 @@ def load_bundle(
         _check_contract(folder, head, layout)
         _check_code(folder, head, layout)
         files = {name: _read(folder, name, about) for name, about in head["files"].items()}
-        _try_once(head, files, layout)
-        bundle = assemble_bundle(folder, head, files, layout)
+        content = _model(head, files)
+        _try_once(head, content, layout)
+        bundle = assemble_bundle(folder, head, files, layout, content)
         golden = head["golden"]
         expected = unpack_arrays(files[golden["expected"]])
         problem = golden_problem(bundle, files[golden["rows"]], expected)
@@ -214,12 +219,10 @@ def _refusing(folder: Path) -> Iterator[None]:
 _tried: set[str] = set()  # ids of bundles
 
 
-def _try_once(head: Mapping[str, Any], files: Mapping[str, bytes], layout: Layout) -> None:
+def _try_once(head: Mapping[str, Any], content: Content, layout: Layout) -> None:
     """Run the net of a bundle in another process before it is loaded in this one."""
-    if head["id"] in _tried:
-        return
-    graph = graph_of(head["runtime"]["kind"], _model(head, files))
-    if graph is None:
+    graph = graph_of(head["runtime"]["kind"], content)
+    if graph is None or head["id"] in _tried:
         return
     n = int(np.array(head["kept"], dtype=bool).sum())
     shape = (n,) if head["input_kind"] == "summary" else (layout.window.n_bins, n)
@@ -227,7 +230,7 @@ def _try_once(head: Mapping[str, Any], files: Mapping[str, bytes], layout: Layou
     _tried.add(head["id"])
 
 
-def _model(head: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes | dict[str, NDArray[Any]]:
+def _model(head: Mapping[str, Any], files: Mapping[str, bytes]) -> Content:
     content = files[head["runtime"]["file"]]
     return content if head["runtime"]["kind"] == "onnx" else unpack_arrays(content)
 
@@ -332,8 +335,13 @@ def _content(path: Path, limit: int) -> bytes:
 
 
 def assemble_bundle(
-    folder: Path, head: dict[str, Any], files: Mapping[str, bytes], layout: Layout
+    folder: Path,
+    head: dict[str, Any],
+    files: Mapping[str, bytes],
+    layout: Layout,
+    content: Content | None = None,
 ) -> Bundle:
+    """A bundle from its files; ``content`` is its model, if it was unpacked already."""
     with _refusing(folder):
         kept = np.array(head["kept"], dtype=bool)
         expected = layout.keep_mask(head["mode"], head["input_kind"])
@@ -341,7 +349,7 @@ def assemble_bundle(
             raise ValueError(f"kept must be the {expected.sum()} inputs of the mode")
         runtime = build_runtime(
             head["runtime"]["kind"],
-            _model(head, files),
+            _model(head, files) if content is None else content,
             head["scaling"],
             len(layout.phases),
             int(kept.sum()),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from models import MAX_POINTS
 from models.base import RuntimeKind
 from models.knn import check_points, vote
-from models.pooling import POOLED, geometric_mean, pooled
+from models.pooling import POOLED, check_typical, geometric_mean, pooled
 from models.scaling import check_scaling, scale, typical
 from models.trees import Trees, softmax
 
@@ -74,15 +74,29 @@ class _Occluded(Runtime):
 
     scaling: dict[str, Any]
 
+    def proba_without(
+        self, x: NDArray[np.float32], hidden: NDArray[np.bool_]
+    ) -> NDArray[np.float32]:
+        """Probabilities of one window where inputs are typical of training.
+
+        Args:
+            x: the window's inputs.
+            hidden: ``(n, n_inputs)``, which inputs are: once for each row.
+        """
+        if x.ndim == 2:
+            hidden = hidden[:, None]
+        return self.proba(np.where(hidden, typical(self.scaling), x))
+
     def arguments(
         self, x: NDArray[np.float32], channel: NDArray[np.int64], infected: NDArray[np.bool_]
     ) -> NDArray[np.float64]:
         known = np.unique(channel)
-        rows = np.repeat(x[None], len(known) + 1, axis=0)
-        plain = typical(self.scaling)
-        for row, each in enumerate(known, start=1):
-            rows[row][..., channel == each] = plain[channel == each]
-        some = [self.proba(rows[i : i + _AT_ONCE]) for i in range(0, len(rows), _AT_ONCE)]
+        hidden = np.concatenate(
+            [np.zeros((1, len(channel)), dtype=bool), known[:, None] == channel]
+        )
+        some = [
+            self.proba_without(x, hidden[i : i + _AT_ONCE]) for i in range(0, len(hidden), _AT_ONCE)
+        ]
         attack = np.concatenate(some).astype(np.float64)[:, infected].sum(axis=1)
         attack = np.clip(attack, _LEAST, 1 - _LEAST)
         odds = np.log(attack) - np.log1p(-attack)
@@ -133,31 +147,40 @@ class NeighbourRuntime(_Occluded):
 
 @dataclass(frozen=True, eq=False)
 class EnsembleRuntime(_Occluded):
-    """A net and trees on the same windows."""
+    """A net, and trees on the same windows pooled."""
 
     scaling: dict[str, Any]
     net: OnnxRuntime
     trees: Trees
-    block_bins: int
+    typical: NDArray[np.float32]  # (n_pooled,), of training
 
     def proba(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
-        rows = pooled(X, self.block_bins)
+        return self._mean(X, pooled(X, self.scaling["block_bins"]))
+
+    def proba_without(
+        self, x: NDArray[np.float32], hidden: NDArray[np.bool_]
+    ) -> NDArray[np.float32]:
+        """Missing values are the training mean to the net, but not to the trees."""
+        row = pooled(x[None], self.scaling["block_bins"])
+        rows = np.where(np.tile(hidden, POOLED), self.typical, row)
+        return self._mean(np.where(hidden[:, None], np.float32(np.nan), x), rows)
+
+    def _mean(self, X: NDArray[np.float32], rows: NDArray[np.float32]) -> NDArray[np.float32]:
         return geometric_mean([self.net.proba(X), self.trees.proba(rows)])
 
 
 def graph_of(kind: RuntimeKind, content: bytes | Mapping[str, NDArray[Any]]) -> bytes | None:
-    """The ONNX graph in a model as it is kept in a bundle; None if it has none.
+    """The ONNX graph in a model as it is kept in a bundle; None if its kind has none.
 
     Raises:
         ValueError, KeyError: it has another form.
     """
     if kind not in ("onnx", "ensemble"):
         return None
-    if kind == "ensemble" and not isinstance(content, bytes):
-        content = content["net"].tobytes()
-    if not isinstance(content, bytes):
-        raise ValueError("a net must be a graph")
-    return content
+    graph = content if isinstance(content, bytes) else content["net"].tobytes()
+    if isinstance(content, bytes) != (kind == "onnx"):
+        raise ValueError(f"{kind} must be {'a graph' if kind == 'onnx' else 'arrays'}")
+    return graph
 
 
 def build_runtime(
@@ -176,25 +199,23 @@ def build_runtime(
     Raises:
         ValueError, KeyError: it has another form.
     """
-    graph = graph_of(kind, content)
-    if graph is None and isinstance(content, bytes):
+    if kind != "trees":
+        scaling = check_scaling(scaling, n_inputs)
+    if kind == "onnx":
+        if scaling is None or not isinstance(content, bytes):
+            raise ValueError("a net must have scaling and a graph")
+        return OnnxRuntime(content, scaling)
+    if isinstance(content, bytes):
         raise ValueError(f"{kind} must be arrays")
-    arrays: Any = content
     if kind == "trees":
-        return TreeRuntime(_trees(arrays, n_classes, n_inputs))
-    scaling = check_scaling(scaling, n_inputs)
-    if graph is not None:
-        net = OnnxRuntime(graph, scaling)
-        if kind == "onnx":
-            return net
-        trees = _trees(arrays, n_classes, 2 * POOLED * n_inputs)
-        return EnsembleRuntime(scaling, net, trees, scaling["block_bins"])
-    if kind != "neighbours":
-        kinds = ", ".join(get_args(RuntimeKind))
-        raise ValueError(f"runtime must be one of {kinds}, got {kind!r}")
-    axes, points, y = arrays["axes"], arrays["points"], arrays["y"]
+        return TreeRuntime(_trees(content, n_classes, n_inputs))
+    if scaling is None or kind not in ("ensemble", "neighbours"):
+        raise ValueError(f"runtime must be one of {', '.join(get_args(RuntimeKind))}, got {kind!r}")
+    if kind == "ensemble":
+        return _ensemble(content, scaling, n_classes, n_inputs)
+    axes, points, y = content["axes"], content["points"], content["y"]
     check_points(n_inputs, axes, points, y, n_classes)
-    n_neighbors = int(arrays["n_neighbors"])
+    n_neighbors = int(content["n_neighbors"])
     if not 1 <= n_neighbors <= MAX_POINTS:
         raise ValueError(f"n_neighbors must be 1 to {MAX_POINTS}, got {n_neighbors}")
     return NeighbourRuntime(scaling, axes, points, y, n_neighbors, n_classes)
@@ -205,6 +226,16 @@ def _trees(arrays: Mapping[str, NDArray[Any]], n_classes: int, n_inputs: int) ->
     if len(trees.base) != n_classes or trees.feature.max(initial=0) >= n_inputs:
         raise ValueError(f"trees must be for {n_inputs} inputs and {n_classes} classes")
     return trees
+
+
+def _ensemble(
+    arrays: Mapping[str, NDArray[Any]], scaling: dict[str, Any], n_classes: int, n_inputs: int
+) -> EnsembleRuntime:
+    if "block_bins" not in scaling:
+        raise ValueError("an ensemble must have the scaling of windows")
+    net = OnnxRuntime(arrays["net"].tobytes(), scaling)
+    trees = _trees(arrays, n_classes, POOLED * n_inputs)
+    return EnsembleRuntime(scaling, net, trees, check_typical(arrays["typical"], n_inputs))
 
 
 _TRIAL = """

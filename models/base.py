@@ -225,15 +225,18 @@ class Classifier(ABC):
             channel: ``(n_inputs,)``, the channel of each input; those of one are taken together.
         """
         proba, rows = self.predict_proba(X), np.arange(len(X))
-        predicted = proba.argmax(axis=1)
-        whole, typical = np.asarray(X[:], dtype=np.float32), self._typical_inputs()
+        predicted, whole = proba.argmax(axis=1), np.asarray(X[:], dtype=np.float32)
         out = np.zeros((len(X), int(channel.max()) + 1))
         for each in np.unique(channel):
-            occluded = whole.copy()
-            occluded[..., channel == each] = typical[channel == each]
-            without = self.predict_proba(occluded)[rows, predicted]
+            without = self._proba_without(whole, channel == each)[rows, predicted]
             out[:, each] = _log(proba[rows, predicted]) - _log(without)
         return out
+
+    def _proba_without(
+        self, X: NDArray[np.float32], hidden: NDArray[np.bool_]
+    ) -> NDArray[np.float32]:
+        """Probabilities where the ``hidden (n_inputs,)`` inputs are typical of training."""
+        return self.predict_proba(np.where(hidden, self._typical_inputs(), X))
 
     def _typical_inputs(self) -> NDArray[np.float32]:
         """Inputs ``(n_inputs,)`` without information; NaN, missing, where training kept none."""

@@ -395,7 +395,7 @@ def _check_library(variant: Variant, place: str) -> None:
     missing = [name for name in variant.spec.libraries if find_spec(name) is None]
     if missing:
         raise MissingLibraryError(
-            f"{place}: {variant.name} needs {missing[0]}, which is not installed; "
+            f"{place}: {variant.name} needs {' and '.join(missing)}, which is not installed; "
             "install the extra: pip install 'phasewatch[train]'"
         )
 

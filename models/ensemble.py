@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import load, save
 
 from config.progress import Meter
-from models.base import Classifier, Exported, blocks
+from models.base import Classifier, Epoch, Exported, History, blocks
 from models.gbt import Gbt
-from models.pooling import POOLED, geometric_mean, pooled
+from models.metrics import macro_f1
+from models.pooling import POOLED, check_typical, geometric_mean, pooled
 from models.trainer import EVERY_S
 from models.transformer import Transformer
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from models.hyperparameters import EnsembleConfig
 
 _BLOCK = 1024
+_IN_MEMORY_BYTES = 2**28  # of pooled rows; more are pooled again whenever the trees ask for them
+_TYPICAL_WINDOWS = 100_000  # windows that medians are taken of, spread evenly
 
 
 class Ensemble(Classifier):
@@ -48,43 +51,64 @@ class Ensemble(Classifier):
         self.net_.fit(
             train, val, lambda step, _, text: progress(step, n_steps, text), self._bookmark
         )
-        self.history_ = self.net_.history_
         self._take_scaling()
-        rows, val_rows = self._pooled(train), val and self._pooled(val)
+        rows = self._pooled(train)
+        every = max(1, len(train) // _TYPICAL_WINDOWS)
+        self.typical_ = _medians(rows.X[::every])
 
         def say(line: str, *, last: bool) -> None:
             progress(n_steps if last else n_steps - 1, n_steps, line)
 
+        val_rows = None if val is None else self._pooled(val)
         self.trees_.fit(rows, val_rows, Meter("trees", say, EVERY_S))
+        self.history_ = self._whole_history(train, val)
 
     def _build(self, device: str) -> None:
         self.net_ = Transformer(self.config, self.n_classes, seed=self.seed, device=device)
         self.trees_ = Gbt(self.config.trees, self.n_classes, seed=self.seed, device=device)
 
     def _take_scaling(self) -> None:
-        assert self.net_.standardize_ is not None
-        self.standardize_ = self.net_.standardize_
-        self._block_bins = self.standardize_["block_bins"]  # KeyError: it is not of windows
+        scaling = self.net_.standardize_
+        if scaling is None or "block_bins" not in scaling:
+            raise ValueError("standardize must be that of windows")
+        self.standardize_ = scaling
+        self._block_bins: int = scaling["block_bins"]
 
     def _pooled(self, examples: Examples) -> Examples:
-        n, _, n_inputs = examples.X.shape
-        rows = np.empty((n, 2 * POOLED * n_inputs), dtype=np.float32)
-        for at, block in enumerate(blocks(examples.X, _BLOCK)):
-            rows[at * _BLOCK :][: len(block)] = pooled(block, self._block_bins)
-        return replace(examples, X=rows)
+        rows = _PooledRows(examples.X, self._block_bins)
+        few = 4 * len(rows) * rows.shape[1] <= _IN_MEMORY_BYTES
+        return replace(examples, X=rows[:] if few else rows)
+
+    def _whole_history(self, train: Examples, val: Examples | None) -> History:
+        """The net's epochs, then a step for both members together, which is what is kept."""
+        history, step = self.net_.history_, len(self.net_.history_.epochs)
+        train_loss, _ = self._scored(train)
+        val_loss, score = (None, None) if val is None else self._scored(val)
+        whole = Epoch(step, train_loss, val_loss, score)
+        return History([*history.epochs, whole], step, history.resumed_from)
+
+    def _scored(self, examples: Examples) -> tuple[float, float]:
+        """Log loss and macro F1."""
+        proba = self._predict_proba(examples.X)
+        actual = proba[np.arange(len(examples)), examples.y].astype(np.float64)
+        loss = float(-np.log(np.maximum(actual, 1e-12)).mean())
+        return loss, macro_f1(examples.y, proba.argmax(axis=1), self.n_classes)
 
     def _predict_proba(self, X: Inputs) -> NDArray[np.float32]:
         return np.concatenate(
-            [
-                geometric_mean(
-                    [
-                        self.net_.predict_proba(block),
-                        self.trees_.predict_proba(pooled(block, self._block_bins)),
-                    ]
-                )
-                for block in blocks(X, _BLOCK)
-            ]
+            [self._mean(block, pooled(block, self._block_bins)) for block in blocks(X, _BLOCK)]
         )
+
+    def _mean(self, X: NDArray[np.float32], rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return geometric_mean([self.net_._predict_proba(X), self.trees_._predict_proba(rows)])
+
+    def _proba_without(
+        self, X: NDArray[np.float32], hidden: NDArray[np.bool_]
+    ) -> NDArray[np.float32]:
+        """Missing values are the training mean to the net, but not to the trees."""
+        rows, hidden_rows = pooled(X, self._block_bins), np.tile(hidden, POOLED)
+        rows[:, hidden_rows] = self.typical_[hidden_rows]
+        return self._mean(np.where(hidden, np.float32(np.nan), X), rows)
 
     @contextmanager
     def one_thread(self) -> Iterator[None]:
@@ -92,26 +116,60 @@ class Ensemble(Classifier):
             yield
 
     def to_sidecar(self) -> bytes:
-        """The sidecars of both, as bytes in one file."""
+        """The sidecars of both, as bytes in one file, with what is typical of training."""
         members = {"net": self.net_, "trees": self.trees_}
-        return save(
-            {name: np.frombuffer(m.to_sidecar(), dtype=np.uint8) for name, m in members.items()}
-        )
+        parts = {n: np.frombuffer(m.to_sidecar(), dtype=np.uint8) for n, m in members.items()}
+        return save(parts | {"typical": self.typical_})
 
     def restore(self, sidecar: bytes, n_inputs: int, standardize: dict[str, Any] | None) -> None:
-        members = load(sidecar)
-        if members.keys() != {"net", "trees"} or any(
-            m.dtype != np.uint8 or m.ndim != 1 for m in members.values()
-        ):
-            raise ValueError("must be the bytes of net and trees")
+        parts = load(sidecar)
+        forms = {name: (str(part.dtype), part.ndim) for name, part in parts.items()}
+        if forms != {"net": ("uint8", 1), "trees": ("uint8", 1), "typical": ("float32", 1)}:
+            raise ValueError(f"must be the bytes of net and trees, and typical; got {forms}")
+        self.typical_ = check_typical(parts.pop("typical"), n_inputs)
         self._build("cpu")
-        self.net_.restore(members["net"].tobytes(), n_inputs, standardize)
-        self.trees_.restore(members["trees"].tobytes(), 2 * POOLED * n_inputs, None)
+        self.net_.restore(parts.pop("net").tobytes(), n_inputs, standardize)
         self._take_scaling()
+        self.trees_.restore(parts.pop("trees").tobytes(), POOLED * n_inputs, None)
         self.n_inputs_ = n_inputs
 
     def exported(self, n_timepoints: int) -> Exported:
         graph, trees = self.net_.exported(n_timepoints).content, self.trees_.exported(0).content
         assert isinstance(graph, bytes)
         assert isinstance(trees, dict)
-        return Exported("ensemble", {"net": np.frombuffer(graph, dtype=np.uint8), **trees})
+        net = np.frombuffer(graph, dtype=np.uint8)
+        return Exported("ensemble", {"net": net, "typical": self.typical_, **trees})
+
+
+@dataclass(frozen=True)
+class _PooledRows:
+    """Windows that are pooled when they are asked for."""
+
+    windows: Inputs
+    block_bins: int
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self), POOLED * self.windows.shape[-1]
+
+    def __getitem__(self, index: slice) -> NDArray[np.float32]:
+        numbers = range(len(self))[index]
+        rows = np.empty((len(numbers), self.shape[1]), dtype=np.float32)
+        for at in range(0, len(numbers), _BLOCK):
+            some = numbers[at : at + _BLOCK]
+            block = self.windows[some.start : some.stop : some.step]
+            rows[at : at + _BLOCK] = pooled(np.asarray(block, dtype=np.float32), self.block_bins)
+        return rows
+
+
+def _medians(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of the values present in each column; 0 where none is."""
+    out = np.zeros(rows.shape[1], dtype=np.float32)
+    for column, values in enumerate(rows.T):
+        present = values[np.isfinite(values)]
+        if len(present):
+            out[column] = np.median(present)
+    return out

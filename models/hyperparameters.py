@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -156,4 +155,4 @@ class TransformerConfig(WindowNetConfig):
 class EnsembleConfig(TransformerConfig):
     """Hyperparameters of ``Ensemble``: those of its transformer, and of its trees."""
 
-    trees: GbtConfig = field(default_factory=lambda: GbtConfig(n_threads=1))
+    trees: GbtConfig = GbtConfig()

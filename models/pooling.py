@@ -13,32 +13,48 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-POOLED = 3  # numbers per column of a step
+POOLED = 6  # numbers per input
+_CHUNK = 32  # windows whose steps fit into the cache of a processor
 _LEAST = 1e-6  # probability that a logarithm is taken of at least
 
 
 def pooled(X: NDArray[np.float32], block_bins: int) -> NDArray[np.float32]:
     """What every step's mean and deviation were over a window: mean, deviation and largest.
 
-    No logarithm is taken: trees need none, and processors differ in its last bit, which may choose
-    another leaf.
+    Trees need no logarithm, so none is taken here: equal inputs give equal rows on any processor.
 
     Args:
         X: ``(n_windows, n_timepoints, n_inputs)``, NaN = missing.
         block_bins: timepoints in a step.
 
     Returns:
-        ``(n_windows, 2 * POOLED * n_inputs)``, over the steps that have a value; NaN if none has.
+        ``(n_windows, POOLED * n_inputs)``, over the steps that have a value; NaN if none has.
+        Number ``k`` of input ``i`` is column ``k * n_inputs + i``.
     """
-    steps = block_statistics(X, block_bins)
-    present = ~np.isnan(steps)
-    count = present.sum(axis=1)
-    some = np.where(count, count, np.nan)
-    mean = np.where(present, steps, 0.0).sum(axis=1) / some
-    off = np.where(present, steps - mean[:, None], 0.0)
-    deviation = np.sqrt((off**2).sum(axis=1) / some)
-    largest = np.fmax.reduce(steps, axis=1)
-    return np.concatenate([mean, deviation, largest], axis=1).astype(np.float32)
+    rows = np.empty((len(X), POOLED * X.shape[2]), dtype=np.float32)
+    for start in range(0, len(X), _CHUNK):
+        steps = block_statistics(X[start : start + _CHUNK], block_bins)
+        present = ~np.isnan(steps)
+        count = present.sum(axis=1)
+        some = np.where(count, count, np.nan)
+        with np.errstate(invalid="ignore"):  # of infinite values
+            mean = np.where(present, steps, 0.0).sum(axis=1) / some
+            off = np.where(present, steps - mean[:, None], 0.0)
+            deviation = np.sqrt((off**2).sum(axis=1) / some)
+        largest = np.fmax.reduce(steps, axis=1)
+        rows[start : start + _CHUNK] = np.concatenate([mean, deviation, largest], axis=1)
+    return rows
+
+
+def check_typical(typical: NDArray[np.float32], n_inputs: int) -> NDArray[np.float32]:
+    """Typical pooled values of a file, if they are numbers for so many inputs.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if typical.shape != (POOLED * n_inputs,) or not np.all(np.isfinite(typical)):
+        raise ValueError(f"typical must be {POOLED * n_inputs} numbers")
+    return typical
 
 
 def geometric_mean(probas: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from stages.project import Project
 
 TREES = find_variant("gbt", "realistic")
-NETS = [v for v in VARIANTS if v.mode == "realistic" and "torch" in v.spec.libraries]
+NETS = [v for v in VARIANTS if v.mode == "realistic" and v.spec.libraries == ("torch",)]
 
 
 class HostRotationStage(FolderStage):

@@ -54,10 +54,10 @@ RUN = {
     "phasewatch predict KEY --out windows.parquet": OK,
     "phasewatch predict 01M7ZVV20HFQWZ385HM9KXP5BJ --checkpoint "
     "artifacts/checkpoints/host/gbt_realistic.ckpt.json": OK,
-    "phasewatch promote gbt": FAILED,  # as above
-    "phasewatch promote gbt --dry-run": FAILED,
-    'phasewatch promote gbt --why "first champion"': FAILED,
-    'phasewatch promote gbt --accept-alarms "twelve clean minutes"': FAILED,
+    "phasewatch promote ensemble": FAILED,  # as above
+    "phasewatch promote ensemble --dry-run": FAILED,
+    'phasewatch promote ensemble --why "first champion"': FAILED,
+    'phasewatch promote ensemble --accept-alarms "twelve clean minutes"': FAILED,
     "phasewatch prune": OK,
     "phasewatch prune --older-than 30d": OK,
     "phasewatch prune --older-than 30d --dry-run": OK,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from models.base import Examples
+from live.runtime import build_runtime
+from models.base import Classifier, Examples
 from models.pooling import POOLED, geometric_mean, pooled
 from models.registry import MODELS, model_config
 
@@ -37,7 +40,7 @@ def test_a_pooled_window_is_what_became_of_its_steps() -> None:
     X[2, :, 0] = np.nan  # a window without any
     X[3, 5:, 1] = np.nan  # a single step
     rows = pooled(X, BLOCK)
-    assert rows.shape == (6, 2 * POOLED * 4)
+    assert rows.shape == (6, POOLED * 4)
     np.testing.assert_allclose(rows, [one_by_one(window) for window in X], rtol=1e-4, atol=1e-5)
 
 
@@ -79,3 +82,45 @@ def test_it_is_its_members_mean() -> None:
         trees.fit(Examples(rows, y)).predict_proba(rows),
     ]
     np.testing.assert_allclose(model.predict_proba(X), geometric_mean(members), atol=1e-6)
+
+
+def test_what_argues_for_a_phase_is_the_channel_that_makes_it() -> None:
+    """Also where nothing was ever missing, so that trees have not learned what missing means."""
+    random = np.random.default_rng(6)
+    X = random.lognormal(1.0, 0.3, (240, 20, 4)).astype(np.float32)
+    y = np.arange(240) % 2
+    X[y == 1, :, 2] *= 3
+    settings = {"width": 8, "n_heads": 2, "epochs": 8, "trees": {"n_rounds": 40}}
+    model = MODELS["ensemble"].build(model_config("ensemble", settings), 2, device="cpu")
+    model.fit(Examples(X, y))
+    for fitted in (model, rebuilt(model, settings)):
+        found = fitted.contributions(X, np.arange(4))
+        assert (found.argmax(axis=1) == 2).mean() > 0.95
+        assert found[:, 2].min() > 0
+
+
+def rebuilt(model: Classifier, settings: dict[str, Any]) -> Classifier:
+    again = MODELS["ensemble"].build(model_config("ensemble", settings), 2, device="cpu")
+    again.restore(model.to_sidecar(), 4, model.standardize_)
+    return again
+
+
+def test_a_device_explains_as_training_does() -> None:
+    random = np.random.default_rng(7)
+    X = random.lognormal(1.0, 0.3, (120, 20, 4)).astype(np.float32)
+    y = np.arange(120) % 2
+    X[y == 1, :, 1] *= 3
+    settings = {"width": 8, "n_heads": 2, "epochs": 4, "trees": {"n_rounds": 20}}
+    model = MODELS["ensemble"].build(model_config("ensemble", settings), 2, device="cpu")
+    exported = model.fit(Examples(X, y)).exported(20)
+    runtime = build_runtime(exported.kind, exported.content, model.standardize_, 2, 4)
+    np.testing.assert_allclose(runtime.proba(X), model.predict_proba(X), atol=1e-5)
+    infected = np.array([False, True])
+    attacked = int(np.flatnonzero(y)[0])
+    found = runtime.arguments(X[attacked], np.arange(4), infected)
+    assert found.argmax() == 1
+    hidden = np.arange(4) == 1
+    without = model._proba_without(X[attacked][None], hidden)[0, 1]
+    odds = np.log(model.predict_proba(X[attacked][None])[0, 1]) - np.log(without)
+    other = np.log1p(-model.predict_proba(X[attacked][None])[0, 1]) - np.log1p(-without)
+    np.testing.assert_allclose(found[1], odds - other, rtol=1e-3, atol=1e-4)

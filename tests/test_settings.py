@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 
 from datasets.splits import SplitPolicy
 from pipelines.cli.app import app
+from resources.workspace import resource_of
 from stages.workspace import (
     SettingsError,
     Workspace,
+    checked_workspace,
     read_workspace,
     workspace_from_environment,
 )
@@ -70,6 +72,13 @@ def test_other_pages_give_the_same_defaults() -> None:
     assert len(told) == len(re.findall(r"`\s+\(default", text))
     defaults = flat(Workspace().model_dump(mode="json"))
     assert [each for each in told if yaml.safe_load(each[1]) != defaults[each[0]]] == []
+
+
+@pytest.mark.parametrize("given", [{}, {"ensemble": {}}, {"ensemble": {"trees": {"n_rounds": 7}}}])
+def test_dagster_has_the_defaults_of_the_command_line(given: dict[str, Any]) -> None:
+    """Also in a section that is given in part: fingerprints are made of all settings."""
+    values = {"models": given}
+    assert type(resource_of(Workspace()))(**values).core == checked_workspace(values)
 
 
 def test_a_day_needs_no_quotes_and_what_yaml_takes_for_no_text_does(tmp_path: Path) -> None:
