@@ -13,11 +13,13 @@ export PHASEWATCH_ARTIFACTS := $(ARTIFACTS)
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /make \1\t/' | expand -t 18
 
-# nothing is compiled, which saves a third of the time: Python compiles a module on first import
+# pip compiles nothing, which saves a third of the time: Python compiles a module on first import. Where
+# it may not keep the result, it would do so in every process, so everything is compiled once
 .venv/.installed: pyproject.toml constraints.txt
 	@echo "installing into .venv: about 1 GB of downloads, a few minutes, once"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[train,orchestrate,serve,sign,dev]'
+	$(if $(PYTHONDONTWRITEBYTECODE),$(BIN)/python -m compileall -qq -j 0 .venv/lib || true)
 	touch $@
 
 run: .venv/.installed  ## validate, extract, split, train, evaluate, report (STORE=, ARTIFACTS=, CONFIG=, RECIPE=)

@@ -72,7 +72,7 @@ class NetClassifier(Classifier):
         with torch.device("meta"):  # takes no memory, whatever the settings say
             self.net_ = self.build(scaled_columns(standardize))
         self._check_weights(weights)
-        self.net_.to_empty(device="cpu").load_state_dict(weights)
+        self.net_.load_state_dict(weights, assign=True)
         self.net_.eval()
         self.standardize_ = standardize
         self.n_inputs_ = n_inputs
