@@ -84,43 +84,56 @@ def test_it_is_its_members_mean() -> None:
     np.testing.assert_allclose(model.predict_proba(X), geometric_mean(members), atol=1e-6)
 
 
+SETTINGS = {"width": 8, "n_heads": 2, "epochs": 8, "trees": {"n_rounds": 40}}
+
+
+def build() -> Classifier:
+    return MODELS["ensemble"].build(model_config("ensemble", SETTINGS), 2, device="cpu")
+
+
+def made_by(channel: int) -> Examples:
+    """Windows without gaps, the second class by one channel alone."""
+    X = np.random.default_rng(6).lognormal(1.0, 0.3, (240, 20, 4)).astype(np.float32)
+    y = np.arange(240) % 2
+    X[y == 1, :, channel] *= 3
+    return Examples(X, y)
+
+
 def test_what_argues_for_a_phase_is_the_channel_that_makes_it() -> None:
     """Also where nothing was ever missing, so that trees have not learned what missing means."""
-    random = np.random.default_rng(6)
-    X = random.lognormal(1.0, 0.3, (240, 20, 4)).astype(np.float32)
-    y = np.arange(240) % 2
-    X[y == 1, :, 2] *= 3
-    settings = {"width": 8, "n_heads": 2, "epochs": 8, "trees": {"n_rounds": 40}}
-    model = MODELS["ensemble"].build(model_config("ensemble", settings), 2, device="cpu")
-    model.fit(Examples(X, y))
-    for fitted in (model, rebuilt(model, settings)):
-        found = fitted.contributions(X, np.arange(4))
+    train, again = made_by(2), build()
+    model = build().fit(train)
+    again.restore(model.to_sidecar(), 4, model.standardize_)
+    for fitted in (model, again):
+        found = fitted.contributions(train.X, np.arange(4))
         assert (found.argmax(axis=1) == 2).mean() > 0.95
         assert found[:, 2].min() > 0
 
 
-def rebuilt(model: Classifier, settings: dict[str, Any]) -> Classifier:
-    again = MODELS["ensemble"].build(model_config("ensemble", settings), 2, device="cpu")
-    again.restore(model.to_sidecar(), 4, model.standardize_)
-    return again
-
-
 def test_a_device_explains_as_training_does() -> None:
-    random = np.random.default_rng(7)
-    X = random.lognormal(1.0, 0.3, (120, 20, 4)).astype(np.float32)
-    y = np.arange(120) % 2
-    X[y == 1, :, 1] *= 3
-    settings = {"width": 8, "n_heads": 2, "epochs": 4, "trees": {"n_rounds": 20}}
-    model = MODELS["ensemble"].build(model_config("ensemble", settings), 2, device="cpu")
-    exported = model.fit(Examples(X, y)).exported(20)
+    train = made_by(1)
+    model = build().fit(train)
+    exported = model.exported(20)
     runtime = build_runtime(exported.kind, exported.content, model.standardize_, 2, 4)
-    np.testing.assert_allclose(runtime.proba(X), model.predict_proba(X), atol=1e-5)
-    infected = np.array([False, True])
-    attacked = int(np.flatnonzero(y)[0])
-    found = runtime.arguments(X[attacked], np.arange(4), infected)
+    proba = model.predict_proba(train.X)
+    np.testing.assert_allclose(runtime.proba(train.X[:]), proba, atol=1e-5)
+    found = runtime.arguments(train.X[1], np.arange(4), np.array([False, True]))
     assert found.argmax() == 1
-    hidden = np.arange(4) == 1
-    without = model._proba_without(X[attacked][None], hidden)[0, 1]
-    odds = np.log(model.predict_proba(X[attacked][None])[0, 1]) - np.log(without)
-    other = np.log1p(-model.predict_proba(X[attacked][None])[0, 1]) - np.log1p(-without)
-    np.testing.assert_allclose(found[1], odds - other, rtol=1e-3, atol=1e-4)
+    [without] = model._proba_without(train.X[1:2], np.arange(4) == 1)
+    odds = np.log(proba[1, 1] / proba[1, 0]) - np.log(without[1] / without[0])
+    np.testing.assert_allclose(found[1], odds, rtol=1e-3, atol=1e-4)
+
+
+def test_rows_that_do_not_fit_in_memory_give_the_same_trees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train = made_by(3)
+
+    def learned() -> tuple[bytes, bytes]:
+        model: Any = build().fit(train, train)
+        return model.trees_.to_sidecar(), model.typical_.tobytes()
+
+    expected = learned()
+    monkeypatch.setattr("models.ensemble._IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("models.ensemble._BLOCK", 7)
+    assert learned() == expected
