@@ -127,7 +127,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     signature = "refuse a bundle that no key trusted here has signed"
-    live = commands.add_parser("live", help="score rows as they arrive")
+    live = commands.add_parser(
+        "live",
+        help="score rows as they arrive",
+        usage=f"{prog} live BUNDLE (--this-machine | --follow DIR | --stdin | "
+        "--replay EPISODE ...) [OPTION ...]",
+    )
     live.set_defaults(run=run_live)
     live.add_argument("bundle", type=expanded, metavar="BUNDLE", help="folder of the bundle")
     source = live.add_mutually_exclusive_group(required=True)

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import load, save
 
-from config.progress import Meter
 from models.base import Classifier, Epoch, Exported, History, blocks
 from models.gbt import Gbt
 from models.metrics import macro_f1
 from models.pooling import POOLED, check_typical, geometric_mean, pooled
-from models.trainer import EVERY_S
 from models.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 1024
 _IN_MEMORY_BYTES = 2**28  # of pooled rows; more are pooled again whenever the trees ask for them
+_TREE_STEPS = 10  # of progress: with default settings the trees take as long as ten epochs
 _TYPICAL_WINDOWS = 100_000  # windows that medians are taken of, spread evenly
 
 
@@ -47,7 +46,7 @@ class Ensemble(Classifier):
         progress: Callable[[int, int, str], None],
     ) -> None:
         self._build(self.device_)
-        n_steps = self.config.epochs + 1  # training the trees is the last
+        n_steps = self.config.epochs + _TREE_STEPS
         self.net_.fit(
             train, val, lambda step, _, text: progress(step, n_steps, text), self._bookmark
         )
@@ -56,11 +55,11 @@ class Ensemble(Classifier):
         every = max(1, len(train) // _TYPICAL_WINDOWS)
         self.typical_ = _medians(rows.X[::every])
 
-        def say(line: str, *, last: bool) -> None:
-            progress(n_steps if last else n_steps - 1, n_steps, line)
+        def grown(n: int, of: int, text: str) -> None:
+            step = self.config.epochs + n * _TREE_STEPS // of
+            progress(step, n_steps, f"trees: {n} of {of}, {text}")
 
-        val_rows = None if val is None else self._pooled(val)
-        self.trees_.fit(rows, val_rows, Meter("trees", say, EVERY_S))
+        self.trees_.fit(rows, None if val is None else self._pooled(val), grown)
         self.history_ = self._whole_history(train, val)
 
     def _build(self, device: str) -> None:

@@ -370,6 +370,8 @@ def exclude(
         )
     record = _record_within(workspace, stored, from_s)
     known = {each.episode_id for each in workspace.listing().episodes}
+    if to_s is not None and to_s <= (from_s or 0):
+        fail(f"--to must be above --from ({from_s or 0:g}), got {to_s:g}", USAGE)
     values = {"episode": stored.episode_id, "from_s": from_s, "to_s": to_s, "reason": reason}
     entry = {n: v for n, v in (values | {"who": who or user_name()}).items() if v is not None}
     try:

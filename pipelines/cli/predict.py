@@ -147,7 +147,10 @@ class PredictDocument(Document):
             yield ""
         yield _summary_table(self.episodes)
         if self.contributions:
+            from evaluation.wording import METHOD
+
             yield "\nwhy, wherever the phase or the alarm changes (--json: for every window)"
+            yield METHOD[self.contributions]
         for scored in self.episodes if self.contributions else ():
             yield ""
             yield from () if self.single else [scored.episode_id]
@@ -194,6 +197,9 @@ def _summary_table(episodes: list[EpisodeScores]) -> Table:
     return Table(tuple(columns), list(zip(*columns.values(), strict=True)))
 
 
+_SHOWN = 0.005  # least contribution, which two decimals show
+
+
 def _why_table(scores: Scores) -> Table:
     """The channels that argue for the phase, wherever it or the alarm changes."""
     alarm = [_yes(each) for each in scores.alarm] if scores.alarm is not None else None
@@ -206,7 +212,10 @@ def _why_table(scores: Scores) -> Table:
     if alarm is not None:
         columns["alarm"] = [alarm[i] for i in changes]
     columns["channels that argue for the phase"] = [
-        ", ".join(f"{channel} +{value:.2f}" for channel, value in scores.arguments(i)) or "none"
+        ", ".join(
+            f"{channel} +{value:.2f}" for channel, value in scores.arguments(i) if value >= _SHOWN
+        )
+        or "none on its own"
         for i in changes
     ]
     return Table(tuple(columns), list(zip(*columns.values(), strict=True)))
