@@ -119,7 +119,7 @@ function status() {
   const more = {
     connecting: "",
     lost: lostAt === null ? "" : `lost at ${clock(lostAt)}`,
-    open: seconds === null ? "no events yet" : seconds < 2 ? "" : `last event ${duration(seconds)} ago`,
+    open: !news ? "" : seconds === null ? "no events yet" : seconds < 2 ? "" : `last event ${duration(seconds)} ago`,
   };
   say(at("connection-words"), words[state]);
   say(at("connection-more"), more[state]);
@@ -156,6 +156,7 @@ listen({
   gap,
   live(time) {
     news = true;
+    document.body.dataset.loaded = ""; // before, nobody knows whether there is nothing to show
     if (time !== null) setClock(time);
   },
   state(word) {

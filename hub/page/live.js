@@ -37,7 +37,7 @@ export const scene = {
 
   mount(panel, store, dirty) {
     Object.assign(this, { store, dirty });
-    this.none = empty("A scorer sends what it sees to the hub:", "phasewatch live BUNDLE --this-machine --to URL");
+    this.none = empty("A scorer sends what it sees to the hub. To make a bundle and score a machine with it:", `phasewatch bundle --out bundle; phasewatch live bundle --this-machine --to ${location.origin}`);
     this.banner = h("p", { class: "replay-banner", hidden: true });
     this.overview = h("ul", { class: "overview", "aria-label": "Hosts" });
     this.lanes = h("div", { class: "lanes" });
