@@ -35,8 +35,8 @@ from evaluation.alarm_choice import choose_rule, filtered_alarm_scores, filtered
 from evaluation.scores import SplitPredictions, prediction_rows, split_predictions
 from features.loaders import read_windows
 from features.registry import MODES, Channel, Layout, Mode
+from models.pooling import geometric_mean
 from models.registry import MODELS, Variant
-from models.trees import softmax
 from stages.alarm_rules import training_phases
 from stages.batch import TENSORS
 from stages.project import Project
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
 HELD_OUT = "held-out"
 QUESTIONS = ("first session", "next session", "new machine")
-LEAST = 1e-6  # probability that a logarithm is taken of at least
 ABSOLUTE = ("none", "host", "all")
 
 
@@ -132,10 +131,9 @@ def test(project: Project, probas: Sequence[dict], table: pl.DataFrame, layout: 
     workspace = project.workspace
 
     def predicted(split: str) -> SplitPredictions:
-        logs = [np.log(np.maximum(proba[split], LEAST)) for proba in probas]
         rows = prediction_rows(
             table.filter(pl.col("split") == split),
-            *("", "", "", softmax(np.mean(logs, axis=0)), layout.phases),
+            *("", "", "", geometric_mean([proba[split] for proba in probas]), layout.phases),
         )
         return split_predictions(rows, "", "", layout.phases, split)
 

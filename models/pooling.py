@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from models.scaling import block_statistics
+from models.trees import softmax
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +60,4 @@ def check_typical(typical: NDArray[np.float32], n_inputs: int) -> NDArray[np.flo
 
 def geometric_mean(probas: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Normalised geometric mean of probabilities ``(n_windows, n_classes)`` each."""
-    logs = np.mean([np.log(np.maximum(proba, _LEAST)) for proba in probas], axis=0)
-    powers = np.exp(logs - logs.max(axis=1, keepdims=True))
-    return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    return softmax(np.mean([np.log(np.maximum(proba, _LEAST)) for proba in probas], axis=0))
