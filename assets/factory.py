@@ -122,7 +122,7 @@ def _make(
     project, stage = Project(workspace), _with_options(context, declared, config)
     if not project.available(stage, key):
         line = project.status(stage, key).line
-        _say(context, f"{line}; skipped, with all that is made from it")
+        _say(context, f"{line}; skipped, with all that is made from it", ends_step=True)
         return
     check_recorded(context.instance, project, stage, key)
     project.require(stage.needs(project, key))
@@ -131,7 +131,7 @@ def _make(
     )
     reused = made.reused and all(made.artifacts.values())  # nothing to make is not reuse
     outcome = "reused" if reused else stage.summary(project, key, made.artifacts)
-    _say(context, f"{what}: {outcome} ({made.seconds:.1f} s)")
+    _say(context, f"{what}: {outcome} ({made.seconds:.1f} s)", ends_step=True)
     for output in stage.outputs:
         if output.name in made.artifacts:
             artifact = made.artifacts[output.name]
@@ -348,8 +348,13 @@ def _meter(context: dg.AssetExecutionContext, what: str) -> Meter:
 
 
 def _say(
-    context: dg.AssetExecutionContext, line: str, *, progress: bool = False, last: bool = False
+    context: dg.AssetExecutionContext,
+    line: str,
+    *,
+    progress: bool = False,
+    last: bool = False,
+    ends_step: bool = False,
 ) -> None:
     """One line to the run's log in the UI and to the terminal."""
     context.log.info(line)
-    log.info(line, extra={"progress": progress, "last": last})
+    log.info(line, extra={"progress": progress, "last": last, "ends_step": ends_step})

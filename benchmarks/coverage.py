@@ -1,4 +1,4 @@
-"""How often the 95 % interval of macro F1 contains the true value, by number of test episodes.
+"""How often the 95% interval of macro F1 contains the true value, by number of test episodes.
 
     python -m benchmarks.coverage            # 2,000 simulated test sets of each size
     python -m benchmarks.coverage --measure  # the constants of the design, of an ingested corpus
@@ -11,7 +11,7 @@ episode: the measured correlations between them lie around 0. The truth is macro
 confusion. The interval is that of the reports: whole episodes resampled 10,000 times, percentiles.
 
 The design was fixed before its results were seen. ``evaluation.figures`` keeps them, and reports
-say where coverage is below 90 %.
+say where coverage is below 90%.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 seglearn's bundled watch data: people with a watch do seven exercises, six channels at 50 Hz. Burns
 et al., "Shoulder physiotherapy exercise recognition: machine learning the inertial signals from a
-smartwatch", Physiological Measurement 39, 2018, report for their best model an accuracy of 99.4 %
-when every recording is split by time, and 88.9 % on people who were not trained on. The bundled
+smartwatch", Physiological Measurement 39, 2018, report for their best model an accuracy of 99.4%
+when every recording is split by time, and 88.9% on people who were not trained on. The bundled
 file has half of the 20 people.
 
 ``time`` trains on the beginning of every recording and tests on its end. ``host`` holds out every

@@ -1,7 +1,7 @@
 """Resampling of whole episodes: one set of integer weights for everything that is compared.
 
 Windows overlap and come in episodes, so episodes are resampled: intervals from resampled windows
-contained the true value 47 % of the time, those from resampled episodes 92 %. A statistic is a
+contained the true value 47% of the time, those from resampled episodes 92%. A statistic is a
 function of the episodes' weights; what it computes from them is not known here.
 """
 

@@ -122,7 +122,7 @@ def view(
         "palette": palette(phases),
         "n_reports": len(by_key),
         "window_s": LAYOUT.window.length_ms / 1000,
-        "level": join_words(f"{100 * level:g} %" for level in levels) or "95 %",
+        "level": join_words(f"{100 * level:g}%" for level in levels) or "95%",
         "bootstraps": sorted({(r.bootstrap.replicates, r.bootstrap.seed) for r in by_key.values()}),
         "provenance": [
             by_key[model, mode, recipe]

@@ -55,7 +55,7 @@ MAY_HAVE_LEARNED = {
 SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     # warnings of a report
     "not_better_than_baseline": "Not significantly better than {label} (difference {value:+.3f}, "
-    "95 % interval {low:+.3f} to {high:+.3f}): {reason}.",
+    "95% interval {low:+.3f} to {high:+.3f}): {reason}.",
     "validation_above_test": "Validation macro F1 {value:.3f} lies above the test interval: part "
     "of what the model learned does not carry over.",
     "false_alarms_over_budget": "{false_alarms} on test, budget {budget:g} per hour. "
@@ -75,7 +75,7 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "over the budget.",
     "chosen_on_these": "The threshold was chosen on these windows.",
     "constant": "no interval: the same in every replicate",
-    "exact_binomial_bound": "The share is 0 % or 100 % (episodes: {episodes}), so one bound "
+    "exact_binomial_bound": "The share is 0% or 100% (episodes: {episodes}), so one bound "
     "is the exact binomial bound.",
     "fitted_on_validation": "Fitted on validation by log loss; 1 changes nothing.",
     "half_undetected": "infinite: more than half of the attacks were not detected",
@@ -94,7 +94,7 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "temperature_at_limit": "Fitted on validation by log loss; at the end of the range searched.",
     "too_few_episodes": "no interval: too few episodes to resample",
     "covers_less": "In simulated test sets of {episodes} episodes, such intervals contain the "
-    "true value {coverage:.0%} of the time instead of 95 %.",
+    "true value {coverage:.0%} of the time instead of 95%.",
     # leaks
     "channel_tells_phase": "Channel {label} alone tells {what} from all else (F1 {f1:.3f}): it may "
     "hold the label.",
@@ -119,16 +119,16 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "episodes of the same host, sample, session or period.",
     "too_few_tested": "There are {episodes} test episodes, but at least {needed} are needed.",
     "worse": "worse than the champion: macro F1 {challenger:.3f} against {champion:.3f}, "
-    "difference {value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f} on {episodes} episodes.",
+    "difference {value:+.3f}, 95% interval {low:+.3f} to {high:+.3f} on {episodes} episodes.",
     "may_be_worse": "it may be worse than the champion by more than {margin:g}: macro F1 "
-    "{challenger:.3f} against {champion:.3f}, difference {value:+.3f}, 95 % interval {low:+.3f} "
+    "{challenger:.3f} against {champion:.3f}, difference {value:+.3f}, 95% interval {low:+.3f} "
     "to {high:+.3f} on {episodes} episodes.",
     "group_falls": "{group} {label} loses {falls_by:.4f} of macro F1, more than {margin:g}: "
     "{challenger:.3f} against {champion:.3f}; episodes: {episodes}.",
     "nowhere_better": "On no recipe does the interval of the difference lie above 0: the highest "
     "lower bound is {low:+.3f}.",
     "baseline_not_beaten": "not better than {label}: macro F1 {challenger:.3f} against "
-    "{baseline:.3f}, difference {value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f} on "
+    "{baseline:.3f}, difference {value:+.3f}, 95% interval {low:+.3f} to {high:+.3f} on "
     "{episodes} episodes.",
     "alarms_unmeasured": "the test side has no clean time, so its false alarms are not known.",
     "alarms_over_budget": "{false_alarms}, budget {budget:g} per hour.",
@@ -315,8 +315,7 @@ def false_alarms(per_hour: Figure | Estimate, hours: float) -> str:
     counted = f"{plural(n, 'false alarm') if n else 'no false alarm'} in {clean_time(hours)}"
     if hours < SHORT_HOURS:
         return counted
-    interval = rate_span(per_hour, hours)
-    return f"{counted}: {measure(per_hour.value)} per hour" + (f" ({interval})" if interval else "")
+    return f"{counted}: {measure(per_hour.value)} per hour{_bracketed(rate_span(per_hour, hours))}"
 
 
 def _counted(per_hour: float | None, hours: float) -> int:
@@ -334,6 +333,10 @@ def span(figure: Figure | Estimate, text: Callable[[float | None], str] = number
 def share_span(figure: Figure | Estimate) -> str:
     """The interval of a share in percent; empty without an upper end: every share has one."""
     return span(figure, percent) if is_finite(figure.high) else ""
+
+
+def _bracketed(interval: str) -> str:
+    return f" ({interval})" if interval else ""
 
 
 def covers(figure: Figure) -> str:
@@ -597,33 +600,41 @@ def expectation(another: Mapping[str, EvalReport]) -> str:
     for what, report in another.items():
         found = report.detection
         attacks = (
-            f"it detects {found.detected_episodes} of {plural(found.attacked_episodes, 'attack')}"
+            f"detects {found.detected_episodes} of {plural(found.attacked_episodes, 'attack')}"
         )
         if not found.attacked_episodes:
-            attacks = "no attack was tested"
-        rate, hours = found.false_alarms_per_hour, found.clean_hours["test"]
-        counted = (
-            false_alarms(rate, hours)
-            if hours < SHORT_HOURS
-            else f"{measure(rate.value)} false alarms per hour"
-        )
-        false = (
-            f"with {counted} and {percent(found.clean_time_alarmed.value)} of clean time under "
-            "alarm"
-            if is_finite(rate.value)
-            else "and false alarms could not be counted"
-        )
+            attacks = "was not tested on attacks"
+        f1 = f"{number(report.macro_f1.value)}{_bracketed(span(report.macro_f1))}"
         parts.append(
-            f"on a {what} that {report.model} never saw, {attacks}, {false}, and "
-            f"predicts phases with macro F1 {number(report.macro_f1.value)}"
+            f"on a {what} that it never saw, {report.model} {attacks}, {_expected_alarms(found)}, "
+            f"and predicts phases with macro F1 {f1}"
         )
     return f"Expect this of the models that are best on validation: {'; '.join(parts)}."
+
+
+def _expected_alarms(found: Detection) -> str:
+    """The rate of false alarms, with jobs and without: jobs are what changes most."""
+    rate, hours = found.false_alarms_per_hour, found.clean_hours["test"]
+    if not is_finite(rate.value):
+        return "has no clean time to count false alarms in"
+    if hours < SHORT_HOURS:
+        return f"raises {false_alarms(rate, hours)}"
+    parts = [
+        f"{measure(part.false_alarms_per_hour.value)} {job_label(part.job)}"
+        for part in found.by_job
+        if part.job in (ANY, NONE) and part.hours >= SHORT_HOURS
+    ]
+    split = f": {join_words(parts)}" if len(parts) > 1 else ""
+    return (
+        f"raises {measure(rate.value)} false alarms per hour{_bracketed(rate_span(rate, hours))}"
+        f"{split}"
+    )
 
 
 def alarmed(part: Detection | CleanTime) -> str:
     """How much of clean time, or of a part of it, is under alarm."""
     figure = part.clean_time_alarmed
-    interval = f" ({share_span(figure)})" if share_span(figure) else ""
+    interval = _bracketed(share_span(figure))
     return f"{percent(figure.value)} of this clean time under alarm{interval}"
 
 
@@ -642,7 +653,7 @@ def unlike(found: Unlike | None) -> list[str]:
             f"{plural(n, 'validation episode')} {'is' if n == 1 else 'are'} too few to tell "
             "whether test episodes are unlike training."
         ]
-    interval = f" ({share_span(found.share)})" if share_span(found.share) else ""
+    interval = _bracketed(share_span(found.share))
     return [
         f"{percent(found.share.value)} of the test episodes are unlike training{interval}. Of "
         f"episodes that resemble the validation episodes, at most {found.alpha:.0%} would be "

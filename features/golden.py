@@ -331,7 +331,7 @@ _SHOWN = {
     "coverage": "coverage is the share of values that are present",
     "mean": "the mean of a window's values",
     "std": "the population's standard deviation of a window's values",
-    "p95": "the 95 % quantile of a window's values, interpolated linearly",
+    "p95": "the 95% quantile of a window's values, interpolated linearly",
     "slope": "the least-squares slope of a window's values, per second",
     "zero_frac": "the share of a window's values that are 0",
     "baseline": "a baseline is the median of sign(x) log(1 + |x|) over the last 12 windows",

@@ -150,7 +150,8 @@ class DriftStage(FolderStage):
     ) -> Reason | None:
         if project.champion is None:
             return Reason("no_champion")
-        return super().reason(project, key, artifacts, verify=verify)
+        found = super().reason(project, key, artifacts, verify=verify)
+        return Reason("not_compared") if found and found.code == "not_made" else found
 
     def stale_reason(self, project: Project, key: str, manifest: Manifest) -> Reason:
         now = self._made_from(project, key)

@@ -69,7 +69,7 @@ class EvalReportsStage(FolderStage):
             f"likeness/{variant.mode}",
         )
         description = (
-            f"How good {variant.model} ({variant.mode}) is on the test split: macro F1 with a 95 % "
+            f"How good {variant.model} ({variant.mode}) is on the test split: macro F1 with a 95% "
             "interval over episodes, per class, profile and host, next to the baselines."
         )
         kinds, input_kind = frozenset({"json"}), variant.spec.input_kind

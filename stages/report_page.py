@@ -94,7 +94,7 @@ class ReportPageStage(ManifestStage):
     """One page on every checkpoint and recipe evaluated so far, to be read by people."""
 
     name = "report"
-    version = "9"
+    version = "10"
     partition = ""
     job = "retrain"
     needs_inputs = False  # what is not current is left out and named
@@ -126,32 +126,18 @@ class ReportPageStage(ManifestStage):
         return {self.name: manifest if manifest and "page" in manifest.files else None}
 
     def fingerprint(self, project: Project, key: str) -> str:
-        return self._fingerprint(
-            project, comparable_documents(project), DriftStage.documents(project)
-        )
+        contents = _contents(project, comparable_documents(project), DriftStage.documents(project))
+        return self._fingerprint(contents)
 
-    def _fingerprint(
-        self, project: Project, found: ComparableDocuments, drift: list[BatchDrift]
-    ) -> str:
-        return fingerprint(
-            {
-                "stage": self.version,
-                "documents": found.versions,
-                "left_out": [
-                    {name: value for name, value in status.as_row().items() if name != "remedy"}
-                    for status in found.left_out
-                ],
-                "champion": _champion(project),
-                "unavailable": _unavailable(project),
-                "rotation": rotation.version if (rotation := _rotation(project)) else None,
-                "drift": [document.model_dump() for document in drift],
-                "verdicts": _verdicts(project),
-                "alarms": read_tally(project.workspace).model_dump(exclude={"decisions"}),
-            }
-        )
+    def _fingerprint(self, contents: Mapping[str, str]) -> str:
+        return fingerprint({"stage": self.version, "contents": contents})
 
     def stale_reason(self, project: Project, key: str, manifest: Manifest) -> Reason:
-        return Reason("contents")
+        if manifest.stage_version != self.version:
+            return Reason("version")
+        before = manifest.facts["contents"]
+        now = _contents(project, comparable_documents(project), DriftStage.documents(project))
+        return Reason("contents", {"contents": [name for name in now if now[name] != before[name]]})
 
     def make(
         self,
@@ -202,18 +188,40 @@ class ReportPageStage(ManifestStage):
             "reports": len(found.reports),
             "comparisons": len(found.comparisons),
             "left_out": [status.as_row() for status in found.left_out],
+            "contents": (contents := _contents(project, found, drift)),
         }
-        identity = self._fingerprint(project, found, drift)
+        identity = self._fingerprint(contents)
         manifest = Manifest(path.parent, identity, {"page": file}, facts, self.version)
         return {self.name: write_manifest(manifest)}
 
     def facts(self, project: Project, output: str, artifact: Manifest) -> Mapping[str, Any]:
-        return {**artifact.facts, "page": artifact.place("page")}
+        shown = {name: artifact.facts[name] for name in ("reports", "comparisons", "left_out")}
+        return {**shown, "page": artifact.place("page")}
 
     def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
         left_out = artifacts[self.name].facts["left_out"]
         note = f", {len(left_out)} documents left out" if left_out else ""
         return f"{artifacts[self.name].place('page')}{note}"
+
+
+def _contents(
+    project: Project, found: ComparableDocuments, drift: list[BatchDrift]
+) -> dict[str, str]:
+    """Fingerprints of what the page is made from, by the name that a reader knows."""
+    left_out = [
+        {name: value for name, value in status.as_row().items() if name != "remedy"}
+        for status in found.left_out
+    ]
+    rotation = _rotation(project)
+    contents = {
+        "reports": [found.versions, left_out, _unavailable(project)],
+        "champion": _champion(project),
+        "host rotation": rotation.version if rotation else None,
+        "drift": [document.model_dump() for document in drift],
+        "verdicts": _verdicts(project),
+        "answered alarms": read_tally(project.workspace).model_dump(exclude={"decisions"}),
+    }
+    return {name: fingerprint(value) for name, value in contents.items()}
 
 
 def _history(path: Path, reports: Sequence[EvalReport]) -> list[dict[str, Any]]:

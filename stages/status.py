@@ -19,6 +19,7 @@ REASONS: dict[str, tuple[State, bool, str]] = {
     "current": ("current", True, "current"),
     "no_champion": ("current", True, "not compared: there is no champion, or it has a problem"),
     "not_made": ("missing", False, "{outputs}missing"),
+    "not_compared": ("missing", False, "not compared with the champion yet"),
     "not_in_store": ("missing", False, "not in the store {store}"),
     "damaged": ("damaged", False, "{problem}"),
     "signature": ("damaged", False, "{problem}, and signatures are required"),
@@ -34,7 +35,7 @@ REASONS: dict[str, tuple[State, bool, str]] = {
     "batches_added": ("stale", True, "{batches} not included"),
     "inputs": ("stale", False, "made from other {inputs}"),
     "checkpoint": ("stale", False, "compared with another champion"),
-    "contents": ("stale", True, "its reports, comparisons, drift or alarms changed"),
+    "contents": ("stale", True, "made before a change of its contents: {contents}"),
     "log": ("stale", True, "the log has grown since it was counted"),
     **{code: ("unavailable", False, f"unavailable: {why}") for code, why in UNAVAILABLE.items()},
 }

@@ -183,7 +183,7 @@ CODE_CHANGES: dict[str, CodeChange] = {
     "rows outside the bounds are used": CodeChange(
         _T, "kept = rows.take(~outside) if n_outside else rows", "kept = rows", "bounds"
     ),
-    "2 % of the rows may lie outside": CodeChange(
+    "2% of the rows may lie outside": CodeChange(
         _T, "MAX_SHARE_OUTSIDE = 0.01", "MAX_SHARE_OUTSIDE = 0.02", "bounds-share"
     ),
     "text counts as a source": CodeChange(
@@ -215,7 +215,7 @@ CODE_CHANGES: dict[str, CodeChange] = {
     "std is the sample's": CodeChange(
         _S, "np.sqrt(squares / n)", "np.sqrt(squares / (n - 1))", "plain"
     ),
-    "the quantile is 90 %": CodeChange(_S, "_QUANTILE = 0.95", "_QUANTILE = 0.9", "plain"),
+    "the quantile is 90%": CodeChange(_S, "_QUANTILE = 0.95", "_QUANTILE = 0.9", "plain"),
     "the quantile is not interpolated": CodeChange(
         _S, "quantile += (top[1] - top[0]) * (position - low)", "quantile += 0.0", "plain"
     ),

@@ -88,7 +88,7 @@ def read_rows(content: bytes) -> list[dict[str, Any]]:
 def rows_that_count(
     rows: list[dict[str, Any]], source: str, meta: dict[str, Any] | None
 ) -> list[dict[str, Any]]:
-    """The rows within the episode; none if over 1 % lie outside, or if none says anything."""
+    """The rows within the episode; none if over 1% lie outside, or if none says anything."""
     inside = rows
     if meta is not None:
         first, last = meta["started_at_wall_ns"] - 2 * SECOND, meta["ended_at_wall_ns"] + 2 * SECOND

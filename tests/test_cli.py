@@ -180,6 +180,8 @@ def test_validate_ends_in_the_sum_of_verdicts() -> None:
     assert told.output.splitlines()[-1] == (
         "120 accepted + 12 degraded + 10 rejected + 2 errored = 144"
     )
+    newest = told.output.splitlines()[-2].split()
+    assert newest == ["lab-e.2026-11-25", "18", "1", "0", "0"]
     assert "labels.jsonl: phase 'failed'" in told.output
     assert "lab-a/01M7ZVY9QAA35M021R2Z7Y1HWP: on disk, not in the index" in told.output
     assert "lab-c/01M7ZWF56600000000DEFECT09: in the index, not on disk" in told.output

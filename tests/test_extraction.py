@@ -102,7 +102,7 @@ def messy_members(rng: random.Random) -> dict[str, bytes]:
     ]
     rng.shuffle(labels)
     members = {"labels.jsonl": "".join(json.dumps(row) + "\n" for row in labels).encode()}
-    if rng.random() < 0.7:  # some rows may lie outside, under and over 1 %
+    if rng.random() < 0.7:  # some rows may lie outside, under and over 1%
         ended = origin + rng.choice([30 * S, 23 * S, 22_700 * MS, 22_500 * MS])
         meta = {"started_at_wall_ns": origin - rng.randrange(2 * S), "ended_at_wall_ns": ended}
         members["meta.json"] = json.dumps(meta).encode()

@@ -32,6 +32,7 @@ from models.checkpoint import checkpoint_path
 from models.registry import Variant
 from pipelines.automation import new_batches
 from pipelines.cli.app import FAILED, app
+from pipelines.cli.execution import _execute
 from pipelines.graph import build_defs
 from resources.workspace import resource_of
 from stages.checkpoints import code_commit
@@ -60,6 +61,7 @@ def test_every_reason_has_a_sentence(code: str) -> None:
     details = {
         "outputs": ["tensor_shards"], "store": "/a/store", "problem": "a file is gone",
         "changed": 2, "batches": ["lab-a.day"], "inputs": ["datasets"], "found": ["lab-a"],
+        "contents": ["champion"],
     }  # fmt: skip
     status = Status("datasets", "host", Reason(code, details), "phasewatch run --recipe host")
     assert "{" not in status.line
@@ -174,6 +176,7 @@ CAUSES: dict[str, tuple[str, str, Callable[[Lab, Any], Any]]] = {
     "current": ("ingest", BATCH, lambda *_: None),
     "no_champion": ("drift", BATCH, lambda *_: None),
     "not_made": ("datasets", RECIPE, lambda lab, _: shutil.rmtree(lab.artifacts / "datasets")),
+    "not_compared": ("drift", BATCH, lambda lab, monkeypatch: in_use(lab, monkeypatch, "gbt")),
     "not_in_store": ("ingest", "lab-z.2026-01-01", lambda *_: None),
     "damaged": ("checkpoints/knn_realistic", RECIPE, lose_sidecar),
     "signature": ("ingest", BATCH, require_signatures),
@@ -506,7 +509,7 @@ def test_a_reference_that_cannot_be_made_again_stops_no_ingest(
     assert result.success, failure(result)
     assert "are not ingested" in materialized(result)["drift"]["why"]
     assert retrained.ingest() == [gone]  # as the remedy says
-    assert set(codes(retrained.project, "drift").values()) == {"not_made", "current"}
+    assert set(codes(retrained.project, "drift").values()) == {"not_compared", "current"}
     assert retrained.ingest()
     assert set(codes(retrained.project, "drift").values()) == {"current"}
 
@@ -526,8 +529,10 @@ def test_drift_and_page_follow_the_champion(retrained: Lab, monkeypatch: Any) ->
     monkeypatch.setattr("lab.SERVED_RECIPE", RECIPE)
     assert codes(retrained.project, "report") == {"": "current"}
     put_in_use(retrained, "gbt")
-    assert set(codes(retrained.project, "drift").values()) == {"not_made"}
+    assert set(codes(retrained.project, "drift").values()) == {"not_compared"}
     assert codes(retrained.project, "report") == {"": "contents"}
+    page = retrained.project.status(STAGES["report"], "")
+    assert page.reason.details["contents"] == ["champion"]
     batch = next(iter(retrained.project.listing.batches))
     made = retrained.project.make(STAGES["drift"], batch)
     assert not made.reused
@@ -555,6 +560,17 @@ def test_a_run_says_that_the_champion_cannot_be_read(
     page = Path(document["report"]).read_text(encoding="utf-8")
     assert "The champion cannot be read" in page
     assert "There is no champion" not in page
+
+
+def test_a_run_counts_its_steps(retrained: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="phasewatch")
+    workspace = retrained.workspace
+    outputs = ["datasets", "held_out_predictions"]
+    definitions = build_defs(workspace=workspace)
+    ran = _execute(workspace, definitions, "retrain", [RECIPE], retrained.instance, outputs)
+    assert ran.reused == outputs
+    ends = [r.getMessage() for r in caplog.records if getattr(r, "ends_step", False)]
+    assert [end.rpartition(", step ")[2] for end in ends] == ["1 of 2", "2 of 2"]
 
 
 def test_a_rollback_makes_the_page_again_and_nothing_else(

@@ -34,7 +34,7 @@ export const scene = {
       h("div", { class: "controls" }, this.profile.element, this.channel.element),
       h("div", {}, h("ul", { class: "legend", "aria-label": "Marks" },
         h("li", {}, h("i", { class: "swatch median", "aria-hidden": "true" }), "median of the episodes"),
-        h("li", {}, h("i", { class: "swatch band", "aria-hidden": "true" }), "middle half (25 % to 75 %)"))),
+        h("li", {}, h("i", { class: "swatch band", "aria-hidden": "true" }), "middle half (25% to 75%)"))),
       this.grid, this.less);
     this.head = heading("Attack profiles", "How one channel changes during the attacks of each profile. All episodes are drawn on one axis that is divided by phase, so a phase has the same width in each, however long it lasted.");
     panel.append(this.head.element, this.none, this.body);
@@ -140,6 +140,6 @@ function words(event) {
 
 function figures(event) {
   return table(`${event.channel} through ${event.name}, in ${event.unit}`,
-    [{ name: "point", number: true }, { name: "phase" }, { name: "25 %", number: true }, { name: "median", number: true }, { name: "75 %", number: true }],
+    [{ name: "point", number: true }, { name: "phase" }, { name: "25%", number: true }, { name: "median", number: true }, { name: "75%", number: true }],
     event.curve.map((value, i) => [String(i + 1), SPANS.find(({ to }) => i < to).phase, compact(event.p25[i]), compact(value), compact(event.p75[i])]));
 }

@@ -45,7 +45,7 @@ function deviceOf(device, events, width) {
   const element = h("section", { class: "device", "aria-label": device }, h("h3", {}, "Measured on ", device));
   if (placed.length) element.append(key(), scatter(placed, width));
   element.append(table(`Latency per window on ${device}`,
-    [{ name: "variant" }, { name: "recipe" }, { name: "macro F1", number: true }, { name: "median", number: true }, { name: "99 %", number: true }, { name: "size", number: true }],
+    [{ name: "variant" }, { name: "recipe" }, { name: "macro F1", number: true }, { name: "median", number: true }, { name: "99%", number: true }, { name: "size", number: true }],
     [...events].sort((a, b) => a.latency_ms - b.latency_ms).map((event) => [variant(event), event.recipe, fixed(event.macro_f1), milliseconds(event.latency_ms), event.latency_p99_ms === null || event.latency_p99_ms === undefined ? "–" : milliseconds(event.latency_p99_ms), bytes(event.size_bytes)])));
   return element;
 }

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stages.project import Project
     from stages.workspace import Workspace
 
-_STALE_NOW = "Drift is stale now. Run: phasewatch run"
+_STALE_NOW = "No batch was compared with this champion yet. Run: phasewatch run"
 
 
 @dataclass(frozen=True)
@@ -357,7 +357,7 @@ def _evidence(recipes: dict[str, dict[str, Any]]) -> Iterator[str | Table]:
             _episodes(evidence), *alarms,
         ))  # fmt: skip
     columns = (
-        "recipe", "macro F1", "against", "change", "95 % interval", "episodes", "false/h",
+        "recipe", "macro F1", "against", "change", "95% interval", "episodes", "false/h",
         "clean time alarmed",
     )  # fmt: skip
     yield Table(columns, rows)

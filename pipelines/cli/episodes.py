@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,7 @@ from pipelines.cli.console import (
     USAGE,
     CommandError,
     Document,
+    Table,
     existing_folder_of,
     fail,
     note,
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
     from episodes.validation import EpisodeRecord, ValidatedEpisode, ValidationPolicy
     from features.extraction import Extracted
     from stages.workspace import Workspace
+
+
+_SHOWN_BATCHES = 30
 
 
 @dataclass(frozen=True)
@@ -71,17 +76,32 @@ class ValidateDocument(Document):
             return head | {"changes": self.changes}
         return head | {"episodes": [record.as_row() for record in self.records]}
 
-    def text(self) -> Iterator[str]:
+    def text(self) -> Iterator[str | Table]:
         yield from self.differences
         yield from self.unread
         if self.changes is None:
             yield from (r.line for r in self.records if self.named or r.reasons)
+            if not self.named:
+                yield from self._batches()
         else:
             for change in self.changes:
                 details = "; ".join(change["details"])
                 yield f"{change['episode_id']} {change['was']} -> {change['would_be']}: {details}"
             yield f"{len(self.changes)} of {len(self.records)} verdicts would change; then:"
         yield self.summary
+
+    def _batches(self) -> Iterator[str | Table]:
+        """The newest batches, with the verdicts on their episodes."""
+        from episodes.validation import VERDICTS
+
+        by_batch: dict[str, Counter[str]] = {}
+        for record in self.records:
+            by_batch.setdefault(record.batch, Counter())[record.verdict] += 1
+        newest = sorted(by_batch, key=lambda batch: batch.rpartition(".")[::-1])[-_SHOWN_BATCHES:]
+        if len(newest) < len(by_batch):
+            yield f"the newest {len(newest)} of {len(by_batch):,} batches:"
+        rows = [(batch, *(by_batch[batch][v] for v in VERDICTS)) for batch in newest]
+        yield Table(("batch", *VERDICTS), rows)
 
 
 def failures(problems: list[CommandError]) -> list[dict[str, Any]]:

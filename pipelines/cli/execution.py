@@ -99,7 +99,7 @@ def _run_all(
         _check_names(project, recipes or RECIPES)
     ran = []
     ingest = batches or _keys(project, "ingest", project.listing.batches)
-    log.info("%d batches, %d to ingest", len(project.listing.batches), len(ingest))
+    log.info("%d batches, %d not current", len(project.listing.batches), len(ingest))
     if ingest:
         check_corpus_code(workspace)  # before a run says so: here the exit code does, too
         with _leaving([] if ingest_only else [*_runs(recipes or project.recipes), "report"]):
@@ -208,16 +208,17 @@ def _ingest(workspace: Workspace, batches: list[str]) -> list[CompletedRun]:
         project = sync_batches(instance, workspace).project
         definitions = build_defs(workspace=workspace)
         stages = [s for s in project.stages.values() if s.job == "ingest" and not s.idle(project)]
-        outputs = [[output.name for output in stage.outputs] for stage in stages]
+        outputs = {stage.name: [output.name for output in stage.outputs] for stage in stages}
         if len(batches) == 1:  # Dagster makes one of the other in one run
-            steps = [(batches, [name for made in outputs for name in made])]
+            steps = [("ingest", batches, [name for made in outputs.values() for name in made])]
         else:
             ranges = partition_ranges(instance, batches, BATCHES_PER_RUN, exact=workspace.force)
-            steps = [(keys, made) for made in outputs for keys in ranges]
+            steps = [(name, keys, made) for name, made in outputs.items() for keys in ranges]
         ran = []
-        for i, (keys, made) in enumerate(steps, start=1):
-            log.info("ingest %s (%d of %d)", partition_label(keys), i, len(steps))
-            with _leaving([f"ingest {partition_label(later)}" for later, _ in steps[i:]]):
+        for i, (name, keys, made) in enumerate(steps, start=1):
+            log.info("%s %s (%d of %d)", name, partition_label(keys), i, len(steps))
+            later = [f"{name} {partition_label(keys)}" for name, keys, _ in steps[i:]]
+            with _leaving(later):
                 ran.append(_execute(workspace, definitions, "ingest", keys, instance, made))
         return ran
 
@@ -307,14 +308,21 @@ def _execute(
     from resources.runs import process_tag
 
     key, run_id = partition_label(keys), str(uuid.uuid4())
+    selection = [asset_key(output) for output in outputs or ()]
+    declared = definitions.resolve_job_def(job)
+    steps = declared.get_subset(asset_selection=set(selection)) if selection else declared
 
-    with _output_shown_until_the_end(), kept_open(instance):
-        result = definitions.resolve_job_def(job).execute_in_process(
+    with (
+        _output_shown_until_the_end(),
+        _steps_counted(len(steps.graph.nodes)),
+        kept_open(instance),
+    ):
+        result = declared.execute_in_process(
             run_config=_QUIET,
             instance=instance,
             run_id=run_id,
             tags=partition_tags(keys) | process_tag(run_id),
-            asset_selection=[asset_key(output) for output in outputs] if outputs else None,
+            asset_selection=selection or None,
             raise_on_error=False,
         )
     notify_of_run(instance, workspace, result.run_id)
@@ -351,6 +359,26 @@ def _not_reached(
     events = [entry.dagster_event for entry in planned if entry.dagster_event]
     left = [event for event in events if event.step_key not in started]
     return [f"{e.asset_key.to_user_string()} {key}".strip() for e in left if e.asset_key]
+
+
+@contextmanager
+def _steps_counted(total: int) -> Iterator[None]:
+    """Append to the last line of each step how many of the run's steps have ended."""
+    ended = 0
+
+    def count(record: logging.LogRecord) -> bool:
+        nonlocal ended
+        if getattr(record, "ends_step", False):
+            ended += 1
+            if total > 1:
+                record.msg = f"{record.msg}, step {ended} of {total}"
+        return True
+
+    log.addFilter(count)
+    try:
+        yield
+    finally:
+        log.removeFilter(count)
 
 
 @contextmanager

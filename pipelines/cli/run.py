@@ -83,7 +83,7 @@ class SyncDocument(Document):
 
     def text(self) -> Iterator[str]:
         counts = len(self.batches), len(self.new), len(self.stale)
-        yield "{} batches, {} new, {} to ingest".format(*counts)
+        yield "{} batches, {} new, {} not current".format(*counts)
 
 
 def sync(

@@ -234,6 +234,9 @@ class VerifyLogDocument(Document):
     faults: list[dict[str, str]]
 
     def text(self) -> Iterator[str | Table]:
+        if not (self.records or self.torn or self.faults):
+            yield f"{self.folder}: the log is empty"
+            return
         yield f"{self.folder}: {self.records} lines, the last {self.last[:12]}, {self.signed}"
         if self.before:
             yield f"the first {self.before} were written before chaining existed"

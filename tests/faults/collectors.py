@@ -233,7 +233,7 @@ def no_values(bench: Bench) -> Outcome:
 
 @fault("odd collector: repeated lines", tries=40, quick=3)
 def repeated_lines(bench: Bench) -> Outcome:
-    """Lines come again, anywhere: they count once, and over 1 % of them degrade."""
+    """Lines come again, anywhere: they count once, and over 1% of them degrade."""
     random = bench.random
     source = random.choice(list(FILE))
     share = random.choice((0.002, 0.1, 1.0))
