@@ -235,8 +235,8 @@ def signing_remedy(champion: ChampionEntry) -> str:
     if signing_key() is not None:
         return f"Promote it again: {again}"
     return (
-        f"Make a key (phasewatch keys new NAME) and promote it again: {again}; or copy artifacts "
-        "that were signed elsewhere and trust their key: phasewatch keys trust FILE"
+        f"Make a key (phasewatch keys new NAME) and promote the champion again: {again}; or copy "
+        "artifacts that were signed elsewhere and trust their key: phasewatch keys trust FILE"
     )
 
 

@@ -93,7 +93,8 @@ def suggestion(value: object, known: Iterable[str], n: int = 1, alike: float = 0
     near = get_close_matches(value, names, n=n, cutoff=alike)
     if len(value) >= _CUT_OFF and not near:
         near = [name for name in names if name.startswith(value)][:n]
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+    *first, last = near or [""]
+    return f"; did you mean {', '.join(first)}{' or ' if first else ''}{last}?" if near else ""
 
 
 def unknown(what: str, value: object, known: Iterable[str]) -> str:
@@ -101,7 +102,8 @@ def unknown(what: str, value: object, known: Iterable[str]) -> str:
     names = list(known)
     listed = ", ".join(names[:_SHOWN])
     more = f" or {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{what} must be one of {listed}{more}, got {value!r}{suggestion(value, names)}"
+    must = "must be" if len(names) == 1 else "must be one of"
+    return f"{what} {must} {listed}{more}, got {value!r}{suggestion(value, names)}"
 
 
 def shortened(items: Sequence[str], separator: str = "; ", shown: int = 5) -> str:

@@ -383,7 +383,8 @@ def trust(path: Path, name: str) -> TrustedKey:
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise KeyNameError(
-            f"a key's name must be letters, digits, dots, dashes and underscores, got {name!r}"
+            "a key's name may only contain letters, digits, dots, dashes and underscores, "
+            f"got {name!r}"
         )
 
 

@@ -525,7 +525,10 @@ def _json(line: bytes) -> object:
     try:
         return from_json(line, cache_strings="keys")
     except ValueError:  # also for half a character, which gets an error of its own
-        return json.loads(line)
+        try:
+            return json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not JSON (column {error.colno})") from None
 
 
 def _index_row(line: bytes) -> IndexRow | None:

@@ -40,7 +40,7 @@ COVERAGE_GAP = 0.1  # between training and test: from here on a model may learn 
 BASELINE_MEANS = {
     "position_only": "sees only where a window lies in its episode. Its macro F1 is what the "
     "schedule gives away.",
-    "missingness_only": "sees only the coverage of each source, so which collectors ran. Its "
+    "missingness_only": "sees only the coverage of each source, that is, which collectors ran. Its "
     "macro F1 is what gaps in the recording give away.",
     "prior": "guesses each phase as often as it occurs in training.",
     "uniform": "guesses every phase equally often. The intervals of both guessing baselines "
@@ -63,10 +63,10 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "clean_time_over_budget": "{share:.1%} of clean time on test is under alarm, budget "
     "{budget:.1%}.",
     "provisional_threshold": "The alarm threshold is provisional: it rests on {hours:.2g} clean "
-    "hours of validation, less than {needed:g}.",
-    "unlike_training": "{share:.0%} of the test episodes are unlike training. Of episodes that "
-    "resemble the validation episodes, at most {alpha:.0%} would be flagged. Train on more "
-    "episodes from the machines and days of the test episodes.",
+    "hours of validation; {needed:g} are needed.",
+    "unlike_training": "{share:.0%} of the test episodes are unlike the training data. Of episodes "
+    "that resemble the validation episodes, at most {alpha:.0%} would be called unlike. Train on "
+    "more episodes from the machines and days of the test episodes.",
     "untested_profile": "Profile {label} was never tested.",
     "absent_class": "Phase {label} does not occur in the test split, so it was never tested.",
     "synthetic_episodes": "The dataset contains {episodes} synthetic episodes.",
@@ -124,7 +124,7 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "{challenger:.3f} against {champion:.3f}, difference {value:+.3f}, 95% interval {low:+.3f} "
     "to {high:+.3f} on {episodes} episodes.",
     "group_falls": "{group} {label} loses {falls_by:.4f} of macro F1, more than {margin:g}: "
-    "{challenger:.3f} against {champion:.3f}; episodes: {episodes}.",
+    "{challenger:.3f} against {champion:.3f} ({episodes} episodes).",
     "nowhere_better": "On no recipe does the interval of the difference lie above 0: the highest "
     "lower bound is {low:+.3f}.",
     "baseline_not_beaten": "not better than {label}: macro F1 {challenger:.3f} against "
@@ -139,7 +139,8 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "What is specific to this host also counts as a change.",
     "too_little_training": "Training has {episodes} episodes to compare with. At least {needed} "
     "are needed, so nothing is judged.",
-    "seen_in_training": "{seen} of its {episodes} episodes were trained on and show nothing new.",
+    "seen_in_training": "{seen} of its {episodes} episodes were used in training, so they are no "
+    "evidence about new data.",
 }
 SKIPPED = UNAVAILABLE | {"not_in_champion": "the champion has no checkpoint for it"}
 """Why a recipe takes no part in a promotion."""
@@ -151,8 +152,8 @@ SHARED_SENTENCES = {  # of several reports whose numbers differ
     "clean_time_over_budget": "The share of clean time under alarm on test is over the budget.",
     "provisional_threshold": "The alarm threshold is provisional: it rests on too little clean "
     "time of validation.",
-    "unlike_training": "More test episodes are unlike training than the promise allows. Train "
-    "on more episodes from their machines and days.",
+    "unlike_training": "More test episodes are unlike the training data than the calibration "
+    "allows. Train on more episodes from their machines and days.",
 }
 DATASET_WARNINGS = frozenset({"untested_profile", "absent_class", "synthetic_episodes"})
 """Warnings that ``untested`` states once per dataset."""
@@ -426,8 +427,8 @@ def shared(report: EvalReport) -> list[str]:
     if not both:
         return []
     return [
-        f"Every test {join_words(both)} was trained on, too: how the models do on another "
-        f"{join_words(both, 'or')} is not tested here."
+        f"Every test {join_words(both)} also has training episodes, so this does not test how the "
+        f"models do on another {join_words(both, 'or')}."
     ]
 
 
@@ -438,15 +439,15 @@ def gaps(report: EvalReport) -> list[str]:
         trained = report.splits["train"].coverage.get(source)
         if trained is not None and abs(covered - trained) > COVERAGE_GAP:
             sentences.append(
-                f"{source} covers {number(trained)} of training and {number(covered)} of test. A "
-                "model may mistake this gap for behaviour."
+                f"Source {source} has {percent(trained)} of its values in training and "
+                f"{percent(covered)} in test. A model may mistake missing values for behaviour."
             )
         elif covered < LOW_COVERAGE:
-            sentences.append(f"{source} covers only {number(covered)} of the test windows.")
+            sentences.append(f"Source {source} has only {percent(covered)} of its values in test.")
     if report.excluded_episodes:
         causes = "; ".join(f"{count(n)} {cause}" for cause, n in report.excluded_episodes.items())
         total = sum(report.excluded_episodes.values())
-        sentences.append(f"{plural(total, 'episode')} excluded ({causes}).")
+        sentences.append(f"{plural(total, 'episode')} not used ({causes}).")
     sentences += [excluded(entry) for entry in report.exclusions]
     lacking = report.bootstrap.replicates_lacking_a_class
     if lacking:
@@ -458,7 +459,8 @@ def gaps(report: EvalReport) -> list[str]:
 
 
 METHOD = {
-    "exact": "Exact: with a constant, contributions add up to the margin of the phase.",
+    "exact": "Exact: the contributions and a constant add up to the margin (raw score) of the "
+    "phase.",
     "occlusion": "How far the logarithm of the phase's probability moves when a channel is set "
     "to values typical of training.",
 }
@@ -600,25 +602,25 @@ def expectation(another: Mapping[str, EvalReport]) -> str:
     for what, report in another.items():
         found = report.detection
         attacks = (
-            f"detects {found.detected_episodes} of {plural(found.attacked_episodes, 'attack')}"
+            f"detected {found.detected_episodes} of {plural(found.attacked_episodes, 'attack')}"
         )
         if not found.attacked_episodes:
             attacks = "was not tested on attacks"
         f1 = f"{number(report.macro_f1.value)}{_bracketed(span(report.macro_f1))}"
         parts.append(
-            f"on a {what} that it never saw, {report.model} {attacks}, {_expected_alarms(found)}, "
-            f"and predicts phases with macro F1 {f1}"
+            f"on a {what} it never saw, {report.model} {attacks}, {_expected_alarms(found)}, "
+            f"and predicted phases with macro F1 {f1}"
         )
-    return f"Expect this of the models that are best on validation: {'; '.join(parts)}."
+    return f"What to expect of the models that are best on validation: {'; '.join(parts)}."
 
 
 def _expected_alarms(found: Detection) -> str:
     """The rate of false alarms, with jobs and without: jobs are what changes most."""
     rate, hours = found.false_alarms_per_hour, found.clean_hours["test"]
     if not is_finite(rate.value):
-        return "has no clean time to count false alarms in"
+        return "had no clean time to count false alarms in"
     if hours < SHORT_HOURS:
-        return f"raises {false_alarms(rate, hours)}"
+        return f"raised {false_alarms(rate, hours)}"
     parts = [
         f"{measure(part.false_alarms_per_hour.value)} {job_label(part.job)}"
         for part in found.by_job
@@ -626,7 +628,7 @@ def _expected_alarms(found: Detection) -> str:
     ]
     split = f": {join_words(parts)}" if len(parts) > 1 else ""
     return (
-        f"raises {measure(rate.value)} false alarms per hour{_bracketed(rate_span(rate, hours))}"
+        f"raised {measure(rate.value)} false alarms per hour{_bracketed(rate_span(rate, hours))}"
         f"{split}"
     )
 
@@ -640,7 +642,7 @@ def alarmed(part: Detection | CleanTime) -> str:
 
 def job_label(job: str) -> str:
     """What a part of clean time is called."""
-    return {ANY: "with a job", NONE: "without a job"}.get(job, f"with {job}")
+    return {ANY: "with a job", NONE: "without a job"}.get(job, f"with job {job}")
 
 
 def unlike(found: Unlike | None) -> list[str]:
@@ -655,9 +657,9 @@ def unlike(found: Unlike | None) -> list[str]:
         ]
     interval = _bracketed(share_span(found.share))
     return [
-        f"{percent(found.share.value)} of the test episodes are unlike training{interval}. Of "
-        f"episodes that resemble the validation episodes, at most {found.alpha:.0%} would be "
-        "flagged."
+        f"{percent(found.share.value)} of the test episodes are unlike the training data"
+        f"{interval}. Of episodes that resemble the validation episodes, at most "
+        f"{found.alpha:.0%} would be called unlike."
     ]
 
 
@@ -717,11 +719,15 @@ def threshold(detection: Detection) -> str:
 
 
 def within_budget(points: Sequence[OperatingPoint], detection: Detection) -> str:
-    """The most attacks that a threshold chosen on test would detect within the budget."""
+    """The most attacks that a threshold chosen on test would detect within the budget.
+
+    Empty if no threshold keeps within it.
+    """
     shares = [
         point.detected_share.value
         for point in points
         if (point.false_alarms_per_hour.value or 0) <= detection.budget_per_hour
         and (point.clean_time_alarmed.value or 0) <= detection.budget_clean_time
     ]
-    return percent(max((share for share in shares if share is not None), default=None))
+    best = max((share for share in shares if share is not None), default=None)
+    return "" if best is None else percent(best)

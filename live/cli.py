@@ -436,7 +436,9 @@ def _loop(
         source.close()
         _note_counts(scorer, source, metrics, noted)
         if isinstance(source, StdinSource) and source.left_out:
-            log.warning("%d lines were not rows of %s", source.left_out, " or ".join(DEPLOYABLE))
+            log.warning(
+                "lines that are not rows of %s: %d", " or ".join(DEPLOYABLE), source.left_out
+            )
 
 
 def _note_counts(
@@ -570,7 +572,8 @@ def run_enrol(options: argparse.Namespace, _: Any) -> int:
 def _read_baseline(path: Path, bundle: Bundle) -> NDArray[np.float32]:
     state = _read_arrays(path)
     if state is None or not {"features", "contract"} <= state.keys():
-        raise UsageError(f"{path}: not a baseline. Record one with the command enrol")
+        problem = "not a baseline" if path.exists() else "no such file"
+        raise UsageError(f"{path}: {problem}. Record one with the command enrol")
     if str(state["contract"]) != bundle.contract_hash:
         raise BundleContractError(str(path), ["it was recorded for another input layout"])
     return state["features"]

@@ -169,7 +169,7 @@ class HubOutput:
                             self._waiting.popleft()
                     continue
                 if failures == 0:
-                    log.warning("%s cannot be reached; events wait", self._url)
+                    log.warning("%s cannot be reached; events are kept until it answers", self._url)
                 wait = _RETRY_S[min(failures, len(_RETRY_S) - 1)]
                 failures += 1
                 if self._stopping:

@@ -307,7 +307,7 @@ def read_header(path: Path) -> dict[str, Any]:
         _check_depth(header)
     except ValueError as error:
         raise CheckpointError(
-            f"{path}: not a checkpoint header: {error}; restore the file or retrain"
+            f"{path}: not a checkpoint header: it {error}; restore the file or retrain"
         ) from error
     if header.get("version") != VERSION:
         raise CheckpointError(
@@ -423,8 +423,8 @@ def read_sidecar(path: Path, header: dict[str, Any]) -> bytes:
     ):
         if actual != expected:
             raise CheckpointError(
-                f"{sidecar_path}: not the sidecar that was trained: {problem} must be {expected}, "
-                f"got {actual}; restore the file or retrain"
+                f"{sidecar_path}: not the sidecar saved with this header: {problem} must be "
+                f"{expected}, got {actual}; restore the file or retrain"
             )
     return sidecar
 

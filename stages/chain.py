@@ -290,7 +290,9 @@ class ChainVerifier:
                 raise _NotHeldError("not trusted", why)
             numbers = ", ".join(str(champion.number) for champion in entries)
             entry = "entry" if len(entries) == 1 else "entries"
-            notes.append(f"in use as {entry} {numbers}" if entries else "never in use")
+            notes.append(
+                f"in use as {entry} {numbers}" if entries else "this checkpoint was never in use"
+            )
             notes.append(pointer.signed.line)
 
     def _reference(self, path: Path) -> None:

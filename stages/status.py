@@ -35,7 +35,7 @@ REASONS: dict[str, tuple[State, bool, str]] = {
     "batches_added": ("stale", True, "{batches} not included"),
     "inputs": ("stale", False, "made from other {inputs}"),
     "checkpoint": ("stale", False, "compared with another champion"),
-    "contents": ("stale", True, "made before a change of its contents: {contents}"),
+    "contents": ("stale", True, "what it shows has changed since it was made: {contents}"),
     "log": ("stale", True, "the log has grown since it was counted"),
     **{code: ("unavailable", False, f"unavailable: {why}") for code, why in UNAVAILABLE.items()},
 }

@@ -227,7 +227,7 @@ def _section(config: Path, document: Any, path: tuple[str, ...]) -> Mapping[Any,
         if depth < len(path):
             if path[depth] not in found:
                 raise SettingsError(
-                    f"{config}: section {': '.join(path)} is missing; see config/default.yaml"
+                    f"{config}: section {'.'.join(path)} is missing; see config/default.yaml"
                 )
             found = found[path[depth]] if found[path[depth]] is not None else {}
     return found

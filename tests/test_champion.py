@@ -508,7 +508,7 @@ def test_a_challenger_that_does_not_verify_is_refused(lab: Lab) -> None:
     checkpoint_path(lab.workspace.checkpoint_folder("time"), KNN).unlink()
     found = run_trial(lab.project, KNN).outcome.grounds
     assert said(found) == [("unverified", "host", None), ("unverified", "time", None)]
-    assert "not the sidecar that was trained" in objection(found[0])
+    assert "not the sidecar saved with this header" in objection(found[0])
     assert "no such checkpoint" in objection(found[1])
 
 

@@ -237,7 +237,7 @@ def test_a_flipped_bit_in_a_sidecar_is_refused_before_parsing(which: Variant, tm
             damaged = bytearray(content)
             damaged[position] ^= 1 << bit
             sidecar.write_bytes(damaged)
-            refuses(path, "not the sidecar that was trained")
+            refuses(path, "not the sidecar saved with this header")
 
 
 @pytest.mark.parametrize("content", [b"", b"\0", "shorter", "longer"])
@@ -246,7 +246,7 @@ def test_a_sidecar_of_another_length_is_refused(content: bytes | str, tmp_path: 
     sidecar = sidecar_of(path := put(tmp_path, CNN))
     whole = sidecar.read_bytes()
     sidecar.write_bytes({"shorter": whole[:-1], "longer": whole + b"\0"}.get(content, content))
-    refuses(path, "not the sidecar that was trained")
+    refuses(path, "not the sidecar saved with this header")
 
 
 @each_model
@@ -254,7 +254,7 @@ def test_a_sidecar_of_another_length_is_refused(content: bytes | str, tmp_path: 
 def test_a_swapped_sidecar_is_refused(which: Variant, tmp_path: Path):
     one, other = put(tmp_path, which), put(tmp_path, replace(which, mode="oracle"))
     sidecar_of(one).write_bytes(sidecar_of(other).read_bytes())
-    refuses(one, "not the sidecar that was trained")
+    refuses(one, "not the sidecar saved with this header")
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -336,9 +336,9 @@ def test_white_space_and_key_order_of_a_header_are_harmless(
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "not a checkpoint header: is empty; restore the file or retrain"),
-        (" \n", "not a checkpoint header: is empty; restore the file or retrain"),
-        ('{\n"a"', "not a checkpoint header: is not JSON (line 2, column 4); restore the file"),
+        ("", "not a checkpoint header: it is empty; restore the file or retrain"),
+        (" \n", "not a checkpoint header: it is empty; restore the file or retrain"),
+        ('{\n"a"', "not a checkpoint header: it is not JSON (line 2, column 4); restore the file"),
         ("[]", "must be a JSON object"),
         ("{}", "version must be 2, got None"),
         ('{"version": 1}', "version must be 2, got 1; retrain"),
@@ -349,9 +349,9 @@ def test_white_space_and_key_order_of_a_header_are_harmless(
         ('{"version": 2, "a": 1e999}', "not finite"),
         ('{"version": ' + "9" * 5000 + "}", "not a checkpoint header"),
         ('{"version": 2, "a": ' + "[" * 17 + "]" * 17 + "}", "nested deeper"),
-        ('{"a":' * 100_000, "not a checkpoint header: is nested too deeply"),
-        ("[" * 100_000, "not a checkpoint header: is nested too deeply"),
-        (b"\xff\xfe\x00", "not a checkpoint header: is not UTF-8 text (byte 1)"),
+        ('{"a":' * 100_000, "not a checkpoint header: it is nested too deeply"),
+        ("[" * 100_000, "not a checkpoint header: it is nested too deeply"),
+        (b"\xff\xfe\x00", "not a checkpoint header: it is not UTF-8 text (byte 1)"),
         ('{"version": 2, "a": "' + "x" * 2**20 + '"}', "at most 1,048,576 bytes"),
     ],
     ids=lambda value: str(value[:32]),
@@ -385,7 +385,7 @@ def test_a_header_that_lacks_a_field_is_refused_by_its_name(name: str, tmp_path:
 def test_a_sidecar_size_that_is_not_the_files_is_refused(tmp_path: Path):
     path = put(tmp_path, GBT)
     forge(path, sidecar_bytes=header_of(path)["sidecar_bytes"] + 1)
-    refuses(path, "not the sidecar that was trained")
+    refuses(path, "not the sidecar saved with this header")
 
 
 NONSENSE = (None, -1, 3, "x", [], {}, [[]], {"x": {}})

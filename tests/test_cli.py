@@ -303,7 +303,7 @@ def test_the_champion_scores_unless_a_checkpoint_is_named(scoring: Lab) -> None:
         for window in document["windows"]:
             p = window["probabilities"]
             assert sum(p.values()) == pytest.approx(1, abs=1e-4)
-            assert window["alarm_score"] == pytest.approx(
+            assert window["attack_probability"] == pytest.approx(
                 p["infecting"] + p["infected_running"], abs=1e-5
             )
 

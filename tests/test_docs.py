@@ -51,13 +51,14 @@ RUN = {
     "phasewatch inspect artifacts/checkpoints": OK,
     "phasewatch predict EPISODE": OK,
     "phasewatch predict EPISODE --why": OK,
-    "phasewatch predict KEY --out windows.parquet": OK,
+    "phasewatch predict BATCH --out windows.parquet": OK,
     "phasewatch predict 01M7ZVV20HFQWZ385HM9KXP5BJ --checkpoint "
     "artifacts/checkpoints/host/gbt_realistic.ckpt.json": OK,
     "phasewatch promote ensemble": FAILED,  # as above
     "phasewatch promote ensemble --dry-run": FAILED,
     'phasewatch promote ensemble --why "first champion"': FAILED,
     'phasewatch promote ensemble --accept-alarms "twelve clean minutes"': FAILED,
+    'phasewatch promote ensemble --accept-alarms "to try it"': FAILED,
     "phasewatch prune": OK,
     "phasewatch prune --older-than 30d": OK,
     "phasewatch prune --older-than 30d --dry-run": OK,
@@ -65,14 +66,14 @@ RUN = {
     "phasewatch report --json": OK,
     "phasewatch report --recipe host --json": OK,
     "phasewatch rollback": OK,
-    "phasewatch run --batch KEY": OK,
+    "phasewatch run --batch BATCH": OK,
     "phasewatch run --batch lab-a.2026-11-21 --batch lab-b.2026-11-21": OK,
     "phasewatch run --ingest-only": OK,
     "phasewatch sync": OK,
     "phasewatch sync --json": OK,
     "phasewatch validate": OK,
     "phasewatch validate EPISODE": OK,
-    "phasewatch validate KEY": OK,
+    "phasewatch validate BATCH": OK,
     "phasewatch validate --policy other.yaml": OK,
 }
 """Run in a lab, with this exit code."""
@@ -86,7 +87,7 @@ FILLED = {
     ),
     "PATH…": "artifacts/checkpoints",
     "host": RECIPE,
-    "KEY": "lab-a.2026-11-02",
+    "BATCH": "lab-a.2026-11-02",
     "lab-a.2026-11-21": "lab-a.2026-11-02",
     "lab-b.2026-11-21": "lab-b.2026-11-02",
 }

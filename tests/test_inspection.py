@@ -206,10 +206,10 @@ def _flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "which_file", "says"),
     [
-        (_truncate, "sidecar", "not the sidecar that was trained"),
+        (_truncate, "sidecar", "not the sidecar saved with this header"),
         (Path.unlink, "sidecar", "is missing; copy both files, or retrain"),
         (_link, "sidecar", "symlinks are not followed"),
-        (_flip, "sidecar", "not the sidecar that was trained"),
+        (_flip, "sidecar", "not the sidecar saved with this header"),
         (_flip, "header", ""),
         (_link, "header", "symlinks are not followed"),
         (lambda path: path.write_text("{"), "header", "not a checkpoint header"),

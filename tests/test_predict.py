@@ -60,7 +60,7 @@ def test_alarms_are_those_of_the_rule_bound_to_the_checkpoint(trained: Lab, pred
     for window, row in zip(windows, filtered, strict=True):
         assert list(window["filtered_probabilities"].values()) == pytest.approx(row, abs=1e-4)
         assert window["filtered"] == rule.phases[row.argmax()]
-    scores = np.array([window["filtered_alarm_score"] for window in windows])
+    scores = np.array([window["alarm_score"] for window in windows])
     assert [window["alarm"] for window in windows] == rule.alarms(scores).tolist()
     raised = [window["start_s"] + 10 for window in windows if window["alarm"]]
     assert raised

@@ -309,7 +309,10 @@ def test_alarms_accepted_with_the_champion_are_said() -> None:
         "grounds": ["Loud."],
     }
     text = page_of(report(), **PROMOTED, accepted=accepted).text
-    assert "ann promoted it anyway on 2026-11-24 02:00 UTC: a small corpus. Loud." in text
+    assert (
+        "ann promoted it anyway on 2026-11-24 02:00 UTC. Reason given: “a small corpus”. Loud."
+        in text
+    )
 
 
 def test_a_provisional_threshold_is_marked_wherever_it_is_shown() -> None:
@@ -317,7 +320,7 @@ def test_a_provisional_threshold_is_marked_wherever_it_is_shown() -> None:
     assert one["detection"]["provisional"]
     text = page_of(one).inside("gbt-realistic-host")
     assert "threshold (a probability) 0.700 provisional ; budget 2" in text
-    assert "reaches 0.700 (provisional)" in text
+    assert "reaches the provisional threshold of 0.700" in text
     assert "The alarm threshold is provisional" in page_of(one).inside("recipe-host")
     one["detection"]["provisional"] = False
     assert "provisional" not in page_of(one).inside("gbt-realistic-host")
@@ -332,11 +335,11 @@ def test_alarms_are_shown_by_job() -> None:
     one["detection"]["by_job"].append(part)
     page = page_of(one)
     assert "with a job – no clean time" in page.inside("gbt-realistic-host")
-    said = "with backup 6.00 (1.50 to 12.5) 3 in 30.0 clean minutes; alarmed 25.0% (12.5% to 50.0%)"
-    assert said in page.inside("gbt-realistic-host")
+    said = "with job backup 6.00 (1.50 to 12.5) 3 in 30.0 clean minutes; alarmed 25.0% "
+    assert said + "(12.5% to 50.0%)" in page.inside("gbt-realistic-host")
     short = page.inside("short")
     assert "Clean time without a job: " in short
-    assert "with backup" not in short  # each kind of job is with its model
+    assert "with job backup" not in short  # each kind of job is with its model
 
 
 def test_the_operating_curve_is_drawn_up_to_where_alarms_merge() -> None:
@@ -417,8 +420,11 @@ def test_untested_profiles_and_absent_phases_are_said_once_in_words() -> None:
 @pytest.mark.parametrize(
     ("known", "said"),
     [
-        ({"hosts", "samples", "sessions"}, "Every test host, sample and session was trained on"),
-        ({"samples"}, "Every test sample was trained on"),
+        (
+            {"hosts", "samples", "sessions"},
+            "Every test host, sample and session also has training episodes",
+        ),
+        ({"samples"}, "Every test sample also has training episodes"),
         (set(), ""),
     ],
 )
@@ -429,7 +435,7 @@ def test_what_is_on_both_sides_is_said(known: set[str], said: str) -> None:
         one["splits"]["test"][kind] = ["b"] if kind in known else ["b", "c"]
     text = page_of(one).inside("recipe-host")
     assert said in text
-    assert text.count("was trained on, too") == bool(known)
+    assert text.count("also has training episodes") == bool(known)
 
 
 def test_synthetic_episodes_and_coverage_are_said() -> None:
@@ -438,7 +444,7 @@ def test_synthetic_episodes_and_coverage_are_said() -> None:
     one["splits"]["test"]["coverage"]["guest"] = 0.1
     text = page_of(one).text
     assert "The dataset contains synthetic episodes: 4 of 12 in train." in text
-    assert "guest covers 0.900 of training and 0.100 of test" in text
+    assert "Source guest has 90.0% of its values in training and 10.0% in test" in text
 
 
 def test_a_model_that_beats_no_shortcut_is_marked() -> None:

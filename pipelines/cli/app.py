@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import logging
 import os
@@ -188,9 +189,15 @@ def _end_interrupted() -> NoReturn:
     os._exit(INTERRUPTED)
 
 
+_ENVIRONMENT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""Errors of the operating system that a user can mend."""
+
+
 def _unexpected(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return not_installed(error.name)
+    if isinstance(error, OSError) and error.errno in _ENVIRONMENT and error.filename:
+        return f"{error.filename}: {error.strerror}"
     first_line = str(error).strip().partition("\n")[0]
     return (
         f"{type(error).__name__}: {first_line}\nThis is unexpected; "

@@ -73,8 +73,8 @@ def champion(
         bool,
         typer.Option(
             "--restore",
-            help="If the champion's kept files are damaged, copy them again from the artifacts "
-            "folder.",
+            help="Copy the champion's files again from the trained checkpoints, if they are "
+            "damaged.",
         ),
     ] = False,
     config: options.Config = None,
@@ -273,8 +273,8 @@ def objection_lines(grounds: list[Objection]) -> Iterator[str]:
         elif groups := fallen.pop(ground.recipe, None):
             deepest = max(groups, key=lambda group: group.numbers["falls_by"] or 0.0)
             others = len(groups) - 1
-            lose = "1 other also loses" if others == 1 else f"{others} others also lose"
-            more = f" {lose} more than allowed; --json lists all." if others else ""
+            lose = "Another also falls" if others == 1 else f"Another {others} groups also fall"
+            more = f" {lose} by more than allowed; --json lists all." if others else ""
             yield f"{objection(deepest)}{more}"
 
 
@@ -363,7 +363,7 @@ def _evidence(recipes: dict[str, dict[str, Any]]) -> Iterator[str | Table]:
     yield Table(columns, rows)
     marks = [evidence.get("alarms") for evidence in recipes.values()]
     if any(marks):
-        yield f"false/h: {RATE_MEANS}; counted on host, session and time"
+        yield f"false/h: {RATE_MEANS}; counted on the recipes host, session and time"
     if any(alarms and alarms["provisional"] for alarms in marks):
         yield f"provisional: the threshold rests on under {MIN_VALIDATION_HOURS:g} clean hours"
 

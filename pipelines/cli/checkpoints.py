@@ -81,7 +81,9 @@ def contract(
     context: typer.Context,
     kind: Annotated[
         str | None,
-        typer.Option(metavar="KIND", help="summary or tensor inputs only; default: both."),
+        typer.Option(
+            metavar="KIND", help="Show only this kind of input, summary or tensor; default: both."
+        ),
     ] = None,
 ) -> ContractDocument | None:
     """Show the current input contract: what a model's input means."""

@@ -83,8 +83,8 @@ def bundle(
 ) -> BundleDocument:
     """Write a folder for scoring on a device.
 
-    It is compared with its checkpoint on every test window first. docs/device.md says how to
-    run it.
+    The bundle is first compared with its checkpoint on every test window. docs/device.md says how
+    to run it.
     """
     from live.bundle import HEAD_FILE, load_bundle
     from stages import device_bundle as core
@@ -133,7 +133,7 @@ def live(context: typer.Context) -> None:
 
 
 def enrol(context: typer.Context) -> None:
-    """Record clean minutes of this machine."""
+    """Record this machine while it is clean, for a few minutes."""
     from live.cli import main
 
     raise typer.Exit(main(["enrol", *context.args], prog="phasewatch", complete=_complete))

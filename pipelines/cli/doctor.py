@@ -37,8 +37,8 @@ _LABELS = {
     "sign": "packages of the extra sign",
     "path": "folder",
     "free_gb": "free disk space, GB",
-    "bytes": "takes",
-    "pruned": "pruned last",
+    "bytes": "disk use",
+    "pruned": "last pruned",
     "database": "size of its database",
     "found": "GPUs of this machine",
     "usable": "usable by torch",
@@ -157,7 +157,7 @@ def _disk(findings: DoctorDocument, workspace: Workspace) -> None:
         "path": str(folder),
         "free_gb": round(free / 1e9, 1),
         "bytes": {name: Bytes(n_bytes) for name, n_bytes in largest if n_bytes},
-        "pruned": last_pruned(folder),
+        "pruned": last_pruned(folder) or "never",
     }
     budget = workspace.artifacts_budget_gb * 1e9
     if budget and used.n_bytes > budget:

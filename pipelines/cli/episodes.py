@@ -358,7 +358,7 @@ def exclude(
     episode: options.Episode,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Shown in every report.")],
     from_s: Annotated[
-        float | None, typer.Option("--from", metavar="SECONDS", help="Only from here on.")
+        float | None, typer.Option("--from", metavar="SECONDS", min=0, help="Only from here on.")
     ] = None,
     to_s: Annotated[
         float | None, typer.Option("--to", metavar="SECONDS", help="Only up to here.")
@@ -379,6 +379,8 @@ def exclude(
     """
     from datasets.exclusions import ExclusionError, appended, parse_exclusions
 
+    if not reason.strip():
+        fail("--reason must not be empty", USAGE)
     workspace = workspace_of(config, store, artifacts)
     path = workspace.exclusions_file
     stored = stored_episode(workspace, episode)

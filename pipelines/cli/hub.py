@@ -48,7 +48,11 @@ def hub(
     read_only: serving.ReadOnly = False,
     silent_after: Annotated[
         float,
-        typer.Option(metavar="SECONDS", min=1, help="Time after which a host is silent."),
+        typer.Option(
+            metavar="SECONDS",
+            min=1,
+            help="A live host that sends nothing for this long counts as silent.",
+        ),
     ] = SCORER_SILENT_S,
     log_windows: Annotated[
         bool, typer.Option("--log-windows", help="Log every window, not only what changes.")

@@ -37,7 +37,7 @@ Recipes = Annotated[
 Episode = Annotated[
     str, typer.Argument(metavar="EPISODE", help="An episode's id, or the path of a .tar.zst.")
 ]
-EPISODES = "Ids, paths of a .tar.zst, batches of the store, or folders of archives."
+EPISODES = "Ids, paths of .tar.zst files, batches of the store, or folders of archives."
 """Help of an argument that ``pipelines.cli.episodes`` resolves."""
 Anyway = Annotated[
     bool, typer.Option("--anyway", help="Continue if the episode is rejected or errored.")
@@ -46,4 +46,4 @@ RequireSignature = Annotated[
     bool,
     typer.Option("--require-signature", help="Refuse what is not signed by a trusted key."),
 ]
-Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Kept in the history.")]
+Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Reason, kept in the history.")]

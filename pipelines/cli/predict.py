@@ -81,13 +81,13 @@ def _windows(scores: Scores) -> Iterator[dict[str, Any]]:
             "phase": phase,
             "probabilities": by_phase(scores.proba[i]),
             "labelled": scores.labelled[i],
-            "alarm_score": round(float(scores.alarm_score[i]), 6),
+            "attack_probability": round(float(scores.alarm_score[i]), 6),
         }
         if rule_scores is not None and filtered is not None:
             window |= {
                 "filtered": filtered[i],
                 "filtered_probabilities": by_phase(rule_scores.proba[i]),
-                "filtered_alarm_score": round(float(rule_scores.score[i]), 6),
+                "alarm_score": round(float(rule_scores.score[i]), 6),
                 "alarm": bool(rule_scores.alarm[i]),
             }
         if unlike is not None:
@@ -141,8 +141,8 @@ class PredictDocument(Document):
             if scores.rule_scores is not None:
                 rule = scores.rule_scores.rule
                 yield (
-                    f"alarm: from a score of {rule.threshold:.4f} until below "
-                    f"{rule.clear_below:.4f}, known at the end of a window"
+                    f"the alarm is raised at a score of {rule.threshold:.4f} and cleared below "
+                    f"{rule.clear_below:.4f}, at the end of a window"
                 )
             yield ""
         yield _summary_table(self.episodes)

@@ -56,8 +56,8 @@ MeasuredRecipe = Annotated[
     typer.Option(
         "--recipe",
         metavar="NAME",
-        help="Recipe of the checkpoints that are measured: host, sample, time or session; default: "
-        "the one whose checkpoint is used for scoring.",
+        help="Measure the latency of this recipe's checkpoints: host, sample, time or session; "
+        "default: the recipe whose checkpoint the champion scores with.",
     ),
 ]
 HUB = f"http://127.0.0.1:{PORT}"
@@ -167,7 +167,7 @@ def replay(
         list[str] | None,
         typer.Argument(
             metavar="[EPISODE…]",
-            help="Ids, or paths of a .tar.zst; default: the test episodes of the checkpoint's "
+            help="Ids, or paths of .tar.zst files; default: the test episodes of the checkpoint's "
             "recipe.",
         ),
     ] = None,
@@ -255,7 +255,7 @@ def phases() -> Events:
 
 @_producer()
 def all_(recipe: MeasuredRecipe = None) -> Events:
-    """Publish all of these, for every scene but Live."""
+    """Publish what every tab of the live page shows, except Live."""
     from hub import producers
     from stages.scoring import scorer_of
 

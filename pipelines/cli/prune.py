@@ -80,7 +80,7 @@ def prune(
     days = re.fullmatch(r"([1-9]\d{0,3})d", older_than)
     if days is None:
         fail(
-            f"--older-than must be at least 1d, such as {OLD_DAYS}d, got {older_than!r}",
+            f"--older-than must be a number of days, such as {OLD_DAYS}d, got {older_than!r}",
             USAGE,
         )
     workspace = workspace_of(config, store, artifacts, must_exist=True)

@@ -33,7 +33,7 @@ def run(
     recipe: options.Recipes = None,
     batch: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY", help="Ingest only this batch, even if it is current."),
+        typer.Option(metavar="BATCH", help="Only ingest this batch; a current one is reused."),
     ] = None,
     ingest_only: Annotated[
         bool, typer.Option("--ingest-only", help="Stop when every batch is ingested.")
@@ -91,7 +91,7 @@ def sync(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> SyncDocument:
-    """Register the store's batches with Dagster, and end dead runs.
+    """Register the store's batches, and end runs whose process is gone.
 
     `make ui` does this first.
     """

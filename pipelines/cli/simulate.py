@@ -48,7 +48,7 @@ def simulate(
         typer.Option(
             metavar="N",
             min=1,
-            help="Hosts that record them. Default: 12; with --append, as in the corpus.",
+            help="Hosts that record them. Default: 12; with --append, as in the existing store.",
         ),
     ] = None,
     seed: Annotated[
@@ -56,8 +56,8 @@ def simulate(
         typer.Option(
             metavar="N",
             min=0,
-            help="Each seed gives a different corpus. Default: 0; with --append, that of the "
-            "existing corpus.",
+            help="Each seed gives different episodes. Default: 0; with --append, as in the "
+            "existing store.",
         ),
     ] = None,
     defects: Annotated[
@@ -65,7 +65,8 @@ def simulate(
         typer.Option(
             metavar="SHARE",
             min=0,
-            help="Share of defective episodes. Default: 0.02; with --append, as in the corpus.",
+            help="Share of defective episodes. Default: 0.02; with --append, as in the existing "
+            "store.",
         ),
     ] = None,
     first_day: Annotated[
@@ -83,7 +84,7 @@ def simulate(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Write the shards that ingest would make to this folder, and no archives.",
+            help="Instead of archives, write to this folder the shards that ingest would make.",
         ),
     ] = None,
     append: Annotated[

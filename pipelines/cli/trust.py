@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 _SHOWN = 10  # of a list
 _SIGN = (
-    "To have it signed here, set require_signatures: true and then: {key}phasewatch run, "
-    "phasewatch promote MODEL, phasewatch bundle. To trust the key that signed it elsewhere: "
-    "phasewatch keys trust FILE"
+    "To sign these here: set require_signatures: true, then run {key}phasewatch run, "
+    "phasewatch promote MODEL and phasewatch bundle --out FOLDER. If they were signed elsewhere, "
+    "trust that key: phasewatch keys trust FILE"
 )
 
 keys_app = typer.Typer(
@@ -170,11 +170,11 @@ class VerifyDocument(Document):
         if told:
             yield ""
         yield from (f"{link.name} {link.place}: {link.state}: {link.note}" for link in told)
-        links = plural(len(self.links), "link")
         if not failing:
-            yield f"\nall {links} hold"
+            yield f"\nall {plural(len(self.links), 'link')} hold"
             return
-        yield f"\n{len(failing)} of {links} {'does' if len(failing) == 1 else 'do'} not hold"
+        verb = "does" if len(failing) == 1 else "do"
+        yield f"\n{len(failing)} of {len(self.links)} links {verb} not hold"
         if len(told) < len(failing):
             from config.signing import signing_key
 

@@ -45,10 +45,10 @@ def ui(
     token_file: serving.TokenFile = None,
     read_only: serving.ReadOnly = False,
 ) -> UiDocument:
-    """Serve Dagster and its daemon behind a guard.
+    """Serve Dagster's UI and daemon, safe from foreign web pages.
 
-    Registers the store's batches first, and serves until Ctrl-C or SIGTERM, with what `dg dev`
-    offers. The token may be in PHASEWATCH_UI_TOKEN instead of a file.
+    Registers the store's batches first, then serves until Ctrl-C or SIGTERM. The token
+    may be in PHASEWATCH_UI_TOKEN instead of a file.
     """
     workspace = workspace_of(config, store, artifacts)
     token = serving.read_token(token_file, TOKEN)
