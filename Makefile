@@ -114,6 +114,6 @@ lock: artifacts/cache/lock/.installed  ## rebuild constraints.txt from pyproject
 # what people wrote stays: exclusions, and answers in the log of decisions
 WRITTEN := $(or $(ARTIFACTS),artifacts)
 clean:  ## remove everything a run wrote (the environment stays) (ARTIFACTS=)
-	@cd '$(WRITTEN)' && { test '$(WRITTEN)' = artifacts -o -d dagster_home -o -d contracts -o -z "$$(ls -A)" || { echo '$(WRITTEN): phasewatch has not written there' >&2; exit 1; }; }
+	@cd '$(WRITTEN)' && { test '$(WRITTEN)' = artifacts -o -d dagster_home -o -d contracts -o -d decisions -o -f exclusions.yaml -o -z "$$(ls -A)" || { echo '$(WRITTEN): phasewatch has not written there' >&2; exit 1; }; }
 	cd '$(WRITTEN)' && find . -mindepth 1 -not -type d -not -name README.md -not -name exclusions.yaml -not -path '*/decisions/*' -delete
 	cd '$(WRITTEN)' && find . -mindepth 1 -type d -empty -delete

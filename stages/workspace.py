@@ -220,7 +220,7 @@ def _section(config: Path, document: Any, path: tuple[str, ...]) -> Mapping[Any,
     found = document
     for depth in range(len(path) + 1):
         if not isinstance(found, Mapping):
-            name = f"section {': '.join(path[:depth])} " if depth else ""
+            name = f"section {'.'.join(path[:depth])} " if depth else ""
             raise SettingsError(
                 f"{config}: {name}must be a mapping, got {found!r}; see config/default.yaml"
             )

@@ -151,7 +151,7 @@ def test_of_many_groups_that_fall_the_deepest_is_shown_for_each_recipe() -> None
         here = [g for g in falls if g.recipe == recipe]
         deepest = max(here, key=lambda g: g.numbers["falls_by"])
         (line,) = [each for each in lines if each.startswith(objection(deepest))]
-        assert f" {len(here) - 1} other" in line
+        assert f" Another {len(here) - 1} groups" in line
 
 
 def _spoiled(column: str, name: str, *, every: int) -> list[str]:
@@ -426,7 +426,7 @@ def test_a_better_challenger_replaces_it_and_a_rollback_restores_it(lab: Lab) ->
     assert lab.workspace.report_page.read_bytes() == page  # it cannot be made, and that is no harm
     assert "No evaluation report is current" in told.stdout
     paths = f"--artifacts {lab.artifacts}"
-    assert told.stdout.endswith(f"is stale now. Run: phasewatch run {paths}\n")
+    assert told.stdout.endswith(f"with this champion yet. Run: phasewatch run {paths}\n")
     assert before.items() <= files(folder / "checkpoints").items()
     np.testing.assert_array_equal(proba(lab), said_before)
     document = json.loads(phasewatch(lab, "champion", "--json").stdout)

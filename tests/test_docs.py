@@ -163,6 +163,8 @@ NOT_RUN = {
     "phasewatch-device live bundle --this-machine --baseline baseline.npz": "test_scorer runs it",
     "python -m benchmarks.device": "needs the checkpoints of a whole run",
     "python -m benchmarks.machine": "takes two minutes",
+    "python -m benchmarks.streaming": "takes three minutes",
+    "python -m benchmarks.streaming --bundle bundle": "takes three minutes",
     **dict.fromkeys(
         (
             "pip wheel --no-deps ./device",
