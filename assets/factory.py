@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import accumulate
 from typing import Any
 
 import dagster as dg
@@ -177,13 +178,14 @@ def _make_range(
     failures: list[str] = []
     failed = set[str]()
     sizes = [len(project.listing.batches[key]) for key in keys]
+    before, of_all = [0, *accumulate(sizes)], sum(sizes)
     meter, place = _meter(context, stage.name), 0
 
     def progress(done: int, total: int, _text: str) -> None:
         """Of a batch under way, told as episodes of all of them."""
-        so_far = sum(sizes[:place]) + sizes[place] * done // max(total, 1)
-        if so_far < sum(sizes):  # the last line says what became of the run
-            meter(so_far, sum(sizes), f"{keys[place]} (batch {place + 1} of {len(keys)})")
+        so_far = before[place] + sizes[place] * done // max(total, 1)
+        if so_far < of_all:  # the last line says what became of the run
+            meter(so_far, of_all, f"{keys[place]} (batch {place + 1} of {len(keys)})")
 
     for key, made in project.make_each(stage, keys, outputs=selected, progress=progress):
         place += 1

@@ -157,7 +157,7 @@ def main() -> None:
             found = by_source.setdefault(source, Found())
             for one, other in compare(stored.episode_id, episode, live, batch, found):
                 if bundle:
-                    p, q = bundle.proba(one), bundle.proba(other)
+                    p, q = (bundle.runtime.proba(bundle.inputs(each))[0] for each in (one, other))
                     found.moves.append(float(np.abs(p - q).max()))
                     found.phases += int(p.argmax() != q.argmax())
     with recording("streaming") as out:

@@ -115,6 +115,15 @@ class ChampionPointer:
     signed: Signed
     sealed: bool  # False: it was written before seals, or there is none
 
+    @property
+    def history(self) -> list[ChampionEntry]:
+        return [entry.champion for entry in self.entries]
+
+    @property
+    def champion(self) -> ChampionEntry | None:
+        """The one in use; None where there was never one."""
+        return self.entries[-1].champion if self.entries else None
+
 
 def read_history(folder: Path) -> list[ChampionEntry]:
     """All entries, the one in use last; empty where there was never a champion.
@@ -122,7 +131,7 @@ def read_history(folder: Path) -> list[ChampionEntry]:
     Raises:
         ChampionError: there is a pointer file, but it cannot be read, or was changed.
     """
-    return [entry.champion for entry in read_pointer(folder).entries]
+    return read_pointer(folder).history
 
 
 def read_pointer(folder: Path) -> ChampionPointer:
@@ -188,12 +197,13 @@ def read_champion(folder: Path, *, require_signature: bool = False) -> ChampionE
         ChampionError: see ``read_history``.
     """
     pointer = read_pointer(folder)
-    if require_signature and (why := history_signature_problem(pointer)):
+    why = history_signature_problem(pointer) if require_signature else None
+    if why and pointer.champion:
         raise ChampionError(
             f"{folder / POINTER_FILE}: {why}, and signatures are required. "
-            f"{signing_remedy(pointer.entries[-1].champion)}"
+            f"{signing_remedy(pointer.champion)}"
         )
-    return pointer.entries[-1].champion if pointer.entries else None
+    return pointer.champion
 
 
 def history_signature_problem(pointer: ChampionPointer) -> str | None:
@@ -214,12 +224,10 @@ def signature_problem(folder: Path, pointer: ChampionPointer) -> str | None:
     """
     if why := history_signature_problem(pointer):
         return f"{folder / POINTER_FILE}: {why}"
-    champion = pointer.entries[-1].champion if pointer.entries else None
-    for path in (
-        [checkpoint_copy_path(folder, champion, r) for r in champion.checkpoints]
-        if champion
-        else []
-    ):
+    if (champion := pointer.champion) is None:
+        return None
+    for recipe in champion.checkpoints:
+        path = checkpoint_copy_path(folder, champion, recipe)
         try:
             found = signed_by(read_header(path))
         except CheckpointError:
@@ -297,16 +305,19 @@ def put_in_use(
     """
     with _history_lock(folder):
         pointer = read_pointer(folder)
-        history = [entry.champion for entry in pointer.entries]
-        if (history[-1] if history else None) != replaces:
-            raise ChampionError(
-                f"{folder / POINTER_FILE}: another model has been promoted in the meantime "
-                f"({history[-1].name if history else 'none is left'}); try again: "
-                f"phasewatch promote {champion.model}"
-            )
+        if pointer.champion != replaces:
+            raise _superseded(folder, pointer, champion)
         return _append(folder, pointer, replace(
             champion, previous=replaces.number if replaces else None
         ))  # fmt: skip
+
+
+def _superseded(folder: Path, pointer: ChampionPointer, wanted: ChampionEntry) -> ChampionError:
+    now_in_use = pointer.champion.name if pointer.champion else "none is left"
+    return ChampionError(
+        f"{folder / POINTER_FILE}: another model has been promoted in the meantime "
+        f"({now_in_use}); try again: phasewatch promote {wanted.model}"
+    )
 
 
 def check_evidence(folder: Path, champion: ChampionEntry, layout: Layout) -> None:
@@ -333,11 +344,8 @@ def sign_again(folder: Path, champion: ChampionEntry, *, by: str, why: str) -> C
     """
     with _history_lock(folder):
         pointer = read_pointer(folder)
-        if not pointer.entries or pointer.entries[-1].champion != champion:
-            raise ChampionError(
-                f"{folder / POINTER_FILE}: another model has been promoted in the meantime; try "
-                f"again: phasewatch promote {champion.model}"
-            )
+        if pointer.champion != champion:
+            raise _superseded(folder, pointer, champion)
         for recipe in champion.checkpoints:
             sign_header(checkpoint_copy_path(folder, champion, recipe))
         entry = replace(champion, action="promoted", since=now(), by=by, why=why or "signed")
@@ -355,7 +363,7 @@ def roll_back(folder: Path, layout: Layout, *, by: str, why: str) -> ChampionEnt
     """
     with _history_lock(folder):
         pointer = read_pointer(folder)
-        history = [entry.champion for entry in pointer.entries]
+        history = pointer.history
         if not history:
             raise ChampionError("There is no champion. Promote one: phasewatch promote MODEL")
         former = {champion.number: champion for champion in history}.get(history[-1].previous or 0)
@@ -469,7 +477,7 @@ def read_training(folder: Path, champion: ChampionEntry, recipe: str | None = No
     try:
         table = pl.DataFrame(read_table(path))
         if champion.training.get(recipe or champion.served) not in (None, training_digest(table)):
-            raise OSError("it was changed after it was written")
+            raise ValueError("it was changed after it was written")
         return table
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error

@@ -13,7 +13,7 @@ import stat
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
@@ -111,6 +111,11 @@ class StoreListing:
     def episodes(self) -> list[StoredEpisode]:
         return [episode for batch in self.batches.values() for episode in batch]
 
+    @cached_property
+    def by_file(self) -> dict[str, StoredEpisode]:
+        """The episodes by the path of their archive."""
+        return {episode.file: episode for episode in self.episodes}
+
     @property
     def unindexed(self) -> list[StoredEpisode]:
         return [episode for episode in self.episodes if not episode.index_rows]
@@ -135,9 +140,10 @@ class StoreListing:
             StoreError: the store has none, or several hosts claim it.
         """
         wanted = episode_id.upper()
-        episodes = [episode for episode in self.episodes if episode.episode_id == wanted]
+        every = self.episodes
+        episodes = [episode for episode in every if episode.episode_id == wanted]
         if not episodes:
-            ids = (episode.episode_id for episode in self.episodes)
+            ids = (episode.episode_id for episode in every)
             if os.path.exists(episode_id):  # noqa: PTH110  any text may be asked for
                 raise StoreError(f"{episode_id}: not an episode; give an id, or a {ARCHIVE_SUFFIX}")
             if episode_id in self.batches:
@@ -183,11 +189,11 @@ def find_archive(path: Path) -> StoredEpisode:
     size_bytes = path.lstat().st_size
     # as it was named, too: the folder of a host may be a link to another disk
     for absolute in (Path(os.path.abspath(path)), path.parent.resolve() / path.name):  # noqa: PTH100
-        host = absolute.parent
-        if host.parent.name == "episodes" and (host.parent.parent / "index.jsonl").is_file():
-            for episode in list_store(host.parent.parent).episodes:
-                if episode.file == str(absolute):
-                    return episode
+        folder, store = absolute.parent.parent, absolute.parent.parent.parent
+        if folder.name != "episodes" or not (store / "index.jsonl").is_file():
+            continue
+        if listed := list_store(store).by_file.get(str(absolute)):
+            return listed
     episode_id = path.name.removesuffix(ARCHIVE_SUFFIX)
     return StoredEpisode("", episode_id, str(path), size_bytes, (), in_store=False)
 
@@ -257,13 +263,17 @@ class _Store:
         self._hosts: dict[str, tuple[str, ...]] = {}  # that have an episode, by its id
         self._batches: dict[str, dict[str, StoredEpisode]] = defaultdict(dict)
         self._listed: dict[str, tuple[StoredEpisode, ...]] = {}  # the same, in order
+        self._listing: StoreListing | None = None  # as last returned
 
     def look(self) -> StoreListing:
         problems: list[str] = []
         changed = self._look_at_folders(problems)  # before the index: a row follows its file
         changed |= self._index.read()
         self._reconcile(changed)
-        return StoreListing(self._root, dict(self._listed), (*problems, *self._index.problems))
+        problems += self._index.problems
+        if self._listing is None or changed or tuple(problems) != self._listing.problems:
+            self._listing = StoreListing(self._root, dict(self._listed), tuple(problems))
+        return self._listing
 
     def _look_at_folders(self, problems: list[str]) -> set[_Key]:
         """The episodes whose file came, went or has another size than before."""

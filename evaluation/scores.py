@@ -76,7 +76,7 @@ class SplitPredictions:
 
     def per_episode(self, values: NDArray) -> NDArray[np.float64]:
         """Sums ``(n_episodes, ...)`` of values ``(n_windows, ...)``."""
-        return np.add.reduceat(values, np.flatnonzero(np.diff(self.episode, prepend=-1)), axis=0)
+        return np.add.reduceat(values, np.flatnonzero(self.first), axis=0)
 
 
 EPISODE_COLUMNS = (

@@ -175,7 +175,7 @@ class Guard:
         )
 
     def _changes_at_all(self, scope: Scope) -> Refusal | None:
-        if not self.read_only or (scope["type"] == "http" and scope["method"] in _READS):
+        if not self.read_only or _reads(scope):
             return None
         return Refusal(
             403, "read_only", "this server allows no changes; start it without --read-only"

@@ -121,9 +121,7 @@ class Bundle:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Of one window's inputs."""
-        n = int(self._kept.sum())
-        summary = self.head["input_kind"] == "summary"
-        return (n,) if summary else (self.layout.window.n_bins, n)
+        return input_shape(self.head, self.layout)
 
     @cached_property
     def input_names(self) -> list[str]:
@@ -148,9 +146,11 @@ class Bundle:
         kept = self.layout.keep_mask(self.head["mode"], "summary")
         return model_inputs(window, "summary", kept)[0]
 
-    def proba(self, window: LiveWindow) -> NDArray[np.float32]:
-        """Phase probabilities ``(n_phases,)``."""
-        return self.runtime.proba(self.inputs(window))[0]
+
+def input_shape(head: Mapping[str, Any], layout: Layout) -> tuple[int, ...]:
+    """The shape of one window's inputs, by the head of a bundle."""
+    n = int(np.array(head["kept"], dtype=bool).sum())
+    return (n,) if head["input_kind"] == "summary" else (layout.window.n_bins, n)
 
 
 def model_inputs(
@@ -224,9 +224,7 @@ def _try_once(head: Mapping[str, Any], content: Content, layout: Layout) -> None
     graph = graph_of(head["runtime"]["kind"], content)
     if graph is None or head["id"] in _tried:
         return
-    n = int(np.array(head["kept"], dtype=bool).sum())
-    shape = (n,) if head["input_kind"] == "summary" else (layout.window.n_bins, n)
-    try_net(graph, head["scaling"], shape, len(layout.phases))
+    try_net(graph, head["scaling"], input_shape(head, layout), len(layout.phases))
     _tried.add(head["id"])
 
 
@@ -435,15 +433,14 @@ def golden_problem(bundle: Bundle, packed: bytes, expected: Mapping[str, NDArray
     if computed.shape != inputs.shape:
         return f"the golden rows give inputs {computed.shape}, expected {inputs.shape}"
     axes = tuple(range(inputs.ndim - 1))
-    rms = np.sqrt(np.nanmean(np.where(np.isnan(inputs), 0.0, inputs.astype(np.float64)) ** 2, axes))
+    rms = np.sqrt(np.mean(np.where(np.isnan(inputs), 0.0, inputs.astype(np.float64)) ** 2, axes))
     off = np.abs(computed.astype(np.float64) - inputs)
     allowed = TOLERANCE * np.maximum(np.abs(inputs), rms)
     wrong = (np.isnan(computed) != np.isnan(inputs)) | (off > allowed)
     if np.any(wrong):
         each = [names[i] for i in np.flatnonzero(wrong.any(axis=axes))]
-        return f"golden rows give another {each[0]}" + f" and {len(each) - 1} more inputs" * (
-            len(each) > 1
-        )
+        more = f" and {len(each) - 1} more inputs" if len(each) > 1 else ""
+        return f"golden rows give another {each[0]}{more}"
     off_by = float(np.abs(bundle.runtime.proba(inputs) - proba).max())
     if not off_by <= TOLERANCE:
         return f"golden windows are off by {off_by:.2g}, at most {TOLERANCE:g} is allowed"

@@ -461,7 +461,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
         return unpack_arrays(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError) as error:
         log.warning("%s: not used: %s", path, error)
         return None
 

@@ -110,7 +110,7 @@ def _stat(content: bytes) -> dict[str, float]:
                 "cpu_softirq_jiffies": softirq,
             }
         elif name == b"intr":
-            found["interrupts"] = int(rest[: rest.find(b" ")])
+            found["interrupts"] = int(rest.partition(b" ")[0])
         elif name in (b"ctxt", b"processes", b"procs_running", b"procs_blocked"):
             key = {b"ctxt": "ctxt_switches", b"processes": "forks"}.get(name) or name.decode()
             found[key] = int(rest)
@@ -184,10 +184,8 @@ class PacketReader:
             try:
                 # headers only: a payload is never read
                 content, about = self._socket.recvfrom(128)
-            except (BlockingIOError, InterruptedError):
+            except OSError:  # there is none now, or an interface went away
                 break
-            except OSError:
-                break  # an interface went away
             if about[0] != "lo" and (packet := parse_packet(content)):
                 self._count(packet, about[2] == _OUTGOING, counts, addresses, ports)
         self._note_dropped()

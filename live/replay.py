@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from episodes.format import LABELS_FILE, SOURCES
-from episodes.jsonl import is_int64, parse_objects
+from episodes.format import LABELS_FILE
 from features import golden
 from features.golden import RuleEpisode
 from features.registry import Layout
+from live.sources import DEPLOYABLE, first_label
 from live.stream import LiveWindows
 from live.timeline import timeline
 from models.replay import scaling_differences
@@ -52,13 +52,10 @@ def _windows(
     episode: RuleEpisode, layout: Layout
 ) -> list[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
     """``(quantity, as committed, as computed)``, ``(n_windows, n_columns)``, NaN where unseen."""
-    rows, _ = parse_objects(episode.members[LABELS_FILE])
-    origin = min(row["t_wall_ns"] for _, row in rows if is_int64(row.get("t_wall_ns")))
-    windows = LiveWindows(layout, origin)
-    deployable = [name for name, source in SOURCES.items() if source.deployable]
+    windows = LiveWindows(layout, first_label(episode.members[LABELS_FILE]))
     made = [
         window
-        for _, source, lines in timeline(episode.members, deployable)
+        for _, source, lines in timeline(episode.members, DEPLOYABLE)
         for window in windows.push(source, lines)
     ]
     made += windows.close()

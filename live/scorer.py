@@ -125,9 +125,10 @@ class LiveScorer:
             return self._silence(
                 silent or list(DEPLOYABLE), *place.values(), data_at=_made_at(window)
             )
-        proba = check_finite(
-            bundle.proba(window)[None], f"{bundle.variant}, window {window.number}"
-        )[0]
+        X = bundle.inputs(window)
+        (proba,) = check_finite(
+            bundle.runtime.proba(X), f"{bundle.variant}, window {window.number}"
+        )
         filtered, score, alarm = self._follower.push(proba)
         p = self._likeness.push(bundle.likeness_inputs(window)) if self._likeness else None
         state = self._alarm_state(alarm, window.number)
@@ -148,10 +149,10 @@ class LiveScorer:
             "unlike": None if p is None else bool(p <= ALPHA),
             "coverage": {s: round(window.coverage[s], 4) for s in DEPLOYABLE},
             "silent": silent,
-            "why": self._why(window),
+            "why": self._why(X[0]),
             "restarted": window.restarted or None,
             "latency_ms": round(1000 * (time.perf_counter() - received), 3),
-            "input_digest": hashlib.sha256(bundle.inputs(window).tobytes()).hexdigest(),
+            "input_digest": hashlib.sha256(X.tobytes()).hexdigest(),
         }
         self._silence_id = None
         if state == "cleared":
@@ -167,9 +168,10 @@ class LiveScorer:
             return "standing"
         return "cleared" if stood else "none"
 
-    def _why(self, window: LiveWindow) -> list[dict[str, Any]]:
+    def _why(self, x: NDArray[np.float32]) -> list[dict[str, Any]]:
+        """The channels that argue most for an alarm in a window with these inputs."""
         bundle = self.bundle
-        found = bundle.runtime.arguments(bundle.inputs(window)[0], bundle.channel, bundle.infected)
+        found = bundle.runtime.arguments(x, bundle.channel, bundle.infected)
         names = bundle.layout.channel_names
         return [
             {"channel": names[i], "contribution": round(float(found[i]), 4)}

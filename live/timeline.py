@@ -6,10 +6,11 @@ import heapq
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from episodes.format import SOURCES
+from episodes.format import NS_PER_S, SOURCES
+from live.stream import LEAP_S
 
 CHUNK_NS = 500_000_000  # lines of one source that are this close may come together
-_LEAP_NS = 600_000_000_000  # between two lines; of a longer one, the next line has to agree
+_LEAP_NS = LEAP_S * NS_PER_S  # between two lines; of a longer one, the next line has to agree
 _TIME = re.compile(rb'"t_wall_ns"\s*:\s*(-?\d{1,19})')
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -59,15 +59,17 @@ class AlarmRule:
                 raise ValueError(f"alarm rule: shares must add up to 1, got {sum(row):g}")
         for name in ("temperature", "threshold", "clear_ratio"):
             value = getattr(self, name)
-            if not _is_number(value) or (value <= 0 and name != "threshold"):
-                raise ValueError(f"alarm rule: {name} must be a number above 0, got {value!r}")
+            if not _is_number(value):
+                raise ValueError(f"alarm rule: {name} must be a number, got {value!r}")
         low, high = TEMPERATURES
         if not low <= self.temperature <= high:  # beyond, every phase has the likelihood 0
             raise ValueError(
                 f"alarm rule: temperature must be {low} to {high}, got {self.temperature}"
             )
-        if self.clear_ratio > 1:
-            raise ValueError(f"alarm rule: clear_ratio must be at most 1, got {self.clear_ratio}")
+        if not 0 < self.clear_ratio <= 1:
+            raise ValueError(
+                f"alarm rule: clear_ratio must be above 0 and at most 1, got {self.clear_ratio}"
+            )
 
     @property
     def clear_below(self) -> float:
@@ -164,7 +166,8 @@ class RunningAlarmRule:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and value is not True and math.isfinite(value)
+    """Whether it is a finite number, and no integer that a float cannot hold."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def likelihoods(proba: NDArray, temperature: float) -> NDArray[np.float64]:

@@ -147,11 +147,10 @@ def scaling_differences() -> list[str]:
         head, arrays = golden.unpacked(SCALING_FILE)
     except (OSError, ValueError, KeyError) as error:
         return [f"{SCALING_FILE.name} cannot be read: {error}"]
-    lines = []
+    lines, steps = [], _steps(arrays)
     for name, rule in head["steps"].items():
-        found = _steps(arrays)[name]
         try:
-            now = found()
+            now = steps[name]()
         except Exception as error:  # code that was changed may fail in any way
             lines.append(f"scaling, {name}: {rule}: {type(error).__name__}: {error}")
             continue

@@ -125,10 +125,9 @@ def _wanted(project: Project, items: list[DueWork]) -> list[dg.AssetKey]:
 
     Of many batches only what needs nothing else of them: the rest is due after that run.
     """
-    job, key = items[0].job, items[0].key
-    if not key:
-        return [dg.AssetKey(status.stage.split("/")) for status in items[0].statuses]
-    stages = [s for s in project.stages.values() if s.job == job and not s.idle(project)]
+    if not items[0].key:
+        return [asset_key(status.stage) for status in items[0].statuses]
+    stages = [s for s in project.stages.values() if s.job == items[0].job and not s.idle(project)]
     if len(items) > 1:
         names = {status.stage for item in items for status in item.statuses}
         stages = [next(stage for stage in stages if stage.name in names)]

@@ -178,10 +178,11 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         if run is None or run.status not in WITH_PROCESS:
             continue  # ended meanwhile
         log.warning("%s is ended, %s: %s", dead.name, run.status.value, dead.why)
+        why = f"{dead.why[0].upper()}{dead.why[1:]}."
         if run.status is dg.DagsterRunStatus.CANCELING:
-            instance.report_run_canceled(run, f"{dead.why[0].upper()}{dead.why[1:]}.")
+            instance.report_run_canceled(run, why)
         else:
-            instance.report_run_failed(run, f"{dead.why[0].upper()}{dead.why[1:]}.")
+            instance.report_run_failed(run, why)
         ended.append(run.run_id)
     _free_places(instance)
     return ended

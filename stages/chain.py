@@ -280,8 +280,9 @@ class ChainVerifier:
             return
         with self._link("champion", folder / POINTER_FILE) as notes:
             pointer = read_pointer(folder)
-            every = [entry.champion for entry in pointer.entries]
-            entries = [each for each in every if checkpoint_id in each.checkpoints.values()]
+            entries = [
+                each for each in pointer.history if checkpoint_id in each.checkpoints.values()
+            ]
             for champion in entries:
                 check_checkpoint_copies(folder, champion)
                 check_evidence(folder, champion, self._project.workspace.layout)

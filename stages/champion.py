@@ -23,9 +23,7 @@ from champion.history import (
     checkpoint_copy_path,
     copy_checkpoint,
     likeness_file,
-    load_alarm_rule,
     load_checkpoint_copy,
-    load_likeness,
     now,
     put_in_use,
     read_champion,
@@ -275,9 +273,8 @@ class ChampionStage(Stage):
             if verify:
                 check_checkpoint_copies(folder, champion)
             check_contract(header, layout, str(path))
-            if verify and champion.alarm_rules:
-                load_alarm_rule(folder, champion)
-                load_likeness(folder, champion, layout)
+            if verify:
+                check_evidence(folder, champion, layout)
             read_training(folder, champion)
             if read_reference_copy(project, champion) is None:
                 training_windows(project, champion)  # it can be made again
@@ -450,33 +447,34 @@ def promote(
         promoted = sign_again(workspace.champion_folder, trial.champion, by=by, why=why)
         return replace(trial, promoted=promoted, renewed=renew_page(workspace))
     kept = {
+        recipe: files_to_copy(project, recipe, challenger, serves=recipe == SERVED_RECIPE)
+        for recipe in trial.checkpoints
+    }
+    checkpoints = {
         recipe: copy_checkpoint(
             workspace.champion_folder,
             checkpoint_path(workspace.checkpoint_folder(recipe), challenger),
-            files_to_copy(project, recipe, challenger),
+            beside.files,
         )
-        for recipe in trial.checkpoints
+        for recipe, beside in kept.items()
     }
-    if kept != trial.checkpoints:
+    if checkpoints != trial.checkpoints:
         raise CheckpointError(
             f"{challenger.name} was retrained during its trial; try again: phasewatch promote "
             f"{challenger.model}"
         )
-    training = {recipe: training_digest(_training(project, recipe)) for recipe in kept}
-    alarm_rules = {
-        recipe: read_alarm_rule(project.existing(f"alarm_rules/{challenger.name}", recipe)).id
-        for recipe in kept
-    }
-    outcome, likeness = trial.outcome, _likeness(project, SERVED_RECIPE, challenger)
+    outcome = trial.outcome
     accepted = {
         "why": accept_alarms, "grounds": [ground.model_dump() for ground in outcome.accepted]
     }  # fmt: skip
     champion = ChampionEntry(
         number=0, action="promoted", model=challenger.model, mode=challenger.mode,
-        served=SERVED_RECIPE, checkpoints=kept, since=now(), by=by, why=why,
-        evidence=outcome.recipes, previous=None, alarm_rules=alarm_rules,
-        likeness=likeness.facts["likeness_id"] if likeness else "",
-        accepted=accepted if outcome.accepted else None, training=training,
+        served=SERVED_RECIPE, checkpoints=checkpoints, since=now(), by=by, why=why,
+        evidence=outcome.recipes, previous=None,
+        alarm_rules={recipe: beside.alarm_rule for recipe, beside in kept.items()},
+        likeness=kept[SERVED_RECIPE].likeness,
+        accepted=accepted if outcome.accepted else None,
+        training={recipe: beside.training for recipe, beside in kept.items()},
     )  # fmt: skip
     promoted = put_in_use(workspace.champion_folder, champion, replaces=trial.champion)
     return replace(trial, promoted=promoted, renewed=renew_page(workspace))
@@ -544,16 +542,14 @@ def restore(project: Project) -> list[Path]:
             )
     for checkpoint_id in set(champion.checkpoints.values()):
         source = sources[checkpoint_id]
-        files = files_to_copy(
-            project, source, variant, serves=checkpoint_id == champion.checkpoints[champion.served]
-        )
+        serves = checkpoint_id == champion.checkpoints[champion.served]
         copy_checkpoint(
-            folder, checkpoint_path(workspace.checkpoint_folder(source), variant), files
+            folder,
+            checkpoint_path(workspace.checkpoint_folder(source), variant),
+            files_to_copy(project, source, variant, serves=serves).files,
         )
     check_checkpoint_copies(folder, champion)
-    if champion.alarm_rules:
-        load_alarm_rule(folder, champion)
-        load_likeness(folder, champion, workspace.layout)
+    check_evidence(folder, champion, workspace.layout)
     return sorted(
         checkpoint_copy_folder(folder, each) for each in set(champion.checkpoints.values())
     )
@@ -685,28 +681,37 @@ def _unlike(project: Project, recipe: str, variant: Variant) -> dict[str, Any] |
     return {name: manifest.facts[name] for name in names}
 
 
-def files_to_copy(
-    project: Project, recipe: str, variant: Variant, *, serves: bool | None = None
-) -> dict[str, bytes]:
-    """Files kept with a checkpoint: the next dataset forgets what this one was trained on.
+@dataclass(frozen=True)
+class FilesToCopy:
+    """Files kept with a checkpoint, by name, and what the history records of them."""
+
+    files: dict[str, bytes]
+    training: str  # digest of the list of training episodes
+    alarm_rule: str  # its id
+    likeness: str  # its id; empty: there is none, or the checkpoint is not the one that scores
+
+
+def files_to_copy(project: Project, recipe: str, variant: Variant, *, serves: bool) -> FilesToCopy:
+    """What is kept with a checkpoint: the next dataset forgets what this one was trained on.
 
     Args:
-        serves: whether it is the one that scores; by default that of ``SERVED_RECIPE``.
+        serves: whether it is the one that scores.
     """
     dataset = project.existing("datasets", recipe)
     table = read_dataset(dataset).filter(pl.col("split") != "test")
-    episodes = io.BytesIO()
-    write_table(_training(project, recipe).to_arrow(), episodes)
+    training, episodes = _training(project, recipe), io.BytesIO()
+    write_table(training.to_arrow(), episodes)
+    likeness_id = ""
     rule = read_alarm_rule(project.existing(f"alarm_rules/{variant.name}", recipe))
     files = {TRAINING_FILE: episodes.getvalue(), alarm_rule_file(rule.id): rule.text().encode()}
-    if recipe == SERVED_RECIPE if serves is None else serves:
+    if serves:
         checkpoint = project.checkpoint(variant, recipe)
         value = new_reference(project, checkpoint, table, dataset_shards(project, dataset))
         files[REFERENCE_FILE] = reference_text(value)
         if manifest := _likeness(project, recipe, variant):
-            content = manifest.path("likeness").read_bytes()
-            files[likeness_file(manifest.facts["likeness_id"])] = content
-    return files
+            likeness_id = manifest.facts["likeness_id"]
+            files[likeness_file(likeness_id)] = manifest.path("likeness").read_bytes()
+    return FilesToCopy(files, training_digest(training), rule.id, likeness_id)
 
 
 def _training(project: Project, recipe: str) -> pl.DataFrame:

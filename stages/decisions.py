@@ -5,6 +5,7 @@ It is only counted, and its decisions are made again from the rows in the store.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -148,9 +149,9 @@ class _RescoredEpisodes:
     def __init__(self, project: Project, bundle: Bundle):
         self._project, self._bundle = project, bundle
         self._events: dict[tuple[str, str], dict[float, Event] | str] = {}
-        self._of_host: dict[str, list[StoredEpisode]] = {}
+        self._of_host: dict[str, list[StoredEpisode]] = {}  # in order of time, as ids are
         self._by_id: dict[str, StoredEpisode] = {}
-        for stored in project.listing.episodes:
+        for stored in sorted(project.listing.episodes, key=lambda each: each.episode_id):
             self._of_host.setdefault(stored.host_id, []).append(stored)
             self._by_id[stored.episode_id] = stored
 
@@ -175,10 +176,11 @@ class _RescoredEpisodes:
         """The recording that was replayed, or the one of this host that was under way."""
         if said.get("replay_of"):
             return self._by_id.get(str(said["replay_of"]))
-        ended_ms = 1000 * said["end"]
-        every = self._of_host.get(str(said["host"]), ())
-        earlier = [each for each in every if episode_time_ms(each.episode_id) <= ended_ms]
-        return max(earlier, key=lambda each: each.episode_id, default=None)
+        every = self._of_host.get(str(said["host"]), [])
+        n_earlier = bisect_right(
+            every, 1000 * said["end"], key=lambda each: episode_time_ms(each.episode_id)
+        )
+        return every[n_earlier - 1] if n_earlier else None
 
     def _scored(self, stored: StoredEpisode) -> dict[float, Event] | str:
         workspace = self._project.workspace

@@ -294,21 +294,20 @@ def _metrics(scorer: Scorer) -> list[dict[str, Any]]:
     checkpoints = (
         champion.checkpoints if champion else {scorer.recipe: scorer.checkpoint.artifact_id}
     )
-    metrics = []
+    metrics, stage = [], project.stages[f"eval_reports/{scorer.name}"]
     for recipe, checkpoint_id in checkpoints.items():
-        stage = project.stages[f"eval_reports/{scorer.name}"]
         made = project.artifact(stage.name, recipe)
-        usable = made is not None and project.status(stage, recipe, verify=True).usable
-        report = read_report(made) if made and usable else None
         known = champion.evidence.get(recipe, {}).get(CHALLENGER) if champion else None
         row: dict[str, Any] = {
             "recipe": recipe, "metric": "macro_f1", "checkpoint_id": checkpoint_id, "value": known,
             "low": None, "high": None, "level": None, "report": None,
         }  # fmt: skip
-        if made and report is not None and report.checkpoint_id == checkpoint_id:
+        if made and project.status(stage, recipe, verify=True).usable:
+            report = read_report(made)
             figure = report.macro_f1
-            row |= {"value": figure.value, "low": figure.low, "high": figure.high,
-                    "level": figure.level, "report": made.version}  # fmt: skip
+            if report.checkpoint_id == checkpoint_id:
+                row |= {"value": figure.value, "low": figure.low, "high": figure.high,
+                        "level": figure.level, "report": made.version}  # fmt: skip
         metrics.append(row)
     return metrics
 

@@ -120,15 +120,12 @@ class IngestStage(Stage):
         ),
     )
 
-    def folder(self, project: Project, batch: str) -> Path:
-        return project.workspace.batch_folder(batch)
-
     def folders(self, project: Project, key: str) -> list[str]:
-        folder = self.folder(project, key)
+        folder = project.workspace.batch_folder(key)
         return [f"{folder}/{output.name}" for output in self.outputs]
 
     def read(self, project: Project, key: str) -> Artifacts:
-        folder = self.folder(project, key)
+        folder = project.workspace.batch_folder(key)
         return {o.name: read_manifest(folder / o.name, _command(key)) for o in self.outputs}
 
     def episodes(self, project: Project, batch: str) -> tuple[StoredEpisode, ...]:
@@ -155,7 +152,7 @@ class IngestStage(Stage):
             )
             return Reason("not_in_store", {"store": str(workspace.store_path)}, remedy=remedy)
         missing = [name for name, manifest in artifacts.items() if manifest is None]
-        folder = self.folder(project, key)
+        folder = project.workspace.batch_folder(key)
         for name in missing:
             if damage := manifest_damage(folder / name):
                 return Reason("damaged", {"problem": damage}, remedy=_remake(key))
@@ -183,7 +180,7 @@ class IngestStage(Stage):
         check_corpus_code(workspace)
         made = ingest_batch(
             self.episodes(project, key),
-            self.folder(project, key),
+            project.workspace.batch_folder(key),
             workspace.validation,
             workspace.layout,
             outputs=outputs,
@@ -202,7 +199,7 @@ class IngestStage(Stage):
             for key in keys
             for episode in to_validate(
                 self.episodes(project, key),
-                self.folder(project, key),
+                project.workspace.batch_folder(key),
                 policy,
                 layout,
                 again=workspace.force,

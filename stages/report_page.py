@@ -231,7 +231,7 @@ def _history(path: Path, reports: Sequence[EvalReport]) -> list[dict[str, Any]]:
     """
     try:
         lines = path.read_bytes().splitlines()
-    except OSError:  # there is none yet
+    except FileNotFoundError:  # there is none yet
         lines = []
     rows = []
     for number, line in enumerate(lines, start=1):

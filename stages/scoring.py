@@ -77,11 +77,11 @@ class Scorer:
             StageError, ChampionError: it is gone or was changed; see ``alarm_rule_of`` and
                 ``load_alarm_rule``.
         """
-        if self.champion is None:
-            return alarm_rule_of(self.project, self.checkpoint)
         try:
+            if self.champion is None:
+                return alarm_rule_of(self.project, self.checkpoint)
             return load_alarm_rule(self.project.workspace.champion_folder, self.champion)
-        except ChampionError as error:
+        except (StageError, ChampionError) as error:
             self._leave_out("alarms and filtered phases are left out", error)
             return None
 

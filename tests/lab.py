@@ -17,7 +17,6 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import dagster as dg
 import polars as pl
@@ -191,8 +190,7 @@ def put_in_use(lab: Lab, model: str, folder: Path | None = None) -> ChampionEntr
     folder = folder or lab.workspace.champion_folder
     chosen = find_variant(model, "realistic")
     path = checkpoint_path(lab.workspace.checkpoint_folder(RECIPE), chosen)
-    with patch("stages.champion.SERVED_RECIPE", RECIPE):
-        files = files_to_copy(lab.project, RECIPE, chosen)
+    files = files_to_copy(lab.project, RECIPE, chosen, serves=True).files
     kept = dict.fromkeys(HAD, copy_checkpoint(folder, path, files))
     rule = read_alarm_rule(lab.project.existing(f"alarm_rules/{chosen.name}", RECIPE))
     before = read_champion(folder)

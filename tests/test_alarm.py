@@ -113,8 +113,13 @@ def test_every_constant_is_part_of_the_id():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"temperature": 0.0}, {"clear_ratio": 1.5}, {"clear_ratio": 0.0}, {"more": 1}]
-)
+    "changes",
+    [
+        {"temperature": 0.0}, {"clear_ratio": 1.5}, {"clear_ratio": 0.0}, {"more": 1},
+        {"threshold": False}, {"threshold": 10**400}, {"threshold": float("nan")},
+        {"initial": (False, 1.0, 0.0, 0.0)}, {"initial": (10**400, 0.0, 0.0, 0.0)},
+    ],
+)  # fmt: skip
 def test_a_rule_of_another_form_is_refused(changes: dict):
     with pytest.raises(ValueError, match="alarm rule"):
         rule(**changes)

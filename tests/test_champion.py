@@ -22,6 +22,7 @@ import champion.history
 import features.registry
 from assets.factory import asset_key
 from champion.history import (
+    SERVED_RECIPE,
     TRAINING_FILE,
     ChampionEntry,
     ChampionError,
@@ -336,7 +337,7 @@ def kept(lab: Lab, which: Variant) -> ChampionEntry:
         recipe: copy_checkpoint(
             lab.workspace.champion_folder,
             checkpoint_path(lab.workspace.checkpoint_folder(recipe), which),
-            files_to_copy(lab.project, recipe, which),
+            files_to_copy(lab.project, recipe, which, serves=recipe == SERVED_RECIPE).files,
         )
         for recipe in HAD
     }

@@ -392,7 +392,8 @@ def test_a_new_batch_is_compared_as_it_is_ingested(
         monkeypatch.setattr("stages.champion.SERVED_RECIPE", RECIPE)
         folder = lab.workspace.champion_folder
         path = checkpoint_path(trained.workspace.checkpoint_folder(RECIPE), which)
-        kept = copy_checkpoint(folder, path, files_to_copy(trained.project, RECIPE, which))
+        files = files_to_copy(trained.project, RECIPE, which, serves=True).files
+        kept = copy_checkpoint(folder, path, files)
         reign = ChampionEntry(0, "promoted", "gbt", "realistic", RECIPE, {RECIPE: kept}, "", "", "",
                               {}, None)  # fmt: skip
         put_in_use(folder, reign, replaces=None)

@@ -73,6 +73,13 @@ def test_files_are_read_whole_when_the_kernel_gives_them_in_parts(
     assert KernelReader(proc / "proc", proc / "sys").fields() == EXPECTED
 
 
+def test_a_kernel_that_counts_no_single_interrupts_gives_their_total(proc: Path) -> None:
+    stat = (proc / "proc" / "stat").read_text().splitlines()
+    lines = ["intr 1234" if line.startswith("intr") else line for line in stat]
+    (proc / "proc" / "stat").write_text("\n".join(lines) + "\n")
+    assert KernelReader(proc / "proc", proc / "sys").fields() == EXPECTED
+
+
 @pytest.mark.parametrize("gone", PROC)
 def test_a_file_that_is_not_there_takes_its_fields_along(proc: Path, gone: str) -> None:
     (proc / "proc" / gone).unlink()

@@ -93,7 +93,7 @@ def champion(
             note(f"copied again: {kept}")
         project = Project(project.workspace)
     pointer = read_pointer(folder)
-    history = [entry.champion for entry in pointer.entries]
+    history = pointer.history
     status = project.status(project.stages["champion"], "", verify=True)
     if not history:
         return ChampionDocument(None, [], None, pointer.signed.line)
@@ -159,7 +159,7 @@ class PromoteDocument(Document):
             )
             yield from [trial.renewed.line] if trial.renewed else []
         elif not trial.promoted:
-            yield f"{name} may be promoted: phasewatch promote {name}"
+            yield f"{name} may be promoted: phasewatch promote {trial.variant.model}"
         else:
             before = f"; before, it was {trial.champion.name}" if trial.champion else ""
             yield f"{name} is champion{before}"

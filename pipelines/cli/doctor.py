@@ -331,7 +331,7 @@ def _distrusted(workspace: Workspace) -> tuple[str, str] | None:
     if workspace.require_signatures or not trusted_keys():
         return None
     why = signature_problem(workspace.champion_folder, pointer)
-    return (why, signing_remedy(pointer.entries[-1].champion)) if why else None
+    return (why, signing_remedy(pointer.champion)) if why and pointer.champion else None
 
 
 def _counted(statuses: list[Status]) -> dict[str, list[str]]:
