@@ -388,15 +388,21 @@ def check_sides(episodes: pl.DataFrame, recipe: str, policy: SplitPolicy) -> Non
             f"recipe {recipe}: {what} must be in training or in test, "
             f"got {', '.join(sorted(shared))} in both"
         )
-    if recipe == "time" and len(test) and len(training):
-        # training must end before the test begins, by the gap
-        begins = test["started_at_wall_ns"].cast(pl.Int64).to_list()
-        ends = training["ended_at_wall_ns"].cast(pl.Int64).to_list()
-        if max(ends) > min(begins) - int(policy.gap_s * NS_PER_S):
-            raise DatasetError(
-                f"recipe time: training must end splits.gap_s ({policy.gap_s:g} s) before the test "
-                "begins, got a later training episode"
-            )
+    gap_s = gap_before_test_s(training, test)
+    if recipe == "time" and gap_s is not None and gap_s < policy.gap_s:
+        raise DatasetError(
+            f"recipe time: training must end splits.gap_s ({policy.gap_s:g} s) before the test "
+            f"begins, got {gap_s:g} s"
+        )
+
+
+def gap_before_test_s(training: pl.DataFrame, test: pl.DataFrame) -> float | None:
+    """Seconds from the last end of training to the first begin of test; None if a side is empty."""
+    if test.is_empty() or training.is_empty():
+        return None
+    begins: Any = test["started_at_wall_ns"].cast(pl.Int64).min()
+    ends: Any = training["ended_at_wall_ns"].cast(pl.Int64).max()
+    return float(begins - ends) / NS_PER_S
 
 
 def check_rosters(windows: pl.DataFrame) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets.splits import RECIPES, SPLITS
-from evaluation import wording
+from evaluation import ranking, wording
 from evaluation.documents import BatchDrift, Comparison, Comparisons, EvalReport, Family, Importance
 from evaluation.drawing import learning_curve, operating, palette, reliability, sparks, timeline
 from evaluation.drift import CHECKS, FAIL, WARN, drift_figures
@@ -272,10 +272,10 @@ def _recipe(
         if (model, mode, recipe) in by_key
     }
     reports = list(evaluated.values())
-    picked = {mode: wording.best_on_validation(reports, mode, compared) for mode in modes}
+    picked = {mode: ranking.best_on_validation(reports, mode, compared) for mode in modes}
     baselines = _baselines(reports, modes)
     best = picked[modes[0]]
-    ranked = wording.ranked_by_test(r for r in reports if r.mode == modes[0])
+    ranked = ranking.ranked_by_test(r for r in reports if r.mode == modes[0])
     return {
         "name": recipe,
         "description": RECIPES.get(recipe, ""),
@@ -303,7 +303,7 @@ def _recipe(
         else [],
         "higher": ranked[0] if best and ranked[0] is not best else None,
         "picked": [wording.variant_label(report) for report in picked.values() if report],
-        "below": [wording.variant_label(r) for r in reports if wording.below_shortcut(r)],
+        "below": [wording.variant_label(r) for r in reports if ranking.below_shortcut(r)],
         "classes": list(dict.fromkeys(c for r in reports for c in r.classes)),
         "profiles": list(
             dict.fromkeys(
@@ -329,7 +329,7 @@ def _recipe(
 
 def _baselines(reports: Iterable[EvalReport], modes: list[str]) -> list[View]:
     """Each baseline's figure once, or once per mode if modes differ."""
-    rows = wording.baseline_rows(reports)
+    rows = ranking.baseline_rows(reports)
     every = {mode for _, _, present in rows for mode in present}
     return [
         {
@@ -552,7 +552,7 @@ def _detail(report: EvalReport | None, phases: list[str]) -> View | None:
             ("profile", report.per_profile, unseen, [n for n in unseen if n not in tested]),
             ("host", report.per_host, [], []),
         ],
-        "below": wording.below_shortcut(report),
+        "below": [baseline_label(name) for name in ranking.below_shortcut(report)],
         "curve": learning_curve(report.learning_curve),
         "reliability": [
             reliability(side.bins) for side in (calibration.as_trained, calibration.scaled)

@@ -1,6 +1,6 @@
 """Every sentence about a document: on the page, in cards, in the terminal, in Dagster.
 
-Documents hold codes and numbers; here they become words. Nothing is computed here.
+Documents hold codes and numbers; here they become words.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from evaluation.documents import (
     NONE,
     CheckName,
     CleanTime,
-    Comparisons,
     Condition,
     Detection,
     DriftCheck,
@@ -31,7 +30,7 @@ from evaluation.documents import (
     SureError,
     Unlike,
 )
-from evaluation.scores import BASELINES, SHORTCUTS
+from evaluation.scores import BASELINES
 
 NOTHING = "–"
 SHORT_ID = 12  # characters of a hash that are shown
@@ -514,57 +513,6 @@ def list_variants(reports: Iterable[EvalReport]) -> str:
     for report in reports:
         by_model.setdefault(report.model, []).append(report.mode)
     return ", ".join(f"{model} {join_words(modes)}" for model, modes in by_model.items())
-
-
-def baseline_rows(reports: Iterable[EvalReport]) -> list[tuple[str, Figure, list[str]]]:
-    """Each baseline's figure once, with the modes that have it; the best first, as models are."""
-    rows: dict[tuple[Any, ...], tuple[str, Figure, list[str]]] = {}
-    for report in reports:
-        for each in report.baselines:
-            figure = each.macro_f1
-            key = (each.name, figure.value, figure.low, figure.high)
-            modes = rows.setdefault(key, (each.name, figure, []))[2]
-            modes += [report.mode] if report.mode not in modes else []
-    return sorted(rows.values(), key=lambda row: _rank(row[1]))
-
-
-def below_shortcut(report: EvalReport) -> list[str]:
-    """Shortcuts that the report's model does not beat significantly."""
-    return [
-        baseline_label(baseline.name)
-        for baseline in report.baselines
-        if baseline.name in SHORTCUTS and not (baseline.difference.low or 0) > 0
-    ]
-
-
-def best_on_validation(
-    reports: Sequence[EvalReport], mode: str, comparisons: Comparisons | None
-) -> EvalReport | None:
-    """The report on the model that is best on validation, of one recipe and mode.
-
-    Choosing on test would flatter the chosen one.
-    """
-    of_mode = [report for report in reports if report.mode == mode]
-    for family in comparisons.families if comparisons else ():
-        if family.name == "reference" and family.mode == mode and family.reference:
-            for report in of_mode:
-                if report.model == family.reference.model:
-                    return report
-    return max(
-        (report for report in of_mode if report.val_macro_f1.value is not None),
-        key=lambda report: report.val_macro_f1.value,  # type: ignore[arg-type, return-value]
-        default=None,
-    )
-
-
-def ranked_by_test(reports: Iterable[EvalReport]) -> list[EvalReport]:
-    """From the highest macro F1 on test; those without one last."""
-    return sorted(reports, key=lambda report: _rank(report.macro_f1))
-
-
-def _rank(figure: Figure) -> float:
-    """The highest value comes first, none comes last."""
-    return 1.0 if figure.value is None else -figure.value
 
 
 def alarms(detection: Detection) -> list[str]:

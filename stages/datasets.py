@@ -20,6 +20,7 @@ from datasets.splits import (
     Obstacle,
     SplitPolicy,
     build_table,
+    gap_before_test_s,
     obstacle,
     on_several_sides,
     shared_by_sides,
@@ -70,9 +71,8 @@ def splits_disjoint(project: Project, key: str, dataset: Manifest) -> CheckResul
     training = table.filter(pl.col("split") != "test")
     policy = SplitPolicy(**dataset.facts["policy"])
     shared = sorted(shared_by_sides(training, test, key, policy)[1])
-    begins = min(test["started_at_wall_ns"].to_list())
-    gap_s = (begins - max(training["ended_at_wall_ns"].to_list())) / 1e9
-    overlap = key == "time" and gap_s < dataset.facts["policy"]["gap_s"]
+    gap_s = gap_before_test_s(training, test)
+    overlap = key == "time" and gap_s is not None and gap_s < policy.gap_s
     return CheckResult(
         not on_two and not kin and not shared and not overlap,
         facts={

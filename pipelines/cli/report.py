@@ -149,15 +149,15 @@ def _recipe(
     recipe: str, reports: list[EvalReport], compared: Comparisons | None
 ) -> Iterator[str | Table]:
     from datasets.splits import RECIPES
-    from evaluation import wording
+    from evaluation import ranking, wording
     from features.registry import MODES
 
     first = reports[0]
     yield f"recipe {recipe}: {RECIPES[recipe]}"
     yield wording.conditional_on(first.bootstrap.conditional_on)
-    picked = [wording.best_on_validation(reports, mode, compared) for mode in MODES]
+    picked = [ranking.best_on_validation(reports, mode, compared) for mode in MODES]
     rows: list[tuple[str, ...]] = []
-    for each in wording.ranked_by_test(reports):
+    for each in ranking.ranked_by_test(reports):
         alarms = each.detection
         rows.append(
             (
@@ -173,7 +173,7 @@ def _recipe(
                 "best on validation" if any(each is best for best in picked) else "",
             )
         )
-    for name, figure, modes in wording.baseline_rows(reports):
+    for name, figure, modes in ranking.baseline_rows(reports):
         row = (wording.baseline_label(name), "/".join(modes), *_figure(figure))
         rows.append((*row, *[wording.NOTHING] * 6, "baseline"))
     yield Table(_COLUMNS, rows)
