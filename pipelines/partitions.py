@@ -55,7 +55,7 @@ def partition_ranges(
         exact: no other batch is between the first and the last of a range; else a run of the range
             finds those that are current and leaves them.
     """
-    order = {key: i for i, key in enumerate(instance.get_dynamic_partitions(_NAME))}
+    order = _order(instance)
     ranges: list[list[str]] = []
     for batch in sorted(batches, key=order.__getitem__):
         full = not ranges or len(ranges[-1]) == most
@@ -63,6 +63,11 @@ def partition_ranges(
             ranges.append([])
         ranges[-1].append(batch)
     return ranges
+
+
+def _order(instance: dg.DagsterInstance) -> dict[str, int]:
+    """The place of each partition among all."""
+    return {key: i for i, key in enumerate(instance.get_dynamic_partitions(_NAME))}
 
 
 def partition_tags(keys: Sequence[str]) -> dict[str, str]:
@@ -85,7 +90,7 @@ class RunCoverage:
 
     @cached_property
     def _order(self) -> dict[str, int]:
-        return {key: i for i, key in enumerate(self._instance.get_dynamic_partitions(_NAME))}
+        return _order(self._instance)
 
     def includes(self, run: dg.DagsterRun, key: str) -> bool:
         """Whether a run is of a partition; the empty key is that of runs without one."""

@@ -21,6 +21,7 @@ from typing import Any
 import dagster as dg
 
 from features.files import writes_gated
+from stages.retention import start_ticks
 
 log = logging.getLogger("phasewatch")
 
@@ -108,11 +109,8 @@ def _process_of(run: dg.DagsterRun) -> tuple[str, int, str] | None:
 def _process(pid: int) -> str:
     """``host:boot:pid:start``: the boot and the start, in clock ticks since then, tell a pid that
     was given again from the one before."""
-    try:
-        start = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
-    except OSError:
-        start = ""
-    return f"{socket.gethostname()}:{_boot()}:{pid}:{start}"
+    start = start_ticks(pid)
+    return f"{socket.gethostname()}:{_boot()}:{pid}:{'' if start is None else start}"
 
 
 def _boot() -> str:

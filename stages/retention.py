@@ -197,12 +197,18 @@ def _is_left(path: Path, process: int) -> bool:
 
 def _started(process: int) -> float:
     """When a process of this machine started, in seconds since the epoch; infinity: it is none."""
-    try:
-        ticks = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[19]
-    except OSError:
+    if (ticks := start_ticks(process)) is None:
         return math.inf
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    return booted + int(ticks) / os.sysconf("SC_CLK_TCK")
+    return booted + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def start_ticks(process: int) -> int | None:
+    """When a process of this machine started, in clock ticks since its boot; None: it is none."""
+    try:
+        return int(Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except OSError:
+        return None
 
 
 def _changed(path: Path) -> float:

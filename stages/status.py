@@ -109,11 +109,7 @@ class Status:
     @property
     def line(self) -> str:
         """Stage, key and reason, for lists."""
-        return (
-            f"{self.stage} {self.key}: {self.message}"
-            if self.key
-            else (f"{self.stage}: {self.message}")
-        )
+        return f"{f'{self.stage} {self.key}'.strip()}: {self.message}"
 
     def as_row(self) -> dict[str, Any]:
         """Plain values for JSON documents."""

@@ -336,7 +336,6 @@ def _distrusted(workspace: Workspace) -> tuple[str, str] | None:
 
 def _counted(statuses: list[Status]) -> dict[str, list[str]]:
     """Kind of stage -> ``16 of 48: made with other settings (gbt_realistic host, ...)``."""
-
     groups: dict[tuple[str, str], list[Status]] = {}
     totals: Counter[str] = Counter()
     for status in statuses:

@@ -51,7 +51,6 @@ class ReportDocument(Document):
     page: Path | None
 
     def as_json(self) -> dict[str, Any]:
-
         return {
             "reports": [each.model_dump() for each in self.documents.reports],
             "comparisons": [each.model_dump() for each in self.documents.comparisons],
