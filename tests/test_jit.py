@@ -71,6 +71,16 @@ def test_compiling_is_announced_once_and_only_while_the_cache_is_cold(tmp_path: 
     assert (warm.stdout, warm.stderr) == (cold.stdout, "")
 
 
+def test_numba_is_imported_when_a_kernel_is_first_called() -> None:
+    use = (
+        "import sys, numpy as np, stages.registry; from features import relative; "
+        "print('numba' in sys.modules, end=' '); relative.running_median(np.ones((2, 1)), 2); "
+        "print('numba' in sys.modules, type(relative._running_median).__module__.split('.')[0])"
+    )
+    told = subprocess.run([sys.executable, "-c", use], cwd=ROOT, capture_output=True, check=True)
+    assert told.stdout.split() == [b"False", b"True", b"numba"]
+
+
 def test_workers_leave_the_announcement_to_their_parent(tmp_path: Path) -> None:
     kernels = KERNELS + "def six(): return triple(2)\n"
     use = "\n".join((
