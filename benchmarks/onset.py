@@ -3,7 +3,7 @@
     phasewatch run --recipe host
     python -m benchmarks.onset [MODEL ...]
 
-Half of a model's inputs are relative to the machine's last minute. Later in an attack that minute
+Most of a model's inputs are relative to the machine's last minute. Later in an attack that minute
 is itself under attack, and where recording begins within an attack there never was another. For
 the realistic checkpoints of recipe ``host``, on the attacks of the held-out host:
 

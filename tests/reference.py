@@ -1,6 +1,6 @@
 """The numeric rules a second time, deliberately slow and plain, as something to compare with.
 
-Written from the data format document alone, from "Clocks" to "Rules that part 5 adds", without a
+Written from the data format document alone, from "Rows that count" to "Windows", without a
 look at the product's own code. One loop a rule; nothing here is meant to be fast.
 """
 
