@@ -86,19 +86,26 @@ def test_it_is_said_window_by_window_whether_the_episode_is_unlike_training(
     assert "unlike training" in text.splitlines()[0]
 
 
-def test_a_damaged_likeness_is_named_and_the_episode_scored(
-    trained: Lab, predict: Any, tmp_path: Path
+@pytest.mark.parametrize(
+    ("gone", "kept", "files"),
+    [
+        ("likeness_id", "alarm_rule_id", f"likeness/{RECIPE}/**/*.safetensors"),
+        ("alarm_rule_id", "likeness_id", f"alarm_rules/{RECIPE}/**/rule*.json"),
+    ],
+)
+def test_what_is_damaged_beside_a_checkpoint_is_named_and_the_episode_scored(
+    trained: Lab, predict: Any, tmp_path: Path, gone: str, kept: str, files: str
 ) -> None:
     shutil.copytree(trained.artifacts, tmp_path / "artifacts")
-    for path in (tmp_path / "artifacts" / "likeness" / RECIPE).rglob("*.safetensors"):
+    for path in (tmp_path / "artifacts").glob(files):
         path.write_bytes(path.read_bytes()[:-1] + b"?")
     said = predict(
         *(trained.store.added[0].episode_id, "--json", "--artifacts", tmp_path / "artifacts")
     )
     assert said.exit_code == OK
     assert "was changed after it was written" in said.stderr
-    assert document(said)["likeness_id"] is None
-    assert document(said)["alarm_rule_id"] is not None
+    assert document(said)[gone] is None
+    assert document(said)[kept] is not None
 
 
 def test_without_a_rule_one_line_says_so_and_its_columns_are_left_out(
