@@ -39,7 +39,7 @@ CHOICES: dict[str, list[Choice]] = {
     "knn_semi": [{}, {"confidence": 0.9}, {"labelled_share": 0.5}],
     "cnn": [{}, {"kernel": 3}, {"limit": FAR}, {"block_bins": 1}, LAST],
     "gru": [{}, {"limit": FAR}, LAST],
-    "lstm": [{}, {"width": 64}, LAST],
+    "lstm": [{}, {"width": 64}, {"offset_noise": 0.2}, LAST],
     "transformer": [{}, {"dropout": 0.4}, {"limit": FAR}, LAST],
     "ensemble": [{}, {"limit": FAR}, LAST],
 }

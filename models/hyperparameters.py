@@ -135,6 +135,7 @@ class LstmConfig(WindowNetConfig):
 
     width: Width = 96
     depth: Layers = 1
+    offset_noise: Strength = 0.3
 
 
 @dataclass(frozen=True, slots=True, config=SETTINGS)
