@@ -562,13 +562,18 @@ def test_a_run_says_that_the_champion_cannot_be_read(
     assert "There is no champion" not in page
 
 
-def test_a_run_counts_its_steps(retrained: Lab, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("job", "key", "outputs"),
+    [("retrain", RECIPE, ["datasets", "held_out_predictions"]), ("ingest", BATCH, None)],
+)
+def test_a_run_counts_its_steps(
+    job: str, key: str, outputs: list[str] | None, retrained: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", logger="phasewatch")
     workspace = retrained.workspace
-    outputs = ["datasets", "held_out_predictions"]
     definitions = build_defs(workspace=workspace)
-    ran = _execute(workspace, definitions, "retrain", [RECIPE], retrained.instance, outputs)
-    assert ran.reused == outputs
+    ran = _execute(workspace, definitions, job, [key], retrained.instance, outputs)
+    assert outputs is None or ran.reused == outputs
     ends = [r.getMessage() for r in caplog.records if getattr(r, "ends_step", False)]
     assert [end.rpartition(", step ")[2] for end in ends] == ["1 of 2", "2 of 2"]
 

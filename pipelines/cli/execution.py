@@ -29,6 +29,7 @@ from pipelines.cli.console import (
 from pipelines.home import dagster_instance
 from stages.ingest import check_corpus_code
 from stages.project import Project
+from stages.registry import STAGES
 from stages.workers import training_ahead, trainings_at_a_time, worker_processes
 
 if TYPE_CHECKING:
@@ -308,21 +309,18 @@ def _execute(
     from resources.runs import process_tag
 
     key, run_id = partition_label(keys), str(uuid.uuid4())
-    selection = [asset_key(output) for output in outputs or ()]
-    declared = definitions.resolve_job_def(job)
-    steps = declared.get_subset(asset_selection=set(selection)) if selection else declared
-
-    with (
-        _output_shown_until_the_end(),
-        _steps_counted(len(steps.graph.nodes)),
-        kept_open(instance),
-    ):
-        result = declared.execute_in_process(
+    steps = [
+        stage
+        for stage in STAGES.values()
+        if stage.job == job and (not outputs or any(o.name in outputs for o in stage.outputs))
+    ]
+    with _output_shown_until_the_end(), _steps_counted(len(steps)), kept_open(instance):
+        result = definitions.resolve_job_def(job).execute_in_process(
             run_config=_QUIET,
             instance=instance,
             run_id=run_id,
             tags=partition_tags(keys) | process_tag(run_id),
-            asset_selection=selection or None,
+            asset_selection=[asset_key(output) for output in outputs] if outputs else None,
             raise_on_error=False,
         )
     notify_of_run(instance, workspace, result.run_id)
