@@ -178,7 +178,8 @@ def _fit(workspace: Workspace, recipe: str, name: str) -> FittedModel:
 
     def progress(done: int, total: int, text: str) -> None:
         log.info(
-            "checkpoints/%s %s: %d/%d %s", name, recipe, done, total, text, extra={"progress": True}
-        )
+            "checkpoints/%s %s: %d/%d %s", name, recipe, done, total, text,
+            extra={"progress": True, "last": done >= total},
+        )  # fmt: skip
 
     return fit(Project(workspace), variant, recipe, progress, resumable=True)

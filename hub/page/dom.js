@@ -130,7 +130,7 @@ const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const short = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
 
 export const count = (value) => whole.format(value);
-export const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
+export const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)}%`;
 export const fixed = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
 export const plural = (n, word) => `${count(n)} ${word}${n === 1 ? "" : "s"}`;
 /** Three significant digits, with k, M, B. */

@@ -366,7 +366,8 @@ def _remedy(project: Project, stale: list[Status], under_way: list[str]) -> str:
     runs = shortened(under_way, ", ", 3)
     wait = f"wait for the runs under way ({runs}), then: " if under_way else ""
     keys = {s.key for s in stale if project.stages[s.stage].job != "ingest"}
-    if not keys:
+    # the page shows drift, so it is due after that
+    if not keys and all(s.stage != "drift" for s in stale):
         return f"{key}{wait}phasewatch run --ingest-only"
     recipes = sorted(keys - {""})
     return f"{key}{wait}phasewatch run" + (f" --recipe {recipes[0]}" if len(recipes) == 1 else "")

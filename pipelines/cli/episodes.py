@@ -77,7 +77,7 @@ class ValidateDocument(Document):
         return head | {"episodes": [record.as_row() for record in self.records]}
 
     def text(self) -> Iterator[str | Table]:
-        yield from self.differences
+        yield from (f"note: {difference}" for difference in self.differences)
         yield from self.unread
         if self.changes is None:
             yield from (r.line for r in self.records if self.named or r.reasons)
@@ -351,7 +351,10 @@ class ExcludeDocument(Document):
 
     def text(self) -> Iterator[str]:
         count = f"{self.entries} {'entry' if self.entries == 1 else 'entries'}"
-        yield f"{self.path}: {count}. The datasets are stale; make them again: phasewatch run"
+        yield (
+            f"{self.path}: {count}; to take one back, delete it there. The datasets are stale; "
+            "make them again: phasewatch run"
+        )
 
 
 def exclude(

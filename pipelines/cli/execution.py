@@ -209,6 +209,9 @@ def _ingest(workspace: Workspace, batches: list[str]) -> list[CompletedRun]:
         project = sync_batches(instance, workspace).project
         definitions = build_defs(workspace=workspace)
         stages = [s for s in project.stages.values() if s.job == "ingest" and not s.idle(project)]
+        due = {status.stage for item in project.due("ingest") for status in item.statuses}
+        if due and "ingest" not in due and not workspace.force:
+            stages = [stage for stage in stages if stage.name in due]
         outputs = {stage.name: [output.name for output in stage.outputs] for stage in stages}
         if len(batches) == 1:  # Dagster makes one of the other in one run
             steps = [("ingest", batches, [name for made in outputs.values() for name in made])]
