@@ -460,8 +460,8 @@ def gaps(report: EvalReport) -> list[str]:
 METHOD = {
     "exact": "Exact: the contributions and a constant add up to the margin (raw score) of the "
     "phase.",
-    "occlusion": "How far the logarithm of the phase's probability moves when a channel is set "
-    "to values typical of training.",
+    "occlusion": "How far the log-odds of the phase move when a channel is set to values typical "
+    "of training.",
 }
 """How contributions were found."""
 

@@ -218,8 +218,8 @@ class Classifier(ABC):
     def contributions(self, X: Inputs, channel: NDArray[np.int64]) -> NDArray[np.float64]:
         """How much each channel argues for the predicted class, ``(n_windows, n_channels)``.
 
-        By occlusion: how far the logarithm of its probability falls when the channel's inputs are
-        typical of training. A subclass that knows better says so in ``explained``.
+        By occlusion: how far its log-odds fall when the channel's inputs are typical of training.
+        A subclass that knows better says so in ``explained``.
 
         Args:
             channel: ``(n_inputs,)``, the channel of each input; those of one are taken together.
@@ -229,7 +229,7 @@ class Classifier(ABC):
         out = np.zeros((len(X), int(channel.max()) + 1))
         for each in np.unique(channel):
             without = self._proba_without(whole, channel == each)[rows, predicted]
-            out[:, each] = _log(proba[rows, predicted]) - _log(without)
+            out[:, each] = _log_odds(proba[rows, predicted]) - _log_odds(without)
         return out
 
     def _proba_without(
@@ -299,9 +299,10 @@ class Classifier(ABC):
         """
 
 
-def _log(proba: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Of one in a million at least: nearest neighbours may give a class no vote at all."""
-    return np.log(np.maximum(proba.astype(np.float64), 1e-6))
+def _log_odds(proba: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Of one in a million at least: nearest neighbours may give a class no vote at all, or all."""
+    p = np.clip(proba.astype(np.float64), 1e-6, 1 - 1e-6)
+    return np.log(p) - np.log1p(-p)
 
 
 def class_weights(y: NDArray[np.int64], n_classes: int) -> NDArray[np.float32]:

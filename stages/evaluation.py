@@ -55,7 +55,7 @@ def _false_alarms_within_budget(project: Project, key: str, artifact: Manifest) 
 class EvalReportsStage(FolderStage):
     """Evaluates one variant."""
 
-    version = "10"
+    version = "11"
     partition = "recipe"
     job = "retrain"
     docs = "evaluation.md"
