@@ -14,6 +14,7 @@ const SECONDS_S = 300; // up to here the axis has seconds
 const STALE_S = 20; // when the hub takes a host for silent: SCORER_SILENT_S of live/silence.py
 const SHIFT_S = 600; // how far a silent lane moves on before it stands still
 const SCORE_PX = 136; // as in the style sheet
+const FULL_BAR = 2; // log-odds; if no reason is that strong, no bar is full
 const SHOWN_ALARMS = 3;
 const NOTE_LENGTH = 500;
 
@@ -427,7 +428,7 @@ function alarmNow(lane) {
 function whyNow(last) {
   const head = h("h4", {}, "Why ", h("span", { class: "soft" }, "channels that argue for an alarm"));
   if (!last.why?.length) return [head, h("p", { class: "soft sub" }, last.phase === null ? "There is no window to explain." : "No channel was named for the last window.")];
-  const most = Math.max(...last.why.map((each) => Math.abs(each.contribution)), 1e-9);
+  const most = Math.max(...last.why.map((each) => Math.abs(each.contribution)), FULL_BAR);
   return [head, h("ul", { class: "bars" }, last.why.map(({ channel, contribution }) =>
     h("li", {}, h("code", {}, channel), h("span", { class: "n" }, `${contribution < 0 ? "−" : "+"}${Math.abs(contribution).toPrecision(2)}`),
       h("i", { class: contribution < 0 ? "against" : "for", "aria-hidden": "true", vars: { "--share": `${(100 * Math.abs(contribution)) / most}%` } }))))];
