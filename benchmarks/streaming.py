@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -96,14 +96,12 @@ def batch_windows(batch: Extracted, live: list[LiveWindow]) -> list[LiveWindow]:
     """The same windows as batch has them."""
     n = LAYOUT.window.n_bins
     return [
-        LiveWindow(
-            **{
-                **{name: getattr(each, name) for name in LiveWindow.__dataclass_fields__},
-                "series": batch.series[start : start + n],
-                "features": batch.features[i],
-                "baseline": batch.baseline[i],
-                "level": batch.level[i],
-            }
+        replace(
+            each,
+            series=batch.series[start : start + n],
+            features=batch.features[i],
+            baseline=batch.baseline[i],
+            level=batch.level[i],
         )
         for i, (each, start) in enumerate(zip(live, batch.windows.start_bin, strict=False))
     ]

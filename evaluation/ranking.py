@@ -43,11 +43,8 @@ def best_on_validation(
             for report in of_mode:
                 if report.model == family.reference.model:
                     return report
-    return max(
-        (report for report in of_mode if report.val_macro_f1.value is not None),
-        key=lambda report: report.val_macro_f1.value,  # type: ignore[arg-type, return-value]
-        default=None,
-    )
+    known = [report for report in of_mode if report.val_macro_f1.value is not None]
+    return min(known, key=lambda report: _rank(report.val_macro_f1), default=None)
 
 
 def ranked_by_test(reports: Iterable[EvalReport]) -> list[EvalReport]:

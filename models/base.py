@@ -219,7 +219,7 @@ class Classifier(ABC):
         """How much each channel argues for the predicted class, ``(n_windows, n_channels)``.
 
         By occlusion: how far its log-odds fall when the channel's inputs are typical of training.
-        A subclass that knows better says so in ``explained``.
+        A subclass with an exact method sets ``explained``.
 
         Args:
             channel: ``(n_inputs,)``, the channel of each input; those of one are taken together.

@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 from builders import make_members, pack, ulid
 
+from benchmarks.streaming import read, write
 from episodes.format import SOURCES
 from episodes.reading import parse_episode
 from episodes.store import list_store
 from features.extraction import Extracted, extract
 from features.registry import LAYOUT
 from live import sources
-from live.sources import DEPLOYABLE, FolderSource, ReplaySource, RowSource, StdinSource
+from live.sources import DEPLOYABLE, FolderSource, ReplaySource, StdinSource
 from live.stream import LEAP_S, MAX_ROWS, LiveWindow, LiveWindows
 
 ROOT = Path(__file__).parent.parent
@@ -91,18 +92,6 @@ def test_gaps_and_absent_sources_stream_as_in_batch(faults: dict) -> None:
 # --- through every source
 
 
-def read(source: RowSource, origin_ns: int | None, until_idle: bool = False) -> list[LiveWindow]:
-    windows = LiveWindows(LAYOUT, origin_ns)
-    made: list[LiveWindow] = []
-    while (found := source.read()) is not None:
-        for name, lines in found:
-            made += windows.push(name, lines)
-        if until_idle and not found:
-            break
-    source.close()
-    return made + list(windows.close())
-
-
 def assert_same_values(live: list[LiveWindow], batch: Extracted) -> int:
     """Compare what a device sees; returns how many windows differ, by netflow's clock alone."""
     assert len(live) == len(batch.windows)
@@ -158,11 +147,6 @@ def replay_rows(members: dict[str, bytes]) -> Iterable[tuple[int, str, bytes]]:
     from live.timeline import timeline
 
     return timeline(members, DEPLOYABLE)
-
-
-def write(handle: int, content: bytes) -> None:
-    with os.fdopen(handle, "wb") as pipe:
-        pipe.write(content)
 
 
 def test_a_folder_is_followed_while_it_grows(tmp_path: Path) -> None:

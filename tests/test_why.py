@@ -75,10 +75,11 @@ def test_occlusion_is_what_the_model_says_without_the_channel(trained: Lab, mode
         without = geometric_mean(members)[rows, predicted]
     else:
         without = checkpoint.model.predict_proba(occluded)[rows, predicted]
-    odds = [
-        p / (1 - p) for p in (np.clip(q, 1e-6, 1 - 1e-6) for q in (proba[rows, predicted], without))
-    ]
-    assert found[:, each] == pytest.approx(np.log(odds[0] / odds[1]), abs=1e-2)
+    before, after = (
+        np.clip(p.astype(np.float64), 1e-6, 1 - 1e-6) for p in (proba[rows, predicted], without)
+    )
+    expected = np.log(before / (1 - before)) - np.log(after / (1 - after))
+    assert found[:, each] == pytest.approx(expected, abs=1e-4)
     assert np.isfinite(found).all()
     assert not found[:, ~LAYOUT.channels_of("realistic")].any()
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stages.project import Project
     from stages.workspace import Workspace
 
-_STALE_NOW = "No batch was compared with this champion yet. Run: phasewatch run"
+_NOT_COMPARED = "No batch was compared with this champion yet. Run: phasewatch run"
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class PromoteDocument(Document):
             before = f"; before, it was {trial.champion.name}" if trial.champion else ""
             yield f"{name} is champion{before}"
             yield from [trial.renewed.line] if trial.renewed else []
-            yield _STALE_NOW
+            yield _NOT_COMPARED
         if outcome.granted:
             yield from (f"accepted: {objection(ground)}" for ground in outcome.accepted)
         yield from (f"note: {note}" for note in self.notes)
@@ -236,7 +236,7 @@ class RollbackDocument(Document):
         number = self.champion.number
         yield f"{self.champion.name} is champion again (number {number} of the history)"
         yield self.renewed.line
-        yield _STALE_NOW
+        yield _NOT_COMPARED
 
 
 def rollback(

@@ -33,7 +33,7 @@ from stages.registry import STAGES
 from stages.workers import training_ahead, trainings_at_a_time, worker_processes
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     import dagster as dg
 
@@ -99,7 +99,11 @@ def _run_all(
     if not ingest_only:
         _check_names(project, recipes or RECIPES)
     ran = []
-    ingest = batches or _keys(project, "ingest", project.listing.batches)
+    ingest = (
+        dict.fromkeys(batches, frozenset())
+        if batches
+        else _due(project, "ingest", project.listing.batches)
+    )
     log.info("%d batches, %d not current", len(project.listing.batches), len(ingest))
     if ingest:
         check_corpus_code(workspace)  # before a run says so: here the exit code does, too
@@ -118,7 +122,7 @@ def _run_all(
         if recipes:
             fail(f"recipe {recipe} {line}")
         log.info("recipe %s %s", recipe, line)
-    stale = _keys(project, "retrain", wanted)
+    stale = list(_due(project, "retrain", wanted))
     for recipe in wanted:
         if recipe not in stale:
             log.info("recipe %s is current", recipe)
@@ -169,12 +173,17 @@ def _check_names(project: Project, recipes: Collection[str]) -> None:
             one_of("splits.test_sessions", session, sessions)
 
 
-def _keys(project: Project, job: str, wanted: Any) -> list[str]:
-    """The keys among those wanted that a job would change; all of them under ``force``."""
+def _due(project: Project, job: str, wanted: Iterable[str]) -> dict[str, frozenset[str]]:
+    """The keys among those wanted that a job would change, each with the stages that are not
+    current; under ``force`` all of them, and no stage is named.
+    """
     if project.workspace.force:
-        return list(wanted)
-    due = {item.key for item in project.due(job, verify=True)}
-    return [key for key in wanted if key in due]
+        return dict.fromkeys(wanted, frozenset())
+    stale = {
+        item.key: frozenset(status.stage for status in item.statuses)
+        for item in project.due(job, verify=True)
+    }
+    return {key: stale[key] for key in wanted if key in stale}
 
 
 def open_project(workspace: Workspace) -> Project:
@@ -199,8 +208,12 @@ def sync_only(workspace: Workspace) -> SyncResult:
             return sync_batches(instance, workspace)
 
 
-def _ingest(workspace: Workspace, batches: list[str]) -> list[CompletedRun]:
-    """Ingest batches, many in a run; then make what is made of their shards."""
+def _ingest(workspace: Workspace, due: Mapping[str, frozenset[str]]) -> list[CompletedRun]:
+    """Ingest batches, many in a run; then make what is made of their shards.
+
+    Args:
+        due: the batches, each with the stages that are not current; if none is named, all run.
+    """
     from assets.partitions import BATCHES_PER_RUN
     from pipelines.graph import build_defs
     from pipelines.partitions import partition_label, partition_ranges, sync_batches
@@ -209,9 +222,9 @@ def _ingest(workspace: Workspace, batches: list[str]) -> list[CompletedRun]:
         project = sync_batches(instance, workspace).project
         definitions = build_defs(workspace=workspace)
         stages = [s for s in project.stages.values() if s.job == "ingest" and not s.idle(project)]
-        due = {status.stage for item in project.due("ingest") for status in item.statuses}
-        if due and "ingest" not in due and not workspace.force:
-            stages = [stage for stage in stages if stage.name in due]
+        batches, names = list(due), frozenset[str]().union(*due.values())
+        if names and "ingest" not in names:  # what is made of the shards alone
+            stages = [stage for stage in stages if stage.name in names]
         outputs = {stage.name: [output.name for output in stage.outputs] for stage in stages}
         if len(batches) == 1:  # Dagster makes one of the other in one run
             steps = [("ingest", batches, [name for made in outputs.values() for name in made])]
