@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MOST_MAPS = 24_000  # of one loader; Linux allows a process 65,530
-RESIDENT_BYTES = 2**28
+RESIDENT_BYTES = 2**29
 """After so many bytes read, a loader hands its pages back: they stay in the page cache, and the
 process does not hold them."""
 _CHUNK = 8  # windows whose logarithms fit into the cache of a processor
@@ -196,7 +196,11 @@ class SummaryWindows:
 
 @jit
 def _gather(address, width, columns, n_plain, out, logs):
-    """Columns of windows to ``out``; of those after ``n_plain`` the sizes to ``logs``, too."""
+    """Columns of windows to ``out``; of those after ``n_plain`` the sizes to ``logs``, too.
+
+    A missing value has size 0: NumPy's logarithm takes three times as long where NaN is among the
+    values.
+    """
     n, n_timepoints, n_inputs = out.shape
     for i in range(n):
         window = rows_at(address[i], n_timepoints, width)
@@ -205,7 +209,8 @@ def _gather(address, width, columns, n_plain, out, logs):
             for j in range(n_inputs):
                 there[j] = values[columns[j]]
             for j in range(n_inputs - n_plain):
-                sizes[j] = abs(np.float64(there[n_plain + np.uint64(j)]))
+                value = there[n_plain + np.uint64(j)]
+                sizes[j] = 0.0 if np.isnan(value) else abs(np.float64(value))
 
 
 @jit
@@ -220,4 +225,6 @@ def _make_relative(address, width, columns, n_plain, logs, out):
         for t in range(n_timepoints):
             there, sizes = out[i, t, n_plain:], logs[i, t]
             for j in range(n_relative):
-                there[j] = np.copysign(np.float32(sizes[j]), there[j]) - base[j]
+                value = there[j]
+                log = value if np.isnan(value) else np.copysign(np.float32(sizes[j]), value)
+                there[j] = log - base[j]
