@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
@@ -208,13 +209,15 @@ class ShardWriter:
             return
         # in one piece: how episodes came to be in a shard must not show in its bytes
         windows = pa.concat_tables(self._windows).combine_chunks()
-        if self._tensor and self._series and self._level:
-            self._series.close()
-            self._level.close()
-            write_table(windows, self._tensor.new_file(f"windows-{self._next:05}", ".parquet"))
-        if self._feature and self._features:
-            self._features.close()
-            write_table(windows, self._feature.new_file(f"windows-{self._next:05}", ".parquet"))
+        table = BytesIO()
+        write_table(windows, table)
+        for file in (self._series, self._level, self._features):
+            if file:
+                file.close()
+        for output in (self._tensor, self._feature):
+            if output:
+                path = output.new_file(f"windows-{self._next:05}", ".parquet")
+                path.write_bytes(table.getbuffer())
         phases = Counter(windows.column("label").to_pylist())
         self.shards.append(
             {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
+from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -25,15 +26,17 @@ if TYPE_CHECKING:
 def kept_open(instance: dg.DagsterInstance) -> Iterator[None]:
     """Within, an event log in SQLite is written with few connections and compiled statements.
 
-    Dagster makes an engine and a connection for every statement. SQLAlchemy then compiles it anew,
-    and SQLite moves the whole log into the database whenever its last connection closes. Here each
-    database keeps its engine, and the index, which has most of the statements, its connection. The
-    UI sees a run's own database change only when it is closed, so that one is.
+    Dagster makes an engine, a connection and a transaction for every statement. SQLAlchemy then
+    compiles it anew, and SQLite moves the whole log into the database whenever its last connection
+    closes. Here each database keeps its engine, and the index, which has most of the statements,
+    its connection; what is written within ``COMMIT_S`` is one transaction. The UI sees a run's own
+    database change only when it is closed, so that one is closed with each transaction.
 
     A commit does not wait for the disk: should the machine lose power, the last events are lost,
-    and what they tell of is found current and recorded by the next run. The runs, which are asked
-    again and again while files are written, keep their engine too. Storages other than SQLite are
-    left as they are, and those that are kept open already.
+    and what they tell of is found current and recorded by the next run. So are those that an
+    interruption takes back, because they were written within ``COMMIT_S`` before it. The runs,
+    which are asked again and again while files are written, keep their engine too. Storages other
+    than SQLite are left as they are, and those that are kept open already.
     """
     events, runs = instance.event_log_storage, instance.run_storage
     with ExitStack() as stack:
@@ -44,23 +47,82 @@ def kept_open(instance: dg.DagsterInstance) -> Iterator[None]:
         yield
 
 
+COMMIT_S = 0.05
+"""Statements within so many seconds are one transaction."""
+
+
 @contextmanager
 def _events(storage: SqliteEventLogStorage) -> Iterator[None]:
-    connect, engines = storage._connect, dict[str, sa.Engine]()
+    log = _EventLog(storage)
+    committer = Thread(target=log.commit_repeatedly, daemon=True)
+    with (
+        log.engines,
+        replaced(storage, "_connect", log.connection),
+        replaced(storage, "has_table", cache(storage.has_table)),
+        replaced(storage, "_has_asset_key_col_on_connection", log.has_column),
+    ):
+        committer.start()
+        try:
+            yield
+        finally:
+            log.end()
+            committer.join()
+            log.commit()
+
+
+class _EventLog:
+    """The databases of an event log, each with an engine and the transaction under way."""
+
+    def __init__(self, storage: SqliteEventLogStorage):
+        self.engines = ExitStack()
+        self._storage, self._connect = storage, storage._connect
+        self._look, self._columns = storage._has_asset_key_col_on_connection, dict[str, bool]()
+        self._engine_of = dict[str, sa.Engine]()
+        self._open = dict[str, sa.Connection]()
+        self._written, self._ended = Event(), Event()
 
     @contextmanager
-    def reconnect(shard: str) -> Iterator[sa.Connection]:
-        if shard not in engines:
-            with connect(shard):  # makes the database if there is none
+    def connection(self, shard: str) -> Iterator[sa.Connection]:
+        """In the transaction under way, or in a new one; ``commit`` ends it."""
+        if shard not in self._engine_of:
+            with self._connect(shard):  # makes the database if there is none
                 pass
-            engines[shard] = stack.enter_context(_engine(storage, shard))
-        with storage._db_lock, engines[shard].begin() as connection:
-            yield connection
+            engine = self.engines.enter_context(_engine(self._storage, shard))
+            self._engine_of[shard] = engine
+        with self._storage._db_lock:
+            if shard not in self._open:
+                self._open[shard] = self._engine_of[shard].connect()
+                self._written.set()
+            try:
+                yield self._open[shard]
+            except BaseException:
+                self._open[shard].rollback()
+                raise
 
-    with ExitStack() as stack:
-        stack.enter_context(replaced(storage, "_connect", reconnect))
-        stack.enter_context(replaced(storage, "has_table", cache(storage.has_table)))
-        yield
+    def has_column(self, connection: sa.Connection, name: str) -> bool:
+        """Asked for every event of an asset; the answer stays the same."""
+        if name not in self._columns:
+            self._columns[name] = self._look(connection, name)
+        return self._columns[name]
+
+    def commit(self) -> None:
+        with self._storage._db_lock:
+            for shard in list(self._open):
+                self._open[shard].commit()
+                self._open.pop(shard).close()
+
+    def commit_repeatedly(self) -> None:
+        """Until ``end``: no other process waits for longer than ``COMMIT_S`` to write."""
+        while not self._ended.is_set():
+            self._written.wait()
+            self._written.clear()
+            self._ended.wait(COMMIT_S)
+            with suppress(sa.exc.SQLAlchemyError):  # the last commit raises it again
+                self.commit()
+
+    def end(self) -> None:
+        self._ended.set()
+        self._written.set()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+import time
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -28,6 +29,7 @@ from pipelines.partitions import (
     sync_batches,
 )
 from resources.guards import last_metadata
+from resources.recording import COMMIT_S, kept_open
 from resources.workspace import resource_of
 from stages.validating import validating_ahead
 
@@ -315,3 +317,22 @@ def test_a_range_records_the_checks_of_a_stage_with_one_output(
     }
     declared = definitions.resolve_asset_graph().get_check_keys_for_assets({asset_key(output)})
     assert checked == {(key, check.name) for key in keys for check in declared}
+
+
+def test_an_open_log_is_read_and_written_by_others_meanwhile(lab: Lab) -> None:
+    """Statements wait for others to be committed with them, but not for long."""
+    with (
+        dg.DagsterInstance.from_ref(lab.instance.get_ref()) as other,
+        kept_open(lab.instance),
+    ):
+        for i in range(3):
+            lab.instance.report_runless_asset_event(dg.AssetMaterialization(f"ours_{i}"))
+            other.report_runless_asset_event(dg.AssetMaterialization(f"theirs_{i}"))
+        until = time.monotonic() + 60
+        while not other.has_asset_key(dg.AssetKey("ours_2")) and time.monotonic() < until:
+            time.sleep(COMMIT_S)
+        found = {key.to_user_string() for key in other.get_asset_keys()}
+        assert {f"{whose}_{i}" for whose in ("ours", "theirs") for i in range(3)} <= found
+        lab.instance.report_runless_asset_event(dg.AssetMaterialization("last"))
+    with dg.DagsterInstance.from_ref(lab.instance.get_ref()) as other:
+        assert other.has_asset_key(dg.AssetKey("last"))
