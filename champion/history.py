@@ -154,8 +154,8 @@ def read_pointer(folder: Path) -> ChampionPointer:
         return ChampionPointer([], Signed("unsigned"), sealed=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ChampionError(
-            f"{path}: not a champion's pointer: {error}. Restore the file, or move it away and "
-            "promote again: phasewatch promote MODEL"
+            f"{path}: damaged: it {error}. Restore the file, or move it away and promote again: "
+            "phasewatch promote MODEL"
         ) from error
     wrong = [f"entry {e.champion.number}" for e in pointer.entries if e.signed.state == "wrong"]
     if wrong or pointer.signed.state == "wrong":

@@ -30,7 +30,7 @@ from episodes.settings import SETTINGS, Int, NotNegative, ShareWithin
 RECIPES: dict[str, str] = {
     "host": "a host the model never saw",
     "sample": "samples the model never saw",
-    "time": "the last part of the corpus, by start time",
+    "time": "the last part of the store, by start time",
     "session": "recording sessions the model never saw",
 }
 SPLITS = ("train", "val", "test")

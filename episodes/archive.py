@@ -196,6 +196,9 @@ def _check_frames(packed: bytes) -> None:
             at += 8 + int.from_bytes(packed[at + 4 : at + 8], "little")
         else:
             header = packed[at : at + 18]
+            if not header.startswith(zstandard.FRAME_HEADER[: len(header)]):
+                where = f"byte {at + 1:,} is" if at else "it is"
+                raise EOFError(f"{where} not zstd data")
             frame = zstandard.get_frame_parameters(header)
             if frame.window_size > MAX_WINDOW_BYTES:
                 raise ArchiveError(
@@ -215,7 +218,9 @@ def _check_frames(packed: bytes) -> None:
             raise ArchiveError(
                 "unsafe_archive", f"zstd must have at most {MAX_BLOCKS:,} blocks, got more"
             )
-    if at != size or not size:
+    if not size:
+        raise EOFError("it is empty")
+    if at != size:
         raise EOFError("the last frame is cut off")
 
 

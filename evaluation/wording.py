@@ -63,9 +63,9 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "{budget:.1%}.",
     "provisional_threshold": "The alarm threshold is provisional: it rests on {hours:.2g} clean "
     "hours of validation; {needed:g} are needed.",
-    "unlike_training": "{share:.0%} of the test episodes are unlike the training data. Of episodes "
-    "that resemble the validation episodes, at most {alpha:.0%} would be called unlike. Train on "
-    "more episodes from the machines and days of the test episodes.",
+    "unlike_training": "{share:.0%} of the test episodes are unlike the training data. If they "
+    "were like the validation episodes, it would be at most {alpha:.0%} by chance. Train on more "
+    "episodes from the machines and days of the test episodes.",
     "untested_profile": "Profile {label} was never tested.",
     "absent_class": "Phase {label} does not occur in the test split, so it was never tested.",
     "synthetic_episodes": "The dataset contains {episodes} synthetic episodes.",
@@ -157,8 +157,8 @@ SHARED_SENTENCES = {  # of several reports whose numbers differ
 DATASET_WARNINGS = frozenset({"untested_profile", "absent_class", "synthetic_episodes"})
 """Warnings that ``untested`` states once per dataset."""
 P_VALUE = (
-    "p is two-sided: (1 + k) / (B + 1), where k of the B replicates differ from the observed "
-    "difference by at least its distance from 0."
+    "p is two-sided: (1 + k) / (B + 1), where k is how many of the B replicates lie at "
+    "least as far from the observed difference as that difference lies from 0."
 )
 DRIFT_CHECKS: dict[CheckName, str] = {
     "coverage": "Every source covers the windows as in training.",
@@ -343,7 +343,7 @@ def covers(figure: Figure) -> str:
     """How often such an interval contains the true value, where that is less than it should be."""
     note = figure.note
     known = note is not None and note.code == "covers_less"
-    return f"coverage {note.numbers['coverage']:.0%}" if note and known else ""
+    return f"interval coverage {note.numbers['coverage']:.0%}" if note and known else ""
 
 
 def count(value: int | None) -> str:
@@ -438,15 +438,17 @@ def gaps(report: EvalReport) -> list[str]:
         trained = report.splits["train"].coverage.get(source)
         if trained is not None and abs(covered - trained) > COVERAGE_GAP:
             sentences.append(
-                f"Source {source} has {percent(trained)} of its values in training and "
+                f"Source {source}: {percent(trained)} of its values are present in training, "
                 f"{percent(covered)} in test. A model may mistake missing values for behaviour."
             )
         elif covered < LOW_COVERAGE:
-            sentences.append(f"Source {source} has only {percent(covered)} of its values in test.")
+            sentences.append(
+                f"Source {source}: only {percent(covered)} of its values are present in test."
+            )
     if report.excluded_episodes:
         causes = "; ".join(f"{count(n)} {cause}" for cause, n in report.excluded_episodes.items())
         total = sum(report.excluded_episodes.values())
-        sentences.append(f"{plural(total, 'episode')} not used ({causes}).")
+        sentences.append(f"{plural(total, 'episode')} left out of this recipe ({causes}).")
     sentences += [excluded(entry) for entry in report.exclusions]
     lacking = report.bootstrap.replicates_lacking_a_class
     if lacking:
@@ -570,7 +572,7 @@ def _expected_alarms(found: Detection) -> str:
     if hours < SHORT_HOURS:
         return f"raised {false_alarms(rate, hours)}"
     parts = [
-        f"{measure(part.false_alarms_per_hour.value)} {job_label(part.job)}"
+        f"{measure(part.false_alarms_per_hour.value)} per hour {job_label(part.job)}"
         for part in found.by_job
         if part.job in (ANY, NONE) and part.hours >= SHORT_HOURS
     ]
@@ -590,7 +592,8 @@ def alarmed(part: Detection | CleanTime) -> str:
 
 def job_label(job: str) -> str:
     """What a part of clean time is called."""
-    return {ANY: "with a job", NONE: "without a job"}.get(job, f"with job {job}")
+    known = {ANY: "during a benign job", NONE: "without a benign job"}
+    return known.get(job, f"during {job} jobs")
 
 
 def unlike(found: Unlike | None) -> list[str]:
@@ -606,8 +609,8 @@ def unlike(found: Unlike | None) -> list[str]:
     interval = _bracketed(share_span(found.share))
     return [
         f"{percent(found.share.value)} of the test episodes are unlike the training data"
-        f"{interval}. Of episodes that resemble the validation episodes, at most "
-        f"{found.alpha:.0%} would be called unlike."
+        f"{interval}. If they were like the validation episodes, it would be at most "
+        f"{found.alpha:.0%} by chance."
     ]
 
 

@@ -191,7 +191,7 @@ def unpacked(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     try:
         content = lzma.decompress(path.read_bytes())
     except (lzma.LZMAError, EOFError) as error:
-        raise ValueError(f"{path.name}: damaged: {error}") from error
+        raise ValueError(f"{path.name}: {error}") from error
     begin = content.index(b"\n") + 1
     head = json.loads(content[:begin])
     arrays = {}

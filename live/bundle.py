@@ -180,9 +180,11 @@ def load_bundle(
     """
     head = read_head(folder)
     if why := distrust(signed_by(head), required=require_signature):
+        unsigned = signed_by(head).state == "unsigned"
+        make = "Make the bundle again where a signing key is. " if unsigned else ""
         raise BundleError(
-            f"{folder / HEAD_FILE}: {why}. Make the bundle where the signing key is, or trust the "
-            f"key that signed it: put its NAME.pub into {keys_folder()}"
+            f"{folder / HEAD_FILE}: {why}. {make}To trust the key that signs, put its .pub file "
+            f"into {keys_folder()}"
         )
     with _refusing(folder):
         _check_contract(folder, head, layout)
@@ -245,6 +247,10 @@ def read_head(folder: Path) -> dict[str, Any]:
             f"{folder}: must be the folder of a bundle, got a file. A checkpoint becomes a bundle: "
             "phasewatch bundle --checkpoint FILE --out FOLDER"
         )
+    if not folder.exists():
+        raise NotABundleError(
+            f"{folder}: no such folder. Make a bundle: phasewatch bundle --out FOLDER"
+        )
     if not path.is_file():
         raise NotABundleError(
             f"{folder}: not a device bundle: it has no {HEAD_FILE}. Make one: "
@@ -253,7 +259,7 @@ def read_head(folder: Path) -> dict[str, Any]:
     try:
         head = parse_json(_content(path, MAX_HEAD_BYTES))
     except ValueError as error:
-        raise BundleError(f"{path}: damaged: {error}. Copy the bundle again") from error
+        raise BundleError(f"{path}: {error}. Copy the bundle again") from error
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         found = head.get("format") if isinstance(head, dict) else type(head).__name__
         raise NotABundleError(f"{path}: format must be {FORMAT}, got {found!r}")

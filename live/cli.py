@@ -135,7 +135,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     live.set_defaults(run=run_live)
     live.add_argument("bundle", type=expanded, metavar="BUNDLE", help="folder of the bundle")
-    source = live.add_mutually_exclusive_group(required=True)
+    source = live.add_mutually_exclusive_group()  # not required: first say which option is unknown
     source.add_argument(
         "--this-machine", action="store_true", help="score this machine, from its kernel's counters"
     )
@@ -205,6 +205,10 @@ def run_live(options: argparse.Namespace, resolve: Any) -> int:
     if not is_host_id(host):
         raise UsageError(
             f"--host must be letters, digits, dots, dashes and underscores, got {host!r}"
+        )
+    if not (options.this_machine or options.stdin or options.follow or options.replay):
+        raise UsageError(
+            "name where rows come from: --this-machine, --follow DIR, --stdin or --replay EPISODE"
         )
     if not (options.speed is None or options.speed >= 0):
         raise UsageError(f"--speed must be at least 0, got {options.speed}")

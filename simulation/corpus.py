@@ -116,7 +116,8 @@ def open_corpus(folder: Path, parents: Path, wanted: CorpusRequest, *, append: b
         return Corpus(folder, Plan(seed, ids, (*parts, part), tuple(DEFECTS)), done=False)
     if not is_last:
         raise SimulationError(
-            f"{folder}: has a simulated corpus; --append adds to it, or name an empty folder"
+            f"{folder}: already holds a simulated store; add to it with --append, or name an empty "
+            "folder"
             if known["done"]
             else f"{folder}: its last part is not finished; run it again with: {_options(last)}"
         )

@@ -261,6 +261,7 @@ def test_the_command_refuses_what_the_dataset_would(trained: Lab, tmp_path: Path
         (episode, "--reason", " "),
         (episode, "--reason", "x", "--from", -1),
         (episode, "--reason", "x", "--from", 5, "--to", 4),
+        (episode, "--reason", "x", "--to", 41.5),
     ):
         told = exclude(trained, *words, *named)
         assert (told.exit_code, path.exists()) == (USAGE, False), told.output

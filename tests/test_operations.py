@@ -755,6 +755,7 @@ def test_run_and_sync_tell_a_program_what_they_did(
         assert instance.get_run_by_id(again["run_id"]) is not None
     wrong = told("run", "--recipe", "moon")
     assert (wrong["exit"], "got 'moon'" in wrong["error"]) == (USAGE, True)
+    assert told("run", "--batch", batches[0], "--recipe", "host")["exit"] == USAGE
 
 
 def test_doctor_finds_other_settings_and_a_killed_run(

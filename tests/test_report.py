@@ -177,7 +177,7 @@ def test_what_is_best_is_decided_on_validation() -> None:
     modest["macro_f1"]["value"], lucky["macro_f1"]["value"] = 0.61234, 0.91234
     text = page_of(modest, lucky).inside("short")
     assert "gbt 0.612 macro F1" in text
-    assert "On test, cnn achieves more (0.912)" in text
+    assert "On test, cnn does better than gbt (0.912)" in text
 
 
 def test_a_share_without_an_upper_end_has_no_interval() -> None:
@@ -334,12 +334,12 @@ def test_alarms_are_shown_by_job() -> None:
     part["clean_time_alarmed"] |= {"value": 0.25, "low": 0.125, "high": 0.5}
     one["detection"]["by_job"].append(part)
     page = page_of(one)
-    assert "with a job – no clean time" in page.inside("gbt-realistic-host")
-    said = "with job backup 6.00 (1.50 to 12.5) 3 in 30.0 clean minutes; alarmed 25.0% "
+    assert "during a benign job – no clean time" in page.inside("gbt-realistic-host")
+    said = "during backup jobs 6.00 (1.50 to 12.5) 3 in 30.0 clean minutes; alarmed 25.0% "
     assert said + "(12.5% to 50.0%)" in page.inside("gbt-realistic-host")
     short = page.inside("short")
-    assert "Clean time without a job: " in short
-    assert "with job backup" not in short  # each kind of job is with its model
+    assert "Clean time without a benign job: " in short
+    assert "backup jobs" not in short  # each kind of job is with its model
 
 
 def test_the_operating_curve_is_drawn_up_to_where_alarms_merge() -> None:
@@ -444,7 +444,7 @@ def test_synthetic_episodes_and_coverage_are_said() -> None:
     one["splits"]["test"]["coverage"]["guest"] = 0.1
     text = page_of(one).text
     assert "The dataset contains synthetic episodes: 4 of 12 in train." in text
-    assert "Source guest has 90.0% of its values in training and 10.0% in test" in text
+    assert "Source guest: 90.0% of its values are present in training, 10.0% in test" in text
 
 
 def test_a_model_that_beats_no_shortcut_is_marked() -> None:

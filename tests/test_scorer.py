@@ -584,6 +584,7 @@ def test_rejected_episodes_of_a_batch_are_not_replayed(
         ["--replay", ".", "--baseline", "x"],
         ["--stdin", "--baseline", "nowhere"],
         ["--this-machine", "--speed", "-1"],
+        [],
     ],
 )
 def test_what_cannot_be_done_is_a_usage_error(

@@ -73,8 +73,8 @@ def champion(
         bool,
         typer.Option(
             "--restore",
-            help="Copy the champion's files again from the trained checkpoints, if they are "
-            "damaged.",
+            help="If the champion's files are damaged, copy them again from the trained "
+            "checkpoints.",
         ),
     ] = False,
     config: options.Config = None,
@@ -273,8 +273,8 @@ def objection_lines(grounds: list[Objection]) -> Iterator[str]:
         elif groups := fallen.pop(ground.recipe, None):
             deepest = max(groups, key=lambda group: group.numbers["falls_by"] or 0.0)
             others = len(groups) - 1
-            lose = "Another also falls" if others == 1 else f"Another {others} groups also fall"
-            more = f" {lose} by more than allowed; --json lists all." if others else ""
+            lose = "group also falls" if others == 1 else f"{others} groups also fall"
+            more = f" Another {lose} by more than allowed; --json lists all." if others else ""
             yield f"{objection(deepest)}{more}"
 
 

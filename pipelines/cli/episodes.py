@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,8 @@ class ValidateDocument(Document):
             for change in self.changes:
                 details = "; ".join(change["details"])
                 yield f"{change['episode_id']} {change['was']} -> {change['would_be']}: {details}"
-            yield f"{len(self.changes)} of {len(self.records)} verdicts would change; then:"
+            counts = f"{len(self.changes)} of {len(self.records)}"
+            yield f"{counts} verdicts would change. With this policy:"
         yield self.summary
 
     def _batches(self) -> Iterator[str | Table]:
@@ -393,7 +395,7 @@ def exclude(
             "episodes",
             USAGE,
         )
-    record = _record_within(workspace, stored, from_s)
+    record = _record_within(workspace, stored, from_s, to_s)
     known = {each.episode_id for each in workspace.listing().episodes}
     if to_s is not None and to_s <= (from_s or 0):
         fail(f"--to must be above --from ({from_s or 0:g}), got {to_s:g}", USAGE)
@@ -416,9 +418,9 @@ def exclude(
 
 
 def _record_within(
-    workspace: Workspace, stored: StoredEpisode, from_s: float | None
+    workspace: Workspace, stored: StoredEpisode, from_s: float | None, to_s: float | None
 ) -> EpisodeRecord | None:
-    """What is known of an episode, which must be longer than ``from_s``; None: it is unreadable."""
+    """What is known of an episode, which must have this span; None: it is unreadable."""
     from episodes.validation import validate as validate_episode
 
     try:
@@ -431,6 +433,12 @@ def _record_within(
         fail(
             f"--from must be below {length:.1f} s, the length of {stored.episode_id}, "
             f"got {from_s:g}",
+            USAGE,
+        )
+    if to_s is not None and length is not None and to_s > math.ceil(length):
+        fail(
+            f"--to must be at most {length:.1f} s, the length of {stored.episode_id}, "
+            f"got {to_s:g}; without it, the rest of the episode is excluded",
             USAGE,
         )
     return record

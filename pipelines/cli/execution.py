@@ -104,7 +104,8 @@ def _run_all(
         if batches
         else _due(project, "ingest", project.listing.batches)
     )
-    log.info("%d batches, %d not current", len(project.listing.batches), len(ingest))
+    n_batches, asked = len(project.listing.batches), "to ingest" if batches else "not current"
+    log.info("%d batches, %d %s", n_batches, len(ingest), asked)
     if ingest:
         check_corpus_code(workspace)  # before a run says so: here the exit code does, too
         with _leaving([] if ingest_only else [*_runs(recipes or project.recipes), "report"]):

@@ -35,8 +35,8 @@ class PruneDocument(Document):
         would = "to be deleted" if self.dry_run else "deleted"
         yield (
             f"records older than {pruned.older_than_days} days, {would}: {records.runs} runs, the "
-            f"logs of {records.logs} others, {records.events} events; {Bytes(records.n_bytes)}, "
-            f"leaving a database of {Bytes(pruned.database_bytes)}"
+            f"logs of {records.logs} other runs, {records.events} events; "
+            f"{Bytes(records.n_bytes)}, leaving a database of {Bytes(pruned.database_bytes)}"
         )
         freed = sum(item.n_bytes for item in pruned.discards)
         yield (
@@ -80,7 +80,7 @@ def prune(
     days = re.fullmatch(r"([1-9]\d{0,3})d", older_than)
     if days is None:
         fail(
-            f"--older-than must be a number of days, such as {OLD_DAYS}d, got {older_than!r}",
+            f"--older-than must be 1d to 9999d, such as {OLD_DAYS}d, got {older_than!r}",
             USAGE,
         )
     workspace = workspace_of(config, store, artifacts, must_exist=True)

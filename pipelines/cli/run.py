@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cli import options
-from pipelines.cli.console import Document, fail, log_to_stderr, note, workspace_of
+from pipelines.cli.console import USAGE, Document, fail, log_to_stderr, note, workspace_of
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ def run(
     from stages.project import Project
     from stages.retention import delete_items, disk_usage
 
+    if batch and recipe:
+        fail("--batch only ingests: it cannot be used with --recipe", USAGE)
     log_to_stderr()
     ingest_only = ingest_only or bool(batch)
     ran = run_all(workspace, recipe or None, batches=batch or None, ingest_only=ingest_only)
@@ -91,7 +93,7 @@ def sync(
     store: options.Store = None,
     artifacts: options.Artifacts = None,
 ) -> SyncDocument:
-    """Register the store's batches, and end runs whose process is gone.
+    """Register the batches with Dagster, and close runs that died.
 
     `make ui` does this first.
     """

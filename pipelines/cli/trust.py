@@ -174,7 +174,7 @@ class VerifyDocument(Document):
             yield f"\nall {plural(len(self.links), 'link')} hold"
             return
         verb = "does" if len(failing) == 1 else "do"
-        yield f"\n{len(failing)} of {len(self.links)} links {verb} not hold"
+        yield f"\n{len(failing)} of {plural(len(self.links), 'link')} {verb} not hold"
         if len(told) < len(failing):
             from config.signing import signing_key
 

@@ -45,7 +45,7 @@ def ui(
     token_file: serving.TokenFile = None,
     read_only: serving.ReadOnly = False,
 ) -> UiDocument:
-    """Serve Dagster's UI and daemon, safe from foreign web pages.
+    """Serve Dagster's UI and daemon, guarded from other web pages.
 
     Registers the store's batches first, then serves until Ctrl-C or SIGTERM. The token
     may be in PHASEWATCH_UI_TOKEN instead of a file.
