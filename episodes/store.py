@@ -226,9 +226,10 @@ def check_store(root: Path) -> None:
         StoreError: ``root`` has neither an index nor an ``episodes`` folder.
     """
     if not (root / "index.jsonl").is_file() and not (root / "episodes").is_dir():
+        wrong = "not an episode store" if os.path.lexists(root) else "no such folder"
         raise StoreError(
-            f"{root}: not an episode store (must have index.jsonl and episodes/<host>/"
-            f"<episode>{ARCHIVE_SUFFIX}); set `store` to the folder that has them"
+            f"{root}: {wrong}; set `store` to the folder that has index.jsonl and "
+            f"episodes/<host>/<episode>{ARCHIVE_SUFFIX}"
         )
 
 

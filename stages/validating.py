@@ -110,8 +110,8 @@ def validating_ahead(
     if len(waiting) < WORTHWHILE or cores() < 2:
         yield
         return
-    with worker_processes(cores(), _prepare, policy, layout) as pool:
-        token = _ahead.set(_ValidationAhead(pool, waiting))
+    with worker_processes(cores() - 1, _prepare, policy, layout) as pool:
+        token = _ahead.set(_ValidationAhead(pool, waiting, policy, layout))
         try:
             yield
         finally:
@@ -119,10 +119,21 @@ def validating_ahead(
 
 
 class _ValidationAhead:
-    """Submits a bounded amount of episodes, so that memory does not grow with the corpus."""
+    """Submits a bounded amount of episodes, so that memory does not grow with the corpus.
 
-    def __init__(self, pool: ProcessPoolExecutor, waiting: deque[StoredEpisode]):
+    Instead of waiting for a result, this process validates what no worker has begun: it is then as
+    busy as they are, and has fewer results sent.
+    """
+
+    def __init__(
+        self,
+        pool: ProcessPoolExecutor,
+        waiting: deque[StoredEpisode],
+        policy: ValidationPolicy,
+        layout: Layout,
+    ):
         self._pool, self._waiting = pool, waiting
+        self._policy, self._layout = policy, layout
         self._submitted: deque[tuple[StoredEpisode, Future[Validated]]] = deque()
         self._expected = {stored.path for stored in waiting}
 
@@ -134,9 +145,29 @@ class _ValidationAhead:
             self._expected.remove(first.path)
             if first.path == stored.path:
                 self._submit()
-                return future
+                return self._result(first, future)
             future.cancel()  # was left out
         return None
+
+    def _result(self, stored: StoredEpisode, future: Future[Validated]) -> Future[Validated]:
+        if future.cancel():
+            return self._validate_here(stored)
+        while not future.done():
+            for i, (later, its_future) in enumerate(self._submitted):
+                if its_future.cancel():
+                    self._submitted[i] = later, self._validate_here(later)
+                    break
+            else:
+                break  # workers have begun all
+        return future
+
+    def _validate_here(self, stored: StoredEpisode) -> Future[Validated]:
+        future = Future[Validated]()
+        try:
+            future.set_result(_validate_and_extract(stored, self._policy, self._layout))
+        except Exception as error:  # told when it is this episode's turn
+            future.set_exception(error)
+        return future
 
     def _submit(self) -> None:
         few = 2 * cores()  # however large they are

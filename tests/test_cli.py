@@ -111,7 +111,7 @@ def test_extract_needs_neither_dagster_nor_a_training_library(tmp_path: Path) ->
     [
         (("extract", "01ARZ3NDEKTSV4RRFFQ69G5FAV"), USAGE, "no episode 01ARZ3NDEKTSV4RRFFQ69G5FAV"),
         (("extract", "nowhere.tar.zst"), USAGE, "nowhere.tar.zst: No such file"),
-        (("extract", SOUND, "--store", "nowhere"), USAGE, "not an episode store"),
+        (("extract", SOUND, "--store", "nowhere"), USAGE, "no such folder"),
     ],
 )
 def test_a_wrong_name_is_told(tmp_path: Path, arguments: tuple, code: int, says: str) -> None:

@@ -232,8 +232,9 @@ def content(artifacts: dict[str, Manifest]) -> dict[str, Any]:
     return {name: (m.files, m.facts) for name, m in artifacts.items()}
 
 
+@pytest.mark.parametrize("who", ["workers", "both"])
 def test_bytes_do_not_depend_on_the_number_of_processes(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    who: str, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage, project = lab.project.stages["ingest"], lab.project
     keys = list(project.listing.batches)
@@ -241,9 +242,10 @@ def test_bytes_do_not_depend_on_the_number_of_processes(
         assert not isinstance(made_, Exception), key
     monkeypatch.setattr(stages.validating, "WORTHWHILE", 1)
     monkeypatch.setattr(stages.validating, "cores", lambda: 2)
-    monkeypatch.setattr(
-        stages.validating, "_validate_and_extract", None
-    )  # this process does nothing itself
+    if who == "workers":  # this process does nothing itself
+        ahead = stages.validating._ValidationAhead
+        monkeypatch.setattr(ahead, "_result", lambda _, __, future: future)
+        monkeypatch.setattr(stages.validating, "_validate_and_extract", None)
     elsewhere = Lab(lab.store, tmp_path / "elsewhere", lab.instance, TINY)
     for key, made_ in elsewhere.project.make_each(stage, keys):
         assert not isinstance(made_, Exception), key

@@ -1707,14 +1707,19 @@ def test_a_name_of_the_store_is_a_batch_or_an_episode(store: StoreBuilder) -> No
         listing.named("moon")
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, Path.touch, str])
+@pytest.mark.parametrize(
+    ("make", "wrong"),
+    [
+        (Path.mkdir, "not an episode store"),
+        (Path.touch, "not an episode store"),
+        (str, "no such folder"),
+    ],
+)
 def test_no_store_is_an_error_that_names_the_path(
-    make: Callable[[Path], None], tmp_path: Path
+    make: Callable[[Path], None], wrong: str, tmp_path: Path
 ) -> None:
     make(tmp_path / "nothing")
-    with pytest.raises(
-        StoreError, match=re.escape(f"{tmp_path / 'nothing'}: not an episode store")
-    ):
+    with pytest.raises(StoreError, match=re.escape(f"{tmp_path / 'nothing'}: {wrong}")):
         list_store(tmp_path / "nothing")
 
 
