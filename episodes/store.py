@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from config.errors import PhasewatchError
 from config.messages import suggestion
@@ -33,7 +33,7 @@ from episodes.format import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 
 class StoreError(PhasewatchError):
@@ -202,7 +202,7 @@ def _absence(episode: StoredEpisode) -> str:
     return ("in the index, " if episode.arrived_bytes is None else "") + episode.absence
 
 
-def list_store(root: Path) -> StoreListing:
+def list_store(root: Path, snapshot: Path | None = None) -> StoreListing:
     """Reconcile ``index.jsonl`` with ``episodes/<host_id>/*.tar.zst``.
 
     Unfinished uploads are not reported as problems: a file under any other name, a file shorter
@@ -210,13 +210,17 @@ def list_store(root: Path) -> StoreListing:
 
     A process that lists a store again reads only what changed since, see ``_Store``.
 
+    Args:
+        snapshot: where a large listing is kept for the next process, which then reads only what
+            changed since, too. It can be deleted at any time.
+
     Raises:
         StoreError: see ``check_store``.
         MachineError: the index, or the list of hosts, cannot be read.
     """
     root = Path(root)
     with _LOCK, collector_paused():
-        return retry(partial(_look, root), root)
+        return retry(partial(_look, root, snapshot), root)
 
 
 def check_store(root: Path) -> None:
@@ -233,16 +237,20 @@ def check_store(root: Path) -> None:
         )
 
 
-def _look(root: Path) -> StoreListing:
+def _look(root: Path, snapshot: Path | None) -> StoreListing:
     check_store(root)
     key = root, root.absolute()
     try:
-        return _stores.setdefault(key, _Store(root)).look()
+        if key not in _stores:
+            _stores[key] = _Store(root, snapshot)
+        return _stores[key].look()
     except BaseException:
-        del _stores[key]  # what it had seen of a change would be taken for the state before
+        _stores.pop(key, None)  # what it had seen of a change would be taken for the state before
         raise
 
 
+_SNAPSHOT = 1  # format
+_WORTHWHILE = 5_000  # episodes; fewer are listed as fast as a snapshot of them is read
 _Key = tuple[str, str]  # host and episode
 _LOCK = Lock()  # sensors run in threads
 _stores: dict[tuple[Path, Path], _Store] = {}
@@ -257,14 +265,17 @@ class _Store:
     place later makes nothing stale, see ``StoredEpisode.identity``.
     """
 
-    def __init__(self, root: Path):
-        self._root = root
+    def __init__(self, root: Path, snapshot: Path | None = None):
+        self._root, self._snapshot = root, snapshot
+        self._n_changed = 0  # episodes, since the snapshot
         self._index = _Index(root / "index.jsonl")
         self._folders: dict[str, _Folder] = {}
         self._hosts: dict[str, tuple[str, ...]] = {}  # that have an episode, by its id
         self._batches: dict[str, dict[str, StoredEpisode]] = defaultdict(dict)
         self._listed: dict[str, tuple[StoredEpisode, ...]] = {}  # the same, in order
         self._listing: StoreListing | None = None  # as last returned
+        if snapshot:
+            self._restore(snapshot)
 
     def look(self) -> StoreListing:
         problems: list[str] = []
@@ -274,7 +285,70 @@ class _Store:
         problems += self._index.problems
         if self._listing is None or changed or tuple(problems) != self._listing.problems:
             self._listing = StoreListing(self._root, dict(self._listed), tuple(problems))
+        self._n_changed += len(changed)
+        n_episodes = len(self._hosts)
+        if self._snapshot and n_episodes >= _WORTHWHILE and 50 * self._n_changed > n_episodes:
+            self._save(self._snapshot)
         return self._listing
+
+    def _save(self, path: Path) -> None:
+        """Write a snapshot; where that fails, the next process reads the whole store."""
+        folders, index = self._folders, self._index
+        if index.unfinished or any(folder.unreadable for folder in folders.values()):
+            return
+        state = {
+            "of": [_SNAPSHOT, str(self._root.absolute())],
+            "index": index.state,
+            "folders": {host: folder.state for host, folder in folders.items()},
+            "batches": {
+                batch: [
+                    [e.episode_id, e.size_bytes, e.arrived_bytes, e.other_hosts,
+                     [row[2:] for row in e.index_rows]]
+                    for e in episodes
+                ]
+                for batch, episodes in self._listed.items()
+            },
+        }  # fmt: skip
+        with suppress(OSError, ValueError):
+            body = to_json(state)
+            path.parent.mkdir(exist_ok=True)
+            # not atomic: half of it does not have this hash
+            path.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+            self._n_changed = 0
+
+    def _restore(self, path: Path) -> None:
+        """Take over a snapshot of this store, as if this process had looked at that time."""
+        try:
+            digest, _, body = path.read_bytes().partition(b"\n")
+        except OSError:
+            return
+        if hashlib.sha256(body).hexdigest().encode() != digest:
+            return
+        state = from_json(body)
+        if state["of"] != [_SNAPSHOT, str(self._root.absolute())]:
+            return
+        for host, folder_state in state["folders"].items():
+            self._folders[host] = _Folder(self._root / "episodes" / host, folder_state)
+        for batch, entries in state["batches"].items():
+            host_id = batch.rpartition(".")[0]
+            folder, start = self._folders.get(host_id), f"{self._root}/episodes/{host_id}/"
+            listed = []
+            for episode_id, size, arrived, others, stored_rows in entries:
+                rows = [IndexRow(episode_id, host_id, *row) for row in stored_rows]
+                file = f"{start}{episode_id}{ARCHIVE_SUFFIX}"
+                listed.append(
+                    StoredEpisode(
+                        host_id, episode_id, file, size, tuple(rows), tuple(others), arrived
+                    )
+                )
+                if rows:
+                    self._index.rows[host_id, episode_id] = rows
+                if folder and (size is not None or arrived is not None):
+                    folder.sizes[episode_id] = arrived if size is None else size
+                self._hosts[episode_id] = (host_id, *others)
+            self._listed[batch] = tuple(listed)
+            self._batches[batch] = {episode.episode_id: episode for episode in listed}
+        self._index.restore(state["index"])
 
     def _look_at_folders(self, problems: list[str]) -> set[_Key]:
         """The episodes whose file came, went or has another size than before."""
@@ -366,13 +440,19 @@ class _Folder:
     A folder that cannot be read, perhaps for a while, is as it was; that is a problem of its own.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, state: Sequence[Any] = (None, (), ())):
         self.path = path
-        self._seen: tuple[int, ...] | None = None
-        self._unsettled: set[str] = set()  # may still grow
+        seen, unsettled, problems = state
+        self._seen: tuple[int, ...] | None = seen and tuple(seen)
+        self._unsettled = set[str](unsettled)  # may still grow
         self.sizes: dict[str, int] = {}
         self.unreadable = ""  # why
-        self.problems: list[str] = []
+        self.problems: list[str] = list(problems)
+
+    @property
+    def state(self) -> Sequence[Any]:
+        """What a snapshot has of it besides its episodes."""
+        return self._seen, sorted(self._unsettled), self.problems
 
     def expect(self, episode_id: str, sizes: Collection[int]) -> None:
         """Say which sizes the index gives a file: with another it is looked at each time."""
@@ -463,6 +543,21 @@ class _Index:
         self.rows: dict[_Key, list[IndexRow]] = {}
         self._problems: list[str] = []
         self._malformed = 0  # lines
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the last line had no newline."""
+        return self._last is not None
+
+    @property
+    def state(self) -> Sequence[Any]:
+        """What a snapshot has of it besides its rows."""
+        read = self._read, self._lines, self._digest.hex()
+        return self._seen, read, self._problems, self._malformed
+
+    def restore(self, state: Sequence[Any]) -> None:
+        seen, (self._read, self._lines, digest), self._problems, self._malformed = state
+        self._seen, self._digest = seen and tuple(seen), bytes.fromhex(digest)
 
     @property
     def problems(self) -> list[str]:

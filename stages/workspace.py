@@ -145,7 +145,9 @@ class Workspace(BaseModel):
         return getattr(self.models, variant.model)
 
     def listing(self) -> StoreListing:
-        return list_store(self.store_path)
+        # what is in the cache is not signed
+        cache = None if self.require_signatures else self.artifacts_path / "cache"
+        return list_store(self.store_path, cache and cache / "store_listing.json")
 
     def batch_folder(self, batch: str) -> Path:
         return Path(f"{self.artifacts_path}/batches/{batch}")  # asked for ten thousand at once

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,6 +29,11 @@ def as_new(root: Path) -> StoreListing:
     return store._Store(root).look()
 
 
+def kept(root: Path, snapshot: Path) -> StoreListing:
+    """The listing of a process that finds a snapshot of another."""
+    return store._Store(root, snapshot).look()
+
+
 def row(host: str, episode_id: str, size: int) -> bytes:
     value: dict[str, Any] = {
         "episode_id": episode_id, "host_id": host, "sha256": f"{size:064x}", "size_bytes": size,
@@ -49,6 +55,7 @@ class Receiver:
     """Does to a store what receivers and people do to it."""
 
     def __init__(self, root: Path, seed: int):
+        root.mkdir(exist_ok=True)
         self.root, self.chance = root, random.Random(seed)
         self.index = root / "index.jsonl"
         self.index.touch()
@@ -128,6 +135,8 @@ def test_looking_again_shows_what_a_first_look_would(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     monkeypatch.setattr(store, "settled", lambda _: True)
+    monkeypatch.setattr(store, "_WORTHWHILE", seed % 6)  # then a small change is not kept
+    snapshot = tmp_path / "cache" / "listing.json"
     receiver = Receiver(tmp_path, seed)
     seen = 0
     for number in range(60):
@@ -138,6 +147,7 @@ def test_looking_again_shows_what_a_first_look_would(
             step = "lose_host"
         getattr(receiver, step)()
         assert list_store(tmp_path) == as_new(tmp_path), (number, step)
+        assert kept(tmp_path, snapshot) == as_new(tmp_path), (number, step)
         seen = max(seen, len(list_store(tmp_path).episodes))
     assert seen > 5
 
@@ -167,6 +177,33 @@ def test_only_what_is_new_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [json.loads(line)["episode_id"] for line in parsed if line] == [IDS[4]]
     assert [path.name for path in listed] == ["lab-b"]
     assert not looked_at
+
+
+def test_a_snapshot_is_read_instead_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "settled", lambda _: True)
+    monkeypatch.setattr(store, "_WORTHWHILE", 1)
+    root, snapshot = tmp_path / "store", tmp_path / "cache" / "listing.json"
+    receiver = Receiver(root, seed=0)
+    for step in 3 * ("file", "file", "file", "add_row"):
+        getattr(receiver, step)()
+    kept(root, snapshot)
+    before, expected = snapshot.read_bytes(), as_new(root)
+    parsed, listed = counted(monkeypatch, "_index_row"), counted(monkeypatch, "_archives")
+    assert kept(root, snapshot) == expected
+    assert (len(parsed), len(listed)) == (0, 0)
+
+    for damaged in (before[:-1], before[:-9] + b"0" + before[-8:], b"", b"\n"):
+        snapshot.write_bytes(damaged)
+        assert kept(root, snapshot) == expected
+        assert snapshot.read_bytes() == before  # it is made again
+    elsewhere = shutil.copytree(root, tmp_path / "elsewhere")
+    (elsewhere / "index.jsonl").write_bytes(b"")
+    assert kept(elsewhere, snapshot) == as_new(elsewhere)
+    snapshot.unlink()
+    snapshot.mkdir()  # cannot be written
+    assert kept(root, snapshot) == expected
 
 
 def test_a_change_right_after_a_look_is_seen(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from lab import Lab
 
+import episodes.store
 import stages.ingest
 import stages.manifest
 import stages.status_cache
@@ -57,6 +58,21 @@ def test_what_is_current_is_read_and_hashed_once(ingested: Lab, work: Counter[st
     work.clear()
     assert due(ingested) == due(ingested, verify=False) == {}
     assert not work
+
+
+def test_the_listing_of_a_large_store_is_kept(
+    ingested: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = ingested.artifacts / "cache" / "store_listing.json"
+    assert not kept.exists()  # it is small
+    monkeypatch.setattr(episodes.store, "_WORTHWHILE", 1)
+    monkeypatch.setattr(episodes.store, "_stores", {})  # as in another process
+    unsigned = ingested.workspace.model_copy(update={"require_signatures": True})
+    assert unsigned.listing().batches
+    assert not kept.exists()
+    episodes.store._stores.clear()
+    assert ingested.workspace.listing().batches
+    assert kept.exists()
 
 
 def flip(path: Path) -> None:
