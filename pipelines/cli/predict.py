@@ -146,6 +146,9 @@ class PredictDocument(Document):
                 )
             yield ""
         yield _summary_table(self.episodes)
+        if self.problems:
+            n_asked = len(self.episodes) + len(self.problems)
+            yield f"{len(self.problems)} of {n_asked} episodes were not scored; stderr says why"
         if self.contributions:
             from evaluation.wording import METHOD
 
