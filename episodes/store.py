@@ -239,7 +239,7 @@ def check_store(root: Path) -> None:
 
 def _look(root: Path, snapshot: Path | None) -> StoreListing:
     check_store(root)
-    key = root, root.absolute()
+    key = root, root.absolute(), snapshot
     try:
         if key not in _stores:
             _stores[key] = _Store(root, snapshot)
@@ -249,11 +249,10 @@ def _look(root: Path, snapshot: Path | None) -> StoreListing:
         raise
 
 
-_SNAPSHOT = 1  # format
 _WORTHWHILE = 5_000  # episodes; fewer are listed as fast as a snapshot of them is read
 _Key = tuple[str, str]  # host and episode
 _LOCK = Lock()  # sensors run in threads
-_stores: dict[tuple[Path, Path], _Store] = {}
+_stores: dict[tuple[Path, Path, Path | None], _Store] = {}
 
 
 class _Store:
@@ -288,18 +287,24 @@ class _Store:
         self._n_changed += len(changed)
         n_episodes = len(self._hosts)
         if self._snapshot and n_episodes >= _WORTHWHILE and 50 * self._n_changed > n_episodes:
+            self._n_changed = 0
             self._save(self._snapshot)
         return self._listing
 
+    @property
+    def _snapshot_of(self) -> list[str]:
+        """What a snapshot is of: this store, as this code reads it."""
+        code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+        return [str(self._root.absolute()), code]
+
     def _save(self, path: Path) -> None:
         """Write a snapshot; where that fails, the next process reads the whole store."""
-        folders, index = self._folders, self._index
-        if index.unfinished or any(folder.unreadable for folder in folders.values()):
+        index = self._index
+        if index.unfinished or any(folder.unreadable for folder in self._folders.values()):
             return
         state = {
-            "of": [_SNAPSHOT, str(self._root.absolute())],
+            "of": self._snapshot_of,
             "index": index.state,
-            "folders": {host: folder.state for host, folder in folders.items()},
             "batches": {
                 batch: [
                     [e.episode_id, e.size_bytes, e.arrived_bytes, e.other_hosts,
@@ -314,10 +319,12 @@ class _Store:
             path.parent.mkdir(exist_ok=True)
             # not atomic: half of it does not have this hash
             path.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-            self._n_changed = 0
 
     def _restore(self, path: Path) -> None:
-        """Take over a snapshot of this store, as if this process had looked at that time."""
+        """Take over a snapshot of this store, as if this process had looked at that time.
+
+        The folders are listed again, so a file that was altered in place is seen.
+        """
         try:
             digest, _, body = path.read_bytes().partition(b"\n")
         except OSError:
@@ -325,17 +332,15 @@ class _Store:
         if hashlib.sha256(body).hexdigest().encode() != digest:
             return
         state = from_json(body)
-        if state["of"] != [_SNAPSHOT, str(self._root.absolute())]:
+        if state["of"] != self._snapshot_of:
             return
-        for host, folder_state in state["folders"].items():
-            self._folders[host] = _Folder(self._root / "episodes" / host, folder_state)
         for batch, entries in state["batches"].items():
             host_id = batch.rpartition(".")[0]
-            folder, start = self._folders.get(host_id), f"{self._root}/episodes/{host_id}/"
+            folder = self._folders.setdefault(host_id, _Folder(self._root / "episodes" / host_id))
             listed = []
             for episode_id, size, arrived, others, stored_rows in entries:
                 rows = [IndexRow(episode_id, host_id, *row) for row in stored_rows]
-                file = f"{start}{episode_id}{ARCHIVE_SUFFIX}"
+                file = f"{self._root}/episodes/{host_id}/{episode_id}{ARCHIVE_SUFFIX}"
                 listed.append(
                     StoredEpisode(
                         host_id, episode_id, file, size, tuple(rows), tuple(others), arrived
@@ -343,8 +348,9 @@ class _Store:
                 )
                 if rows:
                     self._index.rows[host_id, episode_id] = rows
-                if folder and (size is not None or arrived is not None):
+                if size is not None or arrived is not None:
                     folder.sizes[episode_id] = arrived if size is None else size
+                    folder.expect(episode_id, [row.size_bytes for row in rows])
                 self._hosts[episode_id] = (host_id, *others)
             self._listed[batch] = tuple(listed)
             self._batches[batch] = {episode.episode_id: episode for episode in listed}
@@ -440,19 +446,13 @@ class _Folder:
     A folder that cannot be read, perhaps for a while, is as it was; that is a problem of its own.
     """
 
-    def __init__(self, path: Path, state: Sequence[Any] = (None, (), ())):
+    def __init__(self, path: Path):
         self.path = path
-        seen, unsettled, problems = state
-        self._seen: tuple[int, ...] | None = seen and tuple(seen)
-        self._unsettled = set[str](unsettled)  # may still grow
+        self._seen: tuple[int, ...] | None = None
+        self._unsettled: set[str] = set()  # may still grow
         self.sizes: dict[str, int] = {}
         self.unreadable = ""  # why
-        self.problems: list[str] = list(problems)
-
-    @property
-    def state(self) -> Sequence[Any]:
-        """What a snapshot has of it besides its episodes."""
-        return self._seen, sorted(self._unsettled), self.problems
+        self.problems: list[str] = []
 
     def expect(self, episode_id: str, sizes: Collection[int]) -> None:
         """Say which sizes the index gives a file: with another it is looked at each time."""
@@ -577,6 +577,8 @@ class _Index:
             return set()
         content = self._path.read_bytes()
         changed = set()
+        if not self._read:
+            self._problems = []  # it was missing
         if hashlib.sha256(content[: self._read]).digest() != self._digest:
             changed = set(self.rows)
             self._forget()

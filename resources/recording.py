@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import ExitStack, contextmanager, suppress
-from functools import cache
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
@@ -34,9 +34,9 @@ def kept_open(instance: dg.DagsterInstance) -> Iterator[None]:
 
     A commit does not wait for the disk: should the machine lose power, the last events are lost,
     and what they tell of is found current and recorded by the next run. So are those that an
-    interruption takes back, because they were written within ``COMMIT_S`` before it. The runs,
-    which are asked again and again while files are written, keep their engine too. Storages other
-    than SQLite are left as they are, and those that are kept open already.
+    error or an interruption takes back, because they were written within ``COMMIT_S`` before it.
+    The runs, which are asked again and again while files are written, keep their engine too.
+    Storages other than SQLite are left as they are, and those that are kept open already.
     """
     events, runs = instance.event_log_storage, instance.run_storage
     with ExitStack() as stack:
@@ -47,23 +47,23 @@ def kept_open(instance: dg.DagsterInstance) -> Iterator[None]:
         yield
 
 
-COMMIT_S = 0.05
-"""Statements within so many seconds are one transaction."""
+COMMIT_S, GAP_S = 0.05, 0.005
+"""Statements within the first are one transaction; for the second others can begin theirs."""
 
 
 @contextmanager
 def _events(storage: SqliteEventLogStorage) -> Iterator[None]:
     log = _EventLog(storage)
     committer = Thread(target=log.commit_repeatedly, daemon=True)
-    with (
-        log.engines,
-        replaced(storage, "_connect", log.connection),
-        replaced(storage, "has_table", cache(storage.has_table)),
-        replaced(storage, "_has_asset_key_col_on_connection", log.has_column),
-    ):
-        committer.start()
+    with log.engines:
         try:
-            yield
+            with (
+                replaced(storage, "_connect", log.connection),
+                replaced(storage, "has_table", cache(storage.has_table)),
+                replaced(storage, "_has_asset_key_col_on_connection", log.has_column),
+            ):
+                committer.start()
+                yield
         finally:
             log.end()
             committer.join()
@@ -71,28 +71,39 @@ def _events(storage: SqliteEventLogStorage) -> Iterator[None]:
 
 
 class _EventLog:
-    """The databases of an event log, each with an engine and the transaction under way."""
+    """The databases of an event log, each with an engine and the transaction under way.
+
+    Two processes may write to the same two databases. A run's is therefore never opened while the
+    index is: each would wait for the one that the other has.
+    """
 
     def __init__(self, storage: SqliteEventLogStorage):
         self.engines = ExitStack()
-        self._storage, self._connect = storage, storage._connect
-        self._look, self._columns = storage._has_asset_key_col_on_connection, dict[str, bool]()
+        self._lock = storage._db_lock
+        self._connect_anew = storage._connect
+        self._make_engine = partial(_engine, storage)
+        self._look_for_column = storage._has_asset_key_col_on_connection
+        self._columns = dict[str, bool]()
         self._engine_of = dict[str, sa.Engine]()
         self._open = dict[str, sa.Connection]()
-        self._written, self._ended = Event(), Event()
+        self._failure: sa.exc.SQLAlchemyError | None = None  # of a commit, raised at the next use
+        self._opened, self._ended = Event(), Event()
 
     @contextmanager
     def connection(self, shard: str) -> Iterator[sa.Connection]:
         """In the transaction under way, or in a new one; ``commit`` ends it."""
         if shard not in self._engine_of:
-            with self._connect(shard):  # makes the database if there is none
+            with self._connect_anew(shard):  # makes the database if there is none
                 pass
-            engine = self.engines.enter_context(_engine(self._storage, shard))
-            self._engine_of[shard] = engine
-        with self._storage._db_lock:
+            self._engine_of[shard] = self.engines.enter_context(self._make_engine(shard))
+        with self._lock:
+            self._raise_failure()
             if shard not in self._open:
-                self._open[shard] = self._engine_of[shard].connect()
-                self._written.set()
+                if INDEX_SHARD_NAME in self._open:
+                    self._commit()
+                connection = self._open[shard] = self._engine_of[shard].connect()
+                connection.begin()  # Dagster would begin one of its own, and commit it
+                self._opened.set()
             try:
                 yield self._open[shard]
             except BaseException:
@@ -102,27 +113,45 @@ class _EventLog:
     def has_column(self, connection: sa.Connection, name: str) -> bool:
         """Asked for every event of an asset; the answer stays the same."""
         if name not in self._columns:
-            self._columns[name] = self._look(connection, name)
+            self._columns[name] = self._look_for_column(connection, name)
         return self._columns[name]
 
     def commit(self) -> None:
-        with self._storage._db_lock:
-            for shard in list(self._open):
-                self._open[shard].commit()
-                self._open.pop(shard).close()
+        with self._lock:
+            self._raise_failure()
+            self._commit()
+
+    def _commit(self) -> None:
+        failures = []
+        for shard in list(self._open):
+            try:
+                with self._open.pop(shard) as connection:  # closed, whatever becomes of the commit
+                    connection.commit()
+            except sa.exc.SQLAlchemyError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure:
+            raise failure
 
     def commit_repeatedly(self) -> None:
-        """Until ``end``: no other process waits for longer than ``COMMIT_S`` to write."""
         while not self._ended.is_set():
-            self._written.wait()
-            self._written.clear()
+            self._opened.wait()
+            self._opened.clear()
             self._ended.wait(COMMIT_S)
-            with suppress(sa.exc.SQLAlchemyError):  # the last commit raises it again
-                self.commit()
+            with self._lock:
+                try:
+                    self._commit()
+                except sa.exc.SQLAlchemyError as error:
+                    self._failure = error
+                self._ended.wait(GAP_S)
 
     def end(self) -> None:
         self._ended.set()
-        self._written.set()
+        self._opened.set()
 
 
 @contextmanager

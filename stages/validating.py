@@ -146,19 +146,17 @@ class _ValidationAhead:
             if first.path == stored.path:
                 self._submit()
                 return self._result(first, future)
-            future.cancel()  # was left out
+            _cancelled(future)  # was left out
         return None
 
     def _result(self, stored: StoredEpisode, future: Future[Validated]) -> Future[Validated]:
-        if future.cancel():
+        if _cancelled(future):
             return self._validate_here(stored)
-        while not future.done():
-            for i, (later, its_future) in enumerate(self._submitted):
-                if its_future.cancel():
-                    self._submitted[i] = later, self._validate_here(later)
-                    break
-            else:
-                break  # workers have begun all
+        for i, (later, its_future) in enumerate(self._submitted):
+            if future.done():
+                break
+            if _cancelled(its_future):
+                self._submitted[i] = later, self._validate_here(later)
         return future
 
     def _validate_here(self, stored: StoredEpisode) -> Future[Validated]:
@@ -177,6 +175,16 @@ class _ValidationAhead:
         ):
             stored = self._waiting.popleft()
             self._submitted.append((stored, self._pool.submit(_validate_in_worker, stored)))
+
+
+def _cancelled(future: Future[Validated]) -> bool:
+    """Whether no worker has taken this, nor ever will."""
+    if not future.cancel():
+        return False
+    # if a worker is killed, the executor of Python 3.11 sets this for what is cancelled, too, and
+    # its thread ends with an error before it has ended the other workers
+    future.set_exception = lambda exception: None  # type: ignore[method-assign] # noqa: ARG005
+    return True
 
 
 _of_worker: list[tuple[ValidationPolicy, Layout]] = []

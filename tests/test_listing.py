@@ -123,10 +123,24 @@ class Receiver:
         away = folder.with_name(f".{host}")
         (folder.rename(away) if folder.exists() else away.rename(folder))
 
+    def overwrite(self) -> None:
+        """In place, which the folder does not show."""
+        paths = sorted(self.root.glob(f"episodes/*/*{ARCHIVE_SUFFIX}"))
+        if paths:
+            path, size = self.chance.choice(paths), self.chance.randrange(1, 4)
+            path.write_bytes(b"x" * size)
+
+    def lose_index(self) -> None:
+        content = self.index.read_bytes()
+        self.index.unlink()
+        list_store(self.root)
+        self.index.write_bytes(content)
+        old(self.index)
+
 
 STEPS = (
     "file", "file", "add_row", "add_row", "grow", "remove", "stray", "half_a_row", "broken_row",
-    "edit_index", "lose_host",
+    "edit_index", "lose_host", "lose_index",
 )  # fmt: skip
 
 
@@ -190,9 +204,9 @@ def test_a_snapshot_is_read_instead_of_the_store(
         getattr(receiver, step)()
     kept(root, snapshot)
     before, expected = snapshot.read_bytes(), as_new(root)
-    parsed, listed = counted(monkeypatch, "_index_row"), counted(monkeypatch, "_archives")
+    parsed, judged = counted(monkeypatch, "_index_row"), counted(monkeypatch, "batch_key")
     assert kept(root, snapshot) == expected
-    assert (len(parsed), len(listed)) == (0, 0)
+    assert (parsed, judged) == ([], [])
 
     for damaged in (before[:-1], before[:-9] + b"0" + before[-8:], b"", b"\n"):
         snapshot.write_bytes(damaged)
@@ -201,9 +215,12 @@ def test_a_snapshot_is_read_instead_of_the_store(
     elsewhere = shutil.copytree(root, tmp_path / "elsewhere")
     (elsewhere / "index.jsonl").write_bytes(b"")
     assert kept(elsewhere, snapshot) == as_new(elsewhere)
+    for _ in range(9):
+        receiver.overwrite()
+        assert kept(root, snapshot) == as_new(root)
     snapshot.unlink()
     snapshot.mkdir()  # cannot be written
-    assert kept(root, snapshot) == expected
+    assert kept(root, snapshot) == as_new(root)
 
 
 def test_a_change_right_after_a_look_is_seen(tmp_path: Path) -> None:
@@ -218,11 +235,11 @@ def test_a_change_right_after_a_look_is_seen(tmp_path: Path) -> None:
 def counted(monkeypatch: pytest.MonkeyPatch, function: str) -> list[Any]:
     """The first arguments with which a function of the store is called from now on."""
     calls: list[Any] = []
-    real: Callable[[Any], Any] = getattr(store, function)
+    real: Callable[..., Any] = getattr(store, function)
 
-    def call(argument: Any) -> Any:
-        calls.append(argument)
-        return real(argument)
+    def call(*arguments: Any) -> Any:
+        calls.append(arguments[0])
+        return real(*arguments)
 
     monkeypatch.setattr(store, function, call)
     return calls

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 from builders import START_NS, StoreBuilder
 from lab import QUIET, TINY, Lab, failure, new_instance, put_in_use
 
@@ -265,9 +266,10 @@ def test_what_is_left_out_or_not_announced_is_no_matter(
             assert record.episode_id == episodes[i].episode_id
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_killed_worker_decides_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages.validating, "WORTHWHILE", 1)
-    monkeypatch.setattr(stages.validating, "cores", lambda: 2)
+    monkeypatch.setattr(stages.validating, "cores", lambda: 3)
     monkeypatch.setattr(stages.validating, "_AHEAD_BYTES", 0)  # most are not yet asked for
     episodes, workspace = lab.workspace.listing().episodes, lab.workspace
     given = (workspace.validation, workspace.layout)
@@ -278,6 +280,7 @@ def test_a_killed_worker_decides_nothing(lab: Lab, monkeypatch: pytest.MonkeyPat
             child.join()
         with pytest.raises(MachineError, match="killed"):
             [stages.validating.validate_and_extract(episode, *given) for episode in episodes[1:]]
+    assert multiprocessing.active_children() == []
 
 
 def test_a_fault_of_the_machine_in_a_worker_is_one_here(
@@ -338,3 +341,37 @@ def test_an_open_log_is_read_and_written_by_others_meanwhile(lab: Lab) -> None:
         lab.instance.report_runless_asset_event(dg.AssetMaterialization("last"))
     with dg.DagsterInstance.from_ref(lab.instance.get_ref()) as other:
         assert other.has_asset_key(dg.AssetKey("last"))
+
+
+def test_a_failed_commit_is_raised_by_the_next_event_and_keeps_no_lock(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[Exception] = []
+    commit = sa.Connection.commit
+
+    def fail_once(connection: sa.Connection) -> None:
+        if failures:
+            raise failures.pop()
+        commit(connection)
+
+    monkeypatch.setattr(sa.Connection, "commit", fail_once)
+    with (
+        dg.DagsterInstance.from_ref(lab.instance.get_ref()) as other,
+        kept_open(lab.instance),
+    ):
+        lab.instance.report_runless_asset_event(dg.AssetMaterialization("first"))  # makes the log
+        time.sleep(3 * COMMIT_S)
+        for _ in range(2):  # of the run's own log and of the index
+            failures.append(sa.exc.OperationalError("COMMIT", {}, OSError("disk full")))
+        lost = dg.AssetMaterialization("lost")
+        lab.instance.report_runless_asset_event(lost)
+        while failures:
+            time.sleep(COMMIT_S)
+        time.sleep(COMMIT_S)  # the failure is noted after it is raised
+        with pytest.raises(sa.exc.OperationalError, match="disk full"):
+            lab.instance.report_runless_asset_event(lost)
+        other.report_runless_asset_event(dg.AssetMaterialization("theirs"))
+        lab.instance.report_runless_asset_event(dg.AssetMaterialization("later"))
+    keys = {key.to_user_string() for key in lab.instance.get_asset_keys()}
+    assert {"theirs", "later"} <= keys
+    assert "lost" not in keys
