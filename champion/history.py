@@ -148,13 +148,13 @@ def read_pointer(folder: Path) -> ChampionPointer:
             rows = [asdict(ChampionEntry(**row)) for row in rows]
             return ChampionPointer(list(_chained(rows, [], sign=False)), Signed("unsigned"), False)
         if schema != SCHEMA or document.digest is None:
-            raise ValueError(f"its schema is {schema}, this phasewatch reads {SCHEMA}")
+            raise ValueError(f"has schema {schema}, and this phasewatch reads {SCHEMA}")
         pointer = ChampionPointer(list(_followed(rows)), document.signed("champion"), sealed=True)
     except FileNotFoundError:
         return ChampionPointer([], Signed("unsigned"), sealed=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ChampionError(
-            f"{path}: damaged: it {error}. Restore the file, or move it away and promote again: "
+            f"{path}: cannot be used: {error}. Restore the file, or move it away and promote again: "
             "phasewatch promote MODEL"
         ) from error
     wrong = [f"entry {e.champion.number}" for e in pointer.entries if e.signed.state == "wrong"]

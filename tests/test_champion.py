@@ -657,7 +657,7 @@ def test_a_champion_crowned_meanwhile_is_not_overwritten(tmp_path: Path) -> None
         ("{\n", "is not JSON (line 2, column 1)"),
         ("[" * 100_000, "is nested too deeply"),
         ("[]", "must be a JSON object"),
-        ('{"schema": "phasewatch.champion/9", "history": []}', "its schema is"),
+        ('{"schema": "phasewatch.champion/9", "history": []}', "has schema"),
     ],
     ids=lambda value: value[:20],
 )
@@ -666,7 +666,7 @@ def test_a_damaged_pointer_is_not_taken_for_none(lab: Lab, text: str, why: str) 
     for command in (["champion"], ["rollback"], ["promote", "gbt"]):
         told = phasewatch(lab, *command)
         assert told.exit_code == FAILED
-        assert f"champion.json: not a champion's pointer: {why}" in told.output
+        assert f"champion.json: cannot be used: {why}" in told.output
 
 
 # --- in Dagster
