@@ -53,7 +53,10 @@ FIRST = "0" * 64  # what the first entry follows on
 POINTER_FILE = "champion.json"
 TRAINING_FILE = "training.parquet"  # the episodes a kept checkpoint was trained and validated on
 REFERENCE_FILE = "reference.json"  # what drift compares batches with; only of the served recipe
-REMEDY = "Make the copy again: phasewatch champion --restore, or roll back: phasewatch rollback"
+REMEDY = (
+    "Make the copy again: phasewatch champion --restore, or, if there was a champion before, roll "
+    "back: phasewatch rollback"
+)
 """For what is kept with a champion."""
 SERVED_RECIPE = "time"
 """The recipe whose checkpoint scores: its training side has every host and every sample of its
@@ -154,8 +157,8 @@ def read_pointer(folder: Path) -> ChampionPointer:
         return ChampionPointer([], Signed("unsigned"), sealed=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ChampionError(
-            f"{path}: cannot be used: {error}. Restore the file, or move it away and promote again: "
-            "phasewatch promote MODEL"
+            f"{path}: cannot be used: {error}. Restore the file, or move it away and promote "
+            "again: phasewatch promote MODEL"
         ) from error
     wrong = [f"entry {e.champion.number}" for e in pointer.entries if e.signed.state == "wrong"]
     if wrong or pointer.signed.state == "wrong":
@@ -388,6 +391,8 @@ def load_checkpoint_copy(
         ContractMismatchError, CheckpointError: see ``load_checkpoint``.
     """
     path = checkpoint_copy_path(folder, champion, recipe)
+    if not path.exists():  # training would not bring it back
+        raise CheckpointError(f"{path}: missing. {REMEDY}")
     checkpoint = load_checkpoint(path, layout)
     _check_id(path, checkpoint.artifact_id)
     return checkpoint

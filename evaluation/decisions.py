@@ -237,7 +237,7 @@ class LogFault:
 _FAULTS = {
     "unreadable": "cannot be read",
     "changed": "was changed after it was written",
-    "dropped": "the line before it is gone, or another was put there",
+    "dropped": "the line before this one was removed or replaced",
     "moved": "is not where it was written",
     "repeated": "occurs twice",
     "gap": "says that lines at the end of the log were gone when the hub started",

@@ -63,9 +63,9 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "{budget:.1%}.",
     "provisional_threshold": "The alarm threshold is provisional: it rests on {hours:.2g} clean "
     "hours of validation; {needed:g} are needed.",
-    "unlike_training": "{share:.0%} of the test episodes are unlike the training data. If they "
-    "were like the validation episodes, it would be at most {alpha:.0%} by chance. Train on more "
-    "episodes from the machines and days of the test episodes.",
+    "unlike_training": "{share:.0%} of the test episodes are unlike the training data; if they "
+    "resembled the validation episodes, chance alone would make it at most {alpha:.0%}. Train on "
+    "more episodes from the machines and days of the test episodes.",
     "untested_profile": "Profile {label} was never tested.",
     "absent_class": "Phase {label} does not occur in the test split, so it was never tested.",
     "synthetic_episodes": "The dataset contains {episodes} synthetic episodes.",
@@ -151,8 +151,8 @@ SHARED_SENTENCES = {  # of several reports whose numbers differ
     "clean_time_over_budget": "The share of clean time under alarm on test is over the budget.",
     "provisional_threshold": "The alarm threshold is provisional: it rests on too little clean "
     "time of validation.",
-    "unlike_training": "More test episodes are unlike the training data than the calibration "
-    "allows. Train on more episodes from their machines and days.",
+    "unlike_training": "More test episodes are unlike the training data than chance "
+    "explains. Train on more episodes from their machines and days.",
 }
 DATASET_WARNINGS = frozenset({"untested_profile", "absent_class", "synthetic_episodes"})
 """Warnings that ``untested`` states once per dataset."""
@@ -462,8 +462,8 @@ def gaps(report: EvalReport) -> list[str]:
 METHOD = {
     "exact": "Exact: the contributions and a constant add up to the margin (raw score) of the "
     "phase.",
-    "occlusion": "How far the log-odds of the phase move when a channel is set to values typical "
-    "of training.",
+    "occlusion": "A contribution is how far the log-odds of the phase fall when the channel is set "
+    "to values typical of training.",
 }
 """How contributions were found."""
 
@@ -576,11 +576,9 @@ def _expected_alarms(found: Detection) -> str:
         for part in found.by_job
         if part.job in (ANY, NONE) and part.hours >= SHORT_HOURS
     ]
-    split = f": {join_words(parts)}" if len(parts) > 1 else ""
-    return (
-        f"raised {measure(rate.value)} false alarms per hour{_bracketed(rate_span(rate, hours))}"
-        f"{split}"
-    )
+    details = [rate_span(rate, hours), join_words(parts) if len(parts) > 1 else ""]
+    bracketed = _bracketed("; ".join(filter(None, details)))
+    return f"raised {measure(rate.value)} false alarms per hour{bracketed}"
 
 
 def alarmed(part: Detection | CleanTime) -> str:
@@ -609,8 +607,8 @@ def unlike(found: Unlike | None) -> list[str]:
     interval = _bracketed(share_span(found.share))
     return [
         f"{percent(found.share.value)} of the test episodes are unlike the training data"
-        f"{interval}. If they were like the validation episodes, it would be at most "
-        f"{found.alpha:.0%} by chance."
+        f"{interval}. If the test episodes resembled the validation episodes, chance alone would "
+        f"make it at most {found.alpha:.0%}."
     ]
 
 

@@ -139,7 +139,8 @@ def refuse_recorded(folder: Path, parents: Path) -> None:
     for recorded in (base_folder() / "data" / "store", parents):
         if folder.resolve().is_relative_to(recorded.resolve()):
             raise SimulationError(
-                f"{folder}: must not be in a recorded store ({recorded}); name another folder"
+                f"{folder}: must not be a recorded store, nor be inside one ({recorded}); name "
+                "another folder for the simulated store"
             )
 
 

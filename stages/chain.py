@@ -292,7 +292,9 @@ class ChainVerifier:
             numbers = ", ".join(str(champion.number) for champion in entries)
             entry = "entry" if len(entries) == 1 else "entries"
             notes.append(
-                f"in use as {entry} {numbers}" if entries else "this checkpoint was never in use"
+                f"in use as {entry} {numbers}"
+                if entries
+                else "the history is intact; this checkpoint was never the champion's"
             )
             notes.append(pointer.signed.line)
 

@@ -268,6 +268,8 @@ class ChampionStage(Stage):
         if pointer and (problem := signature_problem(folder, pointer)):
             return Reason("signature", {"problem": problem}, remedy=signing_remedy(champion))
         path = checkpoint_copy_path(folder, champion)
+        if not path.exists():
+            return Reason("damaged", {"problem": f"{path}: missing"}, remedy=REMEDY)
         try:
             header = read_header(path)
             if verify:

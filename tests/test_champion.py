@@ -609,6 +609,18 @@ def test_a_damaged_copy_is_no_way_out(lab: Lab) -> None:
         roll_back(folder, LAYOUT, by="", why="")
 
 
+def test_missing_copies_are_restored_not_trained(lab: Lab) -> None:
+    folder = lab.workspace.champion_folder
+    reign = read_champion(folder)
+    assert reign is not None
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(CheckpointError, match="champion --restore") as refused:
+        load_checkpoint_copy(folder, reign, LAYOUT)
+    status = lab.project.status(lab.project.stages["champion"], "")
+    assert (status.code, "champion --restore" in status.remedy) == ("damaged", True)
+    assert "phasewatch run" not in f"{refused.value} {status.line} {status.remedy}"
+
+
 @pytest.mark.parametrize("kept_file", ["alarm_rule.*.json", TRAINING_FILE])
 def test_a_champion_without_all_its_files_cannot_come_back(lab: Lab, kept_file: str) -> None:
     folder = lab.workspace.champion_folder

@@ -195,7 +195,7 @@ def test_what_was_trained_with_other_settings_is_said(trained: Lab, tmp_path: Pa
     assert item["why"].startswith("checkpoints/gbt_realistic sample: made with other settings")
     said = report(trained.artifacts, trained, "--config", config).stdout
     command = f"phasewatch run --config {config} --store {trained.store.root} --artifacts"
-    assert f"stale: recipe {RECIPE}: {item['why']}; {command}" in said
+    assert f"not current: recipe {RECIPE}: {item['why']}; {command}" in said
 
 
 def test_comparisons_of_other_checkpoints_are_left_out(trained: Lab, copied: Path) -> None:

@@ -342,7 +342,7 @@ def test_inspect_shows_a_broken_checkpoint_as_a_row(shelf: Path):
 def test_inspect_says_in_a_line_why_one_would_not_load(shelf: Path):
     told = phasewatch("inspect", shelf)
     assert told.exit_code == OK
-    assert told.stdout.count("no, 1 differences") == 2
+    assert told.stdout.count("no, 1 difference") == 2
     assert told.stdout.count("guest.net_rx_bytes: unit was B/s, is now kB/s") == 1
     assert phasewatch("inspect", shelf, "--verify").exit_code == MISMATCH
 

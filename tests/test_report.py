@@ -177,7 +177,7 @@ def test_what_is_best_is_decided_on_validation() -> None:
     modest["macro_f1"]["value"], lucky["macro_f1"]["value"] = 0.61234, 0.91234
     text = page_of(modest, lucky).inside("short")
     assert "gbt 0.612 macro F1" in text
-    assert "On test, cnn does better than gbt (0.912)" in text
+    assert "On test, cnn (0.912) does better than gbt" in text
 
 
 def test_a_share_without_an_upper_end_has_no_interval() -> None:
@@ -335,7 +335,7 @@ def test_alarms_are_shown_by_job() -> None:
     one["detection"]["by_job"].append(part)
     page = page_of(one)
     assert "during a benign job – no clean time" in page.inside("gbt-realistic-host")
-    said = "during backup jobs 6.00 (1.50 to 12.5) 3 in 30.0 clean minutes; alarmed 25.0% "
+    said = "during backup jobs 6.00 (1.50 to 12.5) 3 in 30.0 clean minutes; 25.0% under alarm "
     assert said + "(12.5% to 50.0%)" in page.inside("gbt-realistic-host")
     short = page.inside("short")
     assert "Clean time without a benign job: " in short

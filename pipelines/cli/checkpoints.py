@@ -201,6 +201,7 @@ class InspectDocument(Document):
             "-" if size is None else f"{size / 1e6:.2f}",
             "-" if commit is None else commit[:7] + ("-dirty" if "-" in commit else ""),
             "broken" if entry.broken is not None
+            else "no, 1 difference" if len(entry.differences) == 1
             else f"no, {len(entry.differences)} differences" if entry.differences
             else "not verified" if entry.unverified is not None
             else "yes",

@@ -72,7 +72,7 @@ def prune(
         bool, typer.Option("--dry-run", help="Say what would be deleted; change nothing.")
     ] = False,
 ) -> PruneDocument:
-    """Delete old records, and artifacts beyond the folder's budget.
+    """Delete Dagster's old records, and artifacts over the budget.
 
     The last materialization and the last checks of every asset and partition stay. Current
     artifacts, and models that were ever champion, are never deleted.

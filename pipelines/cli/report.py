@@ -79,7 +79,7 @@ class ReportDocument(Document):
             yield f"left out: {line}"
         for due in self.stale:
             why = shortened([status.line for status in due.statuses])
-            yield f"stale: recipe {due.key}: {why}; phasewatch run --recipe {due.key}"
+            yield f"not current: recipe {due.key}: {why}; phasewatch run --recipe {due.key}"
         if self.page:
             yield str(self.page)
 

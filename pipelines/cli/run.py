@@ -33,7 +33,7 @@ def run(
     recipe: options.Recipes = None,
     batch: Annotated[
         list[str] | None,
-        typer.Option(metavar="BATCH", help="Only ingest this batch; a current one is reused."),
+        typer.Option(metavar="BATCH", help="Ingest only this batch, or reuse it if current."),
     ] = None,
     ingest_only: Annotated[
         bool, typer.Option("--ingest-only", help="Stop when every batch is ingested.")
