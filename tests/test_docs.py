@@ -384,6 +384,14 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert lost == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_a_fence_of_code_has_a_line_of_its_own(page: Path) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if "```" in line]
+    assert [line for line in lines if not re.fullmatch(r" *```\w*", line)] == []
+    assert len(lines) % 2 == 0
+
+
 def test_the_contract_that_is_shown_is_the_current_one() -> None:
     shown = (ROOT / "docs" / "contract.md").read_text(encoding="utf-8")
     current = {*contract_hashes(LAYOUT).values(), LAYOUT.schema_hash("summary")}
