@@ -211,8 +211,8 @@ def list_store(root: Path, snapshot: Path | None = None) -> StoreListing:
     A process that lists a store again reads only what changed since, see ``_Store``.
 
     Args:
-        snapshot: where a large listing is kept for the next process, which then reads only what
-            changed since, too. It can be deleted at any time.
+        snapshot: where a large listing is kept for the next process, which then lists the folders
+            and reads only what changed since. It can be deleted at any time.
 
     Raises:
         StoreError: see ``check_store``.

@@ -27,8 +27,8 @@ def kept_open(instance: dg.DagsterInstance) -> Iterator[None]:
     """Within, an event log in SQLite is written with few connections and compiled statements.
 
     Dagster makes an engine, a connection and a transaction for every statement. SQLAlchemy then
-    compiles it anew, and SQLite moves the whole log into the database whenever its last connection
-    closes. Here each database keeps its engine, and the index, which has most of the statements,
+    compiles it again, and SQLite checkpoints its write-ahead log when the last connection closes.
+    Here each database keeps its engine, and the index, which has most of the statements,
     its connection; what is written within ``COMMIT_S`` is one transaction. The UI sees a run's own
     database change only when it is closed, so that one is closed with each transaction.
 
@@ -73,8 +73,8 @@ def _events(storage: SqliteEventLogStorage) -> Iterator[None]:
 class _EventLog:
     """The databases of an event log, each with an engine and the transaction under way.
 
-    Two processes may write to the same two databases. A run's is therefore never opened while the
-    index is: each would wait for the one that the other has.
+    A run's database is never opened while the index is open: two processes that write to both could
+    otherwise wait for each other.
     """
 
     def __init__(self, storage: SqliteEventLogStorage):

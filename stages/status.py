@@ -29,7 +29,7 @@ REASONS: dict[str, tuple[State, bool, str]] = {
     "settings": (
         "stale",
         True,
-        "made with other settings; to use what is there, pass the --config that it was made with",
+        "made with other settings; to reuse it, pass the --config it was made with",
     ),
     "policy": ("stale", False, "{outputs}made with another validation policy"),
     "outputs_differ": ("stale", False, "its outputs were not made from the same episodes"),

@@ -163,7 +163,7 @@ class _ValidationAhead:
         future = Future[Validated]()
         try:
             future.set_result(_validate_and_extract(stored, self._policy, self._layout))
-        except Exception as error:  # told when it is this episode's turn
+        except Exception as error:  # raised by ``result``, in its turn
             future.set_exception(error)
         return future
 
