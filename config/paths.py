@@ -50,6 +50,15 @@ def cache_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="phasewatch-"))
 
 
+def nearest_existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists.
+
+    ``Path.exists`` raises where a folder on the way cannot be entered; this goes on above it.
+    """
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if os.access(place, os.F_OK))
+
+
 DAGSTER_HOME = "dagster_home"  # in the artifacts folder
 _LEADS_ELSEWHERE = re.compile(r"[%?\x00-\x1f\x7f\ud800-\udfff]")  # Dagster puts paths into URLs
 
@@ -65,7 +74,7 @@ def unusable_home(home: Path, artifacts: Path) -> str | None:
             f"{found[0]!r} in {str(home)!r}: Dagster's records would be in another folder. Set "
             "DAGSTER_HOME to another folder"
         )
-    there = next(folder for folder in (home, *home.parents) if os.access(folder, os.F_OK))
+    there = nearest_existing(home)
     if not os.access(there, os.W_OK):
         return (
             f"{there}: cannot be written, and Dagster writes even where it only reads. Run: export "

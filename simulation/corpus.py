@@ -81,12 +81,16 @@ def open_corpus(folder: Path, parents: Path, wanted: CorpusRequest, *, append: b
         append: add a part to the corpus; an unfinished one is finished instead.
 
     Raises:
-        SimulationError: the folder holds something else, or another corpus.
+        SimulationError: the folder holds something else, another corpus, or nothing to add to.
     """
     ids = find_parents(parents)
     refuse_recorded(folder, parents)
     known = _read(folder)
     if known is None:
+        if append:
+            raise SimulationError(
+                f"{folder}: holds no simulated store to add to; run it without --append"
+            )
         given = _filled(wanted, DEFAULTS)
         part = _part(given, first=0)
         return Corpus(folder, Plan(given.seed or 0, ids, (part,), tuple(DEFECTS)), done=False)

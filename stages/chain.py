@@ -1,6 +1,6 @@
 """The chain from episodes to a bundle, looked at link by link: every hash, and every signature.
 
-    episodes -> shards -> dataset -> checkpoint -> alarm rule -> bundle
+    episodes -> validation index -> shards -> dataset -> checkpoint -> alarm rule -> bundle
 
 Each link names the one before it by a hash, so whoever changes one byte of one has to change all
 that follow. Nothing is repaired or made here, and nothing that was found before is believed.
@@ -68,7 +68,10 @@ State = Literal[
 class Link:
     """One link of a chain, and whether it is what the next one was made from."""
 
-    name: Literal["episodes", "shards", "dataset", "checkpoint", "alarm rule", "champion", "bundle"]
+    name: Literal[
+        "episodes", "validation index", "shards", "dataset", "checkpoint", "alarm rule", "champion",
+        "bundle",
+    ]  # fmt: skip
     place: str
     state: State
     note: str = ""  # what is wrong, or who signed it
@@ -236,7 +239,8 @@ class ChainVerifier:
         folder = project.workspace.batch_folder(batch)
         manifests = project.artifacts("ingest", batch)
         for name, version in versions.items():
-            with self._link("shards", folder / name) as notes:
+            link = "validation index" if name == INDEX else "shards"
+            with self._link(link, folder / name) as notes:
                 if damage := manifest_damage(folder / name):
                     raise _BrokenError(damage)
                 if manifests[name] is None:

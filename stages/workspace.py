@@ -24,7 +24,7 @@ from pydantic import (
 
 from config.errors import PhasewatchError
 from config.messages import address_of, addressed, yaml_problem
-from config.paths import base_folder, expanded
+from config.paths import base_folder, expanded, nearest_existing
 from datasets.splits import SplitPolicy
 from episodes.format import is_text
 from episodes.settings import NotNegative, NotNegativeInt, parse_yaml, settings_errors
@@ -273,7 +273,7 @@ def check_artifacts(workspace: Workspace) -> None:
         SettingsError: it is a file, or lies in one.
     """
     folder = workspace.artifacts_path
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    nearest = nearest_existing(folder)
     if not nearest.is_dir():
         raise SettingsError(f"{folder}: artifacts must be a folder, but {nearest} is a file")
 

@@ -427,6 +427,7 @@ def links(lab: Lab, project: Project | None = None) -> dict[str, set[str]]:
 LINKS = {
     # link -> a file of it
     "episodes": "store/episodes/*/*.tar.zst",
+    "validation index": "artifacts/batches/*/validation_index/index*.parquet",
     "shards": "artifacts/batches/*/tensor_shards/series-*.npy",
     "dataset": "artifacts/datasets/*/windows*.parquet",
     "checkpoint": "artifacts/checkpoints/*/gbt_realistic*.ubj",

@@ -510,6 +510,7 @@ def test_the_command_makes_a_store(recorded: Path, tmp_path: Path) -> None:
         (["--store", "NEW", "--hosts", 2, "--shards", "IN_RECORDED"], "recorded store"),
         (["--store", "OTHER"], "simulation.json"),
         (["--store", "SIMULATED"], "--append"),
+        (["--store", "NEW", "--append"], "no simulated store"),
         (["--store", "SIMULATED", "--append", "--seed", 3], "seed must be 0"),
         (["--store", "SIMULATED", "--append", "--hosts", 4], "hosts must be 1 to 3"),
         (["--store", "NEW", "--hosts", 5], "at most 3"),

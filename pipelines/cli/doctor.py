@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from config.messages import shortened
-from config.paths import CLONE
+from config.paths import CLONE, nearest_existing
 from episodes.environment import collector_paused
 from pipelines.cli import options
 from pipelines.cli.console import EXTRAS, FAILED, OK, Bytes, Document, Table, workspace_of
@@ -149,7 +149,7 @@ def _disk(findings: DoctorDocument, workspace: Workspace) -> None:
     from stages.retention import disk_usage, last_pruned
 
     folder = workspace.artifacts_path
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = nearest_existing(folder)
     free = shutil.disk_usage(existing).free
     used = disk_usage(folder)
     largest = sorted(used.by_kind.items(), key=lambda item: -item[1])

@@ -196,8 +196,8 @@ def verify(
 ) -> VerifyDocument:
     """Verify a bundle or a checkpoint, and all that it was made from.
 
-    Episodes, shards, dataset, checkpoint, alarm rule, bundle: every hash and every signature. Exit
-    code 1 if a link is broken, gone or not trusted.
+    Episodes, validation index, shards, dataset, checkpoint, alarm rule, bundle: every hash and
+    every signature. Exit code 1 if a link is broken, gone or not trusted.
     """
     from models.checkpoint import SUFFIX
     from stages.chain import ChainVerifier
