@@ -33,6 +33,7 @@ STEP_S = 1
 AGREE = 10  # rows in sequence that must agree before windows start anew: one second
 MAX_ROWS = 20_000  # kept per source: over half an hour at 10 Hz; of more, the oldest are dropped
 MAX_LINES = 4096  # per source, in which a repeated line is noticed
+_DIGEST = 16  # bytes of what is kept of a line
 
 Note = Literal["late", "stray", "repeated", "malformed", "dropped"]
 """What may become of a row: too late for any window; alone in another time; equal to an earlier
@@ -335,8 +336,11 @@ class LiveWindows:
             state[f"times.{name}"] = np.stack(
                 [rows.t_wall_ns, rows.t_mono_ns, rows.has_mono.astype(np.int64)]
             )
-        for name, digest in self.last_lines.items():
-            state[f"last.{name}"] = np.frombuffer(digest, np.uint8)
+        for name, seen in self._seen.items():
+            # a sender may repeat them after a restart; rows of older lines come too late to count
+            known = 2 * len(self._rows.get(name, ())) + 1
+            if seen:
+                state[f"last.{name}"] = np.frombuffer(b"".join([*seen][-known:]), np.uint8)
         return state
 
     def resume(self, state: dict[str, NDArray[Any]], now_ns: int) -> bool:
@@ -351,8 +355,8 @@ class LiveWindows:
         self._number = number
         self._baseline.rows = deque(state["past"], maxlen=self._baseline.rows.maxlen)
         for name in SOURCES:
-            if f"last.{name}" in state:
-                self._seen[name][state[f"last.{name}"].tobytes()] = None
+            for digest in state.get(f"last.{name}", np.zeros(0, np.uint8)).reshape(-1, _DIGEST):
+                self._seen[name][digest.tobytes()] = None
         if (ahead_s := (max(newest) - now_ns) / NS_PER_S) > STEP_S:
             self._restarted = _set_back_by(ahead_s)
             return True
@@ -381,7 +385,7 @@ def _set_back_by(step_s: float) -> str:
 
 def line_digest(line: bytes) -> bytes:
     """What two lines share only if they are equal."""
-    return blake2b(line, digest_size=16).digest()
+    return blake2b(line, digest_size=_DIGEST).digest()
 
 
 def _features(series: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:

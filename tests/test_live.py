@@ -446,6 +446,30 @@ def test_a_restarted_stream_goes_on_with_the_same_windows() -> None:
     assert not late.resume(first.state(), now + 2 * LEAP_S * SECOND)
 
 
+def test_lines_that_are_sent_again_after_a_restart_count_once() -> None:
+    now = time.time_ns()
+    rows = guest_rows(600, now - 30 * SECOND)
+
+    def bucket(t_ns: int) -> bytes:
+        return json.dumps(
+            {"t_wall_ns": t_ns, "t_mono_ns": 1, "source": "bridge_pcap",
+             "available_in_deployment": True, "packets_out": 4}
+        ).encode()  # fmt: skip
+
+    packets = [bucket(now - 30 * SECOND + s * SECOND + 5) for s in range(28)]
+    first = LiveWindows(LAYOUT, now - 30 * SECOND)
+    list(first.push("netflow", b"\n".join(packets)))
+    made = pushed(first, rows[:277])
+    second = LiveWindows(LAYOUT)
+    assert second.resume(first.state(), now)
+    list(second.push("netflow", b"\n".join(packets)))
+    made += pushed(second, rows[100:])
+    assert second.counts["repeated"] > 0
+    out = LAYOUT.channel_names.index("netflow.packets_out")
+    per_bin = np.concatenate([window.series[:, out] for window in made])
+    assert np.nanmax(per_bin) == 4
+
+
 # --- without Numba
 
 PLAIN = """
