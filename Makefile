@@ -32,7 +32,7 @@ ui: .venv/.installed  ## open Dagster on http://127.0.0.1:3000 (STORE=, ARTIFACT
 test: lint  ## linters, types, import rules and the test suite
 	$(BIN)/python -m pytest -n 4 --dist worksteal
 
-lint: .venv/.installed
+lint: .venv/.installed  ## linters, types and import rules only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -42,7 +42,7 @@ lint: .venv/.installed
 	$(BIN)/deptry . tests --exclude '\.venv|artifacts|build' --ignore DEP002,DEP004
 	$(BIN)/dg check defs
 
-e2e: .venv/.installed  ## a real Dagster, clicked by a real browser: growth, night, backfill, drift
+e2e: .venv/.installed  ## the workflow in a real Dagster and browser: a growing store, a night, a backfill, drift
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'playwright>=1.60'
 	$(BIN)/python -m pytest -m long
 	PYTHONPATH=. $(BIN)/python tests/e2e.py
@@ -96,7 +96,7 @@ WATCH := artifacts/cache/watch/seglearn-1.2.5-py3-none-any.whl
 $(WATCH): | .venv/.installed
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(@D) seglearn==1.2.5
 
-yardstick: run artifacts/cache/rockets/.installed $(WATCH)  ## the models compared with a forest and rockets; a public leak (STORE=, ARTIFACTS=, CONFIG=)
+yardstick: run artifacts/cache/rockets/.installed $(WATCH)  ## the models compared with a random forest, MiniRocket and MultiRocket-Hydra; a public leak shown (STORE=, ARTIFACTS=, CONFIG=)
 	$(BIN)/python -m benchmarks.leak $(WATCH)
 	$(BIN)/python -m benchmarks.yardstick --aeon artifacts/cache/rockets/bin/python
 

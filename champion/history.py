@@ -157,14 +157,14 @@ def read_pointer(folder: Path) -> ChampionPointer:
         return ChampionPointer([], Signed("unsigned"), sealed=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ChampionError(
-            f"{path}: cannot be used: {error}. Restore the file, or move it away and promote "
-            "again: phasewatch promote MODEL"
+            f"{path}: cannot be used: {error}. Put back an intact copy (--restore does not do "
+            "that), or move the file away and promote again: phasewatch promote MODEL"
         ) from error
     wrong = [f"entry {e.champion.number}" for e in pointer.entries if e.signed.state == "wrong"]
     if wrong or pointer.signed.state == "wrong":
         raise ChampionError(
             f"{path}: {wrong[0] if wrong else 'the file'}: invalid signature: it was changed "
-            "by someone else. Restore the file, or move it away and promote again: "
+            "by someone else. Put back an intact copy, or move the file away and promote again: "
             "phasewatch promote MODEL"
         )
     return pointer
@@ -489,7 +489,8 @@ def read_training(folder: Path, champion: ChampionEntry, recipe: str | None = No
 
 
 def _damaged(path: Path, error: OSError | ValueError) -> ChampionError:
-    problem = getattr(error, "strerror", None) or error
+    problem = "missing" if isinstance(error, FileNotFoundError) else error
+    problem = getattr(problem, "strerror", None) or problem
     return ChampionError(f"{path}: {problem}. {REMEDY}")
 
 

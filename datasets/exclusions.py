@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
 from config.errors import PhasewatchError
-from config.messages import unknown, yaml_problem
+from config.messages import yaml_problem
 from episodes.settings import NotNegative, parse_yaml, settings_errors
 
 BY_HAND = "excluded by hand"
@@ -101,7 +101,7 @@ def parse_exclusions(
             faults += [f"entry {number}: {line}" for line in settings_errors(error, Exclusion)]
             continue
         if known is not None and exclusion.episode not in known:
-            faults.append(f"entry {number}: {unknown('episode', exclusion.episode, known)}")
+            faults.append(f"entry {number}: the store has no episode {exclusion.episode!r}")
         exclusions.append(exclusion)
     if faults:
         raise ExclusionError("\n".join(f"{path}: {fault}" for fault in faults))

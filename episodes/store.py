@@ -145,12 +145,17 @@ class StoreListing:
         if not episodes:
             ids = (episode.episode_id for episode in every)
             if os.path.exists(episode_id):  # noqa: PTH110  any text may be asked for
-                raise StoreError(f"{episode_id}: not an episode; give an id, or a {ARCHIVE_SUFFIX}")
+                raise StoreError(
+                    f"{episode_id}: not an episode; give an id, a batch, a folder or a "
+                    f"{ARCHIVE_SUFFIX}"
+                )
             if episode_id in self.batches:
                 first = self.batches[episode_id][0].episode_id
                 raise StoreError(
                     f"{episode_id}: a batch; give one of its episodes, such as {first}"
                 )
+            if os.sep in episode_id:
+                raise StoreError(f"{episode_id}: no such file or folder")
             raise StoreError(
                 f"{self.root}: no episode {episode_id} in the index or on disk{_like(wanted, ids)}"
             )

@@ -371,8 +371,8 @@ def _check_head(folder: Path, chain: LogChain, known: Collection[str]) -> None:
     unreadable = any(fault.kind == "unreadable" for fault in chain.faults)
     if chain.signed.state == "wrong":
         chain.faults.append(LogFault(HEAD_FILE, "head_changed", chain.signed.line))
-    records = f"{head.count} record{'' if head.count == 1 else 's'}"
-    counts = f"counts {records}, the log has {chain.count}"
+    lines = f"{head.count} line{'' if head.count == 1 else 's'}"
+    counts = f"counts {lines}, the log has {chain.count}"
     if head.count and head.hash not in known and not (unreadable and chain.count >= head.count):
         newest = next(reversed(log_files(folder)), folder / HEAD_FILE)
         chain.faults.append(LogFault(newest.name, "head", f" {counts}"))

@@ -64,7 +64,7 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "provisional_threshold": "The alarm threshold is provisional: it rests on {hours:.2g} clean "
     "hours of validation; {needed:g} are needed.",
     "unlike_training": "{share:.0%} of the test episodes are unlike the training data; if they "
-    "resembled the validation episodes, chance alone would make it at most {alpha:.0%}. Train on "
+    "resembled the validation episodes, at most {alpha:.0%} of them would be on average. Train on "
     "more episodes from the machines and days of the test episodes.",
     "untested_profile": "Profile {label} was never tested.",
     "absent_class": "Phase {label} does not occur in the test split, so it was never tested.",

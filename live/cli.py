@@ -191,7 +191,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     enrol.set_defaults(run=run_enrol)
     enrol.add_argument("bundle", type=expanded, metavar="BUNDLE", help="folder of the bundle")
-    enrol.add_argument("--minutes", type=float, default=5.0, metavar="N", help="default: 5")
+    enrol.add_argument(
+        "--minutes", type=float, default=5.0, metavar="N", help="to record (default 5)"
+    )
     enrol.add_argument("--out", type=expanded, required=True, metavar="FILE", help="file to write")
     return parser
 
@@ -287,8 +289,10 @@ def _token(path: Path | None) -> str | None:
     else:
         try:
             where, token = str(path), path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}: must be a text file with a token: {error}") from None
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise UsageError(f"{path}: must be a text file with a token") from None
     if not (token.isascii() and token.isprintable()):  # no header can have it
         raise UsageError(f"{where}: the token must be one line of ASCII characters")
     return token or None
@@ -347,7 +351,7 @@ def _score(
     if past is not None and not went_on:  # the state has the machine's last minute
         scorer.windows.remember(past)
     log.info(
-        "scoring %s with %s, bundle %s, trained on other machines", host, bundle.variant,
+        "scoring %s with %s, bundle %s, not trained on this machine", host, bundle.variant,
         bundle.id[:12],
     )  # fmt: skip
     _loop(scorer, source, outputs, stop, options.state)

@@ -53,7 +53,7 @@ class InventoryEntry:
             "contract_hash": header.get("contract_hash"),
             "schema_hash": header.get("schema_hash"),
             "checkpoint_id": header.get("artifact_id"),
-            "bytes": header.get("sidecar_bytes"),
+            "bytes": self.path.stat().st_size + header["sidecar_bytes"] if header else None,
             "code_commit": meta.get("code_commit"),
             "usable": self.usable,
             "broken": self.broken,

@@ -298,7 +298,7 @@ class ChainVerifier:
             notes.append(
                 f"in use as {entry} {numbers}"
                 if entries
-                else "the history is intact; this checkpoint was never the champion's"
+                else "the history is intact; no champion had this checkpoint"
             )
             notes.append(pointer.signed.line)
 

@@ -283,7 +283,8 @@ class ChampionStage(Stage):
         except ContractMismatchError as error:
             return Reason("contract", {"outputs": [self.name], "differences": error.differences})
         except (CheckpointError, ChampionError) as error:
-            return Reason("damaged", {"problem": str(error)}, remedy=REMEDY)
+            problem = str(error).removesuffix(f". {REMEDY}")
+            return Reason("damaged", {"problem": problem}, remedy=REMEDY)
         except (StageError, StoreError) as error:
             remedy = (
                 "Restore the file, or put these episodes back into the store and run: "

@@ -199,7 +199,9 @@ class DriftStage(FolderStage):
 
     def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
         manifest = artifacts[self.name]
-        return read_drift(manifest).severity if manifest else _not_compared(project)
+        if manifest is None:
+            return _not_compared(project)
+        return f"compared with the champion's training data: {read_drift(manifest).severity}"
 
 
 def batch_drift(project: Project, batch: str, champion: ChampionEntry) -> BatchDrift:

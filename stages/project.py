@@ -340,14 +340,22 @@ class Project:
         if reused:
             artifacts = {n: a for n, a in stage.read(self, key).items() if n in wanted}
         else:
-            if self.workspace.require_signatures and signing_key() is None:
-                raise StageError(
-                    "Signatures are required, and there is no key here to sign with, so nothing "
-                    "that is made here could be used. Run: phasewatch keys new NAME"
-                )
+            self.check_signing()
             artifacts = stage.make(self, key, wanted, progress)
             self._forget(stage, key)
         return MakeResult(artifacts, reused, round(time.monotonic() - began, 3))
+
+    def check_signing(self) -> None:
+        """Refuse to make what nobody could use.
+
+        Raises:
+            StageError: signatures are required, and there is no key to sign with.
+        """
+        if self.workspace.require_signatures and signing_key() is None:
+            raise StageError(
+                "Signatures are required, and there is no key here to sign with, so nothing "
+                "that is made here could be used. Run: phasewatch keys new NAME"
+            )
 
     def make_each(
         self,

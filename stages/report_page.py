@@ -219,7 +219,7 @@ def _contents(
         "host rotation": rotation.version if rotation else None,
         "drift": [document.model_dump() for document in drift],
         "verdicts": _verdicts(project),
-        "answered alarms": read_tally(project.workspace).model_dump(exclude={"decisions"}),
+        "logged alarms": read_tally(project.workspace).model_dump(exclude={"decisions"}),
     }
     return {name: fingerprint(value) for name, value in contents.items()}
 

@@ -209,12 +209,20 @@ class ManifestStage(Stage):
             return self._absent(project, key)
         if damage := manifest.damage(verify=verify):
             return Reason("damaged", {"problem": damage})
+        absent = []
         try:
             if manifest.fingerprint == self.fingerprint(project, key):
                 return None
-        except (StageError, ChampionError, CheckpointError):
-            pass  # an input is missing or does not load
-        return self.stale_reason(project, key, manifest)
+        except (StageError, ChampionError, CheckpointError):  # an input is missing or does not load
+            absent = [
+                stage.name
+                for stage, at in self.needs(project, key)
+                if None in project.artifacts(stage.name, at).values()
+            ]
+        reason = self.stale_reason(project, key, manifest)
+        if absent and reason.code == "settings":  # what is missing may be all that differs
+            return Reason("inputs_missing", {"inputs": absent})
+        return reason
 
     def _absent(self, project: Project, key: str) -> Reason:
         """It was never made, or its manifest cannot be read."""

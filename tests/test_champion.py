@@ -152,7 +152,7 @@ def test_of_many_groups_that_fall_the_deepest_is_shown_for_each_recipe() -> None
         here = [g for g in falls if g.recipe == recipe]
         deepest = max(here, key=lambda g: g.numbers["falls_by"])
         (line,) = [each for each in lines if each.startswith(objection(deepest))]
-        assert f" Another {len(here) - 1} groups" in line
+        assert f" {len(here) - 1} more profiles or hosts lose" in line
 
 
 def _spoiled(column: str, name: str, *, every: int) -> list[str]:
@@ -463,7 +463,7 @@ def test_what_is_no_reason_but_good_to_know_is_noted(lab: Lab, tmp_path: Path) -
     assert all(recipe in same for recipe in HAD)
     shutil.rmtree(lab.workspace.champion_folder)
     (note,) = notes("gbt", "--config", str(settings))
-    assert note.startswith("knn_realistic is better on validation, 0.")
+    assert note.startswith("knn_realistic is better on validation: macro F1 0.")
     assert f"phasewatch promote --config {settings} --store " in note
     assert note.endswith(" knn --dry-run")
     assert notes("knn", "--config", str(settings)) == []

@@ -26,7 +26,7 @@ from features.extraction import extract
 from features.registry import LAYOUT
 from models.checkpoint import checkpoint_path
 from models.registry import find_variant
-from pipelines.cli.app import FAILED, OK, REJECTED, USAGE, app
+from pipelines.cli.app import FAILED, MISMATCH, OK, REJECTED, USAGE, app
 from pipelines.cli.console import INTERRUPTED
 from pipelines.executors import execution_from_environment
 from stages.manifest import read_manifest
@@ -335,8 +335,8 @@ def test_what_a_model_was_trained_on_is_said(trained: Lab, scoring: Lab) -> None
         named = ("--checkpoint", checkpoint(scoring, "cnn"))
         told = phasewatch("predict", known[side], *named, "--json")
         assert json.loads(told.stdout)["seen_in_training"] is seen
-    assert "this episode was in the training set" in phasewatch("predict", known["train"]).stderr
-    assert "this episode was in the training set" not in phasewatch("predict", known["test"]).stderr
+    assert "trained or validated on this episode" in phasewatch("predict", known["train"]).stderr
+    assert "trained or validated on this episode" not in phasewatch("predict", known["test"]).stderr
 
 
 def test_a_person_reads_a_table_of_windows(scoring: Lab) -> None:
@@ -346,7 +346,7 @@ def test_a_person_reads_a_table_of_windows(scoring: Lab) -> None:
     assert head.split() == [
         "start", "phase", "probability", "labelled", "filtered", "phase", "alarm", "score", "alarm",
     ]  # fmt: skip
-    assert rule.startswith("the alarm is raised at a score of ")
+    assert rule.startswith("at the end of a window, the alarm is raised")
     assert scoring.store.added[0].episode_id in summary
     windows = json.loads(phasewatch("predict", scoring.store.added[0].path, "--json").stdout)
     assert [row.split()[2:5:2] for row in rows] == [
@@ -384,7 +384,8 @@ def test_a_champion_that_would_not_load_is_reported(
         drifted.setattr("features.registry.LAYOUT", replace(LAYOUT, channels=channels))
         difference = f"{channels[0].name}: unit was {LAYOUT.channels[0].unit}, is now kB"
         assert problem()["differences"] == [difference]
-        assert difference in phasewatch("champion").stdout
+        told = phasewatch("champion")
+        assert (told.exit_code, difference in told.stdout) == (MISMATCH, True)
         assert retrain in remedies()
     kept = read_champion(scoring.workspace.champion_folder)
     assert kept is not None
@@ -396,7 +397,7 @@ def test_a_champion_that_would_not_load_is_reported(
     header.write_text("{")
     assert str(header) in problem()["problem"]
     assert any("phasewatch rollback" in remedy for remedy in remedies())
-    assert phasewatch("champion").exit_code == OK
+    assert phasewatch("champion").exit_code == FAILED
 
 
 def test_the_history_shows_whole_checkpoint_ids(scoring: Lab) -> None:
@@ -553,6 +554,20 @@ def test_a_configuration_of_another_form_is_refused(tmp_path: Path, text: str, s
 def test_an_empty_argument_is_not_the_current_directory(words: tuple[Any, ...]) -> None:
     told = phasewatch(*words)
     assert (told.exit_code, "is empty" in told.output) == (USAGE, True), told.output
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("exclude", SOUND, "--reason", " "),
+        ("exclude", SOUND, "--reason", "x", "--who", ""),
+        ("promote", "gbt", "--accept-alarms", ""),
+    ],
+)
+def test_a_reason_or_a_name_must_say_something(words: tuple[Any, ...], tmp_path: Path) -> None:
+    told = phasewatch(*words, "--artifacts", tmp_path)
+    assert (told.exit_code, words[-2] in told.stderr) == (USAGE, True), told.output
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("why", [("--why", ""), ("--why=",)])

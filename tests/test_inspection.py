@@ -179,7 +179,7 @@ def test_an_inventory_tells_what_the_headers_say(tmp_path: Path):
             "contract_hash": contract_of(LAYOUT, which.spec.input_kind).hash,
             "schema_hash": LAYOUT.schema_hash(which.spec.input_kind),
             "checkpoint_id": header["artifact_id"],
-            "bytes": sidecar_of(path).stat().st_size,
+            "bytes": path.stat().st_size + sidecar_of(path).stat().st_size,
             "code_commit": "3fa1c2e",
             "usable": True,
             "broken": None,

@@ -654,8 +654,9 @@ def test_doctor_says_what_is_stale_and_what_to_do(
 
     small.ingest()
     document = json.loads(doctor(small, "--json", home=empty, monkeypatch=monkeypatch).stdout)
-    assert "ingest" not in document["stale"]
-    assert document["stale"]["datasets"] == ["2 of 2: missing"]  # a sample a profile, and a session
+    assert "ingest" not in document["not_current"]
+    # a sample a profile, and a session
+    assert document["not_current"]["datasets"] == ["2 of 2: missing"]
     assert [problem["remedy"] for problem in document["problems"]] == [run]
     assert document["artifacts"]["free_gb"] > 0
     assert not document["ok"]
@@ -690,7 +691,7 @@ def test_doctor_counts_what_is_stale_and_names_one_remedy(
         words = ["--json", "--config", str(config)]
         told = doctor(retrained, *words, home=tmp_path / "no-home", monkeypatch=monkeypatch)
         found = json.loads(told.stdout)
-        return found["stale"], [problem["remedy"] for problem in found["problems"]]
+        return found["not_current"], [problem["remedy"] for problem in found["problems"]]
 
     folders = f"--store {retrained.store.root} --artifacts {retrained.artifacts}"
     run = f"phasewatch run --config {config} {folders}"
@@ -705,6 +706,66 @@ def test_doctor_counts_what_is_stale_and_names_one_remedy(
     assert f"1 of {total}: missing (gbt_realistic {RECIPE})" in stale["checkpoints"]
     assert stale["ingest"][0].startswith("1 of ")
     assert remedies == [run]
+
+
+def test_doctor_notices_a_file_that_was_altered_in_place(
+    retrained: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counted() -> dict[str, list[str]]:
+        told = doctor(retrained, "--json", home=tmp_path / "none", monkeypatch=monkeypatch)
+        return json.loads(told.stdout)["not_current"]
+
+    folders = {
+        "ingest": "batches/*/tensor_shards/series-*.npy",
+        "datasets": f"datasets/{RECIPE}/windows*.parquet",
+        "checkpoints": f"checkpoints/{RECIPE}/gbt_realistic*.ubj",
+        "eval_reports": f"reports/{RECIPE}/gbt_realistic/report*.json",
+    }
+    before = counted()
+    for kind, pattern in folders.items():
+        path = sorted(retrained.artifacts.glob(pattern))[0]
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(bytes(content))
+        assert str(path) not in " ".join(before.get(kind, []))
+        assert str(path) in " ".join(counted()[kind]), kind
+
+
+def test_doctor_finds_a_missing_input_and_no_other_setting(
+    retrained: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(retrained.artifacts / "likeness" / RECIPE)
+    told = doctor(retrained, "--json", home=tmp_path / "no-home", monkeypatch=monkeypatch)
+    [reports] = [
+        line for line in json.loads(told.stdout)["not_current"]["eval_reports"] if RECIPE in line
+    ]
+    assert "likeness" in reports
+    assert "settings" not in reports
+
+
+def test_doctor_names_a_setting_that_a_run_would_refuse(
+    small: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config.yaml"
+    settings = TINY | {"splits": {"test_host": "lab-z"}}
+    config.write_text(json.dumps({"resources": {"workspace": {"config": settings}}}))
+    words = ["--json", "--config", str(config)]
+    told = doctor(small, *words, home=tmp_path / "no-home", monkeypatch=monkeypatch)
+    problems = [problem["problem"] for problem in json.loads(told.stdout)["problems"]]
+    paths = ["--store", str(small.store.root), "--artifacts", str(small.artifacts)]
+    refused = CliRunner().invoke(app, ["run", "--config", str(config), *paths])
+    assert refused.exit_code == USAGE
+    assert [p for p in problems if "lab-z" in p and p in refused.stderr]
+
+
+def test_an_empty_store_is_refused_before_a_run_begins(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "index.jsonl").touch()
+    paths = ["--store", str(tmp_path / "store"), "--artifacts", str(tmp_path / "artifacts")]
+    told = CliRunner().invoke(app, ["run", *paths])
+    assert (told.exit_code, "no episodes" in told.stderr) == (FAILED, True), told.output
+    assert not (tmp_path / "artifacts" / "dagster_home").exists()
+    assert CliRunner().invoke(app, ["run", "--ingest-only", *paths]).exit_code == 0
 
 
 def test_the_home_of_another_artifacts_folder_is_refused(
@@ -755,7 +816,8 @@ def test_run_and_sync_tell_a_program_what_they_did(
         assert instance.get_run_by_id(again["run_id"]) is not None
     wrong = told("run", "--recipe", "moon")
     assert (wrong["exit"], "got 'moon'" in wrong["error"]) == (USAGE, True)
-    assert told("run", "--batch", batches[0], "--recipe", "host")["exit"] == USAGE
+    for only_ingests in (["--batch", batches[0]], ["--ingest-only"]):
+        assert told("run", *only_ingests, "--recipe", "host")["exit"] == USAGE
 
 
 def test_doctor_finds_other_settings_and_a_killed_run(

@@ -117,7 +117,7 @@ def test_without_a_rule_one_line_says_so_and_its_columns_are_left_out(
     told = predict(*words)
     assert sum("no alarm rule" in line for line in told.stderr.splitlines()) == 1
     assert "alarm score" not in told.stdout
-    assert "P(attack)" in told.stdout.splitlines()[0]
+    assert "attack probability" in told.stdout.splitlines()[0]
     assert "filtered" not in told.stdout
     assert "first alarm" not in told.stdout
     said = document(predict(*words, "--json"))

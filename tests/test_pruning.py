@@ -340,6 +340,12 @@ def test_the_command_says_what_would_go_and_then_it_goes(
         assert CliRunner().invoke(app, ["prune", *paths, "--older-than", wrong]).exit_code == USAGE
 
 
+def test_a_dry_run_makes_no_records(tmp_path: Path) -> None:
+    told = CliRunner().invoke(app, ["prune", "--dry-run", "--artifacts", str(tmp_path), "--json"])
+    assert (told.exit_code, list(tmp_path.iterdir())) == (OK, []), told.output
+    assert json.loads(told.stdout)["records"]["runs"] == 0
+
+
 def test_the_job_prunes(tmp_path: Path) -> None:
     workspace = Workspace(store=str(tmp_path), artifacts=str(tmp_path / "artifacts"))
     with new_instance(tmp_path / "home") as instance:

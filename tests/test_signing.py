@@ -352,9 +352,9 @@ def test_doctor_tells_one_reason_once(lab: Lab, tmp_path: Path) -> None:
     config = tmp_path / "required.yaml"
     config.write_text("resources: {workspace: {config: {require_signatures: true}}}\n")
     document = json.loads(invoke(lab, "doctor", "--json", "--config", str(config)).stdout)
-    lines = [line for lines in document["stale"].values() for line in lines]
+    lines = [line for lines in document["not_current"].values() for line in lines]
     assert sum("not signed" in line for line in lines) == len(
-        [kind for kind, each in document["stale"].items() if "not signed" in " ".join(each)]
+        [kind for kind, each in document["not_current"].items() if "not signed" in " ".join(each)]
     )
     (stale,) = [each for each in document["problems"] if each["problem"] == "not current"]
     assert stale["remedy"].startswith("phasewatch keys new NAME, then: phasewatch run")
@@ -739,7 +739,7 @@ def test_a_head_that_is_gone_or_was_changed_is_named_as_such(tmp_path: Path, one
     lines = (tmp_path / one_day).read_bytes().splitlines(keepends=True)
     (tmp_path / one_day).write_bytes(b"".join(lines[:1] + lines[2:]))
     counted = read_chain(tmp_path).faults[-1]
-    assert counted.line == "head.json: counts 16 records, the log has 15"
+    assert counted.line == "head.json: counts 16 lines, the log has 15"
 
 
 def test_a_line_that_a_crash_cut_off_is_no_fault_unless_it_was_acknowledged(

@@ -701,7 +701,7 @@ def test_a_declared_stage_appears_everywhere(
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
     paths = ["--store", str(ingested.store.root), "--artifacts", str(ingested.artifacts)]
     told = json.loads(CliRunner().invoke(app, ["doctor", *paths, "--json"]).stdout)
-    assert told["stale"]["heartbeat"] == [f"{len(batches)} of {len(batches)}: missing"]
+    assert told["not_current"]["heartbeat"] == [f"{len(batches)} of {len(batches)}: missing"]
 
     with dg.build_sensor_context(
         instance=ingested.instance, resources={"workspace": resource_of(ingested.workspace)}

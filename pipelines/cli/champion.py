@@ -13,8 +13,10 @@ from pipelines.cli.console import (
     FAILED,
     MISMATCH,
     OK,
+    USAGE,
     Document,
     Table,
+    fail,
     note,
     one_of,
     user_name,
@@ -41,13 +43,19 @@ class ChampionDocument(Document):
     problem: dict[str, Any] | None  # why the champion does not load, and what to do
     signed: str  # who signed the history, in words
 
+    @property
+    def exit_code(self) -> int:
+        if self.problem is None:
+            return OK
+        return MISMATCH if self.problem["differences"] else FAILED
+
     def text(self) -> Iterator[str | Table]:
         if self.champion is None:
             yield "There is no champion yet. Promote a trained model: phasewatch promote MODEL"
             return
         from evaluation.wording import moment
 
-        yield f"{self.champion['model']}_{self.champion['mode']} scores with"
+        yield f"The champion is {self.champion['model']}_{self.champion['mode']}. It scores with"
         yield self.champion["path"]
         yield f"history: {self.signed}"
         if self.problem:
@@ -183,13 +191,13 @@ def promote(
     ] = False,
     why: options.Why = "",
     accept_alarms: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="TEXT",
             help="Promote it although it exceeds the alarm budget, for this reason; kept in the "
             "history.",
         ),
-    ] = "",
+    ] = None,
     config: options.Config = None,
     store: options.Store = None,
     artifacts: options.Artifacts = None,
@@ -207,15 +215,18 @@ def promote(
     # an oracle can be named, and is rejected with the reason
     if model not in by_name:
         one_of("model", model, MODELS)
+    if accept_alarms is not None and not accept_alarms.strip():
+        fail("--accept-alarms must not be empty: it says why", USAGE)
+    accepted = accept_alarms or ""
     challenger = by_name.get(model) or find_variant(model, "realistic")
     project = Project(workspace_of(config, store, artifacts, must_exist=True))
     if dry_run:
-        trial = core.run_trial(project, challenger, accept_alarms=accept_alarms)
+        trial = core.run_trial(project, challenger, accept_alarms=accepted)
     else:
         dagster_home(project.workspace)  # refused before anything is changed
         note(f"trying {challenger.name}; if it is promoted, the report page is rebuilt")
         by = user_name()
-        trial = core.promote(project, challenger, by=by, why=why, accept_alarms=accept_alarms)
+        trial = core.promote(project, challenger, by=by, why=why, accept_alarms=accepted)
         if trial.promoted:
             _tell_dagster(project.workspace, trial.promoted)
     return PromoteDocument(trial, list(_notes(project, trial)))
@@ -273,8 +284,8 @@ def objection_lines(grounds: list[Objection]) -> Iterator[str]:
         elif groups := fallen.pop(ground.recipe, None):
             deepest = max(groups, key=lambda group: group.numbers["falls_by"] or 0.0)
             others = len(groups) - 1
-            lose = "group also falls" if others == 1 else f"{others} groups also fall"
-            more = f" Another {lose} by more than allowed; --json lists all." if others else ""
+            lose = "profile or host loses" if others == 1 else "profiles or hosts lose"
+            more = f" {others} more {lose} more than allowed; --json lists all." if others else ""
             yield f"{objection(deepest)}{more}"
 
 
@@ -321,8 +332,9 @@ def _notes(project: Project, trial: Trial) -> Iterator[str]:
     if best is not None and best != challenger and trial.checkpoints:
         scores = [validation_mean(project, variant) for variant in (best, challenger)]
         yield (
-            f"{best.name} is better on validation, {scores[0]:.3f} against {scores[1]:.3f} over "
-            f"all recipes; the rules may say otherwise: phasewatch promote {best.model} --dry-run"
+            f"{best.name} is better on validation: macro F1 {scores[0]:.3f} against "
+            f"{scores[1]:.3f}, mean of all recipes. To see whether the rules allow it: "
+            f"phasewatch promote {best.model} --dry-run"
         )
 
 
@@ -363,7 +375,7 @@ def _evidence(recipes: dict[str, dict[str, Any]]) -> Iterator[str | Table]:
     yield Table(columns, rows)
     marks = [evidence.get("alarms") for evidence in recipes.values()]
     if any(marks):
-        yield f"false/h: {RATE_MEANS}; counted on the recipes host, session and time"
+        yield f"false/h: {RATE_MEANS}. The alarm budget applies to host, session and time"
     if any(alarms and alarms["provisional"] for alarms in marks):
         yield f"provisional: the threshold rests on under {MIN_VALIDATION_HOURS:g} clean hours"
 

@@ -62,7 +62,7 @@ class BundleDocument(Document):
         size = f"{self.n_bytes / 1e6:.1f} MB"
         yield f"{self.bundle.variant}, {size}, runtime {self.runtime}: {self.out}"
         yield Table(
-            ("recipe", "test windows", "largest difference"),
+            ("recipe", "test windows", "largest difference of a probability"),
             [(r, str(p.n_windows), f"{p.proba:.1e}") for r, p in self.parity.items()],
         )
         yield f"bundle {self.bundle.id}"
@@ -176,10 +176,11 @@ class _ReplayedEpisodes:
                 yield RecordedEpisode(stored.episode_id, host, dict(episode.members))
                 continue
             left_out[record.verdict] += 1
+            self.code = REJECTED
             if len(chosen) == 1:
                 note(f"not replayed: {record.line}")
-                self.code = REJECTED
         if left_out and len(chosen) > 1:
             counts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(left_out.items()))
             why = _complete("phasewatch validate shows why")
-            note(f"{name}: of {len(chosen)} episodes, {counts} are not replayed; {why}")
+            skipped = f"{left_out.total()} of {len(chosen)} episodes are not replayed"
+            note(f"{name}: {skipped}: {counts}; {why}")

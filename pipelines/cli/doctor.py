@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,16 @@ from config.messages import shortened
 from config.paths import CLONE, nearest_existing
 from episodes.environment import collector_paused
 from pipelines.cli import options
-from pipelines.cli.console import EXTRAS, FAILED, OK, Bytes, Document, Table, workspace_of
+from pipelines.cli.console import (
+    EXTRAS,
+    FAILED,
+    OK,
+    Bytes,
+    CommandError,
+    Document,
+    Table,
+    workspace_of,
+)
 from pipelines.home import SETTINGS, dagster_home
 
 if TYPE_CHECKING:
@@ -65,7 +74,8 @@ class DoctorDocument(Document):
         self.problems.append({"problem": problem, "details": list(details), "remedy": remedy})
 
     def as_json(self) -> dict[str, Any]:
-        return {"ok": not self.problems, "problems": self.problems, **self.sections}
+        sections = {name.replace(" ", "_"): section for name, section in self.sections.items()}
+        return {"ok": not self.problems, "problems": self.problems, **sections}
 
     def text(self) -> Iterator[str | Table]:
         for item in self.problems:
@@ -261,7 +271,9 @@ def _stages(findings: DoctorDocument, workspace: Workspace) -> None:
     """Every stage that is not current, in counts."""
     from champion.history import ChampionError
     from datasets.exclusions import ExclusionError, read_exclusions
+    from datasets.splits import RECIPES
     from episodes.store import StoreError
+    from pipelines.cli.execution import check_names
     from stages.project import Project
 
     section: dict[str, Any] = {"path": str(workspace.store_path)}
@@ -284,11 +296,15 @@ def _stages(findings: DoctorDocument, workspace: Workspace) -> None:
         read_exclusions(workspace.exclusions_path, {each.episode_id for each in listing.episodes})
     except ExclusionError as error:
         findings.problem(str(error), "edit the file; no dataset can be made until then")
+    try:
+        check_names(project, RECIPES)
+    except CommandError as error:
+        findings.problem(str(error), "edit the configuration; no run begins until then")
     statuses = [
         status
         for stage in project.stages.values()
         if stage.automatic
-        for status in project.statuses(stage)
+        for status in project.statuses(stage, verify=True)
         if status.available
     ]
     stale = [status for status in statuses if status.due]
@@ -296,7 +312,7 @@ def _stages(findings: DoctorDocument, workspace: Workspace) -> None:
         f"recipe {recipe}: {project.status(project.stages['datasets'], recipe).message}"
         for recipe in project.unavailable
     ]
-    findings.sections["stale"] = counts = _counted(statuses)
+    findings.sections["not current"] = counts = _counted(statuses)
     if any(status.code == "other_store" for status in stale):
         findings.problem(
             f"{workspace.artifacts_path} holds artifacts of another store; a run would replace "
@@ -336,6 +352,8 @@ def _distrusted(workspace: Workspace) -> tuple[str, str] | None:
 
 def _counted(statuses: list[Status]) -> dict[str, list[str]]:
     """Kind of stage -> ``16 of 48: made with other settings (gbt_realistic host, ...)``."""
+    from stages.status import Reason
+
     groups: dict[tuple[str, str], list[Status]] = {}
     totals: Counter[str] = Counter()
     for status in statuses:
@@ -343,6 +361,10 @@ def _counted(statuses: list[Status]) -> dict[str, list[str]]:
         totals[kind] += 1
         if status.due:
             problem = "missing" if status.code == "not_made" else status.message
+            if status.code in ("inputs", "inputs_missing"):  # not a line per model
+                names = status.reason.details["inputs"]
+                kinds = list(dict.fromkeys(name.partition("/")[0] for name in names))
+                problem = replace(status, reason=Reason(status.code, {"inputs": kinds})).message
             if status.code == "signature":  # the message names the folder
                 problem = f"{status.reason.details['why']}, and signatures are required"
             groups.setdefault((kind, problem), []).append(status)

@@ -384,8 +384,9 @@ def exclude(
     """
     from datasets.exclusions import ExclusionError, appended, parse_exclusions
 
-    if not reason.strip():
-        fail("--reason must not be empty", USAGE)
+    for option, text in (("--reason", reason), ("--who", who)):
+        if text is not None and not text.strip():
+            fail(f"{option} must not be empty", USAGE)
     workspace = workspace_of(config, store, artifacts)
     path = workspace.exclusions_file
     stored = stored_episode(workspace, episode)

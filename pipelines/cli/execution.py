@@ -97,7 +97,9 @@ def _run_all(
     for batch in batches or ():
         one_of("batch", batch, project.listing.batches)
     if not ingest_only:
-        _check_names(project, recipes or RECIPES)
+        if not project.listing.batches:
+            fail(f"{workspace.store_path}: no episodes, so there is nothing to train on")
+        check_names(project, recipes or RECIPES)
     ran = []
     ingest = (
         dict.fromkeys(batches, frozenset())
@@ -105,9 +107,10 @@ def _run_all(
         else _due(project, "ingest", project.listing.batches)
     )
     n_batches, asked = len(project.listing.batches), "to ingest" if batches else "not current"
-    log.info("%d batches, %d %s", n_batches, len(ingest), asked)
+    log.info("batches: %d, %s", n_batches, f"{len(ingest)} {asked}" if ingest else "all current")
     if ingest:
         check_corpus_code(workspace)  # before a run says so: here the exit code does, too
+        project.check_signing()
         with _leaving([] if ingest_only else [*_runs(recipes or project.recipes), "report"]):
             ran += _ingest(workspace, ingest)
         project = Project(workspace)
@@ -128,6 +131,7 @@ def _run_all(
         if recipe not in stale:
             log.info("recipe %s is current", recipe)
     if stale:
+        project.check_signing()
         with _leaving(["report"]):
             ran += _retrain(workspace, stale)
         project = Project(workspace)
@@ -162,8 +166,12 @@ def _by_kind(names: list[str]) -> str:
     )
 
 
-def _check_names(project: Project, recipes: Collection[str]) -> None:
-    """Refuse at once the names that a recipe would refuse after minutes of work."""
+def check_names(project: Project, recipes: Collection[str]) -> None:
+    """Refuse at once the names that a recipe would refuse after minutes of work.
+
+    Raises:
+        CommandError: the store has no such host or session.
+    """
     splits, episodes = project.workspace.splits, project.listing.episodes
     hosts = sorted({episode.host_id for episode in episodes})
     if "host" in recipes and len(hosts) > 1:  # with one, the recipe is unavailable

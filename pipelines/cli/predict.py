@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -141,8 +140,8 @@ class PredictDocument(Document):
             if scores.rule_scores is not None:
                 rule = scores.rule_scores.rule
                 yield (
-                    f"the alarm is raised at a score of {rule.threshold:.4f} and cleared below "
-                    f"{rule.clear_below:.4f}, at the end of a window"
+                    "at the end of a window, the alarm is raised if its score is at least "
+                    f"{rule.threshold:.4f}, and cleared if it is below {rule.clear_below:.4f}"
                 )
             yield ""
         yield _summary_table(self.episodes)
@@ -170,7 +169,7 @@ def _window_table(scores: Scores) -> Table:
         "labelled": scores.labelled,
     }
     if scores.rule_scores is None:
-        columns["P(attack)"] = [f"{score:.4f}" for score in scores.alarm_score]
+        columns["attack probability"] = [f"{score:.4f}" for score in scores.alarm_score]
     else:
         columns |= {
             "filtered phase": scores.filtered or [],
@@ -328,8 +327,11 @@ def predict(
 def _seen(scored: list[EpisodeScores]) -> str:
     seen = [each.episode_id for each in scored if each.seen_in_training]
     if len(scored) == 1:
-        return "warning: this episode was in the training set"
-    return f"warning: {len(seen)} of {len(scored)} episodes were in the training set"
+        return "warning: the checkpoint was trained or validated on this episode"
+    return (
+        f"warning: the checkpoint was trained or validated on {len(seen)} of these {len(scored)} "
+        "episodes"
+    )
 
 
 def _load(project: Project, path: Path | None) -> Scorer:
@@ -342,6 +344,8 @@ def _load(project: Project, path: Path | None) -> Scorer:
     )
     if path is not None and scorer.rule is None:
         note(f"no alarm rule is bound to {path}: alarms and filtered phases are left out")
+    if path is not None and scorer.likeness is None:
+        note(f"no likeness belongs to {path}: what is unlike training is left out")
     return scorer
 
 
@@ -350,10 +354,11 @@ def _learned_from(scorer: Scorer) -> set[str] | None:
     from champion.history import ChampionError
     from stages.status import StageError
 
-    with suppress(ChampionError, StageError):  # the model scores all the same
-        if scorer.training is not None:
-            return set(scorer.training["episode_id"])
-    return None
+    try:
+        return None if scorer.training is None else set(scorer.training["episode_id"])
+    except (ChampionError, StageError) as error:  # the model scores all the same
+        note(f"whether it was trained on these episodes is unknown: {error}")
+        return None
 
 
 # --- the file

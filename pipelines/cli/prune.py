@@ -10,12 +10,16 @@ import typer
 
 from pipelines.cli import options
 from pipelines.cli.console import USAGE, Bytes, Document, Table, fail, workspace_of
-from pipelines.home import OLD_DAYS, dagster_instance
+from pipelines.home import OLD_DAYS, dagster_home, dagster_instance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+    import dagster as dg
 
     from pipelines.pruning import PruneResult
+    from stages.workspace import Workspace
 
 _SHOWN = 20  # artifacts
 
@@ -31,10 +35,13 @@ class PruneDocument(Document):
         return {"dry_run": self.dry_run, **self.pruned.as_json()}
 
     def text(self) -> Iterator[str | Table]:
+        from evaluation.wording import plural
+
         pruned, records = self.pruned, self.pruned.records
+        age = plural(pruned.older_than_days, "day")
         would = "to be deleted" if self.dry_run else "deleted"
         yield (
-            f"records older than {pruned.older_than_days} days, {would}: {records.runs} runs, the "
+            f"records older than {age}, {would}: {records.runs} runs, the "
             f"logs of {records.logs} other runs, {records.events} events; "
             f"{Bytes(records.n_bytes)}, leaving a database of {Bytes(pruned.database_bytes)}"
         )
@@ -86,5 +93,14 @@ def prune(
     workspace = workspace_of(config, store, artifacts, must_exist=True)
     from pipelines.pruning import prune as prune_all
 
-    with dagster_instance(workspace) as instance:
+    with _records(workspace, dry_run=dry_run) as instance:
         return PruneDocument(prune_all(instance, workspace, int(days[1]), dry_run=dry_run), dry_run)
+
+
+def _records(workspace: Workspace, *, dry_run: bool) -> AbstractContextManager[dg.DagsterInstance]:
+    """Dagster's records; a dry run makes none where there are none."""
+    import dagster as dg
+
+    if dry_run and not (dagster_home(workspace) / "dagster.yaml").exists():
+        return dg.DagsterInstance.ephemeral()
+    return dagster_instance(workspace)

@@ -51,8 +51,9 @@ def run(
     from stages.project import Project
     from stages.retention import delete_items, disk_usage
 
-    if batch and recipe:
-        fail("--batch only ingests: it cannot be used with --recipe", USAGE)
+    if recipe and (batch or ingest_only):
+        option = "--batch" if batch else "--ingest-only"
+        fail(f"{option} only ingests: it cannot be used with --recipe", USAGE)
     log_to_stderr()
     ingest_only = ingest_only or bool(batch)
     ran = run_all(workspace, recipe or None, batches=batch or None, ingest_only=ingest_only)
@@ -84,8 +85,8 @@ class SyncDocument(Document):
     ended: list[str]  # ids of runs that had no process any more
 
     def text(self) -> Iterator[str]:
-        counts = len(self.batches), len(self.new), len(self.stale)
-        yield "{} batches, {} new, {} not current".format(*counts)
+        stale = f"{len(self.stale)} not current" if self.stale else "all current"
+        yield f"batches: {len(self.batches)}, {len(self.new)} new, {stale}"
 
 
 def sync(

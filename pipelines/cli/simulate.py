@@ -84,7 +84,8 @@ def simulate(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Instead of archives, write to this folder the shards that ingest would make.",
+            help="An artifacts folder: write the shards here that ingest would make, and only "
+            "placeholders of archives to the store.",
         ),
     ] = None,
     append: Annotated[

@@ -237,7 +237,10 @@ class VerifyLogDocument(Document):
         if not (self.records or self.torn or self.faults):
             yield f"{self.folder}: the log is empty"
             return
-        yield f"{self.folder}: {self.records} lines, the last {self.last[:12]}, {self.signed}"
+        from evaluation.wording import plural
+
+        lines = plural(self.records, "line")
+        yield f"{self.folder}: {lines}, the last {self.last[:12]}, {self.signed}"
         if self.before:
             yield f"the first {self.before} were written before chaining existed"
         if self.torn:
@@ -293,7 +296,7 @@ class ReplayLogDocument(Document):
 
         yield f"{plural(self.identical, 'decision')} recomputed identically"
         for why, n in self.left_out.items():
-            yield f"{plural(n, 'record')} not recomputed: {why}"
+            yield f"{plural(n, 'line')} not recomputed: {why}"
         for where in self.different[:_SHOWN]:
             yield f"different: {where}"
         if len(self.different) > _SHOWN:
@@ -301,7 +304,7 @@ class ReplayLogDocument(Document):
         if self.unverified:
             verify = "does not verify" if len(self.unverified) == 1 else "do not verify"
             where = shortened(self.unverified, ", ", _SHOWN)
-            yield f"{plural(len(self.unverified), 'record')} {verify}: {where}"
+            yield f"{plural(len(self.unverified), 'line')} {verify}: {where}"
             yield "Find out what was done to the log: phasewatch log verify"
 
     @property
