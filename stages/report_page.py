@@ -137,7 +137,7 @@ class ReportPageStage(ManifestStage):
             return Reason("version")
         before = manifest.facts["contents"]
         now = _contents(project, comparable_documents(project), DriftStage.documents(project))
-        return Reason("contents", {"contents": [name for name in now if now[name] != before[name]]})
+        return Reason("contents", {"contents": [name for name in now if now[name] != before.get(name)]})
 
     def make(
         self,
