@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from champion.history import ChampionError
 from config.messages import shortened, unknown
@@ -79,7 +79,7 @@ class Project:
         self.workspace = workspace
         self.stages = registry.STAGES
         self._artifacts: dict[tuple[str, str], Artifacts] = {}
-        self._statuses: dict[tuple[str, str, bool], Status] = {}
+        self._statuses: dict[tuple[str, str, bool | str], Status] = {}
         self._checkpoints: dict[tuple[str, str], Checkpoint] = {}
 
     def __repr__(self) -> str:
@@ -183,10 +183,14 @@ class Project:
         stage: Stage,
         key: str,
         *,
-        verify: bool = False,
+        verify: bool | Literal["changed"] = False,
         outputs: Collection[str] | None = None,
     ) -> Status:
         """Whether a stage's artifact is current; with ``outputs``, whether these of them are.
+
+        Args:
+            verify: hash the files; ``changed``: not those of a batch that are as they were when it
+                was last found current.
 
         Raises:
             StageError: there is no such recipe.
@@ -200,12 +204,12 @@ class Project:
             return Status(stage.name, key, self.unavailable[key], stage.remedy(key))
         identity = self._identity(stage, key) if cacheable else None
         name = f"{stage.name}/{key}"
-        if identity and self._status_cache.holds(name, identity, verified=verify):
+        if identity and self._status_cache.holds(name, identity, verified=verify is True):
             reason = None
         else:
-            reason = self._reason(stage, key, verify, outputs)
+            reason = self._reason(stage, key, bool(verify), outputs)
             if identity and reason is None:
-                self._status_cache.add(name, identity, verified=verify)
+                self._status_cache.add(name, identity, verified=bool(verify))
         address = self.workspace.address
         status = Status(stage.name, key, reason or Reason("current"), stage.remedy(key), address)
         if cacheable:
@@ -266,7 +270,11 @@ class Project:
         return manifest.damage() or (str(unsigned.details["problem"]) if unsigned else None)
 
     def statuses(
-        self, stage: Stage, keys: Iterable[str] | None = None, *, verify: bool = False
+        self,
+        stage: Stage,
+        keys: Iterable[str] | None = None,
+        *,
+        verify: bool | Literal["changed"] = False,
     ) -> list[Status]:
         """``status`` for keys; by default for every key."""
         chosen = self.keys(stage) if keys is None else keys

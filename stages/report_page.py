@@ -137,7 +137,8 @@ class ReportPageStage(ManifestStage):
             return Reason("version")
         before = manifest.facts["contents"]
         now = _contents(project, comparable_documents(project), DriftStage.documents(project))
-        return Reason("contents", {"contents": [name for name in now if now[name] != before.get(name)]})
+        changed = [name for name in now if now[name] != before.get(name)]
+        return Reason("contents", {"contents": changed})
 
     def make(
         self,

@@ -304,7 +304,7 @@ def _stages(findings: DoctorDocument, workspace: Workspace) -> None:
         status
         for stage in project.stages.values()
         if stage.automatic
-        for status in project.statuses(stage, verify=True)
+        for status in project.statuses(stage, verify="changed")
         if status.available
     ]
     stale = [status for status in statuses if status.due]
