@@ -34,6 +34,7 @@ from features.registry import LAYOUT
 from resources.guards import check_instance, check_recorded, refuse
 from resources.recording import kept_open
 from resources.workspace import WorkspaceResource, config_section
+from stages.batch import FEATURES, TENSORS
 from stages.project import MakeResult, Project
 from stages.registry import STAGES
 from stages.stage import Check, Stage, StageOutput
@@ -242,7 +243,7 @@ def _metadata(
     project: Project, stage: Stage, output: StageOutput, made: MakeResult
 ) -> dict[str, Any]:
     artifact, layout = made.artifacts[output.name], project.workspace.layout
-    columns = {} if output.input_kind else table_schema(artifact, layout)
+    columns = {} if output.name in (TENSORS, FEATURES) else table_schema(artifact, layout)
     return (
         columns
         | artifact_metadata(artifact)
@@ -304,7 +305,7 @@ def _spec(stage: Stage, output: StageOutput) -> dg.AssetSpec:
         freshness_policy=FRESH if output.fresh else None,
         partitions_def=PARTITIONS[stage.partition],
         metadata=docs
-        | (shard_schema(LAYOUT, output.input_kind) if output.input_kind else {})
+        | (shard_schema(LAYOUT, output.input_kind) if output.name in (TENSORS, FEATURES) else {})
         | {
             "dagster/code_references": dg.CodeReferencesMetadataValue(
                 code_references=[_source_of(type(stage))]

@@ -11,6 +11,7 @@ A second file holds short episodes that exercise the rules of the data format on
 
 from __future__ import annotations
 
+import argparse
 import json
 import lzma
 import tempfile
@@ -636,5 +637,9 @@ def _write() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        prog="python -m features.golden",
+        description="Rewrite the golden vectors and episodes with what the code computes now.",
+    ).parse_args()
     print(_write())
     print(_write_rules())

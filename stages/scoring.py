@@ -56,7 +56,8 @@ class Scorer:
     project: Project
     checkpoint: Checkpoint
     champion: ChampionEntry | None = None  # whose checkpoint it is; None: it was named
-    tell: Callable[[str], None] | None = None  # takes why a part is left out; None: that is raised
+    # takes why a named checkpoint's part is left out; None: that is raised, as for a champion
+    tell: Callable[[str], None] | None = None
 
     @property
     def name(self) -> str:
@@ -77,12 +78,18 @@ class Scorer:
             StageError, ChampionError: it is gone or was changed; see ``alarm_rule_of`` and
                 ``load_alarm_rule``.
         """
+        what = "alarms and filtered phases are left out"
         try:
             if self.champion is None:
                 return alarm_rule_of(self.project, self.checkpoint)
             return load_alarm_rule(self.project.workspace.champion_folder, self.champion)
-        except (StageError, ChampionError) as error:
-            self._leave_out("alarms and filtered phases are left out", error)
+        except StageError as error:
+            self._leave_out(what, error)
+            return None
+        except ChampionError as error:  # a champion that was promoted with a rule needs it
+            if self.champion is not None and self.champion.served in self.champion.alarm_rules:
+                raise
+            self._leave_out(what, error)
             return None
 
     def required_rule(self) -> AlarmRule:
@@ -106,11 +113,11 @@ class Scorer:
             StageError, ChampionError: it is gone or was changed.
         """
         workspace = self.project.workspace
-        try:
-            if self.champion is None:
-                return likeness_of(self.project, self.checkpoint)
+        if self.champion is not None:
             return load_likeness(workspace.champion_folder, self.champion, workspace.layout)
-        except (StageError, ChampionError) as error:
+        try:
+            return likeness_of(self.project, self.checkpoint)
+        except StageError as error:
             self._leave_out("what is unlike training is left out", error)
             return None
 

@@ -29,7 +29,7 @@ from config.errors import PhasewatchError
 from config.messages import address_of, addressed, unknown
 from config.paths import expanded
 from features.files import write_atomically
-from pipelines.cli.progress import log_to_stderr, track
+from pipelines.cli.progress import clear_line, log_to_stderr, track
 
 if TYPE_CHECKING:
     from stages.workspace import Workspace
@@ -220,6 +220,7 @@ def show(document: Document, *, as_json: bool, address: Mapping[str, str]) -> No
     Args:
         address: options that the commands in it need.
     """
+    clear_line()
     if as_json:
         typer.echo(json.dumps(_addressed(document.as_json(), address), indent=1))
         return
@@ -264,6 +265,7 @@ def not_installed(module: str) -> str:
 def note(message: str) -> None:
     """One line on stderr, beside the document; where nothing can be said there, nothing is."""
     try:
+        clear_line()
         typer.echo(message, err=True)
     except OSError:
         _give_up(sys.stderr)
@@ -403,7 +405,9 @@ def _show_table(table: Table) -> None:
 
         console = Console()
         if sum(widths[:-1]) + 3 * len(widths) + min(widths[-1], _LAST_COLUMN) <= console.width:
-            shown = rich_table.Table(*table.columns, box=box.SIMPLE_HEAD, pad_edge=False)
+            shown = rich_table.Table(box=box.SIMPLE_HEAD, pad_edge=False)
+            for i, name in enumerate(table.columns):  # only the last one is wrapped
+                shown.add_column(name, no_wrap=i < len(table.columns) - 1)
             for row in texts:
                 shown.add_row(*map(Text, row))
             console.print(shown)

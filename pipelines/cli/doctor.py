@@ -326,7 +326,7 @@ def _stages(findings: DoctorDocument, workspace: Workspace) -> None:
     try:
         if why := _distrusted(workspace):
             findings.problem(*why)
-        champion = project.status(project.stages["champion"], "")
+        champion = project.status(project.stages["champion"], "", verify=True)
     except ChampionError as error:
         findings.problem(str(error), "see docs/champion.md")
         return

@@ -338,14 +338,20 @@ def _load(project: Project, path: Path | None) -> Scorer:
     """The checkpoint at a path, or without one the champion's; what is left out is noted."""
     from stages.scoring import scorer_of
 
-    addressed = project.workspace.addressed
-    scorer = scorer_of(
-        project, path and existing_checkpoint(path), lambda text: note(addressed(text))
-    )
-    if path is not None and scorer.rule is None:
-        note(f"no alarm rule is bound to {path}: alarms and filtered phases are left out")
-    if path is not None and scorer.likeness is None:
-        note(f"no likeness belongs to {path}: what is unlike training is left out")
+    told: list[str] = []
+
+    def tell(text: str) -> None:
+        told.append(text)
+        note(project.workspace.addressed(text))
+
+    scorer = scorer_of(project, path and existing_checkpoint(path), tell)
+    for part, nothing in (
+        (scorer.rule, "no alarm rule is bound to {}: alarms and filtered phases are left out"),
+        (scorer.likeness, "no likeness belongs to {}: what is unlike training is left out"),
+    ):
+        if path is not None and part is None and not told:
+            note(nothing.format(path))
+        told.clear()
     return scorer
 
 

@@ -12,8 +12,19 @@ from typing import Any, TextIO
 
 from config.progress import Meter, counted, duration
 
+_CLEAR = "\r\x1b[K"
 QUIET_S = 30.0
 """A file gets progress at most so often, and after so long without a line it is told again."""
+
+
+_rewritten: list[ProgressHandler] = []
+"""The handler whose line on the terminal is not ended; others clear it before they write."""
+
+
+def clear_line() -> None:
+    """Clear the line that is rewritten, so that what is written next does not follow on it."""
+    while _rewritten:
+        _rewritten.pop().clear()
 
 
 class ProgressHandler(logging.Handler):
@@ -82,14 +93,22 @@ class ProgressHandler(logging.Handler):
             since = f"; for {duration(passed)} now" if passed >= QUIET_S / 3 else ""
             self._write(f"{self._task}{since}", stays=not self._rewrites)
 
+    def clear(self) -> None:
+        """Clear the line that is to be rewritten."""
+        if self._open:
+            self.stream.write(_CLEAR)
+            self.stream.flush()
+            self._open = False
+
     def _write(self, line: str, *, stays: bool = True) -> None:
         self._any_at = self._clock()
-        before = "\r\x1b[K" if self._open else ""
+        before = _CLEAR if self._open else ""
         if self._rewrites and not stays:
             line = line[: shutil.get_terminal_size().columns - 1]  # a wrapped one stays
         self.stream.write(f"{before}{line}" + ("\n" if stays else ""))
         self.stream.flush()
         self._open = not stays
+        _rewritten[:] = [self] if self._open else []
 
 
 def _task_of(line: str) -> str:
