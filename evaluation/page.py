@@ -42,7 +42,8 @@ def render_report(
         reports: one per checkpoint and recipe, in any order.
         facts: ``store``, ``episodes``, ``verdicts`` (verdict -> episodes), ``code_commit``,
             ``generated_from`` (data versions), ``left_out`` (what is not on the page: ``recipe``,
-            ``name``, ``why``), ``unavailable`` (recipe -> why the store cannot give it),
+            ``name``, ``why``), ``behind`` (recipe -> which batches its dataset lacks),
+            ``unavailable`` (recipe -> why the store cannot give it),
             ``champion`` (its name, or None), ``since`` (when it was promoted), ``fault`` (why the
             champion cannot be read, or empty), ``made`` (when the page was made), ``tables`` (file
             names of CSV), ``history`` (rows of earlier checkpoints: ``made, recipe, model, mode,
@@ -146,6 +147,7 @@ def view(
             "verdicts": sorted(facts["verdicts"].items()),
             "generated_from": list(facts["generated_from"]),
             "left_out": list(facts["left_out"]),
+            "behind": dict(facts["behind"]),
         },
         "nothing": wording.NOTHING,
     }

@@ -52,13 +52,18 @@ class ComparableDocuments:
     reports: list[EvalReport] = field(default_factory=list)
     comparisons: list[Comparisons] = field(default_factory=list)
     left_out: list[Status] = field(default_factory=list)
+    behind: list[Status] = field(default_factory=list)  # datasets without the newest batches
     versions: list[str] = field(default_factory=list)  # data versions of the documents
 
 
 def comparable_documents(
     project: Project, recipes: Collection[str] = tuple(RECIPES)
 ) -> ComparableDocuments:
-    """The documents of some recipes that speak of the checkpoints, data and layout in force."""
+    """The documents of some recipes that speak of the checkpoints, datasets and layout in force.
+
+    Batches that arrived or changed after a dataset was made leave none out: they are what the next
+    training adds.
+    """
     found = ComparableDocuments()
     stages = project.stages
     ingested = project.statuses(stages["ingest"])
@@ -68,26 +73,26 @@ def comparable_documents(
         manifest = project.artifact(name, recipe)
         if manifest is None:
             continue
+        dataset = project.status(stages["datasets"], recipe)
+        behind = dataset.code in ("batches_added", "inputs")
         chain = [
             *([foreign] if foreign else []),
-            *(project.status(stages[s], recipe) for s in ("datasets", *upstream)),
+            *([] if behind else [dataset]),
+            *(project.status(stages[s], recipe) for s in upstream),
             project.status(stages[name], recipe, verify=True),
         ]
-        obstacle = next((s for s in chain if not is_comparable(s)), None)
+        obstacle = next((s for s in chain if not s.usable or s.code == "other_store"), None)
         if obstacle:
             found.left_out.append(replace(obstacle, stage=name, key=recipe))
             continue
+        if behind and dataset not in found.behind:
+            found.behind.append(dataset)
         if name == "comparisons":
             found.comparisons.append(read_comparisons(manifest))
         else:
             found.reports.append(read_report(manifest))
         found.versions.append(manifest.version)
     return found
-
-
-def is_comparable(status: Status) -> bool:
-    """Whether what was made speaks of the data and the layout in force."""
-    return status.usable and status.code not in ("batches_added", "other_store")
 
 
 class ReportPageStage(ManifestStage):
@@ -171,6 +176,7 @@ class ReportPageStage(ManifestStage):
                     {"recipe": s.key, "name": s.stage.rpartition("/")[2], "why": s.message}
                     for s in found.left_out
                 ],
+                "behind": {s.key: s.message for s in found.behind},
                 "unavailable": _unavailable(project),
                 **_champion(project),
                 "rotation": read_rotation(rotation) if (rotation := _rotation(project)) else None,
@@ -209,13 +215,13 @@ def _contents(
     project: Project, found: ComparableDocuments, drift: list[BatchDrift]
 ) -> dict[str, str]:
     """Fingerprints of what the page is made from, by the name that a reader knows."""
-    left_out = [
+    not_current = [
         {name: value for name, value in status.as_row().items() if name != "remedy"}
-        for status in found.left_out
+        for status in (*found.left_out, *found.behind)
     ]
     rotation = _rotation(project)
     contents = {
-        "reports": [found.versions, left_out, _unavailable(project)],
+        "reports": [found.versions, not_current, _unavailable(project)],
         "champion": _champion(project),
         "host rotation": rotation.version if rotation else None,
         "drift": [document.model_dump() for document in drift],

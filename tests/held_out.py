@@ -204,6 +204,7 @@ FACTS = {
     "code_commit": "c0ffee" * 6,
     "generated_from": ["d1" * 32],
     "left_out": [],
+    "behind": {},
     "champion": None,
     "accepted": None,
     "since": None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 import subprocess
@@ -40,6 +41,7 @@ from stages.drift import DriftStage
 from stages.manifest import _FILE_NAME, draft, read_manifest, write_manifest
 from stages.project import MakeResult, Project
 from stages.registry import STAGES
+from stages.report_page import comparable_documents
 from stages.scoring import scorer_of
 from stages.stage import FolderStage, StageOutput
 from stages.status import REASONS, Reason, StageError, Status
@@ -193,6 +195,10 @@ CAUSES: dict[str, tuple[str, str, Callable[[Lab, Any], Any]]] = {
         "datasets", RECIPE, lambda lab, _: make(lab, "ingest", add_late(lab, "lab-d")),
     ),
     "inputs": ("datasets", RECIPE, lambda lab, _: make(lab, "ingest", add_late(lab))),
+    "inputs_missing": (
+        "eval_reports/knn_realistic", RECIPE,
+        lambda lab, _: shutil.rmtree(lab.artifacts / "likeness"),
+    ),
     "checkpoint": ("drift", BATCH, follow_champion),
     "contents": ("report", "", lambda lab, monkeypatch: in_use(lab, monkeypatch, "gbt")),
     "log": ("decisions", "", count_and_answer),
@@ -231,8 +237,9 @@ def test_a_reason_is_given_and_making_mends_it(
             project.make(stage, key)
         return
     assert (key in [due.key for due in project.due(stage.job)]) == stage.automatic
-    if code == "contract":  # its inputs have to be mended first
-        with pytest.raises(StageError, match="unit was jiffies/s, is now kB"):
+    unmade = {"contract": "unit was jiffies/s, is now kB", "inputs_missing": "likeness/realistic"}
+    if code in unmade:  # its inputs have to be mended first
+        with pytest.raises(StageError, match=unmade[code]):
             project.make(stage, key)
         return
     assert not make(retrained, name, key).reused
@@ -426,6 +433,20 @@ def test_a_dataset_tells_new_batches_from_changed_ones(retrained: Lab) -> None:
     assert (status.code, status.usable) == ("inputs", False)
     batch = retrained.project.listing.find(late.episode_id).batch
     assert status.reason.details == {"inputs": [batch]}
+
+
+def test_results_stay_when_batches_arrive_and_say_which_they_lack(retrained: Lab) -> None:
+    before = comparable_documents(retrained.project)
+    assert before.reports
+    retrained.store.add(host="lab-d", profile=PROFILES[0], duration_s=40)
+    retrained.store.add(host="lab-a", profile=PROFILES[0], duration_s=40)
+    retrained.ingest()
+    found = comparable_documents(retrained.project)
+    assert (found.reports, found.left_out) == (before.reports, before.left_out)
+    [dataset] = found.behind
+    assert (dataset.stage, dataset.key, dataset.due) == ("datasets", RECIPE, True)
+    page = retrained.project.make("report").artifacts["report"].place("page").read_text()
+    assert dataset.message in html.unescape(page)
 
 
 @pytest.mark.parametrize("name", [name for name in STAGES if name != "champion"])
