@@ -176,10 +176,19 @@ def _fit(workspace: Workspace, recipe: str, name: str) -> FittedModel:
 
     variant = next(v for v in VARIANTS if v.name == name)
 
-    def progress(done: int, total: int, text: str) -> None:
-        log.info(
-            "checkpoints/%s %s: %d/%d %s", name, recipe, done, total, text,
-            extra={"progress": True, "last": done >= total},
-        )  # fmt: skip
+    ended = False
 
-    return fit(Project(workspace), variant, recipe, progress, resumable=True)
+    def progress(done: int, total: int, text: str) -> None:
+        nonlocal ended
+        ended = done >= total
+        say(f"{done}/{total} {text}", last=ended)
+
+    def say(text: str, *, last: bool) -> None:
+        log.info(
+            "checkpoints/%s %s: %s", name, recipe, text, extra={"progress": True, "last": last}
+        )
+
+    fitted = fit(Project(workspace), variant, recipe, progress, resumable=True)
+    if not ended:  # its outcome is told when it is asked for, maybe minutes later
+        say("stopped early", last=True)
+    return fitted

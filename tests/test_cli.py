@@ -308,6 +308,17 @@ def test_the_champion_scores_unless_a_checkpoint_is_named(scoring: Lab) -> None:
             )
 
 
+@pytest.mark.parametrize("damage", [lambda p: p.write_text("{"), lambda p: p.unlink()])
+def test_a_champion_without_its_alarm_rule_scores_nothing(scoring: Lab, damage: Any) -> None:
+    episode = scoring.store.added[0].episode_id
+    [rule] = {*scoring.workspace.champion_folder.rglob("alarm_rule.*.json")}
+    damage(rule)
+    told = phasewatch("predict", episode, "--json")
+    assert (told.exit_code, str(rule) in told.stderr) == (FAILED, True), told.output
+    assert "champion --restore" in told.stderr
+    assert "windows" not in json.loads(told.stdout)
+
+
 @pytest.mark.parametrize(
     ("splits", "known"),
     [("test_host: lab-q", "one of lab-a, lab-b"), ("test_sessions: [may]", "20")],

@@ -312,10 +312,16 @@ def _tell_dagster(workspace: Workspace, champion: ChampionEntry) -> None:
 
 def _notes(project: Project, trial: Trial) -> Iterator[str]:
     """What does not speak against a challenger, but is good to know before it is in use."""
+    from champion.history import read_pointer, signature_problem, signing_remedy
+    from config.signing import trusted_keys
     from evaluation.wording import unlike_notes
     from stages.champion import best_on_validation, validation_mean
 
     yield from unlike_notes(trial.outcome.recipes)
+    folder = project.workspace.champion_folder
+    entry = trial.promoted if trusted_keys() else None
+    if entry is not None and (why := signature_problem(folder, read_pointer(folder))):
+        yield f"{why}. {signing_remedy(entry)}"
     challenger = trial.variant
     stage = project.stages[f"checkpoints/{challenger.name}"]
     statuses = {recipe: project.status(stage, recipe) for recipe in trial.checkpoints}

@@ -47,7 +47,9 @@ def run(
     Prints the path of the report page. With --batch: ingests these batches and stops.
     """
     workspace = workspace_of(config, store, artifacts, force=force)
+    from config.messages import shortened
     from pipelines.cli.execution import run_all
+    from stages.drift import DriftStage
     from stages.project import Project
     from stages.retention import delete_items, disk_usage
 
@@ -67,9 +69,17 @@ def run(
         runs=[asdict(one) for one in ran],
         report=None if ingest_only else str(workspace.report_page),
     )
+    project = Project(workspace)
     # a run needs no champion, but must not hide this
-    if fault := Project(workspace).champion_fault:
+    if fault := project.champion_fault:
         fail(fault, **document.as_json())
+    if ran and (drift := DriftStage.documents(project)):
+        strong = [each.batch for each in drift if each.severity == "fail"]
+        names = f": {shortened(strong, ', ', 3)}" if strong else ""
+        note(
+            f"drift: {len(strong)} of {len(drift)} batches differ strongly from the champion's "
+            f"training data{names}"
+        )
     return document
 
 
