@@ -315,7 +315,7 @@ def test_a_champion_without_its_alarm_rule_scores_nothing(scoring: Lab, damage: 
     damage(rule)
     told = phasewatch("predict", episode, "--json")
     assert (told.exit_code, str(rule) in told.stderr) == (FAILED, True), told.output
-    assert "champion --restore" in told.stderr
+    assert "--restore" in told.stderr
     assert "windows" not in json.loads(told.stdout)
 
 
