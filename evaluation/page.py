@@ -391,7 +391,7 @@ def _splits(report: EvalReport) -> View:
 
 
 def _comparisons(recipes: Sequence[View], modes: list[str], models: list[str]) -> View:
-    """Each question with the recipes side by side, on one axis for all differences."""
+    """Each question with the recipes side by side, on one axis."""
     families = {
         (recipe["name"], family.name, family.mode): family
         for recipe in recipes
@@ -409,16 +409,20 @@ def _comparisons(recipes: Sequence[View], modes: list[str], models: list[str]) -
             ),
         }
 
-    reach = [
-        abs(end)
-        for family in families.values()
-        if family.name in ("reference", "modes")
-        for row in family.comparisons
-        for end in (row.low, row.value, row.high)
-        if end is not None
-    ]
+    def limit(question: str) -> float:
+        """Where the axis of a question ends."""
+        reach = (
+            abs(end)
+            for family in families.values()
+            if family.name == question
+            for row in family.comparisons
+            for end in (row.low, row.value, row.high)
+            if end is not None
+        )
+        return math.ceil(10 * max([*reach, 0.1])) / 10
+
     return {
-        "limit": math.ceil(10 * max([*reach, 0.1])) / 10,
+        "limits": {question: limit(question) for question in ("reference", "modes")},
         "level": LEVEL,
         "p_value": wording.P_VALUE,
         "recipes": [

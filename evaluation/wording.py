@@ -607,8 +607,8 @@ def unlike(found: Unlike | None) -> list[str]:
     interval = _bracketed(share_span(found.share))
     return [
         f"{percent(found.share.value)} of the test episodes are unlike the training data"
-        f"{interval}. If the test episodes resembled the validation episodes, chance alone would "
-        f"make it at most {found.alpha:.0%}."
+        f"{interval}. If they resembled the validation episodes, at most {found.alpha:.0%} of them "
+        "would be on average."
     ]
 
 
