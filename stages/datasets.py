@@ -33,7 +33,7 @@ from features.loaders import read_windows
 from features.shards import read_table, write_table
 from models.base import Examples
 from models.registry import Variant
-from stages.batch import INDEX, TENSORS
+from stages.batch import INDEX, TENSORS, read_index
 from stages.manifest import Draft, Manifest
 from stages.stage import (
     Artifacts,
@@ -313,12 +313,30 @@ def split_windows(
 def exclusions_fingerprint(project: Project) -> str:
     """Fingerprint of what a person excludes; a file with faults has one too, and is refused when
     the dataset is made.
+
+    An episode that no dataset has, because it was rejected, is no matter.
     """
     try:
         entries = read_exclusions(project.workspace.exclusions_path)
     except ExclusionError as error:
         return fingerprint(str(error))
-    return fingerprint([entry.as_entry() for entry in entries])
+    batches = {each.episode_id: each.batch for each in project.listing.episodes} if entries else {}
+    return fingerprint(
+        [
+            entry.as_entry()
+            for entry in entries
+            if not _was_rejected(project, entry.episode, batches.get(entry.episode))
+        ]
+    )
+
+
+def _was_rejected(project: Project, episode_id: str, batch: str | None) -> bool:
+    """Whether an episode was ingested and has no windows."""
+    index = project.artifacts("ingest", batch)[INDEX] if batch else None
+    if index is None or index.damage():
+        return False
+    found = read_index(index).get(episode_id)
+    return found is not None and found.place is None
 
 
 def shard_versions(project: Project) -> Versions:

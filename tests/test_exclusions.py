@@ -205,6 +205,19 @@ def test_exactly_what_is_meant_takes_no_part(retrained: Lab) -> None:
     assert retrained.project.status(STAGES["datasets"], RECIPE).current
 
 
+def test_an_exclusion_of_what_no_dataset_has_changes_none(retrained: Lab) -> None:
+    short = retrained.store.add(host="lab-a", duration_s=12).episode_id
+    retrained.ingest()
+    retrained.project.make(STAGES["datasets"], RECIPE)
+    told = exclude(retrained, short, "--reason", "too short", "--json")
+    assert (told.exit_code, json.loads(told.stdout)["changes_datasets"]) == (OK, False)
+    assert retrained.project.status(STAGES["datasets"], RECIPE).current
+    known = windows(retrained)["episode_id"][0]
+    told = exclude(retrained, known, "--reason", "wrong label", "--json")
+    assert json.loads(told.stdout)["changes_datasets"]
+    assert retrained.project.status(STAGES["datasets"], RECIPE).code == "exclusions"
+
+
 def test_every_report_lists_what_was_excluded(retrained: Lab) -> None:
     episode = windows(retrained).filter(pl.col("split") == "test")["episode_id"][0]
     assert exclude(retrained, episode, "--to", 3, "--reason", "boot", "--who", "jo").exit_code == OK

@@ -350,12 +350,14 @@ class ExcludeDocument(Document):
     path: str
     entry: dict[str, Any]
     entries: int
+    changes_datasets: bool  # otherwise the episode was rejected, and no dataset has it
 
     def text(self) -> Iterator[str]:
         count = f"{self.entries} {'entry' if self.entries == 1 else 'entries'}"
-        yield (
-            f"{self.path}: {count}; to take one back, delete it there. The datasets are stale; "
-            "make them again: phasewatch run"
+        yield f"{self.path}: {count}; to take one back, delete it there." + (
+            " The datasets are stale; make them again: phasewatch run"
+            if self.changes_datasets
+            else ""
         )
 
 
@@ -415,7 +417,8 @@ def exclude(
         fail(f"{path}: not written ({error.strerror})", USAGE)
     if record and not record.usable:
         note(f"{record.line}\nThe datasets do not have this episode: it is {record.verdict}.")
-    return ExcludeDocument(path=str(path), entry=entry, entries=entries)
+    changes = record is None or record.usable
+    return ExcludeDocument(str(path), entry, entries, changes)
 
 
 def _record_within(
