@@ -74,6 +74,12 @@ class LikenessStage(FolderStage):
         dataset = project.artifact("datasets", key)
         if dataset is None or manifest.facts["dataset_version"] != dataset.version:
             return Reason("inputs", {"inputs": ["datasets"]})
+        try:
+            fitted = read_likeness(manifest)
+        except ValueError:
+            return Reason("format")
+        if fitted.contract_hash != contract_of(project.workspace.layout, "summary").hash:
+            return Reason("inputs", {"inputs": ["the input layout"]})
         return Reason("settings")
 
     def write(

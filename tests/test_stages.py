@@ -314,6 +314,18 @@ def test_a_likeness_of_other_data_is_not_used(retrained: Lab) -> None:
     assert scorer_of(retrained.project, path).likeness is None
 
 
+def test_a_likeness_for_another_layout_is_not_called_other_settings(
+    retrained: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = STAGES["likeness/realistic"]
+    change_unit(retrained, monkeypatch)
+    details = retrained.project.status(stage, RECIPE).reason.details
+    assert details == {"inputs": ["the input layout"]}
+    monkeypatch.undo()
+    retrained.settings = retrained.settings | {"seed": 8}
+    assert retrained.project.status(stage, RECIPE).code == "settings"
+
+
 def test_a_fresh_store_has_everything_to_make(lab: Lab) -> None:
     batches = list(lab.project.listing.batches)
     assert codes(lab.project, "ingest") == dict.fromkeys(batches, "not_made")
