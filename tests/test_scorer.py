@@ -553,8 +553,8 @@ def test_rejected_episodes_of_a_batch_are_not_replayed(
         return ran.exit_code, {event["replay_of"] for event in events}, ran.stderr
 
     code, found, told = replayed(batch)
-    assert (code, found) == (OK, {EPISODE})
-    assert "of 3 episodes, 2 rejected are" in told
+    assert (code, found) == (REJECTED, {EPISODE})
+    assert "2 of 3 episodes are not replayed: 2 rejected" in told
     assert f"phasewatch validate --store {store.root}" in told
     code, found, told = replayed(short.episode_id)
     assert (code, found, short.episode_id in told) == (REJECTED, set(), True)

@@ -397,7 +397,7 @@ def test_a_model_that_beats_the_baselines_is_not_warned_of():
 
 FACTS = {
     "store": "store", "episodes": 12, "verdicts": {"accepted": 12}, "code_commit": "k" * 40,
-    "generated_from": ["d" * 64], "left_out": [], "champion": None, "accepted": None,
+    "generated_from": ["d" * 64], "left_out": [], "behind": {}, "champion": None, "accepted": None,
     "unavailable": {}, "not_compared": 0, "since": None, "fault": "", "made": "2026-11-25",
     "tables": ["figures"], "history": [],
 }  # fmt: skip
