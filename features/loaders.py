@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 MOST_MAPS = 24_000  # of one loader; Linux allows a process 65,530
 RESIDENT_BYTES = 2**29
-"""After so many bytes read, a loader hands its pages back: they stay in the page cache, and the
-process does not hold them."""
+"""After so many bytes read, all loaders of the process hand their pages back: they stay in the page
+cache, and the process does not hold them."""
 _CHUNK = 8  # windows whose logarithms fit into the cache of a processor
 
 
@@ -51,8 +52,8 @@ class RowFiles:
         self._n_rows = np.zeros(len(self.paths), dtype=np.int64)
         self._maps: dict[int, NDArray[np.float32]] = {}
         self._touched = np.zeros(len(self.paths), dtype=bool)
-        self._n_read = 0
-        self._lock = Lock()
+        with _lock:
+            _loaders.add(self)
 
     def __getstate__(self) -> tuple[tuple[Path, ...], int]:
         return self.paths, self.width
@@ -72,8 +73,8 @@ class RowFiles:
             ValueError: a file holds something else, or less than its header says.
             IndexError: a file does not have these rows.
         """
-        with self._lock:
-            self._hand_back(4 * length * self.width * len(file))
+        with _lock:
+            _count(4 * length * self.width * len(file))
             missing = np.unique(file[self._address[file] == 0])
             if len(self._maps) + len(missing) > MOST_MAPS:
                 self._maps = {}
@@ -89,21 +90,29 @@ class RowFiles:
                 raise IndexError("a shard has fewer rows than its table says; ingest it again")
             return self._address[file] + 4 * self.width * first, self._maps
 
-    def _hand_back(self, n_bytes: int) -> None:
-        """Let go of the pages before too many are read; they are found in the page cache again."""
-        self._n_read += n_bytes
-        if self._n_read <= RESIDENT_BYTES or sys.platform != "linux":
-            return
+    def hand_back(self) -> None:
+        """Let go of the pages that were read; they are found in the page cache again."""
         for number in np.flatnonzero(self._touched).tolist():
             address = int(self._address[number])
             begin = address // mmap.PAGESIZE * mmap.PAGESIZE
             end = address + self._maps[number].nbytes
             _libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
         self._touched[:] = False
-        self._n_read = n_bytes
 
 
 _libc = ctypes.CDLL(None)
+_lock = Lock()  # of all loaders: whichever reads may have all hand back
+_loaders: WeakSet[RowFiles] = WeakSet()
+_read = [0]  # bytes, since pages were handed back
+
+
+def _count(n_bytes: int) -> None:
+    """Have all loaders hand back their pages before too many are read."""
+    _read[0] += n_bytes
+    if _read[0] > RESIDENT_BYTES and sys.platform == "linux":
+        for loader in _loaders:
+            loader.hand_back()
+        _read[0] = n_bytes
 
 
 def _mapped(path: Path, width: int) -> NDArray[np.float32]:

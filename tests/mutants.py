@@ -264,7 +264,7 @@ EXPLAINED: tuple[tuple[str, str], ...] = (
         "damaged lines agree",
     ),
     (
-        r"features\.loaders (RowFiles\.(_hand_back|__getstate__|__init__)|module): |_hand_back\(",
+        r"features\.loaders (RowFiles\.(hand_back|__\w+__)|_count|module): |hand_back\(",
         "when pages are handed back and how many are read at a time: the values are the same",
     ),
     (r"features\.loaders _mapped: ", "which damaged file is refused: tests/test_shards.py"),
