@@ -8,6 +8,7 @@ import json
 import os
 import random
 import resource
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -938,6 +939,22 @@ def test_what_is_let_go_of_is_read_again(
         index = random.integers(0, len(windows), 4)
         np.testing.assert_array_equal(windows[index], expected[index])
         assert len(windows.series._maps) <= max(most, 4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are handed back on Linux")
+def test_loaders_hand_their_pages_back_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    series, level = shards_on_disk(tmp_path, 3)
+    one, other = (
+        all_windows(RowFiles(series.paths, 46), RowFiles(level.paths, 46), "oracle")
+        for _ in range(2)
+    )
+    monkeypatch.setattr(features.loaders, "RESIDENT_BYTES", 2**40)
+    one[:]
+    assert one.series._touched.any()
+    monkeypatch.setattr(features.loaders, "RESIDENT_BYTES", 1)
+    other[:]
+    assert not one.series._touched.any()
+    np.testing.assert_array_equal(one[:], other[:])
 
 
 def test_copies_read_the_same(tmp_path: Path):
