@@ -314,7 +314,7 @@ def exclusions_fingerprint(project: Project) -> str:
     """Fingerprint of what a person excludes; a file with faults has one too, and is refused when
     the dataset is made.
 
-    An episode that no dataset has, because it was rejected, is no matter.
+    An entry for a rejected episode does not count, because no dataset has it.
     """
     try:
         entries = read_exclusions(project.workspace.exclusions_path)

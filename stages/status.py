@@ -26,7 +26,7 @@ REASONS: dict[str, tuple[State, bool, str]] = {
     "format": ("stale", False, "written in an older format"),
     "contract": ("stale", False, "{outputs}contract mismatch"),
     "version": ("stale", False, "made by another version of the code"),
-    "settings": ("stale", True, "made with other settings; those settings would reuse it"),
+    "settings": ("stale", True, "made with other settings; restore those settings to reuse it"),
     "policy": ("stale", False, "{outputs}made with another validation policy"),
     "outputs_differ": ("stale", False, "its outputs were not made from the same episodes"),
     "episodes": ("stale", True, "{changed} episodes arrived or changed since it was ingested"),
