@@ -19,6 +19,7 @@ import features.registry
 import models.checkpoint
 import stages.checkpoints
 import stages.ingest
+import stages.likeness
 from assets.factory import asset_key
 from assets.partitions import RECIPE_PARTITIONS
 from features.registry import LAYOUT, Layout, WindowSpec
@@ -268,6 +269,11 @@ def test_each_guard_refuses_drift_by_itself(trained: Lab, monkeypatch: pytest.Mo
     assert "checkpoints/" not in by_shards
 
     monkeypatch.setattr(stages.ingest.IngestStage, "reason", lambda *_, **__: None)
+    by_likeness = failure(score(trained))
+    assert "likeness/realistic" in by_likeness
+    assert "the input layout" in by_likeness
+
+    monkeypatch.setattr(stages.likeness.LikenessStage, "reason", lambda *_, **__: None)
     by_loader = failure(score(trained))
     assert difference in by_loader
     assert "Inputs are missing or stale" not in by_loader
