@@ -446,7 +446,10 @@ def gaps(report: EvalReport) -> list[str]:
                 f"Source {source}: only {percent(covered)} of its values are present in test."
             )
     if report.excluded_episodes:
-        causes = "; ".join(f"{count(n)} {cause}" for cause, n in report.excluded_episodes.items())
+        causes = "; ".join(
+            f"{count(n)} {cause.replace('the val side', 'the validation side')}"
+            for cause, n in report.excluded_episodes.items()
+        )
         total = sum(report.excluded_episodes.values())
         sentences.append(f"{plural(total, 'episode')} left out of this recipe ({causes}).")
     sentences += [excluded(entry) for entry in report.exclusions]
