@@ -489,8 +489,8 @@ def read_training(folder: Path, champion: ChampionEntry, recipe: str | None = No
 
 
 def _damaged(path: Path, error: OSError | ValueError) -> ChampionError:
-    problem = "missing" if isinstance(error, FileNotFoundError) else error
-    problem = getattr(problem, "strerror", None) or problem
+    absent = isinstance(error, FileNotFoundError)
+    problem = "missing" if absent else getattr(error, "strerror", None) or error
     return ChampionError(f"{path}: {problem}. {REMEDY}")
 
 

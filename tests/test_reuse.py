@@ -69,7 +69,7 @@ def test_the_page_leaves_out_what_is_of_other_data(retrained: Lab) -> None:
     lab.store.add(host="lab-d", profile="io-walk", sample="io-walk.v0", duration_s=40)
     lab.ingest()
     shown = lab.execute("retrain", RECIPE, only=[dg.AssetKey("report")])
-    assert shown.success, failure(shown)  # its results lack the batch, and the page says so
+    assert shown.success, failure(shown)  # the page names the batch that its results lack
     lab.project.make("datasets", RECIPE)
     refused = lab.execute("retrain", RECIPE, only=[dg.AssetKey("report")])
     assert "No evaluation report is current" in failure(refused)

@@ -74,8 +74,7 @@ class DoctorDocument(Document):
         self.problems.append({"problem": problem, "details": list(details), "remedy": remedy})
 
     def as_json(self) -> dict[str, Any]:
-        sections = {name.replace(" ", "_"): section for name, section in self.sections.items()}
-        return {"ok": not self.problems, "problems": self.problems, **sections}
+        return {"ok": not self.problems, "problems": self.problems, **self.sections}
 
     def text(self) -> Iterator[str | Table]:
         for item in self.problems:
@@ -87,7 +86,7 @@ class DoctorDocument(Document):
             for key, value in section.items():
                 label = _LABELS.get(key, key)
                 for line in _lines(value):
-                    rows.append((name, label, line))
+                    rows.append((name.replace("_", " "), label, line))
                     name = label = ""  # shown once
         yield Table(("about", "what", "found"), rows)
 
@@ -269,7 +268,6 @@ def _automation(
 
 def _stages(findings: DoctorDocument, workspace: Workspace) -> None:
     """Every stage that is not current, in counts."""
-    from champion.history import ChampionError
     from datasets.exclusions import ExclusionError, read_exclusions
     from datasets.splits import RECIPES
     from episodes.store import StoreError
@@ -312,7 +310,7 @@ def _stages(findings: DoctorDocument, workspace: Workspace) -> None:
         f"recipe {recipe}: {project.status(project.stages['datasets'], recipe).message}"
         for recipe in project.unavailable
     ]
-    findings.sections["not current"] = counts = _counted(statuses)
+    findings.sections["not_current"] = counts = _counted(statuses)
     if any(status.code == "other_store" for status in stale):
         findings.problem(
             f"{workspace.artifacts_path} holds artifacts of another store; a run would replace "
@@ -323,8 +321,15 @@ def _stages(findings: DoctorDocument, workspace: Workspace) -> None:
         listed = [f"{kind}: {line}" for kind, lines in counts.items() for line in lines]
         remedy = _remedy(project, stale, findings.under_way)
         findings.problem("not current", remedy, listed)
+    _champion(findings, project)
+
+
+def _champion(findings: DoctorDocument, project: Project) -> None:
+    """Whether the champion can be trusted and scores."""
+    from champion.history import ChampionError
+
     try:
-        if why := _distrusted(workspace):
+        if why := _distrusted(project.workspace):
             findings.problem(*why)
         champion = project.status(project.stages["champion"], "", verify=True)
     except ChampionError as error:
