@@ -71,6 +71,10 @@ WINDOW_FIELDS = [
 ]
 WINDOW_COLUMNS = tuple(name for name, _ in WINDOW_FIELDS)
 _WINDOW_SCHEMA = pa.schema(WINDOW_FIELDS)
+_PER_WINDOW = {"window", "start_s", "label", "job", "purity", "first_bin", "row"} | {
+    f"coverage_{source}" for source in SOURCE_NAMES
+}
+"""Columns whose values differ between windows of an episode; ``shard`` is the writer's."""
 
 
 def write_table(table: pa.Table, path: Path | BinaryIO) -> None:
@@ -99,7 +103,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 class EpisodeRows:
     """What one episode adds to shards."""
 
-    windows: pa.Table  # its ``first_bin`` and ``row`` count from the episode's first
+    windows: dict[str, Any]  # by column: (n_windows,), or one value for all; positions from 0
     series: NDArray[np.float32]  # (n_bins, n_channels)
     level: NDArray[np.float32]  # (n_windows, n_channels)
     inputs: NDArray[np.float32]  # (n_windows, n_inputs) as a feature shard has them
@@ -120,24 +124,22 @@ def episode_rows(record: EpisodeRecord, extracted: Extracted) -> EpisodeRows:
     """The rows of one usable episode."""
     windows = extracted.windows
     n = len(windows)
-    constant = {"onset_s": extracted.onset_s, "shard": 0}
-    varying = {
-        "window": np.arange(n),
-        "start_s": windows.start_s,
-        "label": windows.label,
-        "purity": windows.purity,
-        "job": extracted.jobs,
-        "first_bin": windows.start_bin,
-        "row": np.arange(n),
-    } | {f"coverage_{s}": extracted.coverage[:, i] for i, s in enumerate(SOURCE_NAMES)}
-    columns = [
-        pa.array(varying[name], kind)
-        if name in varying
-        else pa.repeat(pa.scalar(constant.get(name, getattr(record, name, None)), kind), n)
-        for name, kind in WINDOW_FIELDS
-    ]
+    columns = (
+        {name: getattr(record, name, None) for name in WINDOW_COLUMNS}
+        | {
+            "onset_s": extracted.onset_s,
+            "window": np.arange(n),
+            "start_s": windows.start_s,
+            "label": windows.label,
+            "purity": windows.purity.astype(np.float32),
+            "job": extracted.jobs,
+            "first_bin": windows.start_bin,
+            "row": np.arange(n),
+        }
+        | {f"coverage_{s}": extracted.coverage[:, i] for i, s in enumerate(SOURCE_NAMES)}
+    )
     return EpisodeRows(
-        windows=pa.Table.from_arrays(columns, schema=_WINDOW_SCHEMA),
+        windows=columns,
         series=extracted.series,
         level=extracted.level,
         inputs=summary_inputs(extracted.features, extracted.baseline),
@@ -161,7 +163,7 @@ class ShardWriter:
         self._episodes = 0
         self._series: SeriesFile | None = None
         self._level: SeriesFile | None = None
-        self._windows: list[pa.Table] = []
+        self._windows: list[dict[str, Any]] = []
         self._features: SeriesFile | None = None
         self._finite_cells = np.zeros(len(layout.channels), dtype=np.int64)
         self._bins = self._rows = 0
@@ -174,8 +176,15 @@ class ShardWriter:
             self.close()
         if not self._episodes:
             self._start_shard()
-        place = Place(self._next, self._bins, len(rows.series), self._rows, len(rows.windows))
-        self._windows.append(moved(rows.windows, place.shard, place.first_bin, place.first_row))
+        place = Place(self._next, self._bins, len(rows.series), self._rows, len(rows.level))
+        self._windows.append(
+            rows.windows
+            | {
+                "shard": place.shard,
+                "first_bin": rows.windows["first_bin"] + place.first_bin,
+                "row": rows.windows["row"] + place.first_row,
+            }
+        )
         if self._series and self._level:
             self._series.append(rows.series)
             self._level.append(rows.level)
@@ -207,8 +216,7 @@ class ShardWriter:
         """Finish the shard being written."""
         if not self._episodes:
             return
-        # in one piece: how episodes came to be in a shard must not show in its bytes
-        windows = pa.concat_tables(self._windows).combine_chunks()
+        windows = _window_table(self._windows)
         table = BytesIO()
         write_table(windows, table)
         for file in (self._series, self._level, self._features):
@@ -233,16 +241,18 @@ class ShardWriter:
         self._next += 1
 
 
-def moved(windows: pa.Table, shard: int, bins: int, rows: int) -> pa.Table:
-    """A table of windows that point elsewhere: to another shard, so many bins and rows further."""
-    columns = {
-        "shard": pa.array(np.full(len(windows), shard, dtype=np.int32)),
-        "first_bin": pa.array(windows.column("first_bin").to_numpy() + bins),
-        "row": pa.array(windows.column("row").to_numpy() + rows),
-    }
-    for name, values in columns.items():
-        windows = windows.set_column(windows.schema.get_field_index(name), name, values)
-    return windows
+def _window_table(episodes: Sequence[dict[str, Any]]) -> pa.Table:
+    """The windows of some episodes, in one piece: how they came to be in a shard does not show."""
+    lengths = [len(episode["window"]) for episode in episodes]
+    of_window = pa.array(np.repeat(np.arange(len(episodes)), lengths))
+    columns = []
+    for name, kind in WINDOW_FIELDS:
+        values = [episode[name] for episode in episodes]
+        if name in _PER_WINDOW:
+            columns.append(pa.array(np.concatenate(values), kind))
+        else:
+            columns.append(pa.array(values, kind).take(of_window))
+    return pa.Table.from_arrays(columns, schema=_WINDOW_SCHEMA)
 
 
 def read_episodes(
@@ -257,13 +267,21 @@ def read_episodes(
     for place in places:
         rows = slice(place.first_row, place.first_row + place.windows)
         yield EpisodeRows(
-            windows=moved(
-                windows.slice(place.first_row, place.windows), 0, -place.first_bin, -place.first_row
-            ),
+            windows=_columns(windows.slice(place.first_row, place.windows), place),
             series=series[place.first_bin : place.first_bin + place.bins],
             level=level[rows],
             inputs=inputs[rows],
         )
+
+
+def _columns(windows: pa.Table, place: Place) -> dict[str, Any]:
+    """One episode's part of a shard's table, as ``episode_rows`` made it."""
+    columns: dict[str, Any] = {name: windows.column(name).to_numpy() for name in _PER_WINDOW}
+    first = windows.slice(0, 1).to_pylist()
+    columns |= {n: first[0][n] if first else None for n in WINDOW_COLUMNS if n not in _PER_WINDOW}
+    columns["first_bin"] = columns["first_bin"] - place.first_bin
+    columns["row"] = columns["row"] - place.first_row
+    return columns
 
 
 class SeriesFile:
@@ -276,7 +294,7 @@ class SeriesFile:
         self._write_header()
 
     def append(self, rows: NDArray[np.float32]) -> None:
-        self._file.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
+        self._file.write(np.ascontiguousarray(rows, dtype="<f4").data)
         self.n_rows += len(rows)
 
     def close(self) -> None:
