@@ -49,6 +49,16 @@ def asset_key(output: str) -> dg.AssetKey:
     return dg.AssetKey(output.split("/"))
 
 
+def step_of(stage: str) -> str:
+    """The name of the step that makes a stage; Dagster allows no slash in it."""
+    return stage.replace("/", "__")
+
+
+def stage_of(step: str | None) -> str:
+    """The stage that a step makes, for people."""
+    return str(step).replace("__", "/")
+
+
 def asset_keys(job: str) -> list[dg.AssetKey]:
     """The assets that a job makes."""
     outputs = [o.name for s in STAGES.values() if s.job == job for o in s.outputs]
@@ -74,7 +84,7 @@ def _build(stage: Stage) -> dg.AssetsDefinition:
         # a job must not have the name of one of its steps
         name=f"{stage.name}_{stage.partition or 'store'}"
         if several or stage.name == stage.job
-        else stage.name.replace("/", "__"),
+        else step_of(stage.name),
         specs=[_spec(stage, output) for output in stage.outputs],
         check_specs=[
             dg.AssetCheckSpec(

@@ -47,7 +47,7 @@ def layout_metadata(layout: Layout, kind: InputKind | None = None) -> dict[str, 
 
 
 def artifact_metadata(artifact: Any) -> dict[str, Any]:
-    """Where an artifact lies, its size and identity; of tables, their columns too."""
+    """Where an artifact lies, its size and identity."""
     if not hasattr(artifact, "fingerprint"):
         return {}
     return {
@@ -63,13 +63,36 @@ _COLUMNS = {
     "batch": "host and UTC day",
     "split": "train, val or test",
     "verdict": "accepted, degraded, rejected or errored",
-    "reasons": "codes behind the verdict; `details` says each in words",
+    "reasons": "codes behind the verdict",
+    "details": "one sentence per reason, in the same order",
+    "flags": "worth knowing, but no reason to degrade",
+    "sample_name": "name of the sample",
+    "sample_sha256": "hash of the sample",
+    "image_sha256": "hash of the VM's image; empty: not stated",
+    "profile": "profile that the sample was run with",
+    "tier": "tier of the experiment",
+    "synthetic": "made by `phasewatch simulate`",
+    "parent_episode_id": "episode that a simulated one was made from; empty: recorded",
+    "producer_commit": "commit of the collector's code",
+    "producer_dirty": "the collector's code had changes that were not committed",
+    "schema_version": "version of the episode format",
+    "sha256": "hash of the archive, as it was read",
+    "size_bytes": "size of the archive, bytes",
+    "received_at_wall": "when the receiver got the episode, RFC 3339",
+    "started_at_wall_ns": "start of the episode, Unix time in nanoseconds",
+    "ended_at_wall_ns": "end of the episode, Unix time in nanoseconds",
+    "duration_s": "length of the episode, seconds",
+    "identity": "hash of what the verdict was given to",
     "window": "position of the window in its episode",
     "start_s": "start of the window, seconds after the first label",
     "label": "phase at the centre of the window",
     "actual": "phase at the centre of the window",
     "labelled": "phase at the centre of the window",
     "predicted": "most probable phase",
+    "filtered": "most probable phase, all windows so far considered",
+    "alarm": "an alarm is raised in this window",
+    "model": "model",
+    "mode": "realistic or oracle",
     "job": "benign job of the machine under way; empty: none",
     "session": "recording session of the episode",
     "purity": "share of the window that has its label's phase",
@@ -82,23 +105,40 @@ _COLUMNS = {
     "seen_in_training": "the checkpoint was trained or validated on this episode",
     "checkpoint_id": "hash of the checkpoint's contents",
     "shard": "number of the shard that holds the window",
-    "first_bin": "row of the tensor shard at which the window begins",
+    "first_bin": "row of the tensor shard at which the window or episode begins",
     "row": "row of the feature shard",
+    "bins": "rows of the episode in the tensor shard",
+    "first_row": "row of the feature shard at which the episode begins",
+    "windows": "windows of the episode",
+}
+_COLUMNS_OF = {  # the rest of the name is a source or a phase; the first that fits counts
+    "coverage_": "share of {}'s values that are present",
+    "largest_gap_s_": "longest time between two rows of {}, seconds",
+    "rows_repeated_": "lines of {} left out because an equal one is kept",
+    "rows_outside_": "rows of {} before the start or after the end of the episode",
+    "rows_": "rows of {}",
+    "unusable_values_": "values of {} that are not finite numbers",
+    "seconds_": "time labelled {}, seconds",
+    "p_": "probability of {}",
+    "f_": "probability of {}, all windows so far considered",
 }
 
 
 def _described(column: str, layout: Layout) -> str | None:
     """What a column of any of our tables holds."""
-    name, _, statistic = column.rpartition(".")
+    plain, relative = column.removesuffix(".relative"), column.endswith(".relative")
+    name, _, statistic = plain.rpartition(".")
     for channel in layout.channels:
         if channel.name == name:
+            if relative:
+                return f"distance of `{plain}` from the baseline, on a log scale"
             return f"{statistic} over the window, {channel.unit}"
-    prefix, _, rest = column.partition("_")
-    if prefix == "p":
-        return f"probability of {rest}"
-    if prefix == "coverage":
-        return f"share of {rest}'s values that are present"
-    return _COLUMNS.get(column)
+    if column in _COLUMNS:
+        return _COLUMNS[column]
+    for prefix, text in _COLUMNS_OF.items():
+        if column.startswith(prefix):
+            return text.format(column.removeprefix(prefix))
+    return None
 
 
 def table_schema(artifact: Any, layout: Layout) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from benchmarks.lines import paired, recording
 from features.loaders import RowFiles, SummaryWindows, TensorWindows
 from features.registry import LAYOUT, MODES, Mode
 from features.relative import tensor_inputs
-from features.shards import SeriesFile, read_table, write_table
+from features.shards import RowsFile, read_table, write_table
 from models.base import Examples
 from models.hyperparameters import CnnConfig, MlpConfig
 from models.registry import Variant
@@ -81,7 +81,7 @@ class Corpus:
         for number in range(n_shards):
             for role, rows in contents.items():
                 path = root / f"{role}-{number:05}.npy"
-                file = SeriesFile(path, rows.shape[1])
+                file = RowsFile(path, rows.shape[1])
                 file.append(np.roll(rows, number, axis=0))
                 file.close()
                 self.paths[role].append(path)

@@ -61,6 +61,11 @@ _WRONG = {
 """Type of a pydantic error -> what is wrong with the value."""
 
 
+def variable_of(option: str) -> str:
+    """The environment variable that may stand for an option of ``OPTIONS``."""
+    return f"PHASEWATCH_{option.upper()}"
+
+
 def address_of(values: Mapping[str, Any]) -> dict[str, str]:
     """Of some values those that say which project they are of, as absolute paths."""
     return {name: str(expanded(values[name]).absolute()) for name in OPTIONS if values.get(name)}
@@ -71,7 +76,7 @@ def addressed(text: str, address: Mapping[str, str]) -> str:
 
     def complete(match: re.Match[str]) -> str:
         if match[1] is None:
-            paths = {f"PHASEWATCH_{name.upper()}": path for name, path in address.items()}
+            paths = {variable_of(name): path for name, path in address.items()}
             if "artifacts" in address:
                 paths["DAGSTER_HOME"] = f"{address['artifacts']}/dagster_home"
             return " ".join([*(f"{n}={shlex.quote(p)}" for n, p in paths.items()), match[0]])

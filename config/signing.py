@@ -358,9 +358,14 @@ def new_key(name: str) -> TrustedKey:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    _write(folder / f"{name}{PUBLIC}", _pem(private.public_key()), 0o644)
-    _write(folder / f"{name}{PRIVATE}", secret, 0o600)
-    return _public(folder / f"{name}{PUBLIC}")
+    secret_path, public_path = folder / f"{name}{PRIVATE}", folder / f"{name}{PUBLIC}"
+    _write(secret_path, secret, 0o600)
+    try:
+        _write(public_path, _pem(private.public_key()), 0o644)
+    except SigningError:
+        secret_path.unlink()  # a key that nobody can trust
+        raise
+    return _public(public_path)
 
 
 def trust(path: Path, name: str) -> TrustedKey:
@@ -401,11 +406,15 @@ def _write(path: Path, content: bytes, mode: int) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError:
+        raise SigningError(f"{path}: there is such a key already; choose another name") from None
+    except OSError as error:
+        raise SigningError(f"{path}: cannot be written: {error.strerror}") from None
+    try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             sync(file.fileno())
-    except FileExistsError:
-        raise SigningError(f"{path}: there is such a key already; choose another name") from None
     except OSError as error:
+        path.unlink()  # half of it
         raise SigningError(f"{path}: cannot be written: {error.strerror}") from None

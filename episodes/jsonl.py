@@ -223,6 +223,7 @@ def parse_objects(content: bytes) -> tuple[list[tuple[int, dict[str, Any]]], lis
     objects: list[tuple[int, dict[str, Any]]] = []
     problems: list[str] = []
     for number, line in enumerate(io.BytesIO(content), start=1):
+        line = line.removesuffix(b"\n")
         if number > MAX_OBJECTS:
             problems.insert(0, _too_many(MAX_OBJECTS))
             break

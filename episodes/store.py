@@ -26,6 +26,7 @@ from episodes.environment import collector_paused, retry, settled
 from episodes.format import (
     ARCHIVE_SUFFIX,
     MAX_NAME,
+    SCHEMA_VERSION,
     batch_key,
     is_episode_id,
     is_host_id,
@@ -86,15 +87,21 @@ class StoredEpisode(NamedTuple):
     def identity(self) -> list[object]:
         """What a batch's fingerprint covers: any change in it makes the batch stale.
 
-        The content is identified by the index's hash, and timestamps are left out, so a copy of the
-        store is the same store. An archive replaced by another of equal size under an unchanged
-        row makes nothing stale: artefacts of the content with that hash are still right, and the
-        new content is rejected by its hash when it is read.
+        The content is identified by the index's hash, and the times of files are left out, so a
+        copy of the store is the same store. An archive replaced by another of equal size under an
+        unchanged row makes nothing stale: artifacts of the content with that hash are still right,
+        and the new content is rejected by its hash when it is read. ``code_commit``, which no
+        verdict depends on, is left out too.
         """
         return [
             self.episode_id,
             self.size_bytes,
-            [[row.sha256, row.size_bytes, row.received_at_wall] for row in self.index_rows],
+            [
+                [row.sha256, row.size_bytes, row.received_at_wall]
+                # fingerprints made before this was covered stay as they are
+                + ([] if row.schema_version == SCHEMA_VERSION else [row.schema_version])
+                for row in self.index_rows
+            ],
             list(self.other_hosts),
         ]
 

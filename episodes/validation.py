@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 VERDICTS = ("accepted", "degraded", "rejected", "errored")
 USABLE = ("accepted", "degraded")
 
-REASONS = {
+VERDICT_OF_REASON = {
     "tar_hash_mismatch": "rejected",
     "file_hash_mismatch": "rejected",
     "unsafe_archive": "rejected",
@@ -191,7 +191,7 @@ class _Findings:
     flags: list[str] = field(default_factory=list)
 
     def add(self, code: str, detail: str) -> None:
-        assert code in REASONS, code
+        assert code in VERDICT_OF_REASON, code
         self.reasons.append((code, detail if len(detail) <= _LONGEST else f"{detail[:_LONGEST]}…"))
 
     @property
@@ -200,7 +200,7 @@ class _Findings:
 
 
 def _verdict(reasons: Iterable[str]) -> str:
-    verdicts = {REASONS[code] for code in reasons}
+    verdicts = {VERDICT_OF_REASON[code] for code in reasons}
     return next((verdict for verdict in _WORST_FIRST if verdict in verdicts), "accepted")
 
 

@@ -529,7 +529,9 @@ def alarms(detection: Detection) -> list[str]:
     if not attacked:
         attacks = SENTENCES["no_attack"]
     elif is_finite(delay.value):
-        within = f"{measure(delay.value)} s of their start ({span(delay, measure)} s)"
+        spread = span(delay, measure).replace(" or more", " s or more")
+        spread += " s" if is_finite(delay.high) else ""
+        within = f"{measure(delay.value)} s of their start{_bracketed(spread)}"
         attacks += f"; half of all attacks within {within}."
     else:
         attacks += ": fewer than half, so there is no median delay."

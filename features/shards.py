@@ -77,18 +77,20 @@ _PER_WINDOW = {"window", "start_s", "label", "job", "purity", "first_bin", "row"
 """Columns whose values differ between windows of an episode; ``shard`` is the writer's."""
 
 
+# with checksums of pages, a flipped bit is an error on reading, not a wrong number
+_PARQUET: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True, "version": "2.6"}
+
+
 def write_table(table: pa.Table, path: Path | BinaryIO) -> None:
-    """Parquet with page checksums: a flipped bit is an error on reading, not a wrong number."""
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True, version="2.6")
+    """A table as Parquet; see ``read_table``."""
+    pq.write_table(table, path, **_PARQUET)
 
 
 def write_parts(parts: Iterable[pa.Table], path: Path) -> None:
     """One table from parts with the same columns, each written as it comes; at least one."""
     parts = iter(parts)
     first = next(parts)
-    with pq.ParquetWriter(
-        path, first.schema, compression="zstd", write_page_checksum=True, version="2.6"
-    ) as file:
+    with pq.ParquetWriter(path, first.schema, **_PARQUET) as file:
         file.write_table(first)
         for part in parts:
             file.write_table(part)
@@ -161,10 +163,10 @@ class ShardWriter:
         self._feature = feature
         self._next = first
         self._episodes = 0
-        self._series: SeriesFile | None = None
-        self._level: SeriesFile | None = None
+        self._series: RowsFile | None = None
+        self._level: RowsFile | None = None
         self._windows: list[dict[str, Any]] = []
-        self._features: SeriesFile | None = None
+        self._features: RowsFile | None = None
         self._finite_cells = np.zeros(len(layout.channels), dtype=np.int64)
         self._bins = self._rows = 0
         self.shards: list[dict[str, Any]] = []
@@ -202,7 +204,7 @@ class ShardWriter:
         self._finite_cells = np.zeros_like(self._finite_cells)
         if self._tensor:
             self._series, self._level = (
-                SeriesFile(
+                RowsFile(
                     self._tensor.new_file(f"{role}-{self._next:05}", ".npy"),
                     len(self._layout.channels),
                 )
@@ -210,7 +212,13 @@ class ShardWriter:
             )
         if self._feature:
             path = self._feature.new_file(f"features-{self._next:05}", ".npy")
-            self._features = SeriesFile(path, len(self._layout.input_names("summary")))
+            self._features = RowsFile(path, len(self._layout.input_names("summary")))
+
+    def abandon(self) -> None:
+        """Close the files of a shard that was not finished."""
+        for file in (self._series, self._level, self._features):
+            if file:
+                file.abandon()
 
     def close(self) -> None:
         """Finish the shard being written."""
@@ -284,12 +292,12 @@ def _columns(windows: pa.Table, place: Place) -> dict[str, Any]:
     return columns
 
 
-class SeriesFile:
+class RowsFile:
     """A ``.npy`` of float32 rows, appended one by one; closing completes the header."""
 
-    def __init__(self, path: Path, n_channels: int):
+    def __init__(self, path: Path, n_columns: int):
         self._file = path.open("wb")
-        self._n_channels = n_channels
+        self._n_columns = n_columns
         self.n_rows = 0
         self._write_header()
 
@@ -302,7 +310,10 @@ class SeriesFile:
         self._write_header()
         self._file.close()
 
+    def abandon(self) -> None:
+        self._file.close()
+
     def _write_header(self) -> None:
         # NumPy pads the header so that a growing first axis never changes its length.
-        header = {"descr": "<f4", "fortran_order": False, "shape": (self.n_rows, self._n_channels)}
+        header = {"descr": "<f4", "fortran_order": False, "shape": (self.n_rows, self._n_columns)}
         np.lib.format.write_array_header_1_0(self._file, header)

@@ -453,11 +453,13 @@ def _note_counts(
     scorer: LiveScorer, source: RowSource, metrics: MetricsOutput | None, noted: dict[Any, int]
 ) -> dict[Any, int]:
     """Say what became of rows that do not count, since it was last said."""
-    counts = dict(scorer.windows.counts)
-    counts["malformed"] += source.too_long
+    counts: dict[str, int] = {**scorer.windows.counts}
+    for name, n in source.lost.items():
+        counts[name] = counts.get(name, 0) + n
     new = {name: n - noted.get(name, 0) for name, n in counts.items() if n > noted.get(name, 0)}
     if new:
-        log.warning("rows: %s", ", ".join(f"{n} {name}" for name, n in new.items()))
+        said = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in new.items())
+        log.warning("rows: %s", said)
     if metrics:
         for name, n in counts.items():
             metrics.count(f'rows_not_used_total{{why="{name}"}}', n)

@@ -279,8 +279,6 @@ def row(
 class MachineSource:
     """Rows of this machine, one ``PERIOD_S`` after the other."""
 
-    too_long = 0
-
     def __init__(self) -> None:
         self._kernel = KernelReader()
         self.problem: str | None = None  # why there are no packets
@@ -301,6 +299,11 @@ class MachineSource:
         if self._packets:
             names["netflow"] = set(_BUCKET)
         return frozenset(f"{source}.{name}" for source in names for name in names[source])
+
+    @property
+    def lost(self) -> dict[str, int]:
+        dropped = self._packets.dropped if self._packets else 0
+        return {"missed": self.missed, "packets_dropped": dropped}
 
     def read(self) -> list[tuple[str, bytes]]:
         """The next rows, when they are due."""

@@ -14,6 +14,7 @@ import urllib.request
 from collections import deque
 from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from queue import Full, Queue
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
@@ -130,14 +131,16 @@ class HubOutput:
         self.dropped = 0
         self.refused = 0
         self._said = ""  # the last refusal that was logged; a repeated one is not
+        self._lock = threading.Lock()  # of what waits: one thread adds, another takes
         self._more = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="hub", daemon=True)
         self._thread.start()
 
     def send(self, event: Event) -> None:
-        self.dropped += len(self._waiting) == MAX_WAITING
-        self._waiting.append(event)
+        with self._lock:
+            self.dropped += len(self._waiting) == MAX_WAITING
+            self._waiting.append(event)
         self._more.set()
 
     def close(self) -> None:
@@ -159,14 +162,13 @@ class HubOutput:
             self._more.wait(1)
             self._more.clear()
             while self._waiting:
-                batch = [self._waiting[i] for i in range(min(_BATCH, len(self._waiting)))]
+                with self._lock:
+                    batch = list(islice(self._waiting, _BATCH))
                 if self._published(batch):
                     if failures:
                         log.warning("%s answers again", self._url)
                     failures = 0
-                    for event in batch:
-                        if self._waiting and self._waiting[0] is event:
-                            self._waiting.popleft()
+                    self._remove(batch)
                     continue
                 if failures == 0:
                     log.warning("%s cannot be reached; events are kept until it answers", self._url)
@@ -175,6 +177,15 @@ class HubOutput:
                 if self._stopping:
                     return
                 time.sleep(wait)
+
+    def _remove(self, batch: list[Event]) -> None:
+        """Take events that the hub has answered to off the queue."""
+        with self._lock:
+            for event in batch:
+                if self._waiting and self._waiting[0] is event:
+                    self._waiting.popleft()
+                else:  # it gave way while it was sent
+                    self.dropped -= 1
 
     def _published(self, batch: list[Event]) -> bool:
         """Whether the hub has answered: it took the events, or refused them for good."""

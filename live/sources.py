@@ -8,7 +8,7 @@ import select
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import merge
 from pathlib import Path
 from typing import Protocol
@@ -37,8 +37,8 @@ class RowSource(Protocol):
         """Names of the channels that it can give."""
 
     @property
-    def too_long(self) -> int:
-        """Lines of over ``MAX_LINE``, which are left out."""
+    def lost(self) -> Mapping[str, int]:
+        """What did not become rows, counted by why: lines of over ``MAX_LINE`` are malformed."""
 
     def read(self) -> list[tuple[str, bytes]] | None:
         """(source, lines) that came, in order; empty after a while without; None: no more."""
@@ -78,8 +78,8 @@ class StdinSource:
         self.left_out = 0  # lines that are no rows of a source that a device reads
 
     @property
-    def too_long(self) -> int:
-        return self._lines.dropped
+    def lost(self) -> Mapping[str, int]:
+        return {"malformed": self._lines.dropped}
 
     def read(self) -> list[tuple[str, bytes]] | None:
         ready, _, _ = select.select([self._handle], [], [], 1.0)
@@ -120,8 +120,8 @@ class FolderSource:
         self._tails = {name: _Tail(folder / SOURCES[name].file, name) for name in DEPLOYABLE}
 
     @property
-    def too_long(self) -> int:
-        return sum(tail.too_long for tail in self._tails.values())
+    def lost(self) -> Mapping[str, int]:
+        return {"malformed": sum(tail.too_long for tail in self._tails.values())}
 
     def go_on_after(self, last_lines: Mapping[str, bytes]) -> None:
         """Begin after the line with this digest, of each source; at the start if no line has it."""
@@ -254,7 +254,7 @@ class ReplaySource:
     members: Mapping[str, bytes]
     speed: float = 1.0
     channels: frozenset[str] = ALL_CHANNELS
-    too_long: int = 0  # such lines are malformed, as in batch
+    lost: Mapping[str, int] = field(default_factory=dict)  # long lines are malformed, as in batch
 
     def __post_init__(self) -> None:
         self._rows = timeline(self.members, DEPLOYABLE)

@@ -164,8 +164,10 @@ class Likeness:
             scaling = check_scaling(head["scaling"] | limits, len(axes))
             if axes.ndim != 2 or points.shape[1:] != axes.shape[1:] or points.ndim != 2:
                 raise ValueError("axes and points do not fit together")
-            if calibration.ndim != 1 or not len(points) or len(points) > MAX_POINTS:
-                raise ValueError(f"must have 1 to {MAX_POINTS} points, and calibration episodes")
+            if calibration.ndim != 1 or not len(calibration):
+                raise ValueError("must have calibration episodes")
+            if not 1 <= len(points) <= MAX_POINTS:
+                raise ValueError(f"must have 1 to {MAX_POINTS} points, got {len(points)}")
             for values in (axes, points, calibration):
                 if values.dtype.kind != "f" or not np.all(np.isfinite(values)):
                     raise ValueError("arrays must be finite")

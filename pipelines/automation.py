@@ -109,8 +109,8 @@ def _next_step(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> R
     instance = context.instance
     synced = sync_batches(instance, workspace)
     since = context.scheduled_execution_time - ONE_NIGHT
-    late = ingested_since(instance, synced.due, since)
-    ingests = decide_ingest(instance, synced, [due for due in synced.due if due not in late])
+    late = {due.key for due in ingested_since(instance, synced.due, since)}
+    ingests = decide_ingest(instance, synced, [due for due in synced.due if due.key not in late])
     if ingests.requests or ingests.waiting:
         return ingests
     running = under_way(instance, "ingest")

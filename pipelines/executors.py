@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 
+from config.messages import OPTIONS, variable_of
 from config.paths import expanded
 from resources.runs import note_process
 from stages.workspace import read_configuration
@@ -22,7 +23,7 @@ except ModuleNotFoundError:
 else:
     ray_executor = dagster_ray.ray_executor
 
-_PATHS = ("PHASEWATCH_CONFIG", "PHASEWATCH_STORE", "PHASEWATCH_ARTIFACTS")
+_PATHS = tuple(map(variable_of, OPTIONS))
 
 
 def build_executor(execution: Mapping[str, Any] | None = None) -> dg.ExecutorDefinition:

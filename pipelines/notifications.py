@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import dagster as dg
 
+from assets.factory import stage_of
 from config.disk import lock, sync
 from features.files import fingerprint
 from pipelines.requests import WORK_TAG
@@ -158,7 +159,7 @@ def _reasons(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[str]:
     """Why each step failed; of a run without such a step, what Dagster says of it."""
     events = [e.dagster_event for e in instance.all_logs(run.run_id, of_type=set(_FAILED))]
     steps = [
-        f"{str(event.step_key).replace('__', '/')}: {why_failed(event.step_failure_data)}"
+        f"{stage_of(event.step_key)}: {why_failed(event.step_failure_data)}"
         for event in events
         if event and event.is_step_failure
     ]

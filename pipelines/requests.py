@@ -144,10 +144,13 @@ def decide_ingest(
     """
     due = synced.due if due is None else due
     waiting: list[str] = []
-    for run in under_way(instance, "retrain")[:1]:
-        used = [d for d in due if any(synced.project.artifacts("ingest", d.key).values())]
-        due = [item for item in due if item not in used]
-        waiting = [f"ingest {d.key}: run {run.run_id[:8]} trains on its shards" for d in used]
+    if training := under_way(instance, "retrain"):
+        run_id = training[0].run_id[:8]
+        in_use = {d.key for d in due if any(synced.project.artifacts("ingest", d.key).values())}
+        waiting = [
+            f"ingest {d.key}: run {run_id} trains on its shards" for d in due if d.key in in_use
+        ]
+        due = [item for item in due if item.key not in in_use]
     decision = decide(instance, synced.project, due)
     return RunDecision(decision.requests, decision.waiting + waiting, decision.given_up)
 

@@ -186,6 +186,7 @@ def ingest_batch(
         writer = ShardWriter(
             layout, drafts.get(TENSORS), drafts.get(FEATURES), first=last.next_shard
         )
+        stack.callback(writer.abandon)
         for name in drafts.keys() & _SHARD_ROLES.keys():
             for shard in last.kept:
                 roles = [f"{role}-{shard['number']:05}" for role in _SHARD_ROLES[name]]

@@ -565,7 +565,7 @@ def renew_page(workspace: Workspace) -> RenewedPage:
     try:
         project = Project(workspace)  # that of the caller may have looked at the former champion
         made = project.make(project.stages["report"], "")
-    except PhasewatchError as error:
+    except (PhasewatchError, OSError) as error:
         return RenewedPage(None, str(error))
     except ModuleNotFoundError as error:  # the base install makes no pages
         return RenewedPage(None, f"{error.name} is not installed: pip install 'phasewatch[train]'")

@@ -320,23 +320,18 @@ def exclusions_fingerprint(project: Project) -> str:
         entries = read_exclusions(project.workspace.exclusions_path)
     except ExclusionError as error:
         return fingerprint(str(error))
-    batches = {each.episode_id: each.batch for each in project.listing.episodes} if entries else {}
-    return fingerprint(
-        [
-            entry.as_entry()
-            for entry in entries
-            if not _was_rejected(project, entry.episode, batches.get(entry.episode))
-        ]
-    )
+    named = {entry.episode for entry in entries}
+    batches = {each.batch for each in project.listing.episodes if each.episode_id in named}
+    rejected = {key for batch in batches for key in _rejected(project, batch)}
+    return fingerprint([entry.as_entry() for entry in entries if entry.episode not in rejected])
 
 
-def _was_rejected(project: Project, episode_id: str, batch: str | None) -> bool:
-    """Whether an episode was ingested and has no windows."""
-    index = project.artifacts("ingest", batch)[INDEX] if batch else None
+def _rejected(project: Project, batch: str) -> list[str]:
+    """The episodes of a batch that were ingested and have no windows."""
+    index = project.artifacts("ingest", batch)[INDEX]
     if index is None or index.damage():
-        return False
-    found = read_index(index).get(episode_id)
-    return found is not None and found.place is None
+        return []
+    return [key for key, entry in read_index(index).items() if entry.place is None]
 
 
 def shard_versions(project: Project) -> Versions:

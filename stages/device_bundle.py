@@ -74,11 +74,13 @@ def _bundle_equals_checkpoint(project: Project, key: str, artifact: Manifest) ->
     if checkpoint.artifact_id != bundle.head["checkpoint_id"]:
         return CheckResult(False, "fail", "The bundle belongs to another checkpoint.")
     found = check_parity(project, bundle, checkpoint)
-    return CheckResult(
-        bool(found) and all(each.holds for each in found.values()),
-        "fail",
-        facts={recipe: asdict(each) for recipe, each in found.items()},
-    )
+    if not found:
+        nothing = "No dataset is current, so no windows can be compared. Run: phasewatch run"
+        return CheckResult(False, "fail", nothing)
+    differing = [recipe for recipe, each in found.items() if not each.holds]
+    why = f"Not the checkpoint's outputs on: {', '.join(differing)}." if differing else None
+    facts = {recipe: asdict(each) for recipe, each in found.items()}
+    return CheckResult(not differing, "fail", why, facts)
 
 
 class DeviceBundleStage(ManifestStage):

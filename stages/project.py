@@ -6,6 +6,7 @@ The one place that answers whether an artifact is current, and the one that make
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -288,9 +289,9 @@ class Project:
             StageError: lists every unusable artifact, why, and what to do.
         """
         unusable: dict[tuple[str, str], Status] = {}
-        pending, seen = list(needs), set()
+        pending, seen = deque(needs), set()
         while pending:
-            stage, key = pending.pop(0)
+            stage, key = pending.popleft()
             if (stage.name, key) in seen:
                 continue
             seen.add((stage.name, key))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from champion.history import now, read_champion
+from config.disk import folder_lock
 from config.signing import sealed, unsealed
 from datasets.splits import RECIPES
 from evaluation.documents import BatchDrift, Comparisons, EvalReport, Objection
@@ -159,7 +160,7 @@ class ReportPageStage(ManifestStage):
             raise StageError("No evaluation report is current. Run: phasewatch run")
         drift = DriftStage.documents(project)
         verdicts = _verdicts(project)
-        history = _history(workspace.report_page.with_name(HISTORY_FILE), found.reports)
+        history = _record_history(workspace.report_page.with_name(HISTORY_FILE), found.reports)
         csv = tables(found.reports, found.comparisons) | {"history": pl.DataFrame(history)}
         page = render_report(
             found.reports,
@@ -231,11 +232,17 @@ def _contents(
     return {name: fingerprint(value) for name, value in contents.items()}
 
 
-def _history(path: Path, reports: Sequence[EvalReport]) -> list[dict[str, Any]]:
-    """The figures of every checkpoint that was ever on the page; adds those that are new.
+def _record_history(path: Path, reports: Sequence[EvalReport]) -> list[dict[str, Any]]:
+    """Add the figures of new checkpoints to the file; returns those of every one it ever had.
 
     A line that was damaged stays in the file, is named, and is not on the page.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with folder_lock(path.parent):  # the page can be renewed by two processes at a time
+        return _record_history_alone(path, reports)
+
+
+def _record_history_alone(path: Path, reports: Sequence[EvalReport]) -> list[dict[str, Any]]:
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:  # there is none yet

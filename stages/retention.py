@@ -189,10 +189,15 @@ def _is_abandoned(path: Path) -> bool:
 def _is_left(path: Path, process: int) -> bool:
     """Whether nobody writes it any more; a process of another machine has ended after a day.
 
-    A process that started after the last change is another one, to which the number was given.
+    A process that started after the last change has reused the id of the one that wrote.
     """
-    newest = max(map(_changed, (path, *path.rglob("*"))))
-    return time.time() - newest > DAY_S and not _started(process) <= newest
+    newest = _last_change(path)
+    return time.time() - newest > DAY_S and _started(process) > newest
+
+
+def _last_change(path: Path) -> float:
+    """The latest change of a file, or of anything in a folder, while others may delete it."""
+    return max((_changed(path), *(_last_change(Path(entry.path)) for entry in _entries(path))))
 
 
 def _started(process: int) -> float:

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from config.errors import PhasewatchError
-from config.messages import address_of, addressed, yaml_problem
+from config.messages import address_of, addressed, variable_of, yaml_problem
 from config.paths import base_folder, expanded, nearest_existing
 from datasets.splits import SplitPolicy
 from episodes.format import is_text
@@ -287,8 +287,8 @@ def workspace_from_environment(environ: Mapping[str, str] = os.environ) -> Works
     Raises:
         SettingsError: see ``read_workspace``.
     """
-    config = environ.get("PHASEWATCH_CONFIG")
+    config = environ.get(variable_of("config"))
     file = expanded(config) if config else None
-    paths = {name: environ.get(f"PHASEWATCH_{name.upper()}") for name in ("store", "artifacts")}
+    paths = {name: environ.get(variable_of(name)) for name in ("store", "artifacts")}
     overrides = {name: str(expanded(path).absolute()) for name, path in paths.items() if path}
     return read_workspace(file, overrides)

@@ -169,12 +169,14 @@ def test_tables_say_what_their_columns_are(trained: Lab) -> None:
         ("feature_shards", some_batch(trained), "guest.forks.mean", "mean over the window, 1/s"),
         ("datasets", RECIPE, "split", "train, val or test"),
         ("held_out_predictions", RECIPE, "p_infecting", "probability of infecting"),
+        ("likeness/realistic", RECIPE, "p", "p value of the episode"),
     ):
         declared = declared_metadata()[asset_key(name)]
         schema = (declared | trained.recorded(name, partition))["dagster/column_schema"]
         assert isinstance(schema, dg.TableSchema)
         (found,) = [c for c in schema.columns if c.name == column]
         assert (found.description or "").startswith(described)
+        assert [c.name for c in schema.columns if not c.description] == []
 
 
 # --- what is refused

@@ -19,7 +19,7 @@ from features.registry import CHANNELS, LAYOUT
 from live import cli
 from live.bundle import load_bundle
 from live.cli import FAILED, OK, USAGE, _read_baseline, main
-from live.machine import KernelReader, MachineSource, PacketReader, parse_packet
+from live.machine import PERIOD_S, KernelReader, MachineSource, PacketReader, parse_packet
 from live.scorer import LiveScorer
 from live.sources import ALL_CHANNELS
 
@@ -200,6 +200,17 @@ def test_without_the_right_scoring_goes_on_without_netflow(
     assert machine.problem
     assert not any(name.startswith("netflow.") for name in machine.channels)
     assert [name for name, _ in machine.read()] == ["guest"]
+    machine.close()
+
+
+def test_what_a_busy_machine_loses_is_counted() -> None:
+    machine = MachineSource()
+    machine._due -= 3.5 * PERIOD_S
+    machine.read()
+    if machine._packets:
+        machine._packets.dropped += 7
+    assert machine.lost["missed"] >= 3
+    assert machine.lost["packets_dropped"] == (7 if machine._packets else 0)
     machine.close()
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -267,7 +267,7 @@ def test_silence_is_told_while_lines_come(
     class Repeats:
         """The same row ten times a second, for eleven seconds."""
 
-        too_long = 0
+        lost: ClassVar[dict[str, int]] = {}
 
         def read(self) -> list[tuple[str, bytes]] | None:
             clock[0] += 0.1
@@ -739,6 +739,31 @@ def test_a_refusal_is_said_once_with_what_to_do(
     assert "--token-file" in said
     assert "PHASEWATCH_HUB_TOKEN" in said
     assert ("needs" in said) == (not sent)
+
+
+def test_events_that_give_way_while_they_are_sent_are_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    published: list[dict[str, int]] = []
+
+    def post(_url: str, body: bytes, _token: str | None, timeout_s: float) -> int:  # noqa: ARG001
+        began.set()
+        assert go_on.wait(60)
+        published.extend(json.loads(body))
+        return 1
+
+    monkeypatch.setattr(outputs, "post_events", post)
+    monkeypatch.setattr(outputs, "MAX_WAITING", 3)
+    hub = HubOutput("http://127.0.0.1:1")
+    hub.send({"n": 0})
+    assert began.wait(60)
+    for n in range(1, 6):
+        hub.send({"n": n})
+    go_on.set()
+    hub.close()
+    assert [event["n"] for event in published] == [0, 3, 4, 5]
+    assert hub.lost == 2
 
 
 @contextmanager

@@ -50,7 +50,7 @@ from features.registry import LAYOUT, MODES, Mode
 from features.relative import episode_inputs, tensor_inputs
 from features.shards import (
     WINDOW_COLUMNS,
-    SeriesFile,
+    RowsFile,
     read_table,
     write_parts,
     write_table,
@@ -689,7 +689,7 @@ def test_a_file_system_without_fsync_or_chmod_will_do(
 def test_a_series_file_is_a_valid_npy(lengths: list[int], tmp_path: Path):
     path = tmp_path / "series.npy"
     rows = [np.full((n, 3), i, dtype=np.float32) for i, n in enumerate(lengths)]
-    file = SeriesFile(path, 3)
+    file = RowsFile(path, 3)
     for part in rows:
         file.append(part)
     file.close()
@@ -700,7 +700,7 @@ def test_a_series_file_is_a_valid_npy(lengths: list[int], tmp_path: Path):
 
 
 def test_a_series_file_takes_any_float_array(tmp_path: Path):
-    file = SeriesFile(tmp_path / "s.npy", 3)
+    file = RowsFile(tmp_path / "s.npy", 3)
     rows = np.arange(12, dtype=np.float64).reshape(3, 4).T
     file.append(rows)
     file.close()

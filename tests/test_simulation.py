@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from datasets.splits import RECIPES, SplitPolicy, assign_splits
 from episodes.format import NS_PER_S, PHASES, episode_day, episode_time_ms
 from episodes.store import list_store
-from episodes.validation import REASONS, ValidationPolicy, validate
+from episodes.validation import VERDICT_OF_REASON, ValidationPolicy, validate
 from features.extraction import extract
 from features.registry import LAYOUT
 from features.shards import read_table
@@ -118,12 +118,12 @@ def test_an_episode_is_accepted_unless_it_was_given_a_defect(
             assert (record.verdict, record.reasons) == ("accepted", ()), record.line
         else:
             assert child.defect in record.reasons, record.line
-            assert record.verdict == REASONS[child.defect], record.line
+            assert record.verdict == VERDICT_OF_REASON[child.defect], record.line
     assert found == {}
 
 
 def test_every_reason_can_be_made_but_those_of_the_machine() -> None:
-    assert set(DEFECTS) == set(REASONS) - NOT_MADE
+    assert set(DEFECTS) == set(VERDICT_OF_REASON) - NOT_MADE
 
 
 def test_an_episode_is_marked_and_names_its_parent(
@@ -398,7 +398,8 @@ def usable(plan: Plan) -> pl.DataFrame:
             }
             for part in plan.parts
             for child in plan.children(part)
-            if (verdict := REASONS.get(child.defect or "", "accepted")) in ("accepted", "degraded")
+            if (verdict := VERDICT_OF_REASON.get(child.defect or "", "accepted"))
+            in ("accepted", "degraded")
         ]
     )
 
@@ -595,7 +596,7 @@ def test_they_are_current_for_their_store(direct: tuple[Corpus, Workspace]) -> N
     usable = sum(project.artifacts("ingest", b)["tensor_shards"].facts["episodes"]
                  for b in project.listing.batches)  # fmt: skip
     defects = Counter(child.defect for child in corpus.plan.children(corpus.part))
-    bad = sum(n for code, n in defects.items() if REASONS.get(code or "") in
+    bad = sum(n for code, n in defects.items() if VERDICT_OF_REASON.get(code or "") in
               ("rejected", "errored"))  # fmt: skip
     assert usable == corpus.part.episodes - bad
 

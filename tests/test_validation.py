@@ -53,7 +53,7 @@ from episodes.format import NS_PER_S, PHASES, SOURCES, batch_key, episode_time_m
 from episodes.jsonl import parse_rows
 from episodes.store import StoreError, list_store
 from episodes.validation import (
-    REASONS,
+    VERDICT_OF_REASON,
     EpisodeRecord,
     ValidationPolicy,
     summary_line,
@@ -837,13 +837,16 @@ CASES = [
 
 
 def test_the_reasons_are_those_of_the_issue() -> None:
-    assert VERDICT_OF == REASONS
+    assert VERDICT_OF == VERDICT_OF_REASON
 
 
 def test_every_reason_has_a_planted_defect_of_its_own() -> None:
-    assert {reason for reasons in DEFECTS for reason in reasons.split()} == {*REASONS}
+    assert {reason for reasons in DEFECTS for reason in reasons.split()} == {*VERDICT_OF_REASON}
     alone = {reasons.strip() for reasons in DEFECTS if len(reasons.split()) == 1}
-    assert alone == {*REASONS} - {"too_few_rows", "no_trusted_clock"}  # other reasons come first
+    assert alone == {*VERDICT_OF_REASON} - {
+        "too_few_rows",
+        "no_trusted_clock",
+    }  # other reasons come first
 
 
 @pytest.mark.parametrize(("reasons", "plant", "detail"), CASES)
@@ -1095,6 +1098,20 @@ def test_an_archive_replaced_by_one_of_equal_size_is_rejected_by_its_hash(
     added.path.write_bytes(bytes(added.path.stat().st_size))
     assert list_store(store.root).find(added.episode_id).identity == before
     assert "tar_hash_mismatch" in judge(store, added).reasons
+
+
+def test_an_index_row_with_another_schema_version_is_judged_again_once_corrected(
+    store: StoreBuilder,
+) -> None:
+    added = store.add(members=good(), index={"schema_version": 2})
+    wrong = list_store(store.root).find(added.episode_id)
+    assert "schema" in judge(store, added).reasons
+    index = store.root / "index.jsonl"
+    index.write_text(index.read_text().replace('"schema_version":2', '"schema_version":1'))
+    corrected = list_store(store.root).find(added.episode_id)
+    assert judge(store, added).usable
+    assert corrected.identity != wrong.identity
+    assert [row[3:] for row in corrected.identity[2]] == [[]]  # as it always was
 
 
 def test_what_was_found_before_an_exception_is_kept(

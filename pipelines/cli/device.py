@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from config.messages import OPTIONS, address_of, addressed
+from config.messages import OPTIONS, address_of, addressed, variable_of
 from pipelines.cli import options
 from pipelines.cli.console import (
     FAILED,
@@ -141,7 +141,7 @@ def enrol(context: typer.Context) -> None:
 
 def _given() -> dict[str, Path]:
     """What the environment says, as for the other commands; the device's options have no store."""
-    values = {name: os.environ.get(f"PHASEWATCH_{name.upper()}") for name in OPTIONS}
+    values = {name: os.environ.get(variable_of(name)) for name in OPTIONS}
     return {name: Path(value) for name, value in values.items() if value}
 
 

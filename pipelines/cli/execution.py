@@ -327,7 +327,7 @@ def _execute(
     instance: dg.DagsterInstance,
     outputs: list[str] | None,
 ) -> CompletedRun:
-    from assets.factory import asset_key
+    from assets.factory import asset_key, stage_of
     from pipelines.notifications import notify_of_run
     from pipelines.partitions import partition_label, partition_tags
     from resources.recording import kept_open
@@ -354,7 +354,7 @@ def _execute(
         if any(error is not None and error.cls_name == DAGSTERS_INTERRUPT for error in ends):
             raise KeyboardInterrupt
         failures = [
-            f"{str(event.step_key).replace('__', '/')}: {_reason(event.step_failure_data)}"
+            f"{stage_of(event.step_key)}: {_reason(event.step_failure_data)}"
             for event in result.get_step_failure_events()
         ]
         fail(

@@ -68,9 +68,7 @@ def hub(
     from hub.server import Hub, build_server
 
     log_to_stderr()
-    # a browser cannot open the address that stands for all
-    named = next(iter(allow_host or ()), host) if host in ("0.0.0.0", "::") else host
-    url = serving.url_of(named, listener.getsockname()[1])
+    url = serving.url_of(host, listener.getsockname()[1], allow_host)
     try:
         carrier = Hub(
             _artifacts(config, artifacts) / "decisions", silent_after_s=silent_after,

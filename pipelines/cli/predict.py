@@ -346,12 +346,12 @@ def _load(project: Project, path: Path | None) -> Scorer:
 
     scorer = scorer_of(project, path and existing_checkpoint(path), tell)
     for part, nothing in (
-        (scorer.rule, "no alarm rule is bound to {}: alarms and filtered phases are left out"),
-        (scorer.likeness, "no likeness belongs to {}: what is unlike training is left out"),
+        ("rule", "no alarm rule is bound to {}: alarms and filtered phases are left out"),
+        ("likeness", "no likeness belongs to {}: what is unlike training is left out"),
     ):
-        if path is not None and part is None and not told:
-            note(nothing.format(path))
         told.clear()
+        if getattr(scorer, part) is None and path is not None and not told:
+            note(nothing.format(path))
     return scorer
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -60,5 +61,8 @@ def listen(host: str, port: int, token: str | None, variable: str) -> socket.soc
         fail(f"{host} port {port}: cannot listen there: {error.strerror}; choose another --port")
 
 
-def url_of(host: str, port: int) -> str:
+def url_of(host: str, port: int, names: Sequence[str] | None = None) -> str:
+    """Where a browser finds a server; ``names`` are others by which clients may call its host."""
+    if host in ("0.0.0.0", "::"):  # a browser cannot open the address that stands for all
+        host = next(iter(names or ()), host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from config.messages import variable_of
 from config.paths import base_folder
 from pipelines.cli import options, serving
 from pipelines.cli.console import USAGE, Document, fail, note, workspace_of
@@ -62,9 +63,9 @@ def ui(
     except ValueError as error:
         fail(str(error), USAGE)
     sync_only(workspace)
-    url = serving.url_of(host, port)
+    url = serving.url_of(host, port, allow_host)
     os.environ |= {
-        **_given(config=config, store=store, artifacts=artifacts),
+        **_variables(config=config, store=store, artifacts=artifacts),
         "DAGSTER_HOME": str(dagster_home(workspace)),
         HOSTS: " ".join([host, *(allow_host or ())]),
         TOKEN: token or "",
@@ -94,11 +95,9 @@ async def _nothing(*_: Any) -> None:
     """An application, to try a token on."""
 
 
-def _given(**paths: Path | None) -> dict[str, str]:
+def _variables(**paths: Path | None) -> dict[str, str]:
     """The variables from which Dagster's processes read the same options."""
-    return {
-        f"PHASEWATCH_{name.upper()}": str(path.absolute()) for name, path in paths.items() if path
-    }
+    return {variable_of(name): str(path.absolute()) for name, path in paths.items() if path}
 
 
 def _develop(host: str, port: int, *, read_only: bool) -> None:
