@@ -1,9 +1,9 @@
 """Promotion: may a challenger replace the champion? Every ground against it, with figures.
 
-Both are scored on the same test episodes, those that the champion was trained on left out. What is
-compared here are predictions; where checkpoints lie and who is champion is not known here, but in
-``stages.champion``, which asks for the grounds in order. Grounds
-are codes with numbers; ``evaluation.wording`` makes the sentences.
+Both are scored on the same test episodes; those that the champion was trained on are left out.
+This module compares predictions only. ``stages.champion`` knows where checkpoints are and who is
+champion, and asks for the grounds in order. A ground is a code with numbers; ``evaluation.wording``
+makes the sentences.
 """
 
 from __future__ import annotations

@@ -29,7 +29,10 @@ PHASE_COLOURS = {  # on light paper, on dark paper
     "infected_running": ("#8c1268", "#e0408f"),
     "dormant": ("#2f63d6", "#5b8cff"),
 }
-"""Distinct with every kind of colour vision; ``clean`` is near the paper and has an outline."""
+"""Distinct with every kind of colour vision; ``clean`` is near the paper and has an outline.
+
+The live page has the same in ``hub/page/style.css``.
+"""
 SPARE_COLOURS = ("#5f7f5f", "#8fb38f")  # of a phase that is not listed
 
 SIDE = 1000

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -453,9 +454,9 @@ def _note_counts(
     scorer: LiveScorer, source: RowSource, metrics: MetricsOutput | None, noted: dict[Any, int]
 ) -> dict[Any, int]:
     """Say what became of rows that do not count, since it was last said."""
-    counts: dict[str, int] = {**scorer.windows.counts}
-    for name, n in source.lost.items():
-        counts[name] = counts.get(name, 0) + n
+    counts = Counter[str]()
+    for found in (scorer.windows.counts, source.lost):
+        counts.update(found)
     new = {name: n - noted.get(name, 0) for name, n in counts.items() if n > noted.get(name, 0)}
     if new:
         said = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in new.items())

@@ -70,7 +70,7 @@ class TreeRuntime(Runtime):
 
 
 class _Occluded(Runtime):
-    """Explained by occlusion: a channel's inputs are replaced by the training median."""
+    """Explained by occlusion: a channel's inputs are replaced by what is typical of training."""
 
     scaling: dict[str, Any]
 

@@ -23,7 +23,7 @@ from episodes.format import INFECTED
 
 LEAST = 1e-4
 """A posterior below this counts as this: one sure and wrong window must not decide a sequence."""
-TEMPERATURES = (0.02, 1000)  # that a rule may have; ``evaluation.calibration`` tries fewer
+TEMPERATURES = (0.02, 1000)  # that a rule may have; ``evaluation.alarm_choice`` tries fewer
 _LEAK = 1e-3  # of every transition's probability, so that no sequence of windows is impossible
 
 

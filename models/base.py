@@ -300,7 +300,7 @@ class Classifier(ABC):
 
 
 def _log_odds(proba: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Of one in a million at least: nearest neighbours may give a class no vote at all, or all."""
+    """Log odds; probabilities are clipped to 1e-6 and 1 - 1e-6: a class may have no vote."""
     p = np.clip(proba.astype(np.float64), 1e-6, 1 - 1e-6)
     return np.log(p) - np.log1p(-p)
 

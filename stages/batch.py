@@ -51,7 +51,7 @@ def settings_fingerprint(policy: ValidationPolicy, layout: Layout) -> str:
 def batch_fingerprint(
     episodes: Sequence[StoredEpisode], policy: ValidationPolicy, layout: Layout
 ) -> str:
-    """Identity of everything a batch's artefacts are made from."""
+    """Identity of everything that a batch's artifacts are made from."""
     return fingerprint_under(settings_fingerprint(policy, layout), episodes)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from evaluation.wording import conditional_on, number, percent
 from features.registry import MODES
 from models.registry import VARIANTS
 from pipelines.cli.app import FAILED, OK, USAGE, app
+from stages.champion import renew_page
 
 
 def report(artifacts: Path, lab: Lab, *arguments: object) -> Result:
@@ -196,6 +198,19 @@ def test_what_was_trained_with_other_settings_is_said(trained: Lab, tmp_path: Pa
     said = report(trained.artifacts, trained, "--config", config).stdout
     command = f"phasewatch run --config {config} --store {trained.store.root} --artifacts"
     assert f"not current: recipe {RECIPE}: {item['why']}; {command}" in said
+
+
+def test_a_page_that_cannot_be_written_does_not_undo_a_promotion(
+    trained: Lab, copied: Path
+) -> None:
+    lab = replace(trained, artifacts=copied)
+    tables = copied / "reports" / "tables"
+    (copied / "reports" / "manifest.json").unlink()
+    shutil.rmtree(tables)
+    tables.touch()
+    made = renew_page(lab.workspace)
+    assert made.page is None
+    assert str(tables) in made.problem
 
 
 def test_comparisons_of_other_checkpoints_are_left_out(trained: Lab, copied: Path) -> None:

@@ -129,6 +129,9 @@ def test_a_likeness_is_written_and_read_to_the_last_bit() -> None:
     assert again.scores(X, first).tolist() == found.scores(X, first).tolist()
     assert again.calibration.tolist() == found.calibration.tolist()
     assert found.least_p == 1 / 20
+    nothing_to_compare = replace(found, calibration=found.calibration[:0]).to_bytes()
+    with pytest.raises(ValueError, match="calibration episodes"):
+        Likeness.from_bytes(nothing_to_compare)
     for damaged in (b"", b"{}", found.to_bytes()[:-9]):
         with pytest.raises(ValueError, match="not a likeness"):
             Likeness.from_bytes(damaged)

@@ -108,6 +108,21 @@ def test_what_is_damaged_beside_a_checkpoint_is_named_and_the_episode_scored(
     assert document(said)[kept] is not None
 
 
+def test_of_a_missing_rule_and_a_damaged_likeness_each_is_told_once(
+    trained: Lab, predict: Any, tmp_path: Path
+) -> None:
+    artifacts = tmp_path / "artifacts"
+    shutil.copytree(trained.artifacts, artifacts)
+    shutil.rmtree(artifacts / "alarm_rules")
+    for path in artifacts.glob(f"likeness/{RECIPE}/**/*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    told = predict(trained.store.added[0].episode_id, "--artifacts", artifacts)
+    assert told.exit_code == OK
+    assert told.stderr.count("no alarm rule is bound") == 1
+    assert told.stderr.count("was changed after it was written") == 1
+    assert "no likeness belongs" not in told.stderr
+
+
 def test_without_a_rule_one_line_says_so_and_its_columns_are_left_out(
     trained: Lab, predict: Any, tmp_path: Path
 ) -> None:

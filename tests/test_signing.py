@@ -132,6 +132,26 @@ def test_a_signature_holds_for_its_kind_its_digest_and_a_trusted_key(
     assert (keys / "lab-a.key").stat().st_mode & 0o077 == 0
 
 
+def test_a_key_that_cannot_be_written_whole_leaves_nothing_behind(
+    keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = signing.sync
+    for n_written in (0, 1):  # the private key, then the public one
+        with monkeypatch.context() as full:
+            left = iter(range(n_written))
+
+            def until_full(handle: int, left: Any = left) -> None:
+                if next(left, None) is None:
+                    raise OSError(errno.ENOSPC, "no space left")
+                real(handle)
+
+            full.setattr(signing, "sync", until_full)
+            with pytest.raises(SigningError, match="cannot be written"):
+                new_key("lab-a")
+        assert [*keys.iterdir()] == []
+    new_key("lab-a")
+
+
 def test_a_machine_has_one_key_and_says_what_is_wrong_with_keys(keys: Path) -> None:
     new_key("a")
     with pytest.raises(SigningError, match="signs with a already"):

@@ -50,7 +50,7 @@ import episodes.validation
 from episodes.archive import ArchiveError, read_members, read_packed
 from episodes.environment import MachineError
 from episodes.format import NS_PER_S, PHASES, SOURCES, batch_key, episode_time_ms, is_episode_id
-from episodes.jsonl import parse_rows
+from episodes.jsonl import MAX_LINE_BYTES, parse_objects, parse_rows
 from episodes.store import StoreError, list_store
 from episodes.validation import (
     VERDICT_OF_REASON,
@@ -1098,6 +1098,13 @@ def test_an_archive_replaced_by_one_of_equal_size_is_rejected_by_its_hash(
     added.path.write_bytes(bytes(added.path.stat().st_size))
     assert list_store(store.root).find(added.episode_id).identity == before
     assert "tar_hash_mismatch" in judge(store, added).reasons
+
+
+def test_a_line_of_labels_may_be_as_long_as_a_line_of_telemetry() -> None:
+    longest = b'{"a":"' + b"x" * (MAX_LINE_BYTES - 8) + b'"}'
+    for content, taken in ((longest, 1), (longest + b"\n", 1), (longest + b" \n", 0)):
+        objects, problems = parse_objects(content)
+        assert (len(objects), len(problems)) == (taken, 1 - taken)
 
 
 def test_an_index_row_with_another_schema_version_is_judged_again_once_corrected(

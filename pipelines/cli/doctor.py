@@ -305,21 +305,21 @@ def _stages(findings: DoctorDocument, workspace: Workspace) -> None:
         for status in project.statuses(stage, verify="changed")
         if status.available
     ]
-    stale = [status for status in statuses if status.due]
+    due = [status for status in statuses if status.due]
     section["unavailable"] = [
         f"recipe {recipe}: {project.status(project.stages['datasets'], recipe).message}"
         for recipe in project.unavailable
     ]
     findings.sections["not_current"] = counts = _counted(statuses)
-    if any(status.code == "other_store" for status in stale):
+    if any(status.code == "other_store" for status in due):
         findings.problem(
             f"{workspace.artifacts_path} holds artifacts of another store; a run would replace "
             "them",
             "use one artifacts folder per store: --artifacts, or PHASEWATCH_ARTIFACTS",
         )
-    if stale:
+    if due:
         listed = [f"{kind}: {line}" for kind, lines in counts.items() for line in lines]
-        remedy = _remedy(project, stale, findings.under_way)
+        remedy = _remedy(project, due, findings.under_way)
         findings.problem("not current", remedy, listed)
     _champion(findings, project)
 
@@ -381,20 +381,20 @@ def _counted(statuses: list[Status]) -> dict[str, list[str]]:
     return counts
 
 
-def _remedy(project: Project, stale: list[Status], under_way: list[str]) -> str:
+def _remedy(project: Project, due: list[Status], under_way: list[str]) -> str:
     """The one command that makes all of it current, once the runs under way have ended.
 
     If signatures are missing, a key to sign with comes first.
     """
     from config.signing import signing_key
 
-    unsigned = any(s.code == "signature" for s in stale) and signing_key() is None
+    unsigned = any(s.code == "signature" for s in due) and signing_key() is None
     key = "phasewatch keys new NAME, then: " if unsigned else ""
     runs = shortened(under_way, ", ", 3)
     wait = f"wait for the runs under way ({runs}), then: " if under_way else ""
-    keys = {s.key for s in stale if project.stages[s.stage].job != "ingest"}
+    keys = {s.key for s in due if project.stages[s.stage].job != "ingest"}
     # the page shows drift, so it is due after that
-    if not keys and all(s.stage != "drift" for s in stale):
+    if not keys and all(s.stage != "drift" for s in due):
         return f"{key}{wait}phasewatch run --ingest-only"
     recipes = sorted(keys - {""})
     return f"{key}{wait}phasewatch run" + (f" --recipe {recipes[0]}" if len(recipes) == 1 else "")

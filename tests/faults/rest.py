@@ -47,7 +47,7 @@ from stages.ingest import check_corpus_code, contract_drift
 from stages.likeness import likeness_of, likeness_of_test
 from stages.manifest import draft
 from stages.project import Project
-from stages.report_page import HISTORY_FILE, _history
+from stages.report_page import HISTORY_FILE, _record_history
 from stages.scoring import champion_scorer
 from stages.status import StageError
 
@@ -80,7 +80,9 @@ def made_artifacts(folder: Path) -> None:
         staged.new_file("report", ".json").write_text(document_text(report))
         staged.commit("made for this", {"latency": latency.model_dump()})
     _log(lab.workspace.decisions_folder)
-    _history(_history_path(project), [report, report.model_copy(update={"checkpoint_id": "b"})])
+    _record_history(
+        _history_path(project), [report, report.model_copy(update={"checkpoint_id": "b"})]
+    )
 
 
 def _log(folder: Path) -> None:
@@ -214,7 +216,7 @@ def _code(project: Project) -> Any:
 
 
 def _kept_history(project: Project) -> Any:
-    return _history(_history_path(project), [])
+    return _record_history(_history_path(project), [])
 
 
 @dataclass(frozen=True)
