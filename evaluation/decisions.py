@@ -271,11 +271,8 @@ def read_chain(
     Args:
         take: is given every line that is as it was written, and where it is.
     """
-    chain, old, hashes = LogChain(), hashlib.sha256(), set[str]()
-    breaks: list[_Break] = []
-    unknown = False  # whether the line before cannot be read, and what follows on it is not known
-    changed: set[str] = set()  # hashes of changed lines: stated and computed
-    computed = ""  # hash of the line before, where it is not the one that it states
+    reader = _ChainReader()
+    chain = reader.chain
     for path in log_files(folder):
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -283,44 +280,72 @@ def read_chain(
                 if not line.endswith(b"\n"):  # a crash, unless the head says that it was whole
                     chain.torn = where
                     break
-                try:
-                    record = RECORD_ADAPTER.validate_json(line)
-                except ValidationError:
-                    chain.faults.append(LogFault(where, "unreadable"))
-                    chain.refused.append(where)
-                    chain.count, unknown = chain.count + bool(chain.count), True
-                    continue
-                if record.hash is None and record.prev is None and not chain.count:
-                    chain.before += 1
-                    old.update(line)
-                    chain.last = old.hexdigest()
-                elif record.hash is None or _hash_of(line, record.hash) != record.hash:
-                    chain.faults.append(LogFault(where, "changed"))
-                    chain.refused.append(where)
-                    chain.count += 1
-                    if record.hash is not None:
-                        chain.last, computed = record.hash, _hash_of(line, record.hash)
-                        changed |= {chain.last, computed}
-                    continue
-                elif record.hash in hashes:  # the next line follows on the one before
-                    chain.faults.append(LogFault(where, "repeated"))
-                    chain.refused.append(where)
-                    chain.count += 1
-                    continue
-                else:
-                    if breaks:
-                        breaks[-1].followed |= record.prev == breaks[-1].hash
-                    if record.prev not in (chain.last, computed) and not unknown:
-                        breaks.append(_Break(where, record.hash, str(record.prev), chain.last))
-                    unknown, computed = False, ""
-                    chain.last, chain.count = record.hash, chain.count + 1
-                    hashes.add(record.hash)
-                if isinstance(record, GapRecord):
-                    chain.faults.append(LogFault(where, "gap"))
-                take(where, record)
-    chain.faults += _misplaced(breaks, hashes)
-    _check_head(folder, chain, hashes | changed)
+                if record := reader.read(where, line):
+                    take(where, record)
+    chain.faults += _misplaced(reader.breaks, reader.hashes)
+    _check_head(folder, chain, reader.hashes | reader.changed)
     return chain
+
+
+class _ChainReader:
+    """Follows the chain line by line, and notes where a line does not fit."""
+
+    def __init__(self) -> None:
+        self.chain = LogChain()
+        self.breaks: list[_Break] = []
+        self.hashes: set[str] = set()  # of lines that are as they were written
+        self.changed: set[str] = set()  # of changed lines: stated and computed
+        self._before = hashlib.sha256()  # of the lines from before lines were chained
+        self._unknown = False  # the line before cannot be read: what follows on it is not known
+        self._computed = ""  # hash of the line before, where it is not the one that it states
+
+    def read(self, where: str, line: bytes) -> AnyRecord | None:
+        """The record of a line; None unless it is as it was written."""
+        chain = self.chain
+        try:
+            record = RECORD_ADAPTER.validate_json(line)
+        except ValidationError:
+            self._unknown = True
+            self._refuse(where, "unreadable", counts=bool(chain.count))
+            return None
+        if record.hash is None and record.prev is None and not chain.count:
+            chain.before += 1
+            self._before.update(line)
+            chain.last = self._before.hexdigest()
+        elif record.hash is None:
+            self._refuse(where, "changed")
+            return None
+        elif (computed := _hash_of(line, record.hash)) != record.hash:
+            chain.last, self._computed = record.hash, computed
+            self.changed |= {record.hash, computed}
+            self._refuse(where, "changed")
+            return None
+        elif record.hash in self.hashes:  # the next line follows on the one before
+            self._refuse(where, "repeated")
+            return None
+        else:
+            self._follow(where, record.hash, str(record.prev))
+        if isinstance(record, GapRecord):
+            chain.faults.append(LogFault(where, "gap"))
+        return record
+
+    def _refuse(
+        self, where: str, kind: Literal["unreadable", "changed", "repeated"], *, counts: bool = True
+    ) -> None:
+        self.chain.faults.append(LogFault(where, kind))
+        self.chain.refused.append(where)
+        self.chain.count += counts
+
+    def _follow(self, where: str, hash_: str, prev: str) -> None:
+        """Go on to a line that is as it was written, wherever it was written."""
+        if self.breaks:
+            self.breaks[-1].followed |= prev == self.breaks[-1].hash
+        if prev not in (self.chain.last, self._computed) and not self._unknown:
+            self.breaks.append(_Break(where, hash_, prev, self.chain.last))
+        self._unknown, self._computed = False, ""
+        self.chain.last = hash_
+        self.chain.count += 1
+        self.hashes.add(hash_)
 
 
 @dataclass

@@ -69,7 +69,7 @@ def run_all(
     After a run that fails none is started, and the error names what was not reached.
 
     Args:
-        batches: ingest these instead, stale or not.
+        batches: of these, ingest the stale ones instead.
     """
     try:
         return _run_all(workspace, recipes, batches, ingest_only=ingest_only)
@@ -101,13 +101,10 @@ def _run_all(
             fail(f"{workspace.store_path}: no episodes, so there is nothing to train on")
         check_names(project, recipes or RECIPES)
     ran = []
-    ingest = (
-        dict.fromkeys(batches, frozenset())
-        if batches
-        else _due(project, "ingest", project.listing.batches)
-    )
-    n_batches, asked = len(project.listing.batches), "to ingest" if batches else "not current"
-    log.info("batches: %d, %s", n_batches, f"{len(ingest)} {asked}" if ingest else "all current")
+    asked = list(batches or project.listing.batches)
+    ingest = _due(project, "ingest", asked)
+    what = f"{len(ingest)} not current" if ingest else "all current"
+    log.info("batches: %d, %s", len(asked), what)
     if ingest:
         check_corpus_code(workspace)  # before a run says so: here the exit code does, too
         project.check_signing()

@@ -33,7 +33,7 @@ def run(
     recipe: options.Recipes = None,
     batch: Annotated[
         list[str] | None,
-        typer.Option(metavar="BATCH", help="Ingest only this batch, or reuse it if current."),
+        typer.Option(metavar="BATCH", help="Ingest only this batch, if it is not current."),
     ] = None,
     ingest_only: Annotated[
         bool, typer.Option("--ingest-only", help="Stop when every batch is ingested.")
