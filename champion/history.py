@@ -156,8 +156,9 @@ def read_pointer(folder: Path) -> ChampionPointer:
     except FileNotFoundError:
         return ChampionPointer([], Signed("unsigned"), sealed=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        why = f"it {error}" if isinstance(error, ValueError) else str(error)
         raise ChampionError(
-            f"{path}: cannot be used: {error}. Put back an intact copy (--restore does not do "
+            f"{path}: cannot be used: {why}. Put back an intact copy (--restore does not do "
             "that), or move the file away and promote again: phasewatch promote MODEL"
         ) from error
     wrong = [f"entry {e.champion.number}" for e in pointer.entries if e.signed.state == "wrong"]
@@ -178,10 +179,10 @@ def _followed(rows: list[dict[str, Any]]) -> Iterator[SealedEntry]:
         digest, follows = entry.pop(SEAL), entry.pop("follows")
         signature = entry.pop(SIGNATURE, None)
         if follows != before or digest != _digest(entry, follows):
-            raise ValueError(f"entry {number} was changed, or one before it is gone")
+            raise ValueError(f"was changed at entry {number}, or lacks one before it")
         found = SealedEntry(entry, follows, digest, signature)
         if found.champion.number != number:
-            raise ValueError(f"entry {number} says that it is number {found.champion.number}")
+            raise ValueError(f"has entry {found.champion.number} in place of entry {number}")
         yield found
         before = digest
 

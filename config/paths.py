@@ -85,6 +85,6 @@ def unusable_home(home: Path, artifacts: Path) -> str | None:
         return None
     return (
         f"DAGSTER_HOME must be {artifacts / DAGSTER_HOME} for this artifacts folder, got {home}, "
-        "which has the history of another one. Run: unset DAGSTER_HOME "
+        "which holds the records of another artifacts folder. Run: unset DAGSTER_HOME "
         f"(for Dagster's own commands: export DAGSTER_HOME={artifacts / DAGSTER_HOME})"
     )

@@ -138,7 +138,8 @@ def _checked_name(member: _Member, episode_id: str) -> str | None:
     if member.kind not in _FILE:
         raise ArchiveError(
             "unsafe_archive",
-            f"members must be regular files or the episode's folder, got {_short(member.name)}",
+            f"members must be regular files or the episode's folder, got {_short(member.name)}, "
+            f"{_KINDS.get(member.kind, 'something else')}",
         )
     if parts[0] == ".":
         parts = parts[1:]
@@ -254,6 +255,10 @@ class _CountingReader(io.RawIOBase):
 _BLOCK = 512
 _FILE = (b"0", b"\0", b"7")  # types of header
 _FOLDER = b"5"
+_KINDS = {
+    b"1": "a hard link", b"2": "a symlink", b"3": "a device", b"4": "a device", b"5": "a folder",
+    b"6": "a pipe",
+}  # fmt: skip
 _PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK = b"x", b"g", b"L", b"K"
 _EXTENDED = {_PAX, b"X", _PAX_GLOBAL, _LONG_NAME, _LONG_LINK}
 

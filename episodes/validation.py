@@ -425,7 +425,7 @@ def _check_files(episode: Episode, findings: _Findings) -> None:
         if not isinstance(facts, dict) or not isinstance(facts.get("sha256"), str):
             findings.add("schema", f"{META_FILE}: files.{name}.sha256 is missing or not a string")
         elif hashlib.sha256(content).hexdigest() != facts["sha256"].lower():
-            findings.add("file_hash_mismatch", f"{name}: sha256 differs from {META_FILE}'s")
+            findings.add("file_hash_mismatch", f"{name}: sha256 is not the one in {META_FILE}")
         elif is_int64(facts.get("rows")) and facts["rows"] != _row_count(episode, name):
             findings.flags.append(f"row_count_differs:{name}")
     for name in sorted(episode.members.keys() - listed.keys() - {META_FILE}):
@@ -469,7 +469,7 @@ def _check_labels(episode: Episode, findings: _Findings) -> None:
             f"{LABELS_FILE}: label {backwards[0] + 2} is earlier than the one before it",
         )
     if FAILED in labels.names:
-        findings.add("failed_label", f"{LABELS_FILE}: phase 'failed'")
+        findings.add("failed_label", f"{LABELS_FILE}: the recording failed (phase 'failed')")
     unknown = sorted(set(labels.names) - {*PHASES, FAILED})
     for name in unknown[:_MOST_NAMED]:
         findings.add(

@@ -63,9 +63,9 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "{budget:.1%}.",
     "provisional_threshold": "The alarm threshold is provisional: it rests on {hours:.2g} clean "
     "hours of validation; {needed:g} are needed.",
-    "unlike_training": "{share:.0%} of the test episodes are unlike the training data; if they "
-    "resembled the validation episodes, at most {alpha:.0%} of them would be on average. Train on "
-    "more episodes from the machines and days of the test episodes.",
+    "unlike_training": "{share:.0%} of the test episodes are unlike the training data. Of episodes "
+    "that resemble the validation episodes, at most {alpha:.0%} are on average. Record more "
+    "training episodes under conditions like those of the test episodes.",
     "untested_profile": "Profile {label} was never tested.",
     "absent_class": "Phase {label} does not occur in the test split, so it was never tested.",
     "synthetic_episodes": "The dataset contains {episodes} synthetic episodes.",
@@ -122,8 +122,8 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "may_be_worse": "it may be worse than the champion by more than {margin:g}: macro F1 "
     "{challenger:.3f} against {champion:.3f}, difference {value:+.3f}, 95% interval {low:+.3f} "
     "to {high:+.3f} on {episodes} episodes.",
-    "group_falls": "{group} {label} loses {falls_by:.4f} of macro F1, more than {margin:g}: "
-    "{challenger:.3f} against {champion:.3f} ({episodes} episodes).",
+    "group_falls": "{group} {label}: macro F1 falls by {falls_by:.3f}, from {champion:.3f} to "
+    "{challenger:.3f} ({episodes} episodes); at most {margin:g} is allowed.",
     "nowhere_better": "On no recipe does the interval of the difference lie above 0: the highest "
     "lower bound is {low:+.3f}.",
     "baseline_not_beaten": "not better than {label}: macro F1 {challenger:.3f} against "
@@ -151,14 +151,14 @@ SHARED_SENTENCES = {  # of several reports whose numbers differ
     "clean_time_over_budget": "The share of clean time under alarm on test is over the budget.",
     "provisional_threshold": "The alarm threshold is provisional: it rests on too little clean "
     "time of validation.",
-    "unlike_training": "More test episodes are unlike the training data than chance "
-    "explains. Train on more episodes from their machines and days.",
+    "unlike_training": "The share of test episodes that are unlike the training data is higher "
+    "than chance explains. Record more training episodes under conditions like theirs.",
 }
 DATASET_WARNINGS = frozenset({"untested_profile", "absent_class", "synthetic_episodes"})
 """Warnings that ``untested`` states once per dataset."""
 P_VALUE = (
-    "p is two-sided: (1 + k) / (B + 1), where k is how many of the B replicates lie at "
-    "least as far from the observed difference as that difference lies from 0."
+    "p is two-sided: (1 + k) / (B + 1) for B replicates, of which k lie at least as far from the "
+    "observed difference as that difference lies from 0."
 )
 DRIFT_CHECKS: dict[CheckName, str] = {
     "coverage": "Every source covers the windows as in training.",
@@ -563,10 +563,10 @@ def expectation(another: Mapping[str, EvalReport]) -> str:
             attacks = "was not tested on attacks"
         f1 = f"{number(report.macro_f1.value)}{_bracketed(span(report.macro_f1))}"
         parts.append(
-            f"on a {what} it never saw, {report.model} {attacks}, {_expected_alarms(found)}, "
-            f"and predicted phases with macro F1 {f1}"
+            f"On a {what} that it had never seen, {report.model} {attacks}, "
+            f"{_expected_alarms(found)}, and predicted phases with macro F1 {f1}."
         )
-    return f"What to expect of the models that are best on validation: {'; '.join(parts)}."
+    return " ".join(["What to expect of the models that are best on validation:", *parts])
 
 
 def _expected_alarms(found: Detection) -> str:
@@ -581,9 +581,9 @@ def _expected_alarms(found: Detection) -> str:
         for part in found.by_job
         if part.job in (ANY, NONE) and part.hours >= SHORT_HOURS
     ]
-    details = [rate_span(rate, hours), join_words(parts) if len(parts) > 1 else ""]
-    bracketed = _bracketed("; ".join(filter(None, details)))
-    return f"raised {measure(rate.value)} false alarms per hour{bracketed}"
+    split = f", {join_words(parts)}" if len(parts) > 1 else ""
+    interval = _bracketed(rate_span(rate, hours))
+    return f"raised {measure(rate.value)} false alarms per hour{interval}{split}"
 
 
 def alarmed(part: Detection | CleanTime) -> str:
@@ -612,8 +612,8 @@ def unlike(found: Unlike | None) -> list[str]:
     interval = _bracketed(share_span(found.share))
     return [
         f"{percent(found.share.value)} of the test episodes are unlike the training data"
-        f"{interval}. If they resembled the validation episodes, at most {found.alpha:.0%} of them "
-        "would be on average."
+        f"{interval}. Of episodes that resemble the validation episodes, at most "
+        f"{found.alpha:.0%} are on average."
     ]
 
 

@@ -181,10 +181,10 @@ def load_bundle(
     head = read_head(folder)
     if why := distrust(signed_by(head), required=require_signature):
         unsigned = signed_by(head).state == "unsigned"
-        make = "Make the bundle again where a signing key is. " if unsigned else ""
+        make = "Make the bundle again on a machine that has a signing key. " if unsigned else ""
         raise BundleError(
-            f"{folder / HEAD_FILE}: {why}. {make}To trust the key that signs, put its .pub file "
-            f"into {keys_folder()}"
+            f"{folder / HEAD_FILE}: {why}. {make}To trust that machine's key here, put its .pub "
+            f"file into {keys_folder()}"
         )
     with _refusing(folder):
         _check_contract(folder, head, layout)

@@ -127,7 +127,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    signature = "refuse a bundle that no key trusted here has signed"
+    signature = "refuse a bundle unless a key that is trusted here signed it"
     live = commands.add_parser(
         "live",
         help="score rows as they arrive",
@@ -193,7 +193,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     enrol.set_defaults(run=run_enrol)
     enrol.add_argument("bundle", type=expanded, metavar="BUNDLE", help="folder of the bundle")
     enrol.add_argument(
-        "--minutes", type=float, default=5.0, metavar="N", help="to record (default 5)"
+        "--minutes", type=float, default=5.0, metavar="N", help="minutes to record (default: 5)"
     )
     enrol.add_argument("--out", type=expanded, required=True, metavar="FILE", help="file to write")
     return parser

@@ -434,7 +434,7 @@ def _rebuild(header: dict[str, Any], sidecar: bytes, place: str) -> Classifier:
         config = model_config(header["name"], header["config"])
         model = MODELS[header["name"]].build(config, header["n_classes"], device="cpu")
         model.restore(sidecar, sum(header["keep_mask"]), header["standardize"])
-    except (MemoryError, ImportError):  # no fault of the checkpoint
+    except MemoryError:  # no fault of the checkpoint
         raise
     except Exception as error:
         raise CheckpointError(

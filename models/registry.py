@@ -59,7 +59,7 @@ MODELS = {
         MlpConfig,
         "summary",
         ("torch",),
-        "multilayer perceptron on piecewise-linear window statistics",
+        "multilayer perceptron on window statistics, encoded piecewise linearly",
     ),
     "knn": ModelSpec(
         "models.knn",

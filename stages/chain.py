@@ -296,7 +296,7 @@ class ChainVerifier:
             numbers = ", ".join(str(champion.number) for champion in entries)
             entry = "entry" if len(entries) == 1 else "entries"
             notes.append(
-                f"in use as {entry} {numbers}"
+                f"{entry} {numbers} of the champion's history"
                 if entries
                 else "the history is intact; no champion had this checkpoint"
             )

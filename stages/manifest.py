@@ -153,7 +153,8 @@ def manifest_damage(folder: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        why = getattr(error, "strerror", None) or str(error)
+        why = f"it {error}" if isinstance(error, ValueError) else str(error)
+        why = getattr(error, "strerror", None) or why
         return f"{folder / MANIFEST_FILE}: cannot be used: {why}"
     return None
 

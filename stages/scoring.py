@@ -118,7 +118,7 @@ class Scorer:
         try:
             return likeness_of(self.project, self.checkpoint)
         except StageError as error:
-            self._leave_out("what is unlike training is left out", error)
+            self._leave_out("the column 'unlike training' is left out", error)
             return None
 
     @cached_property

@@ -26,7 +26,7 @@ REASONS: dict[str, tuple[State, bool, str]] = {
     "format": ("stale", False, "written in an older format"),
     "contract": ("stale", False, "{outputs}contract mismatch"),
     "version": ("stale", False, "made by another version of the code"),
-    "settings": ("stale", True, "made with other settings; restore those settings to reuse it"),
+    "settings": ("stale", True, "made with other settings; restore them to reuse it"),
     "policy": ("stale", False, "{outputs}made with another validation policy"),
     "outputs_differ": ("stale", False, "its outputs were not made from the same episodes"),
     "episodes": ("stale", True, "{changed} episodes arrived or changed since it was ingested"),
@@ -36,7 +36,7 @@ REASONS: dict[str, tuple[State, bool, str]] = {
     "inputs": ("stale", False, "its inputs have changed since: {inputs}"),
     "inputs_missing": ("stale", True, "its inputs are missing: {inputs}"),
     "checkpoint": ("stale", False, "compared with another champion"),
-    "contents": ("stale", True, "what it shows has changed since it was made: {contents}"),
+    "contents": ("stale", True, "made before these changed: {contents}"),
     "log": ("stale", True, "the log has grown since it was counted"),
     **{code: ("unavailable", False, f"unavailable: {why}") for code, why in UNAVAILABLE.items()},
 }
@@ -139,4 +139,6 @@ class StageError(PhasewatchError):
         if differences:
             lines += ["Differences:", *(f"  - {line}" for line in differences)]
         remedies = list(dict.fromkeys(status.remedy for status in statuses))
-        return cls("\n".join(["Inputs are missing or stale:", *lines, *remedies]), differences)
+        return cls(
+            "\n".join(["Inputs are missing, damaged or stale:", *lines, *remedies]), differences
+        )

@@ -140,7 +140,7 @@ def test_a_profile_or_host_must_not_pay_for_the_others(column: str, name: str, w
     assert said([ground]) == [("group_falls", "host", name)]
     assert ground.names == {"group": what}
     assert (ground.numbers["falls_by"], ground.numbers["margin"]) == (fall, 0.03)
-    assert f"{what} {name} loses {fall:.4f} of macro F1, more than 0.03" in objection(ground)
+    assert f"{what} {name}: macro F1 falls by {fall:.3f}, from" in objection(ground)
 
 
 def test_of_many_groups_that_fall_the_deepest_is_shown_for_each_recipe() -> None:
@@ -678,7 +678,7 @@ def test_a_damaged_pointer_is_not_taken_for_none(lab: Lab, text: str, why: str) 
     for command in (["champion"], ["rollback"], ["promote", "gbt"]):
         told = phasewatch(lab, *command)
         assert told.exit_code == FAILED
-        assert f"champion.json: cannot be used: {why}" in told.output
+        assert f"champion.json: cannot be used: it {why}" in told.output
 
 
 # --- in Dagster

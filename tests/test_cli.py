@@ -139,9 +139,8 @@ def test_a_rejected_episode_is_left_alone_unless_asked_for(tmp_path: Path) -> No
     out = tmp_path / "e.npz"
     told = phasewatch("extract", FAILED_LABEL, "--out", out, "--json")
     assert told.exit_code == REJECTED
-    assert f"{FAILED_LABEL} lab-c rejected: labels.jsonl: phase 'failed' [failed_label]" in (
-        told.stderr
-    )
+    why = "labels.jsonl: the recording failed (phase 'failed') [failed_label]"
+    assert f"{FAILED_LABEL} lab-c rejected: {why}" in told.stderr
     assert "--anyway" in told.stderr
     document = json.loads(told.stdout)
     assert (document["verdict"], document["reasons"]) == ("rejected", ["failed_label"])
@@ -182,7 +181,7 @@ def test_validate_ends_in_the_sum_of_verdicts() -> None:
     )
     newest = told.output.splitlines()[-2].split()
     assert newest == ["lab-e.2026-11-25", "18", "1", "0", "0"]
-    assert "labels.jsonl: phase 'failed'" in told.output
+    assert "labels.jsonl: the recording failed (phase 'failed')" in told.output
     assert "lab-a/01M7ZVY9QAA35M021R2Z7Y1HWP: on disk, not in the index" in told.output
     assert "lab-c/01M7ZWF56600000000DEFECT09: in the index, not on disk" in told.output
 
@@ -357,7 +356,7 @@ def test_a_person_reads_a_table_of_windows(scoring: Lab) -> None:
     assert head.split() == [
         "start", "phase", "probability", "labelled", "filtered", "phase", "alarm", "score", "alarm",
     ]  # fmt: skip
-    assert rule.startswith("at the end of a window, the alarm is raised")
+    assert rule.startswith("a window raises the alarm if")
     assert scoring.store.added[0].episode_id in summary
     windows = json.loads(phasewatch("predict", scoring.store.added[0].path, "--json").stdout)
     assert [row.split()[2:5:2] for row in rows] == [

@@ -105,7 +105,7 @@ NAMED = {
     "phasewatch promote MODEL",
     "phasewatch verify",
     "phasewatch verify BUNDLE",
-    "phasewatch verify bundle",
+    "phasewatch verify CHECKPOINT",
     "phasewatch contract diff",
     "phasewatch extract",
     "phasewatch hub",

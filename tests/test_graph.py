@@ -278,7 +278,7 @@ def test_each_guard_refuses_drift_by_itself(trained: Lab, monkeypatch: pytest.Mo
     monkeypatch.setattr(stages.likeness.LikenessStage, "reason", lambda *_, **__: None)
     by_loader = failure(score(trained))
     assert difference in by_loader
-    assert "Inputs are missing or stale" not in by_loader
+    assert "Inputs are missing" not in by_loader
 
     monkeypatch.setattr(models.checkpoint, "check_contract", lambda *_: None)
     assert score(trained).success

@@ -776,7 +776,7 @@ def test_the_home_of_another_artifacts_folder_is_refused(
     monkeypatch.setenv("DAGSTER_HOME", str(other))
     told = CliRunner().invoke(app, ["sync", *paths])
     assert (told.exit_code, other.exists()) == (USAGE, False)
-    assert f"got {other}, which has the history of another one" in told.stderr
+    assert f"got {other}, which holds the records of another artifacts folder" in told.stderr
     result = doctor(small, "--json", home=other, monkeypatch=monkeypatch)
     remedies = [problem["remedy"] for problem in json.loads(result.stdout)["problems"]]
     assert remedies[0].startswith("unset DAGSTER_HOME")

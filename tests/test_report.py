@@ -278,7 +278,7 @@ def test_an_ablation_without_a_report_stands_with_its_model() -> None:
         | {"other": {"model": "gbt:labels_alone", "mode": "realistic", "checkpoint_id": "x"}}
     )  # fmt: skip
     text = Page(render_report(reports, FACTS, compared)).inside("model-gbt")
-    assert "what the rest adds: +0.123" in text
+    assert "the whole model minus this: +0.123" in text
     assert "Holm’s p 0.040" in text
 
 
@@ -339,8 +339,8 @@ def test_alarms_are_shown_by_job() -> None:
     one["detection"]["by_job"].append(part)
     page = page_of(one)
     assert "during a benign job – no clean time" in page.inside("gbt-realistic-host")
-    said = "during backup jobs 6.00 (1.50 to 12.5) 3 in 30.0 clean minutes; 25.0% under alarm "
-    assert said + "(12.5% to 50.0%)" in page.inside("gbt-realistic-host")
+    said = "during backup jobs 6.00 (1.50 to 12.5) 3 false alarms in 30.0 clean minutes; 25.0% "
+    assert said + "under alarm (12.5% to 50.0%)" in page.inside("gbt-realistic-host")
     short = page.inside("short")
     assert "Clean time without a benign job: " in short
     assert "backup jobs" not in short  # each kind of job is with its model

@@ -245,7 +245,10 @@ def inspect(
             existing_checkpoint(path)
     checkpoints = [each for path in paths for each in find_checkpoints(path)]
     if not checkpoints:
-        fail(f"{', '.join(map(str, paths))}: no {SUFFIX} in it; train: phasewatch run", USAGE)
+        fail(
+            f"{', '.join(map(str, paths))}: no {SUFFIX} in it; to train models: phasewatch run",
+            USAGE,
+        )
     entries = list(_look(list(dict.fromkeys(checkpoints)), verify=verify))
     return InspectDocument(verify, entries, list(_histories(paths)) if verify else [])
 

@@ -293,11 +293,11 @@ def _stages(findings: DoctorDocument, workspace: Workspace) -> None:
     try:
         read_exclusions(workspace.exclusions_path, {each.episode_id for each in listing.episodes})
     except ExclusionError as error:
-        findings.problem(str(error), "edit the file; no dataset can be made until then")
+        findings.problem(str(error), "edit the file; until then no dataset can be made")
     try:
         check_names(project, RECIPES)
     except CommandError as error:
-        findings.problem(str(error), "edit the configuration; no run begins until then")
+        findings.problem(str(error), "edit the configuration; until then no run begins")
     statuses = [
         status
         for stage in project.stages.values()

@@ -381,8 +381,8 @@ def exclude(
     """Keep an episode, or a span of it, out of every dataset.
 
     Windows that overlap the span are excluded. Adds an entry to exclusions.yaml in the artifacts
-    folder, or where the setting exclusions says. To take it back, delete the entry there. Nothing
-    is rebuilt before the next run.
+    folder, or to the file that the setting "exclusions" names. To take it back, delete the entry
+    there. Nothing is rebuilt before the next run.
     """
     from datasets.exclusions import ExclusionError, appended, parse_exclusions
 

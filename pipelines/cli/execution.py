@@ -103,8 +103,8 @@ def _run_all(
     ran = []
     asked = list(batches or project.listing.batches)
     ingest = _due(project, "ingest", asked)
-    what = f"{len(ingest)} not current" if ingest else "all current"
-    log.info("batches: %d, %s", len(asked), what)
+    what = f"{len(ingest)} of {len(asked)} not current" if ingest else f"all {len(asked)} current"
+    log.info("batches: %s", what)
     if ingest:
         check_corpus_code(workspace)  # before a run says so: here the exit code does, too
         project.check_signing()

@@ -140,14 +140,16 @@ class PredictDocument(Document):
             if scores.rule_scores is not None:
                 rule = scores.rule_scores.rule
                 yield (
-                    "at the end of a window, the alarm is raised if its score is at least "
-                    f"{rule.threshold:.4f}, and cleared if it is below {rule.clear_below:.4f}"
+                    f"a window raises the alarm if its score is at least {rule.threshold:.4f}; the "
+                    f"alarm is cleared by a window that scores below {rule.clear_below:.4f}"
                 )
             yield ""
         yield _summary_table(self.episodes)
         if self.problems:
             n_asked = len(self.episodes) + len(self.problems)
-            yield f"{len(self.problems)} of {n_asked} episodes were not scored; stderr says why"
+            failed = len(self.problems)
+            were = "was" if failed == 1 else "were"
+            yield f"{failed} of {n_asked} episodes {were} not scored; stderr says why"
         if self.contributions:
             from evaluation.wording import METHOD
 
@@ -237,7 +239,7 @@ def predict(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Score with this .ckpt.json, its sidecar in the same folder; default: the "
+            help="Score with this .ckpt.json (its sidecar must be next to it); default: the "
             "champion.",
         ),
     ] = None,
@@ -347,7 +349,7 @@ def _load(project: Project, path: Path | None) -> Scorer:
     scorer = scorer_of(project, path and existing_checkpoint(path), tell)
     for part, nothing in (
         ("rule", "no alarm rule is bound to {}: alarms and filtered phases are left out"),
-        ("likeness", "no likeness belongs to {}: what is unlike training is left out"),
+        ("likeness", "no likeness belongs to {}: the column 'unlike training' is left out"),
     ):
         told.clear()
         if getattr(scorer, part) is None and path is not None and not told:

@@ -57,7 +57,7 @@ MeasuredRecipe = Annotated[
         "--recipe",
         metavar="NAME",
         help="Measure the latency of this recipe's checkpoints: host, sample, time or session; "
-        "default: the recipe whose checkpoint the champion scores with.",
+        "default: the recipe of the champion's checkpoint.",
     ),
 ]
 HUB = f"http://127.0.0.1:{PORT}"
@@ -228,7 +228,7 @@ def embedding(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Plot along the axes of this .ckpt.json; default: the champion.",
+            help="Use the axes that are kept in this .ckpt.json; default: the champion's.",
         ),
     ] = None,
     windows: Annotated[
@@ -236,7 +236,7 @@ def embedding(
         typer.Option(metavar="N", min=1, help="Maximum number of windows, drawn at random."),
     ] = 1000,
 ) -> Events:
-    """Publish test windows along two principal axes."""
+    """Publish where test windows lie on two principal axes."""
     from hub import producers
     from stages.scoring import scorer_of
 

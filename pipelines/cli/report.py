@@ -79,7 +79,7 @@ class ReportDocument(Document):
             yield f"left out: {line}"
         for due in self.stale:
             why = shortened([status.line for status in due.statuses])
-            yield f"not current: recipe {due.key}: {why}; phasewatch run --recipe {due.key}"
+            yield f"recipe {due.key} is not current: {why}. Run: phasewatch run --recipe {due.key}"
         if self.page:
             yield str(self.page)
 
@@ -127,7 +127,7 @@ def _left_out(statuses: list[Status]) -> Iterator[str]:
         name = status.stage.rpartition("/")[2]
         by_reason.setdefault(status.message, []).append(f"{name} ({status.key})")
     for why, names in by_reason.items():
-        yield f"{why}: {shortened(names, ', ', _SHOWN)}"
+        yield f"{shortened(names, ', ', _SHOWN)}: {why}"
 
 
 def _explain_nothing(

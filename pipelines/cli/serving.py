@@ -28,7 +28,7 @@ TokenFile = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="File with the token that every client must send."),
 ]
-ReadOnly = Annotated[bool, typer.Option("--read-only", help="Allow no changes.")]
+ReadOnly = Annotated[bool, typer.Option("--read-only", help="Show everything, change nothing.")]
 
 
 def read_token(file: Path | None, variable: str) -> str | None:

@@ -84,8 +84,8 @@ def simulate(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="An artifacts folder: write the shards here that ingest would make, and only "
-            "placeholders of archives to the store.",
+            help="Write the shards that ingest would make to this artifacts folder; the store gets "
+            "placeholders instead of archives.",
         ),
     ] = None,
     append: Annotated[

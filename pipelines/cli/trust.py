@@ -240,7 +240,8 @@ class VerifyLogDocument(Document):
         from evaluation.wording import plural
 
         lines = plural(self.records, "line")
-        yield f"{self.folder}: {lines}, the last {self.last[:12]}, {self.signed}"
+        last = f", the last is {self.last[:12]}" if self.records else ""
+        yield f"{self.folder}: {lines}{last}; {self.signed}"
         if self.before:
             yield f"the first {self.before} were written before chaining existed"
         if self.torn:
@@ -316,7 +317,7 @@ class ReplayLogDocument(Document):
 @with_json
 def replay_log(
     bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="Folder of the bundle that decided.")
+        Path, typer.Argument(metavar="BUNDLE", help="Folder of the bundle that made the decisions.")
     ],
     config: options.Config = None,
     store: options.Store = None,
