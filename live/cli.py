@@ -131,6 +131,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     live = commands.add_parser(
         "live",
         help="score rows as they arrive",
+        description="Scores rows as they arrive, and prints an event per window.",
         usage=f"{prog} live BUNDLE (--this-machine | --follow DIR | --stdin | "
         "--replay EPISODE ...) [OPTION ...]",
     )
@@ -182,13 +183,19 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     live.add_argument("--require-signature", action="store_true", help=signature)
     live.add_argument("--quiet", action="store_true", help="no live events on standard output")
 
-    check = commands.add_parser("check", help="verify a bundle on this device, and time it")
+    check = commands.add_parser(
+        "check",
+        help="verify a bundle on this device, and time it",
+        description="Verifies a bundle on this device, and times it.",
+    )
     check.set_defaults(run=run_check)
     check.add_argument("bundle", type=expanded, metavar="BUNDLE", help="folder of the bundle")
     check.add_argument("--require-signature", action="store_true", help=signature)
 
     enrol = commands.add_parser(
-        "enrol", help="record clean minutes of this machine, as its baseline"
+        "enrol",
+        help="record clean minutes of this machine, as its baseline",
+        description="Records clean minutes of this machine, as its baseline for live --baseline.",
     )
     enrol.set_defaults(run=run_enrol)
     enrol.add_argument("bundle", type=expanded, metavar="BUNDLE", help="folder of the bundle")

@@ -141,7 +141,8 @@ def _explain_nothing(
             f"{folder}: no evaluation is current:\n{listed}\nRun: {remedy}",
             left_out=[status.as_row() for status in left_out],
         )
-    fail(f"{folder}: nothing evaluated yet. Run: {remedy}")
+    what = f"{' and '.join(recipes)} not evaluated yet" if recipes else "nothing evaluated yet"
+    fail(f"{folder}: {what}. Run: {remedy}")
 
 
 def _recipe(

@@ -58,7 +58,8 @@ def listen(host: str, port: int, token: str | None, variable: str) -> socket.soc
     try:
         return socket.create_server(address[:2], family=family, backlog=512)
     except OSError as error:
-        fail(f"{host} port {port}: cannot listen there: {error.strerror}; choose another --port")
+        why = os.strerror(error.errno) if error.errno else str(error)  # Python adds the address
+        fail(f"{host} port {port}: cannot listen there: {why}; choose another --port")
 
 
 def url_of(host: str, port: int, names: Sequence[str] | None = None) -> str:

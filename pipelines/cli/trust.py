@@ -295,6 +295,9 @@ class ReplayLogDocument(Document):
         yield f"bundle {self.bundle}"
         from evaluation.wording import plural
 
+        if not (self.identical or self.left_out or self.different or self.unverified):
+            yield "the log is empty: there was nothing to recompute"
+            return
         yield f"{plural(self.identical, 'decision')} recomputed identically"
         for why, n in self.left_out.items():
             yield f"{plural(n, 'line')} not recomputed: {why}"
