@@ -310,8 +310,8 @@ def read_header(path: Path) -> dict[str, Any]:
             f"{path}: not a checkpoint header: it {error}; restore the file or retrain"
         ) from error
     if header.get("version") != VERSION:
-        found = header.get("version", "none")
-        raise CheckpointError(f"{path}: header version must be {VERSION}, got {found!r}; retrain")
+        found = repr(header["version"]) if "version" in header else "none"
+        raise CheckpointError(f"{path}: header version must be {VERSION}, got {found}; retrain")
     missing = [name for name in _FIELDS if name not in header]
     if missing:
         raise CheckpointError(f"{path}: header has no field {', '.join(missing)}; retrain")

@@ -340,7 +340,7 @@ def test_white_space_and_key_order_of_a_header_are_harmless(
         (" \n", "not a checkpoint header: it is empty; restore the file or retrain"),
         ('{\n"a"', "not a checkpoint header: it is not JSON (line 2, column 4); restore the file"),
         ("[]", "must be a JSON object"),
-        ("{}", "version must be 2, got None"),
+        ("{}", "version must be 2, got none"),
         ('{"version": 1}', "version must be 2, got 1; retrain"),
         ('{"version": 2}', "has no field name, mode"),
         ('{"version": 2, "version": 2}', "has a field twice"),
@@ -378,7 +378,7 @@ def test_a_header_that_lacks_a_field_is_refused_by_its_name(name: str, tmp_path:
     path.write_text(json.dumps(header))
     refuses(
         path,
-        "version must be 2, got None" if name == "version" else f"has no field {name}; retrain$",
+        "version must be 2, got none" if name == "version" else f"has no field {name}; retrain$",
     )
 
 

@@ -134,7 +134,7 @@ def test_nothing_evaluated_yet_says_what_to_do(trained: Lab, tmp_path: Path) -> 
     result = report(tmp_path, trained, "--recipe", "time")
     assert result.exit_code == FAILED
     assert (
-        f"{tmp_path}/reports: nothing evaluated yet. Run: phasewatch run --store "
+        f"{tmp_path}/reports: time not evaluated yet. Run: phasewatch run --store "
         f"{trained.store.root} --artifacts {tmp_path} --recipe time"
     ) in result.stderr
 
