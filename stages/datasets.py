@@ -314,7 +314,8 @@ def exclusions_fingerprint(project: Project) -> str:
     """Fingerprint of what a person excludes; a file with faults has one too, and is refused when
     the dataset is made.
 
-    An entry for a rejected episode does not count, because no dataset has it.
+    An entry for a rejected episode does not count, because no dataset has it. Nor does the reason:
+    to retrain every model for a corrected word would be absurd.
     """
     try:
         entries = read_exclusions(project.workspace.exclusions_path)
@@ -323,7 +324,12 @@ def exclusions_fingerprint(project: Project) -> str:
     named = {entry.episode for entry in entries}
     batches = {each.batch for each in project.listing.episodes if each.episode_id in named}
     rejected = {key for batch in batches for key in _rejected(project, batch)}
-    return fingerprint([entry.as_entry() for entry in entries if entry.episode not in rejected])
+    kept_out = [
+        entry.model_dump(include={"episode", "from_s", "to_s"}, exclude_none=True)
+        for entry in entries
+        if entry.episode not in rejected
+    ]
+    return fingerprint(kept_out)
 
 
 def _rejected(project: Project, batch: str) -> list[str]:

@@ -203,6 +203,9 @@ def test_exactly_what_is_meant_takes_no_part(retrained: Lab) -> None:
     facts = STAGES["datasets"].facts(retrained.project, "datasets", dataset)
     assert isinstance(facts["exclusions"], FactTable)
     assert retrained.project.status(STAGES["datasets"], RECIPE).current
+    path = retrained.workspace.exclusions_file
+    path.write_text(path.read_text().replace("reason: ", "reason: in other words, "))
+    assert retrained.project.status(STAGES["datasets"], RECIPE).current
 
 
 def test_an_exclusion_of_what_no_dataset_has_changes_none(retrained: Lab) -> None:

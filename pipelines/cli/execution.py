@@ -20,10 +20,13 @@ from datasets.splits import RECIPES
 from episodes.environment import collector_paused
 from pipelines.cli.console import (
     DAGSTERS_INTERRUPT,
+    INTERRUPTED,
     CommandError,
+    exit_code_of,
     fail,
     log_to_stderr,
     not_installed,
+    note,
     one_of,
 )
 from pipelines.home import dagster_instance
@@ -82,6 +85,10 @@ def run_all(
         words += ["--force"] if workspace.force else []
         command = " ".join(["phasewatch run", *words])
         fail(f"{error}\nnot reached: {_by_kind(left)}\nto continue: {command}", **error.document)
+    except BaseException as error:
+        if exit_code_of(error) == INTERRUPTED:
+            note("what is finished is kept; to continue, repeat the command")
+        raise
 
 
 def _run_all(
