@@ -65,7 +65,9 @@ def read_packed(path: Path) -> bytes:
 
 def _check_regular(path: Path, status: os.stat_result) -> None:
     if stat.S_ISLNK(status.st_mode):
-        raise ArchiveError("unsafe_archive", f"{path.name} is a symlink; symlinks are not followed")
+        raise ArchiveError(
+            "unsafe_archive", f"the archive {path.name} is a symlink; symlinks are not followed"
+        )
     if not stat.S_ISREG(status.st_mode):
         kind = os.strerror(errno.EISDIR) if stat.S_ISDIR(status.st_mode) else "Not a regular file"
         raise ArchiveError("io_error", f"{path.name}: {kind}")

@@ -43,7 +43,7 @@ REPLICATES = 1_000
 THRESHOLDS = DriftThresholds(warn=WARN, fail=FAIL, chance=CHANCE, replicates=REPLICATES)
 QUANTILES = np.arange(1, 10) / 10
 MAX_EPISODES = 200  # per host in a reference: bounds its size
-MIN_EPISODES = 5  # per host in training: fewer cannot be resampled
+MIN_TRAINING_EPISODES = 5  # per host in training: fewer cannot be resampled
 EVERY_HOST = ""  # the group that a host unknown to training is compared with
 
 CHECKS: tuple[CheckName, ...] = ("coverage", "channels", "missing", "verdicts", "class_mix")
@@ -309,8 +309,8 @@ def compare_batch(
     notes = []
     if not known:
         notes.append(DriftNote(code="unknown_host", about=host))
-    if n_before < MIN_EPISODES:
-        numbers = {"episodes": n_before, "needed": MIN_EPISODES}
+    if n_before < MIN_TRAINING_EPISODES:
+        numbers = {"episodes": n_before, "needed": MIN_TRAINING_EPISODES}
         notes.append(DriftNote(code="too_little_training", numbers=numbers))
         checks = [check.model_copy(update={"severity": "ok"}) for check in checks]
     seen = windows.filter(pl.col("seen_in_training"))["episode_id"].n_unique()

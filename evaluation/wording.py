@@ -51,6 +51,9 @@ MAY_HAVE_LEARNED = {
     "prior": "it may have learned only how common each phase is",
     "uniform": "it may have learned nothing",
 }
+_PROMISE = (  # of ``unlike`` and of the warning ``unlike_training``
+    "Of episodes that resemble the validation episodes, at most {alpha:.0%} are on average."
+)
 SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     # warnings of a report
     "not_better_than_baseline": "Not significantly better than {label} (difference {value:+.3f}, "
@@ -63,9 +66,9 @@ SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     "{budget:.1%}.",
     "provisional_threshold": "The alarm threshold is provisional: it rests on {hours:.2g} clean "
     "hours of validation; {needed:g} are needed.",
-    "unlike_training": "{share:.0%} of the test episodes are unlike the training data. Of episodes "
-    "that resemble the validation episodes, at most {alpha:.0%} are on average. Record more "
-    "training episodes under conditions like those of the test episodes.",
+    "unlike_training": "{share:.0%} of the test episodes are unlike the training data. "
+    + _PROMISE
+    + " Record more training episodes under conditions like those of the test episodes.",
     "untested_profile": "Profile {label} was never tested.",
     "absent_class": "Phase {label} does not occur in the test split, so it was never tested.",
     "synthetic_episodes": "The dataset contains {episodes} synthetic episodes.",
@@ -612,8 +615,7 @@ def unlike(found: Unlike | None) -> list[str]:
     interval = _bracketed(share_span(found.share))
     return [
         f"{percent(found.share.value)} of the test episodes are unlike the training data"
-        f"{interval}. Of episodes that resemble the validation episodes, at most "
-        f"{found.alpha:.0%} are on average."
+        f"{interval}. " + _PROMISE.format(alpha=found.alpha)
     ]
 
 

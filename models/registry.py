@@ -67,7 +67,7 @@ MODELS = {
         KnnConfig,
         "summary",
         ("numpy",),
-        "ten nearest training windows by their statistics",
+        "the nearest training windows by their statistics",
     ),
     "knn_semi": ModelSpec(
         "models.knn",

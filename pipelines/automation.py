@@ -50,7 +50,7 @@ _ALL_ASSETS_JOB = "__ASSET_JOB"
 def new_batches(
     context: dg.SensorEvaluationContext, workspace: WorkspaceResource
 ) -> dg.SensorResult:
-    """Registers new batches and requests a run for each that is to be ingested or scored."""
+    """Registers new batches and requests runs that ingest and score; ``decide`` says how many."""
     with collector_paused():
         synced = sync_batches(context.instance, workspace.core)
         for run in synced.ended:

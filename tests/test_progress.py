@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from config.progress import Meter, counted, duration, rate
-from pipelines.cli.progress import QUIET_S, ProgressHandler
+from pipelines.cli.progress import LINE_EVERY_S, ProgressHandler
 
 
 class Clock:
@@ -106,7 +106,7 @@ def test_many_short_tasks_do_not_fill_a_file() -> None:
         for done in range(3):
             told(handler, f"task {task}: {done} of 2", progress=True, last=done == 2)
             clock.now += 0.25
-    assert len(file.getvalue().splitlines()) <= 2 * (1 + 150 / QUIET_S)
+    assert len(file.getvalue().splitlines()) <= 2 * (1 + 150 / LINE_EVERY_S)
 
 
 def test_after_a_long_silence_what_is_under_way_is_said_again() -> None:

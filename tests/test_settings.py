@@ -65,6 +65,11 @@ def test_the_page_has_every_setting_with_its_default() -> None:
     assert not re.findall(r"\| *\|$", text, re.MULTILINE)  # every one has a meaning
 
 
+def test_the_defaults_that_are_written_out_are_those_of_the_code() -> None:
+    written = read_workspace(PAGE.parent.parent / "config" / "default.yaml", {})
+    assert written.model_dump() == Workspace().model_dump()
+
+
 def test_other_pages_give_the_same_defaults() -> None:
     text = " ".join(path.read_text(encoding="utf-8") for path in DOCS.glob("*.md"))
     told = re.findall(r"`([\w.]+)`\s+\(default `?([\w.-]+)`?\)", text)

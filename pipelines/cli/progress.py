@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from config.progress import Meter, counted, duration
 
 _CLEAR = "\r\x1b[K"
-QUIET_S = 30.0
+LINE_EVERY_S = 30.0
 """A file gets progress at most so often, and after so long without a line it is told again."""
 
 
@@ -32,8 +32,8 @@ class ProgressHandler(logging.Handler):
 
     A record with ``progress`` is about a task under way; one with ``last`` ends it. On a terminal
     such records share one line, which is rewritten. Elsewhere the first is shown, then at most one
-    every ``QUIET_S``, and the last of a task that a line was shown of. Of equal warnings one is
-    shown, and everything else always.
+    every ``LINE_EVERY_S``, and the last of a task that a line was shown of. Of equal warnings one
+    is shown, and everything else always.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ProgressHandler(logging.Handler):
         *,
         only_if_long: bool = False,
     ):
-        """``only_if_long``: a file gets the first line after ``QUIET_S``."""
+        """``only_if_long``: a file gets the first line after ``LINE_EVERY_S``."""
         super().__init__()
         self.stream = stream
         self._clock = clock
@@ -53,7 +53,7 @@ class ProgressHandler(logging.Handler):
         self._task: str | None = None  # what the last progress said, unless it was the last
         self._task_at = 0.0
         self._shown_of: str | None = None  # the task that a line was shown of
-        self._shown_at = clock() if only_if_long else clock() - QUIET_S
+        self._shown_at = clock() if only_if_long else clock() - LINE_EVERY_S
         self._any_at = clock()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -74,7 +74,7 @@ class ProgressHandler(logging.Handler):
                 self._write(line, stays=last)
                 return
             task = _task_of(line)
-            if now - self._shown_at >= QUIET_S or (last and task == self._shown_of):
+            if now - self._shown_at >= LINE_EVERY_S or (last and task == self._shown_of):
                 self._shown_of, self._shown_at = (None if last else task), now
                 self._write(line)
         except Exception:
@@ -85,12 +85,12 @@ class ProgressHandler(logging.Handler):
         assert self.lock is not None
         with self.lock:
             now = self._clock()
-            if self._task is None or now - self._any_at < QUIET_S:
+            if self._task is None or now - self._any_at < LINE_EVERY_S:
                 return
             self._shown_at = now
             self._shown_of = _task_of(self._task)
             passed = now - self._task_at
-            since = f"; for {duration(passed)} now" if passed >= QUIET_S / 3 else ""
+            since = f"; for {duration(passed)} now" if passed >= LINE_EVERY_S / 3 else ""
             self._write(f"{self._task}{since}", stays=not self._rewrites)
 
     def clear(self) -> None:
@@ -139,5 +139,5 @@ def track(items: Sequence[Any], what: str) -> Iterator[Any]:
             logging.makeLogRecord({"msg": line, "progress": True, "last": last, "levelno": 20})
         )
 
-    every_s = 0.2 if handler.stream.isatty() else QUIET_S
+    every_s = 0.2 if handler.stream.isatty() else LINE_EVERY_S
     yield from counted(items, Meter(what, say, every_s))
