@@ -40,6 +40,7 @@ from models.checkpoint import (
     SUFFIX,
     Checkpoint,
     CheckpointError,
+    ContractMismatchError,
     load_checkpoint,
     read_header,
     read_sidecar,
@@ -158,8 +159,9 @@ def read_pointer(folder: Path) -> ChampionPointer:
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = f"it {error}" if isinstance(error, ValueError) else str(error)
         raise ChampionError(
-            f"{path}: cannot be used: {why}. Put back an intact copy (--restore does not do "
-            "that), or move the file away and promote again: phasewatch promote MODEL"
+            f"{path}: cannot be used: {why}. Put back an intact copy (phasewatch champion "
+            "--restore does not mend this file), or move the file away and promote again: "
+            "phasewatch promote MODEL"
         ) from error
     wrong = [f"entry {e.champion.number}" for e in pointer.entries if e.signed.state == "wrong"]
     if wrong or pointer.signed.state == "wrong":
@@ -394,8 +396,14 @@ def load_checkpoint_copy(
     path = checkpoint_copy_path(folder, champion, recipe)
     if not path.exists():  # training would not bring it back
         raise CheckpointError(f"{path}: missing. {REMEDY}")
-    checkpoint = load_checkpoint(path, layout)
-    _check_id(path, checkpoint.artifact_id)
+    try:
+        checkpoint = load_checkpoint(path, layout)
+        _check_id(path, checkpoint.artifact_id)
+    except ContractMismatchError:
+        raise
+    except CheckpointError as error:  # training would not mend the copy
+        what = str(error).removesuffix(" or retrain").removesuffix("; restore the file")
+        raise CheckpointError(f"{what}. {REMEDY}") from error
     return checkpoint
 
 

@@ -41,6 +41,7 @@ def templates(*, autoescape: bool) -> jinja2.Environment:
         share_span=wording.share_span,
         threshold=wording.threshold,
         job_label=wording.job_label,
+        ablation=wording.ablation_label,
         conditional_on=wording.conditional_on,
         count=wording.count,
         covers=wording.covers,

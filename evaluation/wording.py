@@ -52,7 +52,8 @@ MAY_HAVE_LEARNED = {
     "uniform": "it may have learned nothing",
 }
 _PROMISE = (  # of ``unlike`` and of the warning ``unlike_training``
-    "Of episodes that resemble the validation episodes, at most {alpha:.0%} are on average."
+    "Even of episodes that resemble the validation episodes, up to {alpha:.0%} on average are "
+    "called unlike the training data."
 )
 SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     # warnings of a report
@@ -594,6 +595,12 @@ def alarmed(part: Detection | CleanTime) -> str:
     figure = part.clean_time_alarmed
     interval = _bracketed(share_span(figure))
     return f"{percent(figure.value)} of this clean time under alarm{interval}"
+
+
+def ablation_label(name: str) -> str:
+    """What a model lacks in an ablation."""
+    known = {"labels_alone": "trained without pseudo-labels"}
+    return known.get(name, f"without {name.replace('_', ' ')}")
 
 
 def job_label(job: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ COOKIE = "phasewatch_token"
 MIN_TOKEN = 16
 """Characters that a token has at least."""
 
+_NAME = re.compile(r"[\w.-]+|\[?[\da-fA-F:.]+(%\w+)?\]?", re.ASCII)  # of a host, or its address
 _READS = ("GET", "HEAD", "OPTIONS")
 _PORTS = {"http": "80", "https": "443"}
 
@@ -54,7 +56,7 @@ class Guard:
         closed: beginnings of parts of a path under which nothing may be posted.
 
     Raises:
-        ValueError: the token is too short to be one.
+        ValueError: the token is too short to be one, or a name is none of a host.
     """
 
     def __init__(
@@ -72,8 +74,12 @@ class Guard:
                 f"the token must be {MIN_TOKEN} or more ASCII characters, got {len(token)}; make "
                 'one: python -c "import secrets; print(secrets.token_urlsafe())"'
             )
+        names = [host.lower() for host in hosts]
+        for name in names:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"a host must be a name or an address alone, got {name!r}")
         self.app = app
-        self.hosts = {*LOOPBACK, *(host.lower() for host in hosts)}
+        self.hosts = {*LOOPBACK, *names}
         self.token = token
         # not the token: a browser sends cookies to every port of a host, and each server of the
         # host that has another token needs a cookie of its own

@@ -496,6 +496,9 @@ def contract_differences(header: dict[str, Any], layout: Layout, place: str) -> 
     """
     try:
         variant = find_variant(header["name"], header["mode"])
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{place}: {error}; retrain") from error
+    try:
         live = contract_of(layout, variant.spec.input_kind)
         if fingerprint([header["contract"], header["contract_hash"]]) == fingerprint(
             [live.as_header(), live.hash]

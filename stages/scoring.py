@@ -148,8 +148,9 @@ class Scorer:
         self.tell(f"{what}: {error}")
 
 
-_RETRAIN = (
-    "Retrain it where the signing key is, or trust the key that signed it: "
+_SIGN = "Make a key (phasewatch keys new NAME) and retrain, or retrain it where a trusted key signs"
+_TRUST = (
+    "Retrain it where a trusted key signs, or trust the key that signed it: "
     "phasewatch keys trust FILE"
 )
 
@@ -198,11 +199,13 @@ def scorer_of(
 
 
 def _check_signed(
-    project: Project, checkpoint: Checkpoint, path: Path, remedy: str = _RETRAIN
+    project: Project, checkpoint: Checkpoint, path: Path, remedy: str | None = None
 ) -> None:
     """Refuse a checkpoint without a signature that holds, where signatures are required."""
-    why = distrust(signed_by(checkpoint.header), required=project.workspace.require_signatures)
+    signed = signed_by(checkpoint.header)
+    why = distrust(signed, required=project.workspace.require_signatures)
     if why:
+        remedy = remedy or (_SIGN if signed.state == "unsigned" else _TRUST)
         raise CheckpointError(f"{path}: {why}, and signatures are required. {remedy}")
 
 

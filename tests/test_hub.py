@@ -593,6 +593,14 @@ def test_a_token_that_is_none_is_refused(token: str) -> None:
         Guard(Hub.__call__, token=token)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("host", ["http://x", "x/y", "x:8447", "", "a b"])
+def test_what_is_no_host_name_is_refused(host: str) -> None:
+    with pytest.raises(ValueError, match="name or an address"):
+        Guard(Hub.__call__, hosts=[host])  # type: ignore[attr-defined]
+    for name in ("lab-a.example", "[::1]", "fe80::1%eth0", "10.0.0.1", "pi_4"):
+        Guard(Hub.__call__, hosts=[name])  # type: ignore[attr-defined]
+
+
 def test_a_hub_that_only_shows(start: Callable[..., Running]) -> None:
     hub = start(read_only=True)
     assert hub.publish(phase()) == (403, hub.publish(phase())[1])

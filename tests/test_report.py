@@ -270,7 +270,7 @@ def test_an_ablation_without_a_report_stands_with_its_model() -> None:
     without["macro_f1"]["value"] = 0.54321
     document["predictors"].append(without)
     page = Page(render_report(reports, FACTS, compared))
-    assert "with its labels alone , recipe host: macro F1 0.543" in page.inside("model-gbt")
+    assert "trained without pseudo-labels , recipe host: macro F1 0.543" in page.inside("model-gbt")
     assert "Ablation" not in page.inside("model-cnn")
     row = copy.deepcopy(document["families"][0]["comparisons"][0])
     document["families"][0]["comparisons"].append(
@@ -278,7 +278,7 @@ def test_an_ablation_without_a_report_stands_with_its_model() -> None:
         | {"other": {"model": "gbt:labels_alone", "mode": "realistic", "checkpoint_id": "x"}}
     )  # fmt: skip
     text = Page(render_report(reports, FACTS, compared)).inside("model-gbt")
-    assert "the whole model minus this: +0.123" in text
+    assert "full model minus this ablation: +0.123" in text
     assert "Holm’s p 0.040" in text
 
 

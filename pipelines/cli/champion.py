@@ -96,7 +96,9 @@ def champion(
 
     project = Project(workspace_of(config, store, artifacts, must_exist=True))
     folder = project.workspace.champion_folder
-    if restore:
+    if restore and project.status(project.stages["champion"], "", verify=True).current:
+        note("nothing is damaged: nothing was copied")
+    elif restore:
         for kept in core.restore(project):
             note(f"copied again: {kept}")
         project = Project(project.workspace)
@@ -167,7 +169,8 @@ class PromoteDocument(Document):
             )
             yield from [trial.renewed.line] if trial.renewed else []
         elif not trial.promoted:
-            yield f"{name} may be promoted: phasewatch promote {trial.variant.model}"
+            accept = ' --accept-alarms "WHY"' if outcome.accepted else ""
+            yield f"{name} may be promoted: phasewatch promote {trial.variant.model}{accept}"
         else:
             before = f"; before, it was {trial.champion.name}" if trial.champion else ""
             yield f"{name} is champion{before}"

@@ -79,10 +79,11 @@ def prune(
         bool, typer.Option("--dry-run", help="Say what would be deleted; change nothing.")
     ] = False,
 ) -> PruneDocument:
-    """Delete Dagster's old records, and artifacts over the budget.
+    """Delete old Dagster records, and old artifacts to save space.
 
-    The last materialization and the last checks of every asset and partition stay. Current
-    artifacts, and models that were ever champion, are never deleted.
+    Artifacts are deleted only if the folder is larger than the setting artifacts_budget_gb. The
+    last materialization and the last checks of every asset and partition stay. Current artifacts,
+    and models that were ever champion, are never deleted.
     """
     days = re.fullmatch(r"([1-9]\d{0,3})d", older_than)
     if days is None:

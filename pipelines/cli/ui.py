@@ -59,7 +59,7 @@ def ui(
     from pipelines.cli.execution import sync_only
 
     try:
-        Guard(_nothing, token=token)
+        Guard(_nothing, hosts=allow_host or (), token=token)
     except ValueError as error:
         fail(str(error), USAGE)
     sync_only(workspace)
