@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from benchmarks.lines import installed, paired, recording
+from benchmarks.lines import alternated, installed, recording
 from benchmarks.partitions import measured
 from episodes.archive import read_members, read_packed
 from episodes.format import SOURCES
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from benchmarks.lines import Recording, Work
+    from benchmarks.lines import Recording
     from episodes.store import StoredEpisode
 
     Tables = list[NDArray[np.float64]]
@@ -260,36 +260,35 @@ def main(store: Path) -> None:
     grids = [make_grid(e.labels.t_wall_ns, e.sources, LAYOUT.window.bin_ns) for e in episodes]
     series = [align(e.sources, g, LAYOUT) for e, g in zip(episodes, grids, strict=True)]
 
-    def whole() -> None:
-        for e in chosen:
-            _, episode = validate(e, policy, LAYOUT.fields)
-            if episode is not None:
-                extract(episode, LAYOUT)
+    parsed = {e.episode_id: (e.sources, g) for e, g in zip(episodes, grids, strict=True)}
 
-    def unpacked() -> None:
-        for e in chosen:
-            content = read_packed(e.path)
-            hashlib.sha256(content).digest()
-            read_members(content, e.episode_id)
+    def whole(stored: StoredEpisode) -> None:
+        _, episode = validate(stored, policy, LAYOUT.fields)
+        if episode is not None:
+            extract(episode, LAYOUT)
 
-    def aligned() -> None:
-        for e, g in zip(episodes, grids, strict=True):
-            align(e.sources, g, LAYOUT)
+    def unpacked(stored: StoredEpisode) -> None:
+        content = read_packed(stored.path)
+        hashlib.sha256(content).digest()
+        read_members(content, stored.episode_id)
+
+    def aligned(stored: StoredEpisode) -> None:
+        align(*parsed[stored.episode_id], LAYOUT)
 
     with recording("extraction", "duckdb", "tsflex", "tsfel") as out:
         with tempfile.TemporaryDirectory() as folder:
             full = [e.members[SOURCES["guest"].file] for e in episodes if len(e.sources["guest"])]
             parsing(out, full, Path(folder))
         statistics(out, series)
-        steps: dict[str, Work] = {"whole": whole, "unpack": unpacked, "align": aligned}
-        seconds = paired(steps)
+        steps = {"whole": whole, "unpack": unpacked, "align": aligned}
+        seconds = alternated(steps, chosen)
         ratio = median(a / b for a, b in zip(seconds["whole"], seconds["unpack"], strict=True))
         out.limit(
             "episode to windows, from .tar.zst", ratio, EVERYTHING, "times",
             "times hash and unpack, median of rounds",
         )  # fmt: skip
         for name, rounds in seconds.items():
-            print(f"  {name}: {len(chosen) / median(rounds):.1f} episodes/CPU s")
+            print(f"  {name}: {1 / median(rounds):.1f} episodes/CPU s")
         held = {}
         for n in INGESTED:
             itself = [sys.executable, "-m", "benchmarks.extraction", str(store), str(n)]

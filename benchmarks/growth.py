@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.lines import Recording, recording
+from benchmarks.lines import Recording, alternated, recording
 from episodes.archive import ArchiveError, read_members, read_packed
 from episodes.store import list_store
 from episodes.validation import ValidationPolicy
@@ -31,7 +31,7 @@ from features.registry import LAYOUT
 from stages.validating import validate_and_extract
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from episodes.store import StoredEpisode
 
@@ -88,14 +88,6 @@ def linked(source: Path, target: Path, episodes: Sequence[StoredEpisode]) -> Non
     (target / "index.jsonl").write_text("".join(kept), encoding="utf-8")
 
 
-def cpu_of(work: Callable[[], object]) -> float:
-    """Processor seconds of work in this process."""
-    before = os.times()
-    work()
-    after = os.times()
-    return after.user + after.system - before.user - before.system
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--episodes", type=int, default=2000)
@@ -150,14 +142,9 @@ def _floors(episodes: Sequence[StoredEpisode], out: Recording) -> tuple[float, f
     """Seconds that hashing and unpacking take, and validating and extracting, an episode."""
     sample = [e for e in episodes if e.size_bytes][:: max(1, len(episodes) // SAMPLE)][:SAMPLE]
     policy = ValidationPolicy()
-    validate_and_extract(sample[0], policy, LAYOUT)  # kernels are loaded outside the measurement
-    floors, validations = [], []
-    for _ in range(3):
-        floors.append(cpu_of(lambda: list(map(_floor, sample))) / len(sample))
-        validations.append(
-            cpu_of(lambda: [validate_and_extract(e, policy, LAYOUT) for e in sample]) / len(sample)
-        )
-    floor, validation = statistics.median(floors), statistics.median(validations)
+    ways = {"floor": _floor, "whole": lambda e: validate_and_extract(e, policy, LAYOUT)}
+    seconds = alternated(ways, sample, rounds=3)
+    floor, validation = statistics.median(seconds["floor"]), statistics.median(seconds["whole"])
     out.alone("hash and unpack", 1000 * floor, "CPU ms an episode")
     out.alone("validate and extract", 1000 * validation, "CPU ms an episode")
     return floor, validation

@@ -25,12 +25,12 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import jinja2
 from pydantic import Field, ValidationError
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     Work = Callable[[], object]
 
+T = TypeVar("T")
 ROUNDS = 5
 TURN_S = 0.2  # at least so long is each turn of a way
 LIBRARIES = (
@@ -158,6 +159,31 @@ def paired(ways: Mapping[str, Work], rounds: int = ROUNDS) -> dict[str, list[flo
                 ways[name]()
                 calls += 1
             seconds[name].append(spent / calls)
+    return seconds
+
+
+def alternated(
+    ways: Mapping[str, Callable[[T], object]], items: Sequence[T], rounds: int = ROUNDS
+) -> dict[str, list[float]]:
+    """Processor seconds an item of each way, in each round; every item meets all ways in turn.
+
+    In a loop of its own, a short way would find its memory in the cache, which it does not where
+    it is one step of many.
+    """
+    for way in ways.values():
+        way(items[0])
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        spent, turns = dict.fromkeys(ways, 0.0), 0
+        while sum(spent.values()) < TURN_S or not turns:
+            turns += 1
+            for item in items:
+                for name, way in ways.items():
+                    began = time.process_time()
+                    way(item)
+                    spent[name] += time.process_time() - began
+        for name in ways:
+            seconds[name].append(spent[name] / (turns * len(items)))
     return seconds
 
 

@@ -244,7 +244,7 @@ def check_store(root: Path) -> None:
     if not (root / "index.jsonl").is_file() and not (root / "episodes").is_dir():
         wrong = "not an episode store" if os.path.lexists(root) else "no such folder"
         raise StoreError(
-            f"{root}: {wrong}; set `store` to the folder that has index.jsonl and "
+            f"{root}: {wrong}; the store is the folder that has index.jsonl and "
             f"episodes/<host>/<episode>{ARCHIVE_SUFFIX}"
         )
 

@@ -335,8 +335,11 @@ def span(figure: Figure | Estimate, text: Callable[[float | None], str] = number
 
 
 def share_span(figure: Figure | Estimate) -> str:
-    """The interval of a share in percent; empty without an upper end: every share has one."""
-    return span(figure, percent) if is_finite(figure.high) else ""
+    """The interval of a share in percent; empty without an upper end, which every share has, or
+    if every replicate gave the same.
+    """
+    same = figure.low == figure.high
+    return span(figure, percent) if is_finite(figure.high) and not same else ""
 
 
 def _bracketed(interval: str) -> str:

@@ -62,11 +62,6 @@ def _summarise(columns, starts, n_bins, min_bins, bin_s, values, at, top, out):
             squares = 0.0
             squares_at = 0.0
             products = 0.0
-            for i in range(n):
-                centred = values[i] - mean
-                squares += centred * centred
-                squares_at += (at[i] - mean_at) ** 2
-                products += centred * (at[i] - mean_at)
             # The quantile needs only the few largest values: keep them sorted by insertion.
             position = _QUANTILE * (n - 1)
             low = int(position)
@@ -74,6 +69,10 @@ def _summarise(columns, starts, n_bins, min_bins, bin_s, values, at, top, out):
             kept = 0
             for i in range(n):
                 value = values[i]
+                centred = value - mean
+                squares += centred * centred
+                squares_at += (at[i] - mean_at) ** 2
+                products += centred * (at[i] - mean_at)
                 if kept == keep and value <= top[0]:
                     continue
                 if kept < keep:

@@ -475,6 +475,7 @@ def _note_counts(
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
+    """Named arrays of a file; None if there is no such file, or it is another."""
     try:
         return unpack_arrays(path.read_bytes())
     except FileNotFoundError:
@@ -588,7 +589,10 @@ def run_enrol(options: argparse.Namespace, _: Any) -> int:
 
 
 def _read_baseline(path: Path, bundle: Bundle) -> NDArray[np.float32]:
-    state = _read_arrays(path)
+    try:
+        state = unpack_arrays(path.read_bytes())
+    except (OSError, ValueError):
+        state = None
     if state is None or not {"features", "contract"} <= state.keys():
         problem = "not a baseline" if path.exists() else "no such file"
         raise UsageError(f"{path}: {problem}. Record one with the command enrol")

@@ -148,9 +148,12 @@ class Scorer:
         self.tell(f"{what}: {error}")
 
 
-_SIGN = "Make a key (phasewatch keys new NAME) and retrain, or retrain it where a trusted key signs"
+_SIGN = (
+    "Make a key here (phasewatch keys new NAME) and retrain, or retrain on a machine whose key is "
+    "trusted here"
+)
 _TRUST = (
-    "Retrain it where a trusted key signs, or trust the key that signed it: "
+    "Retrain on a machine whose key is trusted here, or trust the key that signed it: "
     "phasewatch keys trust FILE"
 )
 

@@ -228,7 +228,8 @@ def inspect(
         bool,
         typer.Option(
             "--verify",
-            help="Also load each and replay the golden vectors. Exit code 4 if one differs.",
+            help="Also load each and replay the golden vectors. Exit code 4 if one differs, or "
+            "if a contract does.",
         ),
     ] = False,
 ) -> InspectDocument:

@@ -365,10 +365,12 @@ def exclude(
     episode: options.Episode,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Shown in every report.")],
     from_s: Annotated[
-        float | None, typer.Option("--from", metavar="SECONDS", min=0, help="Only from here on.")
+        float | None,
+        typer.Option("--from", metavar="SECONDS", min=0, help="Start of the span, in the episode."),
     ] = None,
     to_s: Annotated[
-        float | None, typer.Option("--to", metavar="SECONDS", help="Only up to here.")
+        float | None,
+        typer.Option("--to", metavar="SECONDS", help="End of the span, in the episode."),
     ] = None,
     who: Annotated[
         str | None,

@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 _SHOWN = 10  # of a list
 _SIGN = (
-    "To sign these here: set require_signatures: true, then run {key}phasewatch run, "
-    "phasewatch promote MODEL and phasewatch bundle --out FOLDER. If they were signed elsewhere, "
-    "trust that key: phasewatch keys trust FILE"
+    "To make signed ones here: {key}set require_signatures: true in your configuration, so that "
+    "what is unsigned is made again, and give that configuration to phasewatch run; then promote "
+    "and bundle again what you use. If they were signed elsewhere, trust that key: "
+    "phasewatch keys trust FILE"
 )
 
 keys_app = typer.Typer(
@@ -178,7 +179,9 @@ class VerifyDocument(Document):
         if len(told) < len(failing):
             from config.signing import signing_key
 
-            yield _SIGN.format(key="" if signing_key() else "phasewatch keys new NAME, ")
+            yield _SIGN.format(
+                key="" if signing_key() else "make a key (phasewatch keys new NAME), "
+            )
 
     @property
     def exit_code(self) -> int:
