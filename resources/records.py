@@ -79,11 +79,11 @@ def prune_records(
     logs = _Logs.of(instance)
     thick = [run for run in plan.thin if logs.n_bytes(run) > _THINNED_BYTES]
     if dry_run:
-        stay = sum(logs.n_bytes(run) - _THINNED_BYTES // 2 for run in thick)
+        thinned = sum(logs.n_bytes(run) - _THINNED_BYTES // 2 for run in thick)
         gone = sum(map(logs.n_bytes, plan.delete))
         return PrunedRecords(
             len(plan.delete), len(thick) if logs.folder else len(plan.thin), plan.events,
-            n_bytes=plan.event_bytes + stay + gone,
+            n_bytes=plan.event_bytes + thinned + gone,
         )  # fmt: skip
     size = record_bytes(instance)
     for run in plan.delete:

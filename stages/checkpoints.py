@@ -84,6 +84,7 @@ class CheckpointFile:
 
     @property
     def folder(self) -> Path:
+        """Where it lies: of a checkpoint a file, where a manifest has a folder."""
         return self.path
 
     @property

@@ -144,9 +144,9 @@ class PredictionsStage(FolderStage):
 
     def folder(self, workspace: Workspace, key: str) -> Path:
         champion = None if self.chosen.model else read_champion(workspace.champion_folder)
-        scorer = find_variant(champion.model, champion.mode) if champion else self._variant
+        variant = find_variant(champion.model, champion.mode) if champion else self._variant
         recipe = champion.served if champion else self._recipe
-        return workspace.predictions_folder(key, recipe, scorer)
+        return workspace.predictions_folder(key, recipe, variant)
 
     def read(self, project: Project, key: str) -> Artifacts:
         try:

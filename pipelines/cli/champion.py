@@ -183,8 +183,8 @@ class PromoteDocument(Document):
     @property
     def exit_code(self) -> int:
         outcome = self.trial.outcome
-        unlike = any(ground.code == "does_not_verify" for ground in outcome.blocking)
-        return OK if outcome.granted else MISMATCH if unlike else FAILED
+        differs = any(ground.code == "does_not_verify" for ground in outcome.blocking)
+        return OK if outcome.granted else MISMATCH if differs else FAILED
 
 
 def promote(
