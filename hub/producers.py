@@ -23,7 +23,6 @@ from evaluation.latency import measure
 from features.alignment import AlignmentError, Grid, align, make_grid
 from features.extraction import Extracted
 from features.golden import REWRITE, read_golden
-from features.relative import signed_log
 from features.windows import bin_phases, label_windows
 from hub.curves import RESOURCES, AttackCurve, attack_curve, attack_shape, attack_spans, quartiles
 from hub.events import (
@@ -37,7 +36,7 @@ from hub.events import (
 )
 from models.checkpoint import Checkpoint, CheckpointError, checkpoint_path, load_checkpoint
 from models.registry import VARIANTS
-from models.scaling import scale
+from models.scaling import fit_scaling, scale
 from stages.report_page import comparable_documents
 from stages.scoring import Scorer, intact_artifact, score_episode
 from stages.status import StageError
@@ -358,29 +357,16 @@ def _scaling(scorer: Scorer) -> tuple[dict[str, Any], str]:
     random = np.random.default_rng(scorer.project.workspace.seed)
     drawn = [training[int(i)] for i in random.permutation(len(training))[:MAX_EPISODES]]
     checkpoint, layout = scorer.checkpoint, scorer.project.workspace.layout
-    n = int(np.sum(checkpoint.header["keep_mask"]))
-    count, total, squares = np.zeros(n), np.zeros(n), np.zeros(n)
-    n_episodes = 0
-    for _, extracted in _extracted(scorer.project, drawn):
-        X = checkpoint.inputs(extracted.series, extracted.features, layout)
-        values = signed_log(X.reshape(-1, n).astype(np.float64))
-        count += np.count_nonzero(~np.isnan(values), axis=0)
-        total += np.nansum(values, axis=0)
-        squares += np.nansum(values**2, axis=0)
-        n_episodes += 1
-    if not n_episodes:
+    found = [
+        checkpoint.inputs(extracted.series, extracted.features, layout)
+        for _, extracted in _extracted(scorer.project, drawn)
+    ]
+    if not found:
         raise StageError(
             f"The scaling of {scorer.name}'s axes is measured on its training episodes, and none "
             "of them is in the store"
         )
-    mean = total / np.maximum(count, 1)
-    std = np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0.0))
-    std[std < 1e-6] = 1.0
-    scaling = {
-        "transform": "signed_log1p", "block_bins": 1, "limit": None,
-        "mean": mean.tolist(), "std": std.tolist(),
-    }  # fmt: skip
-    return scaling, f", scaled by {n_episodes} training episodes"
+    return fit_scaling(np.concatenate(found)), f", scaled by {len(found)} training episodes"
 
 
 # --- perf
