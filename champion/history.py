@@ -414,10 +414,15 @@ def check_checkpoint_copies(folder: Path, champion: ChampionEntry) -> None:
         CheckpointError: one is absent, damaged or another.
     """
     for recipe in champion.checkpoints:
-        path = checkpoint_copy_path(folder, champion, recipe)
-        header = read_header(path)
-        read_sidecar(path, header)
-        _check_id(path, header["artifact_id"])
+        check_checkpoint_copy(folder, champion, recipe)
+
+
+def check_checkpoint_copy(folder: Path, champion: ChampionEntry, recipe: str) -> None:
+    """Do what ``check_checkpoint_copies`` does, for one recipe."""
+    path = checkpoint_copy_path(folder, champion, recipe)
+    header = read_header(path)
+    read_sidecar(path, header)
+    _check_id(path, header["artifact_id"])
 
 
 def _check_id(path: Path, checkpoint_id: str) -> None:

@@ -151,7 +151,11 @@ class StoreListing:
         episodes = [episode for episode in every if episode.episode_id == wanted]
         if not episodes:
             ids = (episode.episode_id for episode in every)
-            if os.path.exists(episode_id):  # noqa: PTH110  any text may be asked for
+            if os.path.isdir(episode_id):  # noqa: PTH112  any text may be asked for
+                raise StoreError(
+                    f"{episode_id}: a folder; give one episode, by its id or its {ARCHIVE_SUFFIX}"
+                )
+            if os.path.exists(episode_id):  # noqa: PTH110
                 raise StoreError(
                     f"{episode_id}: not an episode; give an id, a batch, a folder or a "
                     f"{ARCHIVE_SUFFIX}"

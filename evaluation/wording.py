@@ -52,8 +52,8 @@ MAY_HAVE_LEARNED = {
     "uniform": "it may have learned nothing",
 }
 _PROMISE = (  # of ``unlike`` and of the warning ``unlike_training``
-    "Even of episodes that resemble the validation episodes, up to {alpha:.0%} on average are "
-    "called unlike the training data."
+    "Expect some by chance: of episodes that resemble the validation episodes, on average at most "
+    "{alpha:.0%} are flagged as unlike the training data."
 )
 SENTENCES = {  # by code; {label} is the baseline, profile, class or host
     # warnings of a report

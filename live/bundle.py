@@ -305,8 +305,8 @@ def _check_code(folder: Path, head: dict[str, Any], layout: Layout) -> None:
     if lines := input_differences(recorded, layout, code, live_differences):
         changed = ", ".join(code.changes(recorded)) or "the golden vectors"
         remedy = (
-            f"Changed since: {changed}. Install the phasewatch-device that the bundle was made "
-            "with, or make it again: phasewatch bundle --out FOLDER"
+            f"Changed since it was made: {changed}. Install the phasewatch-device that the bundle "
+            "was made with, or make it again: phasewatch bundle --out FOLDER"
         )
         raise BundleCodeError(str(folder), lines, remedy)
 

@@ -93,8 +93,10 @@ def main(
     """
     parser = _parser(prog)
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if any(not word or (word.startswith("--") and word.endswith("=")) for word in words):
-        parser.error("an argument is empty; give a value, or leave it out")
+    for before, word in zip(["", *words], words, strict=False):
+        if not word or (word.startswith("--") and word.endswith("=")):
+            option = word[:-1] if word else before if before.startswith("--") else "an argument"
+            parser.error(f"{option} must not be empty; give a value, or leave it out")
     options = parser.parse_args(words)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     try:
@@ -358,10 +360,7 @@ def _score(
         source.go_on_after(scorer.windows.last_lines)
     if past is not None and not went_on:  # the state has the machine's last minute
         scorer.windows.remember(past)
-    log.info(
-        "scoring %s with %s, bundle %s, not trained on this machine", host, bundle.variant,
-        bundle.id[:12],
-    )  # fmt: skip
+    log.info("scoring %s with %s, bundle %s", host, bundle.variant, bundle.id[:12])
     _loop(scorer, source, outputs, stop, options.state)
 
 

@@ -87,7 +87,7 @@ class ContractMismatchError(CheckpointError):
 class CodeChangedError(ContractMismatchError):
     """The code here does not compute the inputs that something was made from."""
 
-    says = "the code here computes other inputs"
+    says = "the code here does not compute the same inputs as the code that it was made with"
 
 
 @dataclass(frozen=True)
@@ -472,7 +472,7 @@ def check_code(recorded: object, layout: Layout, code: Code, place: str, otherwi
 def _undo(code: Code, recorded: object, otherwise: str) -> str:
     changed = ", ".join(code.changes(recorded)) or "the golden vectors"
     return (
-        f"Changed since: {changed}. Undo the change or, if it is intended, raise "
+        f"Changed since it was made: {changed}. Undo the change or, if it is intended, raise "
         "PREPROCESSING_VERSION in features/contract.py, run python -m features.golden, and "
         f"{otherwise}."
     )

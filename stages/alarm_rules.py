@@ -155,6 +155,8 @@ def alarm_rule_of(project: Project, checkpoint: Checkpoint) -> AlarmRule | None:
     name = f"alarm_rules/{checkpoint.variant.name}"
     for recipe in RECIPES:
         manifest = project.artifact(name, recipe)
+        if manifest is None and recipe == checkpoint.header["train_meta"].get("recipe"):
+            project.refuse_unreadable(name, recipe)
         if manifest is None or manifest.facts.get("checkpoint_id") != checkpoint.artifact_id:
             continue
         if problem := project.refusal(manifest):

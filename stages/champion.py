@@ -18,6 +18,7 @@ from champion.history import (
     ChampionError,
     alarm_rule_file,
     check_checkpoint_copies,
+    check_checkpoint_copy,
     check_evidence,
     checkpoint_copy_folder,
     checkpoint_copy_path,
@@ -529,21 +530,28 @@ def restore(project: Project) -> list[Path]:
         for recipe in RECIPES
         if (file := project.artifact(f"checkpoints/{variant.name}", recipe)) is not None
     }
-    for recipe, checkpoint_id in champion.checkpoints.items():
-        source, copy = sources.get(checkpoint_id), checkpoint_copy_path(folder, champion, recipe)
+    otherwise = "Restore the file" + (
+        ", or roll back: phasewatch rollback" if champion.previous else ""
+    )
+    damaged = [r for r in champion.checkpoints if not _is_whole(folder, champion, r)]
+    wanted = damaged or list(champion.checkpoints)  # where no checkpoint is, other files are
+    for recipe in wanted:
+        source = sources.get(champion.checkpoints[recipe])
+        copy = checkpoint_copy_path(folder, champion, recipe)
         if source is None:
+            trained = recipe in sources.values()
+            why = "has been retrained since" if trained else "is not in checkpoints any more"
             raise ChampionError(
-                f"{copy}: cannot be rebuilt: {champion.name} has "
-                "been retrained since. Restore the file, or roll back: phasewatch rollback"
+                f"{copy}: cannot be rebuilt: {champion.name} {recipe} {why}. {otherwise}"
             )
         project.require([(project.stages["datasets"], source)])
         if champion.training.get(recipe) not in (None, training_digest(_training(project, source))):
             raise ChampionError(
-                f"{copy.with_name(TRAINING_FILE)}: cannot be "
-                "rebuilt: the dataset has changed. Restore the file, or roll back: "
-                "phasewatch rollback"
+                f"{copy.with_name(TRAINING_FILE)}: cannot be rebuilt: the dataset has changed. "
+                f"{otherwise}"
             )
-    for checkpoint_id in set(champion.checkpoints.values()):
+    copied = {champion.checkpoints[recipe] for recipe in wanted}
+    for checkpoint_id in copied:
         source = sources[checkpoint_id]
         serves = checkpoint_id == champion.checkpoints[champion.served]
         copy_checkpoint(
@@ -553,9 +561,15 @@ def restore(project: Project) -> list[Path]:
         )
     check_checkpoint_copies(folder, champion)
     check_evidence(folder, champion, workspace.layout)
-    return sorted(
-        checkpoint_copy_folder(folder, each) for each in set(champion.checkpoints.values())
-    )
+    return sorted(checkpoint_copy_folder(folder, each) for each in copied)
+
+
+def _is_whole(folder: Path, champion: ChampionEntry, recipe: str) -> bool:
+    try:
+        check_checkpoint_copy(folder, champion, recipe)
+    except CheckpointError:
+        return False
+    return True
 
 
 def renew_page(workspace: Workspace) -> RenewedPage:

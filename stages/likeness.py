@@ -169,6 +169,8 @@ def likeness_of(project: Project, checkpoint: Checkpoint) -> Likeness | None:
     layout, made_from = project.workspace.layout, checkpoint.header["train_meta"]
     name, recipe = f"likeness/{checkpoint.variant.mode}", made_from.get("recipe")
     manifest = project.artifact(name, recipe) if recipe in RECIPES else None
+    if manifest is None and recipe in RECIPES:
+        project.refuse_unreadable(name, recipe)
     if manifest and manifest.facts.get("dataset_version") == made_from.get("dataset_version"):
         try:
             if problem := project.refusal(manifest):

@@ -27,7 +27,8 @@ from models.checkpoint import (
 from stages import registry
 from stages.batch import settings_fingerprint
 from stages.datasets import unavailable_recipes
-from stages.manifest import DamagedError
+from stages.manifest import DamagedError, manifest_damage
+from stages.stage import ManifestStage
 from stages.status import REASONS, Reason, StageError, Status
 from stages.status_cache import StatusCache, files_identity
 
@@ -264,6 +265,17 @@ class Project:
                 problem = f"{artifact.folder}: {why}"
                 return Reason("signature", {"problem": problem, "why": why})
         return None
+
+    def refuse_unreadable(self, name: str, key: str) -> None:
+        """Refuse an artifact whose manifest is damaged; ``artifact`` takes it for none.
+
+        Raises:
+            StageError: says what is wrong with the manifest, and what to do.
+        """
+        stage = self.stages[name]
+        assert isinstance(stage, ManifestStage), name
+        if problem := manifest_damage(stage.folder(self.workspace, key)):
+            raise StageError(f"{problem}. Run: {stage.remedy(key)}")
 
     def refusal(self, manifest: Manifest) -> str | None:
         """Why an artifact must not be read, current or not; None if it may."""

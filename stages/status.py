@@ -34,7 +34,7 @@ REASONS: dict[str, tuple[State, bool, str]] = {
     "exclusions": ("stale", True, "made with other exclusions"),
     "batches_added": ("stale", True, "{batches} not included"),
     "inputs": ("stale", False, "these inputs have changed since it was made: {inputs}"),
-    "inputs_missing": ("stale", True, "its inputs are missing: {inputs}"),
+    "inputs_missing": ("stale", True, "its inputs are missing or damaged: {inputs}"),
     "checkpoint": ("stale", False, "compared with another champion"),
     "contents": ("stale", True, "made before these changed: {contents}"),
     "log": ("stale", True, "the log has grown since it was counted"),

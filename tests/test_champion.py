@@ -58,7 +58,7 @@ from pipelines.cli.app import FAILED, MISMATCH, OK, USAGE, app
 from pipelines.cli.champion import objection_lines
 from pipelines.graph import build_defs
 from stages.alarm_rules import read_alarm_rule
-from stages.champion import files_to_copy, run_trial
+from stages.champion import files_to_copy, restore, run_trial
 from stages.manifest import draft, read_manifest
 
 GBT, KNN = find_variant("gbt", "realistic"), find_variant("knn", "realistic")
@@ -619,6 +619,28 @@ def test_missing_copies_are_restored_not_trained(lab: Lab) -> None:
     status = lab.project.status(lab.project.stages["champion"], "")
     assert (status.code, "champion --restore" in status.remedy) == ("damaged", True)
     assert "phasewatch run" not in f"{refused.value} {status.line} {status.remedy}"
+
+
+def test_only_damaged_copies_are_restored(lab: Lab) -> None:
+    """Of the others, the trained checkpoint may be gone."""
+    folder, stage = lab.workspace.champion_folder, lab.project.stages["champion"]
+    reign = read_champion(folder)
+    assert reign is not None
+    variant = find_variant(reign.model, reign.mode)
+    gone, damaged = HAD[:2]
+    for path in lab.workspace.checkpoint_folder(gone).glob(f"{variant.name}.*"):
+        path.unlink()
+    copy = checkpoint_copy_path(folder, reign, damaged)
+    copy.write_bytes(copy.read_bytes()[:-2])
+    assert not lab.project.status(stage, "", verify=True).current
+    copied = restore(lab.project)
+    assert [path.name for path in copied] == [reign.checkpoints[damaged]]
+    assert lab.project.status(stage, "", verify=True).current
+    copy = checkpoint_copy_path(folder, reign, gone)
+    copy.write_bytes(copy.read_bytes()[:-2])
+    with pytest.raises(ChampionError, match=f"{gone} is not in checkpoints any more") as refused:
+        restore(lab.project)
+    assert "rollback" not in str(refused.value)  # there was none before
 
 
 @pytest.mark.parametrize("kept_file", ["alarm_rule.*.json", TRAINING_FILE])

@@ -554,6 +554,13 @@ def test_a_configuration_of_another_form_is_refused(tmp_path: Path, text: str, s
         assert says in str(refused.value)
 
 
+@pytest.mark.parametrize("words", [("extract", "--out", "x.npz"), ("exclude", "--reason", "x")])
+def test_of_a_folder_one_episode_is_asked_for(words: tuple[str, ...], tmp_path: Path) -> None:
+    command, *options = words
+    told = phasewatch(command, tmp_path, *options)
+    assert (told.exit_code, "a folder; give one episode" in told.output) == (USAGE, True)
+
+
 @pytest.mark.parametrize(
     "words",
     [

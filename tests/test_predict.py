@@ -123,6 +123,22 @@ def test_of_a_missing_rule_and_a_damaged_likeness_each_is_told_once(
     assert "no likeness belongs" not in told.stderr
 
 
+@pytest.mark.parametrize("what", ["alarm_rules", "likeness"])
+def test_a_damaged_manifest_beside_a_checkpoint_is_not_taken_for_none(
+    trained: Lab, predict: Any, tmp_path: Path, what: str
+) -> None:
+    artifacts = tmp_path / "artifacts"
+    shutil.copytree(trained.artifacts, artifacts)
+    for path in (artifacts / what / RECIPE).rglob("manifest.json"):
+        path.write_text("{")
+    told = predict(trained.store.added[0].episode_id, "--artifacts", artifacts)
+    assert told.exit_code == OK
+    assert "manifest.json: cannot be used" in told.stderr
+    assert "belongs to" not in told.stderr
+    assert "is bound to" not in told.stderr
+    assert f"--artifacts {artifacts} --recipe {RECIPE}" in " ".join(told.stderr.split())
+
+
 def test_without_a_rule_one_line_says_so_and_its_columns_are_left_out(
     trained: Lab, predict: Any, tmp_path: Path
 ) -> None:

@@ -703,6 +703,19 @@ def test_commands_that_did_not_end_are_counted(caplog: pytest.LogCaptureFixture)
     assert ["2 commands" in record.message for record in caplog.records] == [True]
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(["--this-machine", "--on-alarm", ""], "--on-alarm"), (["--follow="], "--follow")],
+)
+def test_an_empty_value_is_refused_with_its_option(
+    words: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["live", "bundle", *words])
+    assert ended.value.code == USAGE
+    assert f"{named} must not be empty" in capsys.readouterr().err
+
+
 def test_a_lost_command_is_a_failure(
     bundled: Bundled, recorded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

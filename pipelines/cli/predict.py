@@ -365,7 +365,8 @@ def _learned_from(scorer: Scorer) -> set[str] | None:
     try:
         return None if scorer.training is None else set(scorer.training["episode_id"])
     except (ChampionError, StageError) as error:  # the model scores all the same
-        note(f"whether it was trained on these episodes is unknown: {error}")
+        why = scorer.project.workspace.addressed(str(error))
+        note(f"cannot tell whether the model was trained on these episodes: {why}")
         return None
 
 

@@ -89,7 +89,8 @@ def simulate(
         ),
     ] = None,
     append: Annotated[
-        bool, typer.Option("--append", help="Add to a simulated store, after its last day.")
+        bool,
+        typer.Option("--append", help="Add to a simulated store; default: after its last day."),
     ] = False,
     parents: Annotated[
         Path | None,

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 _SHOWN = 10  # of a list
 _SIGN = (
-    "To make signed ones here: {key}set require_signatures: true in your configuration, so that "
-    "what is unsigned is made again, and give that configuration to phasewatch run; then promote "
-    "and bundle again what you use. If they were signed elsewhere, trust that key: "
-    "phasewatch keys trust FILE"
+    "To sign these artifacts here: {key}set require_signatures: true in your configuration, and "
+    "give that configuration to phasewatch run; it rebuilds and signs what is unsigned. Then "
+    "promote the champion and write bundles again. If a signed copy is on another machine, copy "
+    "it here and trust its key: phasewatch keys trust FILE"
 )
 
 keys_app = typer.Typer(
