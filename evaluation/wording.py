@@ -553,7 +553,7 @@ def alarms(detection: Detection) -> list[str]:
 
 
 def expectation(another: Mapping[str, EvalReport]) -> str:
-    """What may be expected elsewhere, in one sentence.
+    """What may be expected elsewhere, in a sentence each.
 
     Args:
         another: what changes ("day", "machine") -> the report that shows it.
