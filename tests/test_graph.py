@@ -333,7 +333,7 @@ def test_a_checkpoint_swapped_by_hand_is_refused(
     assert "not the checkpoint that was trained" in failure(score(lab))
     # without that guard its alarm rule, bound to another checkpoint, stops it
     monkeypatch.setattr("assets.factory.check_recorded", lambda *_: None)
-    assert f"alarm_rules/{WHICH.name} {RECIPE}: its inputs have changed" in failure(score(lab))
+    assert f"alarm_rules/{WHICH.name} {RECIPE}: these inputs have changed" in failure(score(lab))
 
 
 def test_a_blocking_check_stops_the_run_that_made_a_bad_checkpoint(

@@ -380,5 +380,5 @@ def test_windows_of_shards_that_changed_are_refused(retrained: Lab) -> None:
     batch = retrained.project.listing.find(late.episode_id).batch
     assert retrained.ingest() == [batch]
     for call in (phasewatch.open_windows, phasewatch.train):
-        with pytest.raises(StageError, match=f"datasets {RECIPE}: its inputs .* since: {batch}"):
+        with pytest.raises(StageError, match=f"datasets {RECIPE}: these inputs .* made: {batch}"):
             call(retrained.project, RECIPE, "knn")
