@@ -189,7 +189,6 @@ NOT_RUN = {
     "python -m hub.vendor": "fetches from npm; test_page compares hashes",
     "python -m hub.vendor --record": "fetches from npm and rewrites what is committed",
     "python -m benchmarks.hub": "takes two minutes",
-    "python -m benchmarks.reading": "takes a minute",
     "python -m benchmarks.reading --scale": "takes minutes",
     "python -m benchmarks.million": "takes an hour, and 24 GB of disk",
     "python -m benchmarks.growth": "takes minutes",
