@@ -326,12 +326,16 @@ def _counted(per_hour: float | None, hours: float) -> int:
     return round((per_hour or 0.0) * hours)
 
 
-def span(figure: Figure | Estimate, text: Callable[[float | None], str] = number) -> str:
+def span(
+    figure: Figure | Estimate, text: Callable[[float | None], str] = number, unit: str = ""
+) -> str:
     """The interval; empty if undefined, open if it has no upper end."""
     if not is_finite(figure.low):
         return ""
     low = text(figure.low)
-    return f"{low} to {text(figure.high)}" if is_finite(figure.high) else f"{low} or more"
+    if is_finite(figure.high):
+        return f"{low} to {text(figure.high)}{unit}"
+    return f"{low}{unit} or more"
 
 
 def share_span(figure: Figure | Estimate) -> str:
@@ -536,9 +540,8 @@ def alarms(detection: Detection) -> list[str]:
     if not attacked:
         attacks = SENTENCES["no_attack"]
     elif is_finite(delay.value):
-        spread = span(delay, measure).replace(" or more", " s or more")
-        spread += " s" if is_finite(delay.high) else ""
-        within = f"{measure(delay.value)} s of their start{_bracketed(spread)}"
+        interval = _bracketed(span(delay, measure, " s"))
+        within = f"{measure(delay.value)} s of their start{interval}"
         attacks += f"; half of all attacks within {within}."
     else:
         attacks += ": fewer than half, so there is no median delay."

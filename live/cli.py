@@ -474,7 +474,7 @@ def _note_counts(
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
-    """Named arrays of a file; None if there is no such file, or it is another."""
+    """Named arrays of a file; None if there is no such file or, with a warning, it holds none."""
     try:
         return unpack_arrays(path.read_bytes())
     except FileNotFoundError:

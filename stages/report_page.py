@@ -160,7 +160,10 @@ class ReportPageStage(ManifestStage):
             raise StageError("No evaluation report is current. Run: phasewatch run")
         drift = DriftStage.documents(project)
         verdicts = _verdicts(project)
-        history = _record_history(workspace.report_page.with_name(HISTORY_FILE), found.reports)
+        path = workspace.report_page
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with folder_lock(path.parent):  # the page can be renewed by two processes at a time
+            history = _record_history(path.with_name(HISTORY_FILE), found.reports)
         csv = tables(found.reports, found.comparisons) | {"history": pl.DataFrame(history)}
         page = render_report(
             found.reports,
@@ -187,7 +190,6 @@ class ReportPageStage(ManifestStage):
             found.comparisons,
             drift,
         )
-        path = workspace.report_page
         for name, table in csv.items():
             write_atomically(path.parent / "tables" / f"{name}.csv", table.write_csv().encode())
         write_atomically(path, page.encode())
@@ -237,12 +239,6 @@ def _record_history(path: Path, reports: Sequence[EvalReport]) -> list[dict[str,
 
     A line that was damaged stays in the file, is named, and is not on the page.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with folder_lock(path.parent):  # the page can be renewed by two processes at a time
-        return _record_history_alone(path, reports)
-
-
-def _record_history_alone(path: Path, reports: Sequence[EvalReport]) -> list[dict[str, Any]]:
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:  # there is none yet
