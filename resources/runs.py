@@ -43,7 +43,7 @@ WITH_PROCESS = [
 ]
 """In which a run has a process, or will within ``START_S``. A queued one waits for the daemon."""
 
-ASKED_S = 0.1
+ASKED_S = 0.5
 """How long the answer holds that a run has not ended."""
 START_S = 300.0
 """A process that starts has its run bear its identity by then; Dagster gives it 180 s to start."""

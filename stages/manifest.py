@@ -129,13 +129,29 @@ _hashes: dict[str, tuple[tuple[int, ...], str]] = {}
 
 def _sha256(path: str, state: os.stat_result) -> str:
     """The hash of a file, computed once per process while the file stays as it is."""
-    seen = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    seen = _state(state)
     before, digest = _hashes.get(path, (None, ""))
     if seen != before:
         digest = file_sha256(Path(path))
         if settled(state):
             _hashes[path] = seen, digest
     return digest
+
+
+def _put_in_place(written: Path, path: Path, digest: str) -> None:
+    """Rename a file that was hashed, and remember its hash.
+
+    A change from now on gives it the time of the renaming or a later one: if it was written before
+    that, its times tell one state from the next.
+    """
+    written.replace(path)
+    state = path.stat()
+    if state.st_mtime_ns < state.st_ctime_ns:
+        _hashes[str(path)] = _state(state), digest
+
+
+def _state(state: os.stat_result) -> tuple[int, ...]:
+    return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 def read_manifest(folder: Path, remedy: str = "") -> Manifest | None:
@@ -239,7 +255,7 @@ class Draft:
             files[role] = {"name": name, "sha256": digest, "bytes": written.stat().st_size}
             with written.open("rb") as content:
                 sync(content.fileno())
-            written.replace(self._folder / name)
+            _put_in_place(written, self._folder / name, digest)
         manifest = write_manifest(Manifest(self._folder, fingerprint, files, facts, stage_version))
         kept = {file["name"] for file in files.values()}
         for found in self._folder.iterdir():  # also files left by a killed commit

@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -532,6 +533,26 @@ def test_a_new_state_replaces_the_old_one_whole(tmp_path: Path):
     assert not old.exists()
     assert names_in(tmp_path) == {"manifest.json", new.path("data").name}
     assert write(tmp_path, b"new", "k").damage() is None  # equal content, equal name
+
+
+@pytest.mark.parametrize(("age_s", "hashed"), [(1, 1), (-3600, 2)])  # a clock may be wrong
+def test_what_was_written_before_it_was_put_in_place_is_not_hashed_again(
+    age_s: int, hashed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[Path] = []
+    monkeypatch.setattr(stages.manifest, "settled", lambda _: False)  # it was changed just now
+    monkeypatch.setattr(
+        stages.manifest, "file_sha256", lambda path: (seen.append(path), file_sha256(path))[1]
+    )
+    with draft(tmp_path) as staged:
+        path = staged.new_file("data", ".bin")
+        path.write_bytes(b"content")
+        os.utime(path, (time.time() - age_s,) * 2)
+        manifest = staged.commit("i", {})
+    assert manifest.damage() is None
+    assert len(seen) == hashed
+    manifest.place("data").write_bytes(b"CONTENT")
+    assert manifest.damage()
 
 
 @pytest.mark.parametrize("step", ["before", "file_sha256", "write_atomically"])

@@ -35,6 +35,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     monkeypatch.setattr(stages.status_cache, "settled_since", lambda _: True)
     monkeypatch.setattr(stages.manifest, "settled", lambda _: False)  # within one process
+    monkeypatch.setattr(stages.manifest, "_hashes", {})
     for module, name in ((stages.manifest, "file_sha256"), (stages.ingest, "read_manifest")):
         monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
     return done

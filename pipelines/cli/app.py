@@ -113,10 +113,16 @@ def _options(
     """Detects which phase of a compromise a virtual machine is in, from its telemetry."""
 
 
+_COLLECTED_AT = 10_000
+"""New objects before Python looks for cycles of garbage. Of an import, which keeps nearly all, it
+would look through everything again and again: a quarter of the start of a command."""
+
+
 def main() -> None:
     """Entry point: whatever happens ends in one message and an exit code."""
     open_streams()
     _speak_utf8()
+    gc.set_threshold(_COLLECTED_AT)
     # a connection that Ctrl-C interrupts while it closes is logged with a traceback
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     was_interrupted = _watch_interrupts()
