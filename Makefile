@@ -78,7 +78,7 @@ bench: .venv/.bench  ## costs compared with peers and limits, under 15 minutes: 
 	$(BENCH).device
 
 bench-scale: .venv/.bench  ## what needs a large store, under an hour: artifacts/bench/ (ARTIFACTS=)
-	$(BENCH).growth --episodes 4000 --rounds 3
+	$(BENCH).growth --episodes 9500 --days 1 --rounds 3
 	$(BENCH).reading --scale
 	$(BENCH).partitions
 	$(BENCH).evaluation
