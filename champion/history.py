@@ -326,17 +326,23 @@ def _superseded(folder: Path, pointer: ChampionPointer, wanted: ChampionEntry) -
     )
 
 
-def check_evidence(folder: Path, champion: ChampionEntry, layout: Layout) -> None:
+def check_evidence(
+    folder: Path, champion: ChampionEntry, layout: Layout, recipe: str | None = None
+) -> None:
     """Read the training lists, alarm rules and likeness that are kept with a champion.
+
+    Args:
+        recipe: only what is kept with its checkpoint.
 
     Raises:
         ChampionError: one of them is gone or was changed.
     """
-    for recipe in champion.checkpoints:
-        read_training(folder, champion, recipe)
+    for each in [recipe] if recipe else champion.checkpoints:
+        read_training(folder, champion, each)
         if champion.alarm_rules:
-            load_alarm_rule(folder, champion, recipe)
-    load_likeness(folder, champion, layout)
+            load_alarm_rule(folder, champion, each)
+        if each == champion.served:
+            load_likeness(folder, champion, layout)
 
 
 def sign_again(folder: Path, champion: ChampionEntry, *, by: str, why: str) -> ChampionEntry:

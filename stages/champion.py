@@ -90,6 +90,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
+    from features.registry import Layout
     from models.alarm import AlarmRule
     from stages.manifest import Manifest
     from stages.project import Project
@@ -533,8 +534,9 @@ def restore(project: Project) -> list[Path]:
     otherwise = "Restore the file" + (
         ", or roll back: phasewatch rollback" if champion.previous else ""
     )
-    damaged = [r for r in champion.checkpoints if not _is_whole(folder, champion, r)]
-    wanted = damaged or list(champion.checkpoints)  # where no checkpoint is, other files are
+    layout = workspace.layout
+    damaged = [r for r in champion.checkpoints if not _is_whole(folder, champion, layout, r)]
+    wanted = damaged or list(champion.checkpoints)
     for recipe in wanted:
         source = sources.get(champion.checkpoints[recipe])
         copy = checkpoint_copy_path(folder, champion, recipe)
@@ -560,14 +562,15 @@ def restore(project: Project) -> list[Path]:
             files_to_copy(project, source, variant, serves=serves).files,
         )
     check_checkpoint_copies(folder, champion)
-    check_evidence(folder, champion, workspace.layout)
+    check_evidence(folder, champion, layout)
     return sorted(checkpoint_copy_folder(folder, each) for each in copied)
 
 
-def _is_whole(folder: Path, champion: ChampionEntry, recipe: str) -> bool:
+def _is_whole(folder: Path, champion: ChampionEntry, layout: Layout, recipe: str) -> bool:
     try:
         check_checkpoint_copy(folder, champion, recipe)
-    except CheckpointError:
+        check_evidence(folder, champion, layout, recipe)
+    except (CheckpointError, ChampionError):
         return False
     return True
 

@@ -627,14 +627,18 @@ def test_only_damaged_copies_are_restored(lab: Lab) -> None:
     reign = read_champion(folder)
     assert reign is not None
     variant = find_variant(reign.model, reign.mode)
-    gone, damaged = HAD[:2]
+    gone, damaged, without_rule = HAD[:3]
     for path in lab.workspace.checkpoint_folder(gone).glob(f"{variant.name}.*"):
         path.unlink()
     copy = checkpoint_copy_path(folder, reign, damaged)
     copy.write_bytes(copy.read_bytes()[:-2])
+    other = checkpoint_copy_folder(folder, reign.checkpoints[without_rule])
+    next(other.glob("alarm_rule.*.json")).unlink()
     assert not lab.project.status(stage, "", verify=True).current
     copied = restore(lab.project)
-    assert [path.name for path in copied] == [reign.checkpoints[damaged]]
+    assert {path.name for path in copied} == {
+        reign.checkpoints[damaged], reign.checkpoints[without_rule],
+    }  # fmt: skip
     assert lab.project.status(stage, "", verify=True).current
     copy = checkpoint_copy_path(folder, reign, gone)
     copy.write_bytes(copy.read_bytes()[:-2])
