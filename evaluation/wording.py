@@ -587,13 +587,13 @@ def _expected_alarms(found: Detection) -> str:
     if hours < SHORT_HOURS:
         return f"raised {false_alarms(rate, hours)}"
     parts = [
-        f"{measure(part.false_alarms_per_hour.value)} per hour {job_label(part.job)}"
+        f"{measure(part.false_alarms_per_hour.value)} {job_label(part.job)}"
         for part in found.by_job
         if part.job in (ANY, NONE) and part.hours >= SHORT_HOURS
     ]
-    split = f", {join_words(parts)}" if len(parts) > 1 else ""
+    overall, split = (" overall", f", {join_words(parts)}") if len(parts) > 1 else ("", "")
     interval = _bracketed(rate_span(rate, hours))
-    return f"raised {measure(rate.value)} false alarms per hour{interval}{split}"
+    return f"raised {measure(rate.value)} false alarms per hour{overall}{interval}{split}"
 
 
 def alarmed(part: Detection | CleanTime) -> str:

@@ -100,7 +100,7 @@ class ReportPageStage(ManifestStage):
     """One page on every checkpoint and recipe evaluated so far, to be read by people."""
 
     name = "report"
-    version = "13"
+    version = "14"
     partition = ""
     job = "retrain"
     needs_inputs = False  # what is not current is left out and named
