@@ -139,7 +139,7 @@ def _point(out: Recording, n: int, cost: Cost, start: float) -> float:
 
 
 def _validation(episodes: Sequence[StoredEpisode], out: Recording) -> float:
-    """Seconds that validating and extracting take, an episode; told beside hashing and unpacking."""
+    """Seconds that validating and extracting an episode take; hashing and unpacking beside it."""
     sample = [e for e in episodes if e.size_bytes][:: max(1, len(episodes) // SAMPLE)][:SAMPLE]
     policy = ValidationPolicy()
     ways = {
