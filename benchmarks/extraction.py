@@ -290,7 +290,7 @@ def main(store: Path) -> None:
             full = [e.members[SOURCES["guest"].file] for e in episodes if len(e.sources["guest"])]
             parsing(out, full, Path(folder))
         statistics(out, series)
-        steps = {
+        steps: dict[str, Callable[[StoredEpisode], object]] = {
             "whole": whole,
             "hash and unpack": hashed_and_unpacked,
             "hash and unpack, with the hashes of the files inside": partial(

@@ -31,7 +31,7 @@ from features.registry import LAYOUT
 from stages.validating import validate_and_extract
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from episodes.store import StoredEpisode
 
@@ -142,7 +142,7 @@ def _validation(episodes: Sequence[StoredEpisode], out: Recording) -> float:
     """Seconds that validating and extracting an episode take; hashing and unpacking beside it."""
     sample = [e for e in episodes if e.size_bytes][:: max(1, len(episodes) // SAMPLE)][:SAMPLE]
     policy = ValidationPolicy()
-    ways = {
+    ways: dict[str, Callable[[StoredEpisode], object]] = {
         "validate and extract": lambda e: validate_and_extract(e, policy, LAYOUT),
         "hash and unpack": hashed_and_unpacked,
         "hash and unpack, with the hashes of the files inside": partial(
