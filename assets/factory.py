@@ -21,8 +21,8 @@ from dagster._core.definitions.data_version import (
 from assets.metadata import (
     artifact_metadata,
     as_metadata,
+    column_schema,
     layout_metadata,
-    shard_schema,
     table_schema,
 )
 from assets.partitions import EVERY_PARTITION, FRESH, OWNERS, PARTITIONS, backfill_policy
@@ -34,7 +34,6 @@ from features.registry import LAYOUT
 from resources.guards import check_instance, check_recorded, refuse
 from resources.recording import kept_open
 from resources.workspace import WorkspaceResource, config_section
-from stages.batch import FEATURES, TENSORS
 from stages.project import MakeResult, Project
 from stages.registry import STAGES
 from stages.stage import Check, Stage, StageOutput
@@ -253,7 +252,7 @@ def _metadata(
     project: Project, stage: Stage, output: StageOutput, made: MakeResult
 ) -> dict[str, Any]:
     artifact, layout = made.artifacts[output.name], project.workspace.layout
-    columns = {} if output.name in (TENSORS, FEATURES) else table_schema(artifact, layout)
+    columns = {} if output.columns else table_schema(artifact, layout)
     return (
         columns
         | artifact_metadata(artifact)
@@ -292,6 +291,12 @@ def _source_of(stage: type[Stage]) -> dg.LocalFileCodeReference:
     return dg.LocalFileCodeReference(file_path=inspect.getfile(stage), line_number=line)
 
 
+@cache
+def _columns(output: StageOutput) -> dict[str, Any]:
+    """What the asset says of its table, so that its events need not."""
+    return column_schema(output.columns(LAYOUT), LAYOUT) if output.columns else {}
+
+
 def _spec(stage: Stage, output: StageOutput) -> dg.AssetSpec:
     deps: list[Any] = [asset_key(name) for name in output.after]
     if not output.after:
@@ -315,7 +320,7 @@ def _spec(stage: Stage, output: StageOutput) -> dg.AssetSpec:
         freshness_policy=FRESH if output.fresh else None,
         partitions_def=PARTITIONS[stage.partition],
         metadata=docs
-        | (shard_schema(LAYOUT, output.input_kind) if output.name in (TENSORS, FEATURES) else {})
+        | _columns(output)
         | {
             "dagster/code_references": dg.CodeReferencesMetadataValue(
                 code_references=[_source_of(type(stage))]

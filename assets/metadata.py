@@ -1,7 +1,6 @@
 """What Dagster shows of an artifact: its facts, its contract, the columns of its tables."""
 
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import pyarrow.parquet as pq
 
 from features.contract import contract_hashes
 from features.registry import InputKind, Layout
-from features.shards import WINDOW_FIELDS
 from stages.stage import FactTable, Markdown
 
 
@@ -148,21 +146,10 @@ def table_schema(artifact: Any, layout: Layout) -> dict[str, Any]:
     if not tables:
         return {}
     schema = pq.read_schema(artifact.path(tables[0]))
-    return _columns({field.name: str(field.type) for field in schema}, layout)
+    return column_schema({field.name: str(field.type) for field in schema}, layout)
 
 
-@cache
-def shard_schema(layout: Layout, kind: InputKind) -> dict[str, Any]:
-    """The columns of a shard: those of its windows and, of a feature shard, every statistic.
-
-    They are the same in every batch, so that an asset has them and not each of its events.
-    """
-    columns = {name: str(column) for name, column in WINDOW_FIELDS}
-    if kind == "summary":
-        columns |= dict.fromkeys(layout.input_names(kind), "float")
-    return _columns(columns, layout)
-
-
-def _columns(types: Mapping[str, str], layout: Layout) -> dict[str, Any]:
+def column_schema(types: Mapping[str, str], layout: Layout) -> dict[str, Any]:
+    """Columns of a table, described; their types as Arrow names them."""
     columns = [dg.TableColumn(n, kind, _described(n, layout)) for n, kind in types.items()]
     return {"dagster/column_schema": dg.TableSchema(columns)}

@@ -172,6 +172,14 @@ class EpisodeRecord:
             self, verdict=_verdict(reasons), reasons=reasons, details=(*self.details, detail)
         )
 
+    @classmethod
+    def columns(cls) -> list[str]:
+        """The names in ``as_row``, in its order."""
+        names = [each.name for each in fields(cls)]
+        return [name for name in names if name not in _PER_KEY] + [
+            f"{name}_{key}" for name in names for key in _PER_KEY.get(name, ())
+        ]
+
     def as_row(self) -> dict[str, Any]:
         """Flat, for a table: one column per source or phase."""
         row: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}

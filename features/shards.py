@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from episodes.validation import EpisodeRecord
     from features.extraction import Extracted
-    from features.registry import Layout
+    from features.registry import InputKind, Layout
 
 
 class NewFiles(Protocol):
@@ -75,6 +75,14 @@ _PER_WINDOW = {"window", "start_s", "label", "job", "purity", "first_bin", "row"
     f"coverage_{source}" for source in SOURCE_NAMES
 }
 """Columns whose values differ between windows of an episode; ``shard`` is the writer's."""
+
+
+def shard_columns(layout: Layout, kind: InputKind) -> dict[str, str]:
+    """Types of the columns of a shard: of its windows and, in a feature shard, every statistic."""
+    columns = {name: str(column) for name, column in WINDOW_FIELDS}
+    if kind == "summary":
+        columns |= dict.fromkeys(layout.input_names(kind), "float")
+    return columns
 
 
 # with checksums of pages, a flipped bit is an error on reading, not a wrong number

@@ -309,25 +309,33 @@ _PREFIXES = {
 _PLACE = {name: pa.int64() for name in Place.__dataclass_fields__}
 
 
+def _type_of(name: str) -> pa.DataType:
+    by_prefix = (kind for prefix, kind in _PREFIXES.items() if name.startswith(prefix))
+    return _TYPES.get(name) or next(by_prefix, pa.string())
+
+
+_INDEX_SCHEMA = pa.schema(
+    {name: _type_of(name) for name in EpisodeRecord.columns()} | _PLACE | {"identity": pa.string()}
+)
+
+
+def index_columns(_layout: Layout) -> dict[str, str]:
+    """Types of the columns of a validation index."""
+    return {field.name: str(field.type) for field in _INDEX_SCHEMA}
+
+
 def index_table(entries: Sequence[IngestedEpisode]) -> pa.Table:
     """The validation index: one row per episode, with the same types whatever the rows hold.
 
     The last columns say where a usable episode is in the shards, and what its verdict was given to.
     """
-    rows = [entry.record.as_row() for entry in entries]
-    columns = {
-        name: pa.array([row[name] for row in rows], _type_of(name))
-        for name in (rows[0] if rows else ())
-    }
-    places = [asdict(entry.place) if entry.place else {} for entry in entries]
-    columns |= {n: pa.array([p.get(n) for p in places], kind) for n, kind in _PLACE.items()}
-    columns["identity"] = pa.array([entry.identity for entry in entries], pa.string())
-    return pa.table(columns)
-
-
-def _type_of(name: str) -> pa.DataType:
-    by_prefix = (kind for prefix, kind in _PREFIXES.items() if name.startswith(prefix))
-    return _TYPES.get(name) or next(by_prefix, pa.string())
+    rows = [
+        entry.record.as_row()
+        | (asdict(entry.place) if entry.place else {})
+        | {"identity": entry.identity}
+        for entry in entries
+    ]
+    return pa.Table.from_pylist(rows, _INDEX_SCHEMA)
 
 
 def read_index(index: Manifest) -> dict[str, IngestedEpisode]:

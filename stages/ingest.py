@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from config.signing import sealed, unsealed
@@ -11,7 +11,7 @@ from features.code import PATH, code_of
 from features.contract import Contract, canonical_json, contract_hashes, contract_of, diff_contracts
 from features.files import fingerprint, write_atomically
 from features.registry import LAYOUT
-from features.shards import read_table
+from features.shards import read_table, shard_columns
 from models.checkpoint import check_code
 from models.replay import other_layout, recorded_code
 from stages.batch import (
@@ -20,6 +20,7 @@ from stages.batch import (
     TENSORS,
     VERSION,
     fingerprint_under,
+    index_columns,
     ingest_batch,
     outputs_differ,
     to_validate,
@@ -83,6 +84,7 @@ class IngestStage(Stage):
             group="ingest",
             kinds=frozenset({"parquet"}),
             fresh=True,
+            columns=index_columns,
         ),
         StageOutput(
             TENSORS,
@@ -92,6 +94,7 @@ class IngestStage(Stage):
             kinds=frozenset({"numpy", "parquet"}),
             input_kind="tensor",
             after=(INDEX,),
+            columns=partial(shard_columns, kind="tensor"),
         ),
         StageOutput(
             FEATURES,
@@ -101,6 +104,7 @@ class IngestStage(Stage):
             kinds=frozenset({"numpy", "parquet"}),
             input_kind="summary",
             after=(INDEX,),
+            columns=partial(shard_columns, kind="summary"),
         ),
     )
 

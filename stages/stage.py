@@ -16,7 +16,7 @@ from stages.status import Reason, StageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from features.registry import InputKind
+    from features.registry import InputKind, Layout
     from stages.project import Project
     from stages.workspace import Workspace
 
@@ -40,6 +40,8 @@ class StageOutput:
     input_kind: InputKind | None = None  # whose contract it carries; None: both kinds
     after: tuple[str, ...] = ()  # outputs of the same stage that it builds on
     fresh: bool = False  # a store in use renews it every day
+    columns: Callable[[Layout], Mapping[str, str]] | None = None
+    """Types of the columns of its table, if they are the same in every artifact."""
 
 
 @dataclass(frozen=True)

@@ -171,8 +171,10 @@ def test_tables_say_what_their_columns_are(trained: Lab) -> None:
         ("held_out_predictions", RECIPE, "p_infecting", "probability of infecting"),
         ("likeness/realistic", RECIPE, "p", "p value of the episode"),
     ):
-        declared = declared_metadata()[asset_key(name)]
-        schema = (declared | trained.recorded(name, partition))["dagster/column_schema"]
+        declared, recorded = declared_metadata()[asset_key(name)], trained.recorded(name, partition)
+        assert len({"dagster/column_schema"} & declared.keys()) == (partition != RECIPE)
+        assert len({"dagster/column_schema"} & recorded.keys()) == (partition == RECIPE)
+        schema = (declared | recorded)["dagster/column_schema"]
         assert isinstance(schema, dg.TableSchema)
         (found,) = [c for c in schema.columns if c.name == column]
         assert (found.description or "").startswith(described)
