@@ -16,7 +16,7 @@ from evaluation.scores import SplitPredictions
 from features.registry import WindowSpec
 from models.alarm import AlarmRule, count_transitions, forward, likelihoods
 
-TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
+TRIED_TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 CLEAR_RATIOS = (1.0, 0.5, 0.25)  # of the threshold; in case of doubt the first
 
 
@@ -84,4 +84,4 @@ def _temperature(
         proba = forward(likelihoods(val.proba, temperature), initial, transitions, val.first)
         return float(-np.log(np.maximum(proba[np.arange(len(proba)), val.actual], 1e-12)).mean())
 
-    return min(TEMPERATURES, key=log_loss)
+    return min(TRIED_TEMPERATURES, key=log_loss)

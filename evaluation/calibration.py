@@ -17,14 +17,14 @@ from evaluation.figures import figure
 from evaluation.scores import SplitPredictions
 
 N_BINS = 15
-LEAST = 1e-7
+_LEAST = 1e-7
 """A probability below this counts as this: one sure and wrong window must not decide a log loss."""
 _TEMPERATURES = (0.05, 20.0)  # outside, temperatures differ only by rounding
 
 
 def log_proba(proba: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Logarithms of probabilities ``(n_windows, n_classes)``, none below that of ``LEAST``."""
-    return np.log(np.maximum(proba, LEAST))
+    """Logarithms of probabilities ``(n_windows, n_classes)``, none below that of ``_LEAST``."""
+    return np.log(np.maximum(proba, _LEAST))
 
 
 def scale(proba: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:

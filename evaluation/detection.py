@@ -22,7 +22,7 @@ from episodes.jit import jit
 from evaluation.bootstrap import EpisodeBootstrap, Statistic
 from evaluation.documents import (
     ANY,
-    LEVEL,
+    INTERVAL_LEVEL,
     NONE,
     AttackedEpisode,
     CleanTime,
@@ -42,7 +42,7 @@ _DEFAULT_THRESHOLD = 0.5  # without clean time on validation
 _MOST_TRIED = 1000  # thresholds
 _S_PER_HOUR = 3600.0
 MIN_VALIDATION_HOURS = 0.5  # clean; a threshold that rests on less is provisional
-MAX_POINTS = 30  # of an operating curve
+MAX_CURVE_POINTS = 30  # of an operating curve
 LISTED = 1000  # attacked episodes of a report: it must not grow with the store
 NO_JOB = ""  # what a window has where no job is under way
 
@@ -431,7 +431,7 @@ def rate_bounds(n_false: int, hours: float, replicates: NDArray[np.float64]) -> 
     # gamma; importing scipy.stats takes a second
     from scipy.special import gammaincinv
 
-    tail = (1 - LEVEL) / 2
+    tail = (1 - INTERVAL_LEVEL) / 2
     exact = (
         float(gammaincinv(n_false, tail) / hours) if n_false else 0.0,
         float(gammaincinv(n_false + 1, 1 - tail) / hours),
@@ -450,7 +450,7 @@ def detected_bounds(
 
     As if episodes were independent.
     """
-    exact = ((1 - LEVEL) / 2) ** (1 / n_attacked)
+    exact = ((1 - INTERVAL_LEVEL) / 2) ** (1 / n_attacked)
     return (exact if share == 1 else low), (1 - exact if share == 0 else high)
 
 
@@ -468,7 +468,7 @@ def operating_curve(test: AlarmScores, bootstrap: EpisodeBootstrap, seed: int) -
 def _thresholds(test: AlarmScores) -> NDArray[np.float64]:
     """From one without a false alarm down to one that alarms all clean time; denser above."""
     scores = np.sort(test.score[test.clean] if test.clean.any() else test.score)[::-1]
-    ranks = np.unique(np.geomspace(1, len(scores), MAX_POINTS - 1).round().astype(int))
+    ranks = np.unique(np.geomspace(1, len(scores), MAX_CURVE_POINTS - 1).round().astype(int))
     above = np.nextafter(scores[0], np.inf)
     return np.unique(np.append(scores[ranks - 1], above))[::-1]
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
-LEVEL = 0.95
+INTERVAL_LEVEL = 0.95
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(ge=0)]
@@ -105,7 +105,7 @@ class Figure(Subject):
     value: float | None = Field(description="null: undefined or infinite; the note says which")
     low: float | None
     high: float | None
-    level: float = LEVEL
+    level: float = INTERVAL_LEVEL
     left_out: Count = Field(
         description="replicates in which the figure was undefined or, for macro F1, a class was "
         "missing"
@@ -256,7 +256,7 @@ class CleanTime(Model):
 
 
 class Estimate(Model):
-    """A value with its interval at ``LEVEL``; null: undefined or infinite."""
+    """A value with its interval at ``INTERVAL_LEVEL``; null: undefined or infinite."""
 
     value: float | None
     low: float | None

@@ -36,7 +36,7 @@ The live page has the same in ``hub/page/style.css``.
 SPARE_COLOURS = ("#5f7f5f", "#8fb38f")  # of a phase that is not listed
 
 SIDE = 1000
-MAX_POINTS = 60  # of a learning curve: more than its width can show
+MAX_DRAWN_POINTS = 60  # of a learning curve: more than its width can show
 LOW_LOSS = 1e-9
 
 
@@ -67,7 +67,7 @@ def learning_curve(curve: LearningCurve) -> dict[str, Any] | None:
     if len(rows) < 2:
         return None
     best = next((i for i, row in enumerate(rows) if row[0] == curve.best_step), None)
-    stride = max(1, math.ceil(len(rows) / MAX_POINTS))
+    stride = max(1, math.ceil(len(rows) / MAX_DRAWN_POINTS))
     shown = [row for i, row in enumerate(rows) if i % stride == 0 or i in (best, len(rows) - 1)]
     first, last = rows[0][0], rows[-1][0]
     losses = [loss for _, train, val, _ in shown for loss in (train, val) if loss is not None]

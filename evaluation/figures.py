@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from episodes.settings import SETTINGS, Int, NotNegative, NotNegativeInt, Share
-from evaluation.documents import LEVEL, Figure, FigureNote, Model, Subject
+from evaluation.documents import INTERVAL_LEVEL, Figure, FigureNote, Model, Subject
 
 AnyModel = TypeVar("AnyModel", bound=Model)
 COVERED = {4: 0.821, 6: 0.849, 10: 0.896, 20: 0.903, 40: 0.922, 80: 0.922, 160: 0.932}
@@ -95,12 +95,13 @@ def finite_or_none(value: float) -> float | None:
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Percentile interval at ``LEVEL`` of the values that are defined; NaN where none is."""
+    """Percentile interval, at ``INTERVAL_LEVEL``, of the values that are defined; NaN: none is."""
     defined = values[~np.isnan(values)]
     if not len(defined):
         return math.nan, math.nan
     # between a finite value and infinity nothing can be interpolated
     method: Literal["linear", "inverted_cdf"]
     method = "linear" if np.isfinite(defined).all() else "inverted_cdf"
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method=method)
+    tail = (1 - INTERVAL_LEVEL) / 2
+    low, high = np.quantile(defined, [tail, 1 - tail], method=method)
     return float(low), float(high)

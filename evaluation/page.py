@@ -24,7 +24,7 @@ from models.registry import MODELS, VARIANTS
 View = dict[str, Any]
 Key = tuple[str, str, str]  # model, mode, recipe
 
-LEVEL = 0.05  # an adjusted p below it is significant
+SIGNIFICANT_BELOW = 0.05  # of adjusted p values
 MARKS = 4  # shapes that tell modes apart
 BARS = 5  # channels of a phase that are on the page
 MAX_BATCHES = 60  # the newest are on the page
@@ -423,7 +423,7 @@ def _comparisons(recipes: Sequence[View], modes: list[str], models: list[str]) -
 
     return {
         "limits": {question: limit(question) for question in ("reference", "modes")},
-        "level": LEVEL,
+        "level": SIGNIFICANT_BELOW,
         "p_value": wording.P_VALUE,
         "recipes": [
             {

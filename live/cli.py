@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -237,8 +238,8 @@ def run_live(options: argparse.Namespace, resolve: Any) -> int:
     stop = _Stop()
     try:
         if options.replay:
-            found = [recording for name in options.replay for recording in resolve(name)]
-            for recording in found:
+            found = [resolve(name) for name in options.replay]  # a wrong name is refused first
+            for recording in chain.from_iterable(found):  # each is read when its turn comes
                 if stop.wanted:
                     break
                 _replay(bundle, recording, options, outputs, stop)
@@ -488,7 +489,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
 
 
 def recordings(name: str) -> Iterator[RecordedEpisode]:
-    """The episode in a folder of telemetry files, or those in its folders.
+    """The episode in a folder of telemetry files, or those in its folders, read one by one.
 
     Raises:
         UsageError: there is none.
@@ -499,9 +500,12 @@ def recordings(name: str) -> Iterator[RecordedEpisode]:
             f"{name}: must be the folder of an unpacked episode: it has no "
             f"{SOURCES['guest'].file}. Unpack it: tar --zstd -xf EPISODE.tar.zst"
         )
-    for each in found:
-        members = {path.name: path.read_bytes() for path in each.iterdir() if path.is_file()}
-        yield RecordedEpisode(each.resolve().name, _host_of(members), members)
+    return map(_recorded, found)
+
+
+def _recorded(folder: Path) -> RecordedEpisode:
+    members = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    return RecordedEpisode(folder.resolve().name, _host_of(members), members)
 
 
 def _episode_folders(folder: Path) -> list[Path]:

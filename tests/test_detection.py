@@ -14,7 +14,7 @@ from held_out import CLASSES, POLICY, WINDOWS, check_schema, predictions, report
 
 from evaluation.bootstrap import EpisodeBootstrap
 from evaluation.detection import (
-    MAX_POINTS,
+    MAX_CURVE_POINTS,
     AlarmScores,
     choose_threshold,
     clean_time,
@@ -234,7 +234,7 @@ def test_the_curve_goes_from_no_alarm_to_nothing_but_alarm():
     test = replace(test, onset_s=np.full(9, 155.0))
     curve = curve_of(test)
     for points in (curve.points, curve.random):
-        assert len(points) <= MAX_POINTS
+        assert len(points) <= MAX_CURVE_POINTS
         thresholds = [point.threshold for point in points]
         assert thresholds == sorted(thresholds, reverse=True)
         alarmed = [point.clean_time_alarmed.value for point in points]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -514,6 +515,20 @@ def test_a_replay_prints_one_event_per_window(
     assert len(events) == 29
     assert {e["replay_of"] for e in events} == {EPISODE}
     assert {e["host"] for e in events} == {"lab-a"}
+
+
+def test_recordings_are_read_in_their_turn_and_wrong_names_are_refused_before(
+    bundled: Bundled, recorded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(recorded, recorded.with_name("second"))
+    found = recordings(str(recorded.parent))
+    shutil.rmtree(recorded.with_name("second"))
+    assert next(found).name == EPISODE
+    with pytest.raises(FileNotFoundError):
+        next(found)
+    words = ["live", str(bundled("knn")), "--speed", "0", "--replay", str(recorded)]
+    assert main([*words, "--replay", str(recorded.parent / "third")]) == USAGE
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("meta", [b"", b"[]", b'{"host_id": 7}', b'{"host_id": ""}'])

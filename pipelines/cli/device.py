@@ -27,11 +27,13 @@ from pipelines.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from episodes.store import StoredEpisode
     from live.bundle import Bundle
     from live.cli import RecordedEpisode
     from stages.device_bundle import Parity
+    from stages.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -155,19 +157,25 @@ class _ReplayedEpisodes:
     code = OK  # REJECTED if an episode was named that is not replayed
 
     def __call__(self, name: str) -> Iterator[RecordedEpisode]:
-        from episodes.validation import validate
-        from live.cli import NO_HOST, RecordedEpisode, UsageError, recordings
+        from live.cli import UsageError, recordings
         from pipelines.cli.episodes import episodes_of
 
         if Path(name).is_dir():
-            yield from recordings(name)
-            return
+            return recordings(name)
         given = _given()
         workspace = workspace_of(*map(given.get, ("config", "store", "artifacts")))
         try:
             chosen = episodes_of(workspace, name)
         except CommandError as error:
             raise UsageError(str(error)) from None
+        return self._usable(name, chosen, workspace)
+
+    def _usable(
+        self, name: str, chosen: Sequence[StoredEpisode], workspace: Workspace
+    ) -> Iterator[RecordedEpisode]:
+        from episodes.validation import validate
+        from live.cli import NO_HOST, RecordedEpisode
+
         left_out: Counter[str] = Counter()
         for stored in chosen:
             record, episode = validate(stored, workspace.validation, workspace.layout.fields)
