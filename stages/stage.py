@@ -40,8 +40,7 @@ class StageOutput:
     input_kind: InputKind | None = None  # whose contract it carries; None: both kinds
     after: tuple[str, ...] = ()  # outputs of the same stage that it builds on
     fresh: bool = False  # a store in use renews it every day
-    columns: Callable[[Layout], Mapping[str, str]] | None = None
-    """Types of the columns of its table, if they are the same in every artifact."""
+    columns: Callable[[Layout], Mapping[str, str]] | None = None  # of its table, if always the same
 
 
 @dataclass(frozen=True)

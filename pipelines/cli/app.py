@@ -115,7 +115,7 @@ def _options(
 
 _COLLECTED_AT = 10_000
 """New objects before Python looks for cycles of garbage. Of an import, which keeps nearly all, it
-would look through everything again and again: a quarter of the start of a command."""
+would look through everything again and again: a tenth of the start of a command."""
 
 
 def main() -> None:
