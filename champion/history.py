@@ -509,8 +509,11 @@ def read_training(folder: Path, champion: ChampionEntry, recipe: str | None = No
 
 
 def _damaged(path: Path, error: OSError | ValueError) -> ChampionError:
-    absent = isinstance(error, FileNotFoundError)
-    problem = "missing" if absent else getattr(error, "strerror", None) or error
+    problem = getattr(error, "strerror", None) or str(error).strip().rstrip(".")
+    if isinstance(error, FileNotFoundError):
+        problem = "missing"
+    elif isinstance(error, ValueError) and not problem.startswith("it "):  # a library's words
+        problem = f"damaged ({problem})"
     return ChampionError(f"{path}: {problem}. {REMEDY}")
 
 

@@ -112,9 +112,10 @@ def unknown(what: str, value: object, known: Iterable[str]) -> str:
 
 
 def shortened(items: Sequence[str], separator: str = "; ", shown: int = 5) -> str:
-    """The first items, and how many more there are."""
-    more = len(items) - shown
-    return separator.join([*items[:shown], *([f"and {more} more"] if more > 0 else [])])
+    """The first items, and how many more there are; one more is named instead of counted."""
+    if len(items) <= shown + 1:
+        return separator.join(items)
+    return separator.join([*items[:shown], f"and {len(items) - shown} more"])
 
 
 def yaml_problem(error: Exception) -> str:

@@ -54,7 +54,12 @@ def dagster_instance(workspace: Workspace) -> Iterator[dg.DagsterInstance]:
     import dagster as dg
 
     home = dagster_home(workspace)
-    home.mkdir(parents=True, exist_ok=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        from stages.workspace import SettingsError
+
+        raise SettingsError(f"{home}: cannot be made: {error.strerror}") from error
     before = os.environ.get("DAGSTER_HOME")
     os.environ["DAGSTER_HOME"] = str(home)
     try:

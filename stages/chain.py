@@ -308,7 +308,8 @@ class ChainVerifier:
             try:
                 found = unsealed(path.read_bytes(), REFERENCE_FIELDS)
             except ValueError as error:
-                raise _BrokenError(f"{path}: {error}") from None
+                remedy = "to make it again, run: phasewatch champion --restore"
+                raise _BrokenError(f"{path}: {error}; {remedy}") from None
             if why := distrust(found.signed("reference"), required=self._required):
                 raise _NotHeldError("not trusted", f"{path}: {why}")
 

@@ -77,6 +77,7 @@ from models.replay import differences
 from stages.alarm_rules import read_alarm_rule
 from stages.datasets import dataset_shards
 from stages.drift_reference import (
+    drift_reference,
     new_reference,
     read_reference_copy,
     reference_path,
@@ -446,9 +447,8 @@ def promote(
         return trial
     workspace = project.workspace
     if trial.only_signs and trial.champion is not None:
-        if (value := read_reference_copy(project, trial.champion)) is not None:
-            path = reference_path(project, trial.champion)
-            write_atomically(path, reference_text(value))  # signed
+        value = drift_reference(project, trial.champion)  # made again if it was lost
+        write_atomically(reference_path(project, trial.champion), reference_text(value))  # signed
         promoted = sign_again(workspace.champion_folder, trial.champion, by=by, why=why)
         return replace(trial, promoted=promoted, renewed=renew_page(workspace))
     kept = {
@@ -564,6 +564,19 @@ def restore(project: Project) -> list[Path]:
     check_checkpoint_copies(folder, champion)
     check_evidence(folder, champion, layout)
     return sorted(checkpoint_copy_folder(folder, each) for each in copied)
+
+
+def restore_reference(project: Project) -> Path | None:
+    """Make the champion's drift reference again if it is lost or damaged; None if it is not.
+
+    Raises:
+        ChampionError, StageError: so is what it is made from.
+    """
+    champion = read_champion(project.workspace.champion_folder)
+    if champion is None or read_reference_copy(project, champion) is not None:
+        return None
+    drift_reference(project, champion)
+    return reference_path(project, champion)
 
 
 def _is_whole(folder: Path, champion: ChampionEntry, layout: Layout, recipe: str) -> bool:

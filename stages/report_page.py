@@ -16,7 +16,7 @@ from config.signing import sealed, unsealed
 from datasets.splits import RECIPES
 from evaluation.documents import BatchDrift, Comparisons, EvalReport, Objection
 from evaluation.tables import tables
-from evaluation.wording import objection
+from evaluation.wording import objection, plural
 from features.files import file_sha256, fingerprint, write_atomically
 from models.registry import VARIANTS
 from stages.batch import INDEX
@@ -210,7 +210,7 @@ class ReportPageStage(ManifestStage):
 
     def summary(self, project: Project, key: str, artifacts: Artifacts) -> str:
         left_out = artifacts[self.name].facts["left_out"]
-        note = f", {len(left_out)} documents left out" if left_out else ""
+        note = f", {plural(len(left_out), 'document')} left out" if left_out else ""
         return f"{artifacts[self.name].place('page')}{note}"
 
 

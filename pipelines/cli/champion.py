@@ -92,19 +92,28 @@ def champion(
     """Show the model in use, its evidence and the history."""
     from champion.history import checkpoint_copy_path, history_signature_problem, read_pointer
     from stages import champion as core
+    from stages.drift_reference import read_reference_copy, reference_path
     from stages.project import Project
 
     project = Project(workspace_of(config, store, artifacts, must_exist=True))
     folder = project.workspace.champion_folder
-    if restore and project.status(project.stages["champion"], "", verify=True).current:
-        note("nothing is damaged: nothing was copied")
-    elif restore:
-        for kept in core.restore(project):
+    if restore:
+        damaged = not project.status(project.stages["champion"], "", verify=True).current
+        copied = core.restore(project) if damaged else []
+        for kept in copied:
             note(f"copied again: {kept}")
         project = Project(project.workspace)
+        rebuilt = core.restore_reference(project)
+        if not (copied or rebuilt):
+            note("nothing is damaged: nothing was copied")
     pointer = read_pointer(folder)
     history = pointer.history
     status = project.status(project.stages["champion"], "", verify=True)
+    if history and status.current and read_reference_copy(project, history[-1]) is None:
+        note(
+            f"{reference_path(project, history[-1])}: lost or damaged; the next comparison of a "
+            "batch rebuilds it, or, at once: phasewatch champion --restore"
+        )
     if not history:
         return ChampionDocument(None, [], None, pointer.signed.line)
     return ChampionDocument(

@@ -152,15 +152,19 @@ def _complete(message: str) -> str:
 
 
 class _ReplayedEpisodes:
-    """The recordings of an id, an archive, a batch or a folder; rejected ones are left out."""
+    """The recordings of an id, an archive, a batch or a folder of archives, or of unpacked ones.
+
+    Those that are rejected are left out.
+    """
 
     code = OK  # REJECTED if an episode was named that is not replayed
 
     def __call__(self, name: str) -> Iterator[RecordedEpisode]:
+        from episodes.format import ARCHIVE_SUFFIX
         from live.cli import UsageError, recordings
         from pipelines.cli.episodes import episodes_of
 
-        if Path(name).is_dir():
+        if Path(name).is_dir() and not any(Path(name).rglob(f"*{ARCHIVE_SUFFIX}")):
             return recordings(name)
         given = _given()
         workspace = workspace_of(*map(given.get, ("config", "store", "artifacts")))

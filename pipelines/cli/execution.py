@@ -240,7 +240,8 @@ def _ingest(workspace: Workspace, due: Mapping[str, frozenset[str]]) -> list[Com
             stages = [stage for stage in stages if stage.name in names]
         outputs = {stage.name: [output.name for output in stage.outputs] for stage in stages}
         if len(batches) == 1:  # Dagster makes one of the other in one run
-            steps = [("ingest", batches, [name for made in outputs.values() for name in made])]
+            name = "ingest" if "ingest" in outputs else " and ".join(outputs)
+            steps = [(name, batches, [name for made in outputs.values() for name in made])]
         else:
             ranges = partition_ranges(instance, batches, BATCHES_PER_RUN, exact=workspace.force)
             steps = [(name, keys, made) for name, made in outputs.items() for keys in ranges]

@@ -36,8 +36,8 @@ _JOB_COLUMNS = (
     "clean time", "length", "false alarms", "per hour", "interval", "alarmed", "interval",
 )  # fmt: skip
 _LEGEND = (
-    "interval: 95%, of macro F1. val F1: macro F1 on validation. delay s: median, in seconds. "
-    "false/h: {rate}. ECE: expected calibration error."
+    "interval: 95%, of the figure to its left. val F1: macro F1 on validation. delay s: median, "
+    "in seconds. false/h: {rate}. ECE: expected calibration error."
 )
 
 

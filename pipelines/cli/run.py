@@ -74,11 +74,13 @@ def run(
     if fault := project.champion_fault:
         fail(fault, **document.as_json())
     if ran and (drift := DriftStage.documents(project)):
-        strong = [each.batch for each in drift if each.severity == "fail"]
-        names = f": {shortened(strong, ', ', 3)}" if strong else ""
+        strong = [each for each in drift if each.severity == "fail"]
+        names = f": {shortened([each.batch for each in strong], ', ', 3)}" if strong else ""
+        seen = sum("seen_in_training" in {n.code for n in each.notes} for each in strong)
         note(
             f"drift: {len(strong)} of {len(drift)} batches differ strongly from the champion's "
             f"training data{names}"
+            + (f"; it was trained on episodes of {seen} of these" if seen else "")
         )
     return document
 

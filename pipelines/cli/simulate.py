@@ -137,7 +137,7 @@ def simulate(
             progress = _progress("simulate shards")
             windows = write_shards(corpus, workspace, processes, progress, log_to_stderr)
     except OSError as error:
-        fail(f"{error.filename or store}: not written ({error.strerror})")
+        fail(f"{error.filename or store}: not written ({error.strerror})", USAGE)
     return SimulateDocument(
         store=str(store),
         episodes=made.episodes,
