@@ -16,10 +16,19 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from typer.testing import CliRunner
 
 import phasewatch
-from config.messages import OPTIONS, addressed, fault_text, suggestion, unknown
+from config.messages import OPTIONS, addressed, fault_text, shortened, suggestion, unknown
 from hub.events import EVENT
 from pipelines.cli.app import OK, app
 from stages.status import StageError
+
+
+@pytest.mark.parametrize(
+    ("items", "line"),
+    [([], ""), (["a"], "a"), (["a", "b", "c"], "a, b, c"), ([*"abcd"], "a, b, and 2 more")],
+)
+def test_one_more_is_named_and_not_counted(items: list[str], line: str) -> None:
+    assert shortened(items, ", ", 2) == line
+
 
 ADDRESS = {"config": "/c.yaml", "store": "/a store", "artifacts": "/art"}
 

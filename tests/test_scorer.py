@@ -571,6 +571,7 @@ def test_rejected_episodes_of_a_batch_are_not_replayed(
     assert (code, found) == (REJECTED, {EPISODE})
     assert "2 of 3 episodes are not replayed: 2 rejected" in told
     assert f"phasewatch validate --store {store.root}" in told
+    assert replayed(str(store.root / "episodes"))[:2] == (REJECTED, {EPISODE})
     code, found, told = replayed(short.episode_id)
     assert (code, found, short.episode_id in told) == (REJECTED, set(), True)
     code, found, told = replayed(f"{EPISODE[:-1]}Z")

@@ -36,6 +36,7 @@ from pipelines.cli.app import FAILED, app
 from pipelines.cli.execution import _execute
 from pipelines.graph import build_defs
 from resources.workspace import resource_of
+from stages.champion import restore_reference
 from stages.checkpoints import code_commit
 from stages.drift import DriftStage
 from stages.manifest import _FILE_NAME, draft, read_manifest, write_manifest
@@ -526,6 +527,10 @@ def test_a_lost_drift_reference_is_made_again(
     damage(path)
     assert make(retrained, "drift", BATCH).artifacts["drift"] is not None
     assert path.read_bytes() == before
+    damage(path)
+    assert restore_reference(retrained.project) == path
+    assert path.read_bytes() == before
+    assert restore_reference(retrained.project) is None
 
 
 def test_a_reference_that_cannot_be_made_again_stops_no_ingest(
