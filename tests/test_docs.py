@@ -110,7 +110,7 @@ NAMED = {
     "phasewatch extract",
     "phasewatch hub",
     "phasewatch hub --read-only",
-    "phasewatch inspect --verify",
+    "phasewatch inspect --verify PATH",
     "phasewatch live",
     "phasewatch predict",
     "phasewatch produce",

@@ -865,17 +865,33 @@ def test_doctor_says_that_a_folder_is_of_another_store(
 def test_what_no_command_foresaw_is_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def fails(_: object) -> None:
+        raise LookupError("nobody thought of this")
+
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("pipelines.cli.execution.sync_only", fails)
+    monkeypatch.setattr(sys, "argv", ["phasewatch", "sync"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == FAILED
+    said = capsys.readouterr().err
+    assert "nobody thought of this" in said
+    assert "phasewatch --debug sync" in said
+    assert "Traceback" not in said
+    monkeypatch.setattr(sys, "argv", ["phasewatch", "--debug", "sync"])
+    with pytest.raises(LookupError):
+        main()
+
+
+def test_a_home_that_cannot_be_made_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     in_the_way = tmp_path / "home"
     in_the_way.write_text("")
     monkeypatch.setenv("DAGSTER_HOME", str(in_the_way))
     monkeypatch.setattr(sys, "argv", ["phasewatch", "sync"])
     with pytest.raises(SystemExit) as end:
         main()
-    assert end.value.code == FAILED
     said = capsys.readouterr().err
-    assert str(in_the_way) in said
-    assert "phasewatch --debug sync" in said
-    assert "Traceback" not in said
-    monkeypatch.setattr(sys, "argv", ["phasewatch", "--debug", "sync"])
-    with pytest.raises(FileExistsError):
-        main()
+    assert (end.value.code, str(in_the_way) in said) == (USAGE, True)
+    assert "--debug" not in said
