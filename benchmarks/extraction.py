@@ -256,6 +256,14 @@ def hashed_and_unpacked(stored: StoredEpisode, *, files: bool = False) -> None:
             hashlib.sha256(member).digest()
 
 
+FLOORS: dict[str, Callable[[StoredEpisode], object]] = {
+    "hash and unpack": hashed_and_unpacked,
+    "hash and unpack, with the hashes of the files inside": partial(
+        hashed_and_unpacked, files=True
+    ),
+}
+
+
 def chosen_of(store: Path) -> list[StoredEpisode]:
     """Some sound episodes, from all over the store."""
     stored = [
@@ -290,16 +298,8 @@ def main(store: Path) -> None:
             full = [e.members[SOURCES["guest"].file] for e in episodes if len(e.sources["guest"])]
             parsing(out, full, Path(folder))
         statistics(out, series)
-        steps: dict[str, Callable[[StoredEpisode], object]] = {
-            "whole": whole,
-            "hash and unpack": hashed_and_unpacked,
-            "hash and unpack, with the hashes of the files inside": partial(
-                hashed_and_unpacked, files=True
-            ),
-            "align": aligned,
-        }
-        seconds = alternated(steps, chosen)
-        for name in list(steps)[1:3]:
+        seconds = alternated({"whole": whole, **FLOORS, "align": aligned}, chosen)
+        for name in FLOORS:
             ratio = median(a / b for a, b in zip(seconds["whole"], seconds[name], strict=True))
             out.limit(
                 "episode to windows, from .tar.zst", ratio, EVERYTHING, "times",

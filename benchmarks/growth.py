@@ -19,11 +19,10 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.extraction import EVERYTHING, hashed_and_unpacked
+from benchmarks.extraction import EVERYTHING, FLOORS
 from benchmarks.lines import Recording, alternated, recording
 from episodes.store import list_store
 from episodes.validation import ValidationPolicy
@@ -31,7 +30,7 @@ from features.registry import LAYOUT
 from stages.validating import validate_and_extract
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from episodes.store import StoredEpisode
 
@@ -142,19 +141,13 @@ def _validation(episodes: Sequence[StoredEpisode], out: Recording) -> float:
     """Seconds that validating and extracting an episode take; hashing and unpacking beside it."""
     sample = [e for e in episodes if e.size_bytes][:: max(1, len(episodes) // SAMPLE)][:SAMPLE]
     policy = ValidationPolicy()
-    ways: dict[str, Callable[[StoredEpisode], object]] = {
-        "validate and extract": lambda e: validate_and_extract(e, policy, LAYOUT),
-        "hash and unpack": hashed_and_unpacked,
-        "hash and unpack, with the hashes of the files inside": partial(
-            hashed_and_unpacked, files=True
-        ),
-    }
+    whole = "validate and extract"
+    ways = {whole: lambda e: validate_and_extract(e, policy, LAYOUT), **FLOORS}
     rounds = alternated(ways, sample, rounds=3)
-    whole, *floors = ways
     seconds = {name: statistics.median(rounds[name]) for name in ways}
     for name in ways:
         out.alone(name, 1000 * seconds[name], "CPU ms an episode")
-    for name in floors:
+    for name in FLOORS:
         out.limit(f"{whole} beside {name}", seconds[whole] / seconds[name], EVERYTHING, "times")
     return seconds[whole]
 

@@ -76,12 +76,12 @@ def unusable_home(home: Path, artifacts: Path) -> str | None:
         )
     there = nearest_existing(home)
     if not os.access(there, os.W_OK):
-        remedy = "export DAGSTER_HOME=FOLDER (one that can be written)"
-        if home.is_relative_to(artifacts.absolute()):
-            remedy = f"--artifacts FOLDER, or, to look at what is there, {remedy}"
+        inside = home.is_relative_to(artifacts.absolute())
+        elsewhere = "To write elsewhere, add --artifacts FOLDER. To read this one, run: "
         return (
             f"{there}: cannot be written, and Dagster writes even where it only reads. "
-            f"Choose another folder: {remedy}"
+            f"{elsewhere if inside else 'Run: '}"
+            "export DAGSTER_HOME=FOLDER (one that can be written)"
         )
     home, artifacts = home.resolve(), artifacts.resolve()
     if home.name != DAGSTER_HOME or home.parent == artifacts:
